@@ -1,0 +1,99 @@
+//! Compiles `proto/` to Rust types and a descriptor for reflection, without an installed `protoc`, and finds the archives of
+//! the embedded Postgres.
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use prost::Message as _;
+
+const PROTOS: [&str; 2] = ["proto/agent_service.proto", "proto/memory_service.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-changed=infra/migrations");
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_EMBEDDED_POSTGRES").is_some() {
+        embedded_postgres()?;
+    }
+    compile_protos()
+}
+
+fn compile_protos() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    fs::write(out.join("descriptor.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .codec_path("crate::transport::codec::ProtobufCodec")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+/// Tells the module `embedded` where the archives of Postgres and pgvector for the target are.
+///
+/// A crate of archives exists for a few targets only. On the others nothing but the name of the cfg is declared, and the
+/// module answers with an error that asks for `DATABASE_URL`.
+fn embedded_postgres() -> Result<(), Box<dyn Error>> {
+    /// The targets named in `Cargo.toml`, each with a crate of archives.
+    const TARGETS: [&str; 4] =
+        ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-apple-darwin", "aarch64-apple-darwin"];
+
+    println!("cargo:rustc-check-cfg=cfg(embedded_postgres_archive)");
+    // The version of the archives is pinned there.
+    println!("cargo:rerun-if-changed=Cargo.toml");
+    let target = env::var("TARGET")?;
+    if !TARGETS.contains(&target.as_str()) {
+        return Ok(());
+    }
+
+    // `cargo metadata` also wants the development dependencies, which a plain `cargo build` on a fresh machine has not
+    // fetched: only then is the network needed.
+    let folder = archive_folder(&target, true)
+        .or_else(|_| archive_folder(&target, false))
+        .map_err(|why| format!("no archives of Postgres for {target}: {why}"))?;
+    println!("cargo:rustc-cfg=embedded_postgres_archive");
+    println!("cargo:rustc-env=EMBEDDED_POSTGRES_VERSION={}-{target}", archive_version(&folder)?);
+    for (variable, archive) in [
+        ("EMBEDDED_POSTGRES_RUNTIME", "pglite-runtime.tar.zst".to_owned()),
+        ("EMBEDDED_POSTGRES_PGVECTOR", format!("pglite-ext-pgvector-{target}.tar.gz")),
+    ] {
+        let archive = folder.join(archive);
+        println!("cargo:rerun-if-changed={}", archive.display());
+        println!("cargo:rustc-env={variable}={}", archive.display());
+    }
+    Ok(())
+}
+
+/// The folder `lib` of the crate of archives. The crate exports no path of its own, so cargo is asked where it lies.
+fn archive_folder(target: &str, offline: bool) -> Result<PathBuf, Box<dyn Error>> {
+    let mut cargo = Command::new(env::var_os("CARGO").ok_or("CARGO is not set")?);
+    cargo.args(["metadata", "--format-version=1", "--features=embedded-postgres", "--filter-platform", target]);
+    if offline {
+        cargo.arg("--offline");
+    }
+    // Cargo runs a build script in the directory of its package.
+    let output = cargo.output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
+    }
+    // One field of the JSON is needed, and the archive itself proves that it is the right one: no parser for that.
+    let folder = String::from_utf8_lossy(&output.stdout)
+        .split("\"manifest_path\":\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .map(|manifest| Path::new(manifest).with_file_name("lib"))
+        .find(|folder| folder.join(format!("pglite-ext-pgvector-{target}.tar.gz")).is_file());
+    folder.ok_or_else(|| "cargo metadata does not list the crate".into())
+}
+
+/// The version in the manifest of the crate: its folder has it in the name in a registry only, not among vendored crates.
+fn archive_version(folder: &Path) -> Result<String, Box<dyn Error>> {
+    let manifest = fs::read_to_string(folder.with_file_name("Cargo.toml"))?;
+    let version = manifest.lines().find_map(|line| line.strip_prefix("version = \"")?.strip_suffix('"'));
+    Ok(version.ok_or("the crate of archives has no version")?.to_owned())
+}

@@ -1,0 +1,228 @@
+//! The command line client: it talks gRPC to a running server, as any other client.
+
+use std::{
+    error::Error,
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use agent_service::{
+    language::Language,
+    proto::agent_v1::{
+        self as pb, agent_service_client::AgentServiceClient, chat_response::Content,
+        memory_service_client::MemoryServiceClient,
+    },
+};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tonic::{
+    Code, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
+
+use crate::{
+    Outcome,
+    options::{ChatArguments, Connection, RecallArguments, RememberArguments},
+};
+
+/// Messages of a session that are sent along; the server takes 200.
+const HISTORY: usize = 100;
+
+/// Asks one question, or holds a conversation.
+pub async fn chat(arguments: ChatArguments) -> Outcome {
+    let channel = connect(&arguments.connection).await?;
+    let mut session = Session {
+        client: AgentServiceClient::new(channel),
+        session_id: arguments.session.clone().unwrap_or_default(),
+        history: Vec::new(),
+        arguments,
+    };
+    if let Some(message) = session.arguments.message.take() {
+        return Ok(if session.ask(message).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    session.converse().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Session {
+    client: AgentServiceClient<Channel>,
+    session_id: String,
+    history: Vec<pb::ChatMessage>,
+    arguments: ChatArguments,
+}
+
+impl Session {
+    async fn converse(&mut self) -> Result<(), Box<dyn Error>> {
+        let mut lines = BufReader::new(tokio::io::stdin()).lines();
+        eprintln!("An interactive session; Ctrl-D ends it.");
+        loop {
+            eprint!("{}", dim("you> "));
+            let Some(line) = lines.next_line().await? else { break };
+            if !line.trim().is_empty() {
+                self.ask(line).await?;
+            }
+        }
+        if !self.session_id.is_empty() {
+            eprintln!("\nGo on later with: chat --session {}", self.session_id);
+        }
+        Ok(())
+    }
+
+    /// Asks and prints the answer as it is typed; false where the stream ended with an error.
+    async fn ask(&mut self, message: String) -> Result<bool, Box<dyn Error>> {
+        let language = self
+            .arguments
+            .language
+            .clone()
+            .unwrap_or_else(|| Language::of_text(&message).pick("en", "zh-CN").to_owned());
+        let request = pb::ChatRequest {
+            user_id: self.arguments.connection.user.clone(),
+            session_id: self.session_id.clone(),
+            input: Some(pb::chat_request::Input::Message(message.clone())),
+            user_profile: Some(pb::UserProfile {
+                language,
+                timezone: self.arguments.timezone.clone(),
+                ..Default::default()
+            }),
+            history: self.history.clone(),
+            config: self.arguments.model.clone().map(|model| pb::ChatConfig { model, ..Default::default() }),
+            use_document_context: self.arguments.no_memory.then_some(false),
+            ..Default::default()
+        };
+        let mut frames = self.client.stream_chat(request).await.map_err(refusal)?.into_inner();
+        let mut answered = false;
+        while let Some(frame) = frames.message().await.map_err(refusal)? {
+            self.session_id.clone_from(&frame.session_id);
+            if let Some(Content::FullText(text)) = &frame.content {
+                answered = true;
+                self.remember_turn(&message, text);
+            }
+            print_frame(frame)?;
+        }
+        Ok(answered)
+    }
+
+    fn remember_turn(&mut self, question: &str, answer: &str) {
+        let message = |role: &str, content: &str| pb::ChatMessage {
+            role: role.to_owned(),
+            content: content.to_owned(),
+            ..Default::default()
+        };
+        self.history.extend([message("user", question), message("assistant", answer)]);
+        let surplus = self.history.len().saturating_sub(HISTORY);
+        self.history.drain(..surplus);
+    }
+}
+
+fn print_frame(frame: pb::ChatResponse) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let metadata = frame.metadata;
+    match frame.content {
+        Some(Content::Delta(delta)) => {
+            write!(out, "{delta}")?;
+            out.flush()?;
+        }
+        Some(Content::StatusUpdate(status)) => eprintln!("{}", dim(&format!("[{}]", status.details))),
+        Some(Content::Citations(block)) => {
+            for (index, citation) in block.citations.iter().enumerate() {
+                let line = format!("[{}] {:.2}  {}", index + 1, citation.score, one_line(&citation.content, 100));
+                eprintln!("{}", dim(&line));
+            }
+        }
+        Some(Content::Usage(usage)) => {
+            let estimated = metadata.get("usage_source").is_some_and(|source| source == "estimated");
+            let about = if estimated { "about " } else { "" };
+            writeln!(out)?;
+            eprintln!("{}", dim(&format!("[{about}{} + {} tokens]", usage.prompt_tokens, usage.completion_tokens)));
+        }
+        Some(Content::Error(error)) => {
+            writeln!(out)?;
+            let again = if error.retryable { " (trying again may help)" } else { "" };
+            eprintln!("error: {}{again} [{}]", error.message, error.code);
+        }
+        Some(Content::FullText(_) | Content::ToolCall(_) | Content::ToolResult(_)) | None => {}
+    }
+    Ok(())
+}
+
+/// Stores a memory.
+pub async fn remember(arguments: RememberArguments) -> Outcome {
+    let mut client = MemoryServiceClient::new(connect(&arguments.connection).await?);
+    let memory = pb::MemoryInput { content: arguments.text, tags: arguments.tags, ..Default::default() };
+    let request = pb::AddMemoriesRequest { user_id: arguments.connection.user, memories: vec![memory] };
+    let added = client.add_memories(request).await.map_err(refusal)?.into_inner();
+    println!("Remembered as {}", added.ids.join(", "));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Searches the memory.
+pub async fn recall(arguments: RecallArguments) -> Outcome {
+    let mut client = AgentServiceClient::new(connect(&arguments.connection).await?);
+    let request = pb::MemoryQuery {
+        user_id: arguments.connection.user,
+        query_text: arguments.query,
+        limit: arguments.limit,
+        min_score: arguments.min_score,
+        ..Default::default()
+    };
+    let found = client.retrieve_memory(request).await.map_err(refusal)?.into_inner();
+    if found.items.is_empty() {
+        println!("Nothing found.");
+    }
+    for item in &found.items {
+        println!("{:.3}  {}  {}", item.score, one_line(&item.content, 160), dim(&item.id));
+    }
+    let shown = i32::try_from(found.items.len()).unwrap_or(i32::MAX);
+    if found.total_found > shown {
+        println!("… and {} more", found.total_found - shown);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn connect(connection: &Connection) -> Result<Channel, Box<dyn Error>> {
+    let addr = &connection.addr;
+    let wrong = || format!("--addr {addr:?} is no address; it is written like http://127.0.0.1:50051");
+    let mut endpoint = Endpoint::from_shared(addr.clone()).map_err(|_| wrong())?;
+    if !matches!(endpoint.uri().scheme_str(), Some("http" | "https")) {
+        return Err(wrong().into());
+    }
+    if endpoint.uri().scheme_str() == Some("https") {
+        let tls = match &connection.ca_file {
+            Some(path) => {
+                let pem = std::fs::read(path).map_err(|error| format!("--ca-file can not be read: {error}"))?;
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
+            }
+            None => return Err("an https address needs --ca-file with the certificate authority of the server".into()),
+        };
+        endpoint = endpoint.tls_config(tls)?;
+    }
+    let no_server = |error: tonic::transport::Error| {
+        let mut cause: &dyn Error = &error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        format!(
+            "no server answers at {addr} ({cause}).\n\
+             Start one in another terminal with `cargo run`, or name another address with --addr."
+        )
+    };
+    Ok(endpoint.connect().await.map_err(no_server)?)
+}
+
+/// What a status says to a person.
+fn refusal(status: Status) -> String {
+    match status.code() {
+        Code::Unavailable => format!("the server is not ready: {}", status.message()),
+        code => format!("{} ({code:?})", status.message()),
+    }
+}
+
+/// The beginning of a text on one line.
+fn one_line(text: &str, most: usize) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.chars().count() <= most { line } else { line.chars().take(most).chain(['…']).collect() }
+}
+
+/// Grey, where a person looks.
+fn dim(text: &str) -> String {
+    if std::io::stderr().is_terminal() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+}

@@ -1,0 +1,61 @@
+//! `agent-local`: the agent service as one local server, and a command line client for it.
+
+mod client;
+mod options;
+mod serve;
+
+use std::process::ExitCode;
+
+use agent_service::config::Config;
+use clap::Parser as _;
+
+use crate::options::{Command, Options};
+
+/// The exit code of a configuration that can not be used, as for wrong arguments.
+const EXIT_USAGE: u8 = 2;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    let done = match options.command {
+        None | Some(Command::Serve) => with_config(serve::run).await,
+        Some(Command::Migrate) => with_config(serve::migrate).await,
+        Some(Command::Chat(arguments)) => client::chat(arguments).await,
+        Some(Command::Remember(arguments)) => client::remember(arguments).await,
+        Some(Command::Recall(arguments)) => client::recall(arguments).await,
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a command comes to; an error is one sentence for the user.
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+/// Reads the configuration from the environment and a `.env` file, and runs a command with it.
+async fn with_config<F: Future<Output = Outcome>>(run: impl FnOnce(Config) -> F) -> Outcome {
+    match dotenvy::dotenv() {
+        Ok(_) => {}
+        Err(error) if error.not_found() => {}
+        // Half a configuration is worse than none. The error itself would quote the line, which may be a secret.
+        Err(dotenvy::Error::LineParse(_, position)) => {
+            eprintln!("error: .env can not be read: a line is not NAME=value (problem at its character {position})");
+            return Ok(ExitCode::from(EXIT_USAGE));
+        }
+        Err(error) => return Err(format!(".env can not be read: {error}").into()),
+    }
+    match Config::from_env() {
+        Ok(config) => {
+            agent_service::telemetry::init(config.log_format);
+            run(config).await
+        }
+        Err(mistakes) => {
+            eprintln!("error: {mistakes}");
+            Ok(ExitCode::from(EXIT_USAGE))
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Streaming chat with long-term memory, as one local server.
+///
+/// Without a command it runs the server. All settings are environment variables, or lines of a file `.env`; the README lists
+/// them. Without any it needs nothing: it answers canned questions (demo mode) and brings its own Postgres.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub struct Options {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  agent-local                                  run the server on 127.0.0.1:50051
+  agent-local chat \"帮我制定高数复习计划\"        ask it something, in a second terminal
+  agent-local remember \"I mix up eigenvalues and eigenvectors\"
+  agent-local recall \"what do I find hard in linear algebra?\"";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the server (what happens without a command)
+    Serve,
+    /// Bring the tables of DATABASE_ADMIN_URL, or else DATABASE_URL, up to date
+    Migrate,
+    /// Chat with a running server; without a message, an interactive session
+    Chat(ChatArguments),
+    /// Store a memory in a running server
+    Remember(RememberArguments),
+    /// Search the memory of a running server
+    Recall(RecallArguments),
+}
+
+/// Which server, and on whose behalf.
+#[derive(Debug, Args)]
+pub struct Connection {
+    /// Address of the server
+    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    pub addr: String,
+    /// PEM file with the certificate authority of a server with TLS
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Whose memory and chats
+    #[arg(long, default_value = "me", value_name = "ID")]
+    pub user: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ChatArguments {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// What to ask; without it, an interactive session that ends with Ctrl-D
+    #[arg(value_name = "MESSAGE")]
+    pub message: Option<String>,
+    /// Conversation to go on with; without it, a new one
+    #[arg(long, value_name = "ID")]
+    pub session: Option<String>,
+    /// Language of statuses and errors, as a BCP 47 tag; without it, that of the message
+    #[arg(long, value_name = "TAG")]
+    pub language: Option<String>,
+    /// IANA time zone for the model's sense of time
+    #[arg(long, value_name = "ZONE", default_value = "")]
+    pub timezone: String,
+    /// Model instead of the configured one
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Answer without the memory
+    #[arg(long)]
+    pub no_memory: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RememberArguments {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// What to remember
+    #[arg(value_name = "TEXT")]
+    pub text: String,
+    /// Label to filter by later; may be given several times
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RecallArguments {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// What to look for
+    #[arg(value_name = "QUERY")]
+    pub query: String,
+    /// Most memories to show, 1 to 100
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=100))]
+    pub limit: i32,
+    /// Least score, 0 to 1
+    #[arg(long, default_value_t = 0.0, value_name = "SCORE")]
+    pub min_score: f32,
+}

@@ -1,0 +1,144 @@
+//! Running the server.
+
+use std::{io::IsTerminal as _, process::ExitCode, sync::Arc};
+
+use agent_service::{
+    config::{Auth, Config, DemoReason, EmbeddingConfig, MemoryStoreConfig, ModelConfig},
+    postgres::{Database, Step},
+    service::Services,
+    transport::server::Server,
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::Outcome;
+
+/// The exit code of a program that a second signal ended: 128 and the number of SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Runs the server until a signal stops it.
+pub async fn run(config: Config) -> Outcome {
+    let mut signals = Signals::install()?;
+    let database = Database::from_config(&config.stores.memory)?;
+    let pool = database.pool();
+    let services = Services::from_config(&config, pool.clone())?;
+    let server = Server::bind(&config.server, services).await?;
+    print_banner(&config, &server.address().to_string());
+
+    let (ready, is_ready) = watch::channel(false);
+    let stop = CancellationToken::new();
+    let serving = server.serve(is_ready, stop.clone());
+    let stopping = async {
+        signals.next().await;
+        tracing::info!(
+            grace_seconds = config.server.shutdown_grace.as_secs_f64(),
+            "stopping; a second signal ends at once"
+        );
+        stop.cancel();
+        signals.next().await;
+    };
+    let code = tokio::select! {
+        result = serving => {
+            result?;
+            ExitCode::SUCCESS
+        }
+        // The database is kept until the last stream has ended.
+        result = database.keep(&ready, progress()) => {
+            result?;
+            ExitCode::FAILURE
+        }
+        () = stopping => ExitCode::from(EXIT_INTERRUPTED),
+    };
+    tracing::info!("stopped");
+    Ok(code)
+}
+
+/// Brings the tables up to date.
+pub async fn migrate(config: Config) -> Outcome {
+    if matches!(config.stores.memory, MemoryStoreConfig::Embedded { .. }) {
+        return Err(
+            "there is nothing to migrate: without DATABASE_URL the server keeps its own Postgres up to date".into()
+        );
+    }
+    Database::from_config(&config.stores.memory)?.migrate().await?;
+    println!("The tables are up to date.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Tells people what the first start is busy with.
+fn progress() -> Arc<dyn Fn(Step) + Send + Sync> {
+    Arc::new(|step| match step {
+        Step::Unpacking => eprintln!("Unpacking the embedded Postgres (only once) …"),
+        Step::Initialising => eprintln!("Making an empty database (only once) …"),
+        Step::Starting => eprintln!("Starting the database …"),
+        Step::Ready => eprintln!("Ready."),
+    })
+}
+
+/// Says where the server is, how it answers and how to try it.
+fn print_banner(config: &Config, address: &str) {
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+    let mode = match &config.model {
+        ModelConfig::Demo(demo) => match demo.reason {
+            DemoReason::Chosen => "demo: canned answers, no model is asked (DEMO_MODE)".to_owned(),
+            DemoReason::NoKey => {
+                "DEMO: canned answers, because no key is set; set LLM_API_KEY for a real model".to_owned()
+            }
+        },
+        ModelConfig::Provider(provider) => {
+            format!("{} by {} at {}", provider.model, provider.provider.name(), provider.base_url)
+        }
+    };
+    let memory = match &config.stores.memory {
+        MemoryStoreConfig::Embedded { data_dir } => format!("embedded Postgres in {}", data_dir.display()),
+        MemoryStoreConfig::Postgres { .. } => "Postgres at DATABASE_URL".to_owned(),
+    };
+    let embedding = match &config.embedding {
+        EmbeddingConfig::Hashed => "hashed n-grams (spelling, not meaning)".to_owned(),
+        EmbeddingConfig::OpenAi { model, dimension, .. } => format!("{model}, {dimension} dimensions"),
+    };
+    let callers = match config.server.auth {
+        Auth::None => "not authenticated: only this machine can reach the port",
+        Auth::Gateway => "authenticated by the gateway (AUTH=gateway): nobody else may reach the port",
+    };
+    // Where nobody watches, cargo is no part of the command.
+    let program = if std::io::stdout().is_terminal() { "cargo run --" } else { "agent-local" };
+    let other = if address.ends_with(":50051") { String::new() } else { format!(" --addr {scheme}://{address}") };
+    println!(
+        "agent-local {version}
+  address    {scheme}://{address} (gRPC and gRPC-Web)
+  answers    {mode}
+  memory     {memory}
+  embedding  {embedding}
+  callers    {callers}
+
+Try it in a second terminal:
+  {program} chat{other} \"帮我制定高数复习计划\"
+  {program} remember{other} \"I mix up eigenvalues and eigenvectors\"
+  {program} recall{other} \"what do I find hard in linear algebra?\"
+",
+        version = env!("CARGO_PKG_VERSION"),
+    );
+}

@@ -1,0 +1,94 @@
+//! Who turns text into vectors.
+
+use super::{ModelConfig, Provider, Reader, Secret};
+
+pub(super) const EMBEDDING_PROVIDER: &str = "EMBEDDING_PROVIDER";
+pub(super) const EMBEDDING_API_BASE_URL: &str = "EMBEDDING_API_BASE_URL";
+pub(super) const EMBEDDING_API_KEY: &str = "EMBEDDING_API_KEY";
+pub(super) const EMBEDDING_MODEL: &str = "EMBEDDING_MODEL";
+pub(super) const EMBEDDING_DIM: &str = "EMBEDDING_DIM";
+
+/// Most dimensions that the store can index (pgvector's limit for `halfvec`).
+pub const MAX_DIMENSION: u64 = 4_000;
+
+/// Who turns text into vectors.
+#[derive(Debug, Clone)]
+pub enum EmbeddingConfig {
+    /// Deterministic hashing of words and characters, at no cost.
+    Hashed,
+    /// Any OpenAI-compatible `/embeddings`.
+    OpenAi {
+        /// Base URL with its `/v1`, without a trailing slash.
+        base_url: String,
+        /// The key; `None` where the API needs none.
+        api_key: Option<Secret>,
+        /// Name of the model.
+        model: String,
+        /// Length of its vectors.
+        dimension: usize,
+    },
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    OpenAi,
+    Hashed,
+}
+
+impl EmbeddingConfig {
+    pub(super) fn read(reader: &mut Reader<'_>, model: &ModelConfig) -> Self {
+        let chosen = reader.choice(EMBEDDING_PROVIDER, &[("openai", Kind::OpenAi), ("hashed", Kind::Hashed)]);
+        let own_url = reader.url(EMBEDDING_API_BASE_URL, &["http", "https"], "https://api.openai.com/v1");
+        let own_key = reader.text(EMBEDDING_API_KEY).map(Secret::new);
+        let own_model = reader.text(EMBEDDING_MODEL);
+        let own_dimension = reader.integer(EMBEDDING_DIM, 1, MAX_DIMENSION, "1536");
+        let provider = match model {
+            ModelConfig::Provider(config) => Some(config),
+            ModelConfig::Demo(_) => None,
+        };
+        match (chosen, provider) {
+            (Some(Kind::Hashed), _) | (None, None) => return Self::Hashed,
+            (None, Some(config)) if config.provider == Provider::DeepSeek && own_url.is_none() => {
+                let problem = "is not set, and DeepSeek has no embeddings: set it to openai with EMBEDDING_API_KEY, or \
+                               to hashed for keyword-like vectors at no cost";
+                reader.mistake(EMBEDDING_PROVIDER, problem, "openai");
+                return Self::Hashed;
+            }
+            _ => {}
+        }
+        // DeepSeek's key and address are of no use here.
+        let shared = provider.filter(|config| config.provider != Provider::DeepSeek);
+        let base_url = own_url.or_else(|| shared.map(|config| config.base_url.clone()));
+        let api_key = own_key.or_else(|| shared.and_then(|config| config.api_key.clone()));
+        let model = own_model.or_else(|| match shared.map(|config| config.provider) {
+            Some(Provider::Qwen) => Some("text-embedding-v4".to_owned()),
+            Some(Provider::Compatible) => None,
+            _ => Some("text-embedding-3-small".to_owned()),
+        });
+        let Some(model) = model else {
+            let problem = "is not set, but LLM_PROVIDER=compatible has no default; or set EMBEDDING_PROVIDER=hashed";
+            reader.mistake(EMBEDDING_MODEL, problem, "nomic-embed-text");
+            return Self::Hashed;
+        };
+        let Some(dimension) = own_dimension.or_else(|| known_dimension(&model)) else {
+            reader.mistake(EMBEDDING_DIM, "is not set, and the dimension of EMBEDDING_MODEL is not known", "768");
+            return Self::Hashed;
+        };
+        Self::OpenAi {
+            base_url: base_url.unwrap_or_else(|| "https://api.openai.com/v1".to_owned()),
+            api_key,
+            model,
+            dimension: usize::try_from(dimension).unwrap_or_default(),
+        }
+    }
+}
+
+fn known_dimension(model: &str) -> Option<u64> {
+    match model {
+        "text-embedding-3-small" | "text-embedding-ada-002" => Some(1536),
+        "text-embedding-3-large" => Some(3072),
+        "text-embedding-v3" | "text-embedding-v4" => Some(1024),
+        "nomic-embed-text" => Some(768),
+        _ => None,
+    }
+}

@@ -1,0 +1,206 @@
+//! The configuration: environment variables, parsed once into one struct per concern.
+
+mod embedding;
+mod env;
+mod model;
+mod server;
+mod stores;
+
+use std::{fmt, time::Duration};
+
+pub use embedding::EmbeddingConfig;
+pub use env::{Mistake, Mistakes, Reader};
+pub use model::{DemoConfig, DemoReason, Limits, ModelConfig, Provider, ProviderConfig};
+pub use server::{Auth, ServerConfig, TlsFiles};
+pub use stores::{MemoryStoreConfig, StoresConfig};
+
+/// Every variable that the service reads, in the order of the table in the README.
+pub const VARIABLES: &[&str] = &[
+    server::GRPC_HOST,
+    server::GRPC_PORT,
+    server::TLS_CERT_FILE,
+    server::TLS_KEY_FILE,
+    server::GRPC_REFLECTION,
+    server::SHUTDOWN_GRACE_SECONDS,
+    server::ALLOWED_ORIGINS,
+    server::AUTH,
+    model::DEMO_MODE,
+    model::DEMO_THINKING_DELAY_MS,
+    model::DEMO_CHUNK_DELAY_MS,
+    model::DEMO_RESPONSES_FILE,
+    model::LLM_PROVIDER,
+    model::LLM_API_BASE_URL,
+    model::LLM_API_KEY,
+    model::LLM_MODEL_NAME,
+    model::LLM_ALLOWED_MODELS,
+    model::DEEPSEEK_API_KEY,
+    model::DEEPSEEK_BASE_URL,
+    model::LLM_CONNECT_TIMEOUT_SECONDS,
+    model::LLM_FIRST_TOKEN_TIMEOUT_SECONDS,
+    model::LLM_IDLE_TIMEOUT_SECONDS,
+    model::LLM_TOTAL_TIMEOUT_SECONDS,
+    embedding::EMBEDDING_PROVIDER,
+    embedding::EMBEDDING_API_BASE_URL,
+    embedding::EMBEDDING_API_KEY,
+    embedding::EMBEDDING_MODEL,
+    embedding::EMBEDDING_DIM,
+    stores::DATABASE_URL,
+    stores::DATABASE_ADMIN_URL,
+    stores::AGENT_DATA_DIR,
+    crate::telemetry::RUST_LOG,
+    crate::telemetry::LOG_FORMAT,
+];
+
+/// Everything that can be set.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where and how the server listens.
+    pub server: ServerConfig,
+    /// Who answers.
+    pub model: ModelConfig,
+    /// Who turns text into vectors.
+    pub embedding: EmbeddingConfig,
+    /// Where memories are kept.
+    pub stores: StoresConfig,
+    /// How logs are written; `None` = pretty on a terminal, JSON otherwise.
+    pub log_format: Option<crate::telemetry::LogFormat>,
+}
+
+impl Config {
+    /// Reads the configuration from a source of variables.
+    ///
+    /// # Errors
+    /// Every mistake in it, each with the variable's name and an example.
+    pub fn read(source: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
+        let mut reader = Reader::new(source);
+        let model = ModelConfig::read(&mut reader);
+        let config = Self {
+            server: ServerConfig::read(&mut reader),
+            embedding: EmbeddingConfig::read(&mut reader, &model),
+            stores: StoresConfig::read(&mut reader),
+            log_format: crate::telemetry::LogFormat::read(&mut reader),
+            model,
+        };
+        reader.finish(config)
+    }
+
+    /// Reads the configuration from the process's environment.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn from_env() -> Result<Self, Mistakes> {
+        Self::read(&|name| std::env::var(name).ok())
+    }
+}
+
+/// A value that must never be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// The secret itself, for the one place that sends it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// How long a caller should wait before it tries again after a short trouble of ours.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, Mistakes> {
+        let variables: std::collections::HashMap<_, _> =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Config::read(&|name| variables.get(name).cloned())
+    }
+
+    fn wrong(variables: &[(&str, &str)]) -> Vec<&'static str> {
+        read(variables).unwrap_err().0.into_iter().map(|mistake| mistake.variable).collect()
+    }
+
+    #[test]
+    fn nothing_set_means_demo_mode_with_hashed_embeddings_and_an_embedded_store() {
+        let config = read(&[]).unwrap();
+        assert!(matches!(config.model, ModelConfig::Demo(DemoConfig { reason: DemoReason::NoKey, .. })));
+        assert!(matches!(config.embedding, EmbeddingConfig::Hashed));
+        assert!(matches!(config.stores.memory, MemoryStoreConfig::Embedded { .. }));
+        assert_eq!(config.server.port, 50051);
+        assert!(config.server.host.is_loopback());
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_together_with_name_and_example_and_without_the_value() {
+        let error = read(&[
+            ("GRPC_PORT", "fifty"),
+            ("GRPC_HOST", "localhost:1"),
+            ("DEMO_MODE", "maybe"),
+            ("LLM_TOTAL_TIMEOUT_SECONDS", "-1"),
+            ("EMBEDDING_PROVIDER", "sk-secret"),
+            ("DATABASE_URL", "mysql://sk-secret"),
+            ("LOG_FORMAT", "xml"),
+        ])
+        .unwrap_err();
+        let text = error.to_string();
+        for part in [
+            "GRPC_PORT=50051",
+            "GRPC_HOST=",
+            "DEMO_MODE=true",
+            "LLM_TOTAL_TIMEOUT_SECONDS=",
+            "EMBEDDING_PROVIDER=",
+            "DATABASE_URL=postgres://",
+            "LOG_FORMAT=",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        assert!(!text.contains("sk-secret"), "{text}");
+    }
+
+    #[test]
+    fn a_key_chooses_its_provider_and_demo_mode_wins_over_a_key() {
+        let provider = |variables: &[_]| match read(variables).unwrap().model {
+            ModelConfig::Provider(config) => config,
+            ModelConfig::Demo(_) => panic!("demo"),
+        };
+        let openai = provider(&[("LLM_API_KEY", "k")]);
+        assert_eq!((openai.provider, openai.base_url.as_str()), (Provider::OpenAi, "https://api.openai.com/v1"));
+        let deepseek = provider(&[("DEEPSEEK_API_KEY", "k"), ("EMBEDDING_PROVIDER", "hashed")]);
+        assert_eq!(deepseek.provider, Provider::DeepSeek);
+        let qwen = provider(&[("LLM_PROVIDER", "qwen"), ("LLM_API_KEY", "k")]);
+        assert!(qwen.base_url.contains("dashscope"));
+        let demo = read(&[("LLM_API_KEY", "k"), ("DEMO_MODE", "true")]).unwrap();
+        assert!(matches!(demo.model, ModelConfig::Demo(DemoConfig { reason: DemoReason::Chosen, .. })));
+        assert!(matches!(demo.embedding, EmbeddingConfig::Hashed));
+    }
+
+    #[test]
+    fn a_combination_that_can_not_work_is_refused() {
+        assert_eq!(wrong(&[("LLM_PROVIDER", "qwen")]), ["LLM_API_KEY"]);
+        assert_eq!(wrong(&[("DEEPSEEK_API_KEY", "k")]), ["EMBEDDING_PROVIDER"]);
+        assert_eq!(wrong(&[("DEMO_MODE", "false")]), ["LLM_API_KEY"]);
+        assert_eq!(wrong(&[("LLM_API_KEY", "k"), ("EMBEDDING_MODEL", "own")]), ["EMBEDDING_DIM"]);
+        assert_eq!(wrong(&[("TLS_CERT_FILE", "cert.pem")]), ["TLS_KEY_FILE"]);
+        assert_eq!(wrong(&[("GRPC_HOST", "0.0.0.0")]), ["GRPC_HOST"]);
+        assert!(read(&[("GRPC_HOST", "0.0.0.0"), ("AUTH", "gateway")]).is_ok());
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        let config = read(&[("LLM_API_KEY", "sk-secret"), ("DATABASE_URL", "postgres://u:sk-secret@h/d")]).unwrap();
+        assert!(!format!("{config:?}").contains("sk-secret"));
+    }
+}

@@ -1,0 +1,123 @@
+//! Where and how the local server listens.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::Reader;
+
+pub(super) const GRPC_HOST: &str = "GRPC_HOST";
+pub(super) const GRPC_PORT: &str = "GRPC_PORT";
+pub(super) const TLS_CERT_FILE: &str = "TLS_CERT_FILE";
+pub(super) const TLS_KEY_FILE: &str = "TLS_KEY_FILE";
+pub(super) const GRPC_REFLECTION: &str = "GRPC_REFLECTION";
+pub(super) const SHUTDOWN_GRACE_SECONDS: &str = "SHUTDOWN_GRACE_SECONDS";
+pub(super) const ALLOWED_ORIGINS: &str = "ALLOWED_ORIGINS";
+pub(super) const AUTH: &str = "AUTH";
+
+/// Where and how the local server listens.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// The address to listen on.
+    pub host: IpAddr,
+    /// The port to listen on; 0 = any free one.
+    pub port: u16,
+    /// Certificate and key; `None` = plain text.
+    pub tls: Option<TlsFiles>,
+    /// Whether clients may ask which services there are.
+    pub reflection: bool,
+    /// How long open streams may go on after a signal to stop.
+    pub shutdown_grace: Duration,
+    /// Origins of web pages that may call; empty = pages on this machine.
+    pub allowed_origins: Vec<String>,
+    /// How callers prove who they are.
+    pub auth: Auth,
+}
+
+/// PEM files of the server's identity.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// The certificate chain.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// How callers prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    /// They do not: only callers on this machine are let in.
+    None,
+    /// A gateway in front has checked them, and nobody else can reach the port.
+    Gateway,
+}
+
+impl ServerConfig {
+    /// The address to listen on.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.host, self.port)
+    }
+
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        let host = read_host(reader);
+        let auth = reader.choice(AUTH, &[("none", Auth::None), ("gateway", Auth::Gateway)]).unwrap_or(Auth::None);
+        if auth == Auth::None && !host.is_loopback() {
+            let problem = "opens the port to other machines, but no caller is authenticated; stay on this machine, or \
+                           set AUTH=gateway where only a trusted gateway can reach the port";
+            reader.mistake(GRPC_HOST, problem, "127.0.0.1");
+        }
+        Self {
+            host,
+            port: reader.integer(GRPC_PORT, 0, 65_535, "50051").and_then(|n| u16::try_from(n).ok()).unwrap_or(50_051),
+            tls: read_tls(reader),
+            reflection: reader.switch(GRPC_REFLECTION).unwrap_or(true),
+            shutdown_grace: reader.seconds(SHUTDOWN_GRACE_SECONDS, 5.0, false),
+            allowed_origins: read_origins(reader),
+            auth,
+        }
+    }
+}
+
+fn read_host(reader: &mut Reader<'_>) -> IpAddr {
+    let host = reader.text(GRPC_HOST).unwrap_or_else(|| "localhost".to_owned());
+    if host == "localhost" {
+        return Ipv4Addr::LOCALHOST.into();
+    }
+    host.parse().unwrap_or_else(|_| {
+        reader.mistake(GRPC_HOST, "is not an IP address", "127.0.0.1");
+        Ipv4Addr::LOCALHOST.into()
+    })
+}
+
+fn read_tls(reader: &mut Reader<'_>) -> Option<TlsFiles> {
+    match (reader.text(TLS_CERT_FILE), reader.text(TLS_KEY_FILE)) {
+        (Some(certificate), Some(key)) => Some(TlsFiles { certificate: certificate.into(), key: key.into() }),
+        (None, None) => None,
+        (Some(_), None) => {
+            reader.mistake(TLS_KEY_FILE, "is not set, but TLS_CERT_FILE is", "key.pem");
+            None
+        }
+        (None, Some(_)) => {
+            reader.mistake(TLS_CERT_FILE, "is not set, but TLS_KEY_FILE is", "cert.pem");
+            None
+        }
+    }
+}
+
+fn read_origins(reader: &mut Reader<'_>) -> Vec<String> {
+    const EXAMPLE: &str = "https://app.example.com,http://localhost:5173";
+    let origins = reader.list(ALLOWED_ORIGINS);
+    // An Origin header has no path, not even a slash: such an entry would never match.
+    let is_origin = |origin: &String| {
+        origin.split_once("://").is_some_and(|(scheme, rest)| {
+            matches!(scheme, "http" | "https") && !rest.is_empty() && !rest.contains('/') && rest.is_ascii()
+        })
+    };
+    if !origins.iter().all(|origin| origin == "*" || is_origin(origin)) {
+        reader.mistake(ALLOWED_ORIGINS, "is not a list of origins without paths, separated by commas, or *", EXAMPLE);
+    }
+    origins
+}

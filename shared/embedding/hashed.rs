@@ -1,0 +1,143 @@
+//! Vectors by feature hashing: words and characters, no model, no cost, the same on every machine.
+//!
+//! They know spelling, not meaning. They serve demo mode and tests, and are stored under a name of their own, so that they
+//! are never compared with a model's.
+
+use futures_util::future::BoxFuture;
+use unicode_segmentation::UnicodeSegmentation as _;
+
+use super::{EmbedError, Embedder, EmbeddingModel, normalised};
+use crate::language::is_han;
+
+/// Length of the vectors.
+const DIMENSION: usize = 384;
+
+/// Weights of the features: a whole word says more than a piece of one.
+const WORD: f32 = 1.0;
+const PIECE: f32 = 0.35;
+const HAN_PAIR: f32 = 0.8;
+const HAN: f32 = 0.3;
+
+/// Letters in a piece of a word, so that "eigenvalue" is near "eigenvalues".
+const PIECE_LETTERS: usize = 4;
+
+/// English words that say nothing about a text's subject.
+const STOP_WORDS: &[&str] = &[
+    "a", "about", "am", "an", "and", "are", "as", "at", "be", "but", "by", "can", "did", "do", "does", "for", "from",
+    "had", "has", "have", "he", "her", "his", "how", "i", "i'm", "if", "in", "is", "it", "its", "me", "my", "not",
+    "of", "on", "or", "our", "she", "so", "that", "the", "their", "them", "they", "this", "to", "was", "we", "were",
+    "what", "when", "where", "which", "who", "why", "will", "with", "you", "your",
+];
+
+/// An embedder by feature hashing.
+#[derive(Debug)]
+pub struct HashedEmbedder {
+    model: EmbeddingModel,
+}
+
+impl HashedEmbedder {
+    /// An embedder; all are alike.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { model: EmbeddingModel { name: "hashed-ngrams-1".to_owned(), dimension: DIMENSION } }
+    }
+}
+
+impl Default for HashedEmbedder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Embedder for HashedEmbedder {
+    fn model(&self) -> &EmbeddingModel {
+        &self.model
+    }
+
+    fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
+        Box::pin(async move { Ok(texts.iter().map(|text| embed(text)).collect()) })
+    }
+}
+
+fn embed(text: &str) -> Vec<f32> {
+    let mut vector = vec![0.0; DIMENSION];
+    let text = text.to_lowercase();
+    let mut previous_han = None;
+    for (at, word) in text.unicode_word_indices() {
+        let mut letters = word.chars();
+        if let (Some(c), None) = (letters.next(), letters.next())
+            && is_han(c)
+        {
+            add(&mut vector, word, HAN);
+            if let Some(start) = previous_han.filter(|start| at - start <= 4) {
+                add(&mut vector, &text[start..at + word.len()], HAN_PAIR);
+            }
+            previous_han = Some(at);
+            continue;
+        }
+        previous_han = None;
+        if STOP_WORDS.binary_search(&word).is_ok() {
+            continue;
+        }
+        add(&mut vector, word, WORD);
+        let ends: Vec<usize> = word.char_indices().map(|(at, _)| at).chain([word.len()]).collect();
+        for piece in ends.windows(PIECE_LETTERS + 1) {
+            add(&mut vector, &word[piece[0]..piece[PIECE_LETTERS]], PIECE);
+        }
+    }
+    normalised(vector).unwrap_or_else(|| {
+        // Nothing but punctuation or stop words: the text as a whole is the only feature.
+        let mut vector = vec![0.0; DIMENSION];
+        add(&mut vector, &text, WORD);
+        vector
+    })
+}
+
+/// Adds a feature at the place and with the sign that its hash gives, so that collisions cancel out on average.
+fn add(vector: &mut [f32], feature: &str, weight: f32) {
+    let hash = fnv1a(feature.as_bytes());
+    let sign = if hash & 1 == 0 { 1.0 } else { -1.0 };
+    vector[(hash >> 1) as usize % DIMENSION] += sign * weight;
+}
+
+/// FNV-1a, 64 bits, finished by a mix, because its low bits alone are weak. The standard library's hash may change
+/// between versions, and stored vectors must not.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cosine(a: &str, b: &str) -> f32 {
+        embed(a).iter().zip(embed(b)).map(|(x, y)| x * y).sum()
+    }
+
+    #[test]
+    fn stop_words_are_sorted_for_the_search() {
+        assert!(STOP_WORDS.is_sorted());
+    }
+
+    #[test]
+    fn vectors_have_length_one_for_any_text() {
+        for text in ["", " ", "?!", "the", "linear algebra", "线性代数", "🎓"] {
+            let length: f32 = embed(text).iter().map(|x| x * x).sum();
+            assert!((length - 1.0).abs() < 1e-5, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn shared_words_bring_texts_nearer_in_english_and_chinese() {
+        let memory = "I mix up eigenvalues and eigenvectors";
+        assert!(cosine("what is an eigenvector?", memory) > cosine("how do plants grow?", memory) + 0.2);
+        assert!(
+            cosine("特征值怎么求", "我总是搞混特征值和特征向量")
+                > cosine("今天天气怎么样", "我总是搞混特征值和特征向量") + 0.2
+        );
+    }
+}

@@ -1,0 +1,74 @@
+//! Turning text into vectors.
+
+mod hashed;
+mod openai;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+pub use hashed::HashedEmbedder;
+pub use openai::OpenAiEmbedder;
+
+use crate::config::EmbeddingConfig;
+
+/// A model that vectors come from. Vectors of different models are never compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmbeddingModel {
+    /// Name of the model, for example `text-embedding-3-small`.
+    pub name: String,
+    /// Length of its vectors.
+    pub dimension: usize,
+}
+
+/// Something that turns text into vectors of one model.
+pub trait Embedder: Send + Sync {
+    /// The model.
+    fn model(&self) -> &EmbeddingModel;
+
+    /// One unit vector of `model().dimension` numbers for each text, in order.
+    ///
+    /// # Errors
+    /// The model can not be reached, or gave something else than asked.
+    fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>>;
+}
+
+/// Why there are no vectors. It holds no text of the user and no key.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbedError {
+    /// The provider can not be reached, or took too long.
+    #[error("the embedding provider can not be reached: {0}")]
+    Unreachable(String),
+    /// The provider refused.
+    #[error("the embedding provider answered with status {0}")]
+    Refused(u16),
+    /// The provider's answer is not what was asked for.
+    #[error("the embedding provider's answer can not be used: {0}")]
+    Unusable(String),
+}
+
+/// Builds the embedder that the configuration names.
+///
+/// # Errors
+/// The HTTP client can not be built.
+pub fn from_config(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, reqwest::Error> {
+    Ok(match config {
+        EmbeddingConfig::Hashed => Arc::new(HashedEmbedder::new()),
+        EmbeddingConfig::OpenAi { base_url, api_key, model, dimension } => {
+            let model = EmbeddingModel { name: model.clone(), dimension: *dimension };
+            Arc::new(OpenAiEmbedder::new(base_url, api_key.clone(), model)?)
+        }
+    })
+}
+
+/// Scales a vector to length 1; `None` where it has no direction.
+fn normalised(mut vector: Vec<f32>) -> Option<Vec<f32>> {
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    if !length.is_normal() {
+        return None;
+    }
+    for x in &mut vector {
+        *x /= length;
+    }
+    Some(vector)
+}

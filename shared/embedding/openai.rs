@@ -1,0 +1,116 @@
+//! Embeddings of any OpenAI-compatible API.
+
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, try_join_all};
+use reqwest::Client;
+use serde::{Deserialize, Serialize};
+
+use super::{EmbedError, Embedder, EmbeddingModel, normalised};
+use crate::config::Secret;
+
+/// Texts of one request. DashScope takes no more than 10, and larger batches gain little.
+const BATCH: usize = 10;
+/// Requests that may be under way at once for one call.
+const CONCURRENCY: usize = 4;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A provider's embedding model.
+#[derive(Debug)]
+pub struct OpenAiEmbedder {
+    client: Client,
+    url: String,
+    api_key: Option<Secret>,
+    model: EmbeddingModel,
+}
+
+/// The body of a request, <https://platform.openai.com/docs/api-reference/embeddings/create>.
+#[derive(Serialize)]
+struct Body<'a> {
+    model: &'a str,
+    input: &'a [&'a str],
+    encoding_format: &'static str,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    data: Vec<Embedding>,
+}
+
+#[derive(Deserialize)]
+struct Embedding {
+    index: Option<usize>,
+    embedding: Vec<f32>,
+}
+
+impl OpenAiEmbedder {
+    /// An embedder for the API at `base_url`, which ends with its `/v1`.
+    ///
+    /// # Errors
+    /// The HTTP client can not be built.
+    pub fn new(base_url: &str, api_key: Option<Secret>, model: EmbeddingModel) -> Result<Self, reqwest::Error> {
+        let client = crate::http_client(CONNECT_TIMEOUT)?;
+        Ok(Self { client, url: format!("{base_url}/embeddings"), api_key, model })
+    }
+
+    async fn embed_batch(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let body = Body { model: &self.model.name, input: texts, encoding_format: "float" };
+        let mut call = self.client.post(&self.url).timeout(TIMEOUT).json(&body);
+        if let Some(key) = &self.api_key {
+            call = call.bearer_auth(key.expose());
+        }
+        let unreachable = |error: reqwest::Error| EmbedError::Unreachable(error.without_url().to_string());
+        let response = call.send().await.map_err(unreachable)?;
+        if !response.status().is_success() {
+            return Err(EmbedError::Refused(response.status().as_u16()));
+        }
+        let answer: Answer = response.json().await.map_err(|error| {
+            if error.is_decode() {
+                EmbedError::Unusable("it is not the expected JSON".to_owned())
+            } else {
+                unreachable(error)
+            }
+        })?;
+        self.in_order(answer, texts.len())
+    }
+
+    /// Puts the vectors into the order of the texts, and refuses what could not be compared later.
+    fn in_order(&self, answer: Answer, texts: usize) -> Result<Vec<Vec<f32>>, EmbedError> {
+        if answer.data.len() != texts {
+            return Err(EmbedError::Unusable(format!("{} vectors for {texts} texts", answer.data.len())));
+        }
+        let mut vectors = vec![Vec::new(); texts];
+        for (position, Embedding { index, embedding }) in answer.data.into_iter().enumerate() {
+            let expected = self.model.dimension;
+            if embedding.len() != expected {
+                let found = embedding.len();
+                return Err(EmbedError::Unusable(format!(
+                    "a vector has {found} dimensions, EMBEDDING_DIM is {expected}"
+                )));
+            }
+            let vector =
+                normalised(embedding).ok_or_else(|| EmbedError::Unusable("a vector has no direction".to_owned()))?;
+            let slot = vectors.get_mut(index.unwrap_or(position)).filter(|slot| slot.is_empty());
+            *slot.ok_or_else(|| EmbedError::Unusable("two vectors for one text".to_owned()))? = vector;
+        }
+        Ok(vectors)
+    }
+}
+
+impl Embedder for OpenAiEmbedder {
+    fn model(&self) -> &EmbeddingModel {
+        &self.model
+    }
+
+    fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
+        Box::pin(async move {
+            let mut vectors = Vec::with_capacity(texts.len());
+            for texts in texts.chunks(BATCH * CONCURRENCY) {
+                let batches = texts.chunks(BATCH).map(|batch| self.embed_batch(batch));
+                vectors.extend(try_join_all(batches).await?.into_iter().flatten());
+            }
+            Ok(vectors)
+        })
+    }
+}

@@ -1,0 +1,214 @@
+//! Canned answers for trying things out: no key, no cost, the same answer every time.
+
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use async_stream::stream;
+use serde::Deserialize;
+use tokio::time::{Instant, sleep_until};
+
+use super::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream, Role, pace::chunk_ends};
+use crate::language::Language;
+
+/// Largest file of answers, in bytes.
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Answers by question.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DemoResponses {
+    responses: Vec<Response>,
+    fallback: Fallback,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Response {
+    questions: Vec<String>,
+    answer: Arc<str>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fallback {
+    zh: Arc<str>,
+    en: Arc<str>,
+}
+
+/// Why a file of answers can not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoResponsesError {
+    /// It can not be read.
+    #[error("DEMO_RESPONSES_FILE can not be read: {0}")]
+    Read(#[from] std::io::Error),
+    /// It is too large to be meant.
+    #[error("DEMO_RESPONSES_FILE is larger than {MAX_FILE_BYTES} bytes")]
+    TooLarge,
+    /// It is not of the expected form.
+    #[error(
+        "the demo answers are not of the form {{\"responses\": [{{\"questions\": [\"…\"], \"answer\": \"…\"}}], \
+         \"fallback\": {{\"zh\": \"…\", \"en\": \"…\"}}}}: {0}"
+    )]
+    Form(#[from] serde_json::Error),
+    /// An entry could never be used, or would answer with nothing.
+    #[error("the demo answers have an empty question or answer (entry {index}, counted from 0)")]
+    Empty {
+        /// Position in `responses`; its length stands for the fallback.
+        index: usize,
+    },
+}
+
+impl DemoResponses {
+    /// The answers that come with the service.
+    ///
+    /// # Errors
+    /// Never, as a test shows.
+    pub fn built_in() -> Result<Self, DemoResponsesError> {
+        Self::parse(include_str!("demo_responses.json"))
+    }
+
+    /// Answers from a file in the form of `demo_responses.json`.
+    ///
+    /// # Errors
+    /// The file can not be read, is too large or of another form.
+    pub fn load(path: &Path) -> Result<Self, DemoResponsesError> {
+        if fs::metadata(path)?.len() > MAX_FILE_BYTES {
+            return Err(DemoResponsesError::TooLarge);
+        }
+        Self::parse(&fs::read_to_string(path)?)
+    }
+
+    fn parse(json: &str) -> Result<Self, DemoResponsesError> {
+        let mut parsed: Self = serde_json::from_str(json)?;
+        for (index, response) in parsed.responses.iter_mut().enumerate() {
+            for question in &mut response.questions {
+                *question = normalise(question);
+            }
+            if response.questions.iter().any(String::is_empty) || response.answer.trim().is_empty() {
+                return Err(DemoResponsesError::Empty { index });
+            }
+        }
+        if parsed.fallback.zh.trim().is_empty() || parsed.fallback.en.trim().is_empty() {
+            return Err(DemoResponsesError::Empty { index: parsed.responses.len() });
+        }
+        Ok(parsed)
+    }
+
+    /// The answer to a question: of the entry that has exactly this question, else of the longest question that the
+    /// message contains, else the fallback in the message's language.
+    #[must_use]
+    pub fn answer_to(&self, message: &str) -> Arc<str> {
+        let asked = normalise(message);
+        let entries =
+            || self.responses.iter().flat_map(|r| r.questions.iter().map(move |question| (question, &r.answer)));
+        let exact = entries().find(|(question, _)| **question == asked);
+        let contained = || entries().filter(|(q, _)| asked.contains(q.as_str())).max_by_key(|(q, _)| q.len());
+        let fallback = Language::of_text(message).pick(&self.fallback.en, &self.fallback.zh);
+        exact.or_else(contained).map_or(fallback, |(_, answer)| answer).clone()
+    }
+}
+
+/// Folds what does not change a question: case, white space and punctuation around it.
+fn normalise(question: &str) -> String {
+    question.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase()
+}
+
+/// A model that types canned answers.
+#[derive(Debug)]
+pub struct DemoModel {
+    responses: DemoResponses,
+    chunk_delay: Duration,
+}
+
+impl DemoModel {
+    /// A model that types one chunk every `chunk_delay`; zero = as fast as the client reads.
+    #[must_use]
+    pub fn new(responses: DemoResponses, chunk_delay: Duration) -> Self {
+        Self { responses, chunk_delay }
+    }
+}
+
+impl ChatModel for DemoModel {
+    fn answer(&self, request: ModelRequest) -> ModelStream {
+        let question = request.messages.iter().rev().find(|Message { role, .. }| *role == Role::User);
+        let answer = self.responses.answer_to(question.map_or("", |message| &message.content));
+        let delay = self.chunk_delay;
+        Box::pin(stream! {
+            // A schedule, not a pause after each chunk: a late chunk does not make all that follow it late.
+            let mut due = Instant::now();
+            let mut from = 0;
+            for end in chunk_ends(&answer) {
+                if !delay.is_zero() {
+                    sleep_until(due).await;
+                    due += delay;
+                }
+                yield Ok(ModelEvent::Delta(answer[from..end].to_owned()));
+                from = end;
+            }
+            yield Ok(ModelEvent::Finished(Finish::Stop));
+        })
+    }
+
+    fn name<'a>(&'a self, _requested: Option<&'a str>) -> &'a str {
+        "demo"
+    }
+
+    fn allows(&self, _model: &str) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn responses() -> DemoResponses {
+        let json = r#"{
+            "responses": [
+                {"questions": ["复习"], "answer": "short"},
+                {"questions": ["复习计划", "Study Plan"], "answer": "long"}
+            ],
+            "fallback": {"zh": "中", "en": "en"}
+        }"#;
+        DemoResponses::parse(json).unwrap()
+    }
+
+    #[test]
+    fn an_exact_question_wins_then_the_longest_contained_one_then_the_fallback_in_its_language() {
+        let responses = responses();
+        assert_eq!(&*responses.answer_to("复习"), "short");
+        assert_eq!(&*responses.answer_to(" study plan? "), "long");
+        assert_eq!(&*responses.answer_to("帮我做一个复习计划吧"), "long");
+        assert_eq!(&*responses.answer_to("你好"), "中");
+        assert_eq!(&*responses.answer_to("hello"), "en");
+    }
+
+    #[test]
+    fn the_built_in_answers_cover_what_clients_ask_today_at_a_readable_length() {
+        let responses = DemoResponses::built_in().unwrap();
+        for question in [
+            "帮我制定高数复习计划",
+            "我今天要学什么",
+            "这道题怎么做",
+            "Make me a calculus review plan",
+            "What should I study today?",
+            "How do I solve this problem?",
+        ] {
+            let answer = responses.answer_to(question);
+            assert!((300..=1000).contains(&answer.chars().count()), "{question}: {}", answer.chars().count());
+            assert_eq!(Language::of_text(&answer), Language::of_text(question), "{question}");
+        }
+        for response in &responses.responses {
+            assert!((300..=1000).contains(&response.answer.chars().count()), "{:?}", response.questions);
+        }
+        for fallback in [&responses.fallback.zh, &responses.fallback.en] {
+            assert!(fallback.contains("LLM_API_KEY"), "the fallback says how to leave demo mode");
+        }
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_used_is_refused_with_its_reason() {
+        assert!(matches!(DemoResponses::parse("{}"), Err(DemoResponsesError::Form(_))));
+        let empty = r#"{"responses": [{"questions": ["?"], "answer": "a"}], "fallback": {"zh": "z", "en": "e"}}"#;
+        assert!(matches!(DemoResponses::parse(empty), Err(DemoResponsesError::Empty { index: 0 })));
+    }
+}

@@ -1,0 +1,43 @@
+//! A typewriter: cuts a text into chunks for a reader's eye.
+
+use unicode_segmentation::UnicodeSegmentation as _;
+
+/// Graphemes of a chunk.
+const CHUNK_GRAPHEMES: usize = 10;
+
+/// Byte offsets at which the chunks of a text end: every [`CHUNK_GRAPHEMES`] grapheme clusters and at its end.
+///
+/// A cluster is never cut, so an emoji or a letter with its accent arrives whole.
+pub(super) fn chunk_ends(text: &str) -> Vec<usize> {
+    let mut ends: Vec<usize> = text.grapheme_indices(true).map(|(at, _)| at).step_by(CHUNK_GRAPHEMES).skip(1).collect();
+    if !text.is_empty() {
+        ends.push(text.len());
+    }
+    ends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunks(text: &str) -> Vec<&str> {
+        let mut from = 0;
+        chunk_ends(text).into_iter().map(|end| &text[std::mem::replace(&mut from, end)..end]).collect()
+    }
+
+    #[test]
+    fn chunks_join_to_the_text_and_never_cut_a_grapheme() {
+        let text = "家庭👨‍👩‍👧‍👦".repeat(7) + "e\u{301}tude";
+        let chunks = chunks(&text);
+        assert_eq!(chunks.concat(), text);
+        let whole: Vec<_> = text.graphemes(true).collect();
+        let pieces: Vec<_> = chunks.iter().flat_map(|chunk| chunk.graphemes(true)).collect();
+        assert_eq!(pieces, whole);
+        assert!(chunks.iter().rev().skip(1).all(|chunk| chunk.graphemes(true).count() == CHUNK_GRAPHEMES));
+    }
+
+    #[test]
+    fn an_empty_text_has_no_chunks() {
+        assert!(chunk_ends("").is_empty());
+    }
+}

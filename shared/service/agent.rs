@@ -1,0 +1,133 @@
+//! `agent.v1.AgentService`.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::Stream;
+use tonic::{Request, Response, Status};
+
+use super::{
+    Drain,
+    call::{Call, trace_of, unary, user_of},
+    frames::FrameMaker,
+    memory::item,
+    parse,
+};
+use crate::{
+    chat::{Assistant, Event, Failure},
+    error::{InvalidArgument, Problem},
+    language::Language,
+    memory::MemoryEngine,
+    proto::agent_v1::{self as pb, agent_service_server::AgentService},
+};
+
+/// Answers `agent.v1.AgentService`.
+#[derive(Clone)]
+pub struct AgentApi {
+    assistant: Arc<Assistant>,
+    memory: Arc<MemoryEngine>,
+    drain: Drain,
+}
+
+impl AgentApi {
+    pub(super) fn new(assistant: Arc<Assistant>, memory: Arc<MemoryEngine>, drain: Drain) -> Self {
+        Self { assistant, memory, drain }
+    }
+
+    /// Admission: everything that can refuse a turn before its first frame.
+    fn admit(
+        &self,
+        call: &Call,
+        metadata: &tonic::metadata::MetadataMap,
+        request: pb::ChatRequest,
+    ) -> Result<parse::chat::ChatCommand, InvalidArgument> {
+        let user = user_of(&request.user_id, metadata)?;
+        call.is_of(&user);
+        let command = parse::chat::parse(user, request)?;
+        if let Some(model) = &command.turn.model
+            && !self.assistant.model.allows(model)
+        {
+            return Err(InvalidArgument::new("config.model", Problem::Unknown { what: "allowed model" }));
+        }
+        Ok(command)
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for AgentApi {
+    type StreamChatStream = ChatFrames;
+
+    async fn stream_chat(&self, request: Request<pb::ChatRequest>) -> Result<Response<ChatFrames>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let trace = trace_of(&metadata, &request.request_id);
+        let language =
+            request.user_profile.as_ref().map_or(Language::default(), |profile| Language::from_tag(&profile.language));
+        let mut call = Call::begin("StreamChat", &trace, &self.drain);
+        let command = self.admit(&call, &metadata, request).map_err(|error| call.invalid(&error, language))?;
+        call.span().record("session", command.session.as_str());
+        call.span().record("request", command.request.as_str());
+
+        let maker = FrameMaker::new(command.session, command.request, trace, language, command.whole_citations);
+        let over = self.drain.over();
+        let interrupted = async move {
+            over.await;
+            Failure::ShuttingDown
+        };
+        let turn = call.span().in_scope(|| self.assistant.clone().turn(command.turn, interrupted));
+        Ok(Response::new(ChatFrames { events: Box::pin(turn), maker, call, ended: false }))
+    }
+
+    async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
+        let (metadata, _, mut request) = request.into_parts();
+        let user_id = std::mem::take(&mut request.user_id);
+        let query = parse::memory::query(request);
+        unary("RetrieveMemory", &self.drain, &metadata, &user_id, query, |user, query| async move {
+            let found = self.memory.retrieve(&user, &query).await?;
+            Ok(pb::MemoryResult {
+                items: found.hits.into_iter().map(|(memory, score)| item(memory, score)).collect(),
+                total_found: i32::try_from(found.total).unwrap_or(i32::MAX),
+            })
+        })
+        .await
+    }
+}
+
+/// The frames of one turn. It always ends with a frame that bears a `finish_reason`, even where the turn panics.
+pub struct ChatFrames {
+    events: Pin<Box<dyn Stream<Item = Event> + Send>>,
+    maker: FrameMaker,
+    call: Call,
+    ended: bool,
+}
+
+impl ChatFrames {
+    /// The next event, where a defect counts as a failure of the turn.
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        // After a panic the turn is never polled again, so that no broken state can be seen.
+        match catch_unwind(AssertUnwindSafe(|| self.events.as_mut().poll_next(context))) {
+            Ok(Poll::Ready(Some(event))) => Poll::Ready(event),
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(None)) | Err(_) => Poll::Ready(Event::Failed(Failure::Internal)),
+        }
+    }
+}
+
+impl Stream for ChatFrames {
+    type Item = Result<pb::ChatResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        this.poll_event(context).map(|event| {
+            this.ended = matches!(event, Event::Answered { .. } | Event::Failed(_));
+            this.call.saw(&event);
+            Some(Ok(this.maker.frame(event)))
+        })
+    }
+}

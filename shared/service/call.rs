@@ -1,0 +1,156 @@
+//! One call: who makes it, the span it is logged under, and the line that tells how it ended.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tonic::{Response, Status, metadata::MetadataMap};
+use tracing::{Instrument as _, Span, field, info_span};
+
+use super::{Drain, frames, status};
+use crate::{
+    chat::Event,
+    error::{InvalidArgument, Problem},
+    identity::{TraceId, UserId},
+    language::Language,
+    llm::Finish,
+    memory::MemoryError,
+};
+
+/// The caller's user.
+pub(super) fn user_of(body: &str, metadata: &MetadataMap) -> Result<UserId, InvalidArgument> {
+    let header = metadata.get("user-id").map(|value| value.to_str()).transpose();
+    let header = header.map_err(|_| {
+        InvalidArgument::new("user_id", Problem::Malformed { expected: "visible ASCII where it is call metadata" })
+    })?;
+    UserId::of_call(body, header)
+}
+
+/// The caller's trace.
+pub(super) fn trace_of(metadata: &MetadataMap, request_id: &str) -> TraceId {
+    let header = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+    TraceId::of_call(header("traceparent"), header("x-trace-id"), request_id)
+}
+
+/// A call from its admission to its end. Dropping it logs one line.
+pub(super) struct Call {
+    method: &'static str,
+    span: Span,
+    began: Instant,
+    first_delta: Option<Duration>,
+    frames: u32,
+    outcome: &'static str,
+    /// Keeps a stopping server waiting.
+    _under_way: TaskTrackerToken,
+}
+
+impl Call {
+    pub(super) fn begin(method: &'static str, trace: &TraceId, drain: &Drain) -> Self {
+        let span = info_span!(
+            "call",
+            method,
+            trace = trace.as_str(),
+            user = field::Empty,
+            session = field::Empty,
+            request = field::Empty,
+            model = field::Empty,
+        );
+        Self {
+            method,
+            span,
+            began: Instant::now(),
+            first_delta: None,
+            frames: 0,
+            // What is true if nothing else happens before the call is dropped.
+            outcome: "cancelled",
+            _under_way: drain.enter(),
+        }
+    }
+
+    /// The span of everything that the call does.
+    pub(super) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Notes who calls.
+    pub(super) fn is_of(&self, user: &UserId) {
+        self.span.record("user", user.digest());
+    }
+
+    /// Ends the call by a refusal that names the field.
+    pub(super) fn invalid(&mut self, error: &InvalidArgument, language: Language) -> Status {
+        self.outcome = "invalid_argument";
+        self.span.in_scope(|| tracing::debug!(field = error.field, "an argument was refused"));
+        status::invalid_argument(error, language)
+    }
+
+    /// Notes an event of a turn, before it becomes a frame.
+    pub(super) fn saw(&mut self, event: &Event) {
+        self.frames += 1;
+        match event {
+            Event::Delta(_) => {
+                if self.first_delta.is_none() {
+                    self.first_delta = Some(self.began.elapsed());
+                }
+            }
+            Event::Answered { finish, .. } => {
+                self.outcome = match finish {
+                    Finish::Stop => "stop",
+                    Finish::Length => "length",
+                    Finish::ContentFilter => "content_filter",
+                }
+            }
+            Event::Failed(failure) => {
+                self.outcome = frames::code(failure).0;
+                self.span.in_scope(|| tracing::warn!(error = %failure, "the turn failed"));
+            }
+            Event::Spent(spent) => {
+                self.span.record("model", spent.model.as_str());
+            }
+            Event::Entered(_) | Event::Recalled(_) => {}
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let _in_span = self.span.enter();
+        tracing::info!(
+            frames = (self.frames > 0).then_some(self.frames),
+            ttft_ms = self.first_delta.map(milliseconds),
+            elapsed_ms = milliseconds(self.began.elapsed()),
+            outcome = self.outcome,
+            "{} ended",
+            self.method
+        );
+    }
+}
+
+/// A call with one answer: admit the caller, do the work, log how it ended.
+pub(super) async fn unary<C, T, W>(
+    method: &'static str,
+    drain: &Drain,
+    metadata: &MetadataMap,
+    user_id: &str,
+    command: Result<C, InvalidArgument>,
+    work: impl FnOnce(UserId, C) -> W,
+) -> Result<Response<T>, Status>
+where
+    W: Future<Output = Result<T, MemoryError>>,
+{
+    let mut call = Call::begin(method, &trace_of(metadata, ""), drain);
+    let admitted = user_of(user_id, metadata).and_then(|user| Ok((user, command?)));
+    let (user, command) = admitted.map_err(|error| call.invalid(&error, Language::default()))?;
+    call.span.record("user", user.digest());
+    let done = work(user, command).instrument(call.span.clone()).await;
+    let result = done.map_err(|error| call.span.in_scope(|| status::memory_failure(&error)));
+    call.outcome = match &result {
+        Ok(_) => "ok",
+        Err(status) => status.code().description(),
+    };
+    result.map(Response::new)
+}
+
+/// Milliseconds with three decimals.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

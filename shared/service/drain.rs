@@ -1,0 +1,36 @@
+//! An orderly end: calls that are under way, and the moment when they must end.
+
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+
+/// Knows the calls that are under way and can end them.
+#[derive(Debug, Clone, Default)]
+pub struct Drain {
+    calls: TaskTracker,
+    over: CancellationToken,
+}
+
+impl Drain {
+    /// Counts a call until the token is dropped.
+    pub(super) fn enter(&self) -> TaskTrackerToken {
+        self.calls.token()
+    }
+
+    /// Resolves when calls must end.
+    pub(super) fn over(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.over.clone().cancelled_owned()
+    }
+
+    /// Waits until no call is under way. New ones may still begin meanwhile.
+    pub async fn idle(&self) {
+        self.calls.close();
+        self.calls.wait().await;
+    }
+
+    /// Makes every stream end with an error that says that trying again helps.
+    pub fn end(&self) {
+        self.over.cancel();
+    }
+}

@@ -1,0 +1,199 @@
+//! Events of a turn → frames of the contract.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use uuid::Uuid;
+
+use super::wording;
+use crate::{
+    chat::{Event, Failure, Prompts, Recalled, Spent, Stage},
+    identity::{RequestId, SessionId, TraceId},
+    language::Language,
+    llm::{Finish, ModelErrorKind},
+    proto::agent_v1::{self as pb, chat_response::Content},
+};
+
+/// Characters of a citation's excerpt.
+const EXCERPT_CHARS: usize = 300;
+
+/// Makes the frames of one stream.
+pub(super) struct FrameMaker {
+    /// Of this stream; each frame adds its number to it.
+    response_id: String,
+    frames: u32,
+    session: SessionId,
+    request: RequestId,
+    trace: TraceId,
+    language: Language,
+    whole_citations: bool,
+    recall_failed: bool,
+}
+
+impl FrameMaker {
+    pub(super) fn new(
+        session: SessionId,
+        request: RequestId,
+        trace: TraceId,
+        language: Language,
+        whole_citations: bool,
+    ) -> Self {
+        let response_id = Uuid::now_v7().simple().to_string();
+        Self { response_id, frames: 0, session, request, trace, language, whole_citations, recall_failed: false }
+    }
+
+    /// The frame of an event.
+    pub(super) fn frame(&mut self, event: Event) -> pb::ChatResponse {
+        let mut frame = self.envelope();
+        match event {
+            Event::Delta(delta) => frame.content = Some(Content::Delta(delta)),
+            Event::Entered(stage) => {
+                if matches!(stage, Stage::Generating { recall_failed: true }) {
+                    self.recall_failed = true;
+                    frame.metadata.insert("recall".to_owned(), "failed".to_owned());
+                }
+                frame.content = Some(Content::StatusUpdate(status(self.language, stage)));
+            }
+            Event::Recalled(recalled) => {
+                let citations = recalled.into_iter().map(|recalled| citation(recalled, self.whole_citations)).collect();
+                frame.content = Some(Content::Citations(pb::CitationBlock { citations }));
+            }
+            Event::Spent(spent) => {
+                frame.metadata = spent_metadata(&spent);
+                frame.content = Some(Content::Usage(usage(&spent)));
+            }
+            Event::Answered { text, finish } => {
+                frame.content = Some(Content::FullText(text));
+                frame.set_finish_reason(match finish {
+                    Finish::Stop => pb::FinishReason::Stop,
+                    Finish::Length => pb::FinishReason::Length,
+                    Finish::ContentFilter => pb::FinishReason::ContentFilter,
+                });
+                if self.recall_failed {
+                    frame.metadata.insert("recall".to_owned(), "failed".to_owned());
+                }
+            }
+            Event::Failed(failure) => {
+                frame.content = Some(Content::Error(error(self.language, &failure)));
+                frame.set_finish_reason(pb::FinishReason::Error);
+            }
+        }
+        frame
+    }
+
+    /// A frame without content: everything that all frames of the stream have.
+    fn envelope(&mut self) -> pb::ChatResponse {
+        self.frames += 1;
+        // A clock before 1970 is the only error, and then 1970 is as good as anything.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        pb::ChatResponse {
+            response_id: self.next_response_id(),
+            created_at: seconds,
+            request_id: self.request.as_str().to_owned(),
+            trace_id: self.trace.as_str().to_owned(),
+            prompt_version: Prompts::version(self.language).to_owned(),
+            event_time: Some(prost_types::Timestamp { seconds, nanos: now.subsec_nanos().cast_signed() }),
+            session_id: self.session.as_str().to_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Fixed width and ascending within the stream, so that a client can name the last frame that it saw.
+    fn next_response_id(&self) -> String {
+        let mut id = String::with_capacity(self.response_id.len() + 9);
+        id.push_str(&self.response_id);
+        // Writing to a String never fails.
+        let _ = write!(id, "-{:08x}", self.frames);
+        id
+    }
+}
+
+fn status(language: Language, stage: Stage) -> pb::AgentStatus {
+    let state = match stage {
+        Stage::Thinking => pb::agent_status::State::Thinking,
+        Stage::Searching => pb::agent_status::State::Searching,
+        Stage::Generating { .. } => pb::agent_status::State::Generating,
+    };
+    let details = wording::stage(language, stage).to_owned();
+    pb::AgentStatus { state: state.into(), details, ..Default::default() }
+}
+
+fn citation(Recalled { memory, score }: Recalled, whole: bool) -> pb::Citation {
+    let told = |name: &str| memory.metadata.get(name).cloned().unwrap_or_default();
+    let number = |name: &str| told(name).parse().unwrap_or_default();
+    let (title, url, section_title) = (told("title"), told("url"), told("section_title"));
+    let (page_number, chunk_index) = (number("page_number"), number("chunk_index"));
+    let mut content = memory.content;
+    if !whole && let Some((end, _)) = content.char_indices().nth(EXCERPT_CHARS) {
+        content.truncate(end);
+    }
+    pb::Citation {
+        id: memory.id,
+        title,
+        content,
+        source_type: memory.source_type,
+        url,
+        score,
+        file_id: memory.document_id,
+        page_number,
+        chunk_index,
+        section_title,
+    }
+}
+
+fn usage(spent: &Spent) -> pb::Usage {
+    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    pb::Usage {
+        prompt_tokens: int(spent.usage.prompt),
+        completion_tokens: int(spent.usage.completion),
+        total_tokens: int(spent.usage.prompt.saturating_add(spent.usage.completion)),
+        cost_micro_usd: 0,
+    }
+}
+
+fn spent_metadata(spent: &Spent) -> HashMap<String, String> {
+    let source = if spent.estimated { "estimated" } else { "provider" };
+    HashMap::from([("usage_source".to_owned(), source.to_owned()), ("model".to_owned(), spent.model.clone())])
+}
+
+/// The stable code of a failure and its class.
+pub(super) fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
+    use pb::ErrorCode;
+    match failure {
+        Failure::ShuttingDown => ("SERVER_SHUTTING_DOWN", ErrorCode::Unavailable),
+        Failure::Internal => ("INTERNAL", ErrorCode::Internal),
+        Failure::Model(error) => match error.kind {
+            ModelErrorKind::Unauthorized => ("PROVIDER_UNAUTHORIZED", ErrorCode::Unauthorized),
+            ModelErrorKind::QuotaExhausted => ("PROVIDER_QUOTA_EXHAUSTED", ErrorCode::RateLimited),
+            ModelErrorKind::RateLimited => ("PROVIDER_RATE_LIMITED", ErrorCode::RateLimited),
+            ModelErrorKind::NotFound => ("PROVIDER_NOT_FOUND", ErrorCode::NotFound),
+            ModelErrorKind::ContextLength => ("PROVIDER_CONTEXT_LENGTH", ErrorCode::InvalidArgument),
+            ModelErrorKind::ContentFilter => ("PROVIDER_CONTENT_FILTER", ErrorCode::InvalidArgument),
+            ModelErrorKind::Rejected => ("PROVIDER_REJECTED", ErrorCode::InvalidArgument),
+            ModelErrorKind::Unavailable => ("PROVIDER_UNAVAILABLE", ErrorCode::Unavailable),
+            ModelErrorKind::Timeout => ("PROVIDER_TIMEOUT", ErrorCode::Timeout),
+            ModelErrorKind::Cut => ("PROVIDER_STREAM_CUT", ErrorCode::Unavailable),
+            ModelErrorKind::Malformed => ("PROVIDER_MALFORMED", ErrorCode::Unavailable),
+            ModelErrorKind::Empty => ("PROVIDER_EMPTY_ANSWER", ErrorCode::Unavailable),
+        },
+    }
+}
+
+fn error(language: Language, failure: &Failure) -> pb::Error {
+    let (code, class) = code(failure);
+    let mut details = HashMap::new();
+    let mut retryable = matches!(failure, Failure::ShuttingDown);
+    if let Failure::Model(error) = failure {
+        retryable = error.kind.is_retryable();
+        let mut detail = |name: &str, value: Option<String>| value.map(|value| details.insert(name.to_owned(), value));
+        detail("provider_status", error.status.map(|status| status.to_string()));
+        detail("provider_code", error.provider_code.clone());
+        detail("retry_after_ms", error.retry_after.map(|wait| wait.as_millis().to_string()));
+    }
+    let message = wording::failure(language, failure).to_owned();
+    pb::Error { code: code.to_owned(), message, retryable, details, error_code: class.into() }
+}

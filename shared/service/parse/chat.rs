@@ -1,0 +1,172 @@
+//! `ChatRequest` → a turn.
+
+use prost_types::{Struct, Value as ProtoValue, value::Kind};
+use serde_json::{Map, Number, Value};
+
+use super::{
+    MAX_CONTEXT_BYTES, MAX_ENTRIES, MAX_HISTORY, MAX_MESSAGE_BYTES, Parsed, at_most, ids, invalid, map, number, text,
+};
+use crate::{
+    chat::{HistoryMessage, Profile, Speaker, TurnRequest},
+    error::{InvalidArgument, Problem, check_text},
+    identity::{MAX_ID_BYTES, RequestId, SessionId, UserId, check_id},
+    memory::Filter,
+    proto::agent_v1 as pb,
+};
+
+/// A chat request that is right.
+pub(in crate::service) struct ChatCommand {
+    pub(in crate::service) session: SessionId,
+    pub(in crate::service) request: RequestId,
+    pub(in crate::service) turn: TurnRequest,
+    /// Whether citations hold the whole content.
+    pub(in crate::service) whole_citations: bool,
+}
+
+/// Parses a request of a user.
+pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parsed<ChatCommand> {
+    let session = match request.session_id.as_str() {
+        "" => SessionId::generate(),
+        id => SessionId::parse("session_id", id)?,
+    };
+    let request_id = match request.request_id.as_str() {
+        "" => RequestId::generate(),
+        id => RequestId::parse("request_id", id)?,
+    };
+    let message = match request.input {
+        None => return invalid("input", Problem::ExactlyOneOf { fields: "message, tool_result" }),
+        Some(pb::chat_request::Input::Message(message)) => text("message", message, MAX_MESSAGE_BYTES)?,
+        Some(pb::chat_request::Input::ToolResult(result)) => {
+            check_id("tool_result.tool_call_id", &result.tool_call_id)?;
+            // The service asks clients for no tools, so no result can be awaited.
+            return invalid("tool_result.tool_call_id", Problem::Unknown { what: "pending tool call" });
+        }
+    };
+    ids("active_tools", request.active_tools, MAX_ENTRIES)?;
+    check_text("chat_mode", &request.chat_mode, MAX_ID_BYTES)?;
+    let file_ids = ids("file_ids", request.file_ids, MAX_ENTRIES)?;
+    let document_filter = ids("document_filter", request.document_filter, MAX_ENTRIES)?;
+    // Documents of the message are the narrower wish than those of the session.
+    let documents = if file_ids.is_empty() { document_filter } else { file_ids };
+    let config = request.config.unwrap_or_default();
+    let turn = TurnRequest {
+        user,
+        message,
+        profile: profile(request.user_profile.unwrap_or_default())?,
+        extra_context: request.extra_context.map_or(Ok(Value::Null), |context| json("extra_context", context))?,
+        history: history(request.history)?,
+        model: model(config.model)?,
+        temperature: config.temperature.map(|t| number("config.temperature", t, 0.0..=2.0, "0 to 2")).transpose()?,
+        max_tokens: config.max_tokens.map(max_tokens).transpose()?,
+        recall: request.use_document_context.unwrap_or(true).then(|| Filter { documents, ..Filter::default() }),
+    };
+    Ok(ChatCommand { session, request: request_id, turn, whole_citations: request.include_references })
+}
+
+fn model(model: String) -> Parsed<Option<String>> {
+    if model.is_empty() {
+        return Ok(None);
+    }
+    check_text("config.model", &model, MAX_ID_BYTES)?;
+    // A slash is welcome: many models are named owner/model.
+    if model.chars().any(char::is_control) {
+        return invalid("config.model", Problem::NotAnIdentifier);
+    }
+    Ok(Some(model))
+}
+
+fn max_tokens(max_tokens: i32) -> Parsed<u32> {
+    let tokens = u32::try_from(max_tokens).ok().filter(|tokens| *tokens >= 1);
+    tokens.ok_or_else(|| InvalidArgument::new("config.max_tokens", Problem::OutOfRange { range: "1 or more" }))
+}
+
+fn profile(profile: pb::UserProfile) -> Parsed<Profile> {
+    for (field, value) in [
+        ("user_profile.nickname", &profile.nickname),
+        ("user_profile.timezone", &profile.timezone),
+        ("user_profile.language", &profile.language),
+    ] {
+        check_text(field, value, MAX_ID_BYTES)?;
+    }
+    check_text("user_profile.extra_context", &profile.extra_context, MAX_CONTEXT_BYTES)?;
+    let extra_context = match profile.extra_context.trim() {
+        "" => Value::Null,
+        // Text that is no JSON is still worth telling the model.
+        json => serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.to_owned())),
+    };
+    Ok(Profile {
+        nickname: profile.nickname,
+        timezone: profile.timezone,
+        language_tag: profile.language,
+        is_pro: profile.is_pro,
+        preferences: map("user_profile.preferences", profile.preferences)?,
+        extra_context,
+        level: profile.level,
+    })
+}
+
+fn history(history: Vec<pb::ChatMessage>) -> Parsed<Vec<HistoryMessage>> {
+    at_most("history", &history, MAX_HISTORY)?;
+    let message = |(index, message): (usize, pb::ChatMessage)| {
+        let field = |name: &str| format!("history[{index}].{name}");
+        check_text(&field("content"), &message.content, MAX_MESSAGE_BYTES)?;
+        check_text(&field("name"), &message.name, MAX_ID_BYTES)?;
+        let speaker = match message.role.as_str() {
+            "user" => Speaker::User,
+            "assistant" => Speaker::Assistant,
+            "system" => Speaker::System,
+            "tool" => {
+                check_id(&field("tool_call_id"), &message.tool_call_id)?;
+                Speaker::Tool(message.name)
+            }
+            _ => return invalid(field("role"), Problem::NotOneOf { known: "user, assistant, system, tool" }),
+        };
+        Ok(HistoryMessage { speaker, content: message.content })
+    };
+    history.into_iter().enumerate().map(message).collect()
+}
+
+/// A `Struct` as JSON. Proto decoding has bounded its depth.
+fn json(field: &str, context: Struct) -> Parsed<Value> {
+    let json = object(field, context)?;
+    // The length as JSON is what reaches the prompt.
+    if json.to_string().len() > MAX_CONTEXT_BYTES {
+        return invalid(field, Problem::TooLong { limit_bytes: MAX_CONTEXT_BYTES });
+    }
+    Ok(json)
+}
+
+fn object(field: &str, context: Struct) -> Parsed<Value> {
+    let entry = |(name, value): (String, ProtoValue)| {
+        check_text(field, &name, MAX_CONTEXT_BYTES)?;
+        Ok((name, value_of(field, value)?))
+    };
+    Ok(Value::Object(context.fields.into_iter().map(entry).collect::<Parsed<Map<_, _>>>()?))
+}
+
+fn value_of(field: &str, value: ProtoValue) -> Parsed<Value> {
+    let malformed = || InvalidArgument::new(field, Problem::Malformed { expected: "a Struct of finite, set values" });
+    Ok(match value.kind.ok_or_else(malformed)? {
+        Kind::NullValue(_) => Value::Null,
+        Kind::BoolValue(value) => Value::Bool(value),
+        Kind::NumberValue(value) => Value::Number(number_of(value).ok_or_else(malformed)?),
+        Kind::StringValue(value) => {
+            check_text(field, &value, MAX_CONTEXT_BYTES)?;
+            Value::String(value)
+        }
+        Kind::ListValue(list) => {
+            Value::Array(list.values.into_iter().map(|value| value_of(field, value)).collect::<Parsed<_>>()?)
+        }
+        Kind::StructValue(inner) => object(field, inner)?,
+    })
+}
+
+/// A number as JSON; a whole one without a fraction, because a `Struct` knows only doubles and 42 should not read 42.0.
+fn number_of(value: f64) -> Option<Number> {
+    const LARGEST_EXACT: f64 = 9_007_199_254_740_992.0;
+    if value.fract() == 0.0 && value.abs() <= LARGEST_EXACT {
+        #[expect(clippy::cast_possible_truncation, reason = "the range is checked above")]
+        return Some(Number::from(value as i64));
+    }
+    Number::from_f64(value)
+}

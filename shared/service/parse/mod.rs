@@ -1,0 +1,117 @@
+//! Requests as they arrive → commands that are right. Every limit of the contract stands here or in [`crate::identity`].
+
+pub(super) mod chat;
+pub(super) mod memory;
+
+use std::{collections::HashMap, ops::RangeInclusive};
+
+use jiff::Timestamp;
+
+use crate::{
+    error::{InvalidArgument, Problem, check_text},
+    identity::check_id,
+    memory::Filter,
+    proto::agent_v1 as pb,
+};
+
+/// Most bytes of a chat message.
+const MAX_MESSAGE_BYTES: usize = 100_000;
+/// Most messages of a history.
+const MAX_HISTORY: usize = 200;
+/// Most bytes of free context.
+const MAX_CONTEXT_BYTES: usize = 100_000;
+/// Most entries of a map of preferences or metadata, or of a list of tags, documents or tools.
+const MAX_ENTRIES: usize = 256;
+/// Most bytes of one value in such a map.
+const MAX_VALUE_BYTES: usize = 16_000;
+/// Most bytes of a query to the memory.
+const MAX_QUERY_BYTES: usize = 10_000;
+/// Most bytes of a memory.
+const MAX_MEMORY_BYTES: usize = 64_000;
+/// Most memories of one call.
+const MAX_MEMORIES: usize = 1_000;
+
+type Parsed<T> = Result<T, InvalidArgument>;
+
+fn invalid<T>(field: impl Into<String>, problem: Problem) -> Parsed<T> {
+    Err(InvalidArgument::new(field, problem))
+}
+
+/// A text that must say something.
+fn text(field: &str, text: String, limit_bytes: usize) -> Parsed<String> {
+    check_text(field, &text, limit_bytes)?;
+    if text.trim().is_empty() { invalid(field, Problem::Blank) } else { Ok(text) }
+}
+
+fn at_most<T>(field: &str, values: &[T], limit: usize) -> Parsed<()> {
+    if values.len() > limit { invalid(field, Problem::TooMany { limit }) } else { Ok(()) }
+}
+
+/// A list of identifiers, such as tags or documents.
+fn ids(field: &str, ids: Vec<String>, limit: usize) -> Parsed<Vec<String>> {
+    at_most(field, &ids, limit)?;
+    for (index, id) in ids.iter().enumerate() {
+        check_id(&format!("{field}[{index}]"), id)?;
+    }
+    Ok(ids)
+}
+
+/// A list of short labels: like identifiers, but a slash is welcome.
+fn labels(field: &str, labels: Vec<String>) -> Parsed<Vec<String>> {
+    at_most(field, &labels, MAX_ENTRIES)?;
+    for (index, label) in labels.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        check_text(&field, label, crate::identity::MAX_ID_BYTES)?;
+        if label.trim().is_empty() {
+            return invalid(field, Problem::Blank);
+        }
+    }
+    Ok(labels)
+}
+
+fn map(field: &str, map: HashMap<String, String>) -> Parsed<std::collections::BTreeMap<String, String>> {
+    if map.len() > MAX_ENTRIES {
+        return invalid(field, Problem::TooMany { limit: MAX_ENTRIES });
+    }
+    for (key, value) in &map {
+        check_text(field, key, crate::identity::MAX_ID_BYTES)?;
+        check_text(field, value, MAX_VALUE_BYTES)?;
+    }
+    Ok(map.into_iter().collect())
+}
+
+fn number(field: &str, number: f32, range: RangeInclusive<f32>, words: &'static str) -> Parsed<f32> {
+    // A NaN is in no range.
+    if range.contains(&number) { Ok(number) } else { invalid(field, Problem::OutOfRange { range: words }) }
+}
+
+/// How many are asked for: 0 = the default, more than the most = the most.
+fn count(field: &str, count: i32, default: usize, most: usize) -> Parsed<usize> {
+    match usize::try_from(count) {
+        Ok(0) => Ok(default),
+        Ok(count) => Ok(count.min(most)),
+        Err(_) => invalid(field, Problem::OutOfRange { range: "0 or more" }),
+    }
+}
+
+fn timestamp(field: &str, time: &prost_types::Timestamp) -> Parsed<Timestamp> {
+    // Years 1 to 9999, as google.protobuf.Timestamp allows.
+    const SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+    let in_range = SECONDS.contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos);
+    let parsed = in_range.then(|| Timestamp::new(time.seconds, time.nanos).ok()).flatten();
+    parsed.ok_or_else(|| InvalidArgument::new(field, Problem::Malformed { expected: "a time of the years 1 to 9999" }))
+}
+
+fn filter(field: &str, filter: Option<pb::MemoryFilter>) -> Parsed<Filter> {
+    let Some(filter) = filter else { return Ok(Filter::default()) };
+    let time = |name: &str, time: Option<prost_types::Timestamp>| {
+        time.map(|time| timestamp(&format!("{field}.{name}"), &time)).transpose()
+    };
+    Ok(Filter {
+        tags: labels(&format!("{field}.tags"), filter.tags)?,
+        from: time("start_time", filter.start_time)?,
+        before: time("end_time", filter.end_time)?,
+        source_types: labels(&format!("{field}.source_types"), filter.source_types)?,
+        documents: Vec::new(),
+    })
+}

@@ -1,0 +1,76 @@
+//! What the service says to users, in each of its languages.
+
+use crate::{
+    chat::{Failure, Stage},
+    language::Language,
+    llm::ModelErrorKind,
+};
+
+/// What the service is doing.
+pub(super) fn stage(language: Language, stage: Stage) -> &'static str {
+    match stage {
+        Stage::Thinking => language.pick("Thinking…", "正在思考…"),
+        Stage::Searching => language.pick("Searching what I remember…", "正在检索记忆…"),
+        Stage::Generating { recall_failed: false } => language.pick("Writing the answer…", "正在生成回答…"),
+        Stage::Generating { recall_failed: true } => {
+            language.pick("Memory is out of reach; answering without it…", "暂时无法检索记忆，直接回答…")
+        }
+    }
+}
+
+/// Why there is no answer, and what helps.
+pub(super) fn failure(language: Language, failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Model(error) => model_failure(language, error.kind),
+        Failure::ShuttingDown => {
+            language.pick("The server is restarting. Please try again in a moment.", "服务正在重启，请稍后重试。")
+        }
+        Failure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
+    }
+}
+
+fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
+    match kind {
+        ModelErrorKind::Unauthorized => language.pick(
+            "The model provider refused the service's key. Whoever runs the service should check LLM_API_KEY.",
+            "模型服务拒绝了密钥，请服务的维护者检查 LLM_API_KEY。",
+        ),
+        ModelErrorKind::QuotaExhausted => language.pick(
+            "The service's account at the model provider is used up. Whoever runs the service should top it up.",
+            "模型服务账户余额或额度已用完，请服务的维护者充值。",
+        ),
+        ModelErrorKind::RateLimited => language.pick(
+            "The model is asked too often right now. Please try again in a moment.",
+            "当前请求过多，请稍后重试。",
+        ),
+        ModelErrorKind::NotFound => language.pick(
+            "The model provider does not know this model or address. Check the model's name and LLM_API_BASE_URL.",
+            "模型服务找不到该模型或地址，请检查模型名称和 LLM_API_BASE_URL。",
+        ),
+        ModelErrorKind::ContextLength => language.pick(
+            "The conversation is too long for the model. Please start a new one or shorten your message.",
+            "对话超出了模型的长度限制，请新建会话或缩短消息。",
+        ),
+        ModelErrorKind::ContentFilter => language
+            .pick("The model provider's content filter refused this message.", "该消息被模型服务的内容审核拒绝。"),
+        ModelErrorKind::Rejected => language.pick("The model provider refused the request.", "模型服务拒绝了该请求。"),
+        ModelErrorKind::Unavailable => language.pick(
+            "The model provider can not be reached right now. Please try again in a moment.",
+            "模型服务暂时不可用，请稍后重试。",
+        ),
+        ModelErrorKind::Timeout => {
+            language.pick("The model took too long to answer. Please try again.", "模型响应超时，请重试。")
+        }
+        ModelErrorKind::Cut => language.pick(
+            "The connection to the model broke off in the middle of the answer. Please try again.",
+            "与模型服务的连接中断，回答不完整，请重试。",
+        ),
+        ModelErrorKind::Malformed => language.pick(
+            "The model provider sent something unreadable. Please try again.",
+            "模型服务返回了无法识别的数据，请重试。",
+        ),
+        ModelErrorKind::Empty => {
+            language.pick("The model gave an empty answer. Please try again.", "模型返回了空回答，请重试。")
+        }
+    }
+}

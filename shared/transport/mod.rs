@@ -1,0 +1,5 @@
+//! Ways in. Only this room and [`service`](crate::service) know gRPC.
+
+pub mod codec;
+#[cfg(feature = "server")]
+pub mod server;

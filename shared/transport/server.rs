@@ -1,0 +1,221 @@
+//! The local server: gRPC and gRPC-Web on one port, for a gateway, a browser and the command line.
+
+mod cors;
+mod statuses;
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    server::NamedService,
+    service::Routes,
+    transport::{Identity, Server as TonicServer, ServerTlsConfig},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    config::{ServerConfig, TlsFiles},
+    proto::{
+        DESCRIPTOR,
+        agent_v1::{agent_service_server::AgentServiceServer, memory_service_server::MemoryServiceServer},
+    },
+    service::{AgentApi, MemoryApi, Services},
+};
+
+/// Largest message in either direction, in bytes.
+const MAX_MESSAGE_BYTES: usize = 50 * 1024 * 1024;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams of one connection. A gateway puts all its users on one, and hyper's default of 200 would make the rest wait.
+const MAX_STREAMS: u32 = 10_000;
+/// Streams of one connection that a client may have reset before we noticed. A gateway that loses many users at once is no
+/// attacker; with hyper's default of 20 its connection would be closed.
+const MAX_PENDING_RESETS: usize = 10_000;
+/// What a client may send ahead on one connection: enough for large uploads, bounded for memory.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const STREAM_WINDOW: u32 = 1024 * 1024;
+/// How long streams that were told to end may take to write their last frame.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Why the server can not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address can not be listened on.
+    #[error("can not listen on {address}: {source}; set GRPC_PORT to a free port, or stop the program that holds it")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A TLS file can not be read.
+    #[error("{variable} can not be read: {source}")]
+    TlsFile {
+        /// The variable that names the file.
+        variable: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// An origin is no header value.
+    #[error("ALLOWED_ORIGINS has an entry that can not be sent as a header")]
+    Origin(#[from] http::header::InvalidHeaderValue),
+    /// Reflection can not be built.
+    #[error("reflection can not be built: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The transport failed, for example because a TLS file holds no key.
+    #[error("the transport failed: {}", with_causes(.0))]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// A server that listens but does not answer yet.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    config: ServerConfig,
+    services: Services,
+}
+
+impl Server {
+    /// Takes the address, so that a port that is in use is known before anything else is started.
+    ///
+    /// # Errors
+    /// The address can not be listened on.
+    pub async fn bind(config: &ServerConfig, services: Services) -> Result<Self, ServerError> {
+        let address = config.address();
+        let bind = |source| ServerError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        Ok(Self { listener, address, config: config.clone(), services })
+    }
+
+    /// The address that is listened on, with the real port.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` is cancelled; then accepts nothing new, lets streams finish within the configured grace and ends
+    /// the rest with an error frame. `ready` tells whether the database can be used.
+    ///
+    /// # Errors
+    /// The server can not be set up, or its transport fails.
+    pub async fn serve(self, mut ready: watch::Receiver<bool>, stop: CancellationToken) -> Result<(), ServerError> {
+        let Self { listener, config, services, .. } = self;
+        let drain = services.drain.clone();
+        let (reporter, health) = tonic_health::server::health_reporter();
+        report(&reporter, false).await;
+
+        let mut routes = Routes::builder();
+        routes
+            .add_service(health)
+            .add_service(AgentServiceServer::new(services.agent).limited())
+            .add_service(MemoryServiceServer::new(services.memory).limited());
+        if config.reflection {
+            let files =
+                [DESCRIPTOR, tonic_health::pb::FILE_DESCRIPTOR_SET, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET];
+            let builder = || {
+                files.iter().fold(tonic_reflection::server::Builder::configure(), |builder, file| {
+                    builder.register_encoded_file_descriptor_set(file)
+                })
+            };
+            routes.add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?);
+        }
+
+        let mut server = TonicServer::builder()
+            .accept_http1(true)
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(STREAM_WINDOW);
+        if let Some(files) = &config.tls {
+            server = server.tls_config(ServerTlsConfig::new().identity(identity(files)?))?;
+        }
+        let stopped = stop.clone().cancelled_owned();
+        let serving = server
+            .layer(cors::layer(&config.allowed_origins)?)
+            .layer(tonic_web::GrpcWebLayer::new())
+            .layer(statuses::StatusLayer)
+            .add_routes(routes.routes())
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped);
+
+        let health = async {
+            loop {
+                report(&reporter, *ready.borrow_and_update()).await;
+                if ready.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+        };
+        let deadline = async {
+            stop.cancelled().await;
+            report(&reporter, false).await;
+            let grace_over = Instant::now() + config.shutdown_grace;
+            tokio::select! {
+                () = drain.idle() => {}
+                () = sleep_until(grace_over) => {
+                    drain.end();
+                    // Whoever does not read its last frame by then has had its chance.
+                    let _ = timeout(LAST_WORDS, drain.idle()).await;
+                }
+            }
+        };
+        let mut serving = std::pin::pin!(serving);
+        tokio::select! {
+            result = &mut serving => return Ok(result?),
+            () = deadline => {}
+            () = health => {}
+        }
+        // Frames that were made are still on their way to the sockets, and an idle watcher of the health never leaves.
+        match timeout(LAST_WORDS, serving).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// A generated server with our limits of size.
+trait Limited {
+    fn limited(self) -> Self;
+}
+
+impl Limited for AgentServiceServer<AgentApi> {
+    fn limited(self) -> Self {
+        self.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+impl Limited for MemoryServiceServer<MemoryApi> {
+    fn limited(self) -> Self {
+        self.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+/// Tells the health of each service, and of the server as a whole (the empty name).
+async fn report(reporter: &HealthReporter, ready: bool) {
+    let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in ["", AgentServiceServer::<AgentApi>::NAME, MemoryServiceServer::<MemoryApi>::NAME] {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+fn identity(files: &TlsFiles) -> Result<Identity, ServerError> {
+    let read = |variable, path: &std::path::Path| {
+        std::fs::read(path).map_err(|source| ServerError::TlsFile { variable, source })
+    };
+    Ok(Identity::from_pem(read("TLS_CERT_FILE", &files.certificate)?, read("TLS_KEY_FILE", &files.key)?))
+}
+
+/// An error with its causes: tonic's own text says no more than "transport error".
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Runs clients that are not ours (Python, Go, grpcurl, gRPC-Web by hand) against a real server.
+#
+#   tests/e2e/run.sh PATH_TO_AGENT_LOCAL
+#
+# Needs python3 and Go. All that it installs is pinned and kept in E2E_CACHE (target/e2e if not set);
+# the server gets a free port, a data folder of its own and no other configuration than the one below.
+set -euo pipefail
+
+if (( $# != 1 )) || [[ ! -x $1 ]]; then
+  echo "usage: tests/e2e/run.sh PATH_TO_AGENT_LOCAL" >&2
+  exit 2
+fi
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+server=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+cache=${E2E_CACHE:-$root/target/e2e}
+grpcurl_version=v1.9.4
+
+scratch=$(mktemp -d)
+results=$scratch/results
+server_pid=
+cleanup() {
+  [[ -z $server_pid ]] || kill -KILL "$server_pid" 2>/dev/null || true
+  rm -rf "$scratch"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+fail() { echo "FAIL  $*" | tee -a "$results"; }
+
+# Runs a client that prints a line per check; one that dies without saying why is a failure too.
+client() { # NAME COMMAND…
+  local name=$1 output=$scratch/output
+  shift
+  printf '\n%s\n' "$name"
+  if ! "$@" 2>&1 | tee "$output" && ! grep -q '^FAIL' "$output"; then
+    fail "$name ended early"
+  fi
+  cat "$output" >>"$results"
+}
+
+# Says nothing unless the command fails.
+quietly() {
+  "$@" >"$scratch/said" 2>&1 || { cat "$scratch/said" >&2; exit 1; }
+}
+
+running() { kill -0 "$server_pid" 2>/dev/null; }
+
+# ---- what the clients need ----
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd)
+STUB_TOOLS=$cache "$root/infra/generate-stubs.sh"
+python=$cache/venv/bin/python
+"$python" -m pip install --quiet --requirement "$here/python/requirements.txt"
+mkdir -p "$cache/old_generation"
+"$python" -m grpc_tools.protoc -I "$here/old_generation" --python_out="$cache/old_generation" \
+  --grpc_python_out="$cache/old_generation" "$here/old_generation/agent_service.proto"
+GOBIN=$cache/bin quietly go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$grpcurl_version"
+quietly go build -C "$here/go" -o "$cache/bin/gateway" .
+export PATH=$cache/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+
+# ---- the server ----
+# Started from an empty folder, so that no .env file is read. Limits of rate are off because the
+# clients ask more than people do. Pieces 5 ms apart leave time to cancel between them.
+cd "$scratch"
+env -i PATH="$PATH" HOME="$scratch" \
+  DEMO_MODE=true DEMO_THINKING_DELAY_MS=0 DEMO_CHUNK_DELAY_MS=5 EMBEDDING_PROVIDER=hashed RATE_LIMITS=off \
+  GRPC_PORT=0 AGENT_DATA_DIR="$scratch/data" \
+  "$server" >"$scratch/stdout" 2>"$scratch/stderr" &
+server_pid=$!
+
+address=
+for (( tenths = 0; tenths < 600; tenths++ )); do
+  address=$(sed -n 's|.*http://\(127\.0\.0\.1:[0-9]\{1,\}\).*|\1|p' "$scratch/stdout" | head -n 1)
+  if [[ -n $address ]] || ! running; then break; fi
+  sleep 0.1
+done
+if [[ -z $address ]]; then
+  cat "$scratch/stdout" "$scratch/stderr" >&2
+  echo "the server ended, or did not say its address within a minute" >&2
+  exit 1
+fi
+
+# ---- the clients ----
+user=seeded-$$
+current() { PYTHONPATH=$root/gen/python "$python" "$here/python/$1.py" "$address" "${@:2}"; }
+old() { PYTHONPATH=$cache/old_generation "$python" "$here/python/$1.py" "$address" "${@:2}"; }
+
+client "health" current health
+client "grpcurl" "$here/grpcurl.sh" "$address" "$user"
+client "python, chat" current chat
+client "python, refusals" current refusals
+client "python, memory" current memory
+client "python, old generation" old old_client "$user"
+client "gRPC-Web" current web "$user"
+client "go gateway" gateway "$address"
+
+# ---- the end ----
+printf '\nserver\n'
+kill -TERM "$server_pid" 2>/dev/null || true
+for (( tenths = 0; tenths < 300; tenths++ )); do
+  running || break
+  sleep 0.1
+done
+running && kill -KILL "$server_pid"
+status=0
+wait "$server_pid" || status=$?
+server_pid=
+if (( status == 0 )); then
+  echo "ok  SIGTERM ends the server with exit code 0" | tee -a "$results"
+else
+  fail "SIGTERM ends the server with exit code 0, not $status"
+fi
+
+passed=$(grep -c '^ok  ' "$results" || true)
+failed=$(grep -c '^FAIL  ' "$results" || true)
+if (( failed > 0 )); then
+  printf '\nThe last that the server said:\n'
+  tail -n 40 "$scratch/stderr"
+fi
+printf '\n%d passed, %d failed\n' "$passed" "$failed"
+(( passed > 0 && failed == 0 ))
