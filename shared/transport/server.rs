@@ -149,7 +149,8 @@ impl Server {
 
         let health = async {
             loop {
-                report(&reporter, *ready.borrow_and_update()).await;
+                let is_ready = *ready.borrow_and_update();
+                report(&reporter, is_ready).await;
                 if ready.changed().await.is_err() {
                     return std::future::pending().await;
                 }

@@ -2,16 +2,18 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use http::{HeaderMap, HeaderValue, Request, Response};
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
 use tower::{Layer, Service};
 
-/// Maps tonic's OUT_OF_RANGE for a message that is too large to RESOURCE_EXHAUSTED, and its CANCELLED for a deadline that
-/// has passed to DEADLINE_EXCEEDED, as <https://grpc.io/docs/guides/status-codes/> has them.
-///
-/// Both are given before a handler runs, hence in the headers of an answer without a body.
+/// Maps tonic's OUT_OF_RANGE for a message that is too large to RESOURCE_EXHAUSTED, and answers a call whose `grpc-timeout`
+/// has passed before a handler answered with DEADLINE_EXCEEDED where tonic says CANCELLED, as
+/// <https://grpc.io/docs/guides/status-codes/> has them.
 #[derive(Debug, Clone)]
 pub(super) struct StatusLayer;
 
@@ -33,52 +35,97 @@ impl<S, In, Out> Service<Request<In>> for StatusService<S>
 where
     S: Service<Request<In>, Response = Response<Out>>,
     S::Future: Send + 'static,
+    Out: Default,
 {
     type Response = Response<Out>;
     type Error = S::Error;
-    type Future = Mapped<S::Future>;
+    type Future = Answer<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, request: Request<In>) -> Self::Future {
-        Mapped { inner: Box::pin(self.inner.call(request)) }
+        // A moment before tonic's own timer, which would answer CANCELLED.
+        let before = |timeout: Duration| timeout.saturating_sub((timeout / 10).min(Duration::from_millis(5)));
+        let deadline = timeout(request.headers()).map(|timeout| Box::pin(sleep(before(timeout))));
+        Answer { inner: Box::pin(self.inner.call(request)), deadline }
     }
 }
 
 /// An answer with its status put right.
-pub(super) struct Mapped<F> {
+pub(super) struct Answer<F> {
     inner: Pin<Box<F>>,
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl<F, Out, E> Future for Mapped<F>
+impl<F, Out, E> Future for Answer<F>
 where
     F: Future<Output = Result<Response<Out>, E>>,
+    Out: Default,
 {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let mut result = ready!(self.inner.as_mut().poll(context));
-        if let Ok(response) = &mut result {
-            put_right(response.headers_mut());
+        if let Poll::Ready(mut result) = self.inner.as_mut().poll(context) {
+            if let Ok(response) = &mut result {
+                put_right(response.headers_mut());
+            }
+            return Poll::Ready(result);
         }
-        Poll::Ready(result)
+        match &mut self.deadline {
+            Some(deadline) => deadline
+                .as_mut()
+                .poll(context)
+                .map(|()| Ok(Status::deadline_exceeded("the deadline of the call has passed").into_http())),
+            None => Poll::Pending,
+        }
     }
 }
 
+/// A message that is too large is found before a handler runs, hence told in the headers of an answer without a body.
 fn put_right(headers: &mut HeaderMap) {
     const OUT_OF_RANGE: &str = "11";
-    const CANCELLED: &str = "1";
-    let Some(status) = headers.get("grpc-status").and_then(|status| status.to_str().ok()) else { return };
-    let message = headers.get("grpc-message").and_then(|message| message.to_str().ok()).unwrap_or_default();
-    let right = match status {
-        OUT_OF_RANGE => HeaderValue::from_static("8"),
-        // Percent-encoded, as the message travels.
-        CANCELLED if message.starts_with("Timeout%20expired") || message.starts_with("Timeout expired") => {
-            HeaderValue::from_static("4")
+    const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
+    if headers.get("grpc-status").is_some_and(|status| status == OUT_OF_RANGE) {
+        headers.insert("grpc-status", RESOURCE_EXHAUSTED);
+    }
+}
+
+/// The time that a client gives a call: at most eight digits and a unit,
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>. A malformed one counts as absent.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let amount: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_read_in_each_unit_and_a_malformed_one_counts_as_absent() {
+        let read = |value: &'static str| {
+            timeout(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), HeaderValue::from_static(value))]))
+        };
+        assert_eq!(read("2H"), Some(Duration::from_secs(7200)));
+        assert_eq!(read("3M"), Some(Duration::from_secs(180)));
+        assert_eq!(read("99999999S"), Some(Duration::from_secs(99_999_999)));
+        assert_eq!(read("50m"), Some(Duration::from_millis(50)));
+        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        assert_eq!(read("1n"), Some(Duration::from_nanos(1)));
+        for malformed in ["", "S", "5", "-5S", "999999999S", "5x"] {
+            assert_eq!(read(malformed), None, "{malformed:?}");
         }
-        _ => return,
-    };
-    headers.insert("grpc-status", right);
+    }
 }

@@ -1,0 +1,93 @@
+//! Turns with retrieval: each embeds its question and searches the memory of its user.
+
+use std::time::Duration;
+
+use agent_service::proto::agent_v1::{
+    self as pb, agent_service_client::AgentServiceClient, chat_response::Content,
+    memory_service_client::MemoryServiceClient,
+};
+use tokio::{runtime::Runtime, time::timeout};
+
+use crate::{
+    LOG_LEVEL, Outcome,
+    load::{self, Target},
+    process::ServerProcess,
+    report::{number, quantile},
+    request,
+    server::Role,
+};
+
+/// Subjects of the memories; the question is about one of them.
+const SUBJECTS: [&str; 10] = [
+    "eigenvalues and eigenvectors",
+    "the chain rule",
+    "past tenses in French",
+    "the causes of the First World War",
+    "balancing redox reactions",
+    "recursion in Python",
+    "the Krebs cycle",
+    "conditional probability",
+    "essay structure",
+    "Newton's second law",
+];
+/// What the measurement may take beyond its span before it counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How much there is to search, and by how many.
+pub struct Plan {
+    pub users: usize,
+    /// Of each user.
+    pub memories: usize,
+    /// Callers of the closed loop; they ask on behalf of the users in turn.
+    pub callers: usize,
+    pub span: Duration,
+}
+
+/// Measures and prints.
+pub fn run(runtime: &Runtime, plan: &Plan) -> Outcome<()> {
+    let server = ServerProcess::start(Role::Retrieval, Duration::ZERO, &[], LOG_LEVEL)?;
+    let mut done = runtime.block_on(async { timeout(plan.span + PATIENCE, measure(plan, server.address())).await? })?;
+    println!(
+        "\nRetrieval on: {} callers in a closed loop for {:?}, {} users with {} memories each, embedded Postgres",
+        plan.callers, plan.span, plan.users, plan.memories
+    );
+    let line = |what, value| println!("{what:<38}{:>12}", number(value));
+    line("turns a second", done.turns as f64 / done.elapsed.as_secs_f64());
+    line("first frame, p99, ms", quantile(&mut done.first_frames, 0.99) * 1e3);
+    line("whole turn, p50, ms", quantile(&mut done.ends, 0.5) * 1e3);
+    line("whole turn, p99, ms", quantile(&mut done.ends, 0.99) * 1e3);
+    Ok(())
+}
+
+async fn measure(plan: &Plan, address: &str) -> Outcome<load::Done> {
+    let target = Target::connect(address).await?;
+    let mut memory = MemoryServiceClient::new(target.channel(0));
+    for user in 0..plan.users {
+        let memories = (0..plan.memories).map(|number| pb::MemoryInput {
+            content: format!(
+                "In week {number} I worked on {} and wrote down what I did not understand, with an example of my own.",
+                SUBJECTS[number % SUBJECTS.len()]
+            ),
+            ..Default::default()
+        });
+        let request = pb::AddMemoriesRequest { user_id: user_id(user), memories: memories.collect() };
+        memory.add_memories(request).await?;
+    }
+    let ask = |user| pb::ChatRequest { user_id: user_id(user), use_document_context: None, ..request() };
+    // A turn that finds nothing would be fast and mean nothing.
+    let mut frames = AgentServiceClient::new(target.channel(0)).stream_chat(ask(0)).await?.into_inner();
+    let mut recalled = false;
+    while let Some(frame) = frames.message().await? {
+        recalled |= matches!(frame.content, Some(Content::Citations(_)));
+    }
+    if !recalled {
+        return Err("nothing was recalled".into());
+    }
+    let requests = || (0..plan.callers).map(|caller| ask(caller % plan.users));
+    load::saturate_with(&target, requests(), plan.span / 5).await?;
+    load::saturate_with(&target, requests(), plan.span).await
+}
+
+fn user_id(number: usize) -> String {
+    format!("user-{number}")
+}

@@ -1,0 +1,194 @@
+//! What the child processes run: the service as it is, or tonic alone.
+
+use std::{
+    io::{Read as _, Write as _},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use agent_service::{
+    config::Config,
+    postgres::Database,
+    proto::agent_v1::{
+        self as pb,
+        agent_service_server::{AgentService, AgentServiceServer},
+        chat_response::Content,
+    },
+    service::Services,
+    telemetry,
+    transport::server::Server,
+};
+use async_stream::stream;
+use futures_util::Stream;
+use prost::Message as _;
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, transport::server::TcpIncoming};
+
+use crate::Outcome;
+
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The service, without a database.
+    Service,
+    /// The service with its embedded Postgres.
+    Retrieval,
+    /// Tonic with the generated code and nothing else.
+    Bare,
+}
+
+impl Role {
+    const ALL: [Self; 3] = [Self::Service, Self::Retrieval, Self::Bare];
+
+    /// Its name as an argument.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Retrieval => "retrieval",
+            Self::Bare => "bare",
+        }
+    }
+
+    /// The role of a name.
+    pub fn parse(name: &str) -> Outcome<Self> {
+        Ok(Self::ALL.into_iter().find(|role| role.name() == name).ok_or("no such server")?)
+    }
+}
+
+/// Runs a server until its input ends. Tells its address on a line once it can be called.
+pub fn run(role: Role, arguments: &[&str]) -> Outcome<()> {
+    let pace = Duration::from_millis(arguments.first().ok_or("the pace is missing")?.parse()?);
+    let turn = read_turn()?;
+    telemetry::init(None);
+    let stop = CancellationToken::new();
+    let input_ended = stop.clone();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read(&mut [0]);
+        input_ended.cancel();
+    });
+    Runtime::new()?.block_on(async {
+        match role {
+            Role::Bare => serve_bare(turn, pace, stop).await,
+            Role::Service | Role::Retrieval => serve(role, pace, stop).await,
+        }
+    })
+}
+
+/// The frames that a bare server repeats, which its input begins with.
+fn read_turn() -> Outcome<Vec<pb::ChatResponse>> {
+    let mut input = std::io::stdin().lock();
+    let mut length = [0; 8];
+    input.read_exact(&mut length)?;
+    let mut bytes = vec![0; usize::try_from(u64::from_le_bytes(length))?];
+    input.read_exact(&mut bytes)?;
+    let (mut rest, mut frames) = (bytes.as_slice(), Vec::new());
+    while !rest.is_empty() {
+        frames.push(pb::ChatResponse::decode_length_delimited(&mut rest)?);
+    }
+    Ok(frames)
+}
+
+/// Tells the benchmark that calls can begin.
+fn announce(address: std::net::SocketAddr) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "http://{address}")?;
+    out.flush()
+}
+
+async fn serve(role: Role, pace: Duration, stop: CancellationToken) -> Outcome<()> {
+    let data = tempfile::tempdir()?;
+    let config = Config::read(&|name| {
+        Some(match name {
+            "GRPC_PORT" | "DEMO_THINKING_DELAY_MS" | "SHUTDOWN_GRACE_SECONDS" => "0".to_owned(),
+            "DEMO_MODE" => "on".to_owned(),
+            "DEMO_CHUNK_DELAY_MS" => pace.as_millis().to_string(),
+            "EMBEDDING_PROVIDER" => "hashed".to_owned(),
+            // Nobody listens there: without retrieval a turn must not need a database.
+            "DATABASE_URL" if role == Role::Service => "postgres://nobody@127.0.0.1:1/none".to_owned(),
+            "AGENT_DATA_DIR" => data.path().to_str()?.to_owned(),
+            _ => return None,
+        })
+    })?;
+    let database = Database::from_config(&config.stores.memory)?;
+    let services = Services::from_config(&config, database.pool())?;
+    let server = Server::bind(&config.server, services).await?;
+    let address = server.address();
+    let (ready, is_ready) = watch::channel(false);
+    let mut can_begin = is_ready.clone();
+    let announcing = async {
+        if role == Role::Retrieval {
+            can_begin.wait_for(|ready| *ready).await?;
+        }
+        announce(address)?;
+        std::future::pending().await
+    };
+    let keeping = async {
+        match role {
+            Role::Retrieval => Ok(database.keep(&ready, Arc::new(|_| {})).await?),
+            _ => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        result = server.serve(is_ready, stop) => Ok(result?),
+        result = announcing => result,
+        result = keeping => result,
+    }
+}
+
+/// Answers every chat with the same frames.
+struct Bare {
+    turn: Arc<[pb::ChatResponse]>,
+    pace: Duration,
+}
+
+#[tonic::async_trait]
+impl AgentService for Bare {
+    type StreamChatStream = Pin<Box<dyn Stream<Item = Result<pb::ChatResponse, Status>> + Send>>;
+
+    async fn stream_chat(
+        &self,
+        _request: Request<pb::ChatRequest>,
+    ) -> Result<Response<Self::StreamChatStream>, Status> {
+        let (turn, pace) = (self.turn.clone(), self.pace);
+        Ok(Response::new(Box::pin(stream! {
+            let mut due = Instant::now();
+            for frame in turn.iter() {
+                if !pace.is_zero() && matches!(frame.content, Some(Content::Delta(_))) {
+                    sleep_until(due).await;
+                    due += pace;
+                }
+                yield Ok(frame.clone());
+            }
+        })))
+    }
+
+    async fn retrieve_memory(&self, _request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
+        Err(Status::unimplemented("a bare server has no memory"))
+    }
+}
+
+async fn serve_bare(turn: Vec<pb::ChatResponse>, pace: Duration, stop: CancellationToken) -> Outcome<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    announce(listener.local_addr()?)?;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    // What the service sets for HTTP/2, without its layers.
+    let serving = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .max_concurrent_streams(10_000)
+        .initial_connection_window_size(4 * 1024 * 1024)
+        .initial_stream_window_size(1024 * 1024)
+        .add_service(AgentServiceServer::new(Bare { turn: turn.into(), pace }))
+        .serve_with_incoming(incoming);
+    tokio::select! {
+        result = serving => Ok(result?),
+        () = stop.cancelled() => Ok(()),
+    }
+}

@@ -1,0 +1,149 @@
+//! An OpenAI-compatible server that says, byte for byte, what a test tells it to.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::{Mutex, mpsc},
+};
+
+/// What to do on a connection once the request has been read.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// Send these bytes as they are.
+    Send(Vec<u8>),
+    /// Wait until the client has gone, then tell it.
+    AwaitGone,
+}
+
+/// A request as it arrived.
+#[derive(Debug)]
+pub struct Received {
+    pub head: String,
+    pub body: Value,
+}
+
+pub struct FakeProvider {
+    pub base_url: String,
+    pub requests: mpsc::UnboundedReceiver<Received>,
+    /// A message for each [`Step::AwaitGone`] that came true.
+    pub gone: mpsc::UnboundedReceiver<()>,
+    scripts: Arc<Mutex<Vec<Vec<Step>>>>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl FakeProvider {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let scripts = Arc::new(Mutex::new(Vec::<Vec<Step>>::new()));
+        let (received, requests) = mpsc::unbounded_channel();
+        let (left, gone) = mpsc::unbounded_channel();
+        let queue = scripts.clone();
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                tokio::spawn(answer(socket, queue.clone(), received.clone(), left.clone()));
+            }
+        });
+        Self { base_url, requests, gone, scripts, accepting }
+    }
+
+    /// Tells what to answer to the next request that has no script yet.
+    pub async fn script(&self, steps: Vec<Step>) {
+        self.scripts.lock().await.push(steps);
+    }
+
+    /// Answers the next request with a complete stream of these events.
+    pub async fn stream(&self, events: &[&str]) {
+        let body = events.iter().map(|event| format!("data: {event}\n\n")).collect::<String>();
+        self.script(vec![Step::Send(head(200, "text/event-stream")), Step::Send(body.into_bytes())]).await;
+    }
+
+    /// Answers the next request with an error.
+    pub async fn refuse(&self, status: u16, body: &str) {
+        let mut bytes = head(status, "application/json");
+        bytes.extend_from_slice(body.as_bytes());
+        self.script(vec![Step::Send(bytes)]).await;
+    }
+
+    /// The variables that point a server at this provider.
+    pub fn variables(&self) -> Vec<(&'static str, &str)> {
+        vec![
+            ("LLM_PROVIDER", "compatible"),
+            ("LLM_API_BASE_URL", &self.base_url),
+            ("LLM_API_KEY", "test-key"),
+            ("LLM_MODEL_NAME", "test-model"),
+        ]
+    }
+}
+
+impl Drop for FakeProvider {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// The head of an answer whose body ends with the connection.
+pub fn head(status: u16, content_type: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status} Scripted\r\ncontent-type: {content_type}\r\nconnection: close\r\n\r\n").into_bytes()
+}
+
+/// A chunk with a piece of text.
+pub fn delta(text: &str) -> String {
+    serde_json::json!({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]}).to_string()
+}
+
+/// The chunk that ends the text.
+pub fn finish(reason: &str) -> String {
+    serde_json::json!({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}).to_string()
+}
+
+/// The chunk with the usage, which comes last.
+pub fn usage(prompt: u32, completion: u32) -> String {
+    let total = prompt + completion;
+    let usage = serde_json::json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total});
+    serde_json::json!({"choices": [], "usage": usage}).to_string()
+}
+
+async fn answer(
+    mut socket: TcpStream,
+    scripts: Arc<Mutex<Vec<Vec<Step>>>>,
+    received: mpsc::UnboundedSender<Received>,
+    left: mpsc::UnboundedSender<()>,
+) {
+    let Some(request) = read_request(&mut socket).await else { return };
+    received.send(request).unwrap();
+    let steps = scripts.lock().await.remove(0);
+    for step in steps {
+        match step {
+            // A client that left early is what some tests are about.
+            Step::Send(bytes) => drop(socket.write_all(&bytes).await),
+            Step::AwaitGone => {
+                let mut byte = [0];
+                // Nothing more is sent by a client, so that whatever comes is its end.
+                let _ = socket.read(&mut byte).await;
+                left.send(()).unwrap();
+            }
+        }
+    }
+}
+
+async fn read_request(socket: &mut TcpStream) -> Option<Received> {
+    let mut bytes = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let read = socket.read(&mut piece).await.ok().filter(|read| *read > 0)?;
+        bytes.extend_from_slice(&piece[..read]);
+        let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+        let length =
+            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        if bytes.len() >= end + 4 + length.unwrap_or(0) {
+            let body = serde_json::from_slice(&bytes[end + 4..]).unwrap_or(Value::Null);
+            return Some(Received { head, body });
+        }
+    }
+}

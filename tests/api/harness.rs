@@ -1,0 +1,334 @@
+//! A server of our own in each test: a free port, a database of its own.
+
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, str::FromStr as _, time::Duration};
+
+use agent_service::{
+    config::Config,
+    postgres::{Database, embedded},
+    proto::agent_v1::{
+        self as pb, agent_service_client::AgentServiceClient, chat_response::Content,
+        memory_service_client::MemoryServiceClient,
+    },
+    service::Services,
+    transport::server::Server,
+};
+use sqlx::{Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
+use tokio::{
+    sync::{OnceCell, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, transport::Channel};
+use uuid::Uuid;
+
+/// Ends a test that would hang. No assertion depends on it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The Postgres of this test run: the one of `TEST_DATABASE_URL`, or else an embedded one.
+struct Postgres {
+    url: String,
+    /// A database with all tables, of which each test gets a copy.
+    template: String,
+    _embedded: Option<embedded::EmbeddedPostgres>,
+}
+
+async fn postgres() -> &'static Postgres {
+    static POSTGRES: OnceCell<Postgres> = OnceCell::const_new();
+    POSTGRES
+        .get_or_init(|| async {
+            let (url, embedded) = match std::env::var("TEST_DATABASE_URL") {
+                Ok(url) => (url, None),
+                Err(_) => tokio::task::spawn_blocking(start_embedded).await.unwrap(),
+            };
+            let template = format!("agent_test_template_{}", Uuid::now_v7().simple());
+            create_database(&url, &template, "template1").await;
+            database(&with_database(&url, &template)).migrate().await.unwrap();
+            Postgres { url, template, _embedded: embedded }
+        })
+        .await
+}
+
+/// Starts an embedded Postgres in a directory that is kept from run to run and that no other run uses now.
+fn start_embedded() -> (String, Option<embedded::EmbeddedPostgres>) {
+    for number in 0..100 {
+        let data_dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{number}"));
+        match embedded::EmbeddedPostgres::start(&data_dir, &|_| {}) {
+            Err(embedded::EmbeddedError::InUse { .. }) => {}
+            started => {
+                let socket = embedded::socket_path(&data_dir).unwrap();
+                let url = format!("postgres://postgres@localhost:5432/postgres?host={}", socket.display());
+                return (url, Some(started.unwrap()));
+            }
+        }
+    }
+    panic!("every directory for a test database is in use");
+}
+
+fn with_database(url: &str, name: &str) -> String {
+    let mut url = reqwest::Url::parse(url).unwrap();
+    url.set_path(name);
+    url.to_string()
+}
+
+async fn create_database(url: &str, name: &str, template: &str) {
+    let mut connection = PgConnection::connect_with(&PgConnectOptions::from_str(url).unwrap()).await.unwrap();
+    let statement = format!("create database {name} template {template}");
+    connection.execute(sqlx::AssertSqlSafe(statement)).await.unwrap();
+}
+
+fn database(url: &str) -> Database {
+    Database::from_config(&config(&[("DATABASE_URL", url)]).stores.memory).unwrap()
+}
+
+/// A database of one test.
+pub struct TestDatabase {
+    pub url: String,
+    name: String,
+}
+
+impl TestDatabase {
+    pub async fn create() -> Self {
+        let postgres = postgres().await;
+        let name = format!("agent_test_{}", Uuid::now_v7().simple());
+        create_database(&postgres.url, &name, &postgres.template).await;
+        Self { url: with_database(&postgres.url, &name), name }
+    }
+
+    /// A connection beside the server, to look behind it.
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect_with(&PgConnectOptions::from_str(&self.url).unwrap()).await.unwrap()
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let (url, name) = (with_database(&self.url, "postgres"), self.name.clone());
+        // A test's own runtime may be ending already.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut connection = PgConnection::connect_with(&PgConnectOptions::from_str(&url).unwrap()).await?;
+                connection.execute(sqlx::AssertSqlSafe(format!("drop database {name} with (force)"))).await
+            })
+        });
+        // What can not be dropped does no harm but take space.
+        let _ = dropped.join();
+    }
+}
+
+/// A configuration from variables alone.
+pub fn config(variables: &[(&str, &str)]) -> Config {
+    let variables: HashMap<&str, &str> = variables.iter().copied().collect();
+    Config::read(&|name| variables.get(name).map(|value| (*value).to_owned())).unwrap()
+}
+
+/// A running server.
+pub struct TestServer {
+    pub address: SocketAddr,
+    /// Tells the server whether its database is ready.
+    pub ready: watch::Sender<bool>,
+    pub stop: CancellationToken,
+    pub serving: Option<JoinHandle<()>>,
+    pub channel: Channel,
+    /// The database, unless the test has none.
+    pub database: Option<TestDatabase>,
+}
+
+impl TestServer {
+    /// A server in demo mode without delays, changed by variables, with a database of its own.
+    pub async fn start(variables: &[(&str, &str)]) -> Self {
+        let database = TestDatabase::create().await;
+        let url = database.url.clone();
+        let mut server = Self::start_on(&url, variables).await;
+        server.database = Some(database);
+        server
+    }
+
+    /// A server on a database that may be out of reach.
+    pub async fn start_on(database_url: &str, variables: &[(&str, &str)]) -> Self {
+        let mut all = vec![
+            ("GRPC_PORT", "0"),
+            ("DATABASE_URL", database_url),
+            ("EMBEDDING_PROVIDER", "hashed"),
+            ("DEMO_THINKING_DELAY_MS", "0"),
+            ("DEMO_CHUNK_DELAY_MS", "0"),
+        ];
+        all.extend(variables);
+        let config = config(&all);
+        let pool = Database::from_config(&config.stores.memory).unwrap().pool();
+        let services = Services::from_config(&config, pool).unwrap();
+        let server = Server::bind(&config.server, services).await.unwrap();
+        let address = server.address();
+        let (ready, is_ready) = watch::channel(true);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let serving = tokio::spawn(async move { server.serve(is_ready, stopped).await.unwrap() });
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        Self { address, ready, stop, serving: Some(serving), channel, database: None }
+    }
+
+    pub fn agent(&self) -> AgentServiceClient<Channel> {
+        AgentServiceClient::new(self.channel.clone())
+            .max_encoding_message_size(100 << 20)
+            .max_decoding_message_size(100 << 20)
+    }
+
+    pub fn memory(&self) -> MemoryServiceClient<Channel> {
+        MemoryServiceClient::new(self.channel.clone()).max_encoding_message_size(100 << 20)
+    }
+
+    /// All frames of a chat.
+    pub async fn chat(&self, request: pb::ChatRequest) -> Result<Vec<pb::ChatResponse>, Status> {
+        let collect = async {
+            let mut stream = self.agent().stream_chat(request).await?.into_inner();
+            let mut frames = Vec::new();
+            while let Some(frame) = stream.message().await? {
+                frames.push(frame);
+            }
+            Ok(frames)
+        };
+        tokio::time::timeout(PATIENCE, collect).await.expect("the stream hangs")
+    }
+
+    /// Stores memories of a user, each a text.
+    pub async fn remember(&self, user: &str, texts: &[&str]) -> Vec<String> {
+        let memories = texts.iter().map(|text| pb::MemoryInput { content: (*text).into(), ..Default::default() });
+        let request = pb::AddMemoriesRequest { user_id: user.into(), memories: memories.collect() };
+        self.memory().add_memories(request).await.unwrap().into_inner().ids
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(serving) = &self.serving {
+            serving.abort();
+        }
+    }
+}
+
+/// An HTTP client for what no gRPC client would send.
+pub fn http() -> reqwest::ClientBuilder {
+    // An error means that another test has done so.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+}
+
+/// A message as it travels: a flag, its length, its bytes.
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
+}
+
+/// A call in plain HTTP/2 of a message that may be none.
+pub async fn raw_call(server: &TestServer, method: &str, message: &[u8], timeout: &str) -> reqwest::Response {
+    let client = http().http2_prior_knowledge().build().unwrap();
+    let call = client.post(format!("http://{}/agent.v1.AgentService/{method}", server.address)).body(framed(message));
+    let call = call.header("content-type", "application/grpc").header("te", "trailers").header("grpc-timeout", timeout);
+    call.send().await.unwrap()
+}
+
+/// A chat request of the user `ann`.
+pub fn ask(message: &str) -> pb::ChatRequest {
+    pb::ChatRequest {
+        user_id: "ann".into(),
+        input: Some(pb::chat_request::Input::Message(message.into())),
+        ..Default::default()
+    }
+}
+
+/// What a frame is, in a word.
+pub fn kind(frame: &pb::ChatResponse) -> &'static str {
+    match frame.content.as_ref() {
+        Some(Content::StatusUpdate(status)) => status.state().as_str_name(),
+        Some(Content::Delta(_)) => "delta",
+        Some(Content::ToolCall(_)) => "tool_call",
+        Some(Content::FullText(_)) => "full_text",
+        Some(Content::Error(_)) => "error",
+        Some(Content::Usage(_)) => "usage",
+        Some(Content::Citations(_)) => "citations",
+        Some(Content::ToolResult(_)) => "tool_result",
+        None => "nothing",
+    }
+}
+
+/// The kinds of frames in order, repeated deltas as one.
+pub fn outline(frames: &[pb::ChatResponse]) -> Vec<&'static str> {
+    let mut kinds: Vec<_> = frames.iter().map(kind).collect();
+    kinds.dedup();
+    kinds
+}
+
+pub fn joined_deltas(frames: &[pb::ChatResponse]) -> String {
+    frames
+        .iter()
+        .filter_map(|frame| match &frame.content {
+            Some(Content::Delta(delta)) => Some(delta.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+pub fn error_of(frames: &[pb::ChatResponse]) -> &pb::Error {
+    match frames.last().and_then(|frame| frame.content.as_ref()) {
+        Some(Content::Error(error)) => error,
+        other => panic!("the last frame is {other:?}"),
+    }
+}
+
+pub fn usage_of(frames: &[pb::ChatResponse]) -> (&pb::Usage, &HashMap<String, String>) {
+    let usage = frames.iter().find_map(|frame| match &frame.content {
+        Some(Content::Usage(usage)) => Some((usage, &frame.metadata)),
+        _ => None,
+    });
+    usage.expect("no usage frame")
+}
+
+/// Everything that the contract says of every stream of frames.
+pub fn check_contract(frames: &[pb::ChatResponse]) {
+    let kinds: Vec<_> = frames.iter().map(kind).collect();
+    let last = frames.last().expect("no frame at all");
+    assert_eq!(kinds[0], "THINKING", "{kinds:?}");
+    let (finished, open): (Vec<_>, Vec<_>) =
+        frames.iter().partition(|frame| frame.finish_reason() != pb::FinishReason::Null);
+    assert_eq!((finished.len(), open.len()), (1, frames.len() - 1), "exactly one frame ends the stream");
+    assert_eq!(finished[0].response_id, last.response_id, "and it is the last");
+
+    // The grammar: THINKING [SEARCHING [citations]] [GENERATING delta*] then the end.
+    let mut rest = &kinds[1..];
+    let mut skip = |kind: &str| {
+        let found = rest.first() == Some(&kind);
+        if found {
+            rest = &rest[1..];
+        }
+        found
+    };
+    if skip("SEARCHING") {
+        skip("citations");
+    }
+    let generating = skip("GENERATING");
+    while generating && skip("delta") {}
+    let spent = skip("usage");
+    if skip("full_text") {
+        assert!(spent, "an answer tells its usage: {kinds:?}");
+        match &last.content {
+            Some(Content::FullText(text)) => assert_eq!(*text, joined_deltas(frames)),
+            other => panic!("{other:?}"),
+        }
+    } else {
+        assert!(skip("error"), "{kinds:?}");
+        assert_eq!(last.finish_reason(), pb::FinishReason::Error);
+    }
+    assert!(rest.is_empty(), "{kinds:?}");
+
+    for pair in frames.windows(2) {
+        assert_eq!(pair[0].response_id.len(), pair[1].response_id.len(), "of fixed width");
+        assert!(pair[0].response_id < pair[1].response_id, "bytewise ascending");
+    }
+    for frame in frames {
+        assert!(frame.created_at > 1_700_000_000 && frame.event_time.is_some());
+        for id in [&frame.response_id, &frame.request_id, &frame.session_id, &frame.trace_id, &frame.prompt_version] {
+            assert!(!id.is_empty(), "{frame:?}");
+        }
+        assert_eq!((&frame.request_id, &frame.session_id), (&last.request_id, &last.session_id));
+    }
+}

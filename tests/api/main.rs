@@ -1,0 +1,13 @@
+//! What a user would try, over real sockets and against real Postgres.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+mod chat;
+mod docs;
+mod fake_provider;
+mod grounding;
+mod harness;
+mod memories;
+mod providers;
+mod refusals;
+mod transport;

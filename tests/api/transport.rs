@@ -1,0 +1,234 @@
+//! The server around the services: health, reflection, gRPC-Web, CORS, deadlines, the end.
+
+use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
+use futures_util::future::join_all;
+use prost::Message as _;
+use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use crate::harness::{PATIENCE, TestServer, ask, check_contract, error_of, framed, http, kind, outline, raw_call};
+
+const SERVICES: [&str; 3] = ["", "agent.v1.AgentService", "agent.v1.MemoryService"];
+
+#[tokio::test]
+async fn the_health_of_each_service_follows_the_database() {
+    let server = TestServer::start(&[]).await;
+    let mut client = HealthClient::new(server.channel.clone());
+    for service in SERVICES {
+        let request = HealthCheckRequest { service: service.into() };
+        let mut watch = client.watch(request.clone()).await.unwrap().into_inner();
+        for ready in [true, false, true] {
+            server.ready.send_replace(ready);
+            let expected = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+            // The first may still be the state before.
+            while watch.message().await.unwrap().unwrap().status() != expected {}
+            assert_eq!(client.check(request.clone()).await.unwrap().into_inner().status(), expected);
+        }
+    }
+    let unknown = client.check(HealthCheckRequest { service: "nobody".into() }).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn reflection_lists_the_services_in_both_versions_and_can_be_switched_off() {
+    use tonic_reflection::pb::{v1, v1alpha};
+    let services = ["agent.v1.AgentService", "agent.v1.MemoryService", "grpc.health.v1.Health"];
+    for (variables, open) in [(vec![], true), (vec![("GRPC_REFLECTION", "off")], false)] {
+        let server = TestServer::start(&variables).await;
+        let request = v1::ServerReflectionRequest {
+            message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+            ..Default::default()
+        };
+        let mut client = v1::server_reflection_client::ServerReflectionClient::new(server.channel.clone());
+        let answer = client.server_reflection_info(tokio_stream::once(request)).await;
+        assert_eq!(answer.is_ok(), open);
+        if let Ok(answer) = answer {
+            let answer = format!("{:?}", answer.into_inner().message().await.unwrap().unwrap());
+            assert!(services.iter().all(|service| answer.contains(service)), "{answer}");
+        }
+        let request = v1alpha::ServerReflectionRequest {
+            message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
+            ..Default::default()
+        };
+        let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(server.channel.clone());
+        let answer = client.server_reflection_info(tokio_stream::once(request)).await;
+        assert_eq!(answer.is_ok(), open);
+    }
+}
+
+/// A unary or streaming call as a browser makes it, over HTTP/1.1.
+async fn web_call(server: &TestServer, method: &str, message: &impl prost::Message, origin: &str) -> reqwest::Response {
+    http()
+        .http1_only()
+        .build()
+        .unwrap()
+        .post(format!("http://{}/agent.v1.AgentService/{method}", server.address))
+        .header("content-type", "application/grpc-web+proto")
+        .header("x-grpc-web", "1")
+        .header("origin", origin)
+        .body(framed(&message.encode_to_vec()))
+        .send()
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_browser_streams_a_chat_over_http_1_1_as_grpc_web() {
+    let server = TestServer::start(&[]).await;
+    let response = web_call(&server, "StreamChat", &ask("hi"), "http://localhost:5173").await;
+    assert_eq!(response.version(), reqwest::Version::HTTP_11);
+    assert_eq!(response.headers()["access-control-allow-origin"], "http://localhost:5173");
+    let body = response.bytes().await.unwrap();
+    let mut rest = &body[..];
+    let mut frames = Vec::new();
+    let mut trailers = String::new();
+    while let Some((head, tail)) = rest.split_at_checked(5) {
+        let (message, tail) = tail.split_at(u32::from_be_bytes(head[1..].try_into().unwrap()) as usize);
+        match head[0] {
+            0 => frames.push(pb::ChatResponse::decode(message).unwrap()),
+            _ => trailers = String::from_utf8(message.to_vec()).unwrap(),
+        }
+        rest = tail;
+    }
+    check_contract(&frames);
+    assert!(trailers.contains("grpc-status:0"), "{trailers:?}");
+}
+
+#[tokio::test]
+async fn a_page_may_read_why_it_was_refused() {
+    let server = TestServer::start(&[]).await;
+    let response = web_call(&server, "StreamChat", &ask(""), "http://localhost:5173").await;
+    assert_eq!(response.headers()["grpc-status"], "3");
+    let exposed = response.headers()["access-control-expose-headers"].to_str().unwrap().to_owned();
+    for name in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
+        assert!(exposed.contains(name) && response.headers().contains_key(name), "{name}: {exposed}");
+    }
+}
+
+#[tokio::test]
+async fn a_preflight_allows_the_headers_of_clients_to_allowed_origins_only() {
+    let preflight = async |server: &TestServer, origin: &str| {
+        let url = format!("http://{}/agent.v1.AgentService/StreamChat", server.address);
+        let request = http().build().unwrap().request(reqwest::Method::OPTIONS, url);
+        let request = request
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "content-type,x-grpc-web,user-id,authorization");
+        request.send().await.unwrap()
+    };
+    let server = TestServer::start(&[]).await;
+    let response = preflight(&server, "http://localhost:5173").await;
+    assert!(response.status().is_success());
+    let allowed = response.headers()["access-control-allow-headers"].to_str().unwrap().to_owned();
+    for name in ["authorization", "user-id", "x-grpc-web", "content-type"] {
+        assert!(allowed.split(',').any(|header| header == name), "{name}: {allowed}");
+    }
+    assert!(!preflight(&server, "https://evil.example").await.headers().contains_key("access-control-allow-origin"));
+
+    let server = TestServer::start(&[("ALLOWED_ORIGINS", "https://app.example.com")]).await;
+    let response = preflight(&server, "https://app.example.com").await;
+    assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example.com");
+    assert!(!preflight(&server, "http://localhost:5173").await.headers().contains_key("access-control-allow-origin"));
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_is_told_as_such() {
+    // A database that accepts connections and never says a word.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://nobody@{}/none", silent.local_addr().unwrap());
+    let server = TestServer::start_on(&url, &[]).await;
+    let query = pb::MemoryQuery { user_id: "ann".into(), query_text: "x".into(), ..Default::default() };
+    // Without a client that has a timer of its own.
+    let response = raw_call(&server, "RetrieveMemory", &query.encode_to_vec(), "50m").await;
+    assert_eq!(response.headers()["grpc-status"], "4", "{:?}", response.headers());
+}
+
+#[tokio::test]
+async fn a_memory_that_can_not_be_reached_is_unavailable_and_asks_to_try_again() {
+    use tonic_types::StatusExt as _;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = TestServer::start_on(&format!("postgres://nobody@{nobody}/none"), &[]).await;
+    let query = pb::MemoryQuery { user_id: "ann".into(), query_text: "x".into(), ..Default::default() };
+    let status = server.agent().retrieve_memory(query).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
+}
+
+#[tokio::test]
+async fn many_streams_share_one_connection_and_many_resets_do_not_break_it() {
+    let server = TestServer::start(&[("DEMO_CHUNK_DELAY_MS", "3600000")]).await;
+    let open = join_all((0..1000).map(|_| async {
+        let request = pb::ChatRequest { use_document_context: Some(false), ..ask("hi") };
+        let mut stream = server.agent().stream_chat(request).await.unwrap().into_inner();
+        while kind(&stream.message().await.unwrap().unwrap()) != "delta" {}
+        stream
+    }));
+    let streams = tokio::time::timeout(PATIENCE, open).await.expect("streams wait for each other");
+    assert_eq!(streams.len(), 1000);
+    drop(streams);
+    let request = pb::ChatRequest { use_document_context: Some(false), ..ask("hi") };
+    let mut stream = server.agent().stream_chat(request).await.unwrap().into_inner();
+    assert_eq!(kind(&stream.message().await.unwrap().unwrap()), "THINKING", "on the same connection");
+}
+
+#[tokio::test]
+async fn streams_finish_within_the_grace_of_a_stop() {
+    let mut server = TestServer::start(&[("DEMO_CHUNK_DELAY_MS", "2"), ("SHUTDOWN_GRACE_SECONDS", "60")]).await;
+    let mut stream = server.agent().stream_chat(ask("帮我制定高数复习计划")).await.unwrap().into_inner();
+    let mut frames = Vec::new();
+    while let Some(frame) = stream.message().await.unwrap() {
+        if frames.len() == 5 {
+            server.stop.cancel();
+        }
+        frames.push(frame);
+    }
+    check_contract(&frames);
+    assert_eq!(frames.last().unwrap().finish_reason(), pb::FinishReason::Stop);
+    tokio::time::timeout(PATIENCE, server.serving.take().unwrap()).await.expect("the server hangs").unwrap();
+}
+
+#[tokio::test]
+async fn streams_that_take_longer_end_with_an_error_that_asks_to_try_again() {
+    let variables = [("DEMO_CHUNK_DELAY_MS", "3600000"), ("SHUTDOWN_GRACE_SECONDS", "0.05")];
+    let mut server = TestServer::start(&variables).await;
+    let mut stream = server.agent().stream_chat(ask("hi")).await.unwrap().into_inner();
+    let mut frames = Vec::new();
+    while let Some(frame) = stream.message().await.unwrap() {
+        if kind(&frame) == "delta" {
+            server.stop.cancel();
+        }
+        frames.push(frame);
+    }
+    check_contract(&frames);
+    assert_eq!(outline(&frames), ["THINKING", "SEARCHING", "GENERATING", "delta", "usage", "error"]);
+    let error = error_of(&frames);
+    assert_eq!((error.code.as_str(), error.retryable), ("SERVER_SHUTTING_DOWN", true));
+    tokio::time::timeout(PATIENCE, server.serving.take().unwrap()).await.expect("the server hangs").unwrap();
+    assert!(tokio::net::TcpStream::connect(server.address).await.is_err(), "nobody is let in any more");
+}
+
+#[tokio::test]
+async fn a_watcher_of_the_health_does_not_hold_up_the_end() {
+    let mut server = TestServer::start(&[("SHUTDOWN_GRACE_SECONDS", "3600")]).await;
+    let mut client = HealthClient::new(server.channel.clone());
+    let mut watch = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    server.stop.cancel();
+    tokio::time::timeout(PATIENCE, server.serving.take().unwrap()).await.expect("the server waits").unwrap();
+}
+
+#[tokio::test]
+async fn a_reader_that_is_slow_gets_everything() {
+    let server = TestServer::start(&[]).await;
+    let mut stream = server.agent().stream_chat(ask("帮我制定高数复习计划")).await.unwrap().into_inner();
+    let mut text = String::new();
+    while let Some(frame) = stream.message().await.unwrap() {
+        tokio::task::yield_now().await;
+        match frame.content {
+            Some(Content::Delta(delta)) => text.push_str(&delta),
+            Some(Content::FullText(whole)) => assert_eq!(whole, text),
+            _ => {}
+        }
+    }
+    assert!(!text.is_empty());
+}
