@@ -1,6 +1,9 @@
 //! Logs: pretty on a terminal, JSON elsewhere. They never hold a user's text, tokens or keys.
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    io::{self, IsTerminal as _},
+    panic::{self, Location},
+};
 
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
@@ -30,7 +33,8 @@ impl LogFormat {
     }
 }
 
-/// Sends the process's logs to standard error.
+/// Sends the process's logs to standard error, and with them the place of a panic but not its message, which may quote the
+/// text that caused it.
 ///
 /// Does nothing where a subscriber is installed already, as in tests.
 pub fn init(format: Option<LogFormat>) {
@@ -47,5 +51,10 @@ pub fn init(format: Option<LogFormat>) {
             fmt::layer().with_writer(io::stderr).json().flatten_event(true).with_span_list(false).boxed()
         }
     };
-    let _already_installed = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+    if tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().is_ok() {
+        panic::set_hook(Box::new(|panic| {
+            let location = panic.location().map_or_else(String::new, Location::to_string);
+            tracing::error!(location, "a defect: the program panicked");
+        }));
+    }
 }

@@ -70,6 +70,7 @@ impl AgentService for AgentApi {
         let command = self.admit(&call, &metadata, request).map_err(|error| call.invalid(&error, language))?;
         call.span().record("session", command.session.as_str());
         call.span().record("request", command.request.as_str());
+        call.span().record("model", self.assistant.model.name(command.turn.model.as_deref()));
 
         let maker = FrameMaker::new(command.session, command.request, trace, language, command.whole_citations);
         let over = self.drain.over();

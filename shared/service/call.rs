@@ -1,7 +1,11 @@
 //! One call: who makes it, the span it is logged under, and the line that tells how it ended.
 
-use std::time::{Duration, Instant};
+use std::{
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
 
+use futures_util::FutureExt as _;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Response, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field, info_span};
@@ -103,10 +107,7 @@ impl Call {
                 self.outcome = frames::code(failure).0;
                 self.span.in_scope(|| tracing::warn!(error = %failure, "the turn failed"));
             }
-            Event::Spent(spent) => {
-                self.span.record("model", spent.model.as_str());
-            }
-            Event::Entered(_) | Event::Recalled(_) => {}
+            Event::Entered(_) | Event::Recalled(_) | Event::Spent(_) => {}
         }
     }
 }
@@ -141,8 +142,11 @@ where
     let admitted = user_of(user_id, metadata).and_then(|user| Ok((user, command?)));
     let (user, command) = admitted.map_err(|error| call.invalid(&error, Language::default()))?;
     call.span.record("user", user.digest());
-    let done = work(user, command).instrument(call.span.clone()).await;
-    let result = done.map_err(|error| call.span.in_scope(|| status::memory_failure(&error)));
+    let done = AssertUnwindSafe(work(user, command)).catch_unwind().instrument(call.span.clone()).await;
+    let result = match done {
+        Ok(done) => done.map_err(|error| call.span.in_scope(|| status::memory_failure(&error))),
+        Err(_panic) => Err(Status::internal("an internal defect")),
+    };
     call.outcome = match &result {
         Ok(_) => "ok",
         Err(status) => status.code().description(),

@@ -8,10 +8,7 @@ use agent_service::{
     service::Services,
     transport::server::Server,
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
-};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Outcome;
@@ -68,14 +65,17 @@ pub async fn migrate(config: Config) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// SIGINT and SIGTERM.
+/// Signals that ask the program to stop.
+#[cfg(unix)]
 struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
 }
 
+#[cfg(unix)]
 impl Signals {
     fn install() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
@@ -87,13 +87,28 @@ impl Signals {
     }
 }
 
+/// Signals that ask the program to stop.
+#[cfg(windows)]
+struct Signals(tokio::signal::windows::CtrlC);
+
+#[cfg(windows)]
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        tokio::signal::windows::ctrl_c().map(Self)
+    }
+
+    async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
+
 /// Tells people what the first start is busy with.
 fn progress() -> Arc<dyn Fn(Step) + Send + Sync> {
     Arc::new(|step| match step {
-        Step::Unpacking => eprintln!("Unpacking the embedded Postgres (only once) …"),
-        Step::Initialising => eprintln!("Making an empty database (only once) …"),
-        Step::Starting => eprintln!("Starting the database …"),
-        Step::Ready => eprintln!("Ready."),
+        Step::Unpacking => println!("Unpacking the embedded Postgres (only once) …"),
+        Step::Initialising => println!("Making an empty database (only once) …"),
+        Step::Starting => println!("Starting the database …"),
+        Step::Ready => println!("Ready."),
     })
 }
 

@@ -29,11 +29,12 @@ pub(super) fn create_if_missing(
     }
     progress(Step::Initialising);
     let partial = unpack::partial_path(data_dir);
-    // Trust is no risk: only who may enter the socket directory can connect at all. The locale is the one that gives the
-    // same order of text on every machine.
+    // Trust is no risk: only who may enter the socket directory can connect at all. The locale is built into Postgres: it
+    // gives the same order of text on every machine, and no machine lacks it.
     let mut initdb = postmaster::command(&runtime.join("bin/initdb"), Signal::KILL);
     initdb.arg("-D").arg(&partial);
-    initdb.args(["-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-instructions"]);
+    initdb.args(["-U", USER, "-A", "trust", "-E", "UTF8", "--no-instructions"]);
+    initdb.args(["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]);
     let output = initdb
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

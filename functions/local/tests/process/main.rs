@@ -1,0 +1,17 @@
+//! What somebody who starts the program sees: its process, what it prints, its signals and its files. Every test runs the
+//! real binary in places of its own.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "what the tests share fails them by a panic")]
+
+mod absent_database;
+mod commands;
+mod configuration;
+mod conflict;
+mod database;
+mod durability;
+mod embedded;
+mod logs;
+mod server;
+mod start;
+mod stopping;
+mod tls;
