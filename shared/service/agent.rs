@@ -132,3 +132,36 @@ impl Stream for ChatFrames {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt as _, stream};
+
+    use super::*;
+    use crate::{
+        chat::Stage,
+        identity::{RequestId, SessionId, TraceId},
+    };
+
+    fn frames(events: impl Stream<Item = Event> + Send + 'static) -> ChatFrames {
+        let trace = TraceId::of_call(None, None, "");
+        let (session, request) = (SessionId::generate(), RequestId::generate());
+        let call = Call::begin("StreamChat", &trace, &Drain::default());
+        let maker = FrameMaker::new(session, request, trace, Language::English, false);
+        ChatFrames { events: Box::pin(events), maker, call, ended: false }
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_panics_or_falls_silent_still_ends_with_an_error_frame() {
+        let thinking = || stream::once(async { Event::Entered(Stage::Thinking) });
+        let panics = thinking().chain(stream::once(async { panic!("a defect") }));
+        let falls_silent = thinking();
+        for stream in [frames(panics), frames(falls_silent)] {
+            let frames: Vec<_> = stream.map(Result::unwrap).collect().await;
+            assert_eq!(frames.len(), 2);
+            assert_eq!(frames[1].finish_reason(), pb::FinishReason::Error);
+            let Some(pb::chat_response::Content::Error(error)) = &frames[1].content else { panic!("{frames:?}") };
+            assert_eq!((error.code.as_str(), error.retryable), ("INTERNAL", false));
+        }
+    }
+}

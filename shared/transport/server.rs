@@ -68,13 +68,17 @@ pub enum ServerError {
     /// Reflection can not be built.
     #[error("reflection can not be built: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// The transport failed, for example because a TLS file holds no key.
+    /// The TLS files hold no certificate with its key.
+    #[error("TLS_CERT_FILE and TLS_KEY_FILE can not be used: {0}")]
+    Tls(String),
+    /// The transport failed.
     #[error("the transport failed: {}", with_causes(.0))]
     Transport(#[from] tonic::transport::Error),
 }
 
 /// A server that listens but does not answer yet.
 pub struct Server {
+    server: TonicServer,
     listener: TcpListener,
     address: SocketAddr,
     config: ServerConfig,
@@ -82,16 +86,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the address, so that a port that is in use is known before anything else is started.
+    /// Reads the TLS files and takes the address, so that what is wrong with them is known before anything else is started.
     ///
     /// # Errors
-    /// The address can not be listened on.
+    /// A TLS file can not be used, or the address can not be listened on.
     pub async fn bind(config: &ServerConfig, services: Services) -> Result<Self, ServerError> {
+        let server = configured(config)?;
         let address = config.address();
         let bind = |source| ServerError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        Ok(Self { listener, address, config: config.clone(), services })
+        Ok(Self { server, listener, address, config: config.clone(), services })
     }
 
     /// The address that is listened on, with the real port.
@@ -106,7 +111,7 @@ impl Server {
     /// # Errors
     /// The server can not be set up, or its transport fails.
     pub async fn serve(self, mut ready: watch::Receiver<bool>, stop: CancellationToken) -> Result<(), ServerError> {
-        let Self { listener, config, services, .. } = self;
+        let Self { server, listener, config, services, .. } = self;
         let drain = services.drain.clone();
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
@@ -127,18 +132,6 @@ impl Server {
             routes.add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?);
         }
 
-        let mut server = TonicServer::builder()
-            .accept_http1(true)
-            .tcp_nodelay(true)
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .max_concurrent_streams(MAX_STREAMS)
-            .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .initial_stream_window_size(STREAM_WINDOW);
-        if let Some(files) = &config.tls {
-            server = server.tls_config(ServerTlsConfig::new().identity(identity(files)?))?;
-        }
         let stopped = stop.clone().cancelled_owned();
         let serving = server
             .layer(cors::layer(&config.allowed_origins)?)
@@ -149,7 +142,8 @@ impl Server {
 
         let health = async {
             loop {
-                let is_ready = *ready.borrow_and_update();
+                // A database that comes up while the server stops makes it no better a choice.
+                let is_ready = *ready.borrow_and_update() && !stop.is_cancelled();
                 report(&reporter, is_ready).await;
                 if ready.changed().await.is_err() {
                     return std::future::pending().await;
@@ -180,6 +174,26 @@ impl Server {
             Ok(result) => Ok(result?),
             Err(_) => Ok(()),
         }
+    }
+}
+
+/// The HTTP server with its limits and, where it is configured, its certificate.
+fn configured(config: &ServerConfig) -> Result<TonicServer, ServerError> {
+    let server = TonicServer::builder()
+        .accept_http1(true)
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW);
+    match &config.tls {
+        Some(files) => {
+            let tls = ServerTlsConfig::new().identity(identity(files)?);
+            server.tls_config(tls).map_err(|error| ServerError::Tls(with_causes(&error)))
+        }
+        None => Ok(server),
     }
 }
 

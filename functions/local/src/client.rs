@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    io::{IsTerminal as _, Write as _},
+    io::{ErrorKind, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -196,21 +196,32 @@ async fn connect(connection: &Connection) -> Result<Channel, Box<dyn Error>> {
         endpoint = endpoint.tls_config(tls)?;
     }
     let no_server = |error: tonic::transport::Error| {
-        let mut cause: &dyn Error = &error;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
-        }
-        format!(
-            "no server answers at {addr} ({cause}).\n\
-             Start one in another terminal with `cargo run`, or name another address with --addr."
-        )
+        let cause = innermost(&error);
+        let refused = cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::ConnectionRefused);
+        let advice = if refused {
+            "Start one in another terminal with `cargo run`, or name another address with --addr."
+        } else {
+            "Check --addr, and --ca-file where the server uses TLS."
+        };
+        format!("no server answers at {addr} ({cause}).\n{advice}")
     };
     Ok(endpoint.connect().await.map_err(no_server)?)
+}
+
+/// The cause of an error that has no cause itself.
+fn innermost<'e>(mut error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error
 }
 
 /// What a status says to a person.
 fn refusal(status: Status) -> String {
     match status.code() {
+        Code::Unknown if status.source().is_some() => {
+            format!("the connection broke ({}); if the server uses TLS, write https:// in --addr", innermost(&status))
+        }
         Code::Unavailable => format!("the server is not ready: {}", status.message()),
         code => format!("{} ({code:?})", status.message()),
     }

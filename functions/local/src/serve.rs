@@ -1,6 +1,10 @@
 //! Running the server.
 
-use std::{io::IsTerminal as _, process::ExitCode, sync::Arc};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use agent_service::{
     config::{Auth, Config, DemoReason, EmbeddingConfig, MemoryStoreConfig, ModelConfig},
@@ -105,10 +109,10 @@ impl Signals {
 /// Tells people what the first start is busy with.
 fn progress() -> Arc<dyn Fn(Step) + Send + Sync> {
     Arc::new(|step| match step {
-        Step::Unpacking => println!("Unpacking the embedded Postgres (only once) …"),
-        Step::Initialising => println!("Making an empty database (only once) …"),
-        Step::Starting => println!("Starting the database …"),
-        Step::Ready => println!("Ready."),
+        Step::Unpacking => say("Unpacking the embedded Postgres (only once) …"),
+        Step::Initialising => say("Making an empty database (only once) …"),
+        Step::Starting => say("Starting the database …"),
+        Step::Ready => say("Ready."),
     })
 }
 
@@ -141,7 +145,7 @@ fn print_banner(config: &Config, address: &str) {
     // Where nobody watches, cargo is no part of the command.
     let program = if std::io::stdout().is_terminal() { "cargo run --" } else { "agent-local" };
     let other = if address.ends_with(":50051") { String::new() } else { format!(" --addr {scheme}://{address}") };
-    println!(
+    say(&format!(
         "agent-local {version}
   address    {scheme}://{address} (gRPC and gRPC-Web)
   answers    {mode}
@@ -155,5 +159,10 @@ Try it in a second terminal:
   {program} recall{other} \"what do I find hard in linear algebra?\"
 ",
         version = env!("CARGO_PKG_VERSION"),
-    );
+    ));
+}
+
+/// Prints lines for people. Whoever read them may have gone, as `head` does, and the server goes on without them.
+fn say(lines: &str) {
+    let _ = writeln!(std::io::stdout(), "{lines}");
 }

@@ -108,14 +108,13 @@ pub enum EmbeddedError {
         log: String,
     },
     /// A file operation failed.
-    #[error("could not {action} {}", path.display())]
+    #[error("could not {action} {}: {source}", path.display())]
     Io {
         /// What was tried, as a verb.
         action: &'static str,
         /// On which file or directory.
         path: PathBuf,
         /// The reason of the system.
-        #[source]
         source: io::Error,
     },
 }

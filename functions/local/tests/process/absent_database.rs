@@ -45,18 +45,18 @@ async fn the_health_follows_the_database_down_and_up() {
     let mut gate = Gate::new();
     let server = home.listening(&[("DATABASE_URL", &elsewhere.url(&gate))]).await;
     let mut health = server.health().await;
-    assert_eq!(health.next().await, Some(ServingStatus::NotServing));
+    health.becomes(ServingStatus::NotServing).await;
     for round in 0..2 {
         elsewhere.behind(&mut gate);
-        assert_eq!(health.next().await, Some(ServingStatus::Serving));
+        health.becomes(ServingStatus::Serving).await;
         server.remember(&format!("round {round}")).await;
         let frames = server.chat(question("hello")).await.rest().await.unwrap();
         assert!(!recall_failed(&frames), "{frames:?}");
         gate.close();
-        assert_eq!(health.next().await, Some(ServingStatus::NotServing));
+        health.becomes(ServingStatus::NotServing).await;
     }
     elsewhere.behind(&mut gate);
-    assert_eq!(health.next().await, Some(ServingStatus::Serving));
+    health.becomes(ServingStatus::Serving).await;
     assert_eq!(server.remembered().await, ["round 0", "round 1"]);
     server.process.stop().await;
     elsewhere.end().await;

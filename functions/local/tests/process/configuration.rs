@@ -49,12 +49,13 @@ async fn an_env_file_in_the_current_directory_is_read_and_the_environment_wins_o
     let data = home.path().join("from-env-file");
     let file = format!(
         "# Settings\nGRPC_PORT=0\nDEMO_MODE=true\nDEMO_THINKING_DELAY_MS=0\nDEMO_CHUNK_DELAY_MS=0\n\
-         AGENT_DATA_DIR='{}'\nGRPC_HOST=no address\n",
+         AGENT_DATA_DIR='{}'\nGRPC_HOST=nowhere\n",
         data.display()
     );
     std::fs::write(home.work().join(".env"), file).unwrap();
     let refused = Process::start(home.bare(&[])).ended().await;
     assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("GRPC_HOST: "), "{}", refused.stderr);
     let mut command = home.bare(&[]);
     command.env("GRPC_HOST", "127.0.0.1");
     let server = Server::start(command).await;

@@ -61,7 +61,10 @@ impl Elsewhere {
 
     /// The URL of the database behind a gate.
     pub fn url(&self, gate: &Gate) -> String {
-        self.options.clone().host("127.0.0.1").port(gate.port).to_url_lossy().to_string()
+        let mut url = self.options.to_url_lossy();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(gate.port)).unwrap();
+        url.to_string()
     }
 
     /// Lets connections through a gate.

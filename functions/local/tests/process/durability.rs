@@ -1,6 +1,6 @@
 //! Nothing that was acknowledged is lost.
 
-use crate::server::{Home, Signal, USER, kill, memories};
+use crate::server::{Home, Signal, kill, memories};
 
 #[tokio::test]
 async fn a_memory_acknowledged_before_a_kill_is_found_after_the_restart_round_after_round() {
@@ -50,5 +50,5 @@ async fn a_memory_survives_the_kill_of_the_server_and_of_its_postgres_at_once() 
     assert_eq!(server.remembered().await, ["kept"]);
     // It can be written to as well.
     let mut client = server.memory().await;
-    assert_eq!(client.add_memories(memories(&["kept too"])).await.unwrap().into_inner().added, 1, "{USER}");
+    assert_eq!(client.add_memories(memories(&["kept too"])).await.unwrap().into_inner().added, 1);
 }

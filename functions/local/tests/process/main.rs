@@ -1,6 +1,7 @@
 //! What somebody who starts the program sees: its process, what it prints, its signals and its files. Every test runs the
 //! real binary in places of its own.
 
+#![cfg(unix)]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "what the tests share fails them by a panic")]
 
 mod absent_database;

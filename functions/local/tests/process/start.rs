@@ -1,8 +1,9 @@
 //! The first start and the later ones.
 
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::server::{Home, Server};
+use crate::server::{Home, Server, soon};
 
 const ONCE: [&str; 2] = ["Unpacking the embedded Postgres", "Making an empty database"];
 const ALWAYS: [&str; 2] = ["Starting the database", "Ready."];
@@ -11,9 +12,9 @@ const ALWAYS: [&str; 2] = ["Starting the database", "Ready."];
 async fn a_first_start_tells_its_progress_and_a_later_one_unpacks_nothing_and_keeps_the_memories() {
     let home = Home::new();
     let first = home.listening(&[]).await;
-    first.process.stderr.line("Ready.").await;
+    first.process.stdout.line("Ready.").await;
     first.health().await.becomes(ServingStatus::Serving).await;
-    let told = first.process.stderr.so_far();
+    let told = first.process.stdout.so_far();
     let places: Vec<_> = ONCE.iter().chain(&ALWAYS).map(|step| told.find(step)).collect();
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{told}");
     first.remember("I mix up eigenvalues and eigenvectors").await;
@@ -21,7 +22,7 @@ async fn a_first_start_tells_its_progress_and_a_later_one_unpacks_nothing_and_ke
 
     let later = home.serving(&[]).await;
     assert_eq!(later.remembered().await, ["I mix up eigenvalues and eigenvectors"]);
-    let told = later.process.stop().await.stderr;
+    let told = later.process.stop().await.stdout;
     assert!(ALWAYS.iter().all(|step| told.contains(step)), "{told}");
     assert!(!ONCE.iter().any(|step| told.contains(step)), "{told}");
 }
@@ -45,6 +46,25 @@ async fn the_banner_tells_address_mode_memory_callers_and_how_to_try_it() {
         assert!(banner.contains(&part), "{part} is not in:\n{banner}");
     }
     assert_ne!(server.port(), 0);
+}
+
+#[tokio::test]
+async fn a_reader_of_the_banner_that_goes_away_does_not_end_the_server() {
+    let home = Home::new();
+    let mut child = home.command(&[], &[]).spawn().unwrap();
+    let mut line = String::new();
+    // As `agent-local | head -1` does.
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut line).await.unwrap();
+    drop(stdout);
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut told = Vec::new();
+    soon("the database is ready", async {
+        while !told.last().is_some_and(|line: &String| line.contains("the database is ready")) {
+            told.push(stderr.next_line().await.unwrap().unwrap_or_else(|| panic!("it ended: {told:?}")));
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
