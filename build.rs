@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=infra/migrations");
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-check-cfg=cfg(embedded_postgres_archive)");
     if env::var_os("CARGO_FEATURE_EMBEDDED_POSTGRES").is_some() {
         embedded_postgres()?;
     }
@@ -36,14 +37,13 @@ fn compile_protos() -> Result<(), Box<dyn Error>> {
 
 /// Tells the module `embedded` where the archives of Postgres and pgvector for the target are.
 ///
-/// A crate of archives exists for a few targets only. On the others nothing but the name of the cfg is declared, and the
-/// module answers with an error that asks for `DATABASE_URL`.
+/// A crate of archives exists for a few targets only. On the others there is no module `embedded`, and a start without
+/// `DATABASE_URL` is answered with an error that asks for it.
 fn embedded_postgres() -> Result<(), Box<dyn Error>> {
     /// The targets named in `Cargo.toml`, each with a crate of archives.
     const TARGETS: [&str; 4] =
         ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-apple-darwin", "aarch64-apple-darwin"];
 
-    println!("cargo:rustc-check-cfg=cfg(embedded_postgres_archive)");
     // The version of the archives is pinned there.
     println!("cargo:rerun-if-changed=Cargo.toml");
     let target = env::var("TARGET")?;

@@ -125,3 +125,10 @@ pub fn check_text(field: &str, text: &str, limit_bytes: usize) -> Result<(), Inv
     }
     Ok(())
 }
+
+/// An error with its causes, the useful one of which is often the last.
+#[must_use]
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -13,7 +13,7 @@ pub(crate) const RUST_LOG: &str = "RUST_LOG";
 pub(crate) const LOG_FORMAT: &str = "LOG_FORMAT";
 
 /// What is logged where `RUST_LOG` is not set.
-const DEFAULT_FILTER: &str = "info";
+const DEFAULT_FILTER: &str = "info,sqlx::postgres::notice=warn";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,26 +1,26 @@
 //! What the child processes run: the service as it is, or tonic alone.
 
 use std::{
+    convert::Infallible,
+    future::{Ready, ready},
     io::{Read as _, Write as _},
+    path::Path,
     pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use agent_service::{
     config::Config,
     postgres::Database,
-    proto::agent_v1::{
-        self as pb,
-        agent_service_server::{AgentService, AgentServiceServer},
-        chat_response::Content,
-    },
+    proto::agent_v1::{self as pb, chat_response::Content},
     service::Services,
     telemetry,
     transport::server::Server,
 };
 use async_stream::stream;
-use futures_util::Stream;
+use futures_util::{Stream, future::BoxFuture};
 use prost::Message as _;
 use tokio::{
     net::TcpListener,
@@ -29,7 +29,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, transport::server::TcpIncoming};
+use tonic::{
+    Request, Response, Status,
+    body::Body,
+    server::{Grpc, NamedService, ServerStreamingService},
+    transport::server::TcpIncoming,
+};
+use tonic_prost::ProstCodec;
+use tower::Service;
 
 use crate::Outcome;
 
@@ -40,7 +47,7 @@ pub enum Role {
     Service,
     /// The service with its embedded Postgres.
     Retrieval,
-    /// Tonic with the generated code and nothing else.
+    /// Tonic and nothing else.
     Bare,
 }
 
@@ -73,10 +80,13 @@ pub fn run(role: Role, arguments: &[&str]) -> Outcome<()> {
         let _ = std::io::stdin().read(&mut [0]);
         input_ended.cancel();
     });
-    Runtime::new()?.block_on(async {
+    // Outlives the runtime, whose end waits for a Postgres that is still being unpacked there.
+    let data = tempfile::tempdir()?;
+    let runtime = Runtime::new()?;
+    runtime.block_on(async {
         match role {
             Role::Bare => serve_bare(turn, pace, stop).await,
-            Role::Service | Role::Retrieval => serve(role, pace, stop).await,
+            Role::Service | Role::Retrieval => serve(role, pace, data.path(), stop).await,
         }
     })
 }
@@ -102,8 +112,7 @@ fn announce(address: std::net::SocketAddr) -> std::io::Result<()> {
     out.flush()
 }
 
-async fn serve(role: Role, pace: Duration, stop: CancellationToken) -> Outcome<()> {
-    let data = tempfile::tempdir()?;
+async fn serve(role: Role, pace: Duration, data: &Path, stop: CancellationToken) -> Outcome<()> {
     let config = Config::read(&|name| {
         Some(match name {
             "GRPC_PORT" | "DEMO_THINKING_DELAY_MS" | "SHUTDOWN_GRACE_SECONDS" => "0".to_owned(),
@@ -112,7 +121,7 @@ async fn serve(role: Role, pace: Duration, stop: CancellationToken) -> Outcome<(
             "EMBEDDING_PROVIDER" => "hashed".to_owned(),
             // Nobody listens there: without retrieval a turn must not need a database.
             "DATABASE_URL" if role == Role::Service => "postgres://nobody@127.0.0.1:1/none".to_owned(),
-            "AGENT_DATA_DIR" => data.path().to_str()?.to_owned(),
+            "AGENT_DATA_DIR" => data.to_str()?.to_owned(),
             _ => return None,
         })
     })?;
@@ -142,22 +151,42 @@ async fn serve(role: Role, pace: Duration, stop: CancellationToken) -> Outcome<(
     }
 }
 
-/// Answers every chat with the same frames.
+/// Answers every call with the same frames. It is written by hand, because the generated service has our codec.
+#[derive(Clone)]
 struct Bare {
     turn: Arc<[pb::ChatResponse]>,
     pace: Duration,
 }
 
-#[tonic::async_trait]
-impl AgentService for Bare {
-    type StreamChatStream = Pin<Box<dyn Stream<Item = Result<pb::ChatResponse, Status>> + Send>>;
+type BareFrames = Pin<Box<dyn Stream<Item = Result<pb::ChatResponse, Status>> + Send>>;
 
-    async fn stream_chat(
-        &self,
-        _request: Request<pb::ChatRequest>,
-    ) -> Result<Response<Self::StreamChatStream>, Status> {
+impl NamedService for Bare {
+    const NAME: &'static str = "agent.v1.AgentService";
+}
+
+impl Service<http::Request<Body>> for Bare {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let chat = self.clone();
+        Box::pin(async move { Ok(Grpc::new(ProstCodec::default()).server_streaming(chat, request).await) })
+    }
+}
+
+impl ServerStreamingService<pb::ChatRequest> for Bare {
+    type Response = pb::ChatResponse;
+    type ResponseStream = BareFrames;
+    type Future = Ready<Result<Response<BareFrames>, Status>>;
+
+    fn call(&mut self, _request: Request<pb::ChatRequest>) -> Self::Future {
         let (turn, pace) = (self.turn.clone(), self.pace);
-        Ok(Response::new(Box::pin(stream! {
+        let frames: BareFrames = Box::pin(stream! {
             let mut due = Instant::now();
             for frame in turn.iter() {
                 if !pace.is_zero() && matches!(frame.content, Some(Content::Delta(_))) {
@@ -166,11 +195,8 @@ impl AgentService for Bare {
                 }
                 yield Ok(frame.clone());
             }
-        })))
-    }
-
-    async fn retrieve_memory(&self, _request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
-        Err(Status::unimplemented("a bare server has no memory"))
+        });
+        ready(Ok(Response::new(frames)))
     }
 }
 
@@ -185,7 +211,7 @@ async fn serve_bare(turn: Vec<pb::ChatResponse>, pace: Duration, stop: Cancellat
         .max_concurrent_streams(10_000)
         .initial_connection_window_size(4 * 1024 * 1024)
         .initial_stream_window_size(1024 * 1024)
-        .add_service(AgentServiceServer::new(Bare { turn: turn.into(), pace }))
+        .add_service(Bare { turn: turn.into(), pace })
         .serve_with_incoming(incoming);
     tokio::select! {
         result = serving => Ok(result?),

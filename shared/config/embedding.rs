@@ -26,6 +26,8 @@ pub enum EmbeddingConfig {
         model: String,
         /// Length of its vectors.
         dimension: usize,
+        /// Whether the model has to be asked for this length, because it is not its own.
+        shortened: bool,
     },
 }
 
@@ -70,14 +72,19 @@ impl EmbeddingConfig {
             reader.mistake(EMBEDDING_MODEL, problem, "nomic-embed-text");
             return Self::Hashed;
         };
-        let Some(dimension) = own_dimension.or_else(|| known_dimension(&model)) else {
+        let known = known_dimension(&model);
+        let Some(dimension) = own_dimension.or(known) else {
             reader.mistake(EMBEDDING_DIM, "is not set, and the dimension of EMBEDDING_MODEL is not known", "768");
             return Self::Hashed;
         };
+        if base_url.is_none() && api_key.is_none() {
+            reader.mistake(EMBEDDING_API_KEY, "is not set, but the embeddings of OpenAI need a key", "sk-...");
+        }
         Self::OpenAi {
             base_url: base_url.unwrap_or_else(|| "https://api.openai.com/v1".to_owned()),
             api_key,
             model,
+            shortened: known.is_some_and(|known| known != dimension),
             dimension: usize::try_from(dimension).unwrap_or_default(),
         }
     }

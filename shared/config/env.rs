@@ -1,6 +1,6 @@
 //! Reads environment variables into types and collects every mistake, so that one start reports them all.
 
-use std::{fmt, time::Duration};
+use std::{fmt, fs::File, path::PathBuf, time::Duration};
 
 use reqwest::Url;
 
@@ -117,6 +117,11 @@ impl<'a> Reader<'a> {
     pub fn url(&mut self, variable: &'static str, schemes: &[&str], example: &'static str) -> Option<String> {
         let value = self.text(variable)?;
         match Url::parse(&value) {
+            // Such a URL is shown at the start and in logs; a key in it would be too.
+            Ok(url) if url.scheme().starts_with("http") && (url.username() != "" || url.password().is_some()) => {
+                self.mistake(variable, "contains a user or password, which belongs into a variable for a key", example);
+                None
+            }
             Ok(url) if schemes.contains(&url.scheme()) => Some(value.trim_end_matches('/').to_owned()),
             _ => {
                 self.mistake(
@@ -124,6 +129,22 @@ impl<'a> Reader<'a> {
                     format!("is not a URL that begins with {}://", schemes.join(":// or ")),
                     example,
                 );
+                None
+            }
+        }
+    }
+
+    /// The path of a file that can be read.
+    pub fn file(&mut self, variable: &'static str, example: &'static str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.text(variable)?);
+        match File::open(&path).and_then(|file| file.metadata()) {
+            Ok(metadata) if metadata.is_file() => Some(path),
+            Ok(_) => {
+                self.mistake(variable, "is not a file", example);
+                None
+            }
+            Err(error) => {
+                self.mistake(variable, format!("can not be read: {error}"), example);
                 None
             }
         }

@@ -6,7 +6,7 @@ mod model;
 mod server;
 mod stores;
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 pub use embedding::EmbeddingConfig;
 pub use env::{Mistake, Mistakes, Reader};
@@ -89,7 +89,8 @@ impl Config {
     /// # Errors
     /// As [`Config::read`].
     pub fn from_env() -> Result<Self, Mistakes> {
-        Self::read(&|name| std::env::var(name).ok())
+        // What is no Unicode is no value of any variable, and is told so by its own reader.
+        Self::read(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
 }
 
@@ -116,9 +117,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How long a caller should wait before it tries again after a short trouble of ours.
-pub const RETRY_AFTER: Duration = Duration::from_secs(1);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,7 +134,9 @@ mod tests {
     #[test]
     fn nothing_set_means_demo_mode_with_hashed_embeddings_and_an_embedded_store() {
         let config = read(&[]).unwrap();
-        assert!(matches!(config.model, ModelConfig::Demo(DemoConfig { reason: DemoReason::NoKey, .. })));
+        let ModelConfig::Demo(demo) = config.model else { panic!("{:?}", config.model) };
+        assert_eq!(demo.reason, DemoReason::NoKey);
+        assert_eq!((demo.thinking_delay.as_millis(), demo.chunk_delay.as_millis()), (1000, 30));
         assert!(matches!(config.embedding, EmbeddingConfig::Hashed));
         assert!(matches!(config.stores.memory, MemoryStoreConfig::Embedded { .. }));
         assert_eq!(config.server.port, 50051);
@@ -193,7 +193,11 @@ mod tests {
         assert_eq!(wrong(&[("DEEPSEEK_API_KEY", "k")]), ["EMBEDDING_PROVIDER"]);
         assert_eq!(wrong(&[("DEMO_MODE", "false")]), ["LLM_API_KEY"]);
         assert_eq!(wrong(&[("LLM_API_KEY", "k"), ("EMBEDDING_MODEL", "own")]), ["EMBEDDING_DIM"]);
-        assert_eq!(wrong(&[("TLS_CERT_FILE", "cert.pem")]), ["TLS_KEY_FILE"]);
+        assert_eq!(wrong(&[("TLS_CERT_FILE", "/no/cert.pem")]), ["TLS_KEY_FILE", "TLS_CERT_FILE"]);
+        assert_eq!(wrong(&[("DEMO_RESPONSES_FILE", "/no/file")]), ["DEMO_RESPONSES_FILE"]);
+        assert_eq!(wrong(&[("LLM_API_BASE_URL", "garbage")]), ["LLM_API_BASE_URL"], "in demo mode too");
+        assert_eq!(wrong(&[("LLM_API_BASE_URL", "https://user:key@host/v1")]), ["LLM_API_BASE_URL"]);
+        assert_eq!(wrong(&[("DEEPSEEK_API_KEY", "k"), ("EMBEDDING_PROVIDER", "openai")]), ["EMBEDDING_API_KEY"]);
         assert_eq!(wrong(&[("GRPC_HOST", "0.0.0.0")]), ["GRPC_HOST"]);
         assert!(read(&[("GRPC_HOST", "0.0.0.0"), ("AUTH", "gateway")]).is_ok());
     }

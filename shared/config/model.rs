@@ -127,6 +127,14 @@ pub struct Limits {
     pub total: Duration,
 }
 
+const BASE_URL_EXAMPLE: &str = "http://127.0.0.1:11434/v1";
+
+/// Base URLs that are set.
+struct Urls {
+    own: Option<String>,
+    deepseek: Option<String>,
+}
+
 impl ModelConfig {
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
         // All variables are read in either mode, so that a mistake is found before the mode is changed.
@@ -134,7 +142,7 @@ impl ModelConfig {
             reason: DemoReason::Chosen,
             thinking_delay: reader.milliseconds(DEMO_THINKING_DELAY_MS, 1000),
             chunk_delay: reader.milliseconds(DEMO_CHUNK_DELAY_MS, 30),
-            responses_file: reader.text(DEMO_RESPONSES_FILE).map(Into::into),
+            responses_file: reader.file(DEMO_RESPONSES_FILE, "responses.json"),
         };
         let limits = Limits {
             connect: reader.seconds(LLM_CONNECT_TIMEOUT_SECONDS, 5.0, true),
@@ -146,6 +154,10 @@ impl ModelConfig {
         let chosen = reader.choice(LLM_PROVIDER, &Provider::CHOICES);
         let key = reader.text(LLM_API_KEY);
         let deepseek_key = reader.text(DEEPSEEK_API_KEY);
+        let urls = Urls {
+            own: reader.url(LLM_API_BASE_URL, &["http", "https"], BASE_URL_EXAMPLE),
+            deepseek: reader.url(DEEPSEEK_BASE_URL, &["http", "https"], "https://api.deepseek.com/v1"),
+        };
         if demo_mode == Some(true) {
             return Self::Demo(demo);
         }
@@ -160,30 +172,25 @@ impl ModelConfig {
                 return Self::Demo(DemoConfig { reason: DemoReason::NoKey, ..demo });
             }
         };
-        Self::Provider(ProviderConfig::read(reader, provider, key, deepseek_key, limits))
+        let api_key = if provider == Provider::DeepSeek { deepseek_key.or(key) } else { key };
+        Self::Provider(ProviderConfig::read(reader, provider, api_key, urls, limits))
     }
 }
 
 impl ProviderConfig {
-    fn read(
-        reader: &mut Reader<'_>,
-        provider: Provider,
-        key: Option<String>,
-        deepseek_key: Option<String>,
-        limits: Limits,
-    ) -> Self {
-        const EXAMPLE: &str = "http://127.0.0.1:11434/v1";
-        let own_url = reader.url(LLM_API_BASE_URL, &["http", "https"], EXAMPLE);
-        let deepseek_url = reader.url(DEEPSEEK_BASE_URL, &["http", "https"], "https://api.deepseek.com/v1");
+    fn read(reader: &mut Reader<'_>, provider: Provider, api_key: Option<String>, urls: Urls, limits: Limits) -> Self {
         let is_deepseek = provider == Provider::DeepSeek;
-        let api_key = if is_deepseek { deepseek_key.or(key) } else { key };
-        let base_url = if is_deepseek { deepseek_url.or(own_url) } else { own_url };
+        let base_url = if is_deepseek { urls.deepseek.or(urls.own) } else { urls.own };
         if api_key.is_none() && provider != Provider::Compatible {
             let problem = format!("is not set, but LLM_PROVIDER={} needs a key", provider.name());
             reader.mistake(if is_deepseek { DEEPSEEK_API_KEY } else { LLM_API_KEY }, problem, "sk-...");
         }
         let base_url = base_url.or(provider.default_base_url().map(str::to_owned)).unwrap_or_else(|| {
-            reader.mistake(LLM_API_BASE_URL, "is not set, but LLM_PROVIDER=compatible has no default", EXAMPLE);
+            reader.mistake(
+                LLM_API_BASE_URL,
+                "is not set, but LLM_PROVIDER=compatible has no default",
+                BASE_URL_EXAMPLE,
+            );
             String::new()
         });
         let model = reader.text(LLM_MODEL_NAME).or(provider.default_model().map(str::to_owned)).unwrap_or_else(|| {

@@ -93,18 +93,17 @@ fn read_host(reader: &mut Reader<'_>) -> IpAddr {
 }
 
 fn read_tls(reader: &mut Reader<'_>) -> Option<TlsFiles> {
-    match (reader.text(TLS_CERT_FILE), reader.text(TLS_KEY_FILE)) {
-        (Some(certificate), Some(key)) => Some(TlsFiles { certificate: certificate.into(), key: key.into() }),
-        (None, None) => None,
-        (Some(_), None) => {
-            reader.mistake(TLS_KEY_FILE, "is not set, but TLS_CERT_FILE is", "key.pem");
-            None
-        }
-        (None, Some(_)) => {
-            reader.mistake(TLS_CERT_FILE, "is not set, but TLS_KEY_FILE is", "cert.pem");
-            None
-        }
+    let is_set = |variable| reader.text(variable).is_some();
+    let (has_certificate, has_key) = (is_set(TLS_CERT_FILE), is_set(TLS_KEY_FILE));
+    if has_certificate && !has_key {
+        reader.mistake(TLS_KEY_FILE, "is not set, but TLS_CERT_FILE is", "key.pem");
     }
+    if has_key && !has_certificate {
+        reader.mistake(TLS_CERT_FILE, "is not set, but TLS_KEY_FILE is", "cert.pem");
+    }
+    let certificate = reader.file(TLS_CERT_FILE, "cert.pem")?;
+    let key = reader.file(TLS_KEY_FILE, "key.pem")?;
+    Some(TlsFiles { certificate, key })
 }
 
 fn read_origins(reader: &mut Reader<'_>) -> Vec<String> {

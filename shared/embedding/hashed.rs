@@ -4,6 +4,7 @@
 //! are never compared with a model's.
 
 use futures_util::future::BoxFuture;
+use tokio::task::yield_now;
 use unicode_segmentation::UnicodeSegmentation as _;
 
 use super::{EmbedError, Embedder, EmbeddingModel, normalised};
@@ -55,7 +56,15 @@ impl Embedder for HashedEmbedder {
     }
 
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
-        Box::pin(async move { Ok(texts.iter().map(|text| embed(text)).collect()) })
+        Box::pin(async move {
+            let mut vectors = Vec::with_capacity(texts.len());
+            for text in texts {
+                vectors.push(embed(text));
+                // A text takes some milliseconds at most, a thousand would hold up every stream of the thread.
+                yield_now().await;
+            }
+            Ok(vectors)
+        })
     }
 }
 

@@ -54,9 +54,9 @@ pub enum EmbedError {
 pub fn from_config(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, reqwest::Error> {
     Ok(match config {
         EmbeddingConfig::Hashed => Arc::new(HashedEmbedder::new()),
-        EmbeddingConfig::OpenAi { base_url, api_key, model, dimension } => {
+        EmbeddingConfig::OpenAi { base_url, api_key, model, dimension, shortened } => {
             let model = EmbeddingModel { name: model.clone(), dimension: *dimension };
-            Arc::new(OpenAiEmbedder::new(base_url, api_key.clone(), model)?)
+            Arc::new(OpenAiEmbedder::new(base_url, api_key.clone(), model, *shortened)?)
         }
     })
 }

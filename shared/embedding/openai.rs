@@ -7,12 +7,16 @@ use reqwest::Client;
 use serde::{Deserialize, Serialize};
 
 use super::{EmbedError, Embedder, EmbeddingModel, normalised};
-use crate::config::Secret;
+use crate::{config::Secret, error::with_causes, llm::estimate_tokens};
 
 /// Texts of one request. DashScope takes no more than 10, and larger batches gain little.
 const BATCH: usize = 10;
 /// Requests that may be under way at once for one call.
 const CONCURRENCY: usize = 4;
+/// Largest answer that is read: far above ten vectors of the largest models.
+const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+/// Estimated tokens of one text; the estimate can be a third too low.
+const MAX_INPUT_TOKENS: u32 = 5_000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -23,6 +27,8 @@ pub struct OpenAiEmbedder {
     url: String,
     api_key: Option<Secret>,
     model: EmbeddingModel,
+    /// Whether the model has to be asked for the dimension, because it is not its own.
+    shortened: bool,
 }
 
 /// The body of a request, <https://platform.openai.com/docs/api-reference/embeddings/create>.
@@ -31,6 +37,8 @@ struct Body<'a> {
     model: &'a str,
     input: &'a [&'a str],
     encoding_format: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dimensions: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -45,33 +53,43 @@ struct Embedding {
 }
 
 impl OpenAiEmbedder {
-    /// An embedder for the API at `base_url`, which ends with its `/v1`.
+    /// An embedder for the API at `base_url`, which ends with its `/v1`; `shortened` asks for vectors of another length than
+    /// the model's own.
     ///
     /// # Errors
     /// The HTTP client can not be built.
-    pub fn new(base_url: &str, api_key: Option<Secret>, model: EmbeddingModel) -> Result<Self, reqwest::Error> {
+    pub fn new(
+        base_url: &str,
+        api_key: Option<Secret>,
+        model: EmbeddingModel,
+        shortened: bool,
+    ) -> Result<Self, reqwest::Error> {
         let client = crate::http_client(CONNECT_TIMEOUT)?;
-        Ok(Self { client, url: format!("{base_url}/embeddings"), api_key, model })
+        Ok(Self { client, url: format!("{base_url}/embeddings"), api_key, model, shortened })
     }
 
     async fn embed_batch(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
-        let body = Body { model: &self.model.name, input: texts, encoding_format: "float" };
+        let inputs: Vec<&str> = texts.iter().map(|text| within_input_limit(text)).collect();
+        let dimensions = self.shortened.then_some(self.model.dimension);
+        let body = Body { model: &self.model.name, input: &inputs, encoding_format: "float", dimensions };
         let mut call = self.client.post(&self.url).timeout(TIMEOUT).json(&body);
         if let Some(key) = &self.api_key {
             call = call.bearer_auth(key.expose());
         }
-        let unreachable = |error: reqwest::Error| EmbedError::Unreachable(error.without_url().to_string());
-        let response = call.send().await.map_err(unreachable)?;
+        let mut response = call.send().await.map_err(unreachable)?;
         if !response.status().is_success() {
             return Err(EmbedError::Refused(response.status().as_u16()));
         }
-        let answer: Answer = response.json().await.map_err(|error| {
-            if error.is_decode() {
-                EmbedError::Unusable("it is not the expected JSON".to_owned())
-            } else {
-                unreachable(error)
+        let mut bytes = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(unreachable)? {
+            bytes.extend_from_slice(&piece);
+            if bytes.len() > MAX_ANSWER_BYTES {
+                return Err(EmbedError::Unusable(format!("it is longer than {MAX_ANSWER_BYTES} bytes")));
             }
-        })?;
+        }
+        // The parser's own words could quote the answer.
+        let answer = serde_json::from_slice(&bytes)
+            .map_err(|_| EmbedError::Unusable("it is not the expected JSON".to_owned()))?;
         self.in_order(answer, texts.len())
     }
 
@@ -96,6 +114,28 @@ impl OpenAiEmbedder {
         }
         Ok(vectors)
     }
+}
+
+/// The beginning of a text that every provider's model can read: they take 8,192 tokens, and refuse a batch with one text
+/// that has more.
+fn within_input_limit(text: &str) -> &str {
+    if estimate_tokens(text) <= MAX_INPUT_TOKENS {
+        return text;
+    }
+    let share = f64::from(MAX_INPUT_TOKENS) / f64::from(estimate_tokens(text));
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a share of a length"
+    )]
+    let bytes = (text.len() as f64 * share) as usize;
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+fn unreachable(error: reqwest::Error) -> EmbedError {
+    // The message of an error may repeat the URL, and the URL a key.
+    EmbedError::Unreachable(with_causes(&error.without_url()))
 }
 
 impl Embedder for OpenAiEmbedder {

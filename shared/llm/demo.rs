@@ -24,14 +24,32 @@ pub struct DemoResponses {
 #[serde(deny_unknown_fields)]
 struct Response {
     questions: Vec<String>,
-    answer: Arc<str>,
+    answer: Answer,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fallback {
-    zh: Arc<str>,
-    en: Arc<str>,
+    zh: Answer,
+    en: Answer,
+}
+
+/// A text and where its chunks end: cut once, not in every turn.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(from = "String")]
+struct Answer(Arc<(String, Vec<usize>)>);
+
+impl From<String> for Answer {
+    fn from(text: String) -> Self {
+        let ends = chunk_ends(&text);
+        Self(Arc::new((text, ends)))
+    }
+}
+
+impl Answer {
+    fn text(&self) -> &str {
+        &self.0.0
+    }
 }
 
 /// Why a file of answers can not be used.
@@ -83,11 +101,11 @@ impl DemoResponses {
             for question in &mut response.questions {
                 *question = normalise(question);
             }
-            if response.questions.iter().any(String::is_empty) || response.answer.trim().is_empty() {
+            if response.questions.iter().any(String::is_empty) || response.answer.text().trim().is_empty() {
                 return Err(DemoResponsesError::Empty { index });
             }
         }
-        if parsed.fallback.zh.trim().is_empty() || parsed.fallback.en.trim().is_empty() {
+        if parsed.fallback.zh.text().trim().is_empty() || parsed.fallback.en.text().trim().is_empty() {
             return Err(DemoResponsesError::Empty { index: parsed.responses.len() });
         }
         Ok(parsed)
@@ -95,8 +113,7 @@ impl DemoResponses {
 
     /// The answer to a question: of the entry that has exactly this question, else of the longest question that the
     /// message contains, else the fallback in the message's language.
-    #[must_use]
-    pub fn answer_to(&self, message: &str) -> Arc<str> {
+    fn answer_to(&self, message: &str) -> Answer {
         let asked = normalise(message);
         let entries =
             || self.responses.iter().flat_map(|r| r.questions.iter().map(move |question| (question, &r.answer)));
@@ -136,12 +153,13 @@ impl ChatModel for DemoModel {
             // A schedule, not a pause after each chunk: a late chunk does not make all that follow it late.
             let mut due = Instant::now();
             let mut from = 0;
-            for end in chunk_ends(&answer) {
+            let (text, ends) = &*answer.0;
+            for end in ends.iter().copied() {
                 if !delay.is_zero() {
                     sleep_until(due).await;
                     due += delay;
                 }
-                yield Ok(ModelEvent::Delta(answer[from..end].to_owned()));
+                yield Ok(ModelEvent::Delta(text[from..end].to_owned()));
                 from = end;
             }
             yield Ok(ModelEvent::Finished(Finish::Stop));
@@ -175,11 +193,11 @@ mod tests {
     #[test]
     fn an_exact_question_wins_then_the_longest_contained_one_then_the_fallback_in_its_language() {
         let responses = responses();
-        assert_eq!(&*responses.answer_to("复习"), "short");
-        assert_eq!(&*responses.answer_to(" study plan? "), "long");
-        assert_eq!(&*responses.answer_to("帮我做一个复习计划吧"), "long");
-        assert_eq!(&*responses.answer_to("你好"), "中");
-        assert_eq!(&*responses.answer_to("hello"), "en");
+        assert_eq!(responses.answer_to("复习").text(), "short");
+        assert_eq!(responses.answer_to(" study plan? ").text(), "long");
+        assert_eq!(responses.answer_to("帮我做一个复习计划吧").text(), "long");
+        assert_eq!(responses.answer_to("你好").text(), "中");
+        assert_eq!(responses.answer_to("hello").text(), "en");
     }
 
     #[test]
@@ -194,14 +212,15 @@ mod tests {
             "How do I solve this problem?",
         ] {
             let answer = responses.answer_to(question);
+            let answer = answer.text();
             assert!((300..=1000).contains(&answer.chars().count()), "{question}: {}", answer.chars().count());
-            assert_eq!(Language::of_text(&answer), Language::of_text(question), "{question}");
+            assert_eq!(Language::of_text(answer), Language::of_text(question), "{question}");
         }
         for response in &responses.responses {
-            assert!((300..=1000).contains(&response.answer.chars().count()), "{:?}", response.questions);
+            assert!((300..=1000).contains(&response.answer.text().chars().count()), "{:?}", response.questions);
         }
         for fallback in [&responses.fallback.zh, &responses.fallback.en] {
-            assert!(fallback.contains("LLM_API_KEY"), "the fallback says how to leave demo mode");
+            assert!(fallback.text().contains("LLM_API_KEY"), "the fallback says how to leave demo mode");
         }
     }
 

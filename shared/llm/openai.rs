@@ -10,8 +10,13 @@ use reqwest::{Client, Response, header};
 use serde::Serialize;
 use tokio::time::timeout_at;
 
-use super::{ChatModel, Message, ModelError, ModelErrorKind, ModelEvent, ModelRequest, ModelStream, Role};
-use crate::config::{Provider, ProviderConfig};
+use super::{
+    ChatModel, Finish, Message, ModelError, ModelErrorKind, ModelEvent, ModelRequest, ModelStream, Role, TokenUsage,
+};
+use crate::{
+    config::{Provider, ProviderConfig},
+    error::with_causes,
+};
 
 mod chunk;
 mod events;
@@ -21,6 +26,8 @@ use events::Events;
 
 /// Most bytes of an error answer that are read.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
+/// How long to wait for the end of a response whose answer is complete.
+const LAST_BYTES: Duration = Duration::from_millis(100);
 
 /// A provider's model.
 #[derive(Debug, Clone)]
@@ -65,24 +72,38 @@ impl ChatModel for OpenAiModel {
                 .map_err(|_| ModelError::new(ModelErrorKind::Timeout, "no answer began in time"))??;
             let mut events = Events::new(response.bytes_stream());
             let mut answer = Answer::default();
-            loop {
-                let event = timeout_at(due.into(), events.next())
-                    .await
-                    .map_err(|_| ModelError::new(ModelErrorKind::Timeout, "the answer stalled"))??;
-                let Some(chunk) = event else { break };
-                if chunk.carries_something() {
-                    due = end.min(Instant::now() + limits.idle);
-                }
-                if let Some(delta) = answer.take(chunk)? {
-                    yield ModelEvent::Delta(delta);
+            let ended = loop {
+                let chunk = match timeout_at(due.into(), events.next()).await {
+                    Ok(Ok(Some(chunk))) => chunk,
+                    Ok(Ok(None)) => break Ok(()),
+                    Ok(Err(error)) => break Err(error),
+                    // Only the end was still awaited, and a server that does not tell it keeps its connection.
+                    Err(_) if answer.is_complete() => break Ok(()),
+                    Err(_) => break Err(ModelError::new(ModelErrorKind::Timeout, "the answer stalled")),
+                };
+                let alive = chunk.carries_something();
+                match answer.take(chunk) {
+                    Ok(Some(delta)) => yield ModelEvent::Delta(delta),
+                    Ok(None) => {}
+                    Err(error) => break Err(error),
                 }
                 if answer.is_complete() {
-                    break;
+                    due = due.min(Instant::now() + LAST_BYTES);
+                } else if alive {
+                    due = end.min(Instant::now() + limits.idle);
                 }
+            };
+            // What was spent is told however it ended.
+            if let Some(usage) = answer.usage {
+                yield ModelEvent::Usage(usage);
             }
-            for event in answer.finish(events.done())? {
-                yield event;
+            ended?;
+            let finish = answer.finish(events.done())?;
+            if events.done() {
+                // A response that was read to its end leaves its connection for the next answer.
+                let _ = timeout_at((Instant::now() + LAST_BYTES).into(), events.rest()).await;
             }
+            yield ModelEvent::Finished(finish);
         })
     }
 
@@ -99,8 +120,8 @@ impl ChatModel for OpenAiModel {
 /// What has come of an answer so far.
 #[derive(Default)]
 struct Answer {
-    finish: Option<super::Finish>,
-    usage: Option<super::TokenUsage>,
+    finish: Option<Finish>,
+    usage: Option<TokenUsage>,
     has_text: bool,
 }
 
@@ -116,9 +137,9 @@ impl Answer {
         let Some(choice) = chunk.choices.into_iter().flatten().next() else { return Ok(None) };
         if let Some(finish) = choice.finish_reason.as_deref().filter(|reason| !reason.is_empty()) {
             self.finish = Some(match finish {
-                "length" | "max_tokens" => super::Finish::Length,
-                "content_filter" => super::Finish::ContentFilter,
-                _ => super::Finish::Stop,
+                "length" | "max_tokens" => Finish::Length,
+                "content_filter" => Finish::ContentFilter,
+                _ => Finish::Stop,
             });
         }
         let delta = choice.delta.and_then(|delta| delta.content).filter(|content| !content.is_empty());
@@ -126,25 +147,25 @@ impl Answer {
         Ok(delta)
     }
 
-    /// Whether nothing more can come. The usage chunk follows the finish reason.
+    /// Whether nothing that matters can come any more. The usage follows the finish reason, but some servers repeat it.
     fn is_complete(&self) -> bool {
         self.finish.is_some() && self.usage.is_some()
     }
 
-    /// The events that end the answer.
-    fn finish(self, done: bool) -> Result<impl Iterator<Item = ModelEvent>, ModelError> {
+    /// How the answer ended, where `done` is whether the server said so.
+    fn finish(&self, done: bool) -> Result<Finish, ModelError> {
         let finish = match self.finish {
             Some(finish) => finish,
             // Some servers send `[DONE]` without a reason.
-            None if done => super::Finish::Stop,
+            None if done => Finish::Stop,
             None => {
                 return Err(ModelError::new(ModelErrorKind::Cut, "the stream ended before the answer was complete"));
             }
         };
-        if !self.has_text && finish == super::Finish::Stop {
+        if !self.has_text && finish == Finish::Stop {
             return Err(ModelError::new(ModelErrorKind::Empty, "the answer has no text"));
         }
-        Ok(self.usage.map(ModelEvent::Usage).into_iter().chain([ModelEvent::Finished(finish)]))
+        Ok(finish)
     }
 }
 
@@ -208,7 +229,7 @@ fn transport_error(error: reqwest::Error) -> ModelError {
     let error = error.without_url();
     let kind = if error.is_timeout() { ModelErrorKind::Timeout } else { ModelErrorKind::Unavailable };
     let step = if error.is_connect() { "no connection" } else { "the request failed" };
-    ModelError::new(kind, format!("{step}: {error}"))
+    ModelError::new(kind, format!("{step}: {}", with_causes(&error)))
 }
 
 async fn refused(mut response: Response) -> ModelError {

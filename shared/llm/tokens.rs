@@ -6,14 +6,10 @@ use crate::language::is_han;
 /// Han character. Real tokenisers differ by up to a third, so whoever shows it marks it as an estimate.
 #[must_use]
 pub fn estimate_tokens(text: &str) -> u32 {
-    let (mut han, mut other) = (0_u64, 0_u64);
-    for c in text.chars() {
-        if is_han(c) {
-            han += 1;
-        } else {
-            other += 1;
-        }
-    }
+    // Text without a Han character, such as the English prompt, is counted at a fraction of the cost.
+    let chars = text.chars().count() as u64;
+    let han = if text.is_ascii() { 0 } else { text.chars().filter(|c| is_han(*c)).count() as u64 };
+    let other = chars - han;
     u32::try_from((han * 2).div_ceil(3) + other.div_ceil(4)).unwrap_or(u32::MAX)
 }
 

@@ -23,6 +23,9 @@ use crate::{
 /// Most that one call to the database may take.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Most bytes of a query.
+pub const MAX_QUERY_BYTES: usize = 10_000;
+
 /// Matches are counted up to this number.
 pub const MAX_COUNTED: usize = 1_000;
 
@@ -146,10 +149,11 @@ impl MemoryError {
             Self::Embedding(EmbedError::Refused(status)) => *status == 429 || *status >= 500,
             Self::Embedding(EmbedError::Unusable(_)) => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
-            // Connections (08), resources (53), an operator's intervention such as a restart (57), a table that the
-            // migration of a starting server has yet to make (42P01).
+            // Connections (08), resources (53), an operator's intervention such as a restart (57), a collision of
+            // transactions (40001, 40P01), a table that the migration of a starting server has yet to make (42P01).
             Self::Database(Error::Database(error)) => error.code().is_some_and(|code| {
-                code.starts_with("08") || code.starts_with("53") || code.starts_with("57") || code == "42P01"
+                ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+                    || matches!(&*code, "40001" | "40P01" | "42P01")
             }),
             Self::Database(_) => false,
         }

@@ -18,6 +18,13 @@ use sqlx::{
 use super::{Filter, Found, Memory, Metadata, NewMemory, Page, Query, Selection};
 use crate::{embedding::EmbeddingModel, identity::UserId};
 
+/// What makes up a [`Memory`]; not the vector, which is large and stays where it is.
+macro_rules! columns {
+    () => {
+        "memories.id, content, source_type, tags, metadata, document_id, created_at, updated_at"
+    };
+}
+
 /// The rows of one user that match a filter; it takes the parameters $1 to $6, bound by [`matching`].
 macro_rules! matching {
     () => {
@@ -43,19 +50,39 @@ const NEAREST: &str = concat!(
      ), best as (
          select id, score from passed order by score desc, id limit $12
      )
-     select memories.*, best.score, (select count(*) from passed) as total
+     select ",
+    columns!(),
+    ", best.score, (select count(*) from passed) as total
      from best join memories on memories.user_id = $1 and memories.id = best.id
      order by best.score desc, best.id"
 );
 
 const PAGE: &str = concat!(
-    "select * from memories where ",
+    "select * from (
+         select ",
+    columns!(),
+    ", sum(octet_length(content) + octet_length(metadata::text) + octet_length(tags::text) + 300)
+                    over newest as bytes
+         from memories where ",
     matching!(),
-    " and ($7::timestamptz is null or (created_at, id) < ($7, $8))
-      order by created_at desc, id desc limit $9"
+    "        and ($7::timestamptz is null or (created_at, id) < ($7, $8))
+         window newest as (order by created_at desc, id desc)
+         order by created_at desc, id desc limit $9
+     ) as page
+     order by created_at desc, id desc"
 );
 
-const DELETE_MATCHING: &str = concat!("delete from memories where ", matching!());
+/// Deletes the rows of a condition, which are locked in the order of their ids, as writers do: so that no two wait for each
+/// other.
+macro_rules! delete_where {
+    ($($condition:expr),+) => {
+        concat!(
+            "delete from memories using (select id from memories where ",
+            $($condition,)+
+            " order by id for update) as doomed where memories.user_id = $1 and memories.id = doomed.id"
+        )
+    };
+}
 
 const UPSERT: &str = "
     insert into memories (user_id, id, content, source_type, tags, metadata, created_at,
@@ -77,6 +104,9 @@ const UNCHANGED: &str = "
     select id
     from memories join unnest($2::text[], $3::text[]) as given (id, content) using (id, content)
     where user_id = $1 and embedding_model = $4 and embedding_dim = $5";
+
+/// Most bytes of a page, by an estimate: clients read no more than 4 MB of one message by default.
+const MAX_PAGE_BYTES: i64 = 3_500_000;
 
 type Bound<'q> = SqlQuery<'q, Postgres, PgArguments>;
 
@@ -177,13 +207,19 @@ pub(super) async fn page(
     let rows = matching(sqlx::query(PAGE), user, filter)
         .bind(after.map(|token| token.created_at.to_sqlx()))
         .bind(after.map(|token| token.id.as_str()))
-        // One more than asked tells whether there is a next page.
         .bind(sql_int(size + 1))
         .fetch_all(pool)
         .await?;
-    let mut memories = rows.iter().map(Memory::from_row).collect::<Result<Vec<_>, _>>()?;
-    let more = memories.len() > size;
-    memories.truncate(size);
+    // A row more than asked, or one that is too much, tells that there is a next page.
+    let mut memories = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let bytes: i64 = row.try_get("bytes")?;
+        if memories.len() == size || (bytes > MAX_PAGE_BYTES && !memories.is_empty()) {
+            break;
+        }
+        memories.push(Memory::from_row(row)?);
+    }
+    let more = memories.len() < rows.len();
     let last = memories.last().filter(|_| more);
     let next = last.map(|memory| PageToken { created_at: memory.created_at, id: memory.id.clone() });
     Ok(Page { memories, next })
@@ -193,14 +229,12 @@ pub(super) async fn page(
 pub(super) async fn delete(pool: &PgPool, user: &UserId, selection: &Selection) -> Result<u64, sqlx::Error> {
     let user_id = user.as_str();
     let query = match selection {
-        Selection::Ids(ids) => {
-            sqlx::query("delete from memories where user_id = $1 and id = any($2)").bind(user_id).bind(ids)
-        }
+        Selection::Ids(ids) => sqlx::query(delete_where!("user_id = $1 and id = any($2)")).bind(user_id).bind(ids),
         Selection::Document(document) => {
-            sqlx::query("delete from memories where user_id = $1 and document_id = $2").bind(user_id).bind(document)
+            sqlx::query(delete_where!("user_id = $1 and document_id = $2")).bind(user_id).bind(document)
         }
-        Selection::Matching(filter) => matching(sqlx::query(DELETE_MATCHING), user, filter),
-        Selection::Everything => sqlx::query("delete from memories where user_id = $1").bind(user_id),
+        Selection::Matching(filter) => matching(sqlx::query(delete_where!(matching!())), user, filter),
+        Selection::Everything => sqlx::query(delete_where!("user_id = $1")).bind(user_id),
     };
     Ok(query.execute(pool).await?.rows_affected())
 }
@@ -240,7 +274,7 @@ impl FromStr for PageToken {
     fn from_str(token: &str) -> Result<Self, ()> {
         let (micros, id) = token.split_once('.').ok_or(())?;
         let created_at = Timestamp::from_microsecond(micros.parse().map_err(|_| ())?).map_err(|_| ())?;
-        crate::identity::check_id("page_token", id).map_err(|_| ())?;
+        crate::error::check_text("page_token", id, crate::identity::MAX_ID_BYTES).map_err(|_| ())?;
         Ok(Self { created_at, id: id.to_owned() })
     }
 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
-    Connection as _, PgConnection, PgPool,
+    Connection as _, Executor as _, PgConnection, PgPool,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::config::MemoryStoreConfig;
 
-#[cfg(all(feature = "embedded-postgres", unix))]
+#[cfg(embedded_postgres_archive)]
 pub mod embedded;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("infra/migrations");
@@ -26,6 +26,20 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time between two checks whether the database can be reached.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Finds out whether the table can be read, and reads nothing.
+const CHECK: &str = "select from memories limit 0";
+
+/// Lets the login that the setting `agent.service` names use the tables, which it does not own.
+const GRANTS: &str = "
+    do $$
+    begin
+        execute format('grant usage on schema public to %I', current_setting('agent.service'));
+        execute format('grant select on _sqlx_migrations to %I', current_setting('agent.service'));
+        execute format('grant select, insert, update, delete on memories to %I', current_setting('agent.service'));
+    end
+    $$";
 
 /// A step on the way to a database that is ready, told as it begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +72,7 @@ pub enum DatabaseError {
     #[error("the migration failed: {0}")]
     Migration(#[from] MigrateError),
     /// The embedded Postgres can not run.
-    #[cfg(all(feature = "embedded-postgres", unix))]
+    #[cfg(embedded_postgres_archive)]
     #[error(transparent)]
     Embedded(#[from] embedded::EmbeddedError),
     /// This build has no embedded Postgres.
@@ -95,13 +109,13 @@ impl Database {
         }
     }
 
-    #[cfg(all(feature = "embedded-postgres", unix))]
+    #[cfg(embedded_postgres_archive)]
     fn embedded(data_dir: PathBuf) -> Result<Self, DatabaseError> {
         let options = embedded::connect_options(&data_dir)?;
         Ok(Self { service: options.clone(), owner: options, data_dir: Some(data_dir) })
     }
 
-    #[cfg(not(all(feature = "embedded-postgres", unix)))]
+    #[cfg(not(embedded_postgres_archive))]
     fn embedded(_data_dir: PathBuf) -> Result<Self, DatabaseError> {
         Err(DatabaseError::NoEmbedded)
     }
@@ -115,14 +129,35 @@ impl Database {
             .connect_lazy_with(self.service.clone())
     }
 
-    /// Brings the tables up to date.
+    /// Brings the tables up to date, as their owner, and lets the service's own login use them.
     ///
     /// # Errors
     /// The database can not be reached, or refuses a change.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
-        let mut connection = PgConnection::connect_with(&self.owner).await?;
-        MIGRATIONS.run(&mut connection).await?;
-        Ok(connection.close().await?)
+        let mut owner = connect(&self.owner).await?;
+        MIGRATIONS.run(&mut owner).await?;
+        if self.service.get_username() != self.owner.get_username() {
+            sqlx::query("select set_config('agent.service', $1, false)")
+                .bind(self.service.get_username())
+                .execute(&mut owner)
+                .await?;
+            owner.execute(GRANTS).await?;
+        }
+        Ok(owner.close().await?)
+    }
+
+    /// Migrates, unless the service's own login sees that there is nothing to do: it may not change tables.
+    async fn migrate_if_needed(&self) -> Result<(), DatabaseError> {
+        let mut service = connect(&self.service).await?;
+        let applied =
+            sqlx::query_scalar("select version from _sqlx_migrations where success").fetch_all(&mut service).await;
+        service.close().await?;
+        let applied: Vec<i64> = applied.unwrap_or_default();
+        if MIGRATIONS.iter().all(|migration| applied.contains(&migration.version)) {
+            Ok(())
+        } else {
+            self.migrate().await
+        }
     }
 
     /// Makes the database ready and then watches it: `ready` tells whether it can be used. Runs until it is dropped, which
@@ -133,7 +168,7 @@ impl Database {
     pub async fn keep(&self, ready: &watch::Sender<bool>, progress: Progress) -> Result<(), DatabaseError> {
         let _running = self.start_embedded(progress.clone()).await?;
         let mut reported = false;
-        while let Err(error) = self.migrate().await {
+        while let Err(error) = self.migrate_if_needed().await {
             if !std::mem::replace(&mut reported, true) {
                 tracing::warn!(%error, "the database is not ready; trying again until it is");
             }
@@ -157,7 +192,7 @@ impl Database {
         }
     }
 
-    #[cfg(all(feature = "embedded-postgres", unix))]
+    #[cfg(embedded_postgres_archive)]
     async fn start_embedded(&self, progress: Progress) -> Result<Option<embedded::EmbeddedPostgres>, DatabaseError> {
         let Some(data_dir) = self.data_dir.clone() else { return Ok(None) };
         let start = move || embedded::EmbeddedPostgres::start(&data_dir, &*progress);
@@ -167,7 +202,7 @@ impl Database {
         }
     }
 
-    #[cfg(not(all(feature = "embedded-postgres", unix)))]
+    #[cfg(not(embedded_postgres_archive))]
     async fn start_embedded(&self, _progress: Progress) -> Result<(), DatabaseError> {
         Ok(())
     }
@@ -176,14 +211,19 @@ impl Database {
 /// Called before each step on the way to a database that is ready.
 pub type Progress = Arc<dyn Fn(Step) + Send + Sync>;
 
-/// Asks the database for a sign of life on a connection of its own, so that a busy pool does not look like a dead database.
+/// Asks whether the tables can be used, on a connection of its own, so that a busy pool does not look like a dead database.
 async fn check(connection: &mut Option<PgConnection>, options: &PgConnectOptions) -> Result<(), sqlx::Error> {
     match connection {
-        Some(open) => open.ping().await,
-        None => {
-            *connection = Some(PgConnection::connect_with(options).await?);
-            Ok(())
-        }
+        Some(open) => open.execute(CHECK).await.map(drop),
+        None => connection.insert(PgConnection::connect_with(options).await?).execute(CHECK).await.map(drop),
+    }
+}
+
+/// Connects within a time in which a database that is well would have answered.
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    match timeout(CONNECT_TIMEOUT, PgConnection::connect_with(options)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
     }
 }
 

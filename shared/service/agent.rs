@@ -68,9 +68,7 @@ impl AgentService for AgentApi {
             request.user_profile.as_ref().map_or(Language::default(), |profile| Language::from_tag(&profile.language));
         let mut call = Call::begin("StreamChat", &trace, &self.drain);
         let command = self.admit(&call, &metadata, request).map_err(|error| call.invalid(&error, language))?;
-        call.span().record("session", command.session.as_str());
-        call.span().record("request", command.request.as_str());
-        call.span().record("model", self.assistant.model.name(command.turn.model.as_deref()));
+        call.is_for(&command.session, &command.request, self.assistant.model.name(command.turn.model.as_deref()));
 
         let maker = FrameMaker::new(command.session, command.request, trace, language, command.whole_citations);
         let over = self.drain.over();

@@ -7,14 +7,14 @@ use std::{
 
 use futures_util::FutureExt as _;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tonic::{Response, Status, metadata::MetadataMap};
+use tonic::{Code, Response, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field, info_span};
 
 use super::{Drain, frames, status};
 use crate::{
     chat::Event,
     error::{InvalidArgument, Problem},
-    identity::{TraceId, UserId},
+    identity::{RequestId, SessionId, TraceId, UserId},
     language::Language,
     llm::Finish,
     memory::MemoryError,
@@ -80,6 +80,11 @@ impl Call {
         self.span.record("user", user.digest());
     }
 
+    /// Notes what is asked for: all at once, because a span in JSON is written anew with each record.
+    pub(super) fn is_for(&self, session: &SessionId, request: &RequestId, model: &str) {
+        tracing::record_all!(self.span, session = session.as_str(), request = request.as_str(), model = model);
+    }
+
     /// Ends the call by a refusal that names the field.
     pub(super) fn invalid(&mut self, error: &InvalidArgument, language: Language) -> Status {
         self.outcome = "invalid_argument";
@@ -104,7 +109,7 @@ impl Call {
                 }
             }
             Event::Failed(failure) => {
-                self.outcome = frames::code(failure).0;
+                self.outcome = frames::outcome(failure);
                 self.span.in_scope(|| tracing::warn!(error = %failure, "the turn failed"));
             }
             Event::Entered(_) | Event::Recalled(_) | Event::Spent(_) => {}
@@ -149,7 +154,8 @@ where
     };
     call.outcome = match &result {
         Ok(_) => "ok",
-        Err(status) => status.code().description(),
+        Err(status) if status.code() == Code::Unavailable => "unavailable",
+        Err(_) => "internal",
     };
     result.map(Response::new)
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write as _,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -106,8 +105,9 @@ impl FrameMaker {
     fn next_response_id(&self) -> String {
         let mut id = String::with_capacity(self.response_id.len() + 9);
         id.push_str(&self.response_id);
-        // Writing to a String never fails.
-        let _ = write!(id, "-{:08x}", self.frames);
+        id.push('-');
+        let digits = (0..8).rev().map(|place| (self.frames >> (4 * place)) & 0xf);
+        id.extend(digits.filter_map(|digit| char::from_digit(digit, 16)));
         id
     }
 }
@@ -161,7 +161,7 @@ fn spent_metadata(spent: &Spent) -> HashMap<String, String> {
 }
 
 /// The stable code of a failure and its class.
-pub(super) fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
+fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
     use pb::ErrorCode;
     match failure {
         Failure::ShuttingDown => ("SERVER_SHUTTING_DOWN", ErrorCode::Unavailable),
@@ -180,6 +180,15 @@ pub(super) fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
             ModelErrorKind::Malformed => ("PROVIDER_MALFORMED", ErrorCode::Unavailable),
             ModelErrorKind::Empty => ("PROVIDER_EMPTY_ANSWER", ErrorCode::Unavailable),
         },
+    }
+}
+
+/// How a failed turn is logged: the class of its failure.
+pub(super) fn outcome(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Model(_) => "provider_failed",
+        Failure::ShuttingDown => "shut_down",
+        Failure::Internal => "internal",
     }
 }
 

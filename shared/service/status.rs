@@ -1,9 +1,14 @@
 //! Refusals before the first frame, as gRPC statuses with their details (`google.rpc` messages).
 
+use std::time::Duration;
+
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{config::RETRY_AFTER, error::InvalidArgument, language::Language, memory::MemoryError};
+use crate::{error::InvalidArgument, language::Language, memory::MemoryError};
+
+/// How long a caller should wait before it tries again after a short trouble of ours.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// INVALID_ARGUMENT that names the field.
 pub(super) fn invalid_argument(error: &InvalidArgument, language: Language) -> Status {

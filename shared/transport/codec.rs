@@ -5,9 +5,14 @@ use std::marker::PhantomData;
 use prost::Message;
 use tonic::{
     Code, Status,
-    codec::{Codec, DecodeBuf, Decoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder},
 };
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+
+/// What a stream's buffer begins with, which it holds as long as it is open: a few frames. Tonic's default is 8 KiB.
+const BUFFER_BYTES: usize = 2 * 1024;
+/// Messages that are ready are sent together up to this size, tonic's default.
+const YIELD_BYTES: usize = 32 * 1024;
 
 /// Encodes and decodes with prost. Unlike tonic's own codec it answers bytes that are no message with INVALID_ARGUMENT,
 /// because the sender is at fault and not the service.
@@ -33,7 +38,7 @@ where
     type Decoder = ProtobufDecoder<In>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        self.inner.encoder()
+        ProstCodec::<Out, In>::raw_encoder(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
     }
 
     fn decoder(&mut self) -> Self::Decoder {

@@ -10,17 +10,17 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     server::NamedService,
     service::Routes,
-    transport::{Identity, Server as TonicServer, ServerTlsConfig},
+    transport::{Identity, Server as TonicServer, ServerTlsConfig, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     config::{ServerConfig, TlsFiles},
+    error::with_causes,
     proto::{
         DESCRIPTOR,
         agent_v1::{agent_service_server::AgentServiceServer, memory_service_server::MemoryServiceServer},
@@ -132,13 +132,15 @@ impl Server {
             routes.add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?);
         }
 
+        // The builder's own setting counts only where the builder listens.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let stopped = stop.clone().cancelled_owned();
         let serving = server
             .layer(cors::layer(&config.allowed_origins)?)
             .layer(tonic_web::GrpcWebLayer::new())
             .layer(statuses::StatusLayer)
             .add_routes(routes.routes())
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped);
+            .serve_with_incoming_shutdown(incoming, stopped);
 
         let health = async {
             loop {
@@ -181,7 +183,6 @@ impl Server {
 fn configured(config: &ServerConfig) -> Result<TonicServer, ServerError> {
     let server = TonicServer::builder()
         .accept_http1(true)
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_STREAMS)
@@ -227,10 +228,4 @@ fn identity(files: &TlsFiles) -> Result<Identity, ServerError> {
         std::fs::read(path).map_err(|source| ServerError::TlsFile { variable, source })
     };
     Ok(Identity::from_pem(read("TLS_CERT_FILE", &files.certificate)?, read("TLS_KEY_FILE", &files.key)?))
-}
-
-/// An error with its causes: tonic's own text says no more than "transport error".
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

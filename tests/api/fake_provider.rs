@@ -1,6 +1,9 @@
 //! An OpenAI-compatible server that says, byte for byte, what a test tells it to.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use serde_json::Value;
 use tokio::{
@@ -16,6 +19,8 @@ pub enum Step {
     Send(Vec<u8>),
     /// Wait until the client has gone, then tell it.
     AwaitGone,
+    /// Keep the connection for the next request.
+    AwaitNext,
 }
 
 /// A request as it arrived.
@@ -31,10 +36,16 @@ pub struct FakeProvider {
     /// A message for each [`Step::AwaitGone`] that came true.
     pub gone: mpsc::UnboundedReceiver<()>,
     scripts: Arc<Mutex<Vec<Vec<Step>>>>,
+    connections: Arc<AtomicUsize>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
 impl FakeProvider {
+    /// How many connections were made to it.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -42,13 +53,16 @@ impl FakeProvider {
         let (received, requests) = mpsc::unbounded_channel();
         let (left, gone) = mpsc::unbounded_channel();
         let queue = scripts.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counter = connections.clone();
         let accepting = tokio::spawn(async move {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
+                counter.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(answer(socket, queue.clone(), received.clone(), left.clone()));
             }
         });
-        Self { base_url, requests, gone, scripts, accepting }
+        Self { base_url, requests, gone, scripts, connections, accepting }
     }
 
     /// Tells what to answer to the next request that has no script yet.
@@ -114,20 +128,23 @@ async fn answer(
     received: mpsc::UnboundedSender<Received>,
     left: mpsc::UnboundedSender<()>,
 ) {
-    let Some(request) = read_request(&mut socket).await else { return };
-    received.send(request).unwrap();
-    let steps = scripts.lock().await.remove(0);
-    for step in steps {
-        match step {
-            // A client that left early is what some tests are about.
-            Step::Send(bytes) => drop(socket.write_all(&bytes).await),
-            Step::AwaitGone => {
-                let mut byte = [0];
-                // Nothing more is sent by a client, so that whatever comes is its end.
-                let _ = socket.read(&mut byte).await;
-                left.send(()).unwrap();
+    'requests: while let Some(request) = read_request(&mut socket).await {
+        received.send(request).unwrap();
+        let steps = scripts.lock().await.remove(0);
+        for step in steps {
+            match step {
+                // A client that left early is what some tests are about.
+                Step::Send(bytes) => drop(socket.write_all(&bytes).await),
+                Step::AwaitGone => {
+                    let mut byte = [0];
+                    // Nothing more is sent by a client, so that whatever comes is its end.
+                    let _ = socket.read(&mut byte).await;
+                    left.send(()).unwrap();
+                }
+                Step::AwaitNext => continue 'requests,
             }
         }
+        return;
     }
 }
 

@@ -2,6 +2,8 @@
 
 use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
 
+use futures_util::FutureExt as _;
+
 use crate::{
     fake_provider::{FakeProvider, delta, finish},
     harness::{TestServer, ask, check_contract, kind, outline},
@@ -49,21 +51,26 @@ async fn a_citation_is_an_excerpt_unless_the_whole_is_asked_for() {
 
 #[tokio::test]
 async fn retrieval_that_is_off_touches_neither_embedder_nor_database() {
-    // Both are out of reach: whoever touches them fails, and says so in the metadata.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (database, embedder) = (format!("postgres://nobody@{nobody}/none"), format!("http://{nobody}/v1"));
+    let mut embedder = FakeProvider::start().await;
+    let database = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://nobody@{}/none", database.local_addr().unwrap());
+    let base_url = embedder.base_url.clone();
     let variables = [
         ("EMBEDDING_PROVIDER", "openai"),
-        ("EMBEDDING_API_BASE_URL", embedder.as_str()),
+        ("EMBEDDING_API_BASE_URL", base_url.as_str()),
         ("EMBEDDING_MODEL", "m"),
         ("EMBEDDING_DIM", "8"),
     ];
-    let server = TestServer::start_on(&database, &variables).await;
+    let server = TestServer::start_on(&url, &variables).await;
     let off = pb::ChatRequest { use_document_context: Some(false), ..ask("hi") };
     let frames = server.chat(off).await.unwrap();
     check_contract(&frames);
     assert_eq!(outline(&frames), ["THINKING", "GENERATING", "delta", "usage", "full_text"]);
     assert!(frames.iter().all(|frame| !frame.metadata.contains_key("recall")));
+    assert_eq!(embedder.connections(), 0);
+    assert!(embedder.requests.try_recv().is_err());
+    // Whoever had connected would be accepted at once.
+    assert!(database.accept().now_or_never().is_none());
 }
 
 #[tokio::test]

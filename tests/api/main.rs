@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 mod chat;
+mod database;
 mod docs;
 mod fake_provider;
 mod grounding;

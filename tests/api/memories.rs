@@ -1,6 +1,6 @@
 //! Storing, finding, listing and forgetting.
 
-use agent_service::proto::agent_v1 as pb;
+use agent_service::proto::agent_v1::{self as pb, memory_service_client::MemoryServiceClient};
 use prost_types::Timestamp;
 use tonic::Code;
 
@@ -103,6 +103,58 @@ async fn two_writers_of_the_same_ids_neither_block_each_other_nor_double_anythin
         tokio::join!(add(&server, "ann", forward.clone()), add(&server, "ann", backward.clone()));
     }
     assert_eq!(list_all(&server, "ann").await.len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_and_forgetters_of_the_same_ids_never_wait_for_each_other() {
+    let server = TestServer::start(&[]).await;
+    let ids: Vec<_> = (0..100).map(|n| format!("m{n}")).collect();
+    let server = &server;
+    let write = async |round: usize, mut ids: Vec<String>| {
+        ids.rotate_left(round % 100);
+        let memories = ids.iter().map(|id| input(id, &format!("{id} of round {round}"))).collect();
+        let request = pb::AddMemoriesRequest { user_id: "ann".into(), memories };
+        server.memory().add_memories(request).await.map(drop)
+    };
+    let forget = async |ids: Vec<String>, everything: bool| {
+        let ids = if everything { Vec::new() } else { ids };
+        let request = pb::DeleteMemoriesRequest { user_id: "ann".into(), ids, everything, ..Default::default() };
+        server.memory().delete_memories(request).await.map(drop)
+    };
+    let backwards: Vec<_> = ids.iter().rev().cloned().collect();
+    for round in 0..15 {
+        let (one, two, three, four) = tokio::join!(
+            write(round, ids.clone()),
+            write(round + 50, backwards.clone()),
+            forget(backwards.clone(), false),
+            forget(Vec::new(), true),
+        );
+        for done in [one, two, three, four] {
+            done.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_is_never_too_large_for_a_client() {
+    let server = TestServer::start(&[]).await;
+    let long = "x".repeat(60_000);
+    let memories = (0..150).map(|n| input(&format!("m{n}"), &long)).collect();
+    add(&server, "ann", memories).await;
+    let mut request = pb::ListMemoriesRequest { user_id: "ann".into(), page_size: 1000, ..Default::default() };
+    // A client with the default limit of 4 MB.
+    let mut client = MemoryServiceClient::new(server.channel.clone());
+    let mut seen = 0;
+    loop {
+        let page = client.list_memories(request.clone()).await.unwrap().into_inner();
+        assert!(!page.memories.is_empty());
+        seen += page.memories.len();
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(seen, 150);
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ async fn the_request_carries_key_model_sampling_history_and_the_prompt_in_the_us
     assert_eq!(body["stream_options"]["include_usage"], true);
     let messages = body["messages"].as_array().unwrap();
     let roles: Vec<_> = messages.iter().map(|message| message["role"].as_str().unwrap()).collect();
-    assert_eq!(roles, ["system", "user", "assistant", "system", "user"]);
+    assert_eq!(roles, ["system", "user", "assistant", "user", "user"], "a tool does not speak as the system");
     let system = messages[0]["content"].as_str().unwrap();
     assert!(system.contains("小明") && system.contains("Asia/Shanghai"), "{system}");
     assert!(messages[3]["content"].as_str().unwrap().contains("42"));
@@ -184,7 +184,27 @@ async fn an_answer_without_text_is_an_error_of_its_own() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     provider.stream(&[&finish("stop"), &usage(5, 0), "[DONE]"]).await;
-    assert_eq!(error_of(&server.chat(plain("hi")).await.unwrap()).code, "PROVIDER_EMPTY_ANSWER");
+    let frames = server.chat(plain("hi")).await.unwrap();
+    check_contract(&frames);
+    assert_eq!(error_of(&frames).code, "PROVIDER_EMPTY_ANSWER");
+    assert_eq!(outline(&frames), ["THINKING", "GENERATING", "usage", "error"], "what was spent is told all the same");
+    assert_eq!(usage_of(&frames).0.prompt_tokens, 5);
+}
+
+#[tokio::test]
+async fn answers_share_a_connection_to_their_provider() {
+    let provider = FakeProvider::start().await;
+    let server = TestServer::start(&provider.variables()).await;
+    let body = format!("data: {}\n\ndata: {}\n\ndata: [DONE]\n\n", delta("ok"), finish("stop"));
+    for _ in 0..5 {
+        let response = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        provider.script(vec![Step::Send(response.into_bytes()), Step::AwaitNext]).await;
+        assert_eq!(joined_deltas(&server.chat(plain("hi")).await.unwrap()), "ok");
+    }
+    assert_eq!(provider.connections(), 1);
 }
 
 #[tokio::test]

@@ -82,7 +82,7 @@ async fn each_broken_rule_of_a_chat_names_its_field() {
             pb::ChatRequest { extra_context: context(Some(Kind::StringValue(long.clone()))), ..ask("hi") },
         ),
         ("file_ids[0]", pb::ChatRequest { file_ids: vec![String::new()], ..ask("hi") }),
-        ("document_filter[0]", pb::ChatRequest { document_filter: vec!["a/b".into()], ..ask("hi") }),
+        ("document_filter[0]", pb::ChatRequest { document_filter: vec!["a\0b".into()], ..ask("hi") }),
         (
             "user_profile.nickname",
             pb::ChatRequest {
@@ -139,7 +139,8 @@ async fn each_broken_rule_of_a_memory_call_names_its_field() {
         ("memories[0].content", memory(|memory| memory.content.clear())),
         ("memories[0].content", memory(|memory| memory.content = "x".repeat(64_001))),
         ("memories[0].content", memory(|memory| memory.content = "a\0".into())),
-        ("memories[0].id", memory(|memory| memory.id = "a/b".into())),
+        ("memories[0].id", memory(|memory| memory.id = "a\0b".into())),
+        ("memories[0].id", memory(|memory| memory.id = "x".repeat(257))),
         ("memories[0].created_at", memory(|memory| memory.created_at = Some(Timestamp { seconds: 0, nanos: -1 }))),
         ("memories[0].metadata", memory(|memory| drop(memory.metadata.insert("\0".into(), String::new())))),
         ("memories[0].tags[0]", memory(|memory| memory.tags = vec![String::new()])),
@@ -156,6 +157,48 @@ async fn each_broken_rule_of_a_memory_call_names_its_field() {
     for (field, request) in [("page_token", page("nonsense", 0)), ("page_size", page("", -1))] {
         assert_names(&server.memory().list_memories(request).await.unwrap_err(), field);
     }
+}
+
+#[tokio::test]
+async fn a_nul_is_refused_wherever_text_can_stand() {
+    let server = TestServer::start(&[]).await;
+    let profile = |change: fn(&mut pb::UserProfile)| {
+        let mut profile = pb::UserProfile::default();
+        change(&mut profile);
+        pb::ChatRequest { user_profile: Some(profile), ..ask("hi") }
+    };
+    let history = |change: fn(&mut pb::ChatMessage)| {
+        let mut message = message("user", "a");
+        change(&mut message);
+        pb::ChatRequest { history: vec![message], ..ask("hi") }
+    };
+    for (field, request) in [
+        ("user_profile.avatar_url", profile(|profile| profile.avatar_url = "\0".into())),
+        ("user_profile.extra_context", profile(|profile| profile.extra_context = "\0".into())),
+        ("user_profile.preferences", profile(|profile| drop(profile.preferences.insert("a".into(), "\0".into())))),
+        ("history[0].name", history(|message| message.name = "\0".into())),
+        ("history[0].tool_call_id", history(|message| message.tool_call_id = "\0".into())),
+        ("history[0].metadata", history(|message| drop(message.metadata.insert("\0".into(), String::new())))),
+        ("chat_mode", pb::ChatRequest { chat_mode: "\0".into(), ..ask("hi") }),
+        ("active_tools[0]", pb::ChatRequest { active_tools: vec!["\0".into()], ..ask("hi") }),
+    ] {
+        assert_names(&server.chat(request).await.unwrap_err(), field);
+    }
+}
+
+#[tokio::test]
+async fn what_the_contract_does_not_forbid_is_let_in() {
+    let server = TestServer::start(&[]).await;
+    let files = (0..300).map(|n| format!("uploads/{n}.pdf")).collect();
+    assert!(server.chat(pb::ChatRequest { file_ids: files, ..ask("hi") }).await.is_ok());
+    let memory = pb::MemoryInput { id: "conv-26/D1:3".into(), content: "x".into(), ..Default::default() };
+    let request = pb::AddMemoriesRequest { user_id: "ann".into(), memories: vec![memory] };
+    assert_eq!(server.memory().add_memories(request).await.unwrap().into_inner().ids, ["conv-26/D1:3"]);
+    // The last second of the year 9999, which clients write for "for ever".
+    let end_time = Some(Timestamp { seconds: 253_402_300_799, nanos: 999_999_999 });
+    let filter = Some(pb::MemoryFilter { end_time, ..Default::default() });
+    let query = pb::MemoryQuery { user_id: "ann".into(), query_text: "x".into(), filter, ..Default::default() };
+    assert_eq!(server.agent().retrieve_memory(query).await.unwrap().into_inner().total_found, 1);
 }
 
 #[tokio::test]

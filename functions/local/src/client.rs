@@ -58,11 +58,11 @@ impl Session {
             eprint!("{}", dim("you> "));
             let Some(line) = lines.next_line().await? else { break };
             if !line.trim().is_empty() {
-                self.ask(line).await?;
+                // A question that is refused, or a server that restarts, ends no conversation.
+                if let Err(error) = self.ask(line).await {
+                    eprintln!("error: {error}");
+                }
             }
-        }
-        if !self.session_id.is_empty() {
-            eprintln!("\nGo on later with: chat --session {}", self.session_id);
         }
         Ok(())
     }

@@ -14,23 +14,29 @@ use crate::options::{Command, Options};
 /// The exit code of a configuration that can not be used, as for wrong arguments.
 const EXIT_USAGE: u8 = 2;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let options = Options::parse();
-    let done = match options.command {
-        None | Some(Command::Serve) => with_config(serve::run).await,
-        Some(Command::Migrate) => with_config(serve::migrate).await,
-        Some(Command::Chat(arguments)) => client::chat(arguments).await,
-        Some(Command::Remember(arguments)) => client::remember(arguments).await,
-        Some(Command::Recall(arguments)) => client::recall(arguments).await,
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
     };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
+    let done = runtime.block_on(async {
+        match options.command {
+            None | Some(Command::Serve) => with_config(serve::run).await,
+            Some(Command::Migrate) => with_config(serve::migrate).await,
+            Some(Command::Chat(arguments)) => client::chat(arguments).await,
+            Some(Command::Remember(arguments)) => client::remember(arguments).await,
+            Some(Command::Recall(arguments)) => client::recall(arguments).await,
         }
-    }
+    });
+    // A start of the database that a signal cut short would hold up the end. It ends with the process.
+    runtime.shutdown_background();
+    done.unwrap_or_else(|error| failed(&*error))
+}
+
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
 }
 
 /// What a command comes to; an error is one sentence for the user.
@@ -53,9 +59,12 @@ async fn with_config<F: Future<Output = Outcome>>(run: impl FnOnce(Config) -> F)
             agent_service::telemetry::init(config.log_format);
             run(config).await
         }
-        Err(mistakes) => {
-            eprintln!("error: {mistakes}");
-            Ok(ExitCode::from(EXIT_USAGE))
-        }
+        Err(mistakes) => Ok(misconfigured(&mistakes)),
     }
+}
+
+/// Says what is wrong with the configuration.
+fn misconfigured(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(EXIT_USAGE)
 }

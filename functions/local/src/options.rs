@@ -22,6 +22,9 @@ Examples:
   agent-local remember \"I mix up eigenvalues and eigenvectors\"
   agent-local recall \"what do I find hard in linear algebra?\"";
 
+/// Where a server listens that was not told otherwise.
+pub const DEFAULT_ADDR: &str = "http://127.0.0.1:50051";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the server (what happens without a command)
@@ -40,7 +43,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Connection {
     /// Address of the server
-    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    #[arg(long, default_value = DEFAULT_ADDR, value_name = "URL")]
     pub addr: String,
     /// PEM file with the certificate authority of a server with TLS
     #[arg(long, value_name = "FILE")]
@@ -57,7 +60,7 @@ pub struct ChatArguments {
     /// What to ask; without it, an interactive session that ends with Ctrl-D
     #[arg(value_name = "MESSAGE")]
     pub message: Option<String>,
-    /// Conversation to go on with; without it, a new one
+    /// Id of the conversation; without it, a new one
     #[arg(long, value_name = "ID")]
     pub session: Option<String>,
     /// Language of statuses and errors, as a BCP 47 tag; without it, that of the message

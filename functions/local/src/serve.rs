@@ -2,20 +2,22 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     sync::Arc,
 };
 
 use agent_service::{
     config::{Auth, Config, DemoReason, EmbeddingConfig, MemoryStoreConfig, ModelConfig},
-    postgres::{Database, Step},
-    service::Services,
-    transport::server::Server,
+    llm::ModelSetupError,
+    postgres::{Database, DatabaseError, Step},
+    service::{Services, SetupError},
+    transport::server::{Server, ServerError},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::Outcome;
+use crate::{Outcome, misconfigured, options};
 
 /// The exit code of a program that a second signal ended: 128 and the number of SIGINT.
 const EXIT_INTERRUPTED: u8 = 130;
@@ -23,11 +25,19 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// Runs the server until a signal stops it.
 pub async fn run(config: Config) -> Outcome {
     let mut signals = Signals::install()?;
-    let database = Database::from_config(&config.stores.memory)?;
-    let pool = database.pool();
-    let services = Services::from_config(&config, pool.clone())?;
-    let server = Server::bind(&config.server, services).await?;
-    print_banner(&config, &server.address().to_string());
+    let database = match Database::from_config(&config.stores.memory) {
+        Err(error @ DatabaseError::Address { .. }) => return Ok(misconfigured(&error)),
+        database => database?,
+    };
+    let services = match Services::from_config(&config, database.pool()) {
+        Err(error @ SetupError::Model(ModelSetupError::Responses(_))) => return Ok(misconfigured(&error)),
+        services => services?,
+    };
+    let server = match Server::bind(&config.server, services).await {
+        Err(error @ (ServerError::TlsFile { .. } | ServerError::Tls(_))) => return Ok(misconfigured(&error)),
+        server => server?,
+    };
+    print_banner(&config, server.address());
 
     let (ready, is_ready) = watch::channel(false);
     let stop = CancellationToken::new();
@@ -117,7 +127,7 @@ fn progress() -> Arc<dyn Fn(Step) + Send + Sync> {
 }
 
 /// Says where the server is, how it answers and how to try it.
-fn print_banner(config: &Config, address: &str) {
+fn print_banner(config: &Config, address: SocketAddr) {
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let mode = match &config.model {
         ModelConfig::Demo(demo) => match demo.reason {
@@ -144,7 +154,19 @@ fn print_banner(config: &Config, address: &str) {
     };
     // Where nobody watches, cargo is no part of the command.
     let program = if std::io::stdout().is_terminal() { "cargo run --" } else { "agent-local" };
-    let other = if address.ends_with(":50051") { String::new() } else { format!(" --addr {scheme}://{address}") };
+    // Whoever listens on all addresses is reached on this one as well.
+    let reachable = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, address.port())),
+        _ => address,
+    };
+    let mut other = match format!("{scheme}://{reachable}") {
+        default if default == options::DEFAULT_ADDR => String::new(),
+        url => format!(" --addr {url}"),
+    };
+    if config.server.tls.is_some() {
+        other.push_str(" --ca-file FILE");
+    }
     say(&format!(
         "agent-local {version}
   address    {scheme}://{address} (gRPC and gRPC-Web)

@@ -17,6 +17,7 @@ use super::{
     super::{ModelError, ModelErrorKind},
     chunk::Chunk,
 };
+use crate::error::with_causes;
 
 /// Most bytes of a stream from one event to the next: far above any chunk of text, far below what hurts.
 const MAX_EVENT_BYTES: usize = 1024 * 1024;
@@ -58,7 +59,7 @@ impl Events {
             self.since_event.store(0, Ordering::Relaxed);
             let data = match sse {
                 Ok(sse) => sse.data.unwrap_or_default(),
-                Err(Error::Body(error)) => return Err(ModelError::new(ModelErrorKind::Cut, describe(&*error))),
+                Err(Error::Body(error)) => return Err(ModelError::new(ModelErrorKind::Cut, with_causes(&*error))),
                 Err(error) => return Err(ModelError::new(ModelErrorKind::Malformed, error.to_string())),
             };
             match data.trim() {
@@ -75,22 +76,15 @@ impl Events {
         Ok(None)
     }
 
+    /// Reads what is left, which is of no interest.
+    pub(super) async fn rest(&mut self) {
+        while let Some(Ok(_)) = self.sses.next().await {}
+    }
+
     /// Whether the server said that the answer is complete.
     pub(super) fn done(&self) -> bool {
         self.done
     }
-}
-
-/// An error with its causes, where the useful word is usually in the last one.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

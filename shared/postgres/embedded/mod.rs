@@ -25,22 +25,12 @@ use std::{
 
 use sqlx::postgres::PgConnectOptions;
 
-#[cfg(not(embedded_postgres_archive))]
-mod absent;
-#[cfg(embedded_postgres_archive)]
 mod cluster;
-#[cfg(embedded_postgres_archive)]
 mod instance;
-#[cfg(embedded_postgres_archive)]
 mod postmaster;
-#[cfg(embedded_postgres_archive)]
 mod socket;
-#[cfg(embedded_postgres_archive)]
 mod unpack;
 
-#[cfg(not(embedded_postgres_archive))]
-pub use absent::{EmbeddedPostgres, socket_path};
-#[cfg(embedded_postgres_archive)]
 pub use instance::{EmbeddedPostgres, socket_path};
 
 /// The superuser of the cluster. It has no password: whoever may enter the socket directory is trusted.
@@ -62,9 +52,6 @@ pub fn connect_options(data_dir: &Path) -> Result<PgConnectOptions, EmbeddedErro
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmbeddedError {
-    /// The program was built for a platform for which no archive of Postgres exists.
-    #[error("no embedded Postgres for this platform: set DATABASE_URL")]
-    UnsupportedPlatform,
     /// Another server owns the data directory.
     #[error(
         "{owner} already uses the data directory {}: connect to that server with --addr, or set another AGENT_DATA_DIR, \
@@ -119,7 +106,6 @@ pub enum EmbeddedError {
     },
 }
 
-#[cfg(embedded_postgres_archive)]
 impl EmbeddedError {
     /// For `map_err`: an I/O error together with what was tried on which path.
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {

@@ -4,12 +4,13 @@ use prost_types::{Struct, Value as ProtoValue, value::Kind};
 use serde_json::{Map, Number, Value};
 
 use super::{
-    MAX_CONTEXT_BYTES, MAX_ENTRIES, MAX_HISTORY, MAX_MESSAGE_BYTES, Parsed, at_most, ids, invalid, map, number, text,
+    MAX_CONTEXT_BYTES, MAX_ENTRIES, MAX_HISTORY, MAX_MESSAGE_BYTES, MAX_URL_BYTES, Parsed, at_most, invalid, map, name,
+    names, number, text,
 };
 use crate::{
     chat::{HistoryMessage, Profile, Speaker, TurnRequest},
     error::{InvalidArgument, Problem, check_text},
-    identity::{MAX_ID_BYTES, RequestId, SessionId, UserId, check_id},
+    identity::{MAX_ID_BYTES, RequestId, SessionId, UserId},
     memory::Filter,
     proto::agent_v1 as pb,
 };
@@ -37,15 +38,15 @@ pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parse
         None => return invalid("input", Problem::ExactlyOneOf { fields: "message, tool_result" }),
         Some(pb::chat_request::Input::Message(message)) => text("message", message, MAX_MESSAGE_BYTES)?,
         Some(pb::chat_request::Input::ToolResult(result)) => {
-            check_id("tool_result.tool_call_id", &result.tool_call_id)?;
+            name("tool_result.tool_call_id", &result.tool_call_id)?;
             // The service asks clients for no tools, so no result can be awaited.
             return invalid("tool_result.tool_call_id", Problem::Unknown { what: "pending tool call" });
         }
     };
-    ids("active_tools", request.active_tools, MAX_ENTRIES)?;
+    names("active_tools", request.active_tools, MAX_ENTRIES)?;
     check_text("chat_mode", &request.chat_mode, MAX_ID_BYTES)?;
-    let file_ids = ids("file_ids", request.file_ids, MAX_ENTRIES)?;
-    let document_filter = ids("document_filter", request.document_filter, MAX_ENTRIES)?;
+    let file_ids = names("file_ids", request.file_ids, MAX_ENTRIES)?;
+    let document_filter = names("document_filter", request.document_filter, MAX_ENTRIES)?;
     // Documents of the message are the narrower wish than those of the session.
     let documents = if file_ids.is_empty() { document_filter } else { file_ids };
     let config = request.config.unwrap_or_default();
@@ -88,6 +89,7 @@ fn profile(profile: pb::UserProfile) -> Parsed<Profile> {
     ] {
         check_text(field, value, MAX_ID_BYTES)?;
     }
+    check_text("user_profile.avatar_url", &profile.avatar_url, MAX_URL_BYTES)?;
     check_text("user_profile.extra_context", &profile.extra_context, MAX_CONTEXT_BYTES)?;
     let extra_context = match profile.extra_context.trim() {
         "" => Value::Null,
@@ -111,12 +113,14 @@ fn history(history: Vec<pb::ChatMessage>) -> Parsed<Vec<HistoryMessage>> {
         let field = |name: &str| format!("history[{index}].{name}");
         check_text(&field("content"), &message.content, MAX_MESSAGE_BYTES)?;
         check_text(&field("name"), &message.name, MAX_ID_BYTES)?;
+        check_text(&field("tool_call_id"), &message.tool_call_id, MAX_ID_BYTES)?;
+        map(&field("metadata"), message.metadata)?;
         let speaker = match message.role.as_str() {
             "user" => Speaker::User,
             "assistant" => Speaker::Assistant,
             "system" => Speaker::System,
             "tool" => {
-                check_id(&field("tool_call_id"), &message.tool_call_id)?;
+                name(&field("tool_call_id"), &message.tool_call_id)?;
                 Speaker::Tool(message.name)
             }
             _ => return invalid(field("role"), Problem::NotOneOf { known: "user, assistant, system, tool" }),

@@ -1,13 +1,13 @@
 //! Requests to read and write memories → commands of the memory.
 
 use super::{
-    MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_QUERY_BYTES, Parsed, at_most, count, filter, ids, invalid, labels, map, number,
+    MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, Parsed, at_most, count, filter, invalid, map, name, names, number,
     text, timestamp,
 };
 use crate::{
     error::{InvalidArgument, Problem, check_text},
-    identity::{MAX_ID_BYTES, check_id},
-    memory::{Filter, NewMemory, PageToken, Query, Selection},
+    identity::MAX_ID_BYTES,
+    memory::{Filter, MAX_QUERY_BYTES, NewMemory, PageToken, Query, Selection},
     proto::agent_v1 as pb,
 };
 
@@ -35,7 +35,7 @@ fn new_memory(index: usize, memory: pb::MemoryInput) -> Parsed<NewMemory> {
     let field = |name: &str| format!("memories[{index}].{name}");
     let id = (!memory.id.is_empty()).then_some(memory.id);
     if let Some(id) = &id {
-        check_id(&field("id"), id)?;
+        name(&field("id"), id)?;
     }
     check_text(&field("source_type"), &memory.source_type, MAX_ID_BYTES)?;
     let source_type = match memory.source_type.trim() {
@@ -46,7 +46,7 @@ fn new_memory(index: usize, memory: pb::MemoryInput) -> Parsed<NewMemory> {
         id,
         content: text(&field("content"), memory.content, MAX_MEMORY_BYTES)?,
         source_type,
-        tags: labels(&field("tags"), memory.tags)?,
+        tags: names(&field("tags"), memory.tags, MAX_ENTRIES)?,
         created_at: memory.created_at.map(|time| timestamp(&field("created_at"), &time)).transpose()?,
         metadata: map(&field("metadata"), memory.metadata)?,
     })
@@ -74,10 +74,10 @@ pub(in crate::service) fn selection(request: pb::DeleteMemoriesRequest) -> Parse
         return Ok(Selection::Everything);
     }
     if !request.ids.is_empty() {
-        return Ok(Selection::Ids(ids("ids", request.ids, MAX_MEMORIES)?));
+        return Ok(Selection::Ids(names("ids", request.ids, MAX_MEMORIES)?));
     }
     if !request.document_id.is_empty() {
-        check_id("document_id", &request.document_id)?;
+        name("document_id", &request.document_id)?;
         return Ok(Selection::Document(request.document_id));
     }
     let filter = filter("filter", request.filter)?;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::{
     error::{InvalidArgument, Problem, check_text},
-    identity::check_id,
+    identity::MAX_ID_BYTES,
     memory::Filter,
     proto::agent_v1 as pb,
 };
@@ -20,12 +20,12 @@ const MAX_MESSAGE_BYTES: usize = 100_000;
 const MAX_HISTORY: usize = 200;
 /// Most bytes of free context.
 const MAX_CONTEXT_BYTES: usize = 100_000;
+/// Most bytes of a URL.
+const MAX_URL_BYTES: usize = 8_000;
 /// Most entries of a map of preferences or metadata, or of a list of tags, documents or tools.
-const MAX_ENTRIES: usize = 256;
-/// Most bytes of one value in such a map.
-const MAX_VALUE_BYTES: usize = 16_000;
-/// Most bytes of a query to the memory.
-const MAX_QUERY_BYTES: usize = 10_000;
+const MAX_ENTRIES: usize = 1_000;
+/// Most bytes of all values of such a map together.
+const MAX_MAP_BYTES: usize = 64_000;
 /// Most bytes of a memory.
 const MAX_MEMORY_BYTES: usize = 64_000;
 /// Most memories of one call.
@@ -47,26 +47,19 @@ fn at_most<T>(field: &str, values: &[T], limit: usize) -> Parsed<()> {
     if values.len() > limit { invalid(field, Problem::TooMany { limit }) } else { Ok(()) }
 }
 
-/// A list of identifiers, such as tags or documents.
-fn ids(field: &str, ids: Vec<String>, limit: usize) -> Parsed<Vec<String>> {
-    at_most(field, &ids, limit)?;
-    for (index, id) in ids.iter().enumerate() {
-        check_id(&format!("{field}[{index}]"), id)?;
-    }
-    Ok(ids)
+/// The name of something that a client keeps: a document, a memory, a tag. Unlike an identifier of ours it may hold a slash.
+fn name(field: &str, name: &str) -> Parsed<()> {
+    check_text(field, name, MAX_ID_BYTES)?;
+    if name.trim().is_empty() { invalid(field, Problem::Blank) } else { Ok(()) }
 }
 
-/// A list of short labels: like identifiers, but a slash is welcome.
-fn labels(field: &str, labels: Vec<String>) -> Parsed<Vec<String>> {
-    at_most(field, &labels, MAX_ENTRIES)?;
-    for (index, label) in labels.iter().enumerate() {
-        let field = format!("{field}[{index}]");
-        check_text(&field, label, crate::identity::MAX_ID_BYTES)?;
-        if label.trim().is_empty() {
-            return invalid(field, Problem::Blank);
-        }
+/// A list of such names.
+fn names(field: &str, names: Vec<String>, limit: usize) -> Parsed<Vec<String>> {
+    at_most(field, &names, limit)?;
+    for (index, entry) in names.iter().enumerate() {
+        name(&format!("{field}[{index}]"), entry)?;
     }
-    Ok(labels)
+    Ok(names)
 }
 
 fn map(field: &str, map: HashMap<String, String>) -> Parsed<std::collections::BTreeMap<String, String>> {
@@ -74,8 +67,11 @@ fn map(field: &str, map: HashMap<String, String>) -> Parsed<std::collections::BT
         return invalid(field, Problem::TooMany { limit: MAX_ENTRIES });
     }
     for (key, value) in &map {
-        check_text(field, key, crate::identity::MAX_ID_BYTES)?;
-        check_text(field, value, MAX_VALUE_BYTES)?;
+        check_text(field, key, MAX_ID_BYTES)?;
+        check_text(field, value, MAX_MAP_BYTES)?;
+    }
+    if map.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_MAP_BYTES {
+        return invalid(field, Problem::TooLong { limit_bytes: MAX_MAP_BYTES });
     }
     Ok(map.into_iter().collect())
 }
@@ -97,9 +93,11 @@ fn count(field: &str, count: i32, default: usize, most: usize) -> Parsed<usize> 
 fn timestamp(field: &str, time: &prost_types::Timestamp) -> Parsed<Timestamp> {
     // Years 1 to 9999, as google.protobuf.Timestamp allows.
     const SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
-    let in_range = SECONDS.contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos);
-    let parsed = in_range.then(|| Timestamp::new(time.seconds, time.nanos).ok()).flatten();
-    parsed.ok_or_else(|| InvalidArgument::new(field, Problem::Malformed { expected: "a time of the years 1 to 9999" }))
+    if !SECONDS.contains(&time.seconds) || !(0..1_000_000_000).contains(&time.nanos) {
+        return invalid(field, Problem::Malformed { expected: "a time of the years 1 to 9999" });
+    }
+    // The last day, which clients write for "for ever", is beyond what a time zone can be applied to.
+    Ok(Timestamp::new(time.seconds, time.nanos).unwrap_or(Timestamp::MAX))
 }
 
 fn filter(field: &str, filter: Option<pb::MemoryFilter>) -> Parsed<Filter> {
@@ -108,10 +106,10 @@ fn filter(field: &str, filter: Option<pb::MemoryFilter>) -> Parsed<Filter> {
         time.map(|time| timestamp(&format!("{field}.{name}"), &time)).transpose()
     };
     Ok(Filter {
-        tags: labels(&format!("{field}.tags"), filter.tags)?,
+        tags: names(&format!("{field}.tags"), filter.tags, MAX_ENTRIES)?,
         from: time("start_time", filter.start_time)?,
         before: time("end_time", filter.end_time)?,
-        source_types: labels(&format!("{field}.source_types"), filter.source_types)?,
+        source_types: names(&format!("{field}.source_types"), filter.source_types, MAX_ENTRIES)?,
         documents: Vec::new(),
     })
 }

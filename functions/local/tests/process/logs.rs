@@ -151,7 +151,7 @@ async fn send_marked_and_wrong(server: &Server) {
             ..marked_chat()
         },
         pb::ChatRequest { config: Some(pb::ChatConfig { model: nul(), ..Default::default() }), ..marked_chat() },
-        pb::ChatRequest { active_tools: vec![format!("{MARKER}/")], ..marked_chat() },
+        pb::ChatRequest { active_tools: vec![nul()], ..marked_chat() },
     ];
     let mut agent = server.agent().await;
     for chat in chats {
