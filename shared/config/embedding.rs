@@ -1,5 +1,7 @@
 //! Who turns text into vectors.
 
+use std::path::PathBuf;
+
 use super::{ModelConfig, Provider, Reader, Secret};
 
 pub(super) const EMBEDDING_PROVIDER: &str = "EMBEDDING_PROVIDER";
@@ -7,6 +9,7 @@ pub(super) const EMBEDDING_API_BASE_URL: &str = "EMBEDDING_API_BASE_URL";
 pub(super) const EMBEDDING_API_KEY: &str = "EMBEDDING_API_KEY";
 pub(super) const EMBEDDING_MODEL: &str = "EMBEDDING_MODEL";
 pub(super) const EMBEDDING_DIM: &str = "EMBEDDING_DIM";
+pub(super) const EMBEDDING_MODEL_DIR: &str = "EMBEDDING_MODEL_DIR";
 
 /// Most dimensions that the store can index (pgvector's limit for `halfvec`).
 pub const MAX_DIMENSION: u64 = 4_000;
@@ -16,6 +19,11 @@ pub const MAX_DIMENSION: u64 = 4_000;
 pub enum EmbeddingConfig {
     /// Deterministic hashing of words and characters, at no cost.
     Hashed,
+    /// A model in this process.
+    Local {
+        /// A sentence-transformers directory.
+        model_dir: PathBuf,
+    },
     /// Any OpenAI-compatible `/embeddings`.
     OpenAi {
         /// Base URL with its `/v1`, without a trailing slash.
@@ -34,12 +42,15 @@ pub enum EmbeddingConfig {
 #[derive(Clone, Copy)]
 enum Kind {
     OpenAi,
+    Local,
     Hashed,
 }
 
 impl EmbeddingConfig {
     pub(super) fn read(reader: &mut Reader<'_>, model: &ModelConfig) -> Self {
-        let chosen = reader.choice(EMBEDDING_PROVIDER, &[("openai", Kind::OpenAi), ("hashed", Kind::Hashed)]);
+        let kinds = [("openai", Kind::OpenAi), ("local", Kind::Local), ("hashed", Kind::Hashed)];
+        let chosen = reader.choice(EMBEDDING_PROVIDER, &kinds);
+        let model_dir = reader.directory(EMBEDDING_MODEL_DIR, "models/all-MiniLM-L6-v2");
         let own_url = reader.url(EMBEDDING_API_BASE_URL, &["http", "https"], "https://api.openai.com/v1");
         let own_key = reader.text(EMBEDDING_API_KEY).map(Secret::new);
         let own_model = reader.text(EMBEDDING_MODEL);
@@ -49,6 +60,7 @@ impl EmbeddingConfig {
             ModelConfig::Demo(_) => None,
         };
         match (chosen, provider) {
+            (Some(Kind::Local), _) => return Self::local(reader, model_dir),
             (Some(Kind::Hashed), _) | (None, None) => return Self::Hashed,
             (None, Some(config)) if config.provider == Provider::DeepSeek && own_url.is_none() => {
                 let problem = "is not set, and DeepSeek has no embeddings: set it to openai with EMBEDDING_API_KEY, or \
@@ -87,6 +99,14 @@ impl EmbeddingConfig {
             shortened: known.is_some_and(|known| known != dimension),
             dimension: usize::try_from(dimension).unwrap_or_default(),
         }
+    }
+
+    fn local(reader: &mut Reader<'_>, model_dir: Option<PathBuf>) -> Self {
+        if model_dir.is_none() && reader.text(EMBEDDING_MODEL_DIR).is_none() {
+            let problem = "is not set, but EMBEDDING_PROVIDER=local needs the directory of a model";
+            reader.mistake(EMBEDDING_MODEL_DIR, problem, "models/all-MiniLM-L6-v2");
+        }
+        Self::Local { model_dir: model_dir.unwrap_or_default() }
     }
 }
 

@@ -150,6 +150,16 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The path of a directory that exists.
+    pub fn directory(&mut self, variable: &'static str, example: &'static str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.text(variable)?);
+        if !path.is_dir() {
+            self.mistake(variable, "is not a directory", example);
+            return None;
+        }
+        Some(path)
+    }
+
     /// A list separated by commas; empty entries are skipped.
     #[must_use]
     pub fn list(&self, variable: &'static str) -> Vec<String> {

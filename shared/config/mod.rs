@@ -44,6 +44,7 @@ pub const VARIABLES: &[&str] = &[
     embedding::EMBEDDING_API_KEY,
     embedding::EMBEDDING_MODEL,
     embedding::EMBEDDING_DIM,
+    embedding::EMBEDDING_MODEL_DIR,
     stores::DATABASE_URL,
     stores::DATABASE_ADMIN_URL,
     stores::AGENT_DATA_DIR,
@@ -195,6 +196,8 @@ mod tests {
         assert_eq!(wrong(&[("LLM_API_KEY", "k"), ("EMBEDDING_MODEL", "own")]), ["EMBEDDING_DIM"]);
         assert_eq!(wrong(&[("TLS_CERT_FILE", "/no/cert.pem")]), ["TLS_KEY_FILE", "TLS_CERT_FILE"]);
         assert_eq!(wrong(&[("DEMO_RESPONSES_FILE", "/no/file")]), ["DEMO_RESPONSES_FILE"]);
+        assert_eq!(wrong(&[("EMBEDDING_PROVIDER", "local")]), ["EMBEDDING_MODEL_DIR"]);
+        assert_eq!(wrong(&[("EMBEDDING_PROVIDER", "local"), ("EMBEDDING_MODEL_DIR", "/no")]), ["EMBEDDING_MODEL_DIR"]);
         assert_eq!(wrong(&[("LLM_API_BASE_URL", "garbage")]), ["LLM_API_BASE_URL"], "in demo mode too");
         assert_eq!(wrong(&[("LLM_API_BASE_URL", "https://user:key@host/v1")]), ["LLM_API_BASE_URL"]);
         assert_eq!(wrong(&[("DEEPSEEK_API_KEY", "k"), ("EMBEDDING_PROVIDER", "openai")]), ["EMBEDDING_API_KEY"]);

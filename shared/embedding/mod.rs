@@ -1,6 +1,8 @@
 //! Turning text into vectors.
 
 mod hashed;
+#[cfg(feature = "local-embeddings")]
+mod local;
 mod openai;
 
 use std::sync::Arc;
@@ -8,6 +10,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 pub use hashed::HashedEmbedder;
+#[cfg(feature = "local-embeddings")]
+pub use local::{LocalEmbedder, LocalModelError};
 pub use openai::OpenAiEmbedder;
 
 use crate::config::EmbeddingConfig;
@@ -45,15 +49,37 @@ pub enum EmbedError {
     /// The provider's answer is not what was asked for.
     #[error("the embedding provider's answer can not be used: {0}")]
     Unusable(String),
+    /// The model in this process failed.
+    #[error("the local embedding model failed: {0}")]
+    Local(String),
 }
 
-/// Builds the embedder that the configuration names.
+/// Why an embedder can not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbedderSetupError {
+    /// The HTTP client can not be built.
+    #[error("the HTTP client can not be built: {0}")]
+    Client(#[from] reqwest::Error),
+    /// The directory of the model can not be used.
+    #[cfg(feature = "local-embeddings")]
+    #[error("EMBEDDING_MODEL_DIR can not be used: {0}")]
+    Model(#[from] LocalModelError),
+    /// This build has no models of its own.
+    #[error("this build has no local embeddings: set EMBEDDING_PROVIDER to openai or hashed")]
+    NoLocalModels,
+}
+
+/// Builds the embedder that the configuration names. A local model is read, which blocks for a moment.
 ///
 /// # Errors
-/// The HTTP client can not be built.
-pub fn from_config(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, reqwest::Error> {
+/// The HTTP client can not be built, or the directory of a local model can not be used.
+pub fn from_config(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, EmbedderSetupError> {
     Ok(match config {
         EmbeddingConfig::Hashed => Arc::new(HashedEmbedder::new()),
+        #[cfg(feature = "local-embeddings")]
+        EmbeddingConfig::Local { model_dir } => Arc::new(LocalEmbedder::load(model_dir)?),
+        #[cfg(not(feature = "local-embeddings"))]
+        EmbeddingConfig::Local { .. } => return Err(EmbedderSetupError::NoLocalModels),
         EmbeddingConfig::OpenAi { base_url, api_key, model, dimension, shortened } => {
             let model = EmbeddingModel { name: model.clone(), dimension: *dimension };
             Arc::new(OpenAiEmbedder::new(base_url, api_key.clone(), model, *shortened)?)

@@ -147,7 +147,7 @@ impl MemoryError {
         match self {
             Self::Timeout | Self::Embedding(EmbedError::Unreachable(_)) => true,
             Self::Embedding(EmbedError::Refused(status)) => *status == 429 || *status >= 500,
-            Self::Embedding(EmbedError::Unusable(_)) => false,
+            Self::Embedding(EmbedError::Unusable(_) | EmbedError::Local(_)) => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
             // Connections (08), resources (53), an operator's intervention such as a restart (57), a collision of
             // transactions (40001, 40P01), a table that the migration of a starting server has yet to make (42P01).

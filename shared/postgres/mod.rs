@@ -87,6 +87,8 @@ pub struct Database {
     service: PgConnectOptions,
     /// The owner's connection, for migrations.
     owner: PgConnectOptions,
+    /// Of the embedded Postgres, if that is the one.
+    #[cfg(embedded_postgres_archive)]
     data_dir: Option<PathBuf>,
 }
 
@@ -103,7 +105,12 @@ impl Database {
                     Some(url) => parse_url("DATABASE_ADMIN_URL", url.expose())?,
                     None => service.clone(),
                 };
-                Ok(Self { service, owner, data_dir: None })
+                Ok(Self {
+                    service,
+                    owner,
+                    #[cfg(embedded_postgres_archive)]
+                    data_dir: None,
+                })
             }
             MemoryStoreConfig::Embedded { data_dir } => Self::embedded(data_dir.clone()),
         }
@@ -203,8 +210,8 @@ impl Database {
     }
 
     #[cfg(not(embedded_postgres_archive))]
-    async fn start_embedded(&self, _progress: Progress) -> Result<(), DatabaseError> {
-        Ok(())
+    async fn start_embedded(&self, _progress: Progress) -> Result<Option<std::convert::Infallible>, DatabaseError> {
+        Ok(None)
     }
 }
 

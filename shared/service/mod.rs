@@ -20,7 +20,7 @@ pub use memory::MemoryApi;
 use crate::{
     chat::{Assistant, Prompts},
     config::{Config, ModelConfig},
-    embedding,
+    embedding::{self, EmbedderSetupError},
     llm::{self, ModelSetupError},
     memory::MemoryEngine,
 };
@@ -43,8 +43,8 @@ pub enum SetupError {
     #[error(transparent)]
     Model(#[from] ModelSetupError),
     /// The embedder can not be built.
-    #[error("the embedder can not be built: {0}")]
-    Embedder(#[from] reqwest::Error),
+    #[error(transparent)]
+    Embedder(#[from] EmbedderSetupError),
     /// A prompt is malformed.
     #[error("a prompt is malformed: {0}")]
     Prompt(#[from] minijinja::Error),

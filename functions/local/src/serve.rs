@@ -9,6 +9,7 @@ use std::{
 
 use agent_service::{
     config::{Auth, Config, DemoReason, EmbeddingConfig, MemoryStoreConfig, ModelConfig},
+    embedding::EmbedderSetupError,
     llm::ModelSetupError,
     postgres::{Database, DatabaseError, Step},
     service::{Services, SetupError},
@@ -30,7 +31,10 @@ pub async fn run(config: Config) -> Outcome {
         database => database?,
     };
     let services = match Services::from_config(&config, database.pool()) {
-        Err(error @ SetupError::Model(ModelSetupError::Responses(_))) => return Ok(misconfigured(&error)),
+        Err(
+            error @ (SetupError::Model(ModelSetupError::Responses(_))
+            | SetupError::Embedder(EmbedderSetupError::Model(_))),
+        ) => return Ok(misconfigured(&error)),
         services => services?,
     };
     let server = match Server::bind(&config.server, services).await {
@@ -146,6 +150,7 @@ fn print_banner(config: &Config, address: SocketAddr) {
     };
     let embedding = match &config.embedding {
         EmbeddingConfig::Hashed => "hashed n-grams (spelling, not meaning)".to_owned(),
+        EmbeddingConfig::Local { model_dir } => format!("the model in {}", model_dir.display()),
         EmbeddingConfig::OpenAi { model, dimension, .. } => format!("{model}, {dimension} dimensions"),
     };
     let callers = match config.server.auth {

@@ -1,0 +1,58 @@
+//! Vectors of a real model against those of the library that defines them.
+
+#![cfg(feature = "local-embeddings")]
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+use std::path::PathBuf;
+
+use agent_service::embedding::{Embedder as _, LocalEmbedder};
+use serde::Deserialize;
+
+/// `SentenceTransformer.encode` of all-MiniLM-L6-v2.
+const GOLDEN: &str = include_str!("golden/all_minilm_l6_v2.json");
+
+#[derive(Deserialize)]
+struct Golden {
+    texts: Vec<Reference>,
+}
+
+#[derive(Deserialize)]
+struct Reference {
+    text: String,
+    /// How often the text follows itself, so that long texts take little room.
+    times: usize,
+    /// A signed byte for each dimension, in hexadecimal digits. Their scale is of no matter to a cosine.
+    vector: String,
+}
+
+impl Reference {
+    fn vector(&self) -> Vec<f32> {
+        let byte = |at: usize| u8::from_str_radix(&self.vector[at..at + 2], 16).unwrap().cast_signed();
+        (0..self.vector.len()).step_by(2).map(|at| f32::from(byte(at))).collect()
+    }
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    assert_eq!(a.len(), b.len());
+    product(a, b) / (product(a, a) * product(b, b)).sqrt()
+}
+
+#[tokio::test]
+#[ignore = "needs the weights of all-MiniLM-L6-v2 in EMBEDDING_MODEL_DIR"]
+async fn vectors_of_minilm_are_those_of_sentence_transformers() {
+    let dir = std::env::var_os("EMBEDDING_MODEL_DIR").expect("EMBEDDING_MODEL_DIR names the directory of the model");
+    let embedder = LocalEmbedder::load(&PathBuf::from(dir)).unwrap();
+    assert_eq!(embedder.model().dimension, 384);
+    let golden: Golden = serde_json::from_str(GOLDEN).unwrap();
+    let texts: Vec<String> = golden.texts.iter().map(|reference| reference.text.repeat(reference.times)).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let together = embedder.embed(&texts).await.unwrap();
+    for ((text, reference), vector) in texts.iter().zip(&golden.texts).zip(&together) {
+        let found = cosine(vector, &reference.vector());
+        assert!(found >= 0.999, "cosine {found} for {text:.60?}");
+        let alone = embedder.embed(&[text]).await.unwrap();
+        let found = cosine(vector, &alone[0]);
+        assert!(found >= 0.999_99, "cosine {found} between {text:.60?} alone and among others");
+    }
+}
