@@ -21,7 +21,7 @@ use crate::{
     identity::UserId,
     language::Language,
     llm::{Message, ModelEvent, ModelRequest, Role, TokenUsage, estimate_tokens},
-    memory::{Filter, MAX_QUERY_BYTES, Query},
+    memory::{DEFAULT_ALPHA, Filter, MAX_QUERY_BYTES, Query},
 };
 
 /// Most memories that a turn is grounded in.
@@ -189,6 +189,7 @@ impl Assistant {
             limit: RECALL_LIMIT,
             min_score: RECALL_MIN_SCORE,
             filter: request.recall.clone().unwrap_or_default(),
+            alpha: DEFAULT_ALPHA,
         };
         match timeout(RECALL_TIMEOUT, self.memory.retrieve(&request.user, &query)).await {
             Ok(Ok(found)) => Some(found.hits.into_iter().map(|(memory, score)| Recalled { memory, score }).collect()),

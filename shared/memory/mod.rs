@@ -2,8 +2,11 @@
 //!
 //! The engine puts embedding and storage together. It knows nothing of turns, prompts or frames.
 
+mod bm25;
 mod filter;
+mod keyword;
 mod store;
+mod tokenizer;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -14,6 +17,7 @@ use uuid::Uuid;
 
 pub use filter::Filter;
 pub use store::PageToken;
+use store::search::{Legs, Statistics};
 
 use crate::{
     embedding::{EmbedError, Embedder},
@@ -28,6 +32,12 @@ pub const MAX_QUERY_BYTES: usize = 10_000;
 
 /// Matches are counted up to this number.
 pub const MAX_COUNTED: usize = 1_000;
+
+/// How much meaning counts against words where nobody says.
+pub const DEFAULT_ALPHA: f32 = 0.5;
+
+/// Below this, words alone are meant: clients that can not send a plain 0 send this little.
+const KEYWORDS_ALONE: f32 = 0.001;
 
 /// Free data of a memory, in a stable order.
 pub type Metadata = BTreeMap<String, String>;
@@ -92,6 +102,8 @@ pub struct Query {
     pub min_score: f32,
     /// What a memory must match.
     pub filter: Filter,
+    /// How much meaning counts against words, 0 to 1.
+    pub alpha: f32,
 }
 
 /// Memories that were found.
@@ -101,6 +113,8 @@ pub struct Found {
     pub hits: Vec<(Memory, f32)>,
     /// How many passed filter and floor, counted up to [`MAX_COUNTED`].
     pub total: usize,
+    /// The vectors could not be searched, so that only words were.
+    pub keywords_only: bool,
 }
 
 /// A page of memories.
@@ -196,14 +210,47 @@ impl MemoryEngine {
         Ok(Added { ids, added, unchanged: count - added })
     }
 
-    /// Finds memories by meaning. The score is the cosine of the angle between the vectors, and 0 where that is negative.
+    /// Finds memories by words and by meaning. The score is `alpha · v + (1 − alpha) · k`, on the same scale for every query:
+    /// `v` is the cosine of the angle between the vectors, and 0 where that is negative; `k` is the Okapi BM25 score divided
+    /// by the most that a memory could score for this query's words.
+    ///
+    /// With alpha below 0.001 the embedder is not asked, with alpha 1 the words are not looked up. Where the embedder fails,
+    /// words alone are searched, unless meaning alone is wanted.
     ///
     /// # Errors
-    /// The embedder or the database failed.
+    /// The database failed, or the embedder did and meaning alone was wanted.
     pub async fn retrieve(&self, user: &UserId, query: &Query) -> Result<Found, MemoryError> {
-        let vectors = self.embedder.embed(&[&query.text]).await?;
-        let vector = vectors.into_iter().next().ok_or_else(|| EmbedError::Unusable("no vector".to_owned()))?;
-        in_time(store::nearest(&self.pool, user, query, vector, self.embedder.model())).await
+        let (words, meaning) = (query.alpha < 1.0, query.alpha >= KEYWORDS_ALONE);
+        let vector = if meaning { self.embed_query(&query.text).await.map(Some) } else { Ok(None) };
+        let (vector, failed) = match vector {
+            Err(error) if words => {
+                tracing::warn!(%error, "the query has no vector; searching by words alone");
+                (None, true)
+            }
+            vector => (vector?, false),
+        };
+        let legs = match vector {
+            Some(vector) if !words => Legs::Vectors(vector),
+            Some(vector) => Legs::Both(self.statistics(user, &query.text).await?, vector),
+            None => Legs::Keywords(self.statistics(user, &query.text).await?),
+        };
+        let found = in_time(store::search::search(&self.pool, user, query, legs, self.embedder.model())).await?;
+        Ok(Found { keywords_only: failed, ..found })
+    }
+
+    async fn embed_query(&self, text: &str) -> Result<Vec<f32>, EmbedError> {
+        let vectors = self.embedder.embed(&[text]).await?;
+        vectors.into_iter().next().ok_or_else(|| EmbedError::Unusable("no vector".to_owned()))
+    }
+
+    /// What the words of a query are worth for a user, whose index is made first where there is none of this tokeniser's.
+    async fn statistics(&self, user: &UserId, text: &str) -> Result<Statistics, MemoryError> {
+        let terms = keyword::terms(text);
+        if let Some(statistics) = in_time(store::search::statistics(&self.pool, user, &terms)).await? {
+            return Ok(statistics);
+        }
+        in_time(store::ensure_index(&self.pool, user)).await?;
+        Ok(in_time(store::search::statistics(&self.pool, user, &terms)).await?.unwrap_or_default())
     }
 
     /// Lists memories, newest first.

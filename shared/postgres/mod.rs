@@ -29,7 +29,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Finds out whether the table can be read, and reads nothing.
-const CHECK: &str = "select from memories limit 0";
+const CHECK: &str = "select from memories, memory_users limit 0";
 
 /// Lets the login that the setting `agent.service` names use the tables, which it does not own.
 const GRANTS: &str = "
@@ -37,7 +37,8 @@ const GRANTS: &str = "
     begin
         execute format('grant usage on schema public to %I', current_setting('agent.service'));
         execute format('grant select on _sqlx_migrations to %I', current_setting('agent.service'));
-        execute format('grant select, insert, update, delete on memories to %I', current_setting('agent.service'));
+        execute format('grant select, insert, update, delete on memories, memory_users, memory_postings, memory_terms to %I',
+                       current_setting('agent.service'));
     end
     $$";
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 use super::{
     Drain,
@@ -84,14 +84,21 @@ impl AgentService for AgentApi {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
         let query = parse::memory::query(request);
-        unary("RetrieveMemory", &self.drain, &metadata, &user_id, query, |user, query| async move {
-            let found = self.memory.retrieve(&user, &query).await?;
-            Ok(pb::MemoryResult {
-                items: found.hits.into_iter().map(|(memory, score)| item(memory, score)).collect(),
-                total_found: i32::try_from(found.total).unwrap_or(i32::MAX),
-            })
+        let found = unary("RetrieveMemory", &self.drain, &metadata, &user_id, query, |user, query| async move {
+            self.memory.retrieve(&user, &query).await
         })
-        .await
+        .await?
+        .into_inner();
+        let keywords_only = found.keywords_only;
+        let mut response = Response::new(pb::MemoryResult {
+            items: found.hits.into_iter().map(|(memory, score)| item(memory, score)).collect(),
+            total_found: i32::try_from(found.total).unwrap_or(i32::MAX),
+        });
+        if keywords_only {
+            // The message has no place for it: the answer is right, but not as good as it could be.
+            response.metadata_mut().insert("x-retrieval", MetadataValue::from_static("keywords-only"));
+        }
+        Ok(response)
     }
 }
 

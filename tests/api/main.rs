@@ -8,6 +8,7 @@ mod docs;
 mod fake_provider;
 mod grounding;
 mod harness;
+mod keywords;
 mod memories;
 mod providers;
 mod refusals;

@@ -308,11 +308,12 @@ async fn vectors_of_another_model_or_dimension_are_never_compared() {
         .execute(&mut behind)
         .await
         .unwrap();
-    let found = retrieve(&server, pb::MemoryQuery { min_score: 0.01, ..query("ann", "eigenvalue") }).await;
+    let by_meaning = || pb::MemoryQuery { min_score: 0.01, hybrid_alpha: Some(1.0), ..query("ann", "eigenvalue") };
+    let found = retrieve(&server, by_meaning()).await;
     assert_eq!((ids(&found), found.total_found), (vec!["c"], 1));
     let again = add(&server, "ann", vec![input("a", "eigenvalue"), input("b", "eigenvalue")]).await;
     assert_eq!(again.added, 2, "storing it again makes it comparable again");
-    assert_eq!(retrieve(&server, query("ann", "eigenvalue")).await.total_found, 3);
+    assert_eq!(retrieve(&server, by_meaning()).await.total_found, 3);
 }
 
 #[tokio::test]
@@ -337,7 +338,8 @@ async fn embeddings_of_a_provider_are_asked_in_batches_and_put_into_order() {
         (Some("tiny"), &serde_json::json!(["east", "north"]))
     );
     provider.refuse(200, r#"{"data":[{"embedding":[0,1]}]}"#).await;
-    let found = retrieve(&server, query("ann", "which way is up?")).await;
+    let by_meaning = pb::MemoryQuery { hybrid_alpha: Some(1.0), ..query("ann", "which way is up?") };
+    let found = retrieve(&server, by_meaning).await;
     assert_eq!((ids(&found), found.items[0].score, found.items[1].score), (vec!["y", "x"], 1.0, 0.0));
 }
 

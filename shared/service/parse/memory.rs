@@ -7,7 +7,7 @@ use super::{
 use crate::{
     error::{InvalidArgument, Problem, check_text},
     identity::MAX_ID_BYTES,
-    memory::{Filter, MAX_QUERY_BYTES, NewMemory, PageToken, Query, Selection},
+    memory::{DEFAULT_ALPHA, Filter, MAX_QUERY_BYTES, NewMemory, PageToken, Query, Selection},
     proto::agent_v1 as pb,
 };
 
@@ -15,14 +15,12 @@ use crate::{
 const DEFAULT_SOURCE_TYPE: &str = "note";
 
 pub(in crate::service) fn query(query: pb::MemoryQuery) -> Parsed<Query> {
-    if let Some(alpha) = query.hybrid_alpha {
-        number("hybrid_alpha", alpha, 0.0..=1.0, "0 to 1")?;
-    }
     Ok(Query {
         text: text("query_text", query.query_text, MAX_QUERY_BYTES)?,
         limit: count("limit", query.limit, 10, 100)?,
         min_score: number("min_score", query.min_score, 0.0..=1.0, "0 to 1")?,
         filter: filter("filter", query.filter)?,
+        alpha: number("hybrid_alpha", query.hybrid_alpha.unwrap_or(DEFAULT_ALPHA), 0.0..=1.0, "0 to 1")?,
     })
 }
 

@@ -20,8 +20,8 @@ const REQUEST_HEADERS: [&str; 11] = [
     "x-user-agent",
 ];
 /// Headers that a page may read: an error without a body arrives in them.
-const RESPONSE_HEADERS: [&str; 4] =
-    ["grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms"];
+const RESPONSE_HEADERS: [&str; 5] =
+    ["grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms", "x-retrieval"];
 const MAX_AGE: Duration = Duration::from_hours(2);
 
 /// Lets in the origins that are configured or, if none is, pages that this machine serves.

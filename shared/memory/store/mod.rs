@@ -1,5 +1,8 @@
 //! The SQL of the memory. Every statement names the user first.
 
+pub(super) mod index;
+pub(super) mod search;
+
 use std::{
     collections::{BTreeMap, HashSet},
     str::FromStr,
@@ -15,7 +18,7 @@ use sqlx::{
     types::Json,
 };
 
-use super::{Filter, Found, Memory, Metadata, NewMemory, Page, Query, Selection};
+use super::{Filter, Memory, Metadata, NewMemory, Page, Selection};
 use crate::{embedding::EmbeddingModel, identity::UserId};
 
 /// What makes up a [`Memory`]; not the vector, which is large and stays where it is.
@@ -26,7 +29,7 @@ macro_rules! columns {
 }
 
 /// The rows of one user that match a filter; it takes the parameters $1 to $6, bound by [`matching`].
-macro_rules! matching {
+macro_rules! matches_filter {
     () => {
         "user_id = $1
          and ($2::text[] is null or tags @> $2)
@@ -37,25 +40,8 @@ macro_rules! matching {
     };
 }
 
-const NEAREST: &str = concat!(
-    // Materialised, so that no vector of another dimension meets the operator before it is filtered out.
-    "with scored as materialized (
-         select id, least(1, greatest(0, 1 - (embedding <=> $7)))::real as score
-         from memories
-         where ",
-    matching!(),
-    "        and embedding_model = $8 and embedding_dim = $9
-     ), passed as (
-         select id, score from scored where score >= $10 order by score desc, id limit $11
-     ), best as (
-         select id, score from passed order by score desc, id limit $12
-     )
-     select ",
-    columns!(),
-    ", best.score, (select count(*) from passed) as total
-     from best join memories on memories.user_id = $1 and memories.id = best.id
-     order by best.score desc, best.id"
-);
+use columns;
+use matches_filter;
 
 const PAGE: &str = concat!(
     "select * from (
@@ -64,7 +50,7 @@ const PAGE: &str = concat!(
     ", sum(octet_length(content) + octet_length(metadata::text) + octet_length(tags::text) + 300)
                     over newest as bytes
          from memories where ",
-    matching!(),
+    matches_filter!(),
     "        and ($7::timestamptz is null or (created_at, id) < ($7, $8))
          window newest as (order by created_at desc, id desc)
          order by created_at desc, id desc limit $9
@@ -79,7 +65,9 @@ macro_rules! delete_where {
         concat!(
             "delete from memories using (select id from memories where ",
             $($condition,)+
-            " order by id for update) as doomed where memories.user_id = $1 and memories.id = doomed.id"
+            " order by id for update) as doomed
+             where memories.user_id = $1 and memories.id = doomed.id
+             returning memories.id"
         )
     };
 }
@@ -98,7 +86,8 @@ const UPSERT: &str = "
         embedding_model = excluded.embedding_model, embedding_dim = excluded.embedding_dim,
         embedding = excluded.embedding
     where (memories.content, memories.embedding_model, memories.embedding_dim)
-          is distinct from (excluded.content, excluded.embedding_model, excluded.embedding_dim)";
+          is distinct from (excluded.content, excluded.embedding_model, excluded.embedding_dim)
+    returning id";
 
 const UNCHANGED: &str = "
     select id
@@ -146,7 +135,7 @@ pub(super) async fn unchanged(
     Ok(known.into_iter().collect())
 }
 
-/// Writes rows in one statement, in the order of their ids, and says how many were new or different.
+/// Writes rows and their index entries, and says how many were new or different.
 pub(super) async fn upsert(
     pool: &PgPool,
     user: &UserId,
@@ -157,6 +146,8 @@ pub(super) async fn upsert(
     if rows.is_empty() {
         return Ok(0);
     }
+    let mut transaction = pool.begin().await?;
+    index::lock(&mut transaction, user).await?;
     let column = |field: fn(&NewMemory) -> &String| rows.values().map(field).collect::<Vec<_>>();
     let written = sqlx::query(UPSERT)
         .bind(user.as_str())
@@ -169,31 +160,14 @@ pub(super) async fn upsert(
         .bind(&model.name)
         .bind(sql_int(model.dimension))
         .bind(vectors.into_iter().map(Vector::from).collect::<Vec<_>>())
-        .execute(pool)
+        .fetch_all(&mut *transaction)
         .await?;
-    Ok(usize::try_from(written.rows_affected()).unwrap_or(usize::MAX))
-}
-
-/// The memories whose vectors are nearest to a vector.
-pub(super) async fn nearest(
-    pool: &PgPool,
-    user: &UserId,
-    query: &Query,
-    vector: Vec<f32>,
-    model: &EmbeddingModel,
-) -> Result<Found, sqlx::Error> {
-    let rows = matching(sqlx::query(NEAREST), user, &query.filter)
-        .bind(Vector::from(vector))
-        .bind(&model.name)
-        .bind(sql_int(model.dimension))
-        .bind(query.min_score)
-        .bind(sql_int(super::MAX_COUNTED).max(sql_int(query.limit)))
-        .bind(sql_int(query.limit))
-        .fetch_all(pool)
-        .await?;
-    let total: i64 = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
-    let hits = rows.iter().map(|row| Ok((Memory::from_row(row)?, row.try_get("score")?)));
-    Ok(Found { hits: hits.collect::<Result<_, sqlx::Error>>()?, total: usize::try_from(total).unwrap_or_default() })
+    let written: Vec<String> = written.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
+    index::remove(&mut transaction, user, &written).await?;
+    let entries = written.iter().filter_map(|id| Some(index::Entry::new(id, &rows.get(id)?.content)));
+    index::add(&mut transaction, user, &entries.collect::<Vec<_>>()).await?;
+    transaction.commit().await?;
+    Ok(written.len())
 }
 
 /// One page of a listing.
@@ -225,18 +199,35 @@ pub(super) async fn page(
     Ok(Page { memories, next })
 }
 
+/// Makes the index of a user who has memories and no index yet, or one of another tokeniser.
+pub(super) async fn ensure_index(pool: &PgPool, user: &UserId) -> Result<(), sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    let has_memories = sqlx::query("select from memories where user_id = $1 limit 1").bind(user.as_str());
+    if has_memories.fetch_optional(&mut *transaction).await?.is_some() {
+        index::lock(&mut transaction, user).await?;
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
 /// Deletes a selection and says how many rows there were.
 pub(super) async fn delete(pool: &PgPool, user: &UserId, selection: &Selection) -> Result<u64, sqlx::Error> {
     let user_id = user.as_str();
+    let mut transaction = pool.begin().await?;
+    index::lock(&mut transaction, user).await?;
     let query = match selection {
         Selection::Ids(ids) => sqlx::query(delete_where!("user_id = $1 and id = any($2)")).bind(user_id).bind(ids),
         Selection::Document(document) => {
             sqlx::query(delete_where!("user_id = $1 and document_id = $2")).bind(user_id).bind(document)
         }
-        Selection::Matching(filter) => matching(sqlx::query(delete_where!(matching!())), user, filter),
+        Selection::Matching(filter) => matching(sqlx::query(delete_where!(matches_filter!())), user, filter),
         Selection::Everything => sqlx::query(delete_where!("user_id = $1")).bind(user_id),
     };
-    Ok(query.execute(pool).await?.rows_affected())
+    let deleted = query.fetch_all(&mut *transaction).await?;
+    let ids: Vec<String> = deleted.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
+    index::remove(&mut transaction, user, &ids).await?;
+    transaction.commit().await?;
+    Ok(u64::try_from(ids.len()).unwrap_or(u64::MAX))
 }
 
 impl FromRow<'_, PgRow> for Memory {
