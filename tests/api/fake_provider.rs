@@ -92,6 +92,17 @@ impl FakeProvider {
             ("LLM_MODEL_NAME", "test-model"),
         ]
     }
+
+    /// The variables that make it the embedder of a server, with vectors of two numbers.
+    pub fn embedding_variables(&self) -> Vec<(&'static str, &str)> {
+        vec![
+            ("EMBEDDING_PROVIDER", "openai"),
+            ("EMBEDDING_API_BASE_URL", &self.base_url),
+            ("EMBEDDING_API_KEY", "embedding-key"),
+            ("EMBEDDING_MODEL", "tiny"),
+            ("EMBEDDING_DIM", "2"),
+        ]
+    }
 }
 
 impl Drop for FakeProvider {

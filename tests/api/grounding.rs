@@ -54,14 +54,7 @@ async fn retrieval_that_is_off_touches_neither_embedder_nor_database() {
     let mut embedder = FakeProvider::start().await;
     let database = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgres://nobody@{}/none", database.local_addr().unwrap());
-    let base_url = embedder.base_url.clone();
-    let variables = [
-        ("EMBEDDING_PROVIDER", "openai"),
-        ("EMBEDDING_API_BASE_URL", base_url.as_str()),
-        ("EMBEDDING_MODEL", "m"),
-        ("EMBEDDING_DIM", "8"),
-    ];
-    let server = TestServer::start_on(&url, &variables).await;
+    let server = TestServer::start_on(&url, &embedder.embedding_variables()).await;
     let off = pb::ChatRequest { use_document_context: Some(false), ..ask("hi") };
     let frames = server.chat(off).await.unwrap();
     check_contract(&frames);

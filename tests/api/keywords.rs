@@ -175,13 +175,7 @@ async fn words_are_found_in_their_forms_in_english_and_chinese() {
 #[tokio::test]
 async fn words_alone_never_ask_the_embedder_and_meaning_alone_never_looks_up_words() {
     let mut provider = FakeProvider::start().await;
-    let variables = [
-        ("EMBEDDING_PROVIDER", "openai"),
-        ("EMBEDDING_API_BASE_URL", provider.base_url.as_str()),
-        ("EMBEDDING_MODEL", "tiny"),
-        ("EMBEDDING_DIM", "2"),
-    ];
-    let server = TestServer::start(&variables).await;
+    let server = TestServer::start(&provider.embedding_variables()).await;
     provider.refuse(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
     add(&server, &[("a", "kat zat")]).await;
     provider.requests.recv().await.unwrap();
@@ -230,13 +224,7 @@ async fn a_floor_and_a_filter_hold_on_every_leg() {
 #[tokio::test]
 async fn an_embedder_that_fails_leaves_the_words_and_the_metadata_says_so() {
     let provider = FakeProvider::start().await;
-    let variables = [
-        ("EMBEDDING_PROVIDER", "openai"),
-        ("EMBEDDING_API_BASE_URL", provider.base_url.as_str()),
-        ("EMBEDDING_MODEL", "tiny"),
-        ("EMBEDDING_DIM", "2"),
-    ];
-    let server = TestServer::start(&variables).await;
+    let server = TestServer::start(&provider.embedding_variables()).await;
     provider.refuse(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
     add(&server, &[("a", "kat zat")]).await;
     provider.refuse(503, "").await;

@@ -319,14 +319,7 @@ async fn vectors_of_another_model_or_dimension_are_never_compared() {
 #[tokio::test]
 async fn embeddings_of_a_provider_are_asked_in_batches_and_put_into_order() {
     let mut provider = FakeProvider::start().await;
-    let variables = [
-        ("EMBEDDING_PROVIDER", "openai"),
-        ("EMBEDDING_API_BASE_URL", provider.base_url.as_str()),
-        ("EMBEDDING_API_KEY", "embedding-key"),
-        ("EMBEDDING_MODEL", "tiny"),
-        ("EMBEDDING_DIM", "2"),
-    ];
-    let server = TestServer::start(&variables).await;
+    let server = TestServer::start(&provider.embedding_variables()).await;
     // Backwards, as the index allows.
     provider.refuse(200, r#"{"data":[{"index":1,"embedding":[0,2]},{"index":0,"embedding":[3,0]}]}"#).await;
     add(&server, "ann", vec![input("x", "east"), input("y", "north")]).await;
@@ -346,13 +339,7 @@ async fn embeddings_of_a_provider_are_asked_in_batches_and_put_into_order() {
 #[tokio::test]
 async fn an_embedder_that_fails_stores_nothing_and_says_whether_trying_again_helps() {
     let provider = FakeProvider::start().await;
-    let variables = [
-        ("EMBEDDING_PROVIDER", "openai"),
-        ("EMBEDDING_API_BASE_URL", provider.base_url.as_str()),
-        ("EMBEDDING_MODEL", "tiny"),
-        ("EMBEDDING_DIM", "2"),
-    ];
-    let server = TestServer::start(&variables).await;
+    let server = TestServer::start(&provider.embedding_variables()).await;
     for (status, body, code) in [
         (503, "", Code::Unavailable),
         (429, "", Code::Unavailable),
