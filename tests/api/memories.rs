@@ -286,6 +286,11 @@ async fn forgetting_by_ids_document_filter_or_everything_removes_exactly_that() 
     assert_eq!(delete(pb::DeleteMemoriesRequest { everything: true, ..Default::default() }).await.unwrap(), 2);
     assert!(list_all(&server, "ann").await.is_empty());
     assert_eq!(list_all(&server, "bob").await.len(), 1, "and of nobody else");
+    for table in ["memories", "memory_users", "memory_postings", "memory_terms"] {
+        let statement = sqlx::AssertSqlSafe(format!("select count(*) from {table} where user_id = 'ann'"));
+        let left: i64 = sqlx::query_scalar(statement).fetch_one(&mut behind).await.unwrap();
+        assert_eq!(left, 0, "{table} still knows the user");
+    }
 }
 
 #[tokio::test]

@@ -128,6 +128,12 @@ pub(in crate::memory) async fn remove(
     Ok(())
 }
 
+/// Forgets that there is such a user, all of whose memories are deleted.
+pub(in crate::memory) async fn forget(connection: &mut PgConnection, user: &UserId) -> Result<(), sqlx::Error> {
+    sqlx::query("delete from memory_users where user_id = $1").bind(user.as_str()).execute(connection).await?;
+    Ok(())
+}
+
 /// Puts memories into the index that are not in it.
 pub(in crate::memory) async fn add(
     connection: &mut PgConnection,

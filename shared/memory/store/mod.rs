@@ -43,18 +43,21 @@ macro_rules! matches_filter {
 use columns;
 use matches_filter;
 
+/// The newest rows, and no more of them than one that begins beyond $10 bytes, by an estimate of their sizes.
 const PAGE: &str = concat!(
     "select * from (
-         select ",
+         select *, sum(size) over (order by created_at desc, id desc) as bytes
+         from (
+             select ",
     columns!(),
-    ", sum(octet_length(content) + octet_length(metadata::text) + octet_length(tags::text) + 300)
-                    over newest as bytes
-         from memories where ",
+    ",              octet_length(content) + octet_length(metadata::text) + octet_length(tags::text) + 300 as size
+             from memories where ",
     matches_filter!(),
-    "        and ($7::timestamptz is null or (created_at, id) < ($7, $8))
-         window newest as (order by created_at desc, id desc)
-         order by created_at desc, id desc limit $9
+    "            and ($7::timestamptz is null or (created_at, id) < ($7, $8))
+             order by created_at desc, id desc limit $9
+         ) as newest
      ) as page
+     where bytes - size <= $10
      order by created_at desc, id desc"
 );
 
@@ -182,6 +185,7 @@ pub(super) async fn page(
         .bind(after.map(|token| token.created_at.to_sqlx()))
         .bind(after.map(|token| token.id.as_str()))
         .bind(sql_int(size + 1))
+        .bind(MAX_PAGE_BYTES)
         .fetch_all(pool)
         .await?;
     // A row more than asked, or one that is too much, tells that there is a next page.
@@ -226,6 +230,9 @@ pub(super) async fn delete(pool: &PgPool, user: &UserId, selection: &Selection) 
     let deleted = query.fetch_all(&mut *transaction).await?;
     let ids: Vec<String> = deleted.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
     index::remove(&mut transaction, user, &ids).await?;
+    if *selection == Selection::Everything {
+        index::forget(&mut transaction, user).await?;
+    }
     transaction.commit().await?;
     Ok(u64::try_from(ids.len()).unwrap_or(u64::MAX))
 }
