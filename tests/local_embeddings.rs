@@ -38,11 +38,15 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
     product(a, b) / (product(a, a) * product(b, b)).sqrt()
 }
 
+fn model() -> LocalEmbedder {
+    let dir = std::env::var_os("EMBEDDING_MODEL_DIR").unwrap_or_default();
+    LocalEmbedder::load(&PathBuf::from(dir)).unwrap()
+}
+
 #[tokio::test]
 #[ignore = "needs the weights of all-MiniLM-L6-v2 in EMBEDDING_MODEL_DIR"]
 async fn vectors_of_minilm_are_those_of_sentence_transformers() {
-    let dir = std::env::var_os("EMBEDDING_MODEL_DIR").expect("EMBEDDING_MODEL_DIR names the directory of the model");
-    let embedder = LocalEmbedder::load(&PathBuf::from(dir)).unwrap();
+    let embedder = model();
     assert_eq!(embedder.model().dimension, 384);
     let golden: Golden = serde_json::from_str(GOLDEN).unwrap();
     let texts: Vec<String> = golden.texts.iter().map(|reference| reference.text.repeat(reference.times)).collect();
@@ -54,5 +58,24 @@ async fn vectors_of_minilm_are_those_of_sentence_transformers() {
         let alone = embedder.embed(&[text]).await.unwrap();
         let found = cosine(vector, &alone[0]);
         assert!(found >= 0.999_99, "cosine {found} between {text:.60?} alone and among others");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs the weights of all-MiniLM-L6-v2 in EMBEDDING_MODEL_DIR"]
+async fn minilm_has_words_for_english_and_none_for_chinese_or_russian() {
+    let embedder = model();
+    for (text, least, most) in [
+        ("What did I find hard in linear algebra?", 0.99, 1.0),
+        ("eigenvalues and GPT-4", 0.8, 1.0),
+        ("", 1.0, 1.0),
+        ("?!", 1.0, 1.0),
+        ("我总是搞混特征值和特征向量", 0.0, 0.4),
+        ("Что такое собственные значения матрицы?", 0.0, 0.2),
+        ("What is 特征值 in English?", 0.6, 0.95),
+    ] {
+        let query = embedder.embed_query(text).await.unwrap();
+        assert!((least..=most).contains(&query.known_share), "{text}: {}", query.known_share);
+        assert_eq!(query.vector, embedder.embed(&[text]).await.unwrap()[0], "{text}");
     }
 }

@@ -126,7 +126,7 @@ async fn serve(role: Role, pace: Duration, data: &Path, stop: CancellationToken)
         })
     })?;
     let database = Database::from_config(&config.stores.memory)?;
-    let services = Services::from_config(&config, database.pool())?;
+    let services = Services::from_config(&config, database.roles())?;
     let server = Server::bind(&config.server, services).await?;
     let address = server.address();
     let (ready, is_ready) = watch::channel(false);

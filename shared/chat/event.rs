@@ -70,6 +70,9 @@ pub enum Failure {
     /// The server stops.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// The way in has no more time for the turn.
+    #[error("the time for the call is over")]
+    OutOfTime,
     /// A defect of ours.
     #[error("an internal defect")]
     Internal,

@@ -80,7 +80,10 @@ impl Prompts {
             n: index + 1,
             date: date(memory.created_at),
             source: &memory.source_type,
-            title: memory.metadata.get("title").map_or("", String::as_str),
+            title: memory
+                .place
+                .as_ref()
+                .map_or_else(|| memory.metadata.get("title").map_or("", String::as_str), |place| &place.title),
             content: &memory.content,
         });
         let preferences = profile.preferences.iter().filter(|(name, _)| *name != CONCISE_MODE);
@@ -125,7 +128,8 @@ mod tests {
             source_type: "note".into(),
             tags: Vec::new(),
             metadata: Metadata::new(),
-            document_id: String::new(),
+            superseded_by: None,
+            place: None,
             created_at: time,
             updated_at: time,
         };

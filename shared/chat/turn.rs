@@ -11,7 +11,7 @@ use std::{
 
 use async_stream::stream;
 use futures_util::{Stream, StreamExt as _};
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument as _, Span};
@@ -74,6 +74,12 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// Where the user's days begin; UTC where the name is of no zone.
+    #[must_use]
+    pub fn zone(&self) -> TimeZone {
+        TimeZone::get(&self.timezone).unwrap_or(TimeZone::UTC)
+    }
+
     /// The language of statuses, errors and the prompt.
     #[must_use]
     pub fn language(&self) -> Language {
@@ -127,7 +133,7 @@ impl Assistant {
 
             let mut recalled = Vec::new();
             let mut recall_failed = false;
-            if request.recall.is_some() {
+            if request.recall.is_some() && self.memory.is_there() {
                 yield Event::Entered(Stage::Searching);
                 match unless(interrupted.as_mut(), self.recall(&request).instrument(span)).await {
                     Ok(Some(found)) => recalled = found,
@@ -190,6 +196,7 @@ impl Assistant {
             min_score: RECALL_MIN_SCORE,
             filter: request.recall.clone().unwrap_or_default(),
             alpha: DEFAULT_ALPHA,
+            zone: request.profile.zone(),
         };
         match timeout(RECALL_TIMEOUT, self.memory.retrieve(&request.user, &query)).await {
             Ok(Ok(found)) => Some(found.hits.into_iter().map(|(memory, score)| Recalled { memory, score }).collect()),

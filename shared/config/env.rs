@@ -91,6 +91,24 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A number from `least` to `most`.
+    pub fn decimal(
+        &mut self,
+        variable: &'static str,
+        (least, most): (f64, f64),
+        default: f64,
+        example: &'static str,
+    ) -> f64 {
+        let Some(value) = self.text(variable) else { return default };
+        match value.parse() {
+            Ok(number) if (least..=most).contains(&number) => number,
+            _ => {
+                self.mistake(variable, format!("is not a number from {least} to {most}"), example);
+                default
+            }
+        }
+    }
+
     /// A length of time in seconds, fractions allowed, from 0 (or above it, if `positive`) to a day.
     pub fn seconds(&mut self, variable: &'static str, default: f64, positive: bool) -> Duration {
         const DAY: f64 = 86_400.0;

@@ -1,17 +1,21 @@
 //! The configuration: environment variables, parsed once into one struct per concern.
 
+mod callers;
 mod embedding;
 mod env;
+mod memory;
 mod model;
 mod server;
 mod stores;
 
 use std::fmt;
 
+pub use callers::{Auth, CallersConfig, TokenConfig, TokenKeys};
 pub use embedding::EmbeddingConfig;
 pub use env::{Mistake, Mistakes, Reader};
+pub use memory::MemoryConfig;
 pub use model::{DemoConfig, DemoReason, Limits, ModelConfig, Provider, ProviderConfig};
-pub use server::{Auth, ServerConfig, TlsFiles};
+pub use server::{ServerConfig, TlsFiles};
 pub use stores::{MemoryStoreConfig, StoresConfig};
 
 /// Every variable that the service reads, in the order of the table in the README.
@@ -23,7 +27,12 @@ pub const VARIABLES: &[&str] = &[
     server::GRPC_REFLECTION,
     server::SHUTDOWN_GRACE_SECONDS,
     server::ALLOWED_ORIGINS,
-    server::AUTH,
+    callers::AUTH,
+    callers::JWT_SECRET,
+    callers::JWT_JWKS_URL,
+    callers::JWT_ISSUER,
+    callers::JWT_AUDIENCE,
+    callers::INTERNAL_API_KEY,
     model::DEMO_MODE,
     model::DEMO_THINKING_DELAY_MS,
     model::DEMO_CHUNK_DELAY_MS,
@@ -45,22 +54,40 @@ pub const VARIABLES: &[&str] = &[
     embedding::EMBEDDING_MODEL,
     embedding::EMBEDDING_DIM,
     embedding::EMBEDDING_MODEL_DIR,
+    memory::BM25_K1,
+    memory::BM25_B,
+    memory::VECTOR_INDEX_THRESHOLD,
     stores::DATABASE_URL,
+    stores::DATABASE_READ_URL,
     stores::DATABASE_ADMIN_URL,
+    stores::DATABASE_PREPARED_STATEMENTS,
     stores::AGENT_DATA_DIR,
     crate::telemetry::RUST_LOG,
     crate::telemetry::LOG_FORMAT,
 ];
+
+/// Where the service runs, which some defaults depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A server of one's own, which brings what it needs.
+    Server,
+    /// A function in the cloud: nobody stands before it, and nothing is there that was not given.
+    Function,
+}
 
 /// Everything that can be set.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where and how the server listens.
     pub server: ServerConfig,
+    /// How callers prove who they are.
+    pub callers: CallersConfig,
     /// Who answers.
     pub model: ModelConfig,
     /// Who turns text into vectors.
     pub embedding: EmbeddingConfig,
+    /// How memories are searched.
+    pub memory: MemoryConfig,
     /// Where memories are kept.
     pub stores: StoresConfig,
     /// How logs are written; `None` = pretty on a terminal, JSON otherwise.
@@ -73,15 +100,34 @@ impl Config {
     /// # Errors
     /// Every mistake in it, each with the variable's name and an example.
     pub fn read(source: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
+        Self::read_for(Place::Server, source)
+    }
+
+    /// Reads the configuration of a service that runs in some place. A function that has anything to guard has to be told
+    /// how callers prove who they are.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn read_for(place: Place, source: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(source);
         let model = ModelConfig::read(&mut reader);
+        let callers = CallersConfig::read(&mut reader);
         let config = Self {
-            server: ServerConfig::read(&mut reader),
+            server: ServerConfig::read(&mut reader, callers.auth),
+            callers,
             embedding: EmbeddingConfig::read(&mut reader, &model),
-            stores: StoresConfig::read(&mut reader),
+            memory: MemoryConfig::read(&mut reader),
+            stores: StoresConfig::read(&mut reader, place),
             log_format: crate::telemetry::LogFormat::read(&mut reader),
             model,
         };
+        let guards_nothing =
+            matches!(config.model, ModelConfig::Demo(_)) && matches!(config.stores.memory, MemoryStoreConfig::Absent);
+        if place == Place::Function && !guards_nothing && reader.text(callers::AUTH).is_none() {
+            let problem = "is not set: a function can be called by anyone; set it to jwt with JWT_SECRET or JWT_JWKS_URL, \
+                           or say none";
+            reader.mistake(callers::AUTH, problem, "jwt");
+        }
         reader.finish(config)
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::Reader;
+use super::{Auth, Reader};
 
 pub(super) const GRPC_HOST: &str = "GRPC_HOST";
 pub(super) const GRPC_PORT: &str = "GRPC_PORT";
@@ -15,7 +15,6 @@ pub(super) const TLS_KEY_FILE: &str = "TLS_KEY_FILE";
 pub(super) const GRPC_REFLECTION: &str = "GRPC_REFLECTION";
 pub(super) const SHUTDOWN_GRACE_SECONDS: &str = "SHUTDOWN_GRACE_SECONDS";
 pub(super) const ALLOWED_ORIGINS: &str = "ALLOWED_ORIGINS";
-pub(super) const AUTH: &str = "AUTH";
 
 /// Where and how the local server listens.
 #[derive(Debug, Clone)]
@@ -32,8 +31,6 @@ pub struct ServerConfig {
     pub shutdown_grace: Duration,
     /// Origins of web pages that may call; empty = pages on this machine.
     pub allowed_origins: Vec<String>,
-    /// How callers prove who they are.
-    pub auth: Auth,
 }
 
 /// PEM files of the server's identity.
@@ -45,15 +42,6 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-/// How callers prove who they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Auth {
-    /// They do not: only callers on this machine are let in.
-    None,
-    /// A gateway in front has checked them, and nobody else can reach the port.
-    Gateway,
-}
-
 impl ServerConfig {
     /// The address to listen on.
     #[must_use]
@@ -61,12 +49,11 @@ impl ServerConfig {
         SocketAddr::new(self.host, self.port)
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+    pub(super) fn read(reader: &mut Reader<'_>, auth: Auth) -> Self {
         let host = read_host(reader);
-        let auth = reader.choice(AUTH, &[("none", Auth::None), ("gateway", Auth::Gateway)]).unwrap_or(Auth::None);
         if auth == Auth::None && !host.is_loopback() {
             let problem = "opens the port to other machines, but no caller is authenticated; stay on this machine, or \
-                           set AUTH=gateway where only a trusted gateway can reach the port";
+                           set AUTH=jwt, or AUTH=gateway where only a trusted gateway can reach the port";
             reader.mistake(GRPC_HOST, problem, "127.0.0.1");
         }
         Self {
@@ -76,7 +63,6 @@ impl ServerConfig {
             reflection: reader.switch(GRPC_REFLECTION).unwrap_or(true),
             shutdown_grace: reader.seconds(SHUTDOWN_GRACE_SECONDS, 5.0, false),
             allowed_origins: read_origins(reader),
-            auth,
         }
     }
 }

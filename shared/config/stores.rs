@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{Reader, Secret};
+use super::{Place, Reader, Secret};
 
 pub(super) const DATABASE_URL: &str = "DATABASE_URL";
+pub(super) const DATABASE_READ_URL: &str = "DATABASE_READ_URL";
 pub(super) const DATABASE_ADMIN_URL: &str = "DATABASE_ADMIN_URL";
+pub(super) const DATABASE_PREPARED_STATEMENTS: &str = "DATABASE_PREPARED_STATEMENTS";
 pub(super) const AGENT_DATA_DIR: &str = "AGENT_DATA_DIR";
 
 /// Where data is kept.
@@ -23,24 +25,41 @@ pub enum MemoryStoreConfig {
         /// Holds the unpacked Postgres and its data.
         data_dir: PathBuf,
     },
+    /// Nowhere: there is no memory.
+    Absent,
     /// A Postgres that runs elsewhere.
     Postgres {
         /// The service's own login.
         url: Secret,
+        /// The login of calls that only read; not set = the service's.
+        read_url: Option<Secret>,
         /// The owner's login for migrations; not set = the service's.
         admin_url: Option<Secret>,
+        /// Whether statements may be kept by name, which some transaction poolers do not allow.
+        prepared_statements: bool,
     },
 }
 
 impl StoresConfig {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+    pub(super) fn read(reader: &mut Reader<'_>, place: Place) -> Self {
         const SCHEMES: [&str; 2] = ["postgres", "postgresql"];
         const EXAMPLE: &str = "postgres://agent:password@127.0.0.1:5432/agent";
         let data_dir = reader.text(AGENT_DATA_DIR).map_or_else(default_data_dir, PathBuf::from);
+        let read_url = reader.url(DATABASE_READ_URL, &SCHEMES, EXAMPLE).map(Secret::new);
+        let prepared_statements = reader.switch(DATABASE_PREPARED_STATEMENTS).unwrap_or(true);
         let admin_url = reader.url(DATABASE_ADMIN_URL, &SCHEMES, EXAMPLE).map(Secret::new);
         let memory = match reader.url(DATABASE_URL, &SCHEMES, EXAMPLE) {
-            Some(url) => MemoryStoreConfig::Postgres { url: Secret::new(url), admin_url },
-            None => MemoryStoreConfig::Embedded { data_dir },
+            Some(url) => {
+                MemoryStoreConfig::Postgres { url: Secret::new(url), read_url, admin_url, prepared_statements }
+            }
+            None => match (place, read_url) {
+                (Place::Server, _) => MemoryStoreConfig::Embedded { data_dir },
+                // A function that only reads needs no login that may write.
+                (Place::Function, Some(url)) => {
+                    MemoryStoreConfig::Postgres { url, read_url: None, admin_url, prepared_statements }
+                }
+                (Place::Function, None) => MemoryStoreConfig::Absent,
+            },
         };
         Self { memory }
     }

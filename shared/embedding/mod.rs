@@ -1,5 +1,6 @@
 //! Turning text into vectors.
 
+mod cache;
 mod hashed;
 #[cfg(feature = "local-embeddings")]
 mod local;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+pub use cache::QueryCache;
 pub use hashed::HashedEmbedder;
 #[cfg(feature = "local-embeddings")]
 pub use local::{LocalEmbedder, LocalModelError};
@@ -35,6 +37,33 @@ pub trait Embedder: Send + Sync {
     /// # Errors
     /// The model can not be reached, or gave something else than asked.
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>>;
+
+    /// Opens a connection to the provider, if there is one, for the first text to use. What fails is tried again then.
+    fn warm_up(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// The vector of a query, and how far it is to be trusted.
+    ///
+    /// # Errors
+    /// As [`Embedder::embed`].
+    fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
+        Box::pin(async move {
+            let vector = self.embed(&[text]).await?.pop();
+            let vector = vector.ok_or_else(|| EmbedError::Unusable("no vector".to_owned()))?;
+            Ok(QueryVector { vector, known_share: 1.0 })
+        })
+    }
+}
+
+/// The vector of a query.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueryVector {
+    /// A unit vector.
+    pub vector: Vec<f32>,
+    /// The share of the query that the model has words for, 0 to 1: of a language that it was never taught, vectors mean
+    /// next to nothing. 1 where the model does not tell.
+    pub known_share: f32,
 }
 
 /// Why there are no vectors. It holds no text of the user and no key.

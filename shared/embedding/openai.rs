@@ -143,6 +143,11 @@ impl Embedder for OpenAiEmbedder {
         &self.model
     }
 
+    fn warm_up(&self) -> BoxFuture<'_, ()> {
+        // Without the key: any answer will do.
+        Box::pin(async { drop(self.client.head(&self.url).send().await) })
+    }
+
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         Box::pin(async move {
             let mut vectors = Vec::with_capacity(texts.len());

@@ -10,7 +10,7 @@ mod tokens;
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
-use futures_util::Stream;
+use futures_util::{Stream, future::BoxFuture};
 
 pub use demo::{DemoModel, DemoResponses, DemoResponsesError};
 pub use error::{ModelError, ModelErrorKind};
@@ -98,6 +98,11 @@ pub trait ChatModel: Send + Sync {
 
     /// Whether a request may name this model.
     fn allows(&self, model: &str) -> bool;
+
+    /// Opens a connection to the provider, if there is one, for the first answer to use. What fails is tried again then.
+    fn warm_up(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Builds the model that the configuration names.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use async_stream::try_stream;
+use futures_util::future::BoxFuture;
 use reqwest::{Client, Response, header};
 use serde::Serialize;
 use tokio::time::timeout_at;
@@ -114,6 +115,11 @@ impl ChatModel for OpenAiModel {
     fn allows(&self, model: &str) -> bool {
         let allowed = &self.config.allowed_models;
         allowed.is_empty() || allowed.iter().any(|name| name == model)
+    }
+
+    fn warm_up(&self) -> BoxFuture<'_, ()> {
+        // Without the key: any answer will do.
+        Box::pin(async { drop(self.client.head(&self.config.base_url).send().await) })
     }
 }
 

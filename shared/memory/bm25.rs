@@ -3,12 +3,6 @@
 //! A text's score for a query is the sum of `term_score` over the query's distinct terms. Robertson and Zaragoza,
 //! "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), with the inverse document frequency of Lucene.
 
-/// How fast repeats of a term stop counting; the usual value.
-pub const K1: f64 = 1.2;
-
-/// How much a text longer than the average is marked down, 0 to 1; the usual value.
-pub const B: f64 = 0.75;
-
 /// How much a term tells, by how few documents have it: ln(1 + (N - n + 0.5) / (n + 0.5)), which is above 0 for every
 /// n up to N.
 ///
@@ -43,6 +37,10 @@ fn as_f64(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How fast repeats of a term stop counting, and how much a text longer than the average is marked down: the usual values.
+    const K1: f64 = 1.2;
+    const B: f64 = 0.75;
 
     const CORPUS: [&str; 5] = [
         "the cat sat on the mat",

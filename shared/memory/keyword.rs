@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{bm25, tokenizer};
+use super::tokenizer;
 
 /// Most postings that one search reads. A term that nearly every memory has costs most and says least, so that the most
 /// frequent ones are left out first.
@@ -40,15 +40,15 @@ pub(super) fn within_budget(mut terms: Vec<WeightedTerm>) -> Vec<WeightedTerm> {
     terms
 }
 
-/// What BM25 scores are divided by, so that they lie in 0..1 whatever the query is: the most that a memory could score
-/// which repeated each of the terms without end.
-pub(super) fn bound(terms: &[WeightedTerm]) -> f64 {
-    terms.iter().map(|term| term.idf * (bm25::K1 + 1.0)).sum()
+/// What BM25 scores are measured by: what a memory of average length scores that has each of the terms once.
+pub(super) fn unit(terms: &[WeightedTerm]) -> f64 {
+    terms.iter().map(|term| term.idf).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::bm25;
 
     fn term(term: &str, memories: u64) -> WeightedTerm {
         WeightedTerm { term: term.into(), idf: bm25::idf(1_000_000, memories), memories }

@@ -1,9 +1,14 @@
 //! The database: where it is, making it ready, and watching whether it can be reached.
 
-use std::{path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    str::FromStr as _,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use sqlx::{
-    Connection as _, Executor as _, PgConnection, PgPool,
+    Connection as _, Executor as _, PgConnection, PgPool, Row as _,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -12,33 +17,60 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::config::MemoryStoreConfig;
+use crate::config::{MemoryStoreConfig, Secret};
 
 #[cfg(embedded_postgres_archive)]
 pub mod embedded;
+mod isolation;
+mod user;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("infra/migrations");
+pub use user::{Role, RoleDatabase, RoleTransaction};
+
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrations = sqlx::migrate!("infra/migrations");
+    // Its lock is one of the session, which a pooler would keep after a failure.
+    migrations.set_locking(false);
+    migrations
+});
+
+/// Makes this transaction the only one that migrates, and forgets statements that a pooler's connection may have kept.
+const BEGIN_MIGRATION: &str = "select pg_advisory_xact_lock(hashtext('agent-service migrations')); deallocate all";
 
 /// Connections of one process. The embedded Postgres takes 40, and a turn holds one only while it searches.
 const MAX_CONNECTIONS: u32 = 16;
 /// Longest wait for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest that a connection lies idle and is taken without a test.
+const UNTESTED: Duration = Duration::from_millis(500);
 /// Time between two checks whether the database can be reached.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Finds out whether the table can be read, and reads nothing.
-const CHECK: &str = "select from memories, memory_users limit 0";
+/// Finds out whether the tables are there, and reads nothing. It needs no right to see them.
+const CHECK: &str = "select 'memories'::regclass, 'memory_users'::regclass";
 
-/// Lets the login that the setting `agent.service` names use the tables, which it does not own.
+/// Lets a login, which the setting `agent.login` names, act as the roles of `agent.roles`, and see that the tables are up to
+/// date. A superuser may do so anyway.
 const GRANTS: &str = "
     do $$
+    declare
+        login text := current_setting('agent.login');
+        granted text;
     begin
-        execute format('grant usage on schema public to %I', current_setting('agent.service'));
-        execute format('grant select on _sqlx_migrations to %I', current_setting('agent.service'));
-        execute format('grant select, insert, update, delete on memories, memory_users, memory_postings, memory_terms to %I',
-                       current_setting('agent.service'));
+        if (select rolsuper from pg_roles where rolname = login) then
+            return;
+        end if;
+        foreach granted in array string_to_array(current_setting('agent.roles'), ' ') loop
+            -- To act as a role is not to have its rights all the time. Before Postgres 16 the login itself says so.
+            if current_setting('server_version_num')::int >= 160000 then
+                execute format('grant %I to %I with inherit false, set true', granted, login);
+            else
+                execute format('grant %I to %I', granted, login);
+            end if;
+        end loop;
+        execute format('grant usage on schema public to %I', login);
+        execute format('grant select on _sqlx_migrations to %I', login);
     end
     $$";
 
@@ -76,6 +108,17 @@ pub enum DatabaseError {
     #[cfg(embedded_postgres_archive)]
     #[error(transparent)]
     Embedded(#[from] embedded::EmbeddedError),
+    /// The owner may not let the logins act as the service's roles.
+    #[error(
+        "the owner of the tables may not grant the service's roles, which docs/database.md tells how to prepare: {0}"
+    )]
+    Roles(#[source] sqlx::Error),
+    /// It could show one user's rows to another.
+    #[error("the database does not keep users apart: {0}")]
+    NotIsolated(String),
+    /// None is configured.
+    #[error("there is no database: set DATABASE_URL, for example postgres://agent@127.0.0.1/agent")]
+    Absent,
     /// This build has no embedded Postgres.
     #[error("this build has no Postgres of its own: set DATABASE_URL, for example postgres://agent@127.0.0.1/agent")]
     NoEmbedded,
@@ -86,8 +129,12 @@ pub enum DatabaseError {
 pub struct Database {
     /// The service's own connection.
     service: PgConnectOptions,
+    /// The connection of calls that only read; not set = the service's.
+    reader: Option<PgConnectOptions>,
     /// The owner's connection, for migrations.
     owner: PgConnectOptions,
+    /// Whether the server may keep statements by name; a transaction pooler may not allow it.
+    prepared_statements: bool,
     /// Of the embedded Postgres, if that is the one.
     #[cfg(embedded_postgres_archive)]
     data_dir: Option<PathBuf>,
@@ -100,27 +147,35 @@ impl Database {
     /// An address can not be used.
     pub fn from_config(config: &MemoryStoreConfig) -> Result<Self, DatabaseError> {
         match config {
-            MemoryStoreConfig::Postgres { url, admin_url } => {
+            MemoryStoreConfig::Postgres { url, read_url, admin_url, prepared_statements } => {
                 let service = parse_url("DATABASE_URL", url.expose())?;
-                let owner = match admin_url {
-                    Some(url) => parse_url("DATABASE_ADMIN_URL", url.expose())?,
-                    None => service.clone(),
+                let parse = |variable, url: &Option<Secret>| {
+                    url.as_ref().map(|url| parse_url(variable, url.expose())).transpose()
                 };
                 Ok(Self {
+                    reader: parse("DATABASE_READ_URL", read_url)?,
+                    owner: parse("DATABASE_ADMIN_URL", admin_url)?.unwrap_or_else(|| service.clone()),
                     service,
-                    owner,
+                    prepared_statements: *prepared_statements,
                     #[cfg(embedded_postgres_archive)]
                     data_dir: None,
                 })
             }
             MemoryStoreConfig::Embedded { data_dir } => Self::embedded(data_dir.clone()),
+            MemoryStoreConfig::Absent => Err(DatabaseError::Absent),
         }
     }
 
     #[cfg(embedded_postgres_archive)]
     fn embedded(data_dir: PathBuf) -> Result<Self, DatabaseError> {
         let options = embedded::connect_options(&data_dir)?;
-        Ok(Self { service: options.clone(), owner: options, data_dir: Some(data_dir) })
+        Ok(Self {
+            service: options.clone(),
+            reader: None,
+            owner: options,
+            prepared_statements: true,
+            data_dir: Some(data_dir),
+        })
     }
 
     #[cfg(not(embedded_postgres_archive))]
@@ -128,55 +183,119 @@ impl Database {
         Err(DatabaseError::NoEmbedded)
     }
 
-    /// A pool that connects when it is first used.
+    /// The database for each role; it connects when it is first used.
     #[must_use]
-    pub fn pool(&self) -> PgPool {
-        PgPoolOptions::new()
-            .max_connections(MAX_CONNECTIONS)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_lazy_with(self.service.clone())
+    pub fn roles(&self) -> Roles {
+        self.roles_with(MAX_CONNECTIONS)
     }
 
-    /// Brings the tables up to date, as their owner, and lets the service's own login use them.
+    /// The database for each role, by at most so many connections to each address.
+    #[must_use]
+    pub fn roles_with(&self, max_connections: u32) -> Roles {
+        let pool = |options: &PgConnectOptions| {
+            PgPoolOptions::new()
+                .max_connections(max_connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                // A connection that was in use just now needs no round trip that shows that it still is one.
+                .test_before_acquire(false)
+                .before_acquire(|connection, known| {
+                    Box::pin(async move {
+                        if known.idle_for >= UNTESTED {
+                            connection.ping().await?;
+                        }
+                        Ok(true)
+                    })
+                })
+                .connect_lazy_with(options.clone())
+        };
+        let service = pool(&self.service);
+        let reader = self.reader.as_ref().map_or_else(|| service.clone(), pool);
+        let role = |pool: &PgPool, role| RoleDatabase::new(Some(pool.clone()), role, self.prepared_statements);
+        Roles {
+            reader: role(&reader, Role::Reader),
+            service: role(&service, Role::Service),
+            maintenance: role(&service, Role::Maintenance),
+        }
+    }
+
+    /// Brings the tables up to date, as their owner, and lets the logins act as the service's roles.
     ///
     /// # Errors
     /// The database can not be reached, or refuses a change.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
         let mut owner = connect(&self.owner).await?;
-        MIGRATIONS.run(&mut owner).await?;
-        if self.service.get_username() != self.owner.get_username() {
-            sqlx::query("select set_config('agent.service', $1, false)")
-                .bind(self.service.get_username())
-                .execute(&mut owner)
-                .await?;
-            owner.execute(GRANTS).await?;
+        let mut transaction = owner.begin().await?;
+        transaction.execute(BEGIN_MIGRATION).await?;
+        MIGRATIONS.run(&mut *transaction).await?;
+        let every_role = [Role::Service, Role::Reader, Role::Maintenance].map(Role::name).join(" ");
+        let mut logins = vec![(self.owner.get_username(), every_role.as_str())];
+        logins.push((self.service.get_username(), &every_role));
+        logins.extend(self.reader.as_ref().map(|reader| (reader.get_username(), Role::Reader.name())));
+        for (login, roles) in logins {
+            let named = "select set_config('agent.login', $1, true), set_config('agent.roles', $2, true)";
+            sqlx::query(named).bind(login).bind(roles).execute(&mut *transaction).await?;
+            transaction.execute(GRANTS).await.map_err(DatabaseError::Roles)?;
         }
+        transaction.commit().await?;
         Ok(owner.close().await?)
     }
 
-    /// Migrates, unless the service's own login sees that there is nothing to do: it may not change tables.
-    async fn migrate_if_needed(&self) -> Result<(), DatabaseError> {
+    /// Migrates, unless the service's own login sees that there is nothing to do: it may not change tables. Then checks that
+    /// each login is held to one user's rows.
+    async fn prepare(&self) -> Result<(), DatabaseError> {
         let mut service = connect(&self.service).await?;
-        let applied =
-            sqlx::query_scalar("select version from _sqlx_migrations where success").fetch_all(&mut service).await;
-        service.close().await?;
-        let applied: Vec<i64> = applied.unwrap_or_default();
-        if MIGRATIONS.iter().all(|migration| applied.contains(&migration.version)) {
-            Ok(())
-        } else {
-            self.migrate().await
+        let applied = sqlx::raw_sql("select version from _sqlx_migrations where success").fetch_all(&mut service).await;
+        let applied: Vec<i64> = applied.iter().flatten().filter_map(|row| row.try_get("version").ok()).collect();
+        if !MIGRATIONS.iter().all(|migration| applied.contains(&migration.version)) {
+            self.migrate().await?;
         }
+        isolation::check(&mut service, Role::Service).await?;
+        isolation::check(&mut service, Role::Maintenance).await?;
+        match &self.reader {
+            Some(options) => {
+                let mut reader = connect(options).await?;
+                isolation::check(&mut reader, Role::Reader).await?;
+                reader.close().await?;
+            }
+            None => isolation::check(&mut service, Role::Reader).await?,
+        }
+        Ok(service.close().await?)
+    }
+
+    /// Makes the database ready for as long as the guard is kept: starts the embedded Postgres unless it runs already.
+    ///
+    /// # Errors
+    /// The database can not be reached, or does not keep users apart.
+    pub async fn open(&self, progress: Progress) -> Result<Opened, DatabaseError> {
+        let running = match connect(&self.service).await {
+            Ok(connection) => {
+                connection.close().await?;
+                None
+            }
+            Err(_) => self.start_embedded(progress).await?,
+        };
+        self.prepare().await?;
+        Ok(Opened { _running: running })
+    }
+
+    /// A connection as the owner of the tables.
+    pub(crate) async fn connect_owner(&self) -> Result<PgConnection, sqlx::Error> {
+        connect(&self.owner).await
     }
 
     /// Makes the database ready and then watches it: `ready` tells whether it can be used. Runs until it is dropped, which
     /// stops the embedded Postgres.
     ///
     /// # Errors
-    /// The embedded Postgres can not run. A database elsewhere that can not be reached is no error: it is tried again.
+    /// The embedded Postgres can not run, or the database does not keep users apart. A database elsewhere that can not be
+    /// reached is no error: it is tried again.
     pub async fn keep(&self, ready: &watch::Sender<bool>, progress: Progress) -> Result<(), DatabaseError> {
         let _running = self.start_embedded(progress.clone()).await?;
         let mut reported = false;
-        while let Err(error) = self.migrate_if_needed().await {
+        while let Err(error) = self.prepare().await {
+            if matches!(error, DatabaseError::NotIsolated(_)) {
+                return Err(error);
+            }
             if !std::mem::replace(&mut reported, true) {
                 tracing::warn!(%error, "the database is not ready; trying again until it is");
             }
@@ -201,7 +320,7 @@ impl Database {
     }
 
     #[cfg(embedded_postgres_archive)]
-    async fn start_embedded(&self, progress: Progress) -> Result<Option<embedded::EmbeddedPostgres>, DatabaseError> {
+    async fn start_embedded(&self, progress: Progress) -> Result<Option<Running>, DatabaseError> {
         let Some(data_dir) = self.data_dir.clone() else { return Ok(None) };
         let start = move || embedded::EmbeddedPostgres::start(&data_dir, &*progress);
         match tokio::task::spawn_blocking(start).await {
@@ -211,8 +330,39 @@ impl Database {
     }
 
     #[cfg(not(embedded_postgres_archive))]
-    async fn start_embedded(&self, _progress: Progress) -> Result<Option<std::convert::Infallible>, DatabaseError> {
+    async fn start_embedded(&self, _progress: Progress) -> Result<Option<Running>, DatabaseError> {
         Ok(None)
+    }
+}
+
+#[cfg(embedded_postgres_archive)]
+type Running = embedded::EmbeddedPostgres;
+#[cfg(not(embedded_postgres_archive))]
+type Running = std::convert::Infallible;
+
+/// A database that is ready. Dropping it stops an embedded Postgres that was started for it.
+#[must_use]
+pub struct Opened {
+    _running: Option<Running>,
+}
+
+/// The database for each role.
+#[derive(Debug, Clone)]
+pub struct Roles {
+    /// For what changes a user's rows.
+    pub service: RoleDatabase,
+    /// For what reads a user's rows.
+    pub reader: RoleDatabase,
+    /// For what is done for all users.
+    pub maintenance: RoleDatabase,
+}
+
+impl Roles {
+    /// No database: every transaction fails.
+    #[must_use]
+    pub fn absent() -> Self {
+        let role = |role| RoleDatabase::new(None, role, false);
+        Self { service: role(Role::Service), reader: role(Role::Reader), maintenance: role(Role::Maintenance) }
     }
 }
 
@@ -238,6 +388,7 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error
 fn parse_url(variable: &'static str, url: &str) -> Result<PgConnectOptions, DatabaseError> {
     // The parser's message may quote the password.
     PgConnectOptions::from_str(url)
-        .map(|options| options.application_name("agent-service"))
+        // Poolers refuse settings that they do not know.
+        .map(|options| options.application_name("agent-service").extra_float_digits(None))
         .map_err(|_| DatabaseError::Address { variable, problem: "it is not a valid Postgres URL".to_owned() })
 }

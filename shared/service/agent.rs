@@ -8,11 +8,12 @@ use std::{
 };
 
 use futures_util::Stream;
+use tokio::time::sleep_until;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 use super::{
-    Drain,
-    call::{Call, trace_of, unary, user_of},
+    Deadline,
+    call::{Call, Gate, trace_of, unary},
     frames::FrameMaker,
     memory::item,
     parse,
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     chat::{Assistant, Event, Failure},
     error::{InvalidArgument, Problem},
+    identity::Refusal,
     language::Language,
     memory::MemoryEngine,
     proto::agent_v1::{self as pb, agent_service_server::AgentService},
@@ -30,28 +32,28 @@ use crate::{
 pub struct AgentApi {
     assistant: Arc<Assistant>,
     memory: Arc<MemoryEngine>,
-    drain: Drain,
+    gate: Gate,
 }
 
 impl AgentApi {
-    pub(super) fn new(assistant: Arc<Assistant>, memory: Arc<MemoryEngine>, drain: Drain) -> Self {
-        Self { assistant, memory, drain }
+    pub(super) fn new(assistant: Arc<Assistant>, memory: Arc<MemoryEngine>, gate: Gate) -> Self {
+        Self { assistant, memory, gate }
     }
 
     /// Admission: everything that can refuse a turn before its first frame.
-    fn admit(
+    async fn admit(
         &self,
         call: &Call,
         metadata: &tonic::metadata::MetadataMap,
         request: pb::ChatRequest,
-    ) -> Result<parse::chat::ChatCommand, InvalidArgument> {
-        let user = user_of(&request.user_id, metadata)?;
+    ) -> Result<parse::chat::ChatCommand, Refusal> {
+        let user = self.gate.user(&request.user_id, metadata).await?;
         call.is_of(&user);
         let command = parse::chat::parse(user, request)?;
         if let Some(model) = &command.turn.model
             && !self.assistant.model.allows(model)
         {
-            return Err(InvalidArgument::new("config.model", Problem::Unknown { what: "allowed model" }));
+            return Err(InvalidArgument::new("config.model", Problem::Unknown { what: "allowed model" }).into());
         }
         Ok(command)
     }
@@ -62,19 +64,29 @@ impl AgentService for AgentApi {
     type StreamChatStream = ChatFrames;
 
     async fn stream_chat(&self, request: Request<pb::ChatRequest>) -> Result<Response<ChatFrames>, Status> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let trace = trace_of(&metadata, &request.request_id);
         let language =
             request.user_profile.as_ref().map_or(Language::default(), |profile| Language::from_tag(&profile.language));
-        let mut call = Call::begin("StreamChat", &trace, &self.drain);
-        let command = self.admit(&call, &metadata, request).map_err(|error| call.invalid(&error, language))?;
+        let mut call = Call::begin("StreamChat", &trace, &self.gate.drain);
+        let admitted = self.admit(&call, &metadata, request).await;
+        let command = admitted.map_err(|refusal| call.refused(&refusal, language))?;
         call.is_for(&command.session, &command.request, self.assistant.model.name(command.turn.model.as_deref()));
 
         let maker = FrameMaker::new(command.session, command.request, trace, language, command.whole_citations);
-        let over = self.drain.over();
+        let over = self.gate.drain.over();
+        let deadline = extensions.get::<Deadline>().copied();
         let interrupted = async move {
-            over.await;
-            Failure::ShuttingDown
+            let out_of_time = async {
+                match deadline {
+                    Some(Deadline(deadline)) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = over => Failure::ShuttingDown,
+                () = out_of_time => Failure::OutOfTime,
+            }
         };
         let turn = call.span().in_scope(|| self.assistant.clone().turn(command.turn, interrupted));
         Ok(Response::new(ChatFrames { events: Box::pin(turn), maker, call, ended: false }))
@@ -84,7 +96,7 @@ impl AgentService for AgentApi {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
         let query = parse::memory::query(request);
-        let found = unary("RetrieveMemory", &self.drain, &metadata, &user_id, query, |user, query| async move {
+        let found = unary("RetrieveMemory", &self.gate, &metadata, &user_id, query, |user, query| async move {
             self.memory.retrieve(&user, &query).await
         })
         .await?
@@ -143,6 +155,7 @@ mod tests {
     use futures_util::{StreamExt as _, stream};
 
     use super::*;
+    use crate::service::Drain;
     use crate::{
         chat::Stage,
         identity::{RequestId, SessionId, TraceId},

@@ -2,6 +2,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,19 +15,34 @@ use super::{Drain, frames, status};
 use crate::{
     chat::Event,
     error::{InvalidArgument, Problem},
-    identity::{RequestId, SessionId, TraceId, UserId},
+    identity::{Callers, Claim, Refusal, RequestId, SessionId, TraceId, UserId},
     language::Language,
     llm::Finish,
     memory::MemoryError,
 };
 
-/// The caller's user.
-pub(super) fn user_of(body: &str, metadata: &MetadataMap) -> Result<UserId, InvalidArgument> {
-    let header = metadata.get("user-id").map(|value| value.to_str()).transpose();
-    let header = header.map_err(|_| {
-        InvalidArgument::new("user_id", Problem::Malformed { expected: "visible ASCII where it is call metadata" })
-    })?;
-    UserId::of_call(body, header)
+/// What every call passes: who calls is found out, and the call counts as under way.
+#[derive(Clone)]
+pub(super) struct Gate {
+    pub(super) callers: Arc<Callers>,
+    pub(super) drain: Drain,
+}
+
+impl Gate {
+    /// The caller's user.
+    pub(super) async fn user(&self, body_user: &str, metadata: &MetadataMap) -> Result<UserId, Refusal> {
+        let header = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+        let user_id = metadata.get("user-id").map(|value| value.to_str()).transpose().map_err(|_| {
+            InvalidArgument::new("user_id", Problem::Malformed { expected: "visible ASCII where it is call metadata" })
+        })?;
+        let claim = Claim {
+            body_user,
+            user_id,
+            authorization: header("authorization"),
+            internal_api_key: header("x-internal-api-key"),
+        };
+        self.callers.user(claim).await
+    }
 }
 
 /// The caller's trace.
@@ -85,11 +101,34 @@ impl Call {
         tracing::record_all!(self.span, session = session.as_str(), request = request.as_str(), model = model);
     }
 
-    /// Ends the call by a refusal that names the field.
-    pub(super) fn invalid(&mut self, error: &InvalidArgument, language: Language) -> Status {
-        self.outcome = "invalid_argument";
-        self.span.in_scope(|| tracing::debug!(field = error.field, "an argument was refused"));
-        status::invalid_argument(error, language)
+    /// Ends the call before it begins.
+    pub(super) fn refused(&mut self, refusal: &Refusal, language: Language) -> Status {
+        self.outcome = match refusal {
+            Refusal::Invalid(_) => "invalid_argument",
+            Refusal::Unproven(_) => "unauthenticated",
+            Refusal::Foreign => "permission_denied",
+        };
+        self.span.in_scope(|| match refusal {
+            Refusal::Invalid(error) => tracing::debug!(field = error.field, "an argument was refused"),
+            Refusal::Unproven(_) | Refusal::Foreign => tracing::debug!(%refusal, "the caller was refused"),
+        });
+        status::refused(refusal, language)
+    }
+
+    /// Ends the call well.
+    pub(super) fn succeeded(&mut self) {
+        self.outcome = "ok";
+    }
+
+    /// Ends the call by a status.
+    pub(super) fn failed(&mut self, status: Status) -> Status {
+        self.outcome = match status.code() {
+            Code::Unavailable => "unavailable",
+            Code::NotFound => "not_found",
+            Code::FailedPrecondition => "failed_precondition",
+            _ => "internal",
+        };
+        status
     }
 
     /// Notes an event of a turn, before it becomes a frame.
@@ -134,7 +173,7 @@ impl Drop for Call {
 /// A call with one answer: admit the caller, do the work, log how it ended.
 pub(super) async fn unary<C, T, W>(
     method: &'static str,
-    drain: &Drain,
+    gate: &Gate,
     metadata: &MetadataMap,
     user_id: &str,
     command: Result<C, InvalidArgument>,
@@ -143,21 +182,22 @@ pub(super) async fn unary<C, T, W>(
 where
     W: Future<Output = Result<T, MemoryError>>,
 {
-    let mut call = Call::begin(method, &trace_of(metadata, ""), drain);
-    let admitted = user_of(user_id, metadata).and_then(|user| Ok((user, command?)));
-    let (user, command) = admitted.map_err(|error| call.invalid(&error, Language::default()))?;
+    let mut call = Call::begin(method, &trace_of(metadata, ""), &gate.drain);
+    let user = gate.user(user_id, metadata).await;
+    let admitted = user.and_then(|user| Ok((user, command?)));
+    let (user, command) = admitted.map_err(|refusal| call.refused(&refusal, Language::default()))?;
     call.span.record("user", user.digest());
     let done = AssertUnwindSafe(work(user, command)).catch_unwind().instrument(call.span.clone()).await;
-    let result = match done {
-        Ok(done) => done.map_err(|error| call.span.in_scope(|| status::memory_failure(&error))),
-        Err(_panic) => Err(Status::internal("an internal defect")),
-    };
-    call.outcome = match &result {
-        Ok(_) => "ok",
-        Err(status) if status.code() == Code::Unavailable => "unavailable",
-        Err(_) => "internal",
-    };
-    result.map(Response::new)
+    match done.unwrap_or(Err(MemoryError::Defect)) {
+        Ok(done) => {
+            call.succeeded();
+            Ok(Response::new(done))
+        }
+        Err(error) => {
+            let status = call.span.in_scope(|| status::memory_failure(&error));
+            Err(call.failed(status))
+        }
+    }
 }
 
 /// Milliseconds with three decimals.

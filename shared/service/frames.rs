@@ -13,6 +13,7 @@ use crate::{
     identity::{RequestId, SessionId, TraceId},
     language::Language,
     llm::{Finish, ModelErrorKind},
+    memory::Place,
     proto::agent_v1::{self as pb, chat_response::Content},
 };
 
@@ -124,24 +125,32 @@ fn status(language: Language, stage: Stage) -> pb::AgentStatus {
 
 fn citation(Recalled { memory, score }: Recalled, whole: bool) -> pb::Citation {
     let told = |name: &str| memory.metadata.get(name).cloned().unwrap_or_default();
-    let number = |name: &str| told(name).parse().unwrap_or_default();
-    let (title, url, section_title) = (told("title"), told("url"), told("section_title"));
-    let (page_number, chunk_index) = (number("page_number"), number("chunk_index"));
+    let number = |name: &str| told(name).parse::<u32>().unwrap_or_default();
+    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let page_number = number("page_number");
+    // A memory that is no chunk may tell by its metadata where it comes from.
+    let place = memory.place.clone().unwrap_or_else(|| Place {
+        document: String::new(),
+        title: told("title"),
+        url: told("url"),
+        section: told("section_title"),
+        chunk: number("chunk_index"),
+    });
     let mut content = memory.content;
     if !whole && let Some((end, _)) = content.char_indices().nth(EXCERPT_CHARS) {
         content.truncate(end);
     }
     pb::Citation {
         id: memory.id,
-        title,
+        title: place.title,
         content,
         source_type: memory.source_type,
-        url,
+        url: place.url,
         score,
-        file_id: memory.document_id,
-        page_number,
-        chunk_index,
-        section_title,
+        file_id: place.document,
+        page_number: int(page_number),
+        chunk_index: int(place.chunk),
+        section_title: place.section,
     }
 }
 
@@ -165,6 +174,7 @@ fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
     use pb::ErrorCode;
     match failure {
         Failure::ShuttingDown => ("SERVER_SHUTTING_DOWN", ErrorCode::Unavailable),
+        Failure::OutOfTime => ("DEADLINE_EXCEEDED", ErrorCode::Timeout),
         Failure::Internal => ("INTERNAL", ErrorCode::Internal),
         Failure::Model(error) => match error.kind {
             ModelErrorKind::Unauthorized => ("PROVIDER_UNAUTHORIZED", ErrorCode::Unauthorized),
@@ -188,6 +198,7 @@ pub(super) fn outcome(failure: &Failure) -> &'static str {
     match failure {
         Failure::Model(_) => "provider_failed",
         Failure::ShuttingDown => "shut_down",
+        Failure::OutOfTime => "deadline_exceeded",
         Failure::Internal => "internal",
     }
 }
@@ -195,7 +206,7 @@ pub(super) fn outcome(failure: &Failure) -> &'static str {
 fn error(language: Language, failure: &Failure) -> pb::Error {
     let (code, class) = code(failure);
     let mut details = HashMap::new();
-    let mut retryable = matches!(failure, Failure::ShuttingDown);
+    let mut retryable = matches!(failure, Failure::ShuttingDown | Failure::OutOfTime);
     if let Failure::Model(error) = failure {
         retryable = error.kind.is_retryable();
         let mut detail = |name: &str, value: Option<String>| value.map(|value| details.insert(name.to_owned(), value));

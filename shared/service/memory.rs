@@ -5,9 +5,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
-use super::{Drain, call::unary, parse};
+use super::{
+    call::{Call, Gate, trace_of, unary},
+    export::Records,
+    parse,
+};
 use crate::{
-    memory::{Memory, MemoryEngine},
+    language::Language,
+    memory::{Memory, MemoryEngine, Version},
     proto::agent_v1::{self as pb, memory_service_server::MemoryService},
 };
 
@@ -15,12 +20,12 @@ use crate::{
 #[derive(Clone)]
 pub struct MemoryApi {
     memory: Arc<MemoryEngine>,
-    drain: Drain,
+    gate: Gate,
 }
 
 impl MemoryApi {
-    pub(super) fn new(memory: Arc<MemoryEngine>, drain: Drain) -> Self {
-        Self { memory, drain }
+    pub(super) fn new(memory: Arc<MemoryEngine>, gate: Gate) -> Self {
+        Self { memory, gate }
     }
 }
 
@@ -32,9 +37,23 @@ impl MemoryService for MemoryApi {
     ) -> Result<Response<pb::AddMemoriesResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         let memories = parse::memory::new_memories(request.memories);
-        unary("AddMemories", &self.drain, &metadata, &request.user_id, memories, |user, memories| async move {
+        unary("AddMemories", &self.gate, &metadata, &request.user_id, memories, |user, memories| async move {
             let added = self.memory.add(&user, memories).await?;
             Ok(pb::AddMemoriesResponse { ids: added.ids, added: int(added.added), unchanged: int(added.unchanged) })
+        })
+        .await
+    }
+
+    async fn ingest_document(
+        &self,
+        request: Request<pb::IngestDocumentRequest>,
+    ) -> Result<Response<pb::IngestDocumentResponse>, Status> {
+        let (metadata, _, mut request) = request.into_parts();
+        let user_id = std::mem::take(&mut request.user_id);
+        let document = parse::memory::document(request);
+        unary("IngestDocument", &self.gate, &metadata, &user_id, document, |user, document| async move {
+            let chunks = int(self.memory.ingest(&user, &document).await?);
+            Ok(pb::IngestDocumentResponse { document_id: document.id, chunks })
         })
         .await
     }
@@ -46,12 +65,25 @@ impl MemoryService for MemoryApi {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
         let listing = parse::memory::listing(request);
-        unary("ListMemories", &self.drain, &metadata, &user_id, listing, |user, (filter, size, after)| async move {
+        unary("ListMemories", &self.gate, &metadata, &user_id, listing, |user, (filter, size, after)| async move {
             let page = self.memory.list(&user, &filter, size, after.as_ref()).await?;
             Ok(pb::ListMemoriesResponse {
-                memories: page.memories.into_iter().map(record).collect(),
+                memories: page.memories.into_iter().map(|memory| record(memory, Vec::new())).collect(),
                 next_page_token: page.next.map(|token| token.to_string()).unwrap_or_default(),
             })
+        })
+        .await
+    }
+
+    async fn update_memory(
+        &self,
+        request: Request<pb::UpdateMemoryRequest>,
+    ) -> Result<Response<pb::MemoryRecord>, Status> {
+        let (metadata, _, mut request) = request.into_parts();
+        let user_id = std::mem::take(&mut request.user_id);
+        let correction = parse::memory::correction(request);
+        unary("UpdateMemory", &self.gate, &metadata, &user_id, correction, |user, correction| async move {
+            Ok(record(self.memory.update(&user, &correction).await?, Vec::new()))
         })
         .await
     }
@@ -63,11 +95,23 @@ impl MemoryService for MemoryApi {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
         let selection = parse::memory::selection(request);
-        unary("DeleteMemories", &self.drain, &metadata, &user_id, selection, |user, selection| async move {
+        unary("DeleteMemories", &self.gate, &metadata, &user_id, selection, |user, selection| async move {
             let deleted = self.memory.delete(&user, &selection).await?;
-            Ok(pb::DeleteMemoriesResponse { deleted: i32::try_from(deleted).unwrap_or(i32::MAX) })
+            Ok(pb::DeleteMemoriesResponse { deleted: int(deleted) })
         })
         .await
+    }
+
+    type ExportMemoriesStream = Records;
+
+    async fn export_memories(&self, request: Request<pb::ExportMemoriesRequest>) -> Result<Response<Records>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let mut call = Call::begin("ExportMemories", &trace_of(&metadata, ""), &self.gate.drain);
+        let user = self.gate.user(&request.user_id, &metadata).await;
+        let user = user.map_err(|refusal| call.refused(&refusal, Language::default()))?;
+        call.is_of(&user);
+        let records = call.span().in_scope(|| self.memory.clone().export(user));
+        Ok(Response::new(Records::new(Box::pin(records), Box::pin(self.gate.drain.over()), call)))
     }
 }
 
@@ -85,8 +129,14 @@ fn proto_time(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-fn record(memory: Memory) -> pb::MemoryRecord {
-    pb::MemoryRecord {
+pub(super) fn record(memory: Memory, history: Vec<Version>) -> pb::MemoryRecord {
+    let version = |version: Version| pb::MemoryVersion {
+        content: version.content,
+        tags: version.tags,
+        metadata: version.metadata.into_iter().collect(),
+        replaced_at: Some(proto_time(version.replaced_at)),
+    };
+    let mut record = pb::MemoryRecord {
         id: memory.id,
         content: memory.content,
         source_type: memory.source_type,
@@ -94,18 +144,34 @@ fn record(memory: Memory) -> pb::MemoryRecord {
         created_at: Some(proto_time(memory.created_at)),
         updated_at: Some(proto_time(memory.updated_at)),
         metadata: memory.metadata.into_iter().collect(),
-        document_id: memory.document_id,
-        superseded_by: String::new(),
+        superseded_by: memory.superseded_by.unwrap_or_default(),
+        history: history.into_iter().map(version).collect(),
+        ..Default::default()
+    };
+    if let Some(place) = memory.place {
+        record.document_id = place.document;
+        record.title = place.title;
+        record.url = place.url;
+        record.section_title = place.section;
+        record.chunk_index = i32::try_from(place.chunk).unwrap_or(i32::MAX);
     }
+    record
 }
 
 /// A memory that was found, with what is known of it as metadata.
 pub(super) fn item(memory: Memory, score: f32) -> pb::MemoryItem {
     let mut metadata: std::collections::HashMap<_, _> = memory.metadata.into_iter().collect();
-    metadata.insert("source_type".to_owned(), memory.source_type);
-    metadata.insert("tags".to_owned(), memory.tags.join(","));
-    if !memory.document_id.is_empty() {
-        metadata.insert("document_id".to_owned(), memory.document_id);
+    let mut tell = |name: &str, value: String| metadata.insert(name.to_owned(), value);
+    tell("source_type", memory.source_type);
+    tell("tags", memory.tags.join(","));
+    if let Some(place) = memory.place {
+        tell("document_id", place.document);
+        tell("title", place.title);
+        tell("section_title", place.section);
+        tell("chunk_index", place.chunk.to_string());
+        if !place.url.is_empty() {
+            tell("url", place.url);
+        }
     }
     pb::MemoryItem {
         id: memory.id,

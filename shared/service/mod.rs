@@ -3,6 +3,7 @@
 mod agent;
 mod call;
 mod drain;
+mod export;
 mod frames;
 mod memory;
 mod parse;
@@ -11,23 +12,33 @@ mod wording;
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::PgPool;
-
 pub use agent::{AgentApi, ChatFrames};
 pub use drain::Drain;
+pub use export::Records;
 pub use memory::MemoryApi;
+
+use call::Gate;
 
 use crate::{
     chat::{Assistant, Prompts},
     config::{Config, ModelConfig},
-    embedding::{self, EmbedderSetupError},
-    llm::{self, ModelSetupError},
+    embedding::{self, Embedder, EmbedderSetupError},
+    identity::Callers,
+    llm::{self, ChatModel, ModelSetupError},
     memory::MemoryEngine,
+    postgres::Roles,
 };
+
+/// When a call must have ended, put into the extensions of its request by a way in that has only so much time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(pub tokio::time::Instant);
 
 /// Everything that answers calls.
 #[derive(Clone)]
 pub struct Services {
+    model: Arc<dyn ChatModel>,
+    /// What is known of users.
+    pub engine: Arc<MemoryEngine>,
     /// `agent.v1.AgentService`.
     pub agent: AgentApi,
     /// `agent.v1.MemoryService`.
@@ -45,35 +56,61 @@ pub enum SetupError {
     /// The embedder can not be built.
     #[error(transparent)]
     Embedder(#[from] EmbedderSetupError),
+    /// The keys of callers can not be fetched by any client.
+    #[error("the HTTP client for JWT_JWKS_URL can not be built: {0}")]
+    Callers(#[source] reqwest::Error),
     /// A prompt is malformed.
     #[error("a prompt is malformed: {0}")]
     Prompt(#[from] minijinja::Error),
 }
 
 impl Services {
-    /// Builds what the configuration names. Nothing is connected before the first call.
+    /// Builds what the configuration names, without a memory where there is no database. Nothing is connected before the first call.
     ///
     /// # Errors
     /// A part can not be built, for example because a file can not be read.
-    pub fn from_config(config: &Config, pool: PgPool) -> Result<Self, SetupError> {
-        let memory = Arc::new(MemoryEngine::new(pool, embedding::from_config(&config.embedding)?));
+    pub fn from_config(config: &Config, database: impl Into<Option<Roles>>) -> Result<Self, SetupError> {
+        Self::with_embedder(config, database, embedding::from_config(&config.embedding)?)
+    }
+
+    /// Builds the same with an embedder of the caller's.
+    ///
+    /// # Errors
+    /// As [`Services::from_config`].
+    pub fn with_embedder(
+        config: &Config,
+        database: impl Into<Option<Roles>>,
+        embedder: Arc<dyn Embedder>,
+    ) -> Result<Self, SetupError> {
+        let database = database.into().unwrap_or_else(Roles::absent);
+        let memory = Arc::new(MemoryEngine::new(config.memory, database, embedder));
         let (thinking_delay, total_timeout) = match &config.model {
             // Canned answers end by themselves.
             ModelConfig::Demo(demo) => (demo.thinking_delay, Duration::from_hours(1)),
             ModelConfig::Provider(provider) => (Duration::ZERO, provider.limits.total),
         };
+        let model = llm::from_config(&config.model)?;
         let assistant = Assistant {
-            model: llm::from_config(&config.model)?,
+            model: model.clone(),
             memory: memory.clone(),
             prompts: Prompts::compile()?,
             thinking_delay,
             total_timeout,
         };
-        let drain = Drain::default();
+        let callers = Callers::from_config(&config.callers).map_err(SetupError::Callers)?;
+        let gate = Gate { callers: Arc::new(callers), drain: Drain::default() };
         Ok(Self {
-            agent: AgentApi::new(Arc::new(assistant), memory.clone(), drain.clone()),
-            memory: MemoryApi::new(memory, drain.clone()),
-            drain,
+            model,
+            engine: memory.clone(),
+            agent: AgentApi::new(Arc::new(assistant), memory.clone(), gate.clone()),
+            memory: MemoryApi::new(memory, gate.clone()),
+            drain: gate.drain,
         })
+    }
+
+    /// Opens connections to the stores and providers, all at once, so that the first call finds them open. Nothing fails by
+    /// one that can not be had.
+    pub async fn warm_up(&self) {
+        tokio::join!(self.model.warm_up(), self.engine.warm_up());
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     chat::{Failure, Stage},
+    identity::{Refusal, Unproven},
     language::Language,
     llm::ModelErrorKind,
 };
@@ -25,7 +26,33 @@ pub(super) fn failure(language: Language, failure: &Failure) -> &'static str {
         Failure::ShuttingDown => {
             language.pick("The server is restarting. Please try again in a moment.", "服务正在重启，请稍后重试。")
         }
+        Failure::OutOfTime => language.pick(
+            "The answer took longer than this call may take. Please try again.",
+            "回答超出了本次调用的时间限制，请重试。",
+        ),
         Failure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
+    }
+}
+
+/// Why a caller is not let in, but for what an argument says itself.
+pub(super) fn refusal(language: Language, refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Invalid(_) => "",
+        Refusal::Foreign => language
+            .pick("user_id must be the subject of the token, or empty", "user_id 必须与令牌的 subject 一致，或者留空"),
+        Refusal::Unproven(Unproven::Missing) => {
+            language.pick("the call needs a token: authorization: Bearer …", "调用缺少令牌：authorization: Bearer …")
+        }
+        Refusal::Unproven(Unproven::Expired) => {
+            language.pick("the token has expired; sign in again", "令牌已过期，请重新登录")
+        }
+        Refusal::Unproven(Unproven::Invalid) => language.pick("the token is not valid", "令牌无效"),
+        Refusal::Unproven(Unproven::WrongKey) => {
+            language.pick("x-internal-api-key is wrong", "x-internal-api-key 不正确")
+        }
+        Refusal::Unproven(Unproven::NoKeys) => {
+            language.pick("tokens can not be checked right now; try again", "暂时无法校验令牌，请稍后重试")
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The local server: gRPC and gRPC-Web on one port, for a gateway, a browser and the command line.
 
+mod admission;
 mod cors;
 mod statuses;
+mod unread;
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -17,6 +19,7 @@ use tonic::{
     transport::{Identity, Server as TonicServer, ServerTlsConfig, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower_http::{cors::CorsLayer, validate_request::ValidateRequestHeaderLayer};
 
 use crate::{
     config::{ServerConfig, TlsFiles},
@@ -76,27 +79,28 @@ pub enum ServerError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// A server that listens but does not answer yet.
-pub struct Server {
+/// A port that is listened on, and what each call to it passes on its way to a service and back: the limits of HTTP, TLS, CORS,
+/// gRPC-Web and the statuses put right. It knows none of the services, so that a test can try it with one of its own.
+pub struct Listener {
     server: TonicServer,
-    listener: TcpListener,
+    socket: TcpListener,
     address: SocketAddr,
-    config: ServerConfig,
-    services: Services,
+    cors: CorsLayer,
 }
 
-impl Server {
+impl Listener {
     /// Reads the TLS files and takes the address, so that what is wrong with them is known before anything else is started.
     ///
     /// # Errors
-    /// A TLS file can not be used, or the address can not be listened on.
-    pub async fn bind(config: &ServerConfig, services: Services) -> Result<Self, ServerError> {
+    /// A TLS file or an origin can not be used, or the address can not be listened on.
+    pub async fn bind(config: &ServerConfig) -> Result<Self, ServerError> {
         let server = configured(config)?;
+        let cors = cors::layer(&config.allowed_origins)?;
         let address = config.address();
         let bind = |source| ServerError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(bind)?;
-        let address = listener.local_addr().map_err(bind)?;
-        Ok(Self { server, listener, address, config: config.clone(), services })
+        let socket = TcpListener::bind(address).await.map_err(bind)?;
+        let address = socket.local_addr().map_err(bind)?;
+        Ok(Self { server, socket, address, cors })
     }
 
     /// The address that is listened on, with the real port.
@@ -105,13 +109,55 @@ impl Server {
         self.address
     }
 
+    /// Serves `routes` until `stop` is cancelled; then accepts nothing new and waits for the open streams, however long.
+    ///
+    /// # Errors
+    /// The transport fails.
+    pub async fn serve(self, routes: Routes, stop: CancellationToken) -> Result<(), ServerError> {
+        // The builder's own setting counts only where the builder listens.
+        let incoming = TcpIncoming::from(self.socket).with_nodelay(Some(true));
+        self.server
+            .layer(self.cors)
+            .layer(unread::UnreadLayer)
+            .layer(ValidateRequestHeaderLayer::custom(admission::admit))
+            .layer(tonic_web::GrpcWebLayer::new())
+            .layer(statuses::StatusLayer)
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+            .await?;
+        Ok(())
+    }
+}
+
+/// A server that listens but does not answer yet.
+pub struct Server {
+    listener: Listener,
+    config: ServerConfig,
+    services: Services,
+}
+
+impl Server {
+    /// Takes the address of the configuration, see [`Listener::bind`].
+    ///
+    /// # Errors
+    /// A TLS file or an origin can not be used, or the address can not be listened on.
+    pub async fn bind(config: &ServerConfig, services: Services) -> Result<Self, ServerError> {
+        Ok(Self { listener: Listener::bind(config).await?, config: config.clone(), services })
+    }
+
+    /// The address that is listened on, with the real port.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
     /// Serves until `stop` is cancelled; then accepts nothing new, lets streams finish within the configured grace and ends
     /// the rest with an error frame. `ready` tells whether the database can be used.
     ///
     /// # Errors
     /// The server can not be set up, or its transport fails.
     pub async fn serve(self, mut ready: watch::Receiver<bool>, stop: CancellationToken) -> Result<(), ServerError> {
-        let Self { server, listener, config, services, .. } = self;
+        let Self { listener, config, services } = self;
         let drain = services.drain.clone();
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
@@ -132,16 +178,7 @@ impl Server {
             routes.add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?);
         }
 
-        // The builder's own setting counts only where the builder listens.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let stopped = stop.clone().cancelled_owned();
-        let serving = server
-            .layer(cors::layer(&config.allowed_origins)?)
-            .layer(tonic_web::GrpcWebLayer::new())
-            .layer(statuses::StatusLayer)
-            .add_routes(routes.routes())
-            .serve_with_incoming_shutdown(incoming, stopped);
-
+        let serving = listener.serve(routes.routes(), stop.clone());
         let health = async {
             loop {
                 // A database that comes up while the server stops makes it no better a choice.
@@ -167,13 +204,13 @@ impl Server {
         };
         let mut serving = std::pin::pin!(serving);
         tokio::select! {
-            result = &mut serving => return Ok(result?),
+            result = &mut serving => return result,
             () = deadline => {}
             () = health => {}
         }
         // Frames that were made are still on their way to the sockets, and an idle watcher of the health never leaves.
         match timeout(LAST_WORDS, serving).await {
-            Ok(result) => Ok(result?),
+            Ok(result) => result,
             Err(_) => Ok(()),
         }
     }

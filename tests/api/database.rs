@@ -1,13 +1,15 @@
 //! Logins, migrations and a database that says nothing.
 
+use std::str::FromStr as _;
+
 use agent_service::{
     postgres::{Database, DatabaseError},
     proto::agent_v1 as pb,
 };
-use sqlx::Executor as _;
+use sqlx::{Connection as _, Executor as _};
 use tokio::sync::watch;
 
-use crate::harness::{PATIENCE, TestDatabase, TestServer, config};
+use crate::harness::{PATIENCE, TestDatabase, TestServer, by_pooler, config};
 
 fn database(variables: &[(&str, &str)]) -> Database {
     Database::from_config(&config(variables).stores.memory).unwrap()
@@ -29,6 +31,7 @@ async fn a_login_that_may_not_change_tables_serves_after_the_owner_migrated() {
         .unwrap();
     let mut url = reqwest::Url::parse(&empty.url).unwrap();
     url.set_username(&login).unwrap();
+    let url = by_pooler(url.as_str());
     let service = [("DATABASE_URL", url.as_str())];
     let with_owner = [("DATABASE_URL", url.as_str()), ("DATABASE_ADMIN_URL", empty.url.as_str())];
 
@@ -41,8 +44,13 @@ async fn a_login_that_may_not_change_tables_serves_after_the_owner_migrated() {
         kept = kept.keep(&ready, std::sync::Arc::new(|_| {})) => panic!("{kept:?}"),
         ready = tokio::time::timeout(PATIENCE, is_ready.wait_for(|ready| *ready)) => drop(ready.unwrap().unwrap()),
     }
-    let server = TestServer::start_on(url.as_str(), &[]).await;
+    let server = TestServer::start_on(&url, &[]).await;
     server.remember("ann", &["eigenvalue"]).await;
+    // By itself the login sees nothing: it has the roles' rights only while it acts as one.
+    let options = sqlx::postgres::PgConnectOptions::from_str(&url).unwrap().extra_float_digits(None);
+    let mut bare = sqlx::PgConnection::connect_with(&options).await.unwrap();
+    let refused = bare.execute("select content from memories").await.unwrap_err().to_string();
+    assert!(refused.contains("permission denied"), "{refused}");
     let query = pb::MemoryQuery { user_id: "ann".into(), query_text: "eigenvalue".into(), ..Default::default() };
     assert_eq!(server.agent().retrieve_memory(query).await.unwrap().into_inner().total_found, 1);
     drop(server);
@@ -56,4 +64,28 @@ async fn a_database_that_never_says_a_word_is_given_up() {
     let url = format!("postgres://nobody@{}/none", mute.local_addr().unwrap());
     let given_up = database(&[("DATABASE_URL", url.as_str())]).migrate().await;
     assert!(matches!(given_up, Err(DatabaseError::Unreachable(_))), "{given_up:?}");
+}
+
+/// Where a pooler stands in front, it is one that needs the setting: otherwise the other tests would prove nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_that_are_kept_by_name_fail_behind_a_pooler_of_transactions() {
+    if std::env::var_os("TEST_POOLER_URL").is_none() {
+        return;
+    }
+    let server = TestServer::start(&[("DATABASE_PREPARED_STATEMENTS", "on")]).await;
+    let failed = async {
+        loop {
+            let mut calls = tokio::task::JoinSet::new();
+            for n in 0..8 {
+                let mut client = server.memory();
+                let memories = vec![pb::MemoryInput { content: format!("eigenvalue {n}"), ..Default::default() }];
+                let request = pb::AddMemoriesRequest { user_id: format!("user-{n}"), memories };
+                calls.spawn(async move { client.add_memories(request).await });
+            }
+            if calls.join_all().await.iter().any(Result::is_err) {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, failed).await.expect("the pooler keeps statements by name");
 }

@@ -1,9 +1,10 @@
 //! A server of our own in each test: a free port, a database of its own.
 
-use std::{collections::HashMap, net::SocketAddr, path::PathBuf, str::FromStr as _, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
 
 use agent_service::{
     config::Config,
+    memory::MemoryEngine,
     postgres::{Database, embedded},
     proto::agent_v1::{
         self as pb, agent_service_client::AgentServiceClient, chat_response::Content,
@@ -80,8 +81,18 @@ fn database(url: &str) -> Database {
     Database::from_config(&config(&[("DATABASE_URL", url)]).stores.memory).unwrap()
 }
 
+/// Where a server reaches a database whose URL is this: through the pooler of `TEST_POOLER_URL`, if there is one.
+pub fn by_pooler(url: &str) -> String {
+    let Ok(pooler) = std::env::var("TEST_POOLER_URL") else { return url.to_owned() };
+    let (direct, mut pooled) = (reqwest::Url::parse(url).unwrap(), reqwest::Url::parse(&pooler).unwrap());
+    pooled.set_path(direct.path());
+    pooled.set_username(direct.username()).unwrap();
+    pooled.to_string()
+}
+
 /// A database of one test.
 pub struct TestDatabase {
+    /// The database itself, for whoever looks behind a server.
     pub url: String,
     name: String,
 }
@@ -92,6 +103,11 @@ impl TestDatabase {
         let name = format!("agent_test_{}", Uuid::now_v7().simple());
         create_database(&postgres.url, &name, &postgres.template).await;
         Self { url: with_database(&postgres.url, &name), name }
+    }
+
+    /// What a server is told of it.
+    pub fn service_url(&self) -> String {
+        by_pooler(&self.url)
     }
 
     /// A connection beside the server, to look behind it.
@@ -118,7 +134,12 @@ impl Drop for TestDatabase {
 
 /// A configuration from variables alone.
 pub fn config(variables: &[(&str, &str)]) -> Config {
-    let variables: HashMap<&str, &str> = variables.iter().copied().collect();
+    let mut all = HashMap::new();
+    if std::env::var_os("TEST_POOLER_URL").is_some() {
+        all.insert("DATABASE_PREPARED_STATEMENTS", "off");
+    }
+    all.extend(variables.iter().copied());
+    let variables = all;
     Config::read(&|name| variables.get(name).map(|value| (*value).to_owned())).unwrap()
 }
 
@@ -130,6 +151,7 @@ pub struct TestServer {
     pub stop: CancellationToken,
     pub serving: Option<JoinHandle<()>>,
     pub channel: Channel,
+    pub engine: Arc<MemoryEngine>,
     /// The database, unless the test has none.
     pub database: Option<TestDatabase>,
 }
@@ -138,8 +160,7 @@ impl TestServer {
     /// A server in demo mode without delays, changed by variables, with a database of its own.
     pub async fn start(variables: &[(&str, &str)]) -> Self {
         let database = TestDatabase::create().await;
-        let url = database.url.clone();
-        let mut server = Self::start_on(&url, variables).await;
+        let mut server = Self::start_on(&database.service_url(), variables).await;
         server.database = Some(database);
         server
     }
@@ -155,8 +176,9 @@ impl TestServer {
         ];
         all.extend(variables);
         let config = config(&all);
-        let pool = Database::from_config(&config.stores.memory).unwrap().pool();
-        let services = Services::from_config(&config, pool).unwrap();
+        let database = Database::from_config(&config.stores.memory).unwrap();
+        let services = Services::from_config(&config, database.roles()).unwrap();
+        let engine = services.engine.clone();
         let server = Server::bind(&config.server, services).await.unwrap();
         let address = server.address();
         let (ready, is_ready) = watch::channel(true);
@@ -164,7 +186,7 @@ impl TestServer {
         let stopped = stop.clone();
         let serving = tokio::spawn(async move { server.serve(is_ready, stopped).await.unwrap() });
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        Self { address, ready, stop, serving: Some(serving), channel, database: None }
+        Self { address, ready, stop, serving: Some(serving), channel, engine, database: None }
     }
 
     pub fn agent(&self) -> AgentServiceClient<Channel> {

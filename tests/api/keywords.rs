@@ -52,30 +52,36 @@ async fn found(server: &TestServer, text: &str, alpha: f32) -> Vec<String> {
     found.items.into_iter().map(|item| item.id).collect()
 }
 
-/// Okapi BM25 by the book, over words between spaces, as a share of what the query's known words could score at most.
+/// Words of the day, the month, the year and the weekday, which are indexed with every memory.
+const DATE_WORDS: f64 = 4.0;
+
+/// Okapi BM25 by the book, over words between spaces, measured by the sum of the known words' weights and bent into 0 to 1.
 fn reference(memories: &BTreeMap<&str, &str>, query: &str) -> BTreeMap<String, f32> {
     let (k1, b) = (1.2, 0.75);
     let words: BTreeMap<&str, Vec<&str>> = memories.iter().map(|(id, text)| (*id, text.split(' ').collect())).collect();
     let count = words.len() as f64;
-    let average = words.values().map(Vec::len).sum::<usize>() as f64 / count;
+    let average = words.values().map(Vec::len).sum::<usize>() as f64 / count + DATE_WORDS;
     let mut scores: HashMap<&str, f64> = HashMap::new();
-    let mut bound = 0.0;
+    let mut unit = 0.0;
     for term in query.split(' ') {
         let with_term = words.values().filter(|words| words.contains(&term)).count() as f64;
         if with_term == 0.0 {
             continue;
         }
         let idf = (1.0 + (count - with_term + 0.5) / (with_term + 0.5)).ln();
-        bound += idf * (k1 + 1.0);
+        unit += idf;
         for (id, words) in &words {
             let frequency = words.iter().filter(|word| **word == term).count() as f64;
-            let length = words.len() as f64;
+            let length = words.len() as f64 + DATE_WORDS;
             *scores.entry(id).or_default() +=
                 idf * frequency * (k1 + 1.0) / (frequency + k1 * (1.0 - b + b * length / average));
         }
     }
-    let share = |(id, score): (&str, f64)| (id.to_owned(), (score / bound) as f32);
-    scores.into_iter().filter(|(_, score)| *score > 0.0).map(share).collect()
+    let bent = |(id, score): (&str, f64)| {
+        let x = score / unit;
+        (id.to_owned(), (x / (1.0 + x * x).sqrt()) as f32)
+    };
+    scores.into_iter().filter(|(_, score)| *score > 0.0).map(bent).collect()
 }
 
 /// What is added, and what is forgotten then.
@@ -255,4 +261,29 @@ async fn memories_from_before_the_index_or_of_another_tokeniser_are_indexed_when
     assert!(scores(&server, stranger).await.is_empty());
     let users = sqlx::query("select count(*) as n from memory_users").fetch_one(&mut behind).await.unwrap();
     assert_eq!(users.get::<i64, _>("n"), 1);
+}
+
+#[tokio::test]
+async fn a_time_that_the_query_names_brings_its_memories_forward() {
+    let server = TestServer::start(&[]).await;
+    let now = jiff::Timestamp::now().as_second();
+    let told = |id: &str, days_ago: i64| pb::MemoryInput {
+        id: id.into(),
+        content: "I studied matrices 我学了矩阵".into(),
+        created_at: Some(prost_types::Timestamp { seconds: now - days_ago * 86_400, nanos: 0 }),
+        ..Default::default()
+    };
+    // Seven days ago is always in the week before this one, and fifty days ago never.
+    let memories = vec![told("longer", 50), told("week", 7), told("year", 366 + 366)];
+    let request = pb::AddMemoriesRequest { user_id: "ann".into(), memories };
+    server.memory().add_memories(request).await.unwrap();
+    for text in ["which matrices did I study last week?", "上周学了什么矩阵"] {
+        for alpha in [0.0, 0.5, 1.0] {
+            let found = server.agent().retrieve_memory(query(text, alpha)).await.unwrap().into_inner().items;
+            assert_eq!(found[0].id, "week", "{text} {alpha}");
+            let bonus = found[0].score - found[1].score;
+            assert!(bonus > 0.02, "{text} {alpha}: {bonus}");
+            assert!(found.iter().all(|item| item.score <= 1.0));
+        }
+    }
 }

@@ -2,14 +2,20 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod callers;
 mod chat;
+mod corrections;
 mod database;
 mod docs;
+mod documents;
 mod fake_provider;
 mod grounding;
 mod harness;
+mod intruders;
+mod isolation;
 mod keywords;
 mod memories;
 mod providers;
 mod refusals;
 mod transport;
+mod vectors;

@@ -2,6 +2,7 @@
 
 use agent_service::proto::agent_v1::{self as pb, memory_service_client::MemoryServiceClient};
 use prost_types::Timestamp;
+use sqlx::Executor as _;
 use tonic::Code;
 
 use crate::{
@@ -308,11 +309,12 @@ async fn vectors_of_another_model_or_dimension_are_never_compared() {
     let server = TestServer::start(&[]).await;
     add(&server, "ann", vec![input("a", "eigenvalue"), input("b", "eigenvalue"), input("c", "eigenvalue")]).await;
     let mut behind = server.database.as_ref().unwrap().connect().await;
-    sqlx::query("update memories set embedding_model = 'other' where id = 'a'").execute(&mut behind).await.unwrap();
-    sqlx::query("update memories set embedding = '[1,0]', embedding_dim = 2 where id = 'b'")
-        .execute(&mut behind)
-        .await
-        .unwrap();
+    for change in [
+        "update memory_vectors set model = 'other/256' where memory_id = 'a'",
+        "update memory_vectors set model = 'other/2', embedding = '[1,0]' where memory_id = 'b'",
+    ] {
+        behind.execute(change).await.unwrap();
+    }
     let by_meaning = || pb::MemoryQuery { min_score: 0.01, hybrid_alpha: Some(1.0), ..query("ann", "eigenvalue") };
     let found = retrieve(&server, by_meaning()).await;
     assert_eq!((ids(&found), found.total_found), (vec!["c"], 1));
@@ -367,4 +369,17 @@ fn an_embedding_configuration_names_its_model_and_dimension() {
     let config = config(&[("LLM_API_KEY", "k"), ("EMBEDDING_MODEL", "own"), ("EMBEDDING_DIM", "5")]);
     let text = format!("{:?}", config.embedding);
     assert!(text.contains("own") && text.contains('5'), "{text}");
+}
+
+#[tokio::test]
+async fn an_answer_is_no_larger_than_clients_read() {
+    let server = TestServer::start(&[]).await;
+    let text = |n: usize| format!("zork {n} {}", "lorem ipsum ".repeat(5_000));
+    for n in 0..80 {
+        add(&server, "ann", vec![input(&format!("m{n}"), &text(n))]).await;
+    }
+    let found = retrieve(&server, pb::MemoryQuery { limit: 100, ..query("ann", "zork") }).await;
+    let bytes = prost::Message::encoded_len(&found);
+    assert!(bytes < 4_000_000 && found.items.len() > 20, "{bytes} bytes, {} items", found.items.len());
+    assert_eq!(found.total_found, 80);
 }

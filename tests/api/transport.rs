@@ -132,6 +132,35 @@ async fn a_preflight_allows_the_headers_of_clients_to_allowed_origins_only() {
 }
 
 #[tokio::test]
+async fn a_page_can_not_call_without_a_preflight_by_naming_a_content_type_of_forms() {
+    let server = TestServer::start(&[]).await;
+    for client in [http().http1_only(), http().http2_prior_knowledge()] {
+        let call = client.build().unwrap().post(format!("http://{}/agent.v1.AgentService/StreamChat", server.address));
+        let call = call.header("origin", "https://evil.example").header("content-type", "text/plain");
+        let response = call.body(framed(&ask("hi").encode_to_vec())).send().await.unwrap();
+        assert_eq!(response.status(), 415);
+        assert!(response.bytes().await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_over_http_1_1_reaches_a_client_that_is_still_sending() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let server = TestServer::start(&[]).await;
+    let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let body = vec![0; 4 * 1024 * 1024];
+    let head = format!(
+        "POST /nobody/Nothing HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc-web\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket.write_all(&body).await.expect("the server closed the connection");
+    let mut answer = [0; 12];
+    socket.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
 async fn a_deadline_that_passes_is_told_as_such() {
     // A database that accepts connections and never says a word.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -58,6 +58,7 @@ mkdir -p "$cache/old_generation"
   --grpc_python_out="$cache/old_generation" "$here/old_generation/agent_service.proto"
 GOBIN=$cache/bin quietly go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$grpcurl_version"
 quietly go build -C "$here/go" -o "$cache/bin/gateway" .
+quietly go build -C "$here/go" -o "$cache/bin/tokens" ./tokens
 export PATH=$cache/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 
 # ---- the server ----
@@ -95,6 +96,7 @@ client "python, memory" current memory
 client "python, old generation" old old_client "$user"
 client "gRPC-Web" current web "$user"
 client "go gateway" gateway "$address"
+client "go tokens" tokens "$server"
 
 # ---- the end ----
 printf '\nserver\n'

@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    io::{ErrorKind, IsTerminal as _, Write as _},
+    io::{IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -14,14 +14,11 @@ use agent_service::{
     },
 };
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tonic::{
-    Code, Status,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
-};
 
 use crate::{
     Outcome,
-    options::{ChatArguments, Connection, RecallArguments, RememberArguments},
+    connection::{Connected, connect, refusal},
+    options::{ChatArguments, RecallArguments, RememberArguments},
 };
 
 /// Messages of a session that are sent along; the server takes 200.
@@ -44,7 +41,7 @@ pub async fn chat(arguments: ChatArguments) -> Outcome {
 }
 
 struct Session {
-    client: AgentServiceClient<Channel>,
+    client: AgentServiceClient<Connected>,
     session_id: String,
     history: Vec<pb::ChatMessage>,
     arguments: ChatArguments,
@@ -176,55 +173,6 @@ pub async fn recall(arguments: RecallArguments) -> Outcome {
         println!("… and {} more", found.total_found - shown);
     }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn connect(connection: &Connection) -> Result<Channel, Box<dyn Error>> {
-    let addr = &connection.addr;
-    let wrong = || format!("--addr {addr:?} is no address; it is written like http://127.0.0.1:50051");
-    let mut endpoint = Endpoint::from_shared(addr.clone()).map_err(|_| wrong())?;
-    if !matches!(endpoint.uri().scheme_str(), Some("http" | "https")) {
-        return Err(wrong().into());
-    }
-    if endpoint.uri().scheme_str() == Some("https") {
-        let tls = match &connection.ca_file {
-            Some(path) => {
-                let pem = std::fs::read(path).map_err(|error| format!("--ca-file can not be read: {error}"))?;
-                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
-            }
-            None => return Err("an https address needs --ca-file with the certificate authority of the server".into()),
-        };
-        endpoint = endpoint.tls_config(tls)?;
-    }
-    let no_server = |error: tonic::transport::Error| {
-        let cause = innermost(&error);
-        let refused = cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::ConnectionRefused);
-        let advice = if refused {
-            "Start one in another terminal with `cargo run`, or name another address with --addr."
-        } else {
-            "Check --addr, and --ca-file where the server uses TLS."
-        };
-        format!("no server answers at {addr} ({cause}).\n{advice}")
-    };
-    Ok(endpoint.connect().await.map_err(no_server)?)
-}
-
-/// The cause of an error that has no cause itself.
-fn innermost<'e>(mut error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
-    while let Some(cause) = error.source() {
-        error = cause;
-    }
-    error
-}
-
-/// What a status says to a person.
-fn refusal(status: Status) -> String {
-    match status.code() {
-        Code::Unknown if status.source().is_some() => {
-            format!("the connection broke ({}); if the server uses TLS, write https:// in --addr", innermost(&status))
-        }
-        Code::Unavailable => format!("the server is not ready: {}", status.message()),
-        code => format!("{} ({code:?})", status.message()),
-    }
 }
 
 /// The beginning of a text on one line.

@@ -1,7 +1,10 @@
 //! `agent-local`: the agent service as one local server, and a command line client for it.
 
 mod client;
+mod connection;
+mod import;
 mod options;
+mod reembed;
 mod serve;
 
 use std::process::ExitCode;
@@ -14,6 +17,9 @@ use crate::options::{Command, Options};
 /// The exit code of a configuration that can not be used, as for wrong arguments.
 const EXIT_USAGE: u8 = 2;
 
+/// The exit code of a program that a signal ended: 128 and the number of SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     let options = Options::parse();
     let runtime = match tokio::runtime::Runtime::new() {
@@ -24,9 +30,11 @@ fn main() -> ExitCode {
         match options.command {
             None | Some(Command::Serve) => with_config(serve::run).await,
             Some(Command::Migrate) => with_config(serve::migrate).await,
+            Some(Command::Reembed(arguments)) => with_config(|config| reembed::run(config, arguments)).await,
             Some(Command::Chat(arguments)) => client::chat(arguments).await,
             Some(Command::Remember(arguments)) => client::remember(arguments).await,
             Some(Command::Recall(arguments)) => client::recall(arguments).await,
+            Some(Command::Import(arguments)) => import::run(arguments).await,
         }
     });
     // A start of the database that a signal cut short would hold up the end. It ends with the process.

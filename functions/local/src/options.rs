@@ -20,7 +20,8 @@ Examples:
   agent-local                                  run the server on 127.0.0.1:50051
   agent-local chat \"帮我制定高数复习计划\"        ask it something, in a second terminal
   agent-local remember \"I mix up eigenvalues and eigenvectors\"
-  agent-local recall \"what do I find hard in linear algebra?\"";
+  agent-local recall \"what do I find hard in linear algebra?\"
+  agent-local import notes/ book.md chat.jsonl  fill its memory from files";
 
 /// Where a server listens that was not told otherwise.
 pub const DEFAULT_ADDR: &str = "http://127.0.0.1:50051";
@@ -31,12 +32,30 @@ pub enum Command {
     Serve,
     /// Bring the tables of DATABASE_ADMIN_URL, or else DATABASE_URL, up to date
     Migrate,
+    /// Give every memory a vector of the configured embedding model, while a server goes on
+    Reembed(ReembedArguments),
     /// Chat with a running server; without a message, an interactive session
     Chat(ChatArguments),
     /// Store a memory in a running server
     Remember(RememberArguments),
     /// Search the memory of a running server
     Recall(RecallArguments),
+    /// Import files and folders into the memory of a running server
+    ///
+    /// Markdown and plain text (.md, .markdown, .txt) become documents. A document is known by its path from the last name
+    /// of PATH on, and importing it again replaces it. Each line of a .jsonl file becomes a memory: an object with `content`
+    /// and, if you like, `id`, `source_type`, `tags`, `created_at` (RFC 3339), `metadata` (strings) and `supersedes`. What
+    /// can not be imported is skipped and listed at the end.
+    ///
+    /// After an interruption the same command goes on where it stopped.
+    Import(ImportArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct ReembedArguments {
+    /// Forget the vectors of all other models afterwards
+    #[arg(long)]
+    pub prune: bool,
 }
 
 /// Which server, and on whose behalf.
@@ -51,6 +70,9 @@ pub struct Connection {
     /// Whose memory and chats
     #[arg(long, default_value = "me", value_name = "ID")]
     pub user: String,
+    /// Bearer token, where the server wants one
+    #[arg(long, env = "AGENT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub token: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -102,4 +124,19 @@ pub struct RecallArguments {
     /// Least score, 0 to 1
     #[arg(long, default_value_t = 0.0, value_name = "SCORE")]
     pub min_score: f32,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArguments {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Files, and folders with everything below them but hidden files
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+    /// Label of everything that is imported; may be given several times
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Import files again that were imported before and have not changed
+    #[arg(long)]
+    pub again: bool,
 }

@@ -5,12 +5,14 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use agent_service::{
     config::{Auth, Config, DemoReason, EmbeddingConfig, MemoryStoreConfig, ModelConfig},
     embedding::EmbedderSetupError,
     llm::ModelSetupError,
+    memory::MemoryEngine,
     postgres::{Database, DatabaseError, Step},
     service::{Services, SetupError},
     transport::server::{Server, ServerError},
@@ -18,10 +20,7 @@ use agent_service::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Outcome, misconfigured, options};
-
-/// The exit code of a program that a second signal ended: 128 and the number of SIGINT.
-const EXIT_INTERRUPTED: u8 = 130;
+use crate::{EXIT_INTERRUPTED, Outcome, misconfigured, options};
 
 /// Runs the server until a signal stops it.
 pub async fn run(config: Config) -> Outcome {
@@ -30,13 +29,14 @@ pub async fn run(config: Config) -> Outcome {
         Err(error @ DatabaseError::Address { .. }) => return Ok(misconfigured(&error)),
         database => database?,
     };
-    let services = match Services::from_config(&config, database.pool()) {
+    let services = match Services::from_config(&config, database.roles()) {
         Err(
             error @ (SetupError::Model(ModelSetupError::Responses(_))
             | SetupError::Embedder(EmbedderSetupError::Model(_))),
         ) => return Ok(misconfigured(&error)),
         services => services?,
     };
+    let engine = services.engine.clone();
     let server = match Server::bind(&config.server, services).await {
         Err(error @ (ServerError::TlsFile { .. } | ServerError::Tls(_))) => return Ok(misconfigured(&error)),
         server => server?,
@@ -65,10 +65,25 @@ pub async fn run(config: Config) -> Outcome {
             result?;
             ExitCode::FAILURE
         }
+        () = keep_index(&engine, &database, ready.subscribe()) => ExitCode::FAILURE,
         () = stopping => ExitCode::from(EXIT_INTERRUPTED),
     };
     tracing::info!("stopped");
     Ok(code)
+}
+
+/// Sees to it that users with very many memories have an index of vectors. It never ends.
+async fn keep_index(engine: &MemoryEngine, database: &Database, mut ready: watch::Receiver<bool>) {
+    const INTERVAL: Duration = Duration::from_mins(10);
+    loop {
+        // The sender lives as long as this.
+        if ready.wait_for(|ready| *ready).await.is_ok()
+            && let Err(error) = engine.index_vectors(database).await
+        {
+            tracing::warn!(%error, "the index of vectors can not be built; large searches are slow without it");
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
 }
 
 /// Brings the tables up to date.
@@ -147,14 +162,16 @@ fn print_banner(config: &Config, address: SocketAddr) {
     let memory = match &config.stores.memory {
         MemoryStoreConfig::Embedded { data_dir } => format!("embedded Postgres in {}", data_dir.display()),
         MemoryStoreConfig::Postgres { .. } => "Postgres at DATABASE_URL".to_owned(),
+        MemoryStoreConfig::Absent => "none".to_owned(),
     };
     let embedding = match &config.embedding {
         EmbeddingConfig::Hashed => "hashed n-grams (spelling, not meaning)".to_owned(),
         EmbeddingConfig::Local { model_dir } => format!("the model in {}", model_dir.display()),
         EmbeddingConfig::OpenAi { model, dimension, .. } => format!("{model}, {dimension} dimensions"),
     };
-    let callers = match config.server.auth {
+    let callers = match config.callers.auth {
         Auth::None => "not authenticated: only this machine can reach the port",
+        Auth::Jwt => "by bearer tokens (AUTH=jwt)",
         Auth::Gateway => "authenticated by the gateway (AUTH=gateway): nobody else may reach the port",
     };
     // Where nobody watches, cargo is no part of the command.

@@ -7,9 +7,10 @@ mod directory;
 mod model;
 mod ops;
 mod pooling;
+mod vocabulary;
 mod workers;
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{borrow::Cow, fmt, path::Path, sync::Arc};
 
 use futures_util::{
     future::BoxFuture,
@@ -20,7 +21,7 @@ use tokenizers::{Tokenizer, TruncationParams};
 
 pub use directory::LocalModelError;
 
-use super::{EmbedError, Embedder, EmbeddingModel, normalised};
+use super::{EmbedError, Embedder, EmbeddingModel, QueryVector, normalised};
 use directory::{Directory, malformed, read};
 use model::Encoder;
 use workers::Workers;
@@ -123,20 +124,37 @@ impl Embedder for LocalEmbedder {
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         Box::pin(self.embed_all(texts))
     }
+
+    fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
+        let text = text.to_owned();
+        Box::pin(self.run(move |loaded| {
+            let known_share = loaded.known_share(&text)?;
+            let vector = loaded.encode(&loaded.tokenise(&[text])?)?.pop().map(|(_, vector)| vector);
+            let vector = vector.ok_or_else(|| EmbedError::Unusable("no vector".to_owned()))?;
+            Ok(QueryVector { vector, known_share })
+        }))
+    }
 }
 
 impl Loaded {
     fn tokenise(&self, texts: &[String]) -> Result<Vec<Input>, EmbedError> {
-        // The tokenizer's own message may hold the text.
-        let failed = |_| EmbedError::Local("a text can not be split into tokens".to_owned());
         let encode = |(place, text): (usize, &String)| {
-            let encoding = match self.directory.lower_case {
-                true => self.tokenizer.encode_fast(text.to_lowercase(), true),
-                false => self.tokenizer.encode_fast(text.as_str(), true),
-            };
-            Ok(Input { ids: encoding.map_err(failed)?.get_ids().to_vec(), place })
+            let encoding = self.tokenizer.encode_fast(&*self.cased(text), true).map_err(not_split)?;
+            Ok(Input { ids: encoding.get_ids().to_vec(), place })
         };
         texts.iter().enumerate().map(encode).collect()
+    }
+
+    /// The share of a text that the model has words for.
+    fn known_share(&self, text: &str) -> Result<f32, EmbedError> {
+        let text = self.cased(text);
+        let encoding = self.tokenizer.encode(&*text, false).map_err(not_split)?;
+        Ok(vocabulary::known_share(&self.tokenizer, &text, &encoding))
+    }
+
+    /// A text with the letters that the model knows.
+    fn cased<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.directory.lower_case { Cow::Owned(text.to_lowercase()) } else { Cow::Borrowed(text) }
     }
 
     /// The vectors of a batch, each with its text's place.
@@ -153,6 +171,11 @@ impl Loaded {
         });
         pooled.collect()
     }
+}
+
+/// The tokenizer's own message may hold the text.
+fn not_split(_: tokenizers::Error) -> EmbedError {
+    EmbedError::Local("a text can not be split into tokens".to_owned())
 }
 
 /// Texts of like length together, because all are padded to the longest of their batch.

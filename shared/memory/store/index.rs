@@ -1,40 +1,36 @@
 //! The keyword index of one user: postings, document frequencies, count and total length. It changes in the transaction of
 //! the rows, under a lock that lets one writer at a time change a user's memories.
 
-use std::collections::BTreeMap;
+use sqlx::Row as _;
 
-use sqlx::{PgConnection, Row as _};
+use super::column;
+use crate::{
+    identity::UserId,
+    memory::{
+        indexed::{Indexed, Terms},
+        tokenizer,
+    },
+    postgres::RoleTransaction,
+};
 
-use crate::{identity::UserId, memory::tokenizer};
-
-/// What the index holds of one memory.
-pub(in crate::memory) struct Entry<'a> {
-    pub(in crate::memory) id: &'a str,
-    /// How often each term stands in it.
-    frequencies: BTreeMap<String, i32>,
-    /// How many terms it has, repeats counted.
-    length: i32,
-}
-
-impl<'a> Entry<'a> {
-    /// The entry of a memory with this text.
-    pub(in crate::memory) fn new(id: &'a str, text: &str) -> Self {
-        let mut frequencies = BTreeMap::new();
-        let mut length = 0;
-        for token in tokenizer::tokens(text) {
-            *frequencies.entry(token).or_default() += 1;
-            length += 1;
-        }
-        Self { id, frequencies, length }
-    }
-}
+/// Memories that are indexed at once, so that not all texts of a user are in memory together.
+const BATCH: usize = 500;
 
 const LOCK: &str = "
     insert into memory_users (user_id, tokenizer) values ($1, $2)
     on conflict (user_id) do update set tokenizer = memory_users.tokenizer
-    returning tokenizer, xmax = 0 as is_new";
+    returning tokenizer, indexed_to, xmax = 0 as is_new";
 
-/// Each part sees the tables as they were before the statement, so that none depends on the order of the others.
+/// Begins an index anew: of memories from before there was one, or of another tokeniser.
+const RESET: &str = "
+    update memory_users
+    set memories = 0, total_length = 0, tokenizer = $2,
+        indexed_to = case when exists (select from memories where user_id = $1) then '' end
+    where user_id = $1
+    returning indexed_to";
+
+/// Each part sees the tables as they were before the statement, so that none depends on the order of the others. It gives the
+/// terms that no memory has any more.
 const REMOVE: &str = "
     with gone as (
         delete from memory_postings where user_id = $1 and memory_id = any($2) returning term, memory_id, length
@@ -47,19 +43,18 @@ const REMOVE: &str = "
         where user_id = $1
     ), per_term as (
         select term, count(*) as memories from gone group by term
-    ), emptied as (
-        delete from memory_terms using per_term
+    ), fewer as (
+        update memory_terms set memories = memory_terms.memories - per_term.memories
+        from per_term
         where memory_terms.user_id = $1 and memory_terms.term = per_term.term
-              and memory_terms.memories <= per_term.memories
+        returning memory_terms.term, memory_terms.memories
     )
-    update memory_terms set memories = memory_terms.memories - per_term.memories
-    from per_term
-    where memory_terms.user_id = $1 and memory_terms.term = per_term.term and memory_terms.memories > per_term.memories";
+    select term from fewer where memories <= 0";
 
 const ADD: &str = "
     with added as (
         insert into memory_postings (user_id, term, memory_id, frequency, length)
-        select $1, new.* from unnest($2::text[], $3::text[], $4::int[], $5::int[]) as new
+        select $1, new.* from unnest($2::text[], $3::text[], $4::real[], $5::real[]) as new
         returning term, memory_id, length
     ), lengths as (
         select distinct memory_id, length from added
@@ -73,92 +68,130 @@ const ADD: &str = "
     select $1, term, count(*) from added group by term
     on conflict (user_id, term) do update set memories = memory_terms.memories + excluded.memories";
 
-/// Makes this transaction the only one that changes the user's memories, and the index one of this tokeniser's.
-pub(in crate::memory) async fn lock(connection: &mut PgConnection, user: &UserId) -> Result<(), sqlx::Error> {
-    let row = sqlx::query(LOCK).bind(user.as_str()).bind(tokenizer::VERSION).fetch_one(&mut *connection).await?;
-    if row.try_get::<bool, _>("is_new")? || row.try_get::<i32, _>("tokenizer")? != tokenizer::VERSION {
-        rebuild(connection, user).await?;
+/// What is indexed of some memories that can be found. Two turns before each, as `indexed::BEFORE` weighs.
+const INDEXED: &str = "
+    select memories.id, memories.content, memories.created_at, coalesce(memories.metadata ->> 'speaker', '') as speaker,
+           coalesce(documents.title, '') as title, memories.section_title,
+           array(select earlier.content from memories earlier
+                 where earlier.user_id = $1 and earlier.session_id <> '' and earlier.session_id = memories.session_id
+                       and earlier.superseded_by is null
+                       and (earlier.created_at, earlier.id) < (memories.created_at, memories.id)
+                 order by earlier.created_at desc, earlier.id desc limit 2) as before
+    from memories left join documents on documents.user_id = $1 and documents.id = memories.document_id
+    where memories.user_id = $1 and memories.id = any($2) and memories.superseded_by is null";
+
+/// The two turns after each of some memories.
+const FOLLOWERS: &str = "
+    select distinct later.id
+    from memories cross join lateral (
+        select id from memories follower
+        where follower.user_id = $1 and follower.session_id <> '' and follower.session_id = memories.session_id
+              and follower.superseded_by is null
+              and (follower.created_at, follower.id) > (memories.created_at, memories.id)
+        order by follower.created_at, follower.id limit 2
+    ) as later
+    where memories.user_id = $1 and memories.id = any($2) and memories.session_id <> ''";
+
+/// Makes this transaction the only one that changes the user's memories, and says up to which of them there is an index;
+/// `None` = of all.
+pub(super) async fn lock(transaction: &mut RoleTransaction, user: &UserId) -> Result<Option<String>, sqlx::Error> {
+    let query = transaction.query(LOCK).bind(user.as_str()).bind(tokenizer::VERSION);
+    let row = query.fetch_one(&mut **transaction).await?;
+    if !row.try_get::<bool, _>("is_new")? && row.try_get::<i32, _>("tokenizer")? == tokenizer::VERSION {
+        return row.try_get("indexed_to");
     }
-    Ok(())
+    for statement in ["delete from memory_postings where user_id = $1", "delete from memory_terms where user_id = $1"] {
+        transaction.query(statement).bind(user.as_str()).execute(&mut **transaction).await?;
+    }
+    let query = transaction.query(RESET).bind(user.as_str()).bind(tokenizer::VERSION);
+    query.fetch_one(&mut **transaction).await?.try_get("indexed_to")
 }
 
-/// Indexes everything of a user anew: memories from before there was an index, or of another tokeniser.
-async fn rebuild(connection: &mut PgConnection, user: &UserId) -> Result<(), sqlx::Error> {
-    /// Memories that are read at once, so that not all texts of a user are in memory together.
-    const BATCH: i64 = 500;
-    for statement in [
-        "delete from memory_postings where user_id = $1",
-        "delete from memory_terms where user_id = $1",
-        "update memory_users set memories = 0, total_length = 0 where user_id = $1",
-    ] {
-        sqlx::query(statement).bind(user.as_str()).execute(&mut *connection).await?;
+/// Makes the next part of the index of a user who has memories and no whole one, and says whether that was the last. Each
+/// part is a transaction of its own, so that what was done stays done.
+pub(in crate::memory) async fn advance(transaction: &mut RoleTransaction, user: &UserId) -> Result<bool, sqlx::Error> {
+    let has_memories = transaction.query("select from memories where user_id = $1 limit 1").bind(user.as_str());
+    if has_memories.fetch_optional(&mut **transaction).await?.is_none() {
+        return Ok(true);
     }
-    let mut after = String::new();
-    loop {
-        let rows = sqlx::query("select id, content from memories where user_id = $1 and id > $2 order by id limit $3")
-            .bind(user.as_str())
-            .bind(&after)
-            .bind(BATCH)
-            .fetch_all(&mut *connection)
-            .await?;
-        let texts = rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("content")?)));
-        let texts = texts.collect::<Result<Vec<(String, String)>, sqlx::Error>>()?;
-        let Some((last, _)) = texts.last() else { break };
-        after.clone_from(last);
-        let entries: Vec<_> = texts.iter().map(|(id, content)| Entry::new(id, content)).collect();
-        add(connection, user, &entries).await?;
-    }
-    sqlx::query("update memory_users set tokenizer = $2 where user_id = $1")
+    let Some(after) = lock(transaction, user).await? else { return Ok(true) };
+    let query = transaction
+        .query("select id from memories where user_id = $1 and id > $2 order by id limit $3")
         .bind(user.as_str())
-        .bind(tokenizer::VERSION)
-        .execute(connection)
-        .await?;
+        .bind(&after)
+        .bind(super::sql_int(BATCH));
+    let ids: Vec<String> = column(&query.fetch_all(&mut **transaction).await?, "id")?;
+    add(transaction, user, &ids).await?;
+    let query = transaction.query("update memory_users set indexed_to = $2 where user_id = $1");
+    query.bind(user.as_str()).bind(ids.last()).execute(&mut **transaction).await?;
+    Ok(ids.is_empty())
+}
+
+/// Makes the index entries of some memories anew, some of which may be gone.
+pub(super) async fn refresh(
+    transaction: &mut RoleTransaction,
+    user: &UserId,
+    ids: &[String],
+) -> Result<(), sqlx::Error> {
+    for ids in ids.chunks(BATCH) {
+        remove(transaction, user, ids).await?;
+        add(transaction, user, ids).await?;
+    }
     Ok(())
 }
 
 /// Takes memories out of the index; those that are not in it do no harm.
-pub(in crate::memory) async fn remove(
-    connection: &mut PgConnection,
+pub(super) async fn remove(
+    transaction: &mut RoleTransaction,
     user: &UserId,
     ids: &[String],
 ) -> Result<(), sqlx::Error> {
-    if !ids.is_empty() {
-        sqlx::query(REMOVE).bind(user.as_str()).bind(ids).execute(connection).await?;
+    let query = transaction.query(REMOVE).bind(user.as_str()).bind(ids);
+    let unused: Vec<String> = column(&query.fetch_all(&mut **transaction).await?, "term")?;
+    if !unused.is_empty() {
+        let query = transaction.query("delete from memory_terms where user_id = $1 and term = any($2)");
+        query.bind(user.as_str()).bind(unused).execute(&mut **transaction).await?;
     }
     Ok(())
 }
 
-/// Forgets that there is such a user, all of whose memories are deleted.
-pub(in crate::memory) async fn forget(connection: &mut PgConnection, user: &UserId) -> Result<(), sqlx::Error> {
-    sqlx::query("delete from memory_users where user_id = $1").bind(user.as_str()).execute(connection).await?;
-    Ok(())
+/// The memories whose entries tell of some others: the turns after them.
+pub(super) async fn followers(
+    transaction: &mut RoleTransaction,
+    user: &UserId,
+    ids: &[String],
+) -> Result<Vec<String>, sqlx::Error> {
+    let query = transaction.query(FOLLOWERS).bind(user.as_str()).bind(ids);
+    column(&query.fetch_all(&mut **transaction).await?, "id")
 }
 
 /// Puts memories into the index that are not in it.
-pub(in crate::memory) async fn add(
-    connection: &mut PgConnection,
-    user: &UserId,
-    entries: &[Entry<'_>],
-) -> Result<(), sqlx::Error> {
-    let (mut terms, mut ids, mut frequencies, mut lengths) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for entry in entries {
-        for (term, frequency) in &entry.frequencies {
-            terms.push(term.as_str());
-            ids.push(entry.id);
-            frequencies.push(*frequency);
-            lengths.push(entry.length);
+async fn add(transaction: &mut RoleTransaction, user: &UserId, ids: &[String]) -> Result<(), sqlx::Error> {
+    let (mut terms, mut of, mut frequencies, mut lengths) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let query = transaction.query(INDEXED).bind(user.as_str()).bind(ids);
+    for row in query.fetch_all(&mut **transaction).await? {
+        let id: String = row.try_get("id")?;
+        let before: Vec<String> = row.try_get("before")?;
+        let indexed = Indexed {
+            content: row.try_get("content")?,
+            created_at: super::time(&row, "created_at")?,
+            speaker: row.try_get("speaker")?,
+            title: row.try_get("title")?,
+            section: row.try_get("section_title")?,
+            before: &before,
+        };
+        let Terms { frequencies: of_terms, length } = indexed.terms();
+        for (term, frequency) in of_terms {
+            terms.push(term);
+            of.push(id.clone());
+            frequencies.push(frequency);
+            lengths.push(length);
         }
     }
     if terms.is_empty() {
         return Ok(());
     }
-    sqlx::query(ADD)
-        .bind(user.as_str())
-        .bind(terms)
-        .bind(ids)
-        .bind(frequencies)
-        .bind(lengths)
-        .execute(connection)
-        .await?;
+    let query = transaction.query(ADD).bind(user.as_str()).bind(terms).bind(of).bind(frequencies).bind(lengths);
+    query.execute(&mut **transaction).await?;
     Ok(())
 }

@@ -1,106 +1,134 @@
 //! Finding: one statement scores every candidate of the user on both legs, so that their fusion loses nothing.
 
-use pgvector::Vector;
-use sqlx::{FromRow as _, PgPool, Row as _, postgres::PgRow};
+use jiff_sqlx::ToSqlx as _;
+use sqlx::{AssertSqlSafe, FromRow as _, Row as _, postgres::PgRow};
 
-use super::{Bound, columns, matches_filter, matching, sql_int};
+use super::{
+    Bound, columns, matches_filter, matching,
+    nearest::{self, NearestIndex},
+    sql_int, with_documents,
+};
 use crate::{
-    embedding::EmbeddingModel,
     identity::UserId,
     memory::{
         Found, MAX_COUNTED, Memory, Query, bm25,
         keyword::{self, WeightedTerm},
+        temporal::Span,
         tokenizer,
     },
+    postgres::RoleTransaction,
 };
+
+/// What is added to the score of a memory of a time that the query names.
+pub(in crate::memory) const TIME_BONUS: f64 = 0.05;
+
+/// Most bytes of what is found, by an estimate: clients read no more than 4 MB of one message by default.
+const MAX_BYTES: usize = 3_500_000;
+
+/// How a search goes about.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::memory) struct Tuning {
+    /// How fast repeats of a term stop counting.
+    pub(in crate::memory) k1: f64,
+    /// How much a text longer than the average is marked down.
+    pub(in crate::memory) b: f64,
+}
 
 /// Whether the user's index can be used, its statistics, and the document frequencies of some terms.
 const STATISTICS: &str = "
-    select users.memories, users.total_length, users.tokenizer = $3 as is_current, terms.term, terms.memories as with_term
+    select users.memories, users.total_length, users.tokenizer = $3 and users.indexed_to is null as is_current, terms.term, terms.memories as with_term
     from memory_users users
          left join memory_terms terms on terms.user_id = users.user_id and terms.term = any($2)
     where users.user_id = $1";
 
-/// The keyword leg: Okapi BM25, as `term_score` in `bm25.rs` has it. $7 terms, $8 their inverse document frequencies, $9 k1, $10 b, $11 the
-/// average length, $12 the bound that makes it a share.
-macro_rules! keywords {
-    () => {
-        "keywords as (
-             select memory_id as id,
-                    sum(idf * frequency * ($9 + 1) / (frequency + $9 * (1 - $10 + $10 * length / $11))) / $12 as score
-             from memory_postings join unnest($7::text[], $8::float8[]) as asked (term, idf) using (term)
-             where user_id = $1 and term = any($7)
-             group by memory_id
-         )"
-    };
-}
+/// The keyword leg: Okapi BM25, as `term_score` in `bm25.rs` has it, bent into 0 to 1. $7 terms, $8 their inverse document
+/// frequencies, $9 k1, $10 b, $11 the average length, $12 the unit that it is measured by.
+const KEYWORDS: &str = "
+    keywords as (
+        select id, x / sqrt(1 + x * x) as score
+        from (select memory_id as id,
+                     sum(idf * frequency * ($9 + 1) / (frequency + $9 * (1 - $10 + $10 * length / $11))) / $12 as x
+              from unnest($7::text[], $8::float8[]) as asked (term, idf)
+                   cross join lateral (
+                       select memory_id, frequency, length from memory_postings
+                       where user_id = $1 and term = asked.term offset 0
+                   ) as postings
+              group by memory_id) as measured
+    )";
 
-/// The vector leg: the cosine, and 0 where it is negative. $13 the vector, $14 its model, $15 its dimension. Materialised,
-/// so that no vector of another dimension meets the operator before it is filtered out.
-macro_rules! vectors {
-    () => {
-        "vectors as materialized (
-             select id, least(1, greatest(0, 1 - (embedding <=> $13))) as score
-             from memories
-             where user_id = $1 and embedding_model = $14 and embedding_dim = $15
-         )"
-    };
-}
+/// The vector leg: the cosine, which of unit vectors is their product, and 0 where it is negative. $13 the vector, which is
+/// made of the array once and not for each row, $14 its model. The offset keeps the planner from comparing a vector of
+/// another dimension before it is filtered out; to materialise the leg would cost a tenth of the search.
+const VECTORS: &str = "
+    vectors as (
+        select memory_id as id, least(1, greatest(0, -(embedding <#> (select $13::real[]::vector)))) as score
+        from memory_vectors where user_id = $1 and model = $14 offset 0
+    )";
 
-/// What passes filter and floor, and the best of it. $16 alpha, $17 the floor, $18 how many are counted, $19 the limit.
-macro_rules! best {
-    ($legs:expr, $scored:expr) => {
-        concat!(
-            "with ",
-            $legs,
-            ", scored as (",
-            $scored,
-            "), passed as (
-                 select memories.id, scored.score::real as score
-                 from scored join memories on memories.user_id = $1 and memories.id = scored.id
-                 where scored.score::real >= $17 and ",
-            matches_filter!(),
-            "    order by scored.score::real desc, memories.id limit $18
-             )
-             select ",
-            columns!(),
-            ", best.score, (select count(*) from passed) as total
-             from (select id, score from passed order by score desc, id limit $19) as best
-                  join memories on memories.user_id = $1 and memories.id = best.id
-             order by best.score desc, best.id"
-        )
-    };
-}
+/// The vector leg of those memories alone that are near by the index or have the words of the query, scored exactly. $22 how
+/// many of each.
+const CANDIDATES: &str = "
+    vectors as (
+        select memory_id as id, least(1, greatest(0, -(embedding <#> (select $13::real[]::vector)))) as score
+        from memory_vectors
+        where user_id = $1 and model = $14 and memory_id = any(array(select id from nearest union {worded}))
+        offset 0
+    )";
 
-const BY_KEYWORDS: &str = best!(keywords!(), "select id, score from keywords");
-const BY_VECTORS: &str = best!(vectors!(), "select id, score from vectors");
-const HYBRID: &str = best!(
-    concat!(keywords!(), ", ", vectors!()),
-    "select id, $16 * coalesce(vectors.score, 0) + (1 - $16) * coalesce(keywords.score, 0) as score
-     from vectors full join keywords using (id)"
-);
+const WORDED: &str = "(select id from keywords order by score desc, id limit $22)";
 
 /// Which legs search.
+#[derive(Debug)]
 pub(in crate::memory) enum Legs {
     Keywords(Statistics),
     Vectors(Vec<f32>),
     Both(Statistics, Vec<f32>),
 }
 
+impl Legs {
+    fn parts(&self) -> (Option<&Statistics>, Option<&[f32]>) {
+        match self {
+            Self::Keywords(statistics) => (Some(statistics), None),
+            Self::Vectors(vector) => (None, Some(vector)),
+            Self::Both(statistics, vector) => (Some(statistics), Some(vector)),
+        }
+    }
+}
+
 /// What BM25 needs to know of a user.
 #[derive(Debug, Default)]
 pub(in crate::memory) struct Statistics {
+    /// How many memories have words.
+    pub(in crate::memory) memories: u64,
     terms: Vec<WeightedTerm>,
     average_length: f64,
 }
 
+/// What is searched for.
+#[derive(Debug)]
+pub(in crate::memory) struct Search<'a> {
+    pub(in crate::memory) user: &'a UserId,
+    pub(in crate::memory) query: &'a Query,
+    pub(in crate::memory) legs: Legs,
+    /// How much meaning counts against words.
+    pub(in crate::memory) alpha: f64,
+    /// The times that the query names.
+    pub(in crate::memory) spans: Vec<Span>,
+    /// What the vectors are kept under.
+    pub(in crate::memory) model: &'a str,
+    /// Finds near vectors without comparing all; `None` = all are compared.
+    pub(in crate::memory) nearest: Option<&'a NearestIndex>,
+    pub(in crate::memory) tuning: Tuning,
+}
+
 /// The statistics for some terms; `None` where the user's index has to be made first.
 pub(in crate::memory) async fn statistics(
-    pool: &PgPool,
+    transaction: &mut RoleTransaction,
     user: &UserId,
     terms: &[String],
 ) -> Result<Option<Statistics>, sqlx::Error> {
-    let rows = sqlx::query(STATISTICS).bind(user.as_str()).bind(terms).bind(tokenizer::VERSION).fetch_all(pool).await?;
+    let query = transaction.query(STATISTICS).bind(user.as_str()).bind(terms).bind(tokenizer::VERSION);
+    let rows = query.fetch_all(&mut **transaction).await?;
     let Some(first) = rows.first() else { return Ok(None) };
     if !first.try_get::<bool, _>("is_current")? {
         return Ok(None);
@@ -108,7 +136,8 @@ pub(in crate::memory) async fn statistics(
     let count = |row: &PgRow, column: &str| {
         Ok::<_, sqlx::Error>(u64::try_from(row.try_get::<Option<i64>, _>(column)?.unwrap_or(0)).unwrap_or(0))
     };
-    let (memories, total_length) = (count(first, "memories")?, count(first, "total_length")?);
+    let memories = count(first, "memories")?;
+    let total_length: f64 = first.try_get("total_length")?;
     let mut weighted = Vec::with_capacity(rows.len());
     for row in &rows {
         if let Some(term) = row.try_get::<Option<String>, _>("term")? {
@@ -116,45 +145,144 @@ pub(in crate::memory) async fn statistics(
             weighted.push(WeightedTerm { term, idf: bm25::idf(memories, with_term), memories: with_term });
         }
     }
-    #[expect(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^52")]
-    let average_length = total_length as f64 / memories.max(1) as f64;
-    Ok(Some(Statistics { terms: keyword::within_budget(weighted), average_length }))
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    let average_length = total_length / memories.max(1) as f64;
+    Ok(Some(Statistics { memories, terms: keyword::within_budget(weighted), average_length }))
 }
 
-/// The best memories for a query.
-pub(in crate::memory) async fn search(
-    pool: &PgPool,
-    user: &UserId,
-    query: &Query,
-    legs: Legs,
-    model: &EmbeddingModel,
-) -> Result<Found, sqlx::Error> {
-    let (sql, statistics, vector) = match legs {
-        Legs::Keywords(statistics) => (BY_KEYWORDS, statistics, None),
-        Legs::Vectors(vector) => (BY_VECTORS, Statistics::default(), Some(vector)),
-        Legs::Both(statistics, vector) => (HYBRID, statistics, Some(vector)),
-    };
-    let (terms, idfs): (Vec<_>, Vec<_>) = statistics.terms.iter().map(|term| (term.term.as_str(), term.idf)).unzip();
-    let bound: Bound<'_> = matching(sqlx::query(sql), user, &query.filter);
-    let rows = bound
-        .bind(terms)
-        .bind(idfs)
-        .bind(bm25::K1)
-        .bind(bm25::B)
-        // Where nothing is indexed nothing is divided either, but a 0 could not be bound.
-        .bind(statistics.average_length.max(1.0))
-        .bind(keyword::bound(&statistics.terms).max(f64::MIN_POSITIVE))
-        .bind(vector.map(Vector::from))
-        .bind(&model.name)
-        .bind(sql_int(model.dimension))
-        .bind(f64::from(query.alpha))
-        .bind(query.min_score)
-        .bind(sql_int(MAX_COUNTED).max(sql_int(query.limit)))
-        .bind(sql_int(query.limit))
-        .fetch_all(pool)
-        .await?;
-    let total: i64 = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
-    let hits = rows.iter().map(|row| Ok((Memory::from_row(row)?, row.try_get("score")?)));
-    let hits = hits.collect::<Result<_, sqlx::Error>>()?;
-    Ok(Found { hits, total: usize::try_from(total).unwrap_or_default(), keywords_only: false })
+impl Search<'_> {
+    /// Whether what was found has to be looked at before the best can be told.
+    fn is_narrowed(&self) -> bool {
+        !self.query.filter.is_empty() || !self.spans.is_empty()
+    }
+
+    /// The statement. Parameters from $15: alpha, the floor, how many are counted, the limit, the spans' beginnings and ends,
+    /// the bonus for a time within one, and how many candidates are taken of each leg.
+    fn statement(&self) -> String {
+        let (words, vector) = self.legs.parts();
+        let mut legs = Vec::new();
+        if words.is_some() {
+            legs.push(KEYWORDS.to_owned());
+        }
+        if vector.is_some() {
+            match self.nearest {
+                Some(index) => {
+                    legs.push(index.leg());
+                    let worded = if words.is_some() { WORDED } else { "select null where false" };
+                    legs.push(CANDIDATES.replace("{worded}", worded));
+                }
+                None => legs.push(VECTORS.to_owned()),
+            }
+        }
+        let scored = match (words, vector) {
+            (Some(_), Some(_)) => {
+                "select id, $15 * coalesce(vectors.score, 0) + (1 - $15) * coalesce(keywords.score, 0) as score
+                 from vectors full join keywords using (id)"
+            }
+            (None, _) => "select id, score from vectors",
+            (_, None) => "select id, score from keywords",
+        };
+        let passed = if self.is_narrowed() {
+            concat!(
+                "select memories.id, least(1, scored.score + case when exists (
+                     select from unnest($19::timestamptz[], $20::timestamptz[]) as span (first, after)
+                     where memories.created_at >= first and memories.created_at < after
+                 ) then $21 else 0 end)::real as score
+                 from scored join memories on memories.user_id = $1 and memories.id = scored.id
+                 where memories.superseded_by is null and ",
+                matches_filter!()
+            )
+        } else {
+            "select id, score::real as score from scored"
+        };
+        format!(
+            concat!(
+                "with {legs}, scored as ({scored}), narrowed as ({passed}),
+                 passed as (select * from narrowed where score >= $16 order by score desc, id limit $17)
+                 select ",
+                columns!(),
+                ", best.score, (select count(*) from passed) as total
+                 from (select id, score from passed order by score desc, id limit $18) as best join ",
+                with_documents!("memories on memories.user_id = $1 and memories.id = best.id"),
+                " where $22 > 0 order by best.score desc, best.id"
+            ),
+            legs = legs.join(", "),
+            scored = scored,
+            passed = passed,
+        )
+    }
+
+    fn bind<'q>(&'q self, query: Bound<'q>, candidates: usize) -> Bound<'q> {
+        let (statistics, vector) = self.legs.parts();
+        let (none, limit) = ([], sql_int(self.query.limit));
+        let terms = statistics.map_or(none.as_slice(), |statistics| statistics.terms.as_slice());
+        let (words, idfs): (Vec<&str>, Vec<f64>) = terms.iter().map(|term| (term.term.as_str(), term.idf)).unzip();
+        let (first, after): (Vec<_>, Vec<_>) =
+            self.spans.iter().map(|span| (span.from.to_sqlx(), span.before.to_sqlx())).unzip();
+        matching(query, self.user, &self.query.filter)
+            .bind(words)
+            .bind(idfs)
+            .bind(self.tuning.k1)
+            .bind(self.tuning.b)
+            // Where nothing is indexed nothing is divided either, but a 0 could not be bound.
+            .bind(statistics.map_or(1.0, |statistics| statistics.average_length).max(1.0))
+            .bind(keyword::unit(terms).max(f64::MIN_POSITIVE))
+            .bind(vector)
+            .bind(self.model)
+            .bind(self.alpha)
+            .bind(self.query.min_score)
+            .bind(limit.max(sql_int(MAX_COUNTED)))
+            .bind(limit)
+            .bind(first)
+            .bind(after)
+            .bind(TIME_BONUS)
+            .bind(sql_int(candidates))
+    }
+
+    /// The best memories.
+    pub(in crate::memory) async fn run(&self, transaction: &mut RoleTransaction) -> Result<Found, sqlx::Error> {
+        let candidates = nearest::candidates(self.query.min_score);
+        if self.nearest.is_some() {
+            nearest::prepare(transaction, candidates).await?;
+        }
+        tracing::debug!(vectors = if self.nearest.is_some() { "hnsw" } else { "exact" }, "searching");
+        let query = self.bind(transaction.query(AssertSqlSafe(self.statement())), candidates);
+        let rows = query.fetch_all(&mut **transaction).await?;
+        let total: i64 = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
+        let mut total = usize::try_from(total).unwrap_or_default();
+        // Where there is no floor everything counts, and whoever is searched by an index has more than is counted.
+        if self.nearest.is_some() && self.query.min_score <= 0.0 {
+            total = MAX_COUNTED;
+        }
+        let mut hits: Vec<(Memory, f32)> = Vec::with_capacity(rows.len());
+        let mut bytes = 0;
+        for row in &rows {
+            let memory = Memory::from_row(row)?;
+            bytes += size(&memory);
+            if bytes > MAX_BYTES && !hits.is_empty() {
+                break;
+            }
+            hits.push((memory, row.try_get("score")?));
+        }
+        Ok(Found { hits, total, keywords_only: false })
+    }
+
+    /// How the database goes about it, as it tells by `explain`.
+    pub(in crate::memory) async fn explain(&self, transaction: &mut RoleTransaction) -> Result<String, sqlx::Error> {
+        let candidates = nearest::candidates(self.query.min_score);
+        if self.nearest.is_some() {
+            nearest::prepare(transaction, candidates).await?;
+        }
+        let query = self.bind(transaction.query_once(format!("explain {}", self.statement())), candidates);
+        let rows = query.fetch_all(&mut **transaction).await?;
+        Ok(super::column::<String>(&rows, "QUERY PLAN")?.join("\n"))
+    }
+}
+
+/// About how many bytes a memory takes in a message.
+fn size(memory: &Memory) -> usize {
+    let metadata = memory.metadata.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
+    let tags = memory.tags.iter().map(|tag| tag.len() + 2).sum::<usize>();
+    let place = memory.place.as_ref().map_or(0, |place| place.title.len() + place.url.len() + place.section.len());
+    memory.content.len() + metadata + tags + place + 300
 }

@@ -1,13 +1,17 @@
 //! Requests to read and write memories → commands of the memory.
 
+use std::collections::HashMap;
+
+use jiff::tz::TimeZone;
+
 use super::{
-    MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, Parsed, at_most, count, filter, invalid, map, name, names, number,
-    text, timestamp,
+    MAX_DOCUMENT_BYTES, MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_SUPERSEDED, MAX_TITLE_BYTES, MAX_URL_BYTES,
+    Parsed, at_most, count, filter, invalid, map, name, names, number, text, timestamp,
 };
 use crate::{
     error::{InvalidArgument, Problem, check_text},
     identity::MAX_ID_BYTES,
-    memory::{DEFAULT_ALPHA, Filter, MAX_QUERY_BYTES, NewMemory, PageToken, Query, Selection},
+    memory::{Correction, DEFAULT_ALPHA, Filter, MAX_QUERY_BYTES, NewDocument, NewMemory, PageToken, Query, Selection},
     proto::agent_v1 as pb,
 };
 
@@ -21,12 +25,37 @@ pub(in crate::service) fn query(query: pb::MemoryQuery) -> Parsed<Query> {
         min_score: number("min_score", query.min_score, 0.0..=1.0, "0 to 1")?,
         filter: filter("filter", query.filter)?,
         alpha: number("hybrid_alpha", query.hybrid_alpha.unwrap_or(DEFAULT_ALPHA), 0.0..=1.0, "0 to 1")?,
+        // A query does not tell where its user is.
+        zone: TimeZone::UTC,
     })
 }
 
 pub(in crate::service) fn new_memories(memories: Vec<pb::MemoryInput>) -> Parsed<Vec<NewMemory>> {
     at_most("memories", &memories, MAX_MEMORIES)?;
-    memories.into_iter().enumerate().map(|(index, memory)| new_memory(index, memory)).collect()
+    let memories = memories.into_iter().enumerate().map(|(index, memory)| new_memory(index, memory));
+    let memories = memories.collect::<Parsed<Vec<_>>>()?;
+    no_circle(&memories)?;
+    Ok(memories)
+}
+
+/// Memories that replace each other in a circle would all be gone.
+fn no_circle(memories: &[NewMemory]) -> Parsed<()> {
+    let mut replaced_by: HashMap<&str, &str> = HashMap::new();
+    for memory in memories {
+        for old in &memory.supersedes {
+            let Some(id) = memory.id.as_deref().filter(|id| id != old) else { continue };
+            replaced_by.insert(old, id);
+        }
+    }
+    for (index, memory) in memories.iter().enumerate() {
+        let Some(id) = memory.id.as_deref().filter(|_| !memory.supersedes.is_empty()) else { continue };
+        let chain = std::iter::successors(replaced_by.get(id), |id| replaced_by.get(**id));
+        if chain.take(replaced_by.len()).any(|newer| *newer == id) {
+            let expected = "of memories that do not replace this one in turn";
+            return invalid(format!("memories[{index}].supersedes"), Problem::Malformed { expected });
+        }
+    }
+    Ok(())
 }
 
 fn new_memory(index: usize, memory: pb::MemoryInput) -> Parsed<NewMemory> {
@@ -47,7 +76,56 @@ fn new_memory(index: usize, memory: pb::MemoryInput) -> Parsed<NewMemory> {
         tags: names(&field("tags"), memory.tags, MAX_ENTRIES)?,
         created_at: memory.created_at.map(|time| timestamp(&field("created_at"), &time)).transpose()?,
         metadata: map(&field("metadata"), memory.metadata)?,
+        supersedes: names(&field("supersedes"), memory.supersedes, MAX_SUPERSEDED)?,
     })
+}
+
+pub(in crate::service) fn document(request: pb::IngestDocumentRequest) -> Parsed<NewDocument> {
+    name("document_id", &request.document_id)?;
+    check_text("title", &request.title, MAX_TITLE_BYTES)?;
+    check_text("url", &request.url, MAX_URL_BYTES)?;
+    Ok(NewDocument {
+        id: request.document_id,
+        title: request.title.trim().to_owned(),
+        content: text("content", request.content, MAX_DOCUMENT_BYTES)?,
+        url: request.url,
+        tags: names("tags", request.tags, MAX_ENTRIES)?,
+        metadata: map("metadata", request.metadata)?,
+    })
+}
+
+/// What to correct: what the mask names or, without one, what is given.
+pub(in crate::service) fn correction(request: pb::UpdateMemoryRequest) -> Parsed<Correction> {
+    const PATHS: &str = "content, tags, metadata";
+    name("id", &request.id)?;
+    let mut correction = Correction { id: request.id, content: None, tags: None, metadata: None };
+    let paths = match request.update_mask {
+        Some(mask) => mask.paths,
+        None => [
+            ("content", request.content.is_some()),
+            ("tags", !request.tags.is_empty()),
+            ("metadata", !request.metadata.is_empty()),
+        ]
+        .into_iter()
+        .filter(|(_, given)| *given)
+        .map(|(path, _)| path.to_owned())
+        .collect(),
+    };
+    if paths.is_empty() {
+        return invalid("update_mask", Problem::Missing);
+    }
+    let (mut content, mut tags, mut metadata) = (request.content, Some(request.tags), Some(request.metadata));
+    for path in paths {
+        match path.as_str() {
+            "content" => {
+                correction.content = Some(text("content", content.take().unwrap_or_default(), MAX_MEMORY_BYTES)?);
+            }
+            "tags" => correction.tags = Some(names("tags", tags.take().unwrap_or_default(), MAX_ENTRIES)?),
+            "metadata" => correction.metadata = Some(map("metadata", metadata.take().unwrap_or_default())?),
+            _ => return invalid("update_mask", Problem::NotOneOf { known: PATHS }),
+        }
+    }
+    Ok(correction)
 }
 
 /// What to list: filter, size of a page and where it begins.

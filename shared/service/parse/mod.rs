@@ -28,6 +28,11 @@ const MAX_ENTRIES: usize = 1_000;
 const MAX_MAP_BYTES: usize = 64_000;
 /// Most bytes of a memory.
 const MAX_MEMORY_BYTES: usize = 64_000;
+/// Most memories that one memory replaces.
+const MAX_SUPERSEDED: usize = 100;
+/// Most bytes of a document, and of its title.
+const MAX_DOCUMENT_BYTES: usize = 20_000_000;
+const MAX_TITLE_BYTES: usize = 1_000;
 /// Most memories of one call.
 const MAX_MEMORIES: usize = 1_000;
 

@@ -83,11 +83,15 @@ where
     }
 }
 
-/// A message that is too large is found before a handler runs, hence told in the headers of an answer without a body.
+/// A message that is too large is found before a handler runs, hence told in the headers of an answer without a body. It is
+/// known by tonic's words, because a handler may have an OUT_OF_RANGE of its own.
 fn put_right(headers: &mut HeaderMap) {
     const OUT_OF_RANGE: &str = "11";
+    const TOO_LARGE: &[u8] = b"Error,%20decoded%20message%20length%20too%20large";
     const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
-    if headers.get("grpc-status").is_some_and(|status| status == OUT_OF_RANGE) {
+    if headers.get("grpc-status").is_some_and(|status| status == OUT_OF_RANGE)
+        && headers.get("grpc-message").is_some_and(|message| message.as_bytes().starts_with(TOO_LARGE))
+    {
         headers.insert("grpc-status", RESOURCE_EXHAUSTED);
     }
 }
@@ -112,6 +116,18 @@ fn timeout(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_that_is_too_large_exhausts_a_resource_and_a_handlers_own_status_stays() {
+        let status_after = |message: &str| {
+            let mut headers = Status::out_of_range(message).into_http::<()>().into_parts().0.headers;
+            put_right(&mut headers);
+            headers["grpc-status"].clone()
+        };
+        let too_large = "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes";
+        assert_eq!(status_after(too_large), "8");
+        assert_eq!(status_after("the day is not in this year"), "11");
+    }
 
     #[test]
     fn a_timeout_is_read_in_each_unit_and_a_malformed_one_counts_as_absent() {

@@ -3,6 +3,7 @@ module github.com/sparkle/agent-service/tests/e2e/go
 go 1.26.0
 
 require (
+	github.com/golang-jwt/jwt/v5 v5.3.0
 	github.com/sparkle/gateway/gen v0.0.0
 	go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc v0.72.0
 	go.opentelemetry.io/otel v1.47.0

@@ -126,17 +126,18 @@ async fn help_of_every_command_names_its_arguments() {
     let home = Home::new();
     let connection = ["--addr", "--ca-file", "--user"];
     let commands = [
-        (&[][..], &["serve", "migrate", "chat", "remember", "recall", "Examples:", ".env"][..]),
+        (&[][..], &["serve", "migrate", "chat", "remember", "recall", "import", "Examples:", ".env"][..]),
         (&["serve"], &["Usage:"]),
         (&["migrate"], &["DATABASE_ADMIN_URL", "DATABASE_URL"]),
         (&["chat"], &["MESSAGE", "--session", "--language", "--timezone", "--model", "--no-memory"]),
         (&["remember"], &["TEXT", "--tag"]),
         (&["recall"], &["QUERY", "--limit", "--min-score"]),
+        (&["import"], &["PATH", "--tag", "--again", ".md", ".jsonl", "created_at"]),
     ];
     for (command, arguments) in commands {
         let ended = home.run(&[command, &["--help"]].concat(), &[]).await;
         assert_eq!(ended.code, Some(0), "{ended:?}");
-        let talks = matches!(command, ["chat" | "remember" | "recall"]);
+        let talks = matches!(command, ["chat" | "remember" | "recall" | "import"]);
         for argument in arguments.iter().chain(talks.then_some(&connection).into_iter().flatten()) {
             assert!(ended.stdout.contains(argument), "{command:?}: {argument} is not in:\n{}", ended.stdout);
         }

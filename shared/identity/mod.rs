@@ -1,6 +1,12 @@
 //! Who calls and what a call is about: identifiers that are parsed once at the edge and passed on as proof.
 
+mod caller;
+mod keys;
+mod token;
+
 use std::{fmt, sync::Arc};
+
+pub use caller::{Callers, Claim, Refusal, Unproven};
 
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;

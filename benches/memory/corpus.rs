@@ -1,0 +1,163 @@
+//! Made-up texts, and vectors of them: the same in every run.
+
+use agent_service::{
+    embedding::{EmbedError, Embedder, EmbeddingModel},
+    memory::NewMemory,
+};
+use futures_util::future::BoxFuture;
+use jiff::{Timestamp, ToSpan as _};
+
+/// As all-MiniLM-L6-v2 has it.
+const DIMENSION: usize = 384;
+/// Subjects that texts are about.
+const SUBJECTS: u64 = 500;
+/// How far a text is from its subject: two texts of one have a cosine of 1 / (1 + 0.8²) = 0.61.
+const SPREAD: f32 = 0.8;
+/// Distinct words.
+const WORDS: usize = 20_000;
+/// The words of a text that say something: the frequency of the word of rank r falls as 1 / (r + SHIFT), because the words
+/// before them are those without a meaning, which are not indexed.
+const SHIFT: f64 = 20.0;
+const WORDS_OF_MEMORY: usize = 15;
+const WORDS_OF_QUERY: usize = 6;
+const SYLLABLES: [&str; 30] = [
+    "ba", "ke", "lo", "mi", "tu", "ran", "sel", "dor", "vin", "gul", "pa", "he", "no", "ji", "fu", "tam", "len", "wor",
+    "zim", "kub", "sha", "che", "tho", "bri", "plu", "gra", "ste", "flo", "qui", "dru",
+];
+
+/// Numbers that look random: SplitMix64.
+pub struct Numbers(u64);
+
+impl Numbers {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Numbers that depend on a text alone: FNV-1a.
+    fn of_text(text: &str) -> Self {
+        let hash = text
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        Self(hash)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// From 0 to 1.
+    fn share(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// As if drawn from a normal distribution: the sum of four even ones.
+    fn normal(&mut self) -> f32 {
+        let bits = self.next();
+        let sum: u64 = (0..4).map(|part| (bits >> (16 * part)) & 0xffff).sum();
+        (sum as f32 - 131_070.0) / 37_837.0
+    }
+
+    fn direction(&mut self) -> Vec<f32> {
+        unit((0..DIMENSION).map(|_| self.normal()).collect())
+    }
+}
+
+fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    for x in &mut vector {
+        *x /= length;
+    }
+    vector
+}
+
+/// Texts.
+pub struct Corpus {
+    words: Vec<String>,
+    numbers: Numbers,
+    now: Timestamp,
+}
+
+impl Corpus {
+    pub fn new(seed: u64) -> Self {
+        let syllable = |number: usize| SYLLABLES[number % SYLLABLES.len()];
+        let base = SYLLABLES.len();
+        let word = |rank: usize| format!("{}{}{}", syllable(rank), syllable(rank / base), syllable(rank / base / base));
+        Self { words: (0..WORDS).map(word).collect(), numbers: Numbers::new(seed), now: Timestamp::now() }
+    }
+
+    fn text(&mut self, words: usize) -> String {
+        let of_rank = |share: f64| SHIFT * ((WORDS as f64 / SHIFT + 1.0).powf(share) - 1.0);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank is 0 to 20,000")]
+        let rank = |share: f64| (of_rank(share) as usize).min(WORDS - 1);
+        let words: Vec<&str> = (0..words).map(|_| self.words[rank(self.numbers.share())].as_str()).collect();
+        words.join(" ")
+    }
+
+    /// A question.
+    pub fn query(&mut self) -> String {
+        self.text(WORDS_OF_QUERY)
+    }
+
+    /// What is remembered.
+    pub fn content(&mut self) -> String {
+        self.text(WORDS_OF_MEMORY)
+    }
+
+    /// Memories of the last three years.
+    pub fn memories(&mut self, count: usize) -> Vec<NewMemory> {
+        let memory = |_| NewMemory {
+            id: None,
+            content: self.content(),
+            source_type: "note".to_owned(),
+            tags: Vec::new(),
+            created_at: self.now.checked_sub(((self.numbers.next() % 26_000).cast_signed()).hours()).ok(),
+            metadata: Default::default(),
+            supersedes: Vec::new(),
+        };
+        (0..count).map(memory).collect()
+    }
+}
+
+/// Gives each text a vector that depends on the text alone, and takes no time.
+pub struct Synthetic {
+    model: EmbeddingModel,
+    /// The middles of the subjects; without any, a vector is like no other.
+    subjects: Vec<Vec<f32>>,
+}
+
+impl Synthetic {
+    /// Vectors around subjects, as those of texts are.
+    pub fn clustered() -> Self {
+        let mut numbers = Numbers::new(7);
+        Self { subjects: (0..SUBJECTS).map(|_| numbers.direction()).collect(), ..Self::scattered() }
+    }
+
+    /// Vectors in all directions: what is worst for an index.
+    pub fn scattered() -> Self {
+        let model = EmbeddingModel { name: "synthetic".to_owned(), dimension: DIMENSION };
+        Self { model, subjects: Vec::new() }
+    }
+
+    /// The vector of a text.
+    pub fn vector(&self, text: &str) -> Vec<f32> {
+        let mut numbers = Numbers::of_text(text);
+        let Some(last) = self.subjects.len().checked_sub(1) else { return numbers.direction() };
+        #[expect(clippy::cast_possible_truncation, reason = "it is below the number of subjects")]
+        let middle = &self.subjects[(numbers.next() % (last as u64 + 1)) as usize];
+        unit(middle.iter().zip(numbers.direction()).map(|(middle, away)| middle + SPREAD * away).collect())
+    }
+}
+
+impl Embedder for Synthetic {
+    fn model(&self) -> &EmbeddingModel {
+        &self.model
+    }
+
+    fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
+        Box::pin(async move { Ok(texts.iter().map(|text| self.vector(text)).collect()) })
+    }
+}

@@ -1,0 +1,73 @@
+//! The service as it is, but with made-up vectors, called over a socket.
+
+use std::sync::Arc;
+
+use agent_service::{
+    config::Config,
+    embedding::{self, Embedder},
+    memory::MemoryEngine,
+    postgres::{self, Opened},
+    proto::agent_v1::{agent_service_client::AgentServiceClient, memory_service_client::MemoryServiceClient},
+    service::Services,
+    transport::server::Server,
+};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{Outcome, store::Database};
+
+/// A running server. Dropping it stops it.
+pub struct Running {
+    pub engine: Arc<MemoryEngine>,
+    /// The database as the server knows it.
+    pub database: postgres::Database,
+    channel: Channel,
+    serving: JoinHandle<()>,
+    _opened: Opened,
+}
+
+impl Running {
+    /// A server with vectors of an embedder.
+    pub async fn start(database: &Database, embedder: Arc<dyn Embedder>, variables: &[(&str, &str)]) -> Outcome<Self> {
+        Self::serve(&database.config(variables)?, embedder).await
+    }
+
+    /// A server with the embedder that the configuration names.
+    pub async fn configured(database: &Database, variables: &[(&str, &str)]) -> Outcome<Self> {
+        let config = database.config(variables)?;
+        Self::serve(&config, embedding::from_config(&config.embedding)?).await
+    }
+
+    async fn serve(config: &Config, embedder: Arc<dyn Embedder>) -> Outcome<Self> {
+        let database = postgres::Database::from_config(&config.stores.memory)?;
+        let opened = database.open(Arc::new(|_| {})).await?;
+        let services = Services::with_embedder(config, database.roles(), embedder)?;
+        let engine = services.engine.clone();
+        let server = Server::bind(&config.server, services).await?;
+        let address = server.address();
+        // Told once and for all: the database is there.
+        let (_, is_ready) = watch::channel(true);
+        let serving = tokio::spawn(async move {
+            if let Err(error) = server.serve(is_ready, CancellationToken::new()).await {
+                eprintln!("the server ended: {error}");
+            }
+        });
+        let channel = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true).connect().await?;
+        Ok(Self { engine, database, channel, serving, _opened: opened })
+    }
+
+    pub fn agent(&self) -> AgentServiceClient<Channel> {
+        AgentServiceClient::new(self.channel.clone())
+    }
+
+    pub fn memory(&self) -> MemoryServiceClient<Channel> {
+        MemoryServiceClient::new(self.channel.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}

@@ -1,0 +1,38 @@
+//! Moving the memories to the configured embedding model.
+
+use std::{io::IsTerminal as _, process::ExitCode, sync::Arc};
+
+use agent_service::{
+    config::Config,
+    embedding,
+    memory::{MemoryEngine, Reembedded},
+    postgres::Database,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{Outcome, options::ReembedArguments};
+
+/// Gives every memory a vector of the configured model.
+pub async fn run(config: Config, arguments: ReembedArguments) -> Outcome {
+    let database = Database::from_config(&config.stores.memory)?;
+    let embedder = embedding::from_config(&config.embedding)?;
+    let (name, dimension) = (embedder.model().name.clone(), embedder.model().dimension);
+    let _opened = database.open(Arc::new(|_| {})).await?;
+    let engine = MemoryEngine::new(config.memory, database.roles(), embedder);
+
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} memories, {per_sec}, {eta} left")?);
+    let progress = |at: Reembedded| {
+        bar.set_length(at.missing);
+        bar.set_position(at.done);
+    };
+    let done = engine.reembed(&progress).await;
+    bar.finish_and_clear();
+    let done = done.map_err(|error| format!("{error}\nRun the same command again: it goes on where it stopped."))?;
+    println!("{} memories have got vectors of {name} ({dimension} dimensions); none is without.", done.done);
+    if arguments.prune {
+        println!("{} vectors of other models are forgotten.", engine.forget_other_models().await?);
+    }
+    engine.index_vectors(&database).await?;
+    Ok(ExitCode::SUCCESS)
+}

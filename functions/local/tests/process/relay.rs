@@ -1,0 +1,125 @@
+//! A server in front of another, which can stop to pass memories on.
+
+use std::sync::Mutex;
+
+use agent_service::proto::agent_v1::{
+    self as pb,
+    memory_service_client::MemoryServiceClient,
+    memory_service_server::{MemoryService, MemoryServiceServer},
+};
+use tokio::{net::TcpListener, sync::watch};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Channel, Server as TonicServer, server::TcpIncoming},
+};
+
+use crate::server::{Server, soon};
+
+/// What becomes of a call once the calls that are passed on are used up.
+#[derive(Clone, Copy)]
+pub enum Then {
+    Refuse,
+    Hang,
+}
+
+/// A server that passes memories on to another.
+pub struct Relay {
+    pub url: String,
+    state: watch::Sender<State>,
+}
+
+struct State {
+    /// How many more calls are passed on.
+    left: usize,
+    then: Then,
+    /// How many memories each call had, passed on or not.
+    calls: Vec<usize>,
+}
+
+impl Relay {
+    pub async fn to(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let state = watch::Sender::new(State { left: usize::MAX, then: Then::Refuse, calls: Vec::new() });
+        let relayed = Relayed { server: Mutex::new(server.memory().await), state: state.clone() };
+        let serving = TonicServer::builder().add_service(MemoryServiceServer::new(relayed));
+        tokio::spawn(serving.serve_with_incoming(TcpIncoming::from(listener)));
+        Self { url, state }
+    }
+
+    /// Passes so many calls on, and begins to count anew.
+    pub fn pass_on(&self, left: usize, then: Then) {
+        self.state.send_replace(State { left, then, calls: Vec::new() });
+    }
+
+    /// How many memories each call had, once there have been so many calls.
+    pub async fn calls(&self, count: usize) -> Vec<usize> {
+        let mut state = self.state.subscribe();
+        soon("calls", state.wait_for(|state| state.calls.len() >= count)).await.unwrap().calls.clone()
+    }
+}
+
+struct Relayed {
+    server: Mutex<MemoryServiceClient<Channel>>,
+    state: watch::Sender<State>,
+}
+
+#[tonic::async_trait]
+impl MemoryService for Relayed {
+    async fn add_memories(
+        &self,
+        request: Request<pb::AddMemoriesRequest>,
+    ) -> Result<Response<pb::AddMemoriesResponse>, Status> {
+        let request = request.into_inner();
+        let mut otherwise = None;
+        self.state.send_modify(|state| {
+            state.calls.push(request.memories.len());
+            match state.left.checked_sub(1) {
+                Some(left) => state.left = left,
+                None => otherwise = Some(state.then),
+            }
+        });
+        match otherwise {
+            None => {
+                let mut server = self.server.lock().unwrap().clone();
+                server.add_memories(request).await
+            }
+            Some(Then::Refuse) => Err(Status::unavailable("going down")),
+            Some(Then::Hang) => std::future::pending().await,
+        }
+    }
+
+    async fn ingest_document(
+        &self,
+        _: Request<pb::IngestDocumentRequest>,
+    ) -> Result<Response<pb::IngestDocumentResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_memories(
+        &self,
+        _: Request<pb::ListMemoriesRequest>,
+    ) -> Result<Response<pb::ListMemoriesResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn update_memory(&self, _: Request<pb::UpdateMemoryRequest>) -> Result<Response<pb::MemoryRecord>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn delete_memories(
+        &self,
+        _: Request<pb::DeleteMemoriesRequest>,
+    ) -> Result<Response<pb::DeleteMemoriesResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    type ExportMemoriesStream = Streaming<pb::MemoryRecord>;
+
+    async fn export_memories(
+        &self,
+        _: Request<pb::ExportMemoriesRequest>,
+    ) -> Result<Response<Self::ExportMemoriesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}

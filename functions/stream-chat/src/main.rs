@@ -1,0 +1,12 @@
+//! Streams answers that are grounded in memory.
+
+use std::process::ExitCode;
+
+use agent_service::{proto::agent_v1::agent_service_server::AgentServiceServer, transport::lambda};
+
+/// The calls that this function answers.
+const METHODS: &[&str] = &["StreamChat"];
+
+fn main() -> ExitCode {
+    lambda::serve(METHODS, |services| AgentServiceServer::new(services.agent))
+}

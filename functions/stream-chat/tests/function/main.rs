@@ -1,0 +1,242 @@
+//! The function as Lambda runs it: its program, events, and the bytes of its answers.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+mod double;
+#[path = "../../../../tests/api/fake_provider.rs"]
+#[expect(dead_code, reason = "these tests need less of it")]
+mod fake_provider;
+
+use std::time::Duration;
+
+use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use double::{Answer, Function, Said, event, framed, refused};
+use fake_provider::{FakeProvider, Step, delta, finish, head};
+use prost::Message as _;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_stream-chat");
+const PATH: &str = "/agent.v1.AgentService/StreamChat";
+const GRPC_WEB: &str = "application/grpc-web+proto";
+
+fn ask(message: &str) -> Vec<u8> {
+    let request = pb::ChatRequest {
+        user_id: "ann".into(),
+        input: Some(pb::chat_request::Input::Message(message.into())),
+        ..Default::default()
+    };
+    framed(&request.encode_to_vec())
+}
+
+fn chat(message: &str) -> serde_json::Value {
+    event(PATH, GRPC_WEB, &ask(message))
+}
+
+fn decoded(frames: &[Vec<u8>]) -> Vec<pb::ChatResponse> {
+    frames.iter().map(|frame| pb::ChatResponse::decode(frame.as_slice()).unwrap()).collect()
+}
+
+/// Demo mode without delays, and nothing else.
+async fn demo() -> Function {
+    Function::start(PROGRAM, &[("DEMO_THINKING_DELAY_MS", "0"), ("DEMO_CHUNK_DELAY_MS", "0")]).await
+}
+
+async fn with_provider(provider: &FakeProvider) -> Function {
+    let mut variables = provider.variables();
+    variables.extend([("AUTH", "none"), ("EMBEDDING_PROVIDER", "hashed")]);
+    // The connection that is warmed up at the start.
+    provider.refuse(404, "").await;
+    Function::start(PROGRAM, &variables).await
+}
+
+#[tokio::test]
+async fn with_nothing_configured_it_answers_from_canned_answers_without_a_memory() {
+    let mut function = demo().await;
+    for _ in 0..2 {
+        let answer = function.answer(chat("hello")).await;
+        assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, GRPC_WEB));
+        let (frames, trailers) = answer.frames();
+        assert_eq!(trailers["grpc-status"], "0");
+        let frames = decoded(&frames);
+        let state = |frame: &pb::ChatResponse| match &frame.content {
+            Some(Content::StatusUpdate(status)) => status.state().as_str_name(),
+            _ => "",
+        };
+        assert_eq!((state(&frames[0]), state(&frames[1])), ("THINKING", "GENERATING"), "there is nothing to search");
+        assert_eq!(frames.last().unwrap().finish_reason(), pb::FinishReason::Stop);
+        assert!(matches!(frames.last().unwrap().content, Some(Content::FullText(_))));
+    }
+}
+
+#[tokio::test]
+async fn frames_leave_while_the_answer_is_being_made() {
+    let provider = FakeProvider::start().await;
+    let mut function = with_provider(&provider).await;
+    // The provider goes on only when this test lets it.
+    let first = format!("data: {}\n\n", delta("first"));
+    provider
+        .script(vec![Step::Send(head(200, "text/event-stream")), Step::Send(first.into_bytes()), Step::AwaitGone])
+        .await;
+    function.invoke(chat("hello"), Duration::from_secs(5));
+    let mut bytes = Vec::new();
+    let Said::Head(headers) = function.next().await else { panic!("no head") };
+    assert_eq!(headers["lambda-runtime-function-response-mode"], "streaming");
+    let mut chunks = 0;
+    while !String::from_utf8_lossy(&bytes).contains("first") {
+        let Said::Chunk(chunk) = function.next().await else { panic!("the answer ended early") };
+        bytes.extend(chunk);
+        chunks += 1;
+    }
+    assert!(chunks >= 3, "the prelude, the first status and the delta come one by one: {chunks}");
+    // The function's time runs out before the provider goes on: the stream ends in order, and says that trying again helps.
+    let answer = function.rest(bytes).await;
+    let (frames, trailers) = answer.frames();
+    assert_eq!(trailers["grpc-status"], "0");
+    let last = decoded(&frames).pop().unwrap();
+    let Some(Content::Error(error)) = &last.content else { panic!("{last:?}") };
+    assert_eq!((error.code.as_str(), error.retryable), ("DEADLINE_EXCEEDED", true));
+    assert_eq!(last.finish_reason(), pb::FinishReason::Error);
+}
+
+#[tokio::test]
+async fn a_refusal_is_readable_by_a_browser_and_nothing_else_is_in_the_body() {
+    let mut function = demo().await;
+    let status_of = |answer: &Answer| {
+        assert_eq!(answer.status, 200);
+        assert!(!answer.headers.contains_key("grpc-status"), "a header that a page can not read: {answer:?}");
+        let (frames, trailers) = answer.frames();
+        assert!(frames.is_empty());
+        trailers
+    };
+    let blank = status_of(&function.answer(chat(" ")).await);
+    assert_eq!(blank["grpc-status"], "3");
+    assert!(blank["grpc-message"].contains("message") && blank.contains_key("grpc-status-details-bin"), "{blank:?}");
+    for path in ["/agent.v1.AgentService/RetrieveMemory", "/agent.v1.MemoryService/AddMemories", "/", "/x"] {
+        let unknown = status_of(&function.answer(event(path, GRPC_WEB, &ask("hello"))).await);
+        assert_eq!(unknown["grpc-status"], "12", "{path}");
+    }
+    let broken = status_of(&function.answer(event(PATH, GRPC_WEB, &framed(b"\xff\xff"))).await);
+    assert_eq!(broken["grpc-status"], "3");
+    // A stage in front of the path is none of the service's.
+    let staged = function.answer(event(&format!("/prod{PATH}"), GRPC_WEB, &ask("hello"))).await;
+    assert_eq!(staged.frames().1["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn text_mode_is_answered_in_text() {
+    let mut function = demo().await;
+    let text = STANDARD.encode(ask("hello"));
+    let answer = function.answer(event(PATH, "application/grpc-web-text", text.as_bytes())).await;
+    assert!(answer.headers["content-type"].starts_with("application/grpc-web-text"), "{answer:?}");
+    let (frames, trailers) = answer.text_frames();
+    assert_eq!(trailers["grpc-status"], "0");
+    assert_eq!(decoded(&frames).last().unwrap().finish_reason(), pb::FinishReason::Stop);
+    let text = STANDARD.encode(ask(""));
+    let refused = function.answer(event(PATH, "application/grpc-web-text", text.as_bytes())).await;
+    assert_eq!(refused.text_frames().1["grpc-status"], "3");
+    let garbage = function.answer(event(PATH, "application/grpc-web-text", b"!not base64!")).await;
+    assert_ne!(garbage.text_frames().1["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn what_is_no_call_gets_an_error_of_http() {
+    let mut function = demo().await;
+    let mut get = chat("hello");
+    get["requestContext"]["http"]["method"] = "GET".into();
+    let refused = function.answer(get).await;
+    assert_eq!((refused.status, refused.headers["allow"].as_str(), refused.body.len()), (405, "POST", 0));
+    for content_type in ["application/grpc", "application/json", "", "application/grpc-webbed"] {
+        let refused = function.answer(event(PATH, content_type, &ask("hello"))).await;
+        assert_eq!((refused.status, refused.body.len()), (415, 0), "{content_type}");
+    }
+    let answer = function.answer(chat("hello")).await;
+    assert_eq!(answer.frames().1["grpc-status"], "0", "and the function goes on");
+}
+
+#[tokio::test]
+async fn an_answer_of_many_megabytes_arrives_whole() {
+    let provider = FakeProvider::start().await;
+    let mut function = with_provider(&provider).await;
+    let piece = "0123456789abcdef".repeat(4096);
+    let mut events = vec![delta(&piece); 95];
+    events.push(finish("stop"));
+    let events: Vec<&str> = events.iter().map(String::as_str).chain(["[DONE]"]).collect();
+    provider.stream(&events).await;
+    let answer = function.answer(chat("hello")).await;
+    assert!(answer.body.len() > 12_000_000, "{}", answer.body.len());
+    let (frames, trailers) = answer.frames();
+    assert_eq!(trailers["grpc-status"], "0");
+    let Some(Content::FullText(text)) = decoded(&frames).pop().unwrap().content else { panic!("no full text") };
+    assert_eq!(text.len(), 95 * piece.len());
+}
+
+#[tokio::test]
+async fn it_does_not_start_open_to_everyone_by_accident() {
+    let runtime = ("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9");
+    for (variables, expected) in [
+        (vec![runtime, ("LLM_API_KEY", "k")], "AUTH"),
+        (vec![runtime, ("DATABASE_URL", "postgres://a@127.0.0.1/a")], "AUTH"),
+        (vec![runtime, ("AUTH", "jwt")], "JWT_SECRET"),
+        (vec![runtime, ("AUTH", "none"), ("LLM_API_KEY", "ssm:/key")], "LLM_API_KEY"),
+        (vec![], "cargo lambda watch"),
+    ] {
+        let (code, said) = refused(PROGRAM, &variables).await;
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(expected), "{expected} is not in: {said}");
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_fetched_once_by_the_names_that_variables_give() {
+    let mut provider = FakeProvider::start().await;
+    let mut store = FakeProvider::start().await;
+    let endpoint = store.base_url.trim_end_matches("/v1").to_owned();
+    store.refuse(200, r#"{"Parameter": {"Value": "the-key"}}"#).await;
+    provider.refuse(404, "").await;
+    let mut variables = provider.variables();
+    variables.retain(|(name, _)| *name != "LLM_API_KEY");
+    variables.extend([
+        ("AUTH", "none"),
+        ("EMBEDDING_PROVIDER", "hashed"),
+        ("LLM_API_KEY", "ssm:/agent/key"),
+        ("AWS_ENDPOINT_URL_SSM", &endpoint),
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_ACCESS_KEY_ID", "AKEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_SESSION_TOKEN", "session"),
+    ]);
+    let mut function = Function::start(PROGRAM, &variables).await;
+    for _ in 0..2 {
+        provider.stream(&[&delta("ok"), &finish("stop"), "[DONE]"]).await;
+        assert_eq!(function.answer(chat("hello")).await.frames().1["grpc-status"], "0");
+    }
+    let asked = store.requests.recv().await.unwrap();
+    assert_eq!((asked.body["Name"].as_str(), asked.body["WithDecryption"].as_bool()), (Some("/agent/key"), Some(true)));
+    let head = asked.head.to_ascii_lowercase();
+    assert!(head.contains("x-amz-target: amazonssm.getparameter"), "{head}");
+    assert!(head.contains("authorization: aws4-hmac-sha256 credential=akexample/"), "{head}");
+    assert!(head.contains("/eu-west-1/ssm/aws4_request") && head.contains("x-amz-security-token: session"), "{head}");
+    assert!(store.requests.try_recv().is_err(), "once");
+    // The first request is the one that warms up the connection, and shows no key.
+    assert!(!provider.requests.recv().await.unwrap().head.contains("the-key"));
+    assert!(provider.requests.recv().await.unwrap().head.contains("Bearer the-key"));
+}
+
+#[tokio::test]
+async fn a_secret_that_can_not_be_had_is_named_by_its_variable_alone() {
+    let store = FakeProvider::start().await;
+    let endpoint = store.base_url.trim_end_matches("/v1").to_owned();
+    store.refuse(400, r#"{"__type": "ParameterNotFound", "message": "private"}"#).await;
+    let variables = [
+        ("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9"),
+        ("LLM_API_KEY", "ssm:/agent/key"),
+        ("AWS_ENDPOINT_URL_SSM", &endpoint),
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_ACCESS_KEY_ID", "AKEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+    ];
+    let (code, said) = refused(PROGRAM, &variables).await;
+    assert_eq!(code, Some(2));
+    assert!(said.contains("LLM_API_KEY") && said.contains("ParameterNotFound"), "{said}");
+    assert!(!said.contains("/agent/key") && !said.contains("private"), "{said}");
+}

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Runs a command against a current Postgres behind PgBouncer, which hands a connection to somebody else after every
+# transaction and keeps no prepared statements, as the tests want it:
+#
+#     infra/test-pgbouncer.sh cargo test --test api
+#
+# PgBouncer and its libraries are packages of Debian or Ubuntu, which are unpacked and not installed. It listens on a socket
+# in a temporary folder only, is told by TEST_POOLER_URL, and ends with the command. By TEST_DATABASE_URL the tests make
+# databases and look behind the server, past PgBouncer.
+set -euo pipefail
+
+cache=${TEST_PGBOUNCER_CACHE:-$(cd "$(dirname "$0")/.." && pwd)/target/tools/pgbouncer}
+
+if [ $# -eq 0 ]; then
+    echo "usage: infra/test-pgbouncer.sh COMMAND [ARGUMENT ...]" >&2
+    exit 2
+fi
+
+if [ ! -d "$cache" ]; then
+    partial=$(mktemp -d)
+    # As root, apt says that its own user can not write here, and goes on.
+    fetch() {
+        (cd "$partial" && apt-get download -qq "$1" 2>log) || { cat "$partial/log" >&2; exit 1; }
+        dpkg-deb -x "$partial/$1"_*.deb "$partial/unpacked"
+    }
+    # A machine may have no list of packages yet.
+    [[ $(apt-cache policy pgbouncer) == *"Candidate: "[0-9]* ]] || apt-get update -qq
+    fetch pgbouncer
+    # These few machines have; they are called a little differently in each release.
+    libraries=$(dpkg-deb -f "$partial"/pgbouncer_*.deb Depends | grep -oE 'lib(c-ares|cares|event)[^ ,]*')
+    for library in $libraries; do
+        fetch "$library"
+    done
+    mkdir -p "$(dirname "$cache")"
+    mv "$partial/unpacked" "$cache"
+    rm -rf "$partial"
+fi
+
+# The Postgres to stand in front of, on a socket.
+if [[ ${TEST_DATABASE_URL:-} != *host=/* ]]; then
+    exec "$(dirname "$0")/test-postgres.sh" "$0" "$@"
+fi
+postgres=${TEST_DATABASE_URL##*host=}
+
+# PgBouncer refuses to run as root as well.
+run=$(mktemp -d)
+cp -r "$cache/." "$run"
+as=()
+if [ "$(id -u)" -eq 0 ]; then
+    chown -R nobody "$run"
+    chmod 755 "$run"
+    as=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
+fi
+pgbouncer() { LD_LIBRARY_PATH=$(echo "$run"/usr/lib/*/) "${as[@]}" "$run/usr/sbin/pgbouncer" "$@"; }
+
+# So few connections that they really change hands, each in turn. Users are looked up, because tests make some.
+cat >"$run/pgbouncer.ini" <<SETTINGS
+[databases]
+* = host=$postgres port=5432
+[pgbouncer]
+unix_socket_dir = $run
+listen_port = 6432
+auth_type = trust
+auth_file = $run/users
+auth_user = postgres
+pool_mode = transaction
+default_pool_size = 3
+server_round_robin = 1
+max_client_conn = 1000
+logfile = $run/log
+pidfile = $run/pid
+SETTINGS
+echo '"postgres" ""' >"$run/users"
+# From 1.21 on it can keep prepared statements.
+version=$(pgbouncer --version | sed -n 's/^PgBouncer //p')
+if [ "$(printf '%s\n' 1.21 "$version" | sort -V | head -n 1)" = 1.21 ]; then
+    echo "max_prepared_statements = 0" >>"$run/pgbouncer.ini"
+fi
+
+end() {
+    kill "$(cat "$run/pid" 2>/dev/null)" 2>/dev/null || true
+    rm -rf "$run"
+}
+trap end EXIT
+pgbouncer -q -d "$run/pgbouncer.ini" || { cat "$run/log" >&2; exit 1; }
+
+TEST_POOLER_URL="postgres://postgres@localhost:6432/postgres?host=$run" "$@"

@@ -1,0 +1,116 @@
+//! Proof of who calls, before anything is done for them.
+
+use subtle::ConstantTimeEq as _;
+
+use super::{UserId, token::TokenVerifier};
+use crate::{
+    config::{Auth, CallersConfig, Secret},
+    error::InvalidArgument,
+};
+
+/// What the metadata of a call tells of its caller.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Claim<'a> {
+    /// The user that the body names; may be empty.
+    pub body_user: &'a str,
+    /// `user-id`.
+    pub user_id: Option<&'a str>,
+    /// `authorization`.
+    pub authorization: Option<&'a str>,
+    /// `x-internal-api-key`.
+    pub internal_api_key: Option<&'a str>,
+}
+
+/// Why a caller is not let in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The call names no user, or none that can be.
+    #[error(transparent)]
+    Invalid(#[from] InvalidArgument),
+    /// The call does not prove who makes it.
+    #[error("{0}")]
+    Unproven(#[from] Unproven),
+    /// The call is about a user that its caller is not.
+    #[error("user_id is not the subject of the token")]
+    Foreign,
+}
+
+/// Why a proof is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unproven {
+    /// There is no bearer token.
+    #[error("there is no bearer token")]
+    Missing,
+    /// The token is malformed, not signed by a known key, or for somebody else.
+    #[error("the token is not valid")]
+    Invalid,
+    /// The token has expired.
+    #[error("the token has expired")]
+    Expired,
+    /// The service's own key is wrong.
+    #[error("the internal API key is wrong")]
+    WrongKey,
+    /// The keys that could check it can not be fetched.
+    #[error("the keys of the token's issuer can not be fetched")]
+    NoKeys,
+}
+
+/// Finds out whose call it is.
+pub struct Callers {
+    auth: Auth,
+    tokens: Option<TokenVerifier>,
+    internal_api_key: Option<Secret>,
+}
+
+impl Callers {
+    /// Those whom the configuration lets in.
+    ///
+    /// # Errors
+    /// The HTTP client for the issuer's keys can not be built.
+    pub fn from_config(config: &CallersConfig) -> Result<Self, reqwest::Error> {
+        Ok(Self {
+            auth: config.auth,
+            tokens: config.tokens.as_ref().map(TokenVerifier::new).transpose()?,
+            internal_api_key: config.internal_api_key.clone(),
+        })
+    }
+
+    /// The user whose call it is: the one that it names, once it is proven that it may.
+    ///
+    /// # Errors
+    /// Who calls is not proven, or it is somebody else.
+    pub async fn user(&self, claim: Claim<'_>) -> Result<UserId, Refusal> {
+        let bearer = claim.authorization.and_then(bearer);
+        if self.is_service(bearer, claim.internal_api_key)? || self.auth != Auth::Jwt {
+            return Ok(UserId::of_call(claim.body_user, claim.user_id)?);
+        }
+        let (Some(tokens), Some(token)) = (&self.tokens, bearer) else { return Err(Unproven::Missing.into()) };
+        let subject = tokens.subject(token).await?;
+        for named in [claim.body_user, claim.user_id.unwrap_or_default()] {
+            if !named.is_empty() && named != subject.as_str() {
+                return Err(Refusal::Foreign);
+            }
+        }
+        Ok(subject)
+    }
+
+    /// Whether a service of ours calls, which may act for any user.
+    fn is_service(&self, bearer: Option<&str>, key: Option<&str>) -> Result<bool, Unproven> {
+        let Some(expected) = &self.internal_api_key else { return Ok(false) };
+        // In constant time, so that a wrong key does not tell how much of it is right.
+        let is_right = |given: &str| bool::from(given.as_bytes().ct_eq(expected.expose().as_bytes()));
+        match key {
+            Some(key) if is_right(key) => Ok(true),
+            // Whoever shows a key means it.
+            Some(_) => Err(Unproven::WrongKey),
+            None => Ok(bearer.is_some_and(is_right)),
+        }
+    }
+}
+
+/// The token of an `authorization` header of the scheme Bearer, whose name has no case (RFC 9110, section 11.1).
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.trim().split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}

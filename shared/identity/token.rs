@@ -1,0 +1,76 @@
+//! Bearer tokens: JWTs (RFC 7519) that prove who calls.
+
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
+use serde::Deserialize;
+
+use super::{Unproven, UserId, keys::KeySet};
+use crate::config::{TokenConfig, TokenKeys};
+
+/// How far the clocks of issuer and service may differ, in seconds.
+const LEEWAY: u64 = 30;
+
+/// Checks tokens: signature, issuer, audience and times.
+pub(super) struct TokenVerifier {
+    keys: Keys,
+    /// All but the algorithms, which depend on the key.
+    validation: Validation,
+}
+
+enum Keys {
+    /// A secret that issuer and service share. Only HS256 is accepted, so that no public key is ever taken for a secret.
+    Shared(DecodingKey),
+    /// The issuer's public keys. Only RS256 and ES256 are accepted, each with a key of its kind.
+    Published(KeySet),
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+}
+
+impl TokenVerifier {
+    pub(super) fn new(config: &TokenConfig) -> Result<Self, reqwest::Error> {
+        let keys = match &config.keys {
+            TokenKeys::Secret(secret) => Keys::Shared(DecodingKey::from_secret(secret.expose().as_bytes())),
+            TokenKeys::Published(url) => Keys::Published(KeySet::new(url)?),
+        };
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.leeway = LEEWAY;
+        validation.validate_nbf = true;
+        validation.required_spec_claims = ["exp", "sub"].map(str::to_owned).into();
+        validation.validate_aud = config.audience.is_some();
+        if let Some(audience) = &config.audience {
+            validation.set_audience(&[audience]);
+            validation.required_spec_claims.insert("aud".to_owned());
+        }
+        if let Some(issuer) = &config.issuer {
+            validation.set_issuer(&[issuer]);
+            validation.required_spec_claims.insert("iss".to_owned());
+        }
+        Ok(Self { keys, validation })
+    }
+
+    /// The subject of a token.
+    pub(super) async fn subject(&self, token: &str) -> Result<UserId, Unproven> {
+        match &self.keys {
+            Keys::Shared(key) => self.check(token, key, Algorithm::HS256),
+            Keys::Published(keys) => {
+                let header = jsonwebtoken::decode_header(token).map_err(|_| Unproven::Invalid)?;
+                if !matches!(header.alg, Algorithm::RS256 | Algorithm::ES256) {
+                    return Err(Unproven::Invalid);
+                }
+                let key = keys.find(header.kid.as_deref(), header.alg).await?;
+                self.check(token, &key, header.alg)
+            }
+        }
+    }
+
+    fn check(&self, token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<UserId, Unproven> {
+        let validation = Validation { algorithms: vec![algorithm], ..self.validation.clone() };
+        let decoded = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|error| match error.kind() {
+            ErrorKind::ExpiredSignature => Unproven::Expired,
+            _ => Unproven::Invalid,
+        })?;
+        UserId::parse("sub", &decoded.claims.sub).map_err(|_| Unproven::Invalid)
+    }
+}

@@ -1,0 +1,487 @@
+//! Keeping, correcting and forgetting.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_stream::try_stream;
+use futures_util::Stream;
+use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::{
+    Added, Correction, Exported, Filter, Memory, MemoryError, Metadata, NewDocument, NewMemory, Page, PageToken,
+    Selection, Version,
+    indexed::vector_text,
+    splitter::{self, Chunk},
+    store::{self, Change, NewRow, NewVector, Writers, nearest::NearestIndex, search::Tuning},
+};
+use crate::{
+    config::MemoryConfig,
+    embedding::{Embedder, QueryCache},
+    identity::{MAX_ID_BYTES, UserId},
+    postgres::{RoleDatabase, Roles},
+};
+
+/// Most that one call to the database may take.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Most that writing a document may take, which can have 20,000 chunks, or forgetting as many memories.
+const MANY_ROWS_TIMEOUT: Duration = Duration::from_mins(5);
+/// Memories that an export reads at once.
+const EXPORT_PAGE: usize = 200;
+/// What kind of source a chunk is.
+const DOCUMENT: &str = "document";
+
+/// The memory of all users.
+pub struct MemoryEngine {
+    pub(super) service: RoleDatabase,
+    pub(super) reader: RoleDatabase,
+    pub(super) maintenance: RoleDatabase,
+    pub(super) writers: Writers,
+    pub(super) embedder: Arc<dyn Embedder>,
+    pub(super) queries: QueryCache,
+    /// What vectors of the embedder are kept under.
+    pub(super) model: String,
+    pub(super) nearest: NearestIndex,
+    pub(super) tuning: Tuning,
+}
+
+impl MemoryEngine {
+    /// A memory in a database, with vectors of an embedder.
+    #[must_use]
+    pub fn new(config: MemoryConfig, database: Roles, embedder: Arc<dyn Embedder>) -> Self {
+        Self {
+            service: database.service,
+            reader: database.reader,
+            maintenance: database.maintenance,
+            writers: Writers::default(),
+            model: store::model_key(embedder.model()),
+            nearest: NearestIndex::new(embedder.model(), config.vector_index_threshold),
+            tuning: Tuning { k1: config.k1, b: config.b },
+            queries: QueryCache::new(embedder.clone()),
+            embedder,
+        }
+    }
+
+    /// Whether there is a database to search.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.reader.is_there()
+    }
+
+    /// Opens the connections that the first search uses. What fails is tried again then.
+    pub async fn warm_up(&self) {
+        let database = async {
+            if let Ok(transaction) = self.reader.begin_for_nobody().await {
+                drop(transaction.commit().await);
+            }
+        };
+        tokio::join!(database, self.embedder.warm_up());
+    }
+
+    /// Keeps memories: all of them or, after an error, none. Where an id occurs twice, the last one counts. Content that is
+    /// kept already is not kept again, unless it comes with an id of the client's.
+    ///
+    /// # Errors
+    /// The embedder or the database failed.
+    pub async fn add(&self, user: &UserId, memories: Vec<NewMemory>) -> Result<Added, MemoryError> {
+        let count = memories.len();
+        let mut batch = Batch::of(memories);
+        in_time(self.leave_out_known(user, &mut batch)).await?;
+        let texts: Vec<&str> = batch.rows.values().map(|memory| memory.content.as_str()).collect();
+        let vectors = self.embed(&texts).await?;
+        let vectors: HashMap<String, Vec<f32>> = batch.rows.keys().cloned().zip(vectors).collect();
+        let added = in_time(self.write(user, &mut batch, &vectors)).await?;
+        Ok(Added { ids: batch.ids(), added, unchanged: count - added })
+    }
+
+    /// Takes those memories out of a batch that are kept already, before anything is embedded.
+    async fn leave_out_known(&self, user: &UserId, batch: &mut Batch) -> Result<(), sqlx::Error> {
+        let mut transaction = self.service.begin(user).await?;
+        let (ids, contents): (Vec<&str>, Vec<&str>) =
+            batch.rows.iter().map(|(id, memory)| (id.as_str(), memory.content.as_str())).unzip();
+        let digests: Vec<[u8; 32]> = contents.iter().map(|content| digest(content)).collect();
+        let unchanged = store::unchanged(&mut transaction, user, &ids, &contents, &digests, &self.model).await?;
+        batch.rows.retain(|id, _| !unchanged.contains(id));
+        let (new, texts) = batch.without_client_id();
+        let existing = store::existing(&mut transaction, user, (&texts.0, &texts.1)).await?;
+        batch.take_existing(new, existing);
+        transaction.commit().await
+    }
+
+    async fn write(
+        &self,
+        user: &UserId,
+        batch: &mut Batch,
+        vectors: &HashMap<String, Vec<f32>>,
+    ) -> Result<usize, sqlx::Error> {
+        if batch.rows.is_empty() && batch.supersedes.is_empty() {
+            return Ok(0);
+        }
+        let mut change = Change::begin(&self.service, &self.writers, user).await?;
+        // Somebody may have kept the same content meanwhile.
+        let (new, texts) = batch.without_client_id();
+        let existing = store::existing(change.transaction(), user, (&texts.0, &texts.1)).await?;
+        batch.take_existing(new, existing);
+        let rows: Vec<NewRow<'_>> = batch
+            .rows
+            .iter()
+            .map(|(id, memory)| NewRow {
+                id,
+                content: &memory.content,
+                source_type: &memory.source_type,
+                tags: &memory.tags,
+                metadata: &memory.metadata,
+                created_at: memory.created_at,
+                place: None,
+                vector: NewVector {
+                    id,
+                    digest: digest(&memory.content),
+                    embedding: vectors.get(id).map(Vec::as_slice),
+                },
+            })
+            .collect();
+        let written = change.upsert(&rows, "", &self.model).await?;
+        change.supersede(&batch.superseded()).await?;
+        change.commit().await?;
+        Ok(written.len())
+    }
+
+    /// Keeps a document as chunks, in place of what was kept of it before, and says how many there are. Chunks that are the
+    /// same as before keep their ids and vectors.
+    ///
+    /// # Errors
+    /// The embedder or the database failed.
+    pub async fn ingest(&self, user: &UserId, document: &NewDocument) -> Result<usize, MemoryError> {
+        /// Most attempts where somebody else changes the same document meanwhile.
+        const ATTEMPTS: usize = 3;
+        let chunks = splitter::split(&document.content);
+        let ids = chunk_ids(&document.id, &chunks);
+        for _ in 0..ATTEMPTS {
+            let rows = self.prepare_chunks(user, document, &chunks, &ids).await?;
+            let write = self.write_chunks(user, document, &ids, &rows);
+            if timeout(MANY_ROWS_TIMEOUT, write).await.map_err(|_| MemoryError::Timeout)?? {
+                return Ok(chunks.len());
+            }
+        }
+        Err(MemoryError::Timeout)
+    }
+
+    /// The vectors of a document's chunks, but for those that are kept already.
+    async fn prepare_chunks(
+        &self,
+        user: &UserId,
+        document: &NewDocument,
+        chunks: &[Chunk<'_>],
+        ids: &[String],
+    ) -> Result<Vec<ChunkRow>, MemoryError> {
+        let known = in_time(async {
+            let mut transaction = self.service.begin(user).await?;
+            let known = store::vector_digests(&mut transaction, user, &document.id, &self.model).await?;
+            transaction.commit().await?;
+            Ok(known)
+        });
+        let known = known.await?;
+        let texts = chunks.iter().map(|chunk| vector_text(&document.title, &chunk.section, chunk.text));
+        let texts: Vec<String> = texts.collect();
+        let mut rows: Vec<ChunkRow> = Vec::with_capacity(chunks.len());
+        let mut new = Vec::new();
+        for (place, (chunk, text)) in chunks.iter().zip(&texts).enumerate() {
+            let digest = digest(text);
+            if known.get(&ids[place]).is_none_or(|known| *known != digest) {
+                new.push(place);
+            }
+            let (section, text) = (chunk.section.clone(), chunk.text.to_owned());
+            rows.push(ChunkRow { section, text, digest, vector: None });
+        }
+        let embedded: Vec<&str> = new.iter().map(|place| texts[*place].as_str()).collect();
+        for (place, vector) in new.iter().zip(self.embed(&embedded).await?) {
+            rows[*place].vector = Some(vector);
+        }
+        Ok(rows)
+    }
+
+    /// Writes a document and says whether it did: not where a vector that was there is so no more.
+    async fn write_chunks(
+        &self,
+        user: &UserId,
+        document: &NewDocument,
+        ids: &[String],
+        chunks: &[ChunkRow],
+    ) -> Result<bool, sqlx::Error> {
+        let rows: Vec<NewRow<'_>> = chunks
+            .iter()
+            .zip(ids)
+            .enumerate()
+            .map(|(place, (chunk, id))| NewRow {
+                id,
+                content: &chunk.text,
+                source_type: DOCUMENT,
+                tags: &document.tags,
+                metadata: &document.metadata,
+                created_at: None,
+                place: Some((&chunk.section, place)),
+                vector: NewVector { id, digest: chunk.digest, embedding: chunk.vector.as_deref() },
+            })
+            .collect();
+        let mut change = Change::begin(&self.service, &self.writers, user).await?;
+        let known: Vec<&str> = ids.iter().map(String::as_str).collect();
+        change.replace_document(document, &known).await?;
+        change.upsert(&rows, &document.id, &self.model).await?;
+        if !change.without_vector(ids, &self.model).await?.is_empty() {
+            return Ok(false);
+        }
+        change.commit().await?;
+        Ok(true)
+    }
+
+    /// Corrects a memory; what it was before stays in its history.
+    ///
+    /// # Errors
+    /// There is no such memory, or the embedder or the database failed.
+    pub async fn update(&self, user: &UserId, correction: &Correction) -> Result<Memory, MemoryError> {
+        let vector = match &correction.content {
+            Some(content) => self.vector_of_correction(user, &correction.id, content).await?,
+            None => None,
+        };
+        let corrected = in_time(async {
+            let mut change = Change::begin(&self.service, &self.writers, user).await?;
+            let vector = vector.as_ref().map(|(vector, digest)| {
+                (NewVector { id: &correction.id, digest: *digest, embedding: Some(vector) }, self.model.as_str())
+            });
+            let corrected = change.correct(correction, vector).await?;
+            change.commit().await?;
+            Ok(corrected)
+        });
+        corrected.await?.ok_or(MemoryError::NotFound)
+    }
+
+    /// The vector of a memory's new content, with the digest of its text.
+    async fn vector_of_correction(
+        &self,
+        user: &UserId,
+        id: &str,
+        content: &str,
+    ) -> Result<Option<(Vec<f32>, [u8; 32])>, MemoryError> {
+        let memory = in_time(async {
+            let mut transaction = self.service.begin(user).await?;
+            let memory = store::memory(&mut transaction, user, id).await?;
+            transaction.commit().await?;
+            Ok(memory)
+        });
+        let Some(memory) = memory.await? else { return Err(MemoryError::NotFound) };
+        let (title, section) = memory.place.as_ref().map_or(("", ""), |place| (&place.title, &place.section));
+        let text = vector_text(title, section, content);
+        let vector = self.embed(&[&text]).await?.pop();
+        Ok(vector.map(|vector| (vector, digest(&text))))
+    }
+
+    /// Lists memories, newest first.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn list(
+        &self,
+        user: &UserId,
+        filter: &Filter,
+        page_size: usize,
+        after: Option<&PageToken>,
+    ) -> Result<Page, MemoryError> {
+        in_time(async {
+            let mut transaction = self.reader.begin(user).await?;
+            let page = store::page(&mut transaction, user, filter, page_size, after).await?;
+            transaction.commit().await?;
+            Ok(page)
+        })
+        .await
+    }
+
+    /// Everything held of a user: each memory, newest first, with what it was before corrections; a long history comes in
+    /// several parts, each with the memory. It is read page by page, as fast as it is polled.
+    ///
+    /// The stream ends with the first error: the database failed.
+    pub fn export(self: Arc<Self>, user: UserId) -> impl Stream<Item = Result<Exported, MemoryError>> + Send + 'static {
+        try_stream! {
+            let filter = Filter::default();
+            let mut after = None;
+            loop {
+                let (page, mut histories) = in_time(async {
+                    let mut transaction = self.reader.begin(&user).await?;
+                    let page = store::page(&mut transaction, &user, &filter, EXPORT_PAGE, after.as_ref()).await?;
+                    let ids: Vec<&str> = page.memories.iter().map(|memory| memory.id.as_str()).collect();
+                    let histories = store::histories(&mut transaction, &user, &ids).await?;
+                    transaction.commit().await?;
+                    Ok((page, histories))
+                })
+                .await?;
+                for memory in page.memories {
+                    let history = histories.remove(&memory.id).unwrap_or_default();
+                    for history in in_parts(history) {
+                        yield Exported { memory: memory.clone(), history };
+                    }
+                }
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Forgets memories, with everything that was derived from them, and says how many there were.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn delete(&self, user: &UserId, selection: &Selection) -> Result<usize, MemoryError> {
+        let delete = async {
+            let mut change = Change::begin(&self.service, &self.writers, user).await?;
+            let deleted = change.delete(selection).await?;
+            change.commit().await?;
+            Ok::<_, sqlx::Error>(deleted)
+        };
+        Ok(timeout(MANY_ROWS_TIMEOUT, delete).await.map_err(|_| MemoryError::Timeout)??)
+    }
+
+    /// Vectors of texts, of which there may be none.
+    pub(super) async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, MemoryError> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(self.embedder.embed(texts).await?)
+    }
+}
+
+/// A history in parts that fit into a message; one without anything is one part.
+fn in_parts(history: Vec<Version>) -> Vec<Vec<Version>> {
+    /// Beside the memory itself, in a message of 4 MB.
+    const MAX_BYTES: usize = 3_000_000;
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for version in history {
+        let metadata = version.metadata.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
+        let size = version.content.len() + metadata + version.tags.iter().map(|tag| tag.len() + 2).sum::<usize>() + 50;
+        bytes += size;
+        if bytes > MAX_BYTES {
+            parts.push(Vec::new());
+            bytes = size;
+        }
+        if let Some(part) = parts.last_mut() {
+            part.push(version);
+        }
+    }
+    parts
+}
+
+/// A chunk on its way into the store.
+struct ChunkRow {
+    section: String,
+    text: String,
+    /// Of the text that its vector is of.
+    digest: [u8; 32],
+    /// `None` = the one that is kept already.
+    vector: Option<Vec<f32>>,
+}
+
+/// Memories on their way into the store.
+struct Batch {
+    /// The id of each memory of the request, in its order.
+    given: Vec<String>,
+    /// What is to be written, by id: two writers take their locks in the same order.
+    rows: BTreeMap<String, NewMemory>,
+    /// Ids that turned out to be others, because their content is kept already.
+    aliases: HashMap<String, String>,
+    /// Ids of replaced memories, each with the one that replaces it.
+    supersedes: Vec<(String, String)>,
+}
+
+impl Batch {
+    fn of(memories: Vec<NewMemory>) -> Self {
+        let mut batch = Self {
+            given: Vec::with_capacity(memories.len()),
+            rows: BTreeMap::new(),
+            aliases: HashMap::new(),
+            supersedes: Vec::new(),
+        };
+        let mut new: HashMap<(String, String), String> = HashMap::new();
+        for mut memory in memories {
+            let id = match &memory.id {
+                Some(id) => id.clone(),
+                None => new
+                    .entry((memory.content.clone(), conversation(&memory.metadata)))
+                    .or_insert_with(|| Uuid::now_v7().to_string())
+                    .clone(),
+            };
+            let replaced = std::mem::take(&mut memory.supersedes);
+            batch.supersedes.extend(replaced.into_iter().map(|old| (old, id.clone())));
+            batch.given.push(id.clone());
+            batch.rows.insert(id, memory);
+        }
+        batch
+    }
+
+    /// Ids of the memories to which the client gave none, with their contents and conversations.
+    fn without_client_id(&self) -> (Vec<String>, (Vec<&str>, Vec<String>)) {
+        let new = self.rows.iter().filter(|(_, memory)| memory.id.is_none());
+        new.map(|(id, memory)| (id.clone(), (memory.content.as_str(), conversation(&memory.metadata)))).unzip()
+    }
+
+    /// Takes memories out whose contents have another id already.
+    fn take_existing(&mut self, ids: Vec<String>, existing: Vec<Option<String>>) {
+        for (id, existing) in ids.into_iter().zip(existing) {
+            if let Some(existing) = existing {
+                self.rows.remove(&id);
+                self.aliases.insert(id, existing);
+            }
+        }
+    }
+
+    fn known_as<'a>(&'a self, id: &'a String) -> &'a String {
+        self.aliases.get(id).unwrap_or(id)
+    }
+
+    fn superseded(&self) -> Vec<(String, String)> {
+        self.supersedes.iter().map(|(old, new)| (old.clone(), self.known_as(new).clone())).collect()
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.given.iter().map(|id| self.known_as(id).clone()).collect()
+    }
+}
+
+/// The conversation that a memory was said in, as the store reads it from the free data; empty for all others.
+fn conversation(metadata: &Metadata) -> String {
+    let name = metadata.get("session_id").or_else(|| metadata.get("session"));
+    name.filter(|name| name.len() <= MAX_ID_BYTES).cloned().unwrap_or_default()
+}
+
+pub(super) fn digest(text: &str) -> [u8; 32] {
+    Sha256::digest(text).into()
+}
+
+/// Ids of a document's chunks: the same for the same text in the same document, wherever it stands, so that what did not
+/// change keeps its id and its vector.
+fn chunk_ids(document: &str, chunks: &[Chunk<'_>]) -> Vec<String> {
+    let mut seen: HashMap<&str, u32> = HashMap::new();
+    let mut ids = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        let repeat = seen.entry(chunk.text).or_default();
+        *repeat += 1;
+        let mut hash = Sha256::new();
+        for part in [document, chunk.text, &repeat.to_string()] {
+            hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+            hash.update(part);
+        }
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash.finalize()[..16]);
+        // Version 8 is for ids of one's own making (RFC 9562).
+        ids.push(uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string());
+    }
+    ids
+}
+
+pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, MemoryError> {
+    Ok(timeout(DATABASE_TIMEOUT, work).await.map_err(|_| MemoryError::Timeout)??)
+}

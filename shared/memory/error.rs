@@ -1,0 +1,45 @@
+//! Why the memory failed.
+
+use crate::embedding::EmbedError;
+
+/// Why the memory failed. It holds no text of the user.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The database failed.
+    #[error("the database failed: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The database took longer than a call may take.
+    #[error("the database took too long")]
+    Timeout,
+    /// There is no vector to store or to search with.
+    #[error(transparent)]
+    Embedding(#[from] EmbedError),
+    /// A defect of ours.
+    #[error("an internal defect")]
+    Defect,
+    /// The user has no memory with this id.
+    #[error("there is no such memory")]
+    NotFound,
+}
+
+impl MemoryError {
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        use sqlx::Error;
+        match self {
+            Self::Timeout | Self::Embedding(EmbedError::Unreachable(_)) => true,
+            Self::Embedding(EmbedError::Refused(status)) => *status == 429 || *status >= 500,
+            Self::Defect | Self::NotFound | Self::Embedding(EmbedError::Unusable(_) | EmbedError::Local(_)) => false,
+            Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
+            // Connections (08), resources (53), an operator's intervention such as a restart (57), a collision of
+            // transactions (40001, 40P01), a table or role that the migration of a starting server has yet to make
+            // (42P01, 22023).
+            Self::Database(Error::Database(error)) => error.code().is_some_and(|code| {
+                ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+                    || matches!(&*code, "40001" | "40P01" | "42P01" | "22023")
+            }),
+            Self::Database(_) => false,
+        }
+    }
+}

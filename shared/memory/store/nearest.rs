@@ -1,0 +1,143 @@
+//! Near vectors by an HNSW index, for users who have so many memories that comparing all of them takes too long.
+//!
+//! One index serves all such users of a model, as `halfvec`, which halves it. The iterative scan goes on until enough of the
+//! user's own vectors are found; these are then scored by the full vectors.
+
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row as _};
+
+use crate::{
+    embedding::EmbeddingModel,
+    identity::UserId,
+    postgres::{RoleDatabase, RoleTransaction},
+};
+
+use super::{model_key, sql_int};
+
+/// Vectors that are taken from the index for one search, at least.
+const CANDIDATES: usize = 200;
+/// The same where the hits above a floor are counted: the most that pgvector allows for `hnsw.ef_search`.
+const MOST_CANDIDATES: usize = 1_000;
+/// Vectors, of all users, that one search looks at before it gives up.
+const MAX_SCANNED: usize = 200_000;
+
+/// The index of a model's vectors.
+#[derive(Debug, Clone)]
+pub(in crate::memory) struct NearestIndex {
+    model: String,
+    dimension: usize,
+    name: String,
+    /// How many memories a user has for whom it is worth it.
+    threshold: usize,
+}
+
+/// How many candidates a search with this floor takes.
+pub(super) fn candidates(floor: f32) -> usize {
+    if floor > 0.0 { MOST_CANDIDATES } else { CANDIDATES }
+}
+
+/// Sets how far the index is searched in this transaction.
+pub(super) async fn prepare(transaction: &mut RoleTransaction, candidates: usize) -> Result<(), sqlx::Error> {
+    let query = transaction
+        .query(
+            "select set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', $1, true),
+                    set_config('hnsw.max_scan_tuples', $2, true), set_config('enable_sort', 'off', true)",
+        )
+        .bind(candidates.to_string())
+        .bind(MAX_SCANNED.to_string());
+    query.execute(&mut **transaction).await?;
+    Ok(())
+}
+
+impl NearestIndex {
+    pub(in crate::memory) fn new(model: &EmbeddingModel, threshold: usize) -> Self {
+        let model_key = model_key(model);
+        let hash: String = Sha256::digest(&model_key).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Self { model: model_key, dimension: model.dimension, name: format!("memory_vectors_{hash}"), threshold }
+    }
+
+    /// The nearest memories, as a part of a statement with the parameters of a search. The model is written out, because the
+    /// planner has to see that it is the index's.
+    pub(super) fn leg(&self) -> String {
+        format!(
+            "nearest as materialized (
+                 select memory_id as id from memory_vectors
+                 where user_id = $1 and model = {model}
+                 order by embedding::halfvec({dimension}) <=> $13::real[]::halfvec({dimension}) limit $22
+             )",
+            model = literal(&self.model),
+            dimension = self.dimension,
+        )
+    }
+
+    /// Whether the index is worth it for a user with so many memories.
+    pub(in crate::memory) fn is_worth(&self, memories: u64) -> bool {
+        memories >= self.threshold as u64
+    }
+
+    /// Whether a user has so many memories that the index is worth it, and it is there.
+    pub(in crate::memory) async fn is_for(
+        &self,
+        transaction: &mut RoleTransaction,
+        user: &UserId,
+    ) -> Result<bool, sqlx::Error> {
+        let query = transaction
+            .query(
+                "select coalesce((select indisvalid from pg_index where indexrelid = to_regclass($3)), false) as is_ready
+                 from memory_users
+                 where user_id = $1 and memories >= $2
+                       -- While a store moves to another model, few vectors may be there yet.
+                       and (select count(*) from (select from memory_vectors
+                                                  where user_id = $1 and model = $4 limit 1000) as counted) = 1000",
+            )
+            .bind(user.as_str())
+            .bind(sql_int(self.threshold))
+            .bind(&self.name)
+            .bind(&self.model);
+        let row = query.fetch_optional(&mut **transaction).await?;
+        row.map_or(Ok(false), |row| row.try_get("is_ready"))
+    }
+
+    /// Whether any user has so many memories.
+    pub(in crate::memory) async fn is_wanted(&self, maintenance: &RoleDatabase) -> Result<bool, sqlx::Error> {
+        let mut transaction = maintenance.begin_for_nobody().await?;
+        let query = transaction.query("select from memory_users where memories >= $1 limit 1");
+        let row = query.bind(sql_int(self.threshold)).fetch_optional(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(row.is_some())
+    }
+
+    /// Builds the index, unless it is there, without holding up anyone.
+    pub(in crate::memory) async fn build(&self, owner: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let state = sqlx::query("select indisvalid from pg_index where indexrelid = to_regclass($1)");
+        match state.bind(&self.name).fetch_optional(&mut *owner).await? {
+            Some(row) if row.try_get("indisvalid")? => return Ok(()),
+            // What a build left behind that was broken off.
+            Some(_) => {
+                let drop = format!("drop index concurrently if exists {}", self.name);
+                owner.execute(AssertSqlSafe(drop)).await?;
+            }
+            None => {}
+        }
+        let began = std::time::Instant::now();
+        tracing::info!(model = self.model, "building the index of vectors");
+        let create = format!(
+            "create index concurrently if not exists {name} on memory_vectors
+             using hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops) where model = {model}",
+            name = self.name,
+            dimension = self.dimension,
+            model = literal(&self.model),
+        );
+        owner.execute(AssertSqlSafe(create)).await?;
+        let elapsed: Duration = began.elapsed();
+        tracing::info!(model = self.model, elapsed_s = elapsed.as_secs(), "the index of vectors is built");
+        Ok(())
+    }
+}
+
+/// A text as SQL writes it.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}

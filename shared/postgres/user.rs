@@ -1,0 +1,134 @@
+//! Transactions on behalf of one user, in which the database shows and takes rows of that user alone.
+//!
+//! Everything is set for the transaction and nothing for the session, so that a pooler may hand the connection to somebody
+//! else between two of them.
+
+use std::ops::{Deref, DerefMut};
+
+use sqlx::{
+    AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction, postgres::PgArguments, query::Query,
+};
+
+use crate::identity::UserId;
+
+/// Whose rights a transaction has. The roles are made by the migrations; none owns a table or bypasses row-level security.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Reads and writes rows of the user.
+    Service,
+    /// Reads rows of the user.
+    Reader,
+    /// Sees of all users who they are and the ids of what they have, and nothing else.
+    Maintenance,
+}
+
+impl Role {
+    /// Its name in the database.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "agent_service",
+            Self::Reader => "agent_reader",
+            Self::Maintenance => "agent_maintenance",
+        }
+    }
+
+    /// Begins a transaction in one round trip.
+    pub(super) const fn begin(self) -> &'static str {
+        match self {
+            Self::Service => "begin; set local role agent_service",
+            Self::Reader => "begin read only; set local role agent_reader",
+            Self::Maintenance => "begin read only; set local role agent_maintenance",
+        }
+    }
+}
+
+/// A database for one role, whichever login reaches it.
+#[derive(Debug, Clone)]
+pub struct RoleDatabase {
+    /// `None` = there is no database.
+    pool: Option<PgPool>,
+    role: Role,
+    /// Whether the server may keep statements by name from one transaction to the next.
+    prepared_statements: bool,
+}
+
+impl RoleDatabase {
+    pub(super) fn new(pool: Option<PgPool>, role: Role, prepared_statements: bool) -> Self {
+        Self { pool, role, prepared_statements }
+    }
+
+    /// Whether there is a database at all.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.pool.is_some()
+    }
+
+    /// Begins a transaction for a user. Dropping it undoes it.
+    ///
+    /// # Errors
+    /// The database can not be reached, or the login may not act as the role.
+    pub async fn begin(&self, user: &UserId) -> Result<RoleTransaction, sqlx::Error> {
+        // One round trip takes no parameters. What is written in hexadecimal digits can not be anything but a value.
+        let user: String = user.as_str().bytes().map(|byte| format!("{byte:02x}")).collect();
+        let statement = format!(
+            "{}; select set_config('agent.user_id', convert_from(decode('{user}', 'hex'), 'UTF8'), true)",
+            self.role.begin(),
+        );
+        self.begin_with(AssertSqlSafe(statement)).await
+    }
+
+    /// Begins a transaction that sees no user's rows, unless the role sees something of all.
+    ///
+    /// # Errors
+    /// As [`RoleDatabase::begin`].
+    pub async fn begin_for_nobody(&self) -> Result<RoleTransaction, sqlx::Error> {
+        self.begin_with(self.role.begin()).await
+    }
+
+    async fn begin_with(&self, statement: impl SqlSafeStr) -> Result<RoleTransaction, sqlx::Error> {
+        let absent = || sqlx::Error::Configuration("there is no database".into());
+        let inner = self.pool.as_ref().ok_or_else(absent)?.begin_with(statement).await?;
+        Ok(RoleTransaction { inner, prepared_statements: self.prepared_statements })
+    }
+}
+
+/// A transaction of a role.
+pub struct RoleTransaction {
+    inner: Transaction<'static, Postgres>,
+    prepared_statements: bool,
+}
+
+impl RoleTransaction {
+    /// A query for this transaction to execute.
+    pub fn query<'q>(&self, sql: impl SqlSafeStr) -> Query<'q, Postgres, PgArguments> {
+        sqlx::query(sql).persistent(self.prepared_statements)
+    }
+
+    /// A query whose text is put together from parts of ours. It is never kept by name.
+    pub fn query_once<'q>(&self, sql: String) -> Query<'q, Postgres, PgArguments> {
+        sqlx::query(AssertSqlSafe(sql)).persistent(false)
+    }
+
+    /// Makes what was done last.
+    ///
+    /// # Errors
+    /// The database can not be reached any more, or refuses.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        self.inner.commit().await
+    }
+}
+
+impl Deref for RoleTransaction {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.inner
+    }
+}
+
+impl DerefMut for RoleTransaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+}

@@ -1,0 +1,64 @@
+//! The service that the Connect conformance suite calls, for each way in to serve. A test says in its request how it wants to
+//! be answered; the answer tells what of the request has arrived.
+//!
+//! It is compiled with our codec and, for comparison, with tonic's.
+
+mod answers;
+mod calls;
+mod trailers;
+
+use std::convert::Infallible;
+
+use http::{Request, Response};
+use tonic::{body::Body, server::NamedService, service::LayerExt as _};
+use tower::{Service, util::MapResponseLayer};
+
+/// Messages of the suite, and its service with our codec.
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code; the proto files of the suite document the types"
+)]
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/ours/connectrpc.conformance.v1.rs"));
+}
+
+/// The service with tonic's codec.
+#[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated code")]
+mod bare {
+    include!(concat!(env!("OUT_DIR"), "/bare/connectrpc.conformance.v1.rs"));
+}
+
+/// What a way in can serve.
+pub trait Served:
+    Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
+    + NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Served for S where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
+        + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// The service with our codec; a request may have messages of `max_message_bytes`.
+pub fn service(max_message_bytes: usize) -> impl Served {
+    let service = proto::conformance_service_server::ConformanceServiceServer::new(calls::Conformance);
+    MapResponseLayer::new(trailers::append).named_layer(service.max_decoding_message_size(max_message_bytes))
+}
+
+/// The service with tonic's codec; a request may have messages of `max_message_bytes`.
+pub fn bare_service(max_message_bytes: usize) -> impl Served {
+    let service = bare::conformance_service_server::ConformanceServiceServer::new(calls::Conformance);
+    MapResponseLayer::new(trailers::append).named_layer(service.max_decoding_message_size(max_message_bytes))
+}

@@ -1,0 +1,134 @@
+//! A server under the Connect conformance suite: our local server with the suite's service in the place of ours.
+//!
+//!     conformance-server [--bare]
+//!
+//! It reads a `ServerCompatRequest` from its input, answers with a `ServerCompatResponse` that tells where it listens, and
+//! serves until SIGTERM. `--bare` serves with tonic and tonic-web alone, without anything of ours: what fails there too is
+//! theirs.
+
+use std::{
+    error::Error,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use agent_service::{
+    config::{ServerConfig, TlsFiles},
+    transport::server::Listener,
+};
+use conformance_server::{
+    bare_service,
+    proto::{ServerCompatRequest, ServerCompatResponse, TlsCreds},
+    service,
+};
+use prost::Message as _;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::Routes,
+    transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
+};
+use tonic_web::GrpcWebLayer;
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+#[tokio::main]
+async fn main() -> Outcome {
+    let is_bare = match std::env::args().nth(1).as_deref() {
+        None => false,
+        Some("--bare") => true,
+        Some(other) => return Err(format!("unknown argument {other}").into()),
+    };
+    // Before the suite is told the address, so that no signal comes too early.
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stopping = async {
+        terminate.recv().await;
+        stop.cancel();
+        // A test that has failed may have left a stream open for ever.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok(())
+    };
+    let request = read_request()?;
+    let serving =
+        async { if is_bare { serve_bare(request, stop.clone()).await } else { serve(request, stop.clone()).await } };
+    tokio::select! {
+        result = serving => result,
+        result = stopping => result,
+    }
+}
+
+/// Serves as the local server does.
+async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let tls = match &request.server_creds {
+        Some(TlsCreds { cert, key }) => {
+            let files = TlsFiles { certificate: folder.path().join("cert.pem"), key: folder.path().join("key.pem") };
+            std::fs::write(&files.certificate, cert)?;
+            std::fs::write(&files.key, key)?;
+            Some(files)
+        }
+        None => None,
+    };
+    let config = ServerConfig {
+        host: Ipv4Addr::LOCALHOST.into(),
+        port: 0,
+        tls,
+        reflection: false,
+        shutdown_grace: Duration::ZERO,
+        allowed_origins: Vec::new(),
+    };
+    let listener = Listener::bind(&config).await?;
+    answer(&request, listener.address())?;
+    listener.serve(Routes::new(service(message_limit(&request)?)), stop).await?;
+    Ok(())
+}
+
+/// Serves with tonic and tonic-web alone.
+async fn serve_bare(request: ServerCompatRequest, stop: CancellationToken) -> Outcome {
+    let mut server = Server::builder().accept_http1(true);
+    if let Some(TlsCreds { cert, key }) = &request.server_creds {
+        server = server.tls_config(ServerTlsConfig::new().identity(Identity::from_pem(cert, key)))?;
+    }
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    answer(&request, socket.local_addr()?)?;
+    let routes = Routes::new(bare_service(message_limit(&request)?));
+    server
+        .layer(GrpcWebLayer::new())
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(TcpIncoming::from(socket), stop.cancelled_owned())
+        .await?;
+    Ok(())
+}
+
+/// The largest message that a request may have, in bytes.
+fn message_limit(request: &ServerCompatRequest) -> Result<usize, Box<dyn Error>> {
+    Ok(match request.message_receive_limit {
+        0 => usize::MAX,
+        limit => limit.try_into()?,
+    })
+}
+
+/// A message on a pipe is preceded by its size in four bytes, big-endian.
+fn read_request() -> Result<ServerCompatRequest, Box<dyn Error>> {
+    let mut input = std::io::stdin().lock();
+    let mut size = [0; 4];
+    input.read_exact(&mut size)?;
+    let mut message = vec![0; u32::from_be_bytes(size).try_into()?];
+    input.read_exact(&mut message)?;
+    Ok(ServerCompatRequest::decode(&message[..])?)
+}
+
+fn answer(request: &ServerCompatRequest, address: SocketAddr) -> Outcome {
+    let pem_cert = request.server_creds.clone().unwrap_or_default().cert;
+    let response = ServerCompatResponse { host: address.ip().to_string(), port: address.port().into(), pem_cert };
+    let message = response.encode_to_vec();
+    let mut output = std::io::stdout().lock();
+    output.write_all(&u32::try_from(message.len())?.to_be_bytes())?;
+    output.write_all(&message)?;
+    Ok(output.flush()?)
+}

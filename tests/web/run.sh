@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Runs clients as web pages have them against the functions under `cargo lambda watch`, and against a server.
+#
+#   tests/web/run.sh PATH_TO_AGENT_LOCAL
+#
+# Needs cargo, python3 and Node 20 or later with npm. All that it installs is pinned and kept in WEB_CACHE (target/web if not set);
+# the checks run there as well, so that the sources stay as they are. Ports are free ones, and no .env file is read.
+set -euo pipefail
+
+if (( $# != 1 )) || [[ ! -x $1 ]]; then
+  echo "usage: tests/web/run.sh PATH_TO_AGENT_LOCAL" >&2
+  exit 2
+fi
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+server=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+cache=${WEB_CACHE:-$root/target/web}
+
+scratch=$(mktemp -d)
+server_pid='' watch_pid=''
+# A process and all that it started: the functions have groups of their own.
+with_descendants() {
+  local child
+  for child in $(pgrep -P "$1" || true); do with_descendants "$child"; done
+  echo "$1"
+}
+end() { # PID
+  local pids tenths
+  [[ -n $1 ]] || return 0
+  pids=$(with_descendants "$1")
+  kill -TERM "$1" 2>/dev/null || true
+  for (( tenths = 0; tenths < 50; tenths++ )); do
+    kill -0 "$1" 2>/dev/null || break
+    sleep 0.1
+  done
+  # shellcheck disable=SC2086 # one word a process
+  kill -KILL $pids 2>/dev/null || true
+  wait "$1" 2>/dev/null || true
+}
+cleanup() {
+  end "$watch_pid"
+  end "$server_pid"
+  rm -rf "$scratch"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# Says nothing unless the command fails.
+quietly() {
+  "$@" >"$scratch/said" 2>&1 || { cat "$scratch/said" >&2; exit 1; }
+}
+
+# Waits for a line in a file while a process runs, at most so many seconds.
+await_line() { # PID FILE PATTERN SECONDS
+  local tenths
+  for (( tenths = 0; tenths < $4 * 10; tenths++ )); do
+    if grep -q "$3" "$2"; then return; fi
+    kill -0 "$1" 2>/dev/null || break
+    sleep 0.1
+  done
+  cat "$scratch"/*.log >&2
+  echo "a program ended, or did not say \"$3\" within $4 seconds" >&2
+  exit 1
+}
+
+# ---- what the clients need ----
+mkdir -p "$cache/gen"
+cache=$(cd "$cache" && pwd)
+cp "$here"/*.js "$here"/package*.json "$here/.npmrc" "$cache"
+if ! cmp -s "$cache/package-lock.json" "$cache/node_modules/.installed"; then
+  (cd "$cache" && quietly npm ci --ignore-scripts --no-audit --no-fund)
+  cp "$cache/package-lock.json" "$cache/node_modules/.installed"
+fi
+# The compiler of protocols is that of the stubs.
+grpcio_tools=$(sed -n 's/^grpcio_tools=//p' "$root/infra/generate-stubs.sh")
+[[ -x $cache/venv/bin/python ]] || quietly python3 -m venv "$cache/venv"
+quietly "$cache/venv/bin/python" -m pip install --quiet --disable-pip-version-check "grpcio-tools==$grpcio_tools"
+quietly "$cache/venv/bin/python" -m grpc_tools.protoc -I "$root/proto" \
+  --plugin=protoc-gen-es="$cache/node_modules/.bin/protoc-gen-es" \
+  --es_out="$cache/gen" --es_opt=target=js,import_extension=js "$root"/proto/*.proto
+
+# ---- the server and the functions ----
+read -r provider_port functions_port < <(node -e '
+  const servers = [0, 1].map(() => require("net").createServer().listen(0, "127.0.0.1"));
+  Promise.all(servers.map((s) => new Promise((done) => s.once("listening", done)))).then(() => {
+    console.log(servers.map((s) => s.address().port).join(" "));
+    servers.forEach((s) => s.close());
+  });')
+settings=(
+  LLM_PROVIDER=compatible
+  LLM_API_BASE_URL="http://127.0.0.1:$provider_port/v1"
+  LLM_API_KEY=test-key
+  LLM_MODEL_NAME=test-model
+  EMBEDDING_PROVIDER=hashed
+)
+
+cd "$scratch"
+env -i PATH="$PATH" HOME="$scratch" "${settings[@]}" GRPC_PORT=0 AGENT_DATA_DIR="$scratch/data" \
+  "$server" >"$scratch/server.out.log" 2>"$scratch/server.log" &
+server_pid=$!
+await_line "$server_pid" "$scratch/server.out.log" '^Ready\.' 120
+server_url=$(sed -n 's|.*\(http://127\.0\.0\.1:[0-9]\{1,\}\).*|\1|p' "$scratch/server.out.log" | head -n 1)
+
+database_url="postgres://postgres@localhost/postgres?host=$scratch/data/socket"
+printf '%s\n' "${settings[@]}" AUTH=none DATABASE_URL="$database_url" >"$scratch/env"
+"$root/infra/watch.sh" -P "$functions_port" --ignore-changes --env-file "$scratch/env" >"$scratch/watch.log" 2>&1 &
+watch_pid=$!
+# A clean machine builds the functions first.
+await_line "$watch_pid" "$scratch/watch.log" 'starting Runtime server' 900
+
+# ---- the clients ----
+status=0
+node "$cache/checks.js" "$provider_port" "http://127.0.0.1:$functions_port/lambda-url" "$server_url" |
+  tee "$scratch/results" || status=$?
+passed=$(grep -c '^ok  ' "$scratch/results" || true)
+failed=$(grep -c '^FAIL  ' "$scratch/results" || true)
+if (( status != 0 || failed > 0 )); then
+  printf '\nThe last that they said:\n'
+  tail -n 40 "$scratch"/*.log
+fi
+printf '\n%d passed, %d failed\n' "$passed" "$failed"
+(( status == 0 && passed > 0 && failed == 0 ))
