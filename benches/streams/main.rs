@@ -1,7 +1,7 @@
 //! How much the service costs on top of its gRPC library: it and a bare tonic server stream the same frames in one run.
 //!
-//! `cargo bench --bench streams` runs everything in about two minutes. Arguments after `--` choose: `frames`, `paced` and
-//! `retrieval` name parts, and `--quick` makes a run of seconds that shows no more than that the benchmark works. Servers
+//! `cargo bench --bench streams` runs everything in about two minutes. Arguments after `--` choose: `frames`, `paced`,
+//! `provider` and `retrieval` name parts, and `--quick` makes a run of seconds that shows no more than that the benchmark works. Servers
 //! are processes of their own, so that their memory and processor time can be told from those of the load.
 //!
 //! It reports and never judges: on a shared machine only the ratios of one run mean something.
@@ -9,6 +9,7 @@
 mod load;
 mod paced;
 mod process;
+mod provider;
 mod report;
 mod retrieval;
 mod server;
@@ -40,6 +41,7 @@ struct Plan {
     /// Measurements of each server in turn, whose median counts.
     rounds: usize,
     paced: paced::Plan,
+    provider: provider::Plan,
     retrieval: retrieval::Plan,
 }
 
@@ -48,12 +50,14 @@ impl Plan {
         span: Duration::from_secs(5),
         rounds: 5,
         paced: paced::Plan { streams: 3_000, ramp: Duration::from_millis(1_500), rounds: 3 },
+        provider: provider::Plan { streams: &[1, 16, 256], rounds: 5 },
         retrieval: retrieval::Plan { users: 50, memories: 200, callers: 16, span: Duration::from_secs(5) },
     };
     const QUICK: Self = Self {
         span: Duration::from_millis(300),
         rounds: 1,
         paced: paced::Plan { streams: 100, ramp: Duration::from_millis(200), rounds: 1 },
+        provider: provider::Plan { streams: &[4], rounds: 1 },
         retrieval: retrieval::Plan { users: 2, memories: 20, callers: 4, span: Duration::from_millis(500) },
     };
 }
@@ -74,8 +78,8 @@ fn main() -> Outcome<ExitCode> {
         match argument.as_str() {
             "--bench" => {}
             "--quick" => plan = Plan::QUICK,
-            part @ ("frames" | "paced" | "retrieval") => parts.push(part),
-            other => return Err(format!("{other:?} is none of --quick, frames, paced, retrieval").into()),
+            part @ ("frames" | "paced" | "provider" | "retrieval") => parts.push(part),
+            other => return Err(format!("{other:?} is none of --quick, frames, paced, provider, retrieval").into()),
         }
     }
     let wanted = |part| parts.is_empty() || parts.contains(&part);
@@ -91,6 +95,9 @@ fn main() -> Outcome<ExitCode> {
         if wanted("paced") {
             paced::run(&runtime, &plan.paced, &turn)?;
         }
+    }
+    if wanted("provider") {
+        provider::run(&runtime, &plan.provider)?;
     }
     if wanted("retrieval") {
         retrieval::run(&runtime, &plan.retrieval)?;

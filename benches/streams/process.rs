@@ -25,9 +25,21 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts a server that waits `pace` before each delta and, if it is the bare one, repeats a turn.
     pub fn start(role: Role, pace: Duration, turn: &[ChatResponse], log_level: &str) -> Outcome<Self> {
+        Self::start_with(role, pace, turn, log_level, &[])
+    }
+
+    /// Starts a server with more arguments.
+    pub fn start_with(
+        role: Role,
+        pace: Duration,
+        turn: &[ChatResponse],
+        log_level: &str,
+        arguments: &[&str],
+    ) -> Outcome<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args([SERVE, role.name(), &pace.as_millis().to_string()])
+            .args(arguments)
             .env("RUST_LOG", log_level)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());

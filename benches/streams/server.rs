@@ -38,7 +38,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use crate::Outcome;
+use crate::{Outcome, provider};
 
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +49,14 @@ pub enum Role {
     Retrieval,
     /// Tonic and nothing else.
     Bare,
+    /// A provider of answers.
+    Provider,
+    /// The service in front of that provider, without a database.
+    Proxy,
 }
 
 impl Role {
-    const ALL: [Self; 3] = [Self::Service, Self::Retrieval, Self::Bare];
+    const ALL: [Self; 5] = [Self::Service, Self::Retrieval, Self::Bare, Self::Provider, Self::Proxy];
 
     /// Its name as an argument.
     pub fn name(self) -> &'static str {
@@ -60,6 +64,8 @@ impl Role {
             Self::Service => "service",
             Self::Retrieval => "retrieval",
             Self::Bare => "bare",
+            Self::Provider => "provider",
+            Self::Proxy => "proxy",
         }
     }
 
@@ -86,7 +92,17 @@ pub fn run(role: Role, arguments: &[&str]) -> Outcome<()> {
     runtime.block_on(async {
         match role {
             Role::Bare => serve_bare(turn, pace, stop).await,
-            Role::Service | Role::Retrieval => serve(role, pace, data.path(), stop).await,
+            Role::Provider => {
+                let listener = TcpListener::bind("127.0.0.1:0").await?;
+                announce(listener.local_addr()?)?;
+                tokio::select! {
+                    result = provider::serve(listener, pace) => result,
+                    () = stop.cancelled() => Ok(()),
+                }
+            }
+            Role::Service | Role::Retrieval | Role::Proxy => {
+                serve(role, pace, arguments.get(1).copied(), data.path(), stop).await
+            }
         }
     })
 }
@@ -112,15 +128,25 @@ fn announce(address: std::net::SocketAddr) -> std::io::Result<()> {
     out.flush()
 }
 
-async fn serve(role: Role, pace: Duration, data: &Path, stop: CancellationToken) -> Outcome<()> {
+async fn serve(
+    role: Role,
+    pace: Duration,
+    provider: Option<&str>,
+    data: &Path,
+    stop: CancellationToken,
+) -> Outcome<()> {
     let config = Config::read(&|name| {
         Some(match name {
+            "LLM_PROVIDER" if provider.is_some() => "compatible".to_owned(),
+            "LLM_API_BASE_URL" => format!("{}/v1", provider?),
+            "LLM_MODEL_NAME" => "model".to_owned(),
+            "DEMO_MODE" if provider.is_some() => "off".to_owned(),
             "GRPC_PORT" | "DEMO_THINKING_DELAY_MS" | "SHUTDOWN_GRACE_SECONDS" => "0".to_owned(),
             "DEMO_MODE" => "on".to_owned(),
             "DEMO_CHUNK_DELAY_MS" => pace.as_millis().to_string(),
             "EMBEDDING_PROVIDER" => "hashed".to_owned(),
             // Nobody listens there: without retrieval a turn must not need a database.
-            "DATABASE_URL" if role == Role::Service => "postgres://nobody@127.0.0.1:1/none".to_owned(),
+            "DATABASE_URL" if role != Role::Retrieval => "postgres://nobody@127.0.0.1:1/none".to_owned(),
             "AGENT_DATA_DIR" => data.to_str()?.to_owned(),
             _ => return None,
         })

@@ -1,8 +1,11 @@
 //! What happens in a turn. Each event becomes one frame.
 
+use serde_json::Value;
+
 use crate::{
-    llm::{Finish, ModelError, TokenUsage},
+    llm::{Finish, ModelError, TokenUsage, ToolCall},
     memory::Memory,
+    tools::ToolFailure,
 };
 
 /// Something that happened in a turn.
@@ -14,6 +17,10 @@ pub enum Event {
     Recalled(Vec<Recalled>),
     /// The next piece of the answer, never empty.
     Delta(String),
+    /// A tool that the server runs has run.
+    Ran(Ran),
+    /// A tool that the client is to run.
+    Called(ToolCall),
     /// What the turn cost.
     Spent(Spent),
     /// The end: the whole answer, equal to the joined deltas.
@@ -23,11 +30,28 @@ pub enum Event {
         /// Why the model stopped.
         finish: Finish,
     },
+    /// The end for now: the turn goes on when the client has run the tools.
+    AwaitsTools,
+    /// The end for now: a result was taken, and others are missing.
+    AwaitsMoreResults,
     /// The end: no answer.
     Failed(Failure),
 }
 
-/// Stages of a turn, in their order.
+impl Event {
+    /// Whether it is the last one of its call.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        match self {
+            Self::Answered { .. } | Self::AwaitsTools | Self::AwaitsMoreResults | Self::Failed(_) => true,
+            Self::Entered(_) | Self::Recalled(_) | Self::Delta(_) | Self::Ran(_) | Self::Called(_) | Self::Spent(_) => {
+                false
+            }
+        }
+    }
+}
+
+/// Stages of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Before anything is done.
@@ -39,6 +63,8 @@ pub enum Stage {
         /// The memory could not be searched, and the turn goes on without it.
         recall_failed: bool,
     },
+    /// Before tools are run, here or by the client.
+    ExecutingTools,
 }
 
 /// A memory that a turn is grounded in.
@@ -50,15 +76,30 @@ pub struct Recalled {
     pub score: f32,
 }
 
-/// Tokens that a turn has spent.
+/// A tool that the server has run.
+#[derive(Debug)]
+pub struct Ran {
+    /// The call that it answers.
+    pub call_id: String,
+    /// The tool.
+    pub name: String,
+    /// What it gave: an object.
+    pub outcome: Result<Value, ToolFailure>,
+}
+
+/// Tokens that a call has spent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spent {
-    /// The counts.
+    /// All together.
     pub usage: TokenUsage,
-    /// Whether we guessed them, because the model did not tell.
+    /// What they cost, in micro-dollars; `None` = for some of them nobody knows.
+    pub cost_micro_usd: Option<i64>,
+    /// Whether we guessed some of them, because the model did not tell.
     pub estimated: bool,
     /// Who answered.
     pub model: String,
+    /// Each model's share, where several were asked.
+    pub by_model: Vec<(String, TokenUsage)>,
 }
 
 /// Why a turn has no answer.
@@ -67,6 +108,15 @@ pub enum Failure {
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The model called tools in a way that they can not be called in, and did so again after it was told.
+    #[error("the model called a tool wrongly, twice")]
+    WrongToolCall,
+    /// The model called tools again and again.
+    #[error("the model called tools too often in one turn")]
+    TooManyToolRounds,
+    /// The turn can not be kept until the client has run the tools.
+    #[error("the turn can not be kept until its tools have run")]
+    NotKept,
     /// The server stops.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -76,4 +126,16 @@ pub enum Failure {
     /// A defect of ours.
     #[error("an internal defect")]
     Internal,
+}
+
+impl Failure {
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Model(error) => error.kind.is_retryable(),
+            Self::WrongToolCall | Self::NotKept | Self::ShuttingDown | Self::OutOfTime => true,
+            Self::TooManyToolRounds | Self::Internal => false,
+        }
+    }
 }

@@ -7,7 +7,7 @@ use minijinja::{Environment, value::Serde};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Recalled, turn::Profile};
+use super::{Profile, Recalled};
 use crate::language::Language;
 
 const ENGLISH: &str = include_str!("prompts/system.en.md");

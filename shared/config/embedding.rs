@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{ModelConfig, Provider, Reader, Secret};
+use super::{ModelConfig, Patience, Provider, Reader, Secret};
 
 pub(super) const EMBEDDING_PROVIDER: &str = "EMBEDDING_PROVIDER";
 pub(super) const EMBEDDING_API_BASE_URL: &str = "EMBEDDING_API_BASE_URL";
@@ -36,6 +36,8 @@ pub enum EmbeddingConfig {
         dimension: usize,
         /// Whether the model has to be asked for this length, because it is not its own.
         shortened: bool,
+        /// How often it is asked, and when no more.
+        patience: Patience,
     },
 }
 
@@ -47,16 +49,16 @@ enum Kind {
 }
 
 impl EmbeddingConfig {
-    pub(super) fn read(reader: &mut Reader<'_>, model: &ModelConfig) -> Self {
+    pub(super) fn read(reader: &mut Reader<'_>, model: &ModelConfig, patience: Patience) -> Self {
         let kinds = [("openai", Kind::OpenAi), ("local", Kind::Local), ("hashed", Kind::Hashed)];
         let chosen = reader.choice(EMBEDDING_PROVIDER, &kinds);
         let model_dir = reader.directory(EMBEDDING_MODEL_DIR, "models/all-MiniLM-L6-v2");
-        let own_url = reader.url(EMBEDDING_API_BASE_URL, &["http", "https"], "https://api.openai.com/v1");
+        let own_url = reader.base_url(EMBEDDING_API_BASE_URL, "https://api.openai.com/v1");
         let own_key = reader.text(EMBEDDING_API_KEY).map(Secret::new);
         let own_model = reader.text(EMBEDDING_MODEL);
         let own_dimension = reader.integer(EMBEDDING_DIM, 1, MAX_DIMENSION, "1536");
         let provider = match model {
-            ModelConfig::Provider(config) => Some(config),
+            ModelConfig::Provider(config) => Some(&config.primary),
             ModelConfig::Demo(_) => None,
         };
         match (chosen, provider) {
@@ -98,6 +100,7 @@ impl EmbeddingConfig {
             model,
             shortened: known.is_some_and(|known| known != dimension),
             dimension: usize::try_from(dimension).unwrap_or_default(),
+            patience,
         }
     }
 

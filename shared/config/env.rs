@@ -51,7 +51,7 @@ impl<'a> Reader<'a> {
 
     /// The value of a variable; empty or blank counts as not set.
     #[must_use]
-    pub fn text(&self, variable: &'static str) -> Option<String> {
+    pub fn text(&self, variable: &str) -> Option<String> {
         (self.source)(variable).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }
 
@@ -89,6 +89,12 @@ impl<'a> Reader<'a> {
                 None
             }
         }
+    }
+
+    /// A whole number from `least` to `most`, which fits into 32 bits.
+    pub fn number(&mut self, variable: &'static str, least: u32, most: u32, example: &'static str) -> Option<u32> {
+        let number = self.integer(variable, least.into(), most.into(), example)?;
+        u32::try_from(number).ok()
     }
 
     /// A number from `least` to `most`.
@@ -134,22 +140,15 @@ impl<'a> Reader<'a> {
     /// An absolute URL of one of the schemes, without its trailing slash.
     pub fn url(&mut self, variable: &'static str, schemes: &[&str], example: &'static str) -> Option<String> {
         let value = self.text(variable)?;
-        match Url::parse(&value) {
-            // Such a URL is shown at the start and in logs; a key in it would be too.
-            Ok(url) if url.scheme().starts_with("http") && (url.username() != "" || url.password().is_some()) => {
-                self.mistake(variable, "contains a user or password, which belongs into a variable for a key", example);
-                None
-            }
-            Ok(url) if schemes.contains(&url.scheme()) => Some(value.trim_end_matches('/').to_owned()),
-            _ => {
-                self.mistake(
-                    variable,
-                    format!("is not a URL that begins with {}://", schemes.join(":// or ")),
-                    example,
-                );
-                None
-            }
-        }
+        let url = check_url(&value, schemes);
+        url.map_err(|problem| self.mistake(variable, problem, example)).ok()
+    }
+
+    /// The base URL of a provider's API, without its trailing slash.
+    pub fn base_url(&mut self, variable: &'static str, example: &'static str) -> Option<String> {
+        let value = self.text(variable)?;
+        let url = check_base_url(&value);
+        url.map_err(|problem| self.mistake(variable, problem, example)).ok()
     }
 
     /// The path of a file that can be read.
@@ -191,5 +190,26 @@ impl<'a> Reader<'a> {
     /// All mistakes that were noted.
     pub fn finish<T>(self, value: T) -> Result<T, Mistakes> {
         if self.mistakes.is_empty() { Ok(value) } else { Err(Mistakes(self.mistakes)) }
+    }
+}
+
+/// An absolute URL of one of the schemes, without its trailing slash.
+fn check_url(value: &str, schemes: &[&str]) -> Result<String, String> {
+    match Url::parse(value) {
+        // Such a URL is shown at the start and in logs; a key in it would be too.
+        Ok(url) if url.scheme().starts_with("http") && (url.username() != "" || url.password().is_some()) => {
+            Err("contains a user or password, which belongs into a variable for a key".to_owned())
+        }
+        Ok(url) if schemes.contains(&url.scheme()) => Ok(value.trim_end_matches('/').to_owned()),
+        _ => Err(format!("is not a URL that begins with {}://", schemes.join(":// or "))),
+    }
+}
+
+/// The base URL of a provider's API: what stands before `/chat/completions`.
+pub(super) fn check_base_url(value: &str) -> Result<String, String> {
+    let url = check_url(value, &["http", "https"])?;
+    match ["/chat/completions", "/embeddings"].iter().find(|call| url.ends_with(**call)) {
+        Some(call) => Err(format!("is the address of a call, not of the API: leave out {call}")),
+        None => Ok(url),
     }
 }

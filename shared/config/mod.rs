@@ -14,7 +14,7 @@ pub use callers::{Auth, CallersConfig, TokenConfig, TokenKeys};
 pub use embedding::EmbeddingConfig;
 pub use env::{Mistake, Mistakes, Reader};
 pub use memory::MemoryConfig;
-pub use model::{DemoConfig, DemoReason, Limits, ModelConfig, Provider, ProviderConfig};
+pub use model::{DemoConfig, DemoReason, EndpointConfig, Limits, ModelConfig, Patience, Provider, ProviderConfig};
 pub use server::{ServerConfig, TlsFiles};
 pub use stores::{MemoryStoreConfig, StoresConfig};
 
@@ -48,6 +48,13 @@ pub const VARIABLES: &[&str] = &[
     model::LLM_FIRST_TOKEN_TIMEOUT_SECONDS,
     model::LLM_IDLE_TIMEOUT_SECONDS,
     model::LLM_TOTAL_TIMEOUT_SECONDS,
+    model::LLM_MAX_ATTEMPTS,
+    model::LLM_MAX_TOKENS,
+    model::LLM_FALLBACKS,
+    model::LLM_BREAKER_FAILURES,
+    model::LLM_BREAKER_COOLDOWN_SECONDS,
+    model::PRICES_FILE,
+    model::TOOLS_FILE,
     embedding::EMBEDDING_PROVIDER,
     embedding::EMBEDDING_API_BASE_URL,
     embedding::EMBEDDING_API_KEY,
@@ -62,6 +69,7 @@ pub const VARIABLES: &[&str] = &[
     stores::DATABASE_ADMIN_URL,
     stores::DATABASE_PREPARED_STATEMENTS,
     stores::AGENT_DATA_DIR,
+    stores::ADMISSION_TIMEOUT_MS,
     crate::telemetry::RUST_LOG,
     crate::telemetry::LOG_FORMAT,
 ];
@@ -110,12 +118,13 @@ impl Config {
     /// As [`Config::read`].
     pub fn read_for(place: Place, source: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(source);
-        let model = ModelConfig::read(&mut reader);
+        let patience = Patience::read(&mut reader);
+        let model = ModelConfig::read(&mut reader, patience);
         let callers = CallersConfig::read(&mut reader);
         let config = Self {
             server: ServerConfig::read(&mut reader, callers.auth),
             callers,
-            embedding: EmbeddingConfig::read(&mut reader, &model),
+            embedding: EmbeddingConfig::read(&mut reader, &model, patience),
             memory: MemoryConfig::read(&mut reader),
             stores: StoresConfig::read(&mut reader, place),
             log_format: crate::telemetry::LogFormat::read(&mut reader),
@@ -127,6 +136,13 @@ impl Config {
             let problem = "is not set: a function can be called by anyone; set it to jwt with JWT_SECRET or JWT_JWKS_URL, \
                            or say none";
             reader.mistake(callers::AUTH, problem, "jwt");
+        }
+        if let ModelConfig::Provider(provider) = &config.model
+            && provider.tools_file.is_some()
+            && matches!(config.stores.memory, MemoryStoreConfig::Absent)
+        {
+            let problem = "is set, but turns that wait for tools are kept in a database, and DATABASE_URL is not set";
+            reader.mistake(model::TOOLS_FILE, problem, "");
         }
         reader.finish(config)
     }
@@ -220,7 +236,7 @@ mod tests {
     #[test]
     fn a_key_chooses_its_provider_and_demo_mode_wins_over_a_key() {
         let provider = |variables: &[_]| match read(variables).unwrap().model {
-            ModelConfig::Provider(config) => config,
+            ModelConfig::Provider(config) => config.primary,
             ModelConfig::Demo(_) => panic!("demo"),
         };
         let openai = provider(&[("LLM_API_KEY", "k")]);

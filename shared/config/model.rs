@@ -3,6 +3,9 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{Reader, Secret};
+use crate::provider::BreakerSettings;
+
+mod fallbacks;
 
 pub(super) const DEMO_MODE: &str = "DEMO_MODE";
 pub(super) const DEMO_THINKING_DELAY_MS: &str = "DEMO_THINKING_DELAY_MS";
@@ -19,6 +22,13 @@ pub(super) const LLM_CONNECT_TIMEOUT_SECONDS: &str = "LLM_CONNECT_TIMEOUT_SECOND
 pub(super) const LLM_FIRST_TOKEN_TIMEOUT_SECONDS: &str = "LLM_FIRST_TOKEN_TIMEOUT_SECONDS";
 pub(super) const LLM_IDLE_TIMEOUT_SECONDS: &str = "LLM_IDLE_TIMEOUT_SECONDS";
 pub(super) const LLM_TOTAL_TIMEOUT_SECONDS: &str = "LLM_TOTAL_TIMEOUT_SECONDS";
+pub(super) const LLM_MAX_ATTEMPTS: &str = "LLM_MAX_ATTEMPTS";
+pub(super) const LLM_MAX_TOKENS: &str = "LLM_MAX_TOKENS";
+pub(super) const LLM_FALLBACKS: &str = "LLM_FALLBACKS";
+pub(super) const LLM_BREAKER_FAILURES: &str = "LLM_BREAKER_FAILURES";
+pub(super) const LLM_BREAKER_COOLDOWN_SECONDS: &str = "LLM_BREAKER_COOLDOWN_SECONDS";
+pub(super) const PRICES_FILE: &str = "PRICES_FILE";
+pub(super) const TOOLS_FILE: &str = "TOOLS_FILE";
 
 /// Who answers.
 #[derive(Debug, Clone)]
@@ -26,7 +36,7 @@ pub enum ModelConfig {
     /// Canned answers at no cost.
     Demo(DemoConfig),
     /// A provider's model.
-    Provider(ProviderConfig),
+    Provider(Box<ProviderConfig>),
 }
 
 /// Canned answers and their pace.
@@ -78,6 +88,17 @@ impl Provider {
         Self::CHOICES.iter().find(|(_, provider)| *provider == self).map_or("", |(name, _)| name)
     }
 
+    /// Whose API is at an address.
+    fn of_url(url: &str) -> Self {
+        let is = |host: &str| url.contains(host);
+        match () {
+            () if is("://api.openai.com") => Self::OpenAi,
+            () if is("dashscope") => Self::Qwen,
+            () if is("://api.deepseek.com") => Self::DeepSeek,
+            () => Self::Compatible,
+        }
+    }
+
     fn default_base_url(self) -> Option<&'static str> {
         match self {
             Self::OpenAi => Some("https://api.openai.com/v1"),
@@ -97,21 +118,77 @@ impl Provider {
     }
 }
 
-/// A provider's model and how to reach it.
+/// A model and how to reach it.
 #[derive(Debug, Clone)]
-pub struct ProviderConfig {
+pub struct EndpointConfig {
     /// Whose API it is.
     pub provider: Provider,
     /// Base URL with its `/v1`, without a trailing slash.
     pub base_url: String,
     /// The key; `None` where the API needs none.
     pub api_key: Option<Secret>,
-    /// The model where a request names none.
+    /// The model's name.
     pub model: String,
+    /// The variable that holds the key, for whoever looks for a mistake.
+    pub key_variable: String,
+    /// The variable that holds the address.
+    pub address_variable: &'static str,
+}
+
+impl EndpointConfig {
+    /// Whether the API is really OpenAI's, which knows less than others and is stricter.
+    #[must_use]
+    pub fn is_openai_itself(&self) -> bool {
+        Provider::of_url(&self.base_url) == Provider::OpenAi
+    }
+
+    /// Whether the API is DeepSeek's, whatever it was configured as.
+    #[must_use]
+    pub fn is_deepseek(&self) -> bool {
+        self.provider == Provider::DeepSeek || Provider::of_url(&self.base_url) == Provider::DeepSeek
+    }
+}
+
+/// Models that answer, and with how much patience.
+#[derive(Debug, Clone)]
+pub struct ProviderConfig {
+    /// Who is asked first.
+    pub primary: EndpointConfig,
+    /// Who is asked next where that fails, in this order.
+    pub fallbacks: Vec<EndpointConfig>,
     /// Models that a request may name; empty = any.
     pub allowed_models: Vec<String>,
     /// How long to wait for what.
     pub limits: Limits,
+    /// How often a model is asked for one answer, and when no more.
+    pub patience: Patience,
+    /// Most tokens of an answer, whatever a request says; `None` = the provider's own limit.
+    pub max_tokens: Option<u32>,
+    /// What tokens cost, if other than known.
+    pub prices_file: Option<PathBuf>,
+    /// Tools that clients run.
+    pub tools_file: Option<PathBuf>,
+}
+
+/// How often providers are asked, for answers and for vectors alike.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Most requests for one answer to each model, at least 1.
+    pub max_attempts: u32,
+    /// When a model that is dead is no longer asked.
+    pub breaker: BreakerSettings,
+}
+
+impl Patience {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        Self {
+            max_attempts: reader.number(LLM_MAX_ATTEMPTS, 1, 10, "3").unwrap_or(3),
+            breaker: BreakerSettings {
+                failures: reader.number(LLM_BREAKER_FAILURES, 0, 1_000, "5").unwrap_or(5),
+                cooldown: reader.seconds(LLM_BREAKER_COOLDOWN_SECONDS, 10.0, true),
+            },
+        }
+    }
 }
 
 /// How long a turn waits for its provider.
@@ -123,7 +200,7 @@ pub struct Limits {
     pub first_token: Duration,
     /// Between two such events.
     pub idle: Duration,
-    /// For the whole turn.
+    /// For the whole turn, with all retries and fallbacks.
     pub total: Duration,
 }
 
@@ -136,7 +213,17 @@ struct Urls {
 }
 
 impl ModelConfig {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+    /// Longest that a turn may take.
+    #[must_use]
+    pub fn total_timeout(&self) -> Duration {
+        match self {
+            // Canned answers end by themselves.
+            Self::Demo(_) => Duration::from_hours(1),
+            Self::Provider(provider) => provider.limits.total,
+        }
+    }
+
+    pub(super) fn read(reader: &mut Reader<'_>, patience: Patience) -> Self {
         // All variables are read in either mode, so that a mistake is found before the mode is changed.
         let demo = DemoConfig {
             reason: DemoReason::Chosen,
@@ -150,40 +237,71 @@ impl ModelConfig {
             idle: reader.seconds(LLM_IDLE_TIMEOUT_SECONDS, 20.0, true),
             total: reader.seconds(LLM_TOTAL_TIMEOUT_SECONDS, 300.0, true),
         };
+        let max_tokens = reader.number(LLM_MAX_TOKENS, 1, 10_000_000, "4096");
+        let prices_file = reader.file(PRICES_FILE, "prices.json");
+        let tools_file = reader.file(TOOLS_FILE, "tools.json");
         let demo_mode = reader.switch(DEMO_MODE);
         let chosen = reader.choice(LLM_PROVIDER, &Provider::CHOICES);
         let key = reader.text(LLM_API_KEY);
         let deepseek_key = reader.text(DEEPSEEK_API_KEY);
         let urls = Urls {
-            own: reader.url(LLM_API_BASE_URL, &["http", "https"], BASE_URL_EXAMPLE),
-            deepseek: reader.url(DEEPSEEK_BASE_URL, &["http", "https"], "https://api.deepseek.com/v1"),
+            own: reader.base_url(LLM_API_BASE_URL, BASE_URL_EXAMPLE),
+            deepseek: reader.base_url(DEEPSEEK_BASE_URL, "https://api.deepseek.com/v1"),
         };
-        if demo_mode == Some(true) {
-            return Self::Demo(demo);
-        }
         let provider = match (chosen, &key, &deepseek_key) {
-            (Some(provider), ..) => provider,
-            (None, Some(_), _) => Provider::OpenAi,
-            (None, None, Some(_)) => Provider::DeepSeek,
-            (None, None, None) => {
-                if demo_mode == Some(false) {
-                    reader.mistake(LLM_API_KEY, "is not set, but DEMO_MODE=false asks for a real model", "sk-...");
-                }
-                return Self::Demo(DemoConfig { reason: DemoReason::NoKey, ..demo });
-            }
+            _ if demo_mode == Some(true) => None,
+            (Some(provider), ..) => Some(provider),
+            (None, Some(_), _) => Some(Provider::OpenAi),
+            (None, None, Some(_)) => Some(Provider::DeepSeek),
+            (None, None, None) => None,
         };
-        let api_key = if provider == Provider::DeepSeek { deepseek_key.or(key) } else { key };
-        Self::Provider(ProviderConfig::read(reader, provider, api_key, urls, limits))
+        let Some(provider) = provider else {
+            if demo_mode == Some(false) {
+                reader.mistake(LLM_API_KEY, "is not set, but DEMO_MODE=false asks for a real model", "sk-...");
+            }
+            // Mistakes in it are told in demo mode, too.
+            fallbacks::read(reader, None);
+            let reason = if demo_mode == Some(true) { DemoReason::Chosen } else { DemoReason::NoKey };
+            return Self::Demo(DemoConfig { reason, ..demo });
+        };
+        let primary = EndpointConfig::read(reader, provider, key, deepseek_key, urls);
+        let mut allowed_models = reader.list(LLM_ALLOWED_MODELS);
+        if !allowed_models.is_empty() && !allowed_models.contains(&primary.model) {
+            allowed_models.push(primary.model.clone());
+        }
+        Self::Provider(Box::new(ProviderConfig {
+            fallbacks: fallbacks::read(reader, Some(&primary)),
+            primary,
+            allowed_models,
+            limits,
+            patience,
+            max_tokens,
+            prices_file,
+            tools_file,
+        }))
     }
 }
 
-impl ProviderConfig {
-    fn read(reader: &mut Reader<'_>, provider: Provider, api_key: Option<String>, urls: Urls, limits: Limits) -> Self {
-        let is_deepseek = provider == Provider::DeepSeek;
-        let base_url = if is_deepseek { urls.deepseek.or(urls.own) } else { urls.own };
+impl EndpointConfig {
+    fn read(
+        reader: &mut Reader<'_>,
+        provider: Provider,
+        key: Option<String>,
+        deepseek_key: Option<String>,
+        urls: Urls,
+    ) -> Self {
+        let (key_variable, api_key) = match (provider, deepseek_key) {
+            (Provider::DeepSeek, Some(key)) => (DEEPSEEK_API_KEY, Some(key)),
+            (Provider::DeepSeek, None) if key.is_none() => (DEEPSEEK_API_KEY, None),
+            _ => (LLM_API_KEY, key),
+        };
+        let (address_variable, base_url) = match (provider, urls.deepseek) {
+            (Provider::DeepSeek, Some(url)) => (DEEPSEEK_BASE_URL, Some(url)),
+            _ => (LLM_API_BASE_URL, urls.own),
+        };
         if api_key.is_none() && provider != Provider::Compatible {
             let problem = format!("is not set, but LLM_PROVIDER={} needs a key", provider.name());
-            reader.mistake(if is_deepseek { DEEPSEEK_API_KEY } else { LLM_API_KEY }, problem, "sk-...");
+            reader.mistake(key_variable, problem, "sk-...");
         }
         let base_url = base_url.or(provider.default_base_url().map(str::to_owned)).unwrap_or_else(|| {
             reader.mistake(
@@ -197,10 +315,7 @@ impl ProviderConfig {
             reader.mistake(LLM_MODEL_NAME, "is not set, but LLM_PROVIDER=compatible has no default", "qwen3:8b");
             String::new()
         });
-        let mut allowed_models = reader.list(LLM_ALLOWED_MODELS);
-        if !allowed_models.is_empty() && !allowed_models.contains(&model) {
-            allowed_models.push(model.clone());
-        }
-        Self { provider, base_url, api_key: api_key.map(Secret::new), model, allowed_models, limits }
+        let api_key = api_key.map(Secret::new);
+        Self { provider, base_url, api_key, model, key_variable: key_variable.to_owned(), address_variable }
     }
 }

@@ -1,6 +1,6 @@
 //! Where memories are kept.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use super::{Place, Reader, Secret};
 
@@ -9,12 +9,15 @@ pub(super) const DATABASE_READ_URL: &str = "DATABASE_READ_URL";
 pub(super) const DATABASE_ADMIN_URL: &str = "DATABASE_ADMIN_URL";
 pub(super) const DATABASE_PREPARED_STATEMENTS: &str = "DATABASE_PREPARED_STATEMENTS";
 pub(super) const AGENT_DATA_DIR: &str = "AGENT_DATA_DIR";
+pub(super) const ADMISSION_TIMEOUT_MS: &str = "ADMISSION_TIMEOUT_MS";
 
 /// Where data is kept.
 #[derive(Debug, Clone)]
 pub struct StoresConfig {
     /// Where memories are kept.
     pub memory: MemoryStoreConfig,
+    /// Most that a call may wait for a store before its first frame.
+    pub admission_timeout: Duration,
 }
 
 /// Where memories are kept.
@@ -61,7 +64,7 @@ impl StoresConfig {
                 (Place::Function, None) => MemoryStoreConfig::Absent,
             },
         };
-        Self { memory }
+        Self { memory, admission_timeout: reader.milliseconds(ADMISSION_TIMEOUT_MS, 200) }
     }
 }
 

@@ -83,6 +83,18 @@ pub enum EmbedError {
     Local(String),
 }
 
+impl EmbedError {
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Refused(status) => matches!(status, 408 | 429) || *status >= 500,
+            Self::Unusable(_) | Self::Local(_) => false,
+        }
+    }
+}
+
 /// Why an embedder can not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedderSetupError {
@@ -109,9 +121,9 @@ pub fn from_config(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, Embedd
         EmbeddingConfig::Local { model_dir } => Arc::new(LocalEmbedder::load(model_dir)?),
         #[cfg(not(feature = "local-embeddings"))]
         EmbeddingConfig::Local { .. } => return Err(EmbedderSetupError::NoLocalModels),
-        EmbeddingConfig::OpenAi { base_url, api_key, model, dimension, shortened } => {
+        EmbeddingConfig::OpenAi { base_url, api_key, model, dimension, shortened, patience } => {
             let model = EmbeddingModel { name: model.clone(), dimension: *dimension };
-            Arc::new(OpenAiEmbedder::new(base_url, api_key.clone(), model, *shortened)?)
+            Arc::new(OpenAiEmbedder::new(base_url, api_key.clone(), model, *shortened, *patience)?)
         }
     })
 }

@@ -1,24 +1,38 @@
 //! Embeddings of any OpenAI-compatible API.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
 use reqwest::Client;
 use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
 
 use super::{EmbedError, Embedder, EmbeddingModel, normalised};
-use crate::{config::Secret, error::with_causes, llm::estimate_tokens};
+use crate::{
+    config::{Patience, Secret},
+    llm::estimate_tokens,
+    provider::{Breaker, Refusal, bounded_body, transport_problem, wait_after},
+};
 
-/// Texts of one request. DashScope takes no more than 10, and larger batches gain little.
-const BATCH: usize = 10;
+/// Texts of one request, until the provider refuses so many. DashScope is known to take no more than 10.
+const BATCH: usize = 64;
+const DASHSCOPE_BATCH: usize = 10;
 /// Requests that may be under way at once for one call.
 const CONCURRENCY: usize = 4;
-/// Largest answer that is read: far above ten vectors of the largest models.
+/// Largest answer that is read: far above a batch of the largest models' vectors.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// Estimated tokens of one text; the estimate can be a third too low.
 const MAX_INPUT_TOKENS: u32 = 5_000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait before a request is made again, at the provider's wish.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// A provider's embedding model.
 #[derive(Debug)]
@@ -29,6 +43,23 @@ pub struct OpenAiEmbedder {
     model: EmbeddingModel,
     /// Whether the model has to be asked for the dimension, because it is not its own.
     shortened: bool,
+    max_attempts: u32,
+    breaker: Arc<Breaker>,
+    /// Most texts of one request; smaller once the provider has refused so many.
+    batch: AtomicUsize,
+}
+
+/// A request that failed.
+struct Failed {
+    error: EmbedError,
+    /// How long the provider asks to wait.
+    retry_after: Option<Duration>,
+}
+
+impl From<EmbedError> for Failed {
+    fn from(error: EmbedError) -> Self {
+        Self { error, retry_after: None }
+    }
 }
 
 /// The body of a request, <https://platform.openai.com/docs/api-reference/embeddings/create>.
@@ -63,12 +94,73 @@ impl OpenAiEmbedder {
         api_key: Option<Secret>,
         model: EmbeddingModel,
         shortened: bool,
+        patience: Patience,
     ) -> Result<Self, reqwest::Error> {
-        let client = crate::http_client(CONNECT_TIMEOUT)?;
-        Ok(Self { client, url: format!("{base_url}/embeddings"), api_key, model, shortened })
+        Ok(Self {
+            client: crate::http_client(CONNECT_TIMEOUT)?,
+            url: format!("{base_url}/embeddings"),
+            api_key,
+            model,
+            shortened,
+            max_attempts: patience.max_attempts,
+            breaker: Arc::new(Breaker::new(patience.breaker)),
+            batch: AtomicUsize::new(if base_url.contains("dashscope") { DASHSCOPE_BATCH } else { BATCH }),
+        })
     }
 
-    async fn embed_batch(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    /// Vectors of texts, asked for in halves where the provider refuses so many at once.
+    fn embed_batch<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
+        async move {
+            match self.embed_with_patience(texts).await {
+                Err(EmbedError::Refused(400 | 413 | 422)) if texts.len() > 1 => {
+                    let half = texts.len().div_ceil(2);
+                    let (first, second) = texts.split_at(half);
+                    let mut vectors = self.embed_batch(first).await?;
+                    // So many are taken; more are not tried again.
+                    self.batch.fetch_min(half, Ordering::Relaxed);
+                    vectors.extend(self.embed_batch(second).await?);
+                    Ok(vectors)
+                }
+                done => done,
+            }
+        }
+        .boxed()
+    }
+
+    /// One request, made again after a while where that may help.
+    async fn embed_with_patience(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let mut attempt = 1;
+        loop {
+            let permit = self.breaker.admit().map_err(|open| EmbedError::Unreachable(open.to_string()))?;
+            let Failed { error, retry_after } = match self.request(texts).await {
+                Ok(vectors) => {
+                    permit.succeeded();
+                    return Ok(vectors);
+                }
+                Err(failed) => failed,
+            };
+            // A status of 4xx is about the request, not about the provider.
+            let is_outage = match error {
+                EmbedError::Unreachable(_) => true,
+                EmbedError::Refused(status) => status >= 500,
+                EmbedError::Unusable(_) | EmbedError::Local(_) => false,
+            };
+            if is_outage {
+                permit.failed();
+            } else {
+                permit.succeeded();
+            }
+            let wait = wait_after(attempt, retry_after);
+            if !error.is_transient() || attempt >= self.max_attempts || wait > LONGEST_WAIT {
+                return Err(error);
+            }
+            tracing::warn!(%error, attempt, wait_ms = wait.as_millis(), "the embedder failed; it is asked again");
+            sleep(wait).await;
+            attempt += 1;
+        }
+    }
+
+    async fn request(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, Failed> {
         let inputs: Vec<&str> = texts.iter().map(|text| within_input_limit(text)).collect();
         let dimensions = self.shortened.then_some(self.model.dimension);
         let body = Body { model: &self.model.name, input: &inputs, encoding_format: "float", dimensions };
@@ -78,19 +170,15 @@ impl OpenAiEmbedder {
         }
         let mut response = call.send().await.map_err(unreachable)?;
         if !response.status().is_success() {
-            return Err(EmbedError::Refused(response.status().as_u16()));
+            let refusal = Refusal::read(response).await;
+            return Err(Failed { error: EmbedError::Refused(refusal.status), retry_after: refusal.retry_after });
         }
-        let mut bytes = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(unreachable)? {
-            bytes.extend_from_slice(&piece);
-            if bytes.len() > MAX_ANSWER_BYTES {
-                return Err(EmbedError::Unusable(format!("it is longer than {MAX_ANSWER_BYTES} bytes")));
-            }
-        }
+        let bytes = bounded_body(&mut response, MAX_ANSWER_BYTES).await.map_err(unreachable)?;
+        let bytes = bytes.ok_or_else(|| EmbedError::Unusable(format!("it is longer than {MAX_ANSWER_BYTES} bytes")))?;
         // The parser's own words could quote the answer.
         let answer = serde_json::from_slice(&bytes)
             .map_err(|_| EmbedError::Unusable("it is not the expected JSON".to_owned()))?;
-        self.in_order(answer, texts.len())
+        Ok(self.in_order(answer, texts.len())?)
     }
 
     /// Puts the vectors into the order of the texts, and refuses what could not be compared later.
@@ -134,8 +222,7 @@ fn within_input_limit(text: &str) -> &str {
 }
 
 fn unreachable(error: reqwest::Error) -> EmbedError {
-    // The message of an error may repeat the URL, and the URL a key.
-    EmbedError::Unreachable(with_causes(&error.without_url()))
+    EmbedError::Unreachable(transport_problem(error).detail)
 }
 
 impl Embedder for OpenAiEmbedder {
@@ -151,9 +238,13 @@ impl Embedder for OpenAiEmbedder {
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         Box::pin(async move {
             let mut vectors = Vec::with_capacity(texts.len());
-            for texts in texts.chunks(BATCH * CONCURRENCY) {
-                let batches = texts.chunks(BATCH).map(|batch| self.embed_batch(batch));
+            let mut rest = texts;
+            while !rest.is_empty() {
+                let batch = self.batch.load(Ordering::Relaxed);
+                let (now, later) = rest.split_at(rest.len().min(batch * CONCURRENCY));
+                let batches = now.chunks(batch).map(|batch| self.embed_batch(batch));
                 vectors.extend(try_join_all(batches).await?.into_iter().flatten());
+                rest = later;
             }
             Ok(vectors)
         })

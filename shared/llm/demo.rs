@@ -6,11 +6,14 @@ use async_stream::stream;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 
-use super::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream, Role, pace::chunk_ends};
+use super::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream, pace::chunk_ends};
 use crate::language::Language;
 
 /// Largest file of answers, in bytes.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What the model is called.
+const DEMO: &str = "demo";
 
 /// Answers by question.
 #[derive(Debug, Clone, Deserialize)]
@@ -145,9 +148,12 @@ impl DemoModel {
 }
 
 impl ChatModel for DemoModel {
-    fn answer(&self, request: ModelRequest) -> ModelStream {
-        let question = request.messages.iter().rev().find(|Message { role, .. }| *role == Role::User);
-        let answer = self.responses.answer_to(question.map_or("", |message| &message.content));
+    fn answer(self: Arc<Self>, request: ModelRequest) -> ModelStream {
+        let question = request.messages.iter().rev().find_map(|message| match message {
+            Message::User(question) => Some(question.as_str()),
+            _ => None,
+        });
+        let answer = self.responses.answer_to(question.unwrap_or_default());
         let delay = self.chunk_delay;
         Box::pin(stream! {
             // A schedule, not a pause after each chunk: a late chunk does not make all that follow it late.
@@ -162,12 +168,12 @@ impl ChatModel for DemoModel {
                 yield Ok(ModelEvent::Delta(text[from..end].to_owned()));
                 from = end;
             }
-            yield Ok(ModelEvent::Finished(Finish::Stop));
+            yield Ok(ModelEvent::Finished { model: DEMO.to_owned(), finish: Finish::Stop });
         })
     }
 
     fn name<'a>(&'a self, _requested: Option<&'a str>) -> &'a str {
-        "demo"
+        DEMO
     }
 
     fn allows(&self, _model: &str) -> bool {

@@ -1,42 +1,81 @@
 //! Models that answer: any OpenAI-compatible API, or canned answers in demo mode.
 //!
-//! A model turns a list of messages into a stream of events. It knows nothing of users, memory or frames.
+//! A model turns a list of messages into a stream of events. It knows nothing of users, memory or frames, and runs no tool.
 
+mod chain;
 mod demo;
 mod error;
 mod openai;
 mod pace;
+mod prices;
 mod tokens;
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, future::BoxFuture};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
 
+pub use chain::ModelChain;
 pub use demo::{DemoModel, DemoResponses, DemoResponsesError};
-pub use error::{ModelError, ModelErrorKind};
-pub use openai::OpenAiModel;
-pub use tokens::estimate_tokens;
+pub use error::{ModelError, ModelErrorKind, Origin};
+#[cfg(fuzzing)]
+pub use openai::parse_pieces;
+pub use prices::{Price, Prices, PricesError};
+pub use tokens::{TokenUsage, estimate_tokens};
 
 use crate::config::ModelConfig;
 
-/// Who says a message of a conversation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
     /// Instructions of the service.
-    System,
-    /// The user.
-    User,
-    /// The model.
-    Assistant,
+    System(String),
+    /// What the user says.
+    User(String),
+    /// What the model said.
+    Assistant {
+        /// Its text, which is empty where it only called tools.
+        content: String,
+        /// What it thought before, where it told.
+        reasoning: Option<String>,
+        /// The tools that it called.
+        calls: Vec<ToolCall>,
+    },
+    /// What came of a call.
+    Tool {
+        /// The call's id.
+        call_id: String,
+        /// The result, most often JSON.
+        content: String,
+    },
 }
 
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// Who says it.
-    pub role: Role,
-    /// What is said.
-    pub content: String,
+impl Message {
+    /// A rough count of its tokens.
+    #[must_use]
+    pub fn estimate_tokens(&self) -> u32 {
+        match self {
+            Self::System(text) | Self::User(text) | Self::Tool { content: text, .. } => estimate_tokens(text),
+            Self::Assistant { content, reasoning, calls } => {
+                let calls = calls.iter().map(|call| estimate_tokens(&call.name) + estimate_tokens(&call.arguments));
+                let reasoning = reasoning.as_deref().map_or(0, estimate_tokens);
+                calls.fold(estimate_tokens(content).saturating_add(reasoning), u32::saturating_add)
+            }
+        }
+    }
+}
+
+/// A call of a tool, as the model wants it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// Unique within the conversation.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// JSON text, if the model did well.
+    pub arguments: String,
 }
 
 /// What a model is asked.
@@ -44,12 +83,16 @@ pub struct Message {
 pub struct ModelRequest {
     /// The model by name; `None` = the configured one.
     pub model: Option<String>,
-    /// The conversation, oldest message first; the last is the user's question.
-    pub messages: Vec<Message>,
+    /// The conversation, oldest message first; the last is the user's question or a tool's result.
+    pub messages: Arc<Vec<Message>>,
     /// Sampling temperature, 0 to 2; `None` = the provider's default.
     pub temperature: Option<f32>,
     /// Most tokens of the answer, at least 1; `None` = the provider's default.
     pub max_tokens: Option<u32>,
+    /// Tools that the model may call: entries of OpenAI's `tools`.
+    pub tools: Arc<[Box<RawValue>]>,
+    /// Whether it has to answer without calling any of them.
+    pub must_answer: bool,
     /// When the whole turn must have ended.
     pub deadline: Instant,
 }
@@ -59,10 +102,29 @@ pub struct ModelRequest {
 pub enum ModelEvent {
     /// The next piece of the answer, never empty.
     Delta(String),
-    /// Tokens, as the provider counted them.
-    Usage(TokenUsage),
-    /// The end; nothing follows.
-    Finished(Finish),
+    /// Tokens, as a provider counted them for one request; a request that failed may have spent some, too.
+    Usage {
+        /// The model that spent them.
+        model: String,
+        /// How many.
+        tokens: TokenUsage,
+    },
+    /// The end: the answer of this model is complete.
+    Finished {
+        /// Who answered.
+        model: String,
+        /// Why it stopped.
+        finish: Finish,
+    },
+    /// The end: the model of this name wants tools to be called, at least one.
+    Called {
+        /// Who wants them.
+        model: String,
+        /// In the order in which it named them.
+        calls: Vec<ToolCall>,
+        /// What it thought before, where it told.
+        reasoning: Option<String>,
+    },
 }
 
 /// Why a model stopped.
@@ -76,22 +138,13 @@ pub enum Finish {
     ContentFilter,
 }
 
-/// Tokens of one turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TokenUsage {
-    /// Tokens of the question with everything around it.
-    pub prompt: u32,
-    /// Tokens of the answer.
-    pub completion: u32,
-}
-
 /// The events of one answer. Dropping it cancels the request to the provider.
 pub type ModelStream = Pin<Box<dyn Stream<Item = Result<ModelEvent, ModelError>> + Send>>;
 
 /// Something that answers.
 pub trait ChatModel: Send + Sync {
     /// Starts an answer. Nothing is asked of a provider before the stream is polled.
-    fn answer(&self, request: ModelRequest) -> ModelStream;
+    fn answer(self: Arc<Self>, request: ModelRequest) -> ModelStream;
 
     /// The model that answers a request which names `requested`.
     fn name<'a>(&'a self, requested: Option<&'a str>) -> &'a str;
@@ -118,7 +171,7 @@ pub fn from_config(config: &ModelConfig) -> Result<Arc<dyn ChatModel>, ModelSetu
             };
             Arc::new(DemoModel::new(responses, demo.chunk_delay))
         }
-        ModelConfig::Provider(provider) => Arc::new(OpenAiModel::new(provider.clone())?),
+        ModelConfig::Provider(provider) => Arc::new(ModelChain::new(provider)?),
     })
 }
 

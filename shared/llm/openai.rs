@@ -1,86 +1,79 @@
-//! Streaming chat completions of any OpenAI-compatible API.
+//! Streaming chat completions of any OpenAI-compatible API: one request, one answer, no second try.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use async_stream::try_stream;
-use futures_util::future::BoxFuture;
 use reqwest::{Client, Response, header};
-use serde::Serialize;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
-use super::{
-    ChatModel, Finish, Message, ModelError, ModelErrorKind, ModelEvent, ModelRequest, ModelStream, Role, TokenUsage,
-};
+use super::{ModelError, ModelErrorKind, ModelEvent, ModelRequest, ModelStream, Origin};
 use crate::{
-    config::{Provider, ProviderConfig},
-    error::with_causes,
+    config::{EndpointConfig, Limits},
+    provider::{Refusal, bounded_body, transport_problem},
 };
 
+mod answer;
+mod calls;
 mod chunk;
 mod events;
+mod request;
 
-use chunk::{Chunk, ErrorBody};
+use answer::{Answer, Ended};
+use chunk::Chunk;
 use events::Events;
+use request::Body;
 
-/// Most bytes of an error answer that are read.
-const MAX_ERROR_BYTES: usize = 64 * 1024;
 /// How long to wait for the end of a response whose answer is complete.
 const LAST_BYTES: Duration = Duration::from_millis(100);
+/// How long to wait for the usage of an answer whose end was told.
+const LAST_USAGE: Duration = Duration::from_secs(2);
+/// Most bytes of an answer, its thought and its calls together: no model says that much, and a defect must not fill the
+/// memory.
+const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes that a token has at most: a provider that ignores the limit of tokens is stopped by this.
+const MAX_TOKEN_BYTES: usize = 16;
 
-/// A provider's model.
-#[derive(Debug, Clone)]
-pub struct OpenAiModel {
+/// A model and how to reach it.
+#[derive(Debug)]
+pub(super) struct Endpoint {
     client: Client,
-    config: Arc<ProviderConfig>,
+    pub(super) config: EndpointConfig,
+    limits: Limits,
+    /// Most tokens of an answer, whatever a request says.
+    max_tokens: Option<u32>,
 }
 
-impl OpenAiModel {
-    /// A model that keeps connections to its provider open between answers.
-    ///
-    /// # Errors
-    /// The HTTP client can not be built.
-    pub fn new(config: ProviderConfig) -> Result<Self, reqwest::Error> {
-        let client = crate::http_client(config.limits.connect)?;
-        Ok(Self { client, config: Arc::new(config) })
+impl Endpoint {
+    /// An endpoint that keeps connections to its provider open between answers.
+    pub(super) fn new(config: EndpointConfig, limits: Limits, max_tokens: Option<u32>) -> Result<Self, reqwest::Error> {
+        Ok(Self { client: crate::http_client(limits.connect)?, config, limits, max_tokens })
     }
 
-    async fn open(&self, request: &ModelRequest) -> Result<Response, ModelError> {
-        let mut call = self
-            .client
-            .post(format!("{}/chat/completions", self.config.base_url))
-            .header(header::ACCEPT, "text/event-stream")
-            .json(&Body::new(&self.config, request));
-        if let Some(key) = &self.config.api_key {
-            call = call.bearer_auth(key.expose());
-        }
-        let response = call.send().await.map_err(transport_error)?;
-        if response.status().is_success() { Ok(response) } else { Err(refused(response).await) }
-    }
-}
-
-impl ChatModel for OpenAiModel {
-    fn answer(&self, request: ModelRequest) -> ModelStream {
-        let model = self.clone();
+    /// One answer of a model. Nothing is asked before the stream is polled; dropping it cancels the request.
+    pub(super) fn answer(self: Arc<Self>, request: ModelRequest, model: String) -> ModelStream {
         Box::pin(try_stream! {
-            let limits = model.config.limits;
             let end = request.deadline;
-            let mut due = end.min(Instant::now() + limits.first_token);
-            let response = timeout_at(due.into(), model.open(&request))
-                .await
-                .map_err(|_| ModelError::new(ModelErrorKind::Timeout, "no answer began in time"))??;
-            let mut events = Events::new(response.bytes_stream());
-            let mut answer = Answer::default();
+            let max_tokens = [request.max_tokens, self.max_tokens].into_iter().flatten().min();
+            let mut due = end.min(Instant::now() + self.limits.first_token);
+            let opening = self.open(&request, &model, max_tokens);
+            let response = timeout_at(due, opening).await.map_err(|_| timed_out("no answer began in time"))??;
+            let limit = max_tokens.map_or(MAX_ANSWER_BYTES, |tokens| {
+                usize::try_from(tokens).unwrap_or(usize::MAX).saturating_mul(MAX_TOKEN_BYTES).min(MAX_ANSWER_BYTES)
+            });
+            let mut answer = Answer::new(limit);
+            let mut chunks = timeout_at(due, Chunks::of(response)).await.map_err(|_| timed_out("no answer came in time"))??;
             let ended = loop {
-                let chunk = match timeout_at(due.into(), events.next()).await {
+                // A provider that never pauses would never be found late otherwise.
+                if Instant::now() >= end {
+                    break Err(timed_out("the time for the turn is over"));
+                }
+                let chunk = match timeout_at(due, chunks.next()).await {
                     Ok(Ok(Some(chunk))) => chunk,
                     Ok(Ok(None)) => break Ok(()),
                     Ok(Err(error)) => break Err(error),
-                    // Only the end was still awaited, and a server that does not tell it keeps its connection.
-                    Err(_) if answer.is_complete() => break Ok(()),
-                    Err(_) => break Err(ModelError::new(ModelErrorKind::Timeout, "the answer stalled")),
+                    // Only what follows the end was still awaited, and not all servers close their connection.
+                    Err(_) if answer.has_finished() => break Ok(()),
+                    Err(_) => break Err(timed_out("the answer stalled")),
                 };
                 let alive = chunk.carries_something();
                 match answer.take(chunk) {
@@ -88,179 +81,166 @@ impl ChatModel for OpenAiModel {
                     Ok(None) => {}
                     Err(error) => break Err(error),
                 }
-                if answer.is_complete() {
+                if answer.is_full() {
+                    break Ok(());
+                } else if answer.is_complete() {
                     due = due.min(Instant::now() + LAST_BYTES);
+                } else if answer.has_finished() {
+                    due = due.min(Instant::now() + LAST_USAGE);
                 } else if alive {
-                    due = end.min(Instant::now() + limits.idle);
+                    due = end.min(Instant::now() + self.limits.idle);
                 }
             };
             // What was spent is told however it ended.
-            if let Some(usage) = answer.usage {
-                yield ModelEvent::Usage(usage);
+            if let Some(tokens) = answer.usage() {
+                yield ModelEvent::Usage { model: model.clone(), tokens };
             }
             ended?;
-            let finish = answer.finish(events.done())?;
-            if events.done() {
-                // A response that was read to its end leaves its connection for the next answer.
-                let _ = timeout_at((Instant::now() + LAST_BYTES).into(), events.rest()).await;
-            }
-            yield ModelEvent::Finished(finish);
+            let ended = answer.end(chunks.is_done())?;
+            chunks.rest().await;
+            yield match ended {
+                Ended::Finished(finish) => ModelEvent::Finished { model, finish },
+                Ended::Called { calls, reasoning } => ModelEvent::Called { model, calls, reasoning },
+            };
         })
     }
 
-    fn name<'a>(&'a self, requested: Option<&'a str>) -> &'a str {
-        requested.unwrap_or(&self.config.model)
+    async fn open(&self, request: &ModelRequest, model: &str, max_tokens: Option<u32>) -> Result<Response, ModelError> {
+        let mut call = self
+            .client
+            .post(format!("{}/chat/completions", self.config.base_url))
+            .header(header::ACCEPT, "text/event-stream")
+            .json(&Body::new(&self.config, request, model, max_tokens));
+        if let Some(key) = &self.config.api_key {
+            call = call.bearer_auth(key.expose());
+        }
+        let response = call.send().await.map_err(unreachable)?;
+        if response.status().is_success() { Ok(response) } else { Err(Refusal::read(response).await.into()) }
     }
 
-    fn allows(&self, model: &str) -> bool {
-        let allowed = &self.config.allowed_models;
-        allowed.is_empty() || allowed.iter().any(|name| name == model)
+    /// Opens a connection. Without the key: any answer will do.
+    pub(super) async fn warm_up(&self) {
+        drop(self.client.head(&self.config.base_url).send().await);
     }
 
-    fn warm_up(&self) -> BoxFuture<'_, ()> {
-        // Without the key: any answer will do.
-        Box::pin(async { drop(self.client.head(&self.config.base_url).send().await) })
+    /// Whose failure it is, for whoever runs the service.
+    pub(super) fn origin(&self, model: &str, kind: ModelErrorKind) -> Box<Origin> {
+        use ModelErrorKind as Kind;
+        let address = self.config.address_variable.to_owned();
+        let check = match kind {
+            Kind::Unauthorized | Kind::QuotaExhausted => vec![self.config.key_variable.clone()],
+            Kind::AddressNotFound | Kind::Malformed => vec![address],
+            Kind::ModelNotFound => vec!["LLM_MODEL_NAME".to_owned(), address],
+            Kind::Unavailable => vec![address],
+            _ => Vec::new(),
+        };
+        let address_hint = (kind == Kind::AddressNotFound).then(|| address_hint(&self.config.base_url)).flatten();
+        Box::new(Origin {
+            provider: self.config.provider.name().to_owned(),
+            model: model.to_owned(),
+            check,
+            address_hint,
+        })
     }
 }
 
-/// What has come of an answer so far.
-#[derive(Default)]
-struct Answer {
-    finish: Option<Finish>,
-    usage: Option<TokenUsage>,
-    has_text: bool,
+/// What an address is most likely wrong in: most have one `/v1`, and it is often forgotten or written twice.
+fn address_hint(base_url: &str) -> Option<&'static str> {
+    let is_version =
+        |part: &str| part.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    match base_url.split('/').filter(|part| is_version(part)).count() {
+        0 => Some("the address has no /v1 at its end"),
+        1 => None,
+        _ => Some("the address has /v1 twice"),
+    }
 }
 
-impl Answer {
-    fn take(&mut self, chunk: Chunk) -> Result<Option<String>, ModelError> {
-        if let Some(error) = chunk.error {
-            return Err(error.into_model_error(None));
-        }
-        if let Some(usage) = chunk.usage.and_then(chunk::Usage::known) {
-            self.usage = Some(usage);
-        }
-        // One answer was asked for, so there is at most one choice.
-        let Some(choice) = chunk.choices.into_iter().flatten().next() else { return Ok(None) };
-        if let Some(finish) = choice.finish_reason.as_deref().filter(|reason| !reason.is_empty()) {
-            self.finish = Some(match finish {
-                "length" | "max_tokens" => Finish::Length,
-                "content_filter" => Finish::ContentFilter,
-                _ => Finish::Stop,
-            });
-        }
-        let delta = choice.delta.and_then(|delta| delta.content).filter(|content| !content.is_empty());
-        self.has_text |= delta.is_some();
-        Ok(delta)
-    }
+fn timed_out(detail: &str) -> ModelError {
+    ModelError::new(ModelErrorKind::Timeout, detail)
+}
 
-    /// Whether nothing that matters can come any more. The usage follows the finish reason, but some servers repeat it.
-    fn is_complete(&self) -> bool {
-        self.finish.is_some() && self.usage.is_some()
-    }
+fn unreachable(error: reqwest::Error) -> ModelError {
+    let problem = transport_problem(error);
+    let kind = if problem.is_timeout { ModelErrorKind::Timeout } else { ModelErrorKind::Unavailable };
+    ModelError { problem: Some(problem.word), ..ModelError::new(kind, problem.detail) }
+}
 
-    /// How the answer ended, where `done` is whether the server said so.
-    fn finish(&self, done: bool) -> Result<Finish, ModelError> {
-        let finish = match self.finish {
-            Some(finish) => finish,
-            // Some servers send `[DONE]` without a reason.
-            None if done => Finish::Stop,
-            None => {
-                return Err(ModelError::new(ModelErrorKind::Cut, "the stream ended before the answer was complete"));
+/// The chunks of a response: of a stream, or the single one of a server that does not stream.
+enum Chunks {
+    Stream(Box<Events>),
+    Whole(Option<Chunk>),
+}
+
+impl Chunks {
+    async fn of(mut response: Response) -> Result<Self, ModelError> {
+        let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        match content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim() {
+            "text/html" => Err(ModelError::new(ModelErrorKind::Malformed, "a web page came instead of an answer")),
+            "application/json" => {
+                let body = bounded_body(&mut response, MAX_ANSWER_BYTES)
+                    .await
+                    .map_err(|error| ModelError::new(ModelErrorKind::Cut, transport_problem(error).detail))?;
+                let body = body.ok_or_else(|| ModelError::new(ModelErrorKind::Malformed, "the answer is too large"))?;
+                Ok(Self::Whole(Some(Chunk::parse(&body)?)))
             }
-        };
-        if !self.has_text && finish == Finish::Stop {
-            return Err(ModelError::new(ModelErrorKind::Empty, "the answer has no text"));
+            // Some servers do not name the type of a stream.
+            _ => Ok(Self::Stream(Box::new(Events::new(response.bytes_stream())))),
         }
-        Ok(finish)
     }
-}
 
-/// The body of a request, <https://platform.openai.com/docs/api-reference/chat/create>.
-#[derive(Serialize)]
-struct Body<'a> {
-    model: &'a str,
-    messages: Vec<BodyMessage<'a>>,
-    stream: bool,
-    stream_options: StreamOptions,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    temperature: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_tokens: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_completion_tokens: Option<u32>,
-}
+    async fn next(&mut self) -> Result<Option<Chunk>, ModelError> {
+        match self {
+            Self::Stream(events) => events.next().await,
+            Self::Whole(chunk) => Ok(chunk.take()),
+        }
+    }
 
-#[derive(Serialize)]
-struct BodyMessage<'a> {
-    role: &'static str,
-    content: &'a str,
-}
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Stream(events) => events.done(),
+            Self::Whole(_) => true,
+        }
+    }
 
-#[derive(Serialize)]
-struct StreamOptions {
-    include_usage: bool,
-}
-
-impl<'a> Body<'a> {
-    fn new(config: &'a ProviderConfig, request: &'a ModelRequest) -> Self {
-        // OpenAI's newer models refuse the old name of the limit; others know only the old one.
-        let is_openai = config.provider == Provider::OpenAi && config.base_url.contains("://api.openai.com");
-        let (max_tokens, max_completion_tokens) =
-            if is_openai { (None, request.max_tokens) } else { (request.max_tokens, None) };
-        Self {
-            model: request.model.as_deref().unwrap_or(&config.model),
-            messages: request.messages.iter().map(BodyMessage::from).collect(),
-            stream: true,
-            stream_options: StreamOptions { include_usage: true },
-            temperature: request.temperature,
-            max_tokens,
-            max_completion_tokens,
+    /// Reads to the end: a response that was read whole leaves its connection for the next answer.
+    async fn rest(&mut self) {
+        if let Self::Stream(events) = self
+            && events.done()
+        {
+            let _ = tokio::time::timeout(LAST_BYTES, events.rest()).await;
         }
     }
 }
 
-impl<'a> From<&'a Message> for BodyMessage<'a> {
-    fn from(message: &'a Message) -> Self {
-        let role = match message.role {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        };
-        Self { role, content: &message.content }
-    }
-}
-
-fn transport_error(error: reqwest::Error) -> ModelError {
-    // The message of an error may repeat the URL, and the URL a key.
-    let error = error.without_url();
-    let kind = if error.is_timeout() { ModelErrorKind::Timeout } else { ModelErrorKind::Unavailable };
-    let step = if error.is_connect() { "no connection" } else { "the request failed" };
-    ModelError::new(kind, format!("{step}: {}", with_causes(&error)))
-}
-
-async fn refused(mut response: Response) -> ModelError {
-    let status = response.status().as_u16();
-    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
-    let mut body = Vec::new();
-    while let Ok(Some(bytes)) = response.chunk().await {
-        body.extend_from_slice(&bytes);
-        if body.len() > MAX_ERROR_BYTES {
-            break;
+/// What a body of these pieces comes to, in words: the text, and how it ended. For tests of the parser; the pieces of a body
+/// say nothing, so that any cut of the same bytes comes to the same.
+#[cfg(any(test, fuzzing))]
+pub async fn parse_pieces(pieces: Vec<bytes::Bytes>) -> (String, String) {
+    let pieces = pieces.into_iter().map(Ok::<_, std::io::Error>);
+    let mut events = Events::new(futures_util::stream::iter(pieces));
+    let (mut answer, mut text) = (Answer::new(MAX_ANSWER_BYTES), String::new());
+    let ended = loop {
+        match events.next().await {
+            Ok(Some(chunk)) => match answer.take(chunk) {
+                Ok(delta) => text.extend(delta),
+                Err(error) => break Err(error),
+            },
+            Ok(None) => break answer.end(events.done()),
+            Err(error) => break Err(error),
         }
-    }
-    let error = serde_json::from_slice::<ErrorBody>(&body).ok().and_then(|body| body.error);
-    let error = match error {
-        Some(error) => error.into_model_error(Some(status)),
-        None => ModelError::reported(Some(status), None, None),
     };
-    ModelError { retry_after, ..error }
+    (text, format!("{:?}", ended.map_err(|error| error.kind)))
 }
 
-/// Seconds or an HTTP date, <https://www.rfc-editor.org/rfc/rfc9110#field.retry-after>.
-fn retry_after(value: &str) -> Option<Duration> {
-    if let Ok(seconds) = value.trim().parse() {
-        return Some(Duration::from_secs(seconds));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forgotten_or_doubled_version_is_told_from_the_address_itself() {
+        assert!(address_hint("https://api.openai.com").unwrap().contains("no /v1"));
+        assert!(address_hint("https://api.openai.com/v1/v1").unwrap().contains("twice"));
+        assert_eq!(address_hint("https://dashscope.aliyuncs.com/compatible-mode/v1"), None);
+        assert_eq!(address_hint("https://open.bigmodel.cn/api/paas/v4"), None);
     }
-    let at = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
-    SystemTime::from(at).duration_since(SystemTime::now()).ok()
 }

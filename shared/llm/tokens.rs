@@ -1,6 +1,32 @@
-//! Estimates of token counts, for models that do not tell.
+//! Tokens: as providers count them, or estimated where they do not tell.
 
 use crate::language::is_han;
+
+/// Tokens of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TokenUsage {
+    /// Tokens of the question with everything around it.
+    pub prompt: u32,
+    /// Of these, those that the provider had in its cache.
+    pub cached: u32,
+    /// Tokens of the answer, thought included.
+    pub completion: u32,
+    /// Of these, those of thought.
+    pub reasoning: u32,
+}
+
+impl TokenUsage {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            prompt: self.prompt.saturating_add(other.prompt),
+            cached: self.cached.saturating_add(other.cached),
+            completion: self.completion.saturating_add(other.completion),
+            reasoning: self.reasoning.saturating_add(other.reasoning),
+        }
+    }
+}
 
 /// Estimates the tokens of a text: about four characters of an alphabetic script each, or two thirds of a token for a
 /// Han character. Real tokenisers differ by up to a third, so whoever shows it marks it as an estimate.

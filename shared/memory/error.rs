@@ -28,9 +28,9 @@ impl MemoryError {
     pub fn is_transient(&self) -> bool {
         use sqlx::Error;
         match self {
-            Self::Timeout | Self::Embedding(EmbedError::Unreachable(_)) => true,
-            Self::Embedding(EmbedError::Refused(status)) => *status == 429 || *status >= 500,
-            Self::Defect | Self::NotFound | Self::Embedding(EmbedError::Unusable(_) | EmbedError::Local(_)) => false,
+            Self::Timeout => true,
+            Self::Embedding(error) => error.is_transient(),
+            Self::Defect | Self::NotFound => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
             // Connections (08), resources (53), an operator's intervention such as a restart (57), a collision of
             // transactions (40001, 40P01), a table or role that the migration of a starting server has yet to make

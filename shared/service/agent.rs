@@ -16,12 +16,17 @@ use super::{
     call::{Call, Gate, trace_of, unary},
     frames::FrameMaker,
     memory::item,
-    parse,
+    parse::{
+        self,
+        chat::{ChatCommand, ChatInput},
+    },
+    status,
 };
 use crate::{
-    chat::{Assistant, Event, Failure},
+    chat::{Assistant, Event, Failure, ResumedTurn, Taken, TurnRequest},
+    conversation::StoreError,
     error::{InvalidArgument, Problem},
-    identity::Refusal,
+    identity::{Refusal, RequestId, SessionId},
     language::Language,
     memory::MemoryEngine,
     proto::agent_v1::{self as pb, agent_service_server::AgentService},
@@ -40,22 +45,41 @@ impl AgentApi {
         Self { assistant, memory, gate }
     }
 
-    /// Admission: everything that can refuse a turn before its first frame.
+    /// Admission: everything that can refuse a turn before its first frame. A result of a tool costs a visit to the store,
+    /// which knows whether a turn waits for it.
     async fn admit(
         &self,
         call: &Call,
         metadata: &tonic::metadata::MetadataMap,
         request: pb::ChatRequest,
-    ) -> Result<parse::chat::ChatCommand, Refusal> {
+    ) -> Result<Admitted, NotAdmitted> {
         let user = self.gate.user(&request.user_id, metadata).await?;
         call.is_of(&user);
-        let command = parse::chat::parse(user, request)?;
-        if let Some(model) = &command.turn.model
-            && !self.assistant.model.allows(model)
-        {
-            return Err(InvalidArgument::new("config.model", Problem::Unknown { what: "allowed model" }).into());
-        }
-        Ok(command)
+        let ChatCommand { session, request, whole_citations, language_tag, input } = parse::chat::parse(user, request)?;
+        let (model, work) = match input {
+            ChatInput::Message(turn) => {
+                if let Some(model) = &turn.model
+                    && !self.assistant.model.allows(model)
+                {
+                    return Err(InvalidArgument::new("config.model", Problem::Unknown { what: "allowed model" }).into());
+                }
+                (turn.model.clone(), Work::Turn(turn))
+            }
+            ChatInput::ToolResult(user, result) => match self.assistant.accept(&user, &session, result).await? {
+                Taken::Waiting => (None, Work::Wait),
+                Taken::Resumed(turn) => (turn.model().map(str::to_owned), Work::Resume(turn)),
+                Taken::Unknown => return Err(unknown_call("pending tool call of this session").into()),
+                Taken::Duplicate => return Err(unknown_call("tool call that still waits for a result").into()),
+            },
+        };
+        // A result need not repeat the profile that its turn began with.
+        let language_tag = match &work {
+            Work::Resume(turn) if language_tag.is_empty() => turn.language_tag().to_owned(),
+            _ => language_tag,
+        };
+        let model = self.assistant.model.name(model.as_deref()).to_owned();
+        let language = Language::from_tag(&language_tag);
+        Ok(Admitted { session, request, model, language, whole_citations, work })
     }
 }
 
@@ -69,11 +93,18 @@ impl AgentService for AgentApi {
         let language =
             request.user_profile.as_ref().map_or(Language::default(), |profile| Language::from_tag(&profile.language));
         let mut call = Call::begin("StreamChat", &trace, &self.gate.drain);
-        let admitted = self.admit(&call, &metadata, request).await;
-        let command = admitted.map_err(|refusal| call.refused(&refusal, language))?;
-        call.is_for(&command.session, &command.request, self.assistant.model.name(command.turn.model.as_deref()));
+        let admitted = match self.admit(&call, &metadata, request).await {
+            Ok(admitted) => admitted,
+            Err(NotAdmitted::Refused(refusal)) => return Err(call.refused(&refusal, language)),
+            Err(NotAdmitted::Store(error)) => {
+                let status = call.span().in_scope(|| status::store_failure(&error, language));
+                return Err(call.failed(status));
+            }
+        };
+        let Admitted { session, request, model, language, whole_citations, work } = admitted;
+        call.is_for(&session, &request, &model);
 
-        let maker = FrameMaker::new(command.session, command.request, trace, language, command.whole_citations);
+        let maker = FrameMaker::new(session, request, trace, language, whole_citations);
         let over = self.gate.drain.over();
         let deadline = extensions.get::<Deadline>().copied();
         let interrupted = async move {
@@ -88,8 +119,13 @@ impl AgentService for AgentApi {
                 () = out_of_time => Failure::OutOfTime,
             }
         };
-        let turn = call.span().in_scope(|| self.assistant.clone().turn(command.turn, interrupted));
-        Ok(Response::new(ChatFrames { events: Box::pin(turn), maker, call, ended: false }))
+        let assistant = self.assistant.clone();
+        let events: Events = call.span().in_scope(|| match work {
+            Work::Turn(turn) => Box::pin(assistant.turn(*turn, interrupted)) as Events,
+            Work::Resume(turn) => Box::pin(assistant.resume(*turn, interrupted)),
+            Work::Wait => Box::pin(Assistant::wait()),
+        });
+        Ok(Response::new(ChatFrames { events, maker, call, ended: false }))
     }
 
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
@@ -114,9 +150,52 @@ impl AgentService for AgentApi {
     }
 }
 
+/// The events of one call.
+type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+/// What a call that was let in is about.
+struct Admitted {
+    session: SessionId,
+    request: RequestId,
+    model: String,
+    language: Language,
+    whole_citations: bool,
+    work: Work,
+}
+
+/// What there is to do.
+enum Work {
+    Turn(Box<TurnRequest>),
+    Resume(Box<ResumedTurn>),
+    /// Other results are still missing.
+    Wait,
+}
+
+/// Why a call was not let in.
+enum NotAdmitted {
+    Refused(Refusal),
+    Store(StoreError),
+}
+
+impl<R: Into<Refusal>> From<R> for NotAdmitted {
+    fn from(refusal: R) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+impl From<StoreError> for NotAdmitted {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+fn unknown_call(what: &'static str) -> InvalidArgument {
+    InvalidArgument::new("tool_result.tool_call_id", Problem::Unknown { what })
+}
+
 /// The frames of one turn. It always ends with a frame that bears a `finish_reason`, even where the turn panics.
 pub struct ChatFrames {
-    events: Pin<Box<dyn Stream<Item = Event> + Send>>,
+    events: Events,
     maker: FrameMaker,
     call: Call,
     ended: bool,
@@ -143,7 +222,7 @@ impl Stream for ChatFrames {
             return Poll::Ready(None);
         }
         this.poll_event(context).map(|event| {
-            this.ended = matches!(event, Event::Answered { .. } | Event::Failed(_));
+            this.ended = event.is_last();
             this.call.saw(&event);
             Some(Ok(this.maker.frame(event)))
         })

@@ -147,11 +147,13 @@ impl Call {
                     Finish::ContentFilter => "content_filter",
                 }
             }
+            Event::AwaitsTools => self.outcome = "tool_calls",
+            Event::AwaitsMoreResults => self.outcome = "continue",
             Event::Failed(failure) => {
                 self.outcome = frames::outcome(failure);
                 self.span.in_scope(|| tracing::warn!(error = %failure, "the turn failed"));
             }
-            Event::Entered(_) | Event::Recalled(_) | Event::Spent(_) => {}
+            Event::Entered(_) | Event::Recalled(_) | Event::Ran(_) | Event::Called(_) | Event::Spent(_) => {}
         }
     }
 }

@@ -5,14 +5,16 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use prost_types::{ListValue, Struct, Value as ProtoValue, value::Kind};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::wording;
 use crate::{
-    chat::{Event, Failure, Prompts, Recalled, Spent, Stage},
+    chat::{Event, Failure, Prompts, Ran, Recalled, Spent, Stage},
     identity::{RequestId, SessionId, TraceId},
     language::Language,
-    llm::{Finish, ModelErrorKind},
+    llm::{Finish, ModelError, ModelErrorKind, ToolCall},
     memory::Place,
     proto::agent_v1::{self as pb, chat_response::Content},
 };
@@ -61,6 +63,12 @@ impl FrameMaker {
                 let citations = recalled.into_iter().map(|recalled| citation(recalled, self.whole_citations)).collect();
                 frame.content = Some(Content::Citations(pb::CitationBlock { citations }));
             }
+            Event::Ran(ran) => frame.content = Some(Content::ToolResult(tool_result(ran))),
+            Event::Called(ToolCall { id, name, arguments }) => {
+                frame.content = Some(Content::ToolCall(pb::ToolCall { id, name, arguments }));
+            }
+            Event::AwaitsTools => frame.set_finish_reason(pb::FinishReason::ToolCalls),
+            Event::AwaitsMoreResults => frame.set_finish_reason(pb::FinishReason::Continue),
             Event::Spent(spent) => {
                 frame.metadata = spent_metadata(&spent);
                 frame.content = Some(Content::Usage(usage(&spent)));
@@ -118,6 +126,7 @@ fn status(language: Language, stage: Stage) -> pb::AgentStatus {
         Stage::Thinking => pb::agent_status::State::Thinking,
         Stage::Searching => pb::agent_status::State::Searching,
         Stage::Generating { .. } => pb::agent_status::State::Generating,
+        Stage::ExecutingTools => pb::agent_status::State::ExecutingTool,
     };
     let details = wording::stage(language, stage).to_owned();
     pb::AgentStatus { state: state.into(), details, ..Default::default() }
@@ -160,13 +169,65 @@ fn usage(spent: &Spent) -> pb::Usage {
         prompt_tokens: int(spent.usage.prompt),
         completion_tokens: int(spent.usage.completion),
         total_tokens: int(spent.usage.prompt.saturating_add(spent.usage.completion)),
-        cost_micro_usd: 0,
+        cost_micro_usd: spent.cost_micro_usd.unwrap_or_default(),
     }
 }
 
 fn spent_metadata(spent: &Spent) -> HashMap<String, String> {
-    let source = if spent.estimated { "estimated" } else { "provider" };
-    HashMap::from([("usage_source".to_owned(), source.to_owned()), ("model".to_owned(), spent.model.clone())])
+    let mut metadata = HashMap::new();
+    let mut tell = |name: &str, value: String| metadata.insert(name.to_owned(), value);
+    tell("usage_source", if spent.estimated { "estimated" } else { "provider" }.to_owned());
+    tell("model", spent.model.clone());
+    if spent.cost_micro_usd.is_none() {
+        // Zero is a price, and this is none.
+        tell("cost", "unknown".to_owned());
+    }
+    for (name, tokens) in [("cached_tokens", spent.usage.cached), ("reasoning_tokens", spent.usage.reasoning)] {
+        if tokens > 0 {
+            tell(name, tokens.to_string());
+        }
+    }
+    if spent.by_model.len() > 1 {
+        let by_model = spent.by_model.iter().map(|(model, tokens)| {
+            let counts = json!({"prompt_tokens": tokens.prompt, "completion_tokens": tokens.completion});
+            (model.clone(), counts)
+        });
+        tell("usage_by_model", Value::Object(by_model.collect()).to_string());
+    }
+    metadata
+}
+
+/// What came of a tool that the server ran.
+fn tool_result(Ran { call_id, name, outcome }: Ran) -> pb::ToolResultPayload {
+    let mut payload = pb::ToolResultPayload { tool_name: name, tool_call_id: call_id, ..Default::default() };
+    match outcome {
+        Ok(Value::Object(fields)) => {
+            payload.success = true;
+            payload.data = Some(proto_struct(fields));
+        }
+        Ok(_) => payload.success = true,
+        Err(failure) => {
+            payload.error_message = failure.message.to_owned();
+            payload.suggestion = failure.suggestion.to_owned();
+        }
+    }
+    payload
+}
+
+fn proto_struct(fields: Map<String, Value>) -> Struct {
+    Struct { fields: fields.into_iter().map(|(name, value)| (name, proto_value(value))).collect() }
+}
+
+fn proto_value(value: Value) -> ProtoValue {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(value) => Kind::BoolValue(value),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text),
+        Value::Array(values) => Kind::ListValue(ListValue { values: values.into_iter().map(proto_value).collect() }),
+        Value::Object(fields) => Kind::StructValue(proto_struct(fields)),
+    };
+    ProtoValue { kind: Some(kind) }
 }
 
 /// The stable code of a failure and its class.
@@ -175,12 +236,16 @@ fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
     match failure {
         Failure::ShuttingDown => ("SERVER_SHUTTING_DOWN", ErrorCode::Unavailable),
         Failure::OutOfTime => ("DEADLINE_EXCEEDED", ErrorCode::Timeout),
+        Failure::WrongToolCall => ("TOOL_CALL_INVALID", ErrorCode::Unavailable),
+        Failure::TooManyToolRounds => ("TOOL_ROUNDS_EXCEEDED", ErrorCode::Internal),
+        Failure::NotKept => ("TURN_NOT_KEPT", ErrorCode::Unavailable),
         Failure::Internal => ("INTERNAL", ErrorCode::Internal),
         Failure::Model(error) => match error.kind {
             ModelErrorKind::Unauthorized => ("PROVIDER_UNAUTHORIZED", ErrorCode::Unauthorized),
             ModelErrorKind::QuotaExhausted => ("PROVIDER_QUOTA_EXHAUSTED", ErrorCode::RateLimited),
             ModelErrorKind::RateLimited => ("PROVIDER_RATE_LIMITED", ErrorCode::RateLimited),
-            ModelErrorKind::NotFound => ("PROVIDER_NOT_FOUND", ErrorCode::NotFound),
+            ModelErrorKind::ModelNotFound => ("PROVIDER_MODEL_NOT_FOUND", ErrorCode::NotFound),
+            ModelErrorKind::AddressNotFound => ("PROVIDER_ADDRESS_NOT_FOUND", ErrorCode::NotFound),
             ModelErrorKind::ContextLength => ("PROVIDER_CONTEXT_LENGTH", ErrorCode::InvalidArgument),
             ModelErrorKind::ContentFilter => ("PROVIDER_CONTENT_FILTER", ErrorCode::InvalidArgument),
             ModelErrorKind::Rejected => ("PROVIDER_REJECTED", ErrorCode::InvalidArgument),
@@ -189,6 +254,7 @@ fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
             ModelErrorKind::Cut => ("PROVIDER_STREAM_CUT", ErrorCode::Unavailable),
             ModelErrorKind::Malformed => ("PROVIDER_MALFORMED", ErrorCode::Unavailable),
             ModelErrorKind::Empty => ("PROVIDER_EMPTY_ANSWER", ErrorCode::Unavailable),
+            ModelErrorKind::OnlyReasoning => ("PROVIDER_ONLY_REASONING", ErrorCode::Unavailable),
         },
     }
 }
@@ -197,6 +263,8 @@ fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
 pub(super) fn outcome(failure: &Failure) -> &'static str {
     match failure {
         Failure::Model(_) => "provider_failed",
+        Failure::WrongToolCall | Failure::TooManyToolRounds => "tools_failed",
+        Failure::NotKept => "not_kept",
         Failure::ShuttingDown => "shut_down",
         Failure::OutOfTime => "deadline_exceeded",
         Failure::Internal => "internal",
@@ -205,15 +273,32 @@ pub(super) fn outcome(failure: &Failure) -> &'static str {
 
 fn error(language: Language, failure: &Failure) -> pb::Error {
     let (code, class) = code(failure);
-    let mut details = HashMap::new();
-    let mut retryable = matches!(failure, Failure::ShuttingDown | Failure::OutOfTime);
-    if let Failure::Model(error) = failure {
-        retryable = error.kind.is_retryable();
-        let mut detail = |name: &str, value: Option<String>| value.map(|value| details.insert(name.to_owned(), value));
-        detail("provider_status", error.status.map(|status| status.to_string()));
-        detail("provider_code", error.provider_code.clone());
-        detail("retry_after_ms", error.retry_after.map(|wait| wait.as_millis().to_string()));
-    }
+    let details = match failure {
+        Failure::Model(error) => details(error),
+        _ => HashMap::new(),
+    };
+    let retryable = failure.is_retryable();
     let message = wording::failure(language, failure).to_owned();
     pb::Error { code: code.to_owned(), message, retryable, details, error_code: class.into() }
+}
+
+/// What helps whoever runs the service, without secrets.
+fn details(error: &ModelError) -> HashMap<String, String> {
+    let mut details = HashMap::new();
+    let mut tell = |name: &str, value: Option<String>| {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            details.insert(name.to_owned(), value);
+        }
+    };
+    tell("provider_status", error.status.map(|status| status.to_string()));
+    tell("provider_code", error.provider_code.clone());
+    tell("problem", error.problem.map(str::to_owned));
+    tell("retry_after_ms", error.retry_after.map(|wait| wait.as_millis().to_string()));
+    if let Some(origin) = &error.origin {
+        tell("provider", Some(origin.provider.clone()));
+        tell("model", Some(origin.model.clone()));
+        tell("check", Some(origin.check.join(", ")));
+        tell("address", origin.address_hint.map(str::to_owned));
+    }
+    details
 }

@@ -22,11 +22,13 @@ use call::Gate;
 use crate::{
     chat::{Assistant, Prompts},
     config::{Config, ModelConfig},
+    conversation::PendingTurns,
     embedding::{self, Embedder, EmbedderSetupError},
     identity::Callers,
-    llm::{self, ChatModel, ModelSetupError},
+    llm::{self, ChatModel, ModelSetupError, Prices, PricesError},
     memory::MemoryEngine,
     postgres::Roles,
+    tools::{Toolbox, ToolsError},
 };
 
 /// When a call must have ended, put into the extensions of its request by a way in that has only so much time.
@@ -59,6 +61,12 @@ pub enum SetupError {
     /// The keys of callers can not be fetched by any client.
     #[error("the HTTP client for JWT_JWKS_URL can not be built: {0}")]
     Callers(#[source] reqwest::Error),
+    /// The table of prices can not be used.
+    #[error(transparent)]
+    Prices(#[from] PricesError),
+    /// A tool can not be used.
+    #[error(transparent)]
+    Tools(#[from] ToolsError),
     /// A prompt is malformed.
     #[error("a prompt is malformed: {0}")]
     Prompt(#[from] minijinja::Error),
@@ -83,19 +91,25 @@ impl Services {
         embedder: Arc<dyn Embedder>,
     ) -> Result<Self, SetupError> {
         let database = database.into().unwrap_or_else(Roles::absent);
+        let pending =
+            PendingTurns::new(database.service.clone(), config.model.total_timeout(), config.stores.admission_timeout);
         let memory = Arc::new(MemoryEngine::new(config.memory, database, embedder));
-        let (thinking_delay, total_timeout) = match &config.model {
-            // Canned answers end by themselves.
-            ModelConfig::Demo(demo) => (demo.thinking_delay, Duration::from_hours(1)),
-            ModelConfig::Provider(provider) => (Duration::ZERO, provider.limits.total),
+        let (thinking_delay, prices_file, tools_file) = match &config.model {
+            ModelConfig::Demo(demo) => (demo.thinking_delay, None, None),
+            ModelConfig::Provider(provider) => {
+                (Duration::ZERO, provider.prices_file.as_deref(), provider.tools_file.as_deref())
+            }
         };
         let model = llm::from_config(&config.model)?;
         let assistant = Assistant {
             model: model.clone(),
             memory: memory.clone(),
             prompts: Prompts::compile()?,
+            tools: Toolbox::load(tools_file)?,
+            pending,
+            prices: prices_file.map_or_else(Prices::built_in, Prices::load)?,
             thinking_delay,
-            total_timeout,
+            total_timeout: config.model.total_timeout(),
         };
         let callers = Callers::from_config(&config.callers).map_err(SetupError::Callers)?;
         let gate = Gate { callers: Arc::new(callers), drain: Drain::default() };

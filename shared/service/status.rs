@@ -7,6 +7,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::wording;
 use crate::{
+    conversation::StoreError,
     embedding::EmbedError,
     error::InvalidArgument,
     identity::{Refusal, Unproven},
@@ -36,6 +37,13 @@ fn invalid_argument(error: &InvalidArgument, language: Language) -> Status {
     let message = error.describe(language);
     let details = ErrorDetails::with_bad_request_violation(error.field.as_str(), message.as_str());
     Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// UNAVAILABLE, because the store of conversations can not be asked in time.
+pub(super) fn store_failure(error: &StoreError, language: Language) -> Status {
+    tracing::warn!(%error, "the store of conversations is out of reach");
+    let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::Unavailable, wording::store_failure(language), details)
 }
 
 /// UNAVAILABLE where trying again may help, INTERNAL otherwise. The cause is for the log only.

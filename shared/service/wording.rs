@@ -16,6 +16,7 @@ pub(super) fn stage(language: Language, stage: Stage) -> &'static str {
         Stage::Generating { recall_failed: true } => {
             language.pick("Memory is out of reach; answering without it…", "暂时无法检索记忆，直接回答…")
         }
+        Stage::ExecutingTools => language.pick("Using tools…", "正在使用工具…"),
     }
 }
 
@@ -30,8 +31,25 @@ pub(super) fn failure(language: Language, failure: &Failure) -> &'static str {
             "The answer took longer than this call may take. Please try again.",
             "回答超出了本次调用的时间限制，请重试。",
         ),
+        Failure::WrongToolCall => language.pick(
+            "The model asked for a tool in a way that does not work. Please try again.",
+            "模型调用工具的方式有误，请重试。",
+        ),
+        Failure::TooManyToolRounds => language.pick(
+            "The model used tools again and again without coming to an answer. Please ask in another way.",
+            "模型反复调用工具而没有给出回答，请换一种问法。",
+        ),
+        Failure::NotKept => language.pick(
+            "The conversation can not be kept while tools run. Please try again in a moment.",
+            "暂时无法保存等待工具结果的对话，请稍后重试。",
+        ),
         Failure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
     }
+}
+
+/// Why a result of a tool is not taken.
+pub(super) fn store_failure(language: Language) -> &'static str {
+    language.pick("the conversation can not be reached right now; try again", "暂时无法访问会话，请稍后重试")
 }
 
 /// Why a caller is not let in, but for what an argument says itself.
@@ -70,9 +88,13 @@ fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
             "The model is asked too often right now. Please try again in a moment.",
             "当前请求过多，请稍后重试。",
         ),
-        ModelErrorKind::NotFound => language.pick(
-            "The model provider does not know this model or address. Check the model's name and LLM_API_BASE_URL.",
-            "模型服务找不到该模型或地址，请检查模型名称和 LLM_API_BASE_URL。",
+        ModelErrorKind::ModelNotFound => language.pick(
+            "The model provider does not know this model. Whoever runs the service should check the model's name.",
+            "模型服务没有这个模型，请服务的维护者检查模型名称。",
+        ),
+        ModelErrorKind::AddressNotFound => language.pick(
+            "There is no model API at the configured address. Whoever runs the service should check LLM_API_BASE_URL: it most often ends with one /v1.",
+            "配置的地址上没有模型接口，请服务的维护者检查 LLM_API_BASE_URL（通常以一个 /v1 结尾）。",
         ),
         ModelErrorKind::ContextLength => language.pick(
             "The conversation is too long for the model. Please start a new one or shorten your message.",
@@ -99,5 +121,9 @@ fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
         ModelErrorKind::Empty => {
             language.pick("The model gave an empty answer. Please try again.", "模型返回了空回答，请重试。")
         }
+        ModelErrorKind::OnlyReasoning => language.pick(
+            "The model thought about it but gave no answer. Please try again.",
+            "模型只进行了思考而没有给出回答，请重试。",
+        ),
     }
 }

@@ -315,7 +315,7 @@ pub fn check_contract(frames: &[pb::ChatResponse]) {
     assert_eq!((finished.len(), open.len()), (1, frames.len() - 1), "exactly one frame ends the stream");
     assert_eq!(finished[0].response_id, last.response_id, "and it is the last");
 
-    // The grammar: THINKING [SEARCHING [citations]] [GENERATING delta*] then the end.
+    // The grammar: THINKING [SEARCHING [citations]] (GENERATING delta* [EXECUTING_TOOL tool_result*])* then the end.
     let mut rest = &kinds[1..];
     let mut skip = |kind: &str| {
         let found = rest.first() == Some(&kind);
@@ -327,10 +327,22 @@ pub fn check_contract(frames: &[pb::ChatResponse]) {
     if skip("SEARCHING") {
         skip("citations");
     }
-    let generating = skip("GENERATING");
-    while generating && skip("delta") {}
+    let mut called = false;
+    while skip("GENERATING") {
+        while skip("delta") {}
+        if skip("EXECUTING_TOOL") {
+            while skip("tool_result") {}
+            while skip("tool_call") {
+                called = true;
+            }
+        }
+    }
     let spent = skip("usage");
-    if skip("full_text") {
+    if skip("nothing") {
+        assert!(called == spent, "calls tell their usage: {kinds:?}");
+        let expected = if called { pb::FinishReason::ToolCalls } else { pb::FinishReason::Continue };
+        assert_eq!(last.finish_reason(), expected);
+    } else if skip("full_text") {
         assert!(spent, "an answer tells its usage: {kinds:?}");
         match &last.content {
             Some(Content::FullText(text)) => assert_eq!(*text, joined_deltas(frames)),

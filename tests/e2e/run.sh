@@ -59,6 +59,7 @@ mkdir -p "$cache/old_generation"
 GOBIN=$cache/bin quietly go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$grpcurl_version"
 quietly go build -C "$here/go" -o "$cache/bin/gateway" .
 quietly go build -C "$here/go" -o "$cache/bin/tokens" ./tokens
+quietly go build -C "$here/go" -o "$cache/bin/tools" ./tools
 export PATH=$cache/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 
 # ---- the server ----
@@ -97,6 +98,7 @@ client "python, old generation" old old_client "$user"
 client "gRPC-Web" current web "$user"
 client "go gateway" gateway "$address"
 client "go tokens" tokens "$server"
+client "go tools" tools "$server"
 
 # ---- the end ----
 printf '\nserver\n'

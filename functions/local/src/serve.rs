@@ -32,7 +32,9 @@ pub async fn run(config: Config) -> Outcome {
     let services = match Services::from_config(&config, database.roles()) {
         Err(
             error @ (SetupError::Model(ModelSetupError::Responses(_))
-            | SetupError::Embedder(EmbedderSetupError::Model(_))),
+            | SetupError::Embedder(EmbedderSetupError::Model(_))
+            | SetupError::Prices(_)
+            | SetupError::Tools(_)),
         ) => return Ok(misconfigured(&error)),
         services => services?,
     };
@@ -155,8 +157,11 @@ fn print_banner(config: &Config, address: SocketAddr) {
                 "DEMO: canned answers, because no key is set; set LLM_API_KEY for a real model".to_owned()
             }
         },
-        ModelConfig::Provider(provider) => {
-            format!("{} by {} at {}", provider.model, provider.provider.name(), provider.base_url)
+        ModelConfig::Provider(config) => {
+            let primary = &config.primary;
+            let fallbacks: Vec<_> = config.fallbacks.iter().map(|fallback| fallback.model.as_str()).collect();
+            let then = if fallbacks.is_empty() { String::new() } else { format!(", else {}", fallbacks.join(", ")) };
+            format!("{} by {} at {}{then}", primary.model, primary.provider.name(), primary.base_url)
         }
     };
     let memory = match &config.stores.memory {

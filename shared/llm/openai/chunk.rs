@@ -1,20 +1,23 @@
 //! The JSON of one streamed chunk. Every field is optional, because providers leave out or null what they like.
 
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::super::{ModelError, ModelErrorKind, TokenUsage};
 
-/// A chunk, <https://platform.openai.com/docs/api-reference/chat-streaming>.
+/// A chunk, <https://platform.openai.com/docs/api-reference/chat-streaming>, or the whole answer of a server that does not
+/// stream.
 #[derive(Debug, Deserialize)]
 pub(super) struct Chunk {
     pub(super) choices: Option<Vec<Choice>>,
     pub(super) usage: Option<Usage>,
-    pub(super) error: Option<ProviderError>,
+    pub(super) error: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Choice {
+    /// In a whole answer it is called otherwise.
+    #[serde(alias = "message")]
     pub(super) delta: Option<Delta>,
     pub(super) finish_reason: Option<String>,
 }
@@ -22,61 +25,93 @@ pub(super) struct Choice {
 #[derive(Debug, Deserialize)]
 pub(super) struct Delta {
     pub(super) content: Option<String>,
-    /// Thought of a reasoning model: not shown, but a sign of life.
+    /// Thought of a reasoning model: not shown, but a sign of life, and some want it back.
+    #[serde(default, deserialize_with = "text")]
     reasoning_content: Option<String>,
+    /// The same by its newer name.
+    #[serde(default, deserialize_with = "text")]
+    reasoning: Option<String>,
+    pub(super) tool_calls: Option<Vec<CallDelta>>,
+}
+
+impl Delta {
+    /// What the model thought, if it told anything.
+    pub(super) fn thought(&self) -> Option<&str> {
+        let told = |thought: &Option<String>| thought.as_ref().is_some_and(|thought| !thought.is_empty());
+        let thought = if told(&self.reasoning_content) { &self.reasoning_content } else { &self.reasoning };
+        thought.as_deref().filter(|thought| !thought.is_empty())
+    }
+}
+
+/// A piece of a call of a tool.
+#[derive(Debug, Deserialize)]
+pub(super) struct CallDelta {
+    pub(super) index: Option<u32>,
+    pub(super) id: Option<String>,
+    pub(super) function: Option<FunctionDelta>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct FunctionDelta {
+    pub(super) name: Option<String>,
+    #[serde(default, deserialize_with = "json_text")]
+    pub(super) arguments: String,
+}
+
+/// Text, or nothing where something else stands.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => Some(text),
+        _ => None,
+    })
+}
+
+/// JSON as text; some servers send the object itself.
+fn json_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => text,
+        Value::Null => String::new(),
+        value => value.to_string(),
+    })
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Usage {
     prompt_tokens: Option<u32>,
     completion_tokens: Option<u32>,
+    prompt_tokens_details: Option<PromptDetails>,
+    completion_tokens_details: Option<CompletionDetails>,
+    /// DeepSeek's name for cached tokens.
+    prompt_cache_hit_tokens: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PromptDetails {
+    cached_tokens: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+struct CompletionDetails {
+    reasoning_tokens: Option<u32>,
 }
 
 impl Usage {
     /// The counts, unless both are missing.
     pub(super) fn known(self) -> Option<TokenUsage> {
+        let cached = self.prompt_tokens_details.and_then(|details| details.cached_tokens);
+        let reasoning = self.completion_tokens_details.and_then(|details| details.reasoning_tokens);
         (self.prompt_tokens.is_some() || self.completion_tokens.is_some()).then(|| TokenUsage {
             prompt: self.prompt_tokens.unwrap_or(0),
+            cached: cached.or(self.prompt_cache_hit_tokens).unwrap_or(0),
             completion: self.completion_tokens.unwrap_or(0),
+            reasoning: reasoning.unwrap_or(0),
         })
     }
 }
 
-/// The body of an answer with an error status.
-#[derive(Debug, Deserialize)]
-pub(super) struct ErrorBody {
-    pub(super) error: Option<ProviderError>,
-}
-
-/// A provider's error: an object, or with some servers a bare string.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub(super) enum ProviderError {
-    Object {
-        /// Text or number.
-        code: Option<Value>,
-        #[serde(rename = "type")]
-        kind: Option<String>,
-    },
-    Other(IgnoredAny),
-}
-
-impl ProviderError {
-    /// Keeps code and type. The message is left out, because some providers repeat the question in it.
-    pub(super) fn into_model_error(self, status: Option<u16>) -> ModelError {
-        let (code, kind) = match self {
-            Self::Object { code, kind } => (code, kind),
-            Self::Other(_) => (None, None),
-        };
-        let code_as_status = code.as_ref().and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok());
-        let code = code.as_ref().and_then(Value::as_str);
-        ModelError::reported(status.or(code_as_status), code, kind.as_deref())
-    }
-}
-
 impl Chunk {
-    pub(super) fn parse(json: &str) -> Result<Self, ModelError> {
-        serde_json::from_str(json).map_err(|error| {
+    pub(super) fn parse(json: &[u8]) -> Result<Self, ModelError> {
+        serde_json::from_slice(json).map_err(|error| {
             // The error's own text could repeat what the model said.
             let place = format!("a chunk is not the expected JSON (column {})", error.column());
             ModelError::new(ModelErrorKind::Malformed, place)
@@ -89,7 +124,11 @@ impl Chunk {
         self.usage.is_some()
             || self.choices.iter().flatten().any(|choice| {
                 has(&choice.finish_reason)
-                    || choice.delta.as_ref().is_some_and(|d| has(&d.content) || has(&d.reasoning_content))
+                    || choice.delta.as_ref().is_some_and(|delta| {
+                        has(&delta.content)
+                            || delta.thought().is_some()
+                            || delta.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty())
+                    })
             })
     }
 }

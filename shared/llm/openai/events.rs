@@ -22,6 +22,8 @@ use crate::error::with_causes;
 /// Most bytes of a stream from one event to the next: far above any chunk of text, far below what hurts.
 const MAX_EVENT_BYTES: usize = 1024 * 1024;
 
+const TOO_LARGE: &str = "an event is too large";
+
 /// Ends the last event where a server forgets the empty line, which the parser would otherwise drop. Two line ends,
 /// because the first one may only end the line.
 const END: Bytes = Bytes::from_static(b"\n\n");
@@ -46,7 +48,7 @@ impl Events {
             let piece = piece?;
             // The piece itself is of bounded size and may hold many events: what counts is what came before it.
             if counter.fetch_add(piece.len(), Ordering::Relaxed) > MAX_EVENT_BYTES {
-                return Err(io::Error::new(io::ErrorKind::FileTooLarge, "an event is too large"));
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, TOO_LARGE));
             }
             Ok(piece)
         });
@@ -59,7 +61,7 @@ impl Events {
             self.since_event.store(0, Ordering::Relaxed);
             let data = match sse {
                 Ok(sse) => sse.data.unwrap_or_default(),
-                Err(Error::Body(error)) => return Err(ModelError::new(ModelErrorKind::Cut, with_causes(&*error))),
+                Err(Error::Body(error)) => return Err(broken(&*error)),
                 Err(error) => return Err(ModelError::new(ModelErrorKind::Malformed, error.to_string())),
             };
             match data.trim() {
@@ -70,7 +72,7 @@ impl Events {
                     self.done = true;
                     return Ok(None);
                 }
-                json => return Chunk::parse(json).map(Some),
+                json => return Chunk::parse(json.as_bytes()).map(Some),
             }
         }
         Ok(None)
@@ -87,19 +89,32 @@ impl Events {
     }
 }
 
+/// Why the bytes ended early: the connection broke, or we gave up.
+fn broken(error: &(dyn std::error::Error + 'static)) -> ModelError {
+    let detail = with_causes(error);
+    let kind = if detail.contains(TOO_LARGE) { ModelErrorKind::Malformed } else { ModelErrorKind::Cut };
+    ModelError::new(kind, detail)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::parse_pieces, *};
 
-    async fn contents(pieces: Vec<Bytes>) -> Result<(Vec<String>, bool), ModelError> {
-        let mut events = Events::new(stream::iter(pieces.into_iter().map(Ok::<_, io::Error>)));
-        let mut contents = Vec::new();
-        while let Some(chunk) = events.next().await? {
-            contents.extend(chunk.choices.into_iter().flatten().filter_map(|choice| choice.delta?.content));
-        }
-        Ok((contents, events.done()))
+    fn outcome(pieces: Vec<Bytes>) -> (String, String) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(parse_pieces(pieces))
+    }
+
+    fn whole(bytes: &[u8]) -> (String, String) {
+        outcome(vec![Bytes::copy_from_slice(bytes)])
+    }
+
+    fn cut(bytes: &[u8], at: &[usize]) -> Vec<Bytes> {
+        let mut at: Vec<_> = at.iter().map(|at| at % (bytes.len() + 1)).chain([0, bytes.len()]).collect();
+        at.sort_unstable();
+        at.windows(2).map(|w| Bytes::copy_from_slice(&bytes[w[0]..w[1]])).collect()
     }
 
     const ANSWER: &str = concat!(
@@ -115,34 +130,46 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cut_of_the_bytes_gives_the_same_chunks(cuts in prop::collection::vec(0..ANSWER.len(), 0..40)) {
-            let mut cuts = cuts;
-            cuts.extend([0, ANSWER.len()]);
-            cuts.sort_unstable();
-            let pieces = cuts.windows(2).map(|w| Bytes::copy_from_slice(&ANSWER.as_bytes()[w[0]..w[1]])).collect();
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let (contents, done) = runtime.block_on(contents(pieces)).unwrap();
-            prop_assert_eq!(contents.concat(), "线性代数 🎓");
-            prop_assert!(done);
+        fn any_cut_of_an_answer_comes_to_the_same(at in prop::collection::vec(any::<usize>(), 0..40)) {
+            let expected = ("线性代数 🎓".to_owned(), "Ok(Finished(Stop))".to_owned());
+            prop_assert_eq!(outcome(cut(ANSWER.as_bytes(), &at)), expected);
+        }
+
+        #[test]
+        fn any_cut_of_any_bytes_comes_to_the_same_as_the_whole(
+            lines in prop::collection::vec(
+                prop_oneof![
+                    Just("data: {\"choices\":[{\"delta\":{\"content\":\"数\"}}]}".as_bytes().to_vec()),
+                    Just(b"data: [DONE]".to_vec()),
+                    Just(b"data: {\"error\": \"x\"}".to_vec()),
+                    Just(b":".to_vec()), Just(b"\n".to_vec()), Just(b"\r".to_vec()), Just(b"\r\n".to_vec()),
+                    Just("\u{feff}".as_bytes().to_vec()), Just(b"id: 1".to_vec()), Just(b"retry: x".to_vec()),
+                    prop::collection::vec(any::<u8>(), 0..20),
+                ],
+                0..24,
+            ),
+            at in prop::collection::vec(any::<usize>(), 0..40),
+        ) {
+            let bytes = lines.concat();
+            prop_assert_eq!(outcome(cut(&bytes, &at)), whole(&bytes));
         }
 
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let _ = runtime.block_on(contents(vec![Bytes::from(bytes)]));
+            let _ = whole(&bytes);
         }
     }
 
-    #[tokio::test]
-    async fn one_byte_at_a_time_is_as_good_as_the_whole() {
+    #[test]
+    fn one_byte_at_a_time_is_as_good_as_the_whole() {
         let pieces = ANSWER.bytes().map(|byte| Bytes::copy_from_slice(&[byte])).collect();
-        assert_eq!(contents(pieces).await.unwrap(), (vec![String::new(), "线性".into(), "代数 🎓".into()], true));
+        assert_eq!(outcome(pieces), ("线性代数 🎓".to_owned(), "Ok(Finished(Stop))".to_owned()));
     }
 
     #[tokio::test]
     async fn an_event_that_never_ends_is_cut_off() {
         let piece = Bytes::from(vec![b'x'; 64 * 1024]);
         let pieces = std::iter::once(Bytes::from_static(b"data: ")).chain(std::iter::repeat_n(piece, 100)).collect();
-        assert_eq!(contents(pieces).await.unwrap_err().kind, ModelErrorKind::Cut);
+        assert_eq!(parse_pieces(pieces).await.1, "Err(Malformed)");
     }
 }

@@ -421,6 +421,7 @@ impl<'u> Change<'u> {
             (false, "delete from memory_postings where user_id = $1"),
             (false, "delete from memory_terms where user_id = $1"),
             (false, "delete from memory_users where user_id = $1"),
+            (false, "delete from pending_turns where user_id = $1"),
         ] {
             let query = self.transaction.query(statement).bind(self.user.as_str());
             let deleted = query.execute(&mut *self.transaction).await?.rows_affected();

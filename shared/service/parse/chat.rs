@@ -8,20 +8,29 @@ use super::{
     names, number, text,
 };
 use crate::{
-    chat::{HistoryMessage, Profile, Speaker, TurnRequest},
+    chat::{HistoryMessage, Profile, Speaker, ToolResult, TurnRequest},
     error::{InvalidArgument, Problem, check_text},
     identity::{MAX_ID_BYTES, RequestId, SessionId, UserId},
     memory::Filter,
     proto::agent_v1 as pb,
+    tools::Wanted,
 };
 
 /// A chat request that is right.
 pub(in crate::service) struct ChatCommand {
     pub(in crate::service) session: SessionId,
     pub(in crate::service) request: RequestId,
-    pub(in crate::service) turn: TurnRequest,
     /// Whether citations hold the whole content.
     pub(in crate::service) whole_citations: bool,
+    /// BCP 47 tag of the profile; empty = not told.
+    pub(in crate::service) language_tag: String,
+    pub(in crate::service) input: ChatInput,
+}
+
+/// What a chat request brings.
+pub(in crate::service) enum ChatInput {
+    Message(Box<TurnRequest>),
+    ToolResult(UserId, ToolResult),
 }
 
 /// Parses a request of a user.
@@ -34,34 +43,61 @@ pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parse
         "" => RequestId::generate(),
         id => RequestId::parse("request_id", id)?,
     };
+    let profile = profile(request.user_profile.unwrap_or_default())?;
+    let language_tag = profile.language_tag.clone();
     let message = match request.input {
         None => return invalid("input", Problem::ExactlyOneOf { fields: "message, tool_result" }),
         Some(pb::chat_request::Input::Message(message)) => text("message", message, MAX_MESSAGE_BYTES)?,
         Some(pb::chat_request::Input::ToolResult(result)) => {
-            name("tool_result.tool_call_id", &result.tool_call_id)?;
-            // The service asks clients for no tools, so no result can be awaited.
-            return invalid("tool_result.tool_call_id", Problem::Unknown { what: "pending tool call" });
+            let input = ChatInput::ToolResult(user, tool_result(result)?);
+            let whole_citations = request.include_references;
+            return Ok(ChatCommand { session, request: request_id, whole_citations, language_tag, input });
         }
     };
-    names("active_tools", request.active_tools, MAX_ENTRIES)?;
+    let active_tools = names("active_tools", request.active_tools, MAX_ENTRIES)?;
     check_text("chat_mode", &request.chat_mode, MAX_ID_BYTES)?;
     let file_ids = names("file_ids", request.file_ids, MAX_ENTRIES)?;
     let document_filter = names("document_filter", request.document_filter, MAX_ENTRIES)?;
     // Documents of the message are the narrower wish than those of the session.
     let documents = if file_ids.is_empty() { document_filter } else { file_ids };
     let config = request.config.unwrap_or_default();
+    let tools = match (active_tools.is_empty(), config.tools_enabled) {
+        (false, _) => Wanted::Named(active_tools),
+        (true, true) => Wanted::Everything,
+        (true, false) => Wanted::Nothing,
+    };
     let turn = TurnRequest {
         user,
+        session: session.clone(),
         message,
-        profile: profile(request.user_profile.unwrap_or_default())?,
+        profile,
         extra_context: request.extra_context.map_or(Ok(Value::Null), |context| json("extra_context", context))?,
         history: history(request.history)?,
         model: model(config.model)?,
         temperature: config.temperature.map(|t| number("config.temperature", t, 0.0..=2.0, "0 to 2")).transpose()?,
         max_tokens: config.max_tokens.map(max_tokens).transpose()?,
         recall: request.use_document_context.unwrap_or(true).then(|| Filter { documents, ..Filter::default() }),
+        tools,
     };
-    Ok(ChatCommand { session, request: request_id, turn, whole_citations: request.include_references })
+    let whole_citations = request.include_references;
+    let input = ChatInput::Message(Box::new(turn));
+    Ok(ChatCommand { session, request: request_id, whole_citations, language_tag, input })
+}
+
+fn tool_result(result: pb::ToolResult) -> Parsed<ToolResult> {
+    name("tool_result.tool_call_id", &result.tool_call_id)?;
+    check_text("tool_result.tool_name", &result.tool_name, MAX_ID_BYTES)?;
+    check_text("tool_result.result_json", &result.result_json, MAX_MESSAGE_BYTES)?;
+    check_text("tool_result.error_message", &result.error_message, MAX_MESSAGE_BYTES)?;
+    let outcome = match (result.is_error, result.error_message.trim(), result.result_json.trim()) {
+        (false, _, "") => return invalid("tool_result.result_json", Problem::Blank),
+        (false, ..) => Ok(result.result_json),
+        (true, "", "") => Err("the tool failed".to_owned()),
+        // What a failed tool says may stand in either field.
+        (true, "", _) => Err(result.result_json),
+        (true, ..) => Err(result.error_message),
+    };
+    Ok(ToolResult { call_id: result.tool_call_id, outcome })
 }
 
 fn model(model: String) -> Parsed<Option<String>> {

@@ -1,0 +1,203 @@
+//! What the service adds to talking to a provider directly: a provider in a process of its own writes into each delta when it
+//! sent it, and a client reads the deltas from it and through the service.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use agent_service::proto::agent_v1::{agent_service_client::AgentServiceClient, chat_response::Content};
+use futures_util::StreamExt as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    runtime::Runtime,
+    task::JoinSet,
+    time::{sleep_until, timeout},
+};
+
+use crate::{
+    LOG_LEVEL, Outcome,
+    load::Target,
+    process::ServerProcess,
+    report::{number, quantile},
+    request,
+    server::Role,
+};
+
+/// Time between two deltas.
+const PACE: Duration = Duration::from_millis(20);
+/// Deltas of an answer.
+const DELTAS: usize = 100;
+/// What a round may take beyond its own length before it counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many streams at once, and how often.
+pub struct Plan {
+    pub streams: &'static [usize],
+    pub rounds: usize,
+}
+
+/// What the clients of one way saw, in milliseconds.
+#[derive(Default)]
+struct Seen {
+    first_tokens: Vec<f64>,
+    lateness: Vec<f64>,
+}
+
+/// Measures both ways in turn and prints what the service adds.
+pub fn run(runtime: &Runtime, plan: &Plan) -> Outcome<()> {
+    let provider = ServerProcess::start(Role::Provider, PACE, &[], LOG_LEVEL)?;
+    let service = ServerProcess::start_with(Role::Proxy, Duration::ZERO, &[], LOG_LEVEL, &[provider.address()])?;
+    println!("\nThrough the service beside directly: {DELTAS} deltas, one every {PACE:?}, {} rounds", plan.rounds);
+    println!("{:>8}  {:<28}{:>12}{:>12}{:>12}", "streams", "ms", "directly", "through", "added");
+    for &streams in plan.streams {
+        let (mut directly, mut through) = (Seen::default(), Seen::default());
+        runtime.block_on(async {
+            // The first round opens the connections.
+            for round in 0..=plan.rounds {
+                let (direct, proxied) = (
+                    timeout(PATIENCE, direct_round(provider.address(), streams)).await??,
+                    timeout(PATIENCE, proxied_round(service.address(), streams)).await??,
+                );
+                if round > 0 {
+                    directly.add(direct);
+                    through.add(proxied);
+                }
+            }
+            Outcome::Ok(())
+        })?;
+        let mut row = |what, of: fn(&mut Seen) -> &mut Vec<f64>, share| {
+            let (directly, through) = (quantile(of(&mut directly), share), quantile(of(&mut through), share));
+            let added = number(through - directly);
+            println!("{streams:>8}  {what:<28}{:>12}{:>12}{added:>12}", number(directly), number(through));
+        };
+        row("to the first token, p50", |seen| &mut seen.first_tokens, 0.5);
+        row("to the first token, p99", |seen| &mut seen.first_tokens, 0.99);
+        row("of a frame, p50", |seen| &mut seen.lateness, 0.5);
+        row("of a frame, p99", |seen| &mut seen.lateness, 0.99);
+    }
+    Ok(())
+}
+
+impl Seen {
+    fn add(&mut self, mut other: Self) {
+        self.first_tokens.append(&mut other.first_tokens);
+        self.lateness.append(&mut other.lateness);
+    }
+
+    /// Notes a delta, which says when it was sent.
+    fn delta(&mut self, asked: Instant, text: &str) -> Outcome<()> {
+        if self.first_tokens.is_empty() {
+            self.first_tokens.push(asked.elapsed().as_secs_f64() * 1e3);
+        }
+        let sent: u64 = text.trim().parse()?;
+        self.lateness.push(now().saturating_sub(sent) as f64 / 1e6);
+        Ok(())
+    }
+}
+
+/// Nanoseconds since 1970, the same clock in all processes of a machine.
+fn now() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_nanos()).unwrap_or_default()
+}
+
+async fn gathered(mut streams: JoinSet<Outcome<Seen>>) -> Outcome<Seen> {
+    let mut all = Seen::default();
+    while let Some(seen) = streams.join_next().await {
+        let seen = seen??;
+        if seen.lateness.len() != DELTAS {
+            return Err(format!("a stream had {} deltas", seen.lateness.len()).into());
+        }
+        all.add(seen);
+    }
+    Ok(all)
+}
+
+async fn direct_round(address: &str, streams: usize) -> Outcome<Seen> {
+    let client = reqwest::Client::builder().tcp_nodelay(true).build()?;
+    let mut tasks = JoinSet::new();
+    for _ in 0..streams {
+        let call = client.post(format!("{address}/v1/chat/completions")).body("{}");
+        tasks.spawn(async move {
+            let (asked, mut seen) = (Instant::now(), Seen::default());
+            let mut body = call.send().await?.bytes_stream();
+            let mut bytes = Vec::new();
+            while let Some(piece) = body.next().await {
+                bytes.extend_from_slice(&piece?);
+                while let Some(end) = bytes.windows(2).position(|pair| pair == b"\n\n") {
+                    let event: Vec<u8> = bytes.drain(..end + 2).collect();
+                    let event = String::from_utf8(event)?;
+                    if let Some(text) = event.split("\"content\":\"").nth(1).and_then(|rest| rest.split('"').next()) {
+                        seen.delta(asked, text)?;
+                    }
+                }
+            }
+            Outcome::Ok(seen)
+        });
+    }
+    gathered(tasks).await
+}
+
+async fn proxied_round(address: &str, streams: usize) -> Outcome<Seen> {
+    let target = Target::connect(address).await?;
+    let mut tasks = JoinSet::new();
+    for number in 0..streams {
+        let mut client = AgentServiceClient::new(target.channel(number));
+        tasks.spawn(async move {
+            let (asked, mut seen) = (Instant::now(), Seen::default());
+            let mut frames = client.stream_chat(request()).await?.into_inner();
+            while let Some(frame) = frames.message().await? {
+                if let Some(Content::Delta(text)) = frame.content {
+                    seen.delta(asked, &text)?;
+                }
+            }
+            Outcome::Ok(seen)
+        });
+    }
+    gathered(tasks).await
+}
+
+/// A provider that writes into each delta when it sends it, one every `pace`.
+pub async fn serve(listener: TcpListener, pace: Duration) -> Outcome<()> {
+    loop {
+        let (socket, _) = listener.accept().await?;
+        socket.set_nodelay(true)?;
+        tokio::spawn(async move {
+            let mut socket = socket;
+            // A client that has gone ends its connection, and nothing else.
+            while answer(&mut socket, pace).await.is_ok() {}
+        });
+    }
+}
+
+async fn answer(socket: &mut TcpStream, pace: Duration) -> Outcome<()> {
+    let mut request = Vec::new();
+    let mut piece = [0; 16 * 1024];
+    loop {
+        let read = socket.read(&mut piece).await?;
+        if read == 0 {
+            return Err("the client has gone".into());
+        }
+        request.extend_from_slice(&piece[..read]);
+        let Some(end) = request.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let head = String::from_utf8_lossy(&request[..end]).to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+        if request.len() >= end + 4 + length.unwrap_or_default() {
+            break;
+        }
+    }
+    socket
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await?;
+    let chunk = |event: &str| format!("{:x}\r\ndata: {event}\n\n\r\n", event.len() + 8);
+    let mut due = tokio::time::Instant::now();
+    for _ in 0..DELTAS {
+        sleep_until(due).await;
+        due += pace;
+        let event =
+            format!("{{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}},\"finish_reason\":null}}]}}", now());
+        socket.write_all(chunk(&event).as_bytes()).await?;
+    }
+    let end = "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}";
+    socket.write_all([&chunk(end), &chunk("[DONE]"), "0\r\n\r\n"].concat().as_bytes()).await?;
+    Ok(())
+}

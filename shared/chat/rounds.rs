@@ -1,0 +1,231 @@
+//! The rounds of a turn: the model is asked, and asked again as long as it calls tools that the server runs.
+
+use std::{pin::Pin, time::Duration};
+
+use async_stream::stream;
+use futures_util::{Stream, StreamExt as _};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Assistant, Event, Failure, Ran, Stage,
+    exchange::{Exchange, error_content, repair_messages},
+    request::zone,
+    tally::Tally,
+    turn::unless,
+};
+use crate::{
+    conversation::Ticket,
+    identity::{SessionId, UserId},
+    llm::{Finish, Message, ModelEvent, ToolCall, estimate_tokens},
+    tools::{CheckedCall, Offer, RunContext, Runner, Wanted},
+};
+
+/// Longest that the last frame of a failed turn waits for the store.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// A turn that has come to the model.
+pub(super) struct Running {
+    pub(super) user: UserId,
+    pub(super) session: SessionId,
+    pub(super) exchange: Exchange,
+    pub(super) offer: Offer,
+    pub(super) recall_failed: bool,
+    pub(super) deadline: Instant,
+    /// Of a turn that was resumed.
+    pub(super) ticket: Option<Ticket>,
+}
+
+/// How a round ended that did not fail.
+enum Ended {
+    Finished(Finish),
+    Called { calls: Vec<ToolCall>, reasoning: Option<String> },
+}
+
+impl Assistant {
+    /// The tools for a turn; those of clients only where the turn can be kept meanwhile.
+    pub(super) fn offer(&self, wanted: &Wanted, may_search: bool) -> Offer {
+        self.tools.offer(wanted, self.memory.is_there(), may_search, self.pending.is_there())
+    }
+
+    /// Asks the model until it answers, fails, or wants the client to run tools.
+    pub(super) fn rounds<'a, I>(
+        &'a self,
+        mut turn: Running,
+        mut interrupted: Pin<&'a mut I>,
+    ) -> impl Stream<Item = Event> + Send + 'a
+    where
+        I: Future<Output = Failure> + Send,
+    {
+        stream! {
+            let mut tally = Tally::default();
+            let mut answering = self.model.name(turn.exchange.model.as_deref()).to_owned();
+            let mut text = String::new();
+            // A call that is wrong may be repeated once before the next tools run.
+            let mut was_told = false;
+            yield Event::Entered(Stage::Generating { recall_failed: turn.recall_failed });
+            let failure = 'rounds: loop {
+                let before = text.len();
+                let mut counted = None;
+                let mut answer = self.model.clone().answer(turn.exchange.request(&turn.offer, turn.deadline));
+                let ended = loop {
+                    match unless(interrupted.as_mut(), answer.next()).await {
+                        Ok(Some(Ok(ModelEvent::Delta(delta)))) => {
+                            text.push_str(&delta);
+                            yield Event::Delta(delta);
+                        }
+                        Ok(Some(Ok(ModelEvent::Usage { model, tokens }))) => {
+                            counted = Some(model.clone());
+                            tally.add(model, tokens);
+                        }
+                        Ok(Some(Ok(ModelEvent::Finished { model, finish }))) => {
+                            answering = model;
+                            break Ok(Ended::Finished(finish));
+                        }
+                        Ok(Some(Ok(ModelEvent::Called { model, calls, reasoning }))) => {
+                            answering = model;
+                            break Ok(Ended::Called { calls, reasoning });
+                        }
+                        Ok(Some(Err(error))) => break Err(error.into()),
+                        // A model ends its stream by an event; one that does not has a defect.
+                        Ok(None) => break Err(Failure::Internal),
+                        Err(failure) => break Err(failure),
+                    }
+                };
+                drop(answer);
+                let said = &text[before..];
+                if counted.is_none_or(|model| model != answering) && (ended.is_ok() || !said.is_empty()) {
+                    tally.estimate(answering.clone(), turn.exchange.estimate_tokens(), estimate_of(said, &ended));
+                }
+                let (calls, reasoning) = match ended {
+                    Ok(Ended::Called { calls, reasoning }) => (calls, reasoning),
+                    Ok(Ended::Finished(finish)) => {
+                        if let Some(ticket) = &turn.ticket {
+                            self.forget(ticket).await;
+                        }
+                        if let Some(spent) = tally.spent(&answering, &self.prices) {
+                            yield Event::Spent(spent);
+                        }
+                        yield Event::Answered { text, finish };
+                        return;
+                    }
+                    Err(failure) => break failure,
+                };
+
+                if turn.exchange.must_answer() {
+                    break Failure::TooManyToolRounds;
+                }
+                turn.exchange.rounds += 1;
+                let checked: Vec<_> = calls.iter().map(|call| turn.offer.check(call)).collect();
+                let content = said.to_owned();
+                turn.exchange.push(Message::Assistant { content, reasoning, calls: calls.clone() });
+                if checked.iter().any(Result::is_err) {
+                    if std::mem::replace(&mut was_told, true) {
+                        break Failure::WrongToolCall;
+                    }
+                    let problems: Vec<_> = checked.into_iter().map(Result::err).collect();
+                    for message in repair_messages(&calls, &problems) {
+                        turn.exchange.push(message);
+                    }
+                    continue;
+                }
+                was_told = false;
+
+                yield Event::Entered(Stage::ExecutingTools);
+                let mut awaited = Vec::new();
+                for (call, checked) in calls.into_iter().zip(checked.into_iter().flatten()) {
+                    if checked.runner == Runner::Client {
+                        awaited.push(call);
+                        continue;
+                    }
+                    if Instant::now() >= turn.deadline {
+                        break 'rounds Failure::OutOfTime;
+                    }
+                    match unless(interrupted.as_mut(), self.run(&mut turn, call, checked)).await {
+                        Ok(ran) => yield Event::Ran(ran),
+                        Err(failure) => break 'rounds failure,
+                    }
+                }
+                if awaited.is_empty() {
+                    yield Event::Entered(Stage::Generating { recall_failed: turn.recall_failed });
+                    continue;
+                }
+                match unless(interrupted.as_mut(), self.keep(&turn, &awaited)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(failure)) | Err(failure) => break failure,
+                }
+                for call in awaited {
+                    yield Event::Called(call);
+                }
+                if let Some(spent) = tally.spent(&answering, &self.prices) {
+                    yield Event::Spent(spent);
+                }
+                yield Event::AwaitsTools;
+                return;
+            };
+            if let Some(spent) = tally.spent(&answering, &self.prices) {
+                yield Event::Spent(spent);
+            }
+            if let Some(ticket) = &turn.ticket {
+                self.give_back(ticket, &failure).await;
+            }
+            yield Event::Failed(failure);
+        }
+    }
+
+    /// Runs a tool of the server and tells the model what came of it.
+    async fn run(&self, turn: &mut Running, call: ToolCall, checked: CheckedCall) -> Ran {
+        let ToolCall { id, name, .. } = call;
+        let context =
+            RunContext { user: turn.user.clone(), zone: zone(&turn.exchange.timezone), filter: turn.exchange.filter() };
+        let outcome = match checked.runner {
+            Runner::Server(tool) => tool.run(&self.memory, &context, checked.arguments).await,
+            Runner::Client => Ok(checked.arguments),
+        };
+        let content = match &outcome {
+            Ok(value) => value.to_string(),
+            Err(failure) => error_content(&format!("{}; {}", failure.message, failure.suggestion)),
+        };
+        turn.exchange.push(Message::Tool { call_id: id.clone(), content });
+        Ran { call_id: id, name, outcome }
+    }
+
+    /// Keeps a turn until the client has run these calls.
+    async fn keep(&self, turn: &Running, awaited: &[ToolCall]) -> Result<(), Failure> {
+        let state = serde_json::to_vec(&turn.exchange).map_err(|_| Failure::Internal)?;
+        let calls: Vec<&str> = awaited.iter().map(|call| call.id.as_str()).collect();
+        self.pending.keep(&turn.user, &turn.session, &state, &calls).await.map_err(|error| {
+            tracing::warn!(%error, "the turn can not be kept");
+            Failure::NotKept
+        })
+    }
+
+    /// Ends a resumed turn: its results are not taken again.
+    async fn forget(&self, ticket: &Ticket) {
+        if let Err(error) = self.pending.end(ticket).await {
+            tracing::warn!(%error, "a turn that has ended is still kept");
+        }
+    }
+
+    /// Ends a resumed turn that failed; where that may pass, its last result may be given again.
+    async fn give_back(&self, ticket: &Ticket, failure: &Failure) {
+        let given_back = async {
+            if failure.is_retryable() { self.pending.reopen(ticket).await } else { self.pending.end(ticket).await }
+        };
+        if !matches!(timeout(LAST_WORDS, given_back).await, Ok(Ok(()))) {
+            tracing::warn!("a turn that failed can not be given back");
+        }
+    }
+}
+
+/// Tokens of what a model said in a round whose provider did not count them.
+fn estimate_of(said: &str, ended: &Result<Ended, Failure>) -> u32 {
+    let text = estimate_tokens(said);
+    match ended {
+        Ok(Ended::Called { calls, reasoning }) => {
+            let message =
+                Message::Assistant { content: String::new(), reasoning: reasoning.clone(), calls: calls.clone() };
+            text.saturating_add(message.estimate_tokens())
+        }
+        _ => text,
+    }
+}

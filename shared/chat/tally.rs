@@ -1,0 +1,71 @@
+//! What a call has spent.
+
+use super::Spent;
+use crate::llm::{Prices, TokenUsage};
+
+/// Tokens by model, counted by providers or else estimated.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    models: Vec<(String, TokenUsage)>,
+    is_estimated: bool,
+}
+
+impl Tally {
+    /// Adds what a provider counted.
+    pub(super) fn add(&mut self, model: String, tokens: TokenUsage) {
+        match self.models.iter_mut().find(|(known, _)| *known == model) {
+            Some((_, so_far)) => *so_far = so_far.plus(tokens),
+            None => self.models.push((model, tokens)),
+        }
+    }
+
+    /// Adds what nobody counted.
+    pub(super) fn estimate(&mut self, model: String, prompt: u32, completion: u32) {
+        self.is_estimated = true;
+        self.add(model, TokenUsage { prompt, completion, ..TokenUsage::default() });
+    }
+
+    /// All together; `None` = nothing was spent.
+    pub(super) fn spent(self, answering: &str, prices: &Prices) -> Option<Spent> {
+        if self.models.is_empty() {
+            return None;
+        }
+        let costs = self.models.iter().map(|(model, tokens)| prices.cost(model, tokens));
+        // Rounded once, and not for each model.
+        #[expect(clippy::cast_possible_truncation, reason = "so many dollars there are not")]
+        let cost_micro_usd = costs.sum::<Option<f64>>().map(|cost| cost.round() as i64);
+        let usage = self.models.iter().fold(TokenUsage::default(), |sum, (_, tokens)| sum.plus(*tokens));
+        Some(Spent {
+            usage,
+            cost_micro_usd,
+            estimated: self.is_estimated,
+            model: answering.to_owned(),
+            by_model: self.models,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_add_up_by_model_and_an_unknown_price_is_no_price_of_zero() {
+        let prices = Prices::built_in().unwrap();
+        let tokens = TokenUsage { prompt: 1000, cached: 0, completion: 100, reasoning: 0 };
+        let mut tally = Tally::default();
+        assert!(Tally::default().spent("m", &prices).is_none());
+        tally.add("gpt-4o-mini".into(), tokens);
+        tally.add("gpt-4o-mini".into(), tokens);
+        tally.add("gpt-4o".into(), tokens);
+        let spent = tally.spent("gpt-4o", &prices).unwrap();
+        assert_eq!((spent.usage.prompt, spent.usage.completion, spent.estimated), (3000, 300, false));
+        assert_eq!(spent.cost_micro_usd, Some(2 * (150 + 60) + 2500 + 1000));
+        assert_eq!(spent.by_model.len(), 2);
+        let mut tally = Tally::default();
+        tally.add("gpt-4o-mini".into(), tokens);
+        tally.estimate("unheard-of".into(), 7, 8);
+        let spent = tally.spent("unheard-of", &prices).unwrap();
+        assert_eq!((spent.cost_micro_usd, spent.estimated), (None, true));
+    }
+}

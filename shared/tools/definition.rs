@@ -1,0 +1,177 @@
+//! Definitions of tools, in the form of OpenAI's `tools`: <https://platform.openai.com/docs/guides/function-calling>.
+
+use std::{collections::HashSet, fs, path::Path};
+
+use jsonschema::Validator;
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+
+/// Largest file, in bytes.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Most tools; providers take 128.
+const MAX_TOOLS: usize = 128;
+/// Longest name of a tool, which OpenAI sets.
+const MAX_NAME_BYTES: usize = 64;
+/// Mistakes in arguments that a model is told of at once, and the length of each, in characters.
+const MAX_PROBLEMS: usize = 5;
+const MAX_PROBLEM_CHARS: usize = 300;
+
+/// Why tools can not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolsError {
+    /// The file can not be read.
+    #[error("TOOLS_FILE can not be read: {0}")]
+    Read(#[from] std::io::Error),
+    /// The file is too large.
+    #[error("TOOLS_FILE is larger than 1 MiB")]
+    TooLarge,
+    /// The file is not of the form.
+    #[error(
+        "TOOLS_FILE is not a JSON array of entries like \
+         {{\"type\": \"function\", \"function\": {{\"name\": …, \"description\": …, \"parameters\": …}}}}: {0}"
+    )]
+    Form(#[from] serde_json::Error),
+    /// There are too many.
+    #[error("TOOLS_FILE has more than {MAX_TOOLS} tools")]
+    TooMany,
+    /// An entry is of a kind that models do not call.
+    #[error("TOOLS_FILE: the type of {name:?} must be \"function\"")]
+    Kind {
+        /// Which tool.
+        name: String,
+    },
+    /// A name that models can not use.
+    #[error("TOOLS_FILE: the name {name:?} must be 1 to 64 letters, digits, _ and -")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// Two tools have one name.
+    #[error("TOOLS_FILE: there are two tools of the name {name:?}, one of which may be the service's own")]
+    Taken {
+        /// The name.
+        name: String,
+    },
+    /// The parameters are no schema.
+    #[error("TOOLS_FILE: the parameters of {name:?} are no JSON schema of an object: {problem}")]
+    Schema {
+        /// Which tool.
+        name: String,
+        /// What is wrong with them.
+        problem: String,
+    },
+}
+
+/// A tool that can be offered, and whose calls can be checked.
+pub(super) struct Definition {
+    pub(super) name: String,
+    /// The entry as it was written.
+    pub(super) json: Box<RawValue>,
+    arguments: Validator,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(rename = "type")]
+    kind: String,
+    function: Function,
+}
+
+#[derive(Deserialize)]
+struct Function {
+    name: String,
+    parameters: Option<Value>,
+}
+
+impl Definition {
+    /// Reads tools from a file.
+    pub(super) fn load(path: &Path) -> Result<Vec<Self>, ToolsError> {
+        if fs::metadata(path)?.len() > MAX_FILE_BYTES {
+            return Err(ToolsError::TooLarge);
+        }
+        Self::parse(&fs::read_to_string(path)?)
+    }
+
+    pub(super) fn parse(json: &str) -> Result<Vec<Self>, ToolsError> {
+        let entries: Vec<Box<RawValue>> = serde_json::from_str(json)?;
+        if entries.len() > MAX_TOOLS {
+            return Err(ToolsError::TooMany);
+        }
+        let definitions = entries.into_iter().map(Self::new).collect::<Result<Vec<_>, _>>()?;
+        let mut seen = HashSet::new();
+        match definitions.iter().find(|definition| !seen.insert(definition.name.as_str())) {
+            Some(twice) => Err(ToolsError::Taken { name: twice.name.clone() }),
+            None => Ok(definitions),
+        }
+    }
+
+    fn new(json: Box<RawValue>) -> Result<Self, ToolsError> {
+        let Entry { kind, function: Function { name, parameters } } = serde_json::from_str(json.get())?;
+        if kind != "function" {
+            return Err(ToolsError::Kind { name });
+        }
+        let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(is_good) {
+            return Err(ToolsError::Name { name });
+        }
+        // Without parameters nothing is checked but that the arguments are an object.
+        let schema = parameters.unwrap_or_else(|| json!({"type": "object"}));
+        if schema["type"] != "object" {
+            return Err(ToolsError::Schema { name, problem: "their type is not \"object\"".to_owned() });
+        }
+        match jsonschema::validator_for(&schema) {
+            Ok(arguments) => Ok(Self { name, json, arguments }),
+            Err(error) => Err(ToolsError::Schema { name, problem: error.to_string() }),
+        }
+    }
+
+    /// Checks arguments, which are text as a model wrote it.
+    ///
+    /// # Errors
+    /// What is wrong, for the model to read.
+    pub(super) fn check(&self, arguments: &str) -> Result<Value, String> {
+        let value: Value =
+            serde_json::from_str(arguments).map_err(|error| format!("the arguments are not JSON: {error}"))?;
+        let problems = self.arguments.iter_errors(&value).take(MAX_PROBLEMS).map(|error| {
+            let problem = format!("{}: {error}", error.instance_path());
+            problem.chars().take(MAX_PROBLEM_CHARS).collect::<String>()
+        });
+        let problems: Vec<_> = problems.collect();
+        if problems.is_empty() { Ok(value) } else { Err(problems.join("; ")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(json: &str) -> String {
+        Definition::parse(json).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_of_tools_is_said_with_the_name_of_the_tool() {
+        let tool = |name: &str, parameters: &str| {
+            format!(r#"{{"type": "function", "function": {{"name": "{name}", "parameters": {parameters}}}}}"#)
+        };
+        let object = r#"{"type": "object"}"#;
+        assert!(problem("{}").contains("JSON array"));
+        assert!(problem(r#"[{"name": "f"}]"#).contains("missing field"));
+        assert!(problem(&format!("[{}]", tool("a b", object))).contains("a b"));
+        assert!(problem(&format!("[{}, {}]", tool("f", object), tool("f", object))).contains("two tools"));
+        assert!(problem(&format!("[{}]", tool("f", r#"{"type": "string"}"#))).contains("\"f\""));
+        assert!(problem(&format!("[{}]", tool("f", r#"{"type": "object", "required": 1}"#))).contains("\"f\""));
+        let remote = r#"{"type": "object", "properties": {"x": {"$ref": "https://example.com/schema"}}}"#;
+        assert!(problem(&format!("[{}]", tool("f", remote))).contains("\"f\""), "nothing is fetched");
+        let search = r#"[{"type": "web_search", "function": {"name": "w"}}]"#;
+        assert!(problem(search).contains("\"function\""));
+    }
+
+    #[test]
+    fn an_entry_is_offered_as_it_was_written_and_needs_no_parameters() {
+        let json = r#"[{"type": "function", "function": {"strict": true, "name": "now", "description": "d"}}]"#;
+        let definition = &Definition::parse(json).unwrap()[0];
+        assert_eq!(definition.json.get(), &json[1..json.len() - 1]);
+        assert!(definition.check("{}").is_ok() && definition.check("[]").is_err());
+    }
+}

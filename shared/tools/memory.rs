@@ -1,0 +1,186 @@
+//! The tools that the server runs: the user's own memory, searched, added to and forgotten from.
+
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{
+    identity::UserId,
+    memory::{DEFAULT_ALPHA, Filter, MemoryEngine, MemoryError, Metadata, NewMemory, Query, Selection},
+};
+
+/// Longest that one tool runs: a model that waits costs the user's patience.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Memories that a search gives where the model says no number.
+const SEARCH_LIMIT: usize = 8;
+/// What kind of source a memory is that a model saves.
+const FACT: &str = "fact";
+
+/// A tool that the server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryTool {
+    /// `search_memory`
+    Search,
+    /// `save_memory`
+    Save,
+    /// `forget_memory`
+    Forget,
+}
+
+/// For whom a tool is run, and where it may look.
+#[derive(Debug, Clone)]
+pub struct RunContext {
+    /// Whose memory it is.
+    pub user: UserId,
+    /// Where the user's days begin.
+    pub zone: TimeZone,
+    /// Which memories may be searched.
+    pub filter: Filter,
+}
+
+/// Why a tool has no result, for the model and the client. It holds no text of the user.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ToolFailure {
+    /// What went wrong.
+    pub message: &'static str,
+    /// What to do about it.
+    pub suggestion: &'static str,
+}
+
+#[derive(Deserialize)]
+struct SearchArguments {
+    query: String,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct SaveArguments {
+    content: String,
+    #[serde(default)]
+    tags: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct ForgetArguments {
+    ids: Vec<String>,
+}
+
+impl MemoryTool {
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "search_memory" => Self::Search,
+            "save_memory" => Self::Save,
+            "forget_memory" => Self::Forget,
+            _ => return None,
+        })
+    }
+
+    /// Runs it with arguments that its schema has passed.
+    ///
+    /// # Errors
+    /// The memory failed or took too long.
+    pub async fn run(
+        self,
+        memory: &MemoryEngine,
+        context: &RunContext,
+        arguments: Value,
+    ) -> Result<Value, ToolFailure> {
+        let run = async {
+            match self {
+                Self::Search => search(memory, context, parsed(arguments)?).await,
+                Self::Save => save(memory, context, parsed(arguments)?).await,
+                Self::Forget => forget(memory, context, parsed(arguments)?).await,
+            }
+        };
+        match timeout(TIMEOUT, run).await {
+            Ok(done) => done,
+            Err(_) => Err(ToolFailure { message: "the memory took too long", suggestion: "try again later" }),
+        }
+    }
+}
+
+/// The schema has passed them, but for what it can not say: text must be more than white space and without NUL.
+fn parsed<T: for<'de> Deserialize<'de>>(arguments: Value) -> Result<T, ToolFailure> {
+    let failure = ToolFailure { message: "an argument is blank or holds a NUL", suggestion: "say it in words" };
+    if !is_usable(&arguments) {
+        return Err(failure);
+    }
+    serde_json::from_value(arguments).map_err(|_| failure)
+}
+
+fn is_usable(arguments: &Value) -> bool {
+    match arguments {
+        Value::String(text) => !text.trim().is_empty() && !text.contains('\0'),
+        Value::Array(values) => values.iter().all(is_usable),
+        Value::Object(fields) => fields.values().all(is_usable),
+        _ => true,
+    }
+}
+
+async fn search(memory: &MemoryEngine, context: &RunContext, arguments: SearchArguments) -> Result<Value, ToolFailure> {
+    let query = Query {
+        text: arguments.query,
+        limit: arguments.limit.unwrap_or(SEARCH_LIMIT),
+        min_score: 0.0,
+        filter: context.filter.clone(),
+        alpha: DEFAULT_ALPHA,
+        zone: context.zone.clone(),
+    };
+    let found = memory.retrieve(&context.user, &query).await.map_err(failure)?;
+    let memories: Vec<_> = found
+        .hits
+        .into_iter()
+        .map(|(memory, score)| {
+            let date = memory.created_at.to_zoned(context.zone.clone()).strftime("%Y-%m-%d").to_string();
+            let title = memory.place.map(|place| place.title).unwrap_or_default();
+            let score = (f64::from(score) * 1e3).round() / 1e3;
+            json!({"id": memory.id, "date": date, "source": memory.source_type, "title": title, "content": memory.content, "score": score})
+        })
+        .collect();
+    Ok(json!({ "memories": memories }))
+}
+
+async fn save(memory: &MemoryEngine, context: &RunContext, arguments: SaveArguments) -> Result<Value, ToolFailure> {
+    let new = NewMemory {
+        id: None,
+        content: arguments.content,
+        source_type: FACT.to_owned(),
+        tags: arguments.tags,
+        created_at: None,
+        metadata: Metadata::new(),
+        supersedes: Vec::new(),
+    };
+    let added = memory.add(&context.user, vec![new]).await.map_err(failure)?;
+    Ok(json!({"id": added.ids.first(), "was_known": added.added == 0}))
+}
+
+async fn forget(memory: &MemoryEngine, context: &RunContext, arguments: ForgetArguments) -> Result<Value, ToolFailure> {
+    let forgotten = memory.delete(&context.user, &Selection::Ids(arguments.ids)).await.map_err(failure)?;
+    Ok(json!({ "forgotten": forgotten }))
+}
+
+fn failure(error: MemoryError) -> ToolFailure {
+    tracing::warn!(%error, "a tool of the memory failed");
+    if error.is_transient() {
+        ToolFailure { message: "the memory can not be reached right now", suggestion: "try again later" }
+    } else {
+        ToolFailure { message: "the memory failed", suggestion: "go on without it" }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_that_say_nothing_or_hold_a_nul_are_refused_wherever_they_stand() {
+        for arguments in [json!({"ids": ["a", " "]}), json!({"ids": ["a\0"]}), json!({"ids": "a"})] {
+            assert!(parsed::<ForgetArguments>(arguments).is_err());
+        }
+        assert_eq!(parsed::<ForgetArguments>(json!({"ids": ["a"]})).unwrap().ids, ["a"]);
+    }
+}
