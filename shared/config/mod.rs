@@ -111,7 +111,7 @@ impl Config {
     pub fn read_for(place: Place, source: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(source);
         let model = ModelConfig::read(&mut reader);
-        let callers = CallersConfig::read(&mut reader);
+        let callers = CallersConfig::read(&mut reader, place);
         let config = Self {
             server: ServerConfig::read(&mut reader, callers.auth),
             callers,
@@ -123,7 +123,8 @@ impl Config {
         };
         let guards_nothing =
             matches!(config.model, ModelConfig::Demo(_)) && matches!(config.stores.memory, MemoryStoreConfig::Absent);
-        if place == Place::Function && !guards_nothing && reader.text(callers::AUTH).is_none() {
+        let is_told = reader.text(callers::AUTH).is_some() || reader.has_mistake(callers::AUTH);
+        if place == Place::Function && !guards_nothing && !is_told {
             let problem = "is not set: a function can be called by anyone; set it to jwt with JWT_SECRET or JWT_JWKS_URL, \
                            or say none";
             reader.mistake(callers::AUTH, problem, "jwt");

@@ -8,6 +8,8 @@ use crate::config::{TokenConfig, TokenKeys};
 
 /// How far the clocks of issuer and service may differ, in seconds.
 const LEEWAY: u64 = 30;
+/// The least that a secret for HS256 should have (RFC 7518, section 3.2).
+const SECRET_BYTES: usize = 32;
 
 /// Checks tokens: signature, issuer, audience and times.
 pub(super) struct TokenVerifier {
@@ -31,7 +33,15 @@ struct Claims {
 impl TokenVerifier {
     pub(super) fn new(config: &TokenConfig) -> Result<Self, reqwest::Error> {
         let keys = match &config.keys {
-            TokenKeys::Secret(secret) => Keys::Shared(DecodingKey::from_secret(secret.expose().as_bytes())),
+            TokenKeys::Secret(secret) => {
+                if secret.expose().len() < SECRET_BYTES {
+                    // Refusing it would lock out the users of a gateway that signs with it.
+                    tracing::warn!(
+                        "JWT_SECRET is shorter than {SECRET_BYTES} bytes, so that it can be guessed from any token"
+                    );
+                }
+                Keys::Shared(DecodingKey::from_secret(secret.expose().as_bytes()))
+            }
             TokenKeys::Published(url) => Keys::Published(KeySet::new(url)?),
         };
         let mut validation = Validation::new(Algorithm::HS256);

@@ -31,7 +31,7 @@ fn hs256(claims: &Value) -> String {
 async fn list(server: &TestServer, body_user: &str, metadata: &[(&'static str, &str)]) -> Result<(), Status> {
     let mut request = Request::new(pb::ListMemoriesRequest { user_id: body_user.into(), ..Default::default() });
     for (name, value) in metadata {
-        request.metadata_mut().insert(*name, value.parse().unwrap());
+        request.metadata_mut().insert(*name, value.as_bytes().try_into().unwrap());
     }
     server.memory().list_memories(request).await.map(drop)
 }
@@ -106,9 +106,12 @@ async fn tokens_that_are_expired_unsigned_or_for_somebody_else_are_refused() {
         ("hash", other_hash.unwrap()),
         ("unsigned", unsigned),
         ("garbage", "a.b.c".into()),
+        ("bytes that are no text", "schlüssel".into()),
     ] {
         let bearer = format!("Bearer {token}");
-        assert_eq!(code(&server, "ann", &[("authorization", &bearer)]).await, Code::Unauthenticated, "{what}");
+        let refused = list(&server, "ann", &[("authorization", &bearer)]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{what}");
+        assert!(!refused.message().contains("needs a token"), "there is one: {what}");
     }
     let slow_clock = hs256(&with(good, "exp", json!(seconds_from_now(-5))));
     assert_eq!(code(&server, "ann", &[("authorization", &format!("bearer {slow_clock}"))]).await, Code::Ok);
@@ -124,7 +127,11 @@ async fn a_service_of_our_own_may_act_for_any_user_in_every_mode() {
             assert_eq!(code(server, "", &[metadata, ("user-id", "anyone")]).await, Code::Ok);
             assert_eq!(code(server, "", &[metadata]).await, Code::InvalidArgument, "whoever it acts for must be named");
         }
-        assert_eq!(code(server, "ann", &[("x-internal-api-key", "wrong")]).await, Code::Unauthenticated);
+        for wrong in ["wrong", "interna", "internals", "INTERNAL"] {
+            assert_eq!(code(server, "ann", &[("x-internal-api-key", wrong)]).await, Code::Unauthenticated, "{wrong}");
+        }
+        // Bytes that are no text are a key as well: a wrong one.
+        assert_eq!(code(server, "ann", &[("x-internal-api-key", "schlüssel")]).await, Code::Unauthenticated);
     }
     assert_eq!(code(&open, "ann", &[("authorization", "Bearer whatever")]).await, Code::Ok, "nobody asks for a token");
 }

@@ -177,6 +177,8 @@ async fn it_does_not_start_open_to_everyone_by_accident() {
         (vec![runtime, ("LLM_API_KEY", "k")], "AUTH"),
         (vec![runtime, ("DATABASE_URL", "postgres://a@127.0.0.1/a")], "AUTH"),
         (vec![runtime, ("AUTH", "jwt")], "JWT_SECRET"),
+        (vec![runtime, ("AUTH", "gateway")], "AUTH: is gateway"),
+        (vec![runtime, ("JWT_SECRET", "s")], "AUTH: is not set"),
         (vec![runtime, ("AUTH", "none"), ("LLM_API_KEY", "ssm:/key")], "LLM_API_KEY"),
         (vec![], "cargo lambda watch"),
     ] {
