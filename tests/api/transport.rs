@@ -144,6 +144,29 @@ async fn a_page_can_not_call_without_a_preflight_by_naming_a_content_type_of_for
 }
 
 #[tokio::test]
+async fn a_content_type_in_another_case_or_with_parameters_is_the_same_and_a_text_that_is_no_base64_is_a_wrong_argument()
+ {
+    let server = TestServer::start(&[]).await;
+    for client in [http().http1_only(), http().http2_prior_knowledge()] {
+        let client = client.build().unwrap();
+        let call = |content_type: &'static str, body: Vec<u8>| {
+            let call = client.post(format!("http://{}/agent.v1.AgentService/StreamChat", server.address));
+            call.header("content-type", content_type).body(body).send()
+        };
+        for content_type in ["Application/gRPC-Web+Proto", "application/grpc-web+proto; charset=utf-8"] {
+            let response = call(content_type, framed(&ask("hi").encode_to_vec())).await.unwrap();
+            assert_eq!(response.headers()["content-type"], "application/grpc-web+proto", "{content_type}");
+            let body = response.bytes().await.unwrap();
+            assert!(String::from_utf8_lossy(&body).contains("grpc-status:0"), "{body:?}");
+        }
+        for garbage in ["!not base64!", "AAA"] {
+            let response = call("application/grpc-web-text", garbage.into()).await.unwrap();
+            assert_eq!(response.headers()["grpc-status"], "3", "{garbage}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_over_http_1_1_reaches_a_client_that_is_still_sending() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let server = TestServer::start(&[]).await;

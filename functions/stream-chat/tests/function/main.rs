@@ -3,14 +3,16 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 mod double;
+mod events;
 #[path = "../../../../tests/api/fake_provider.rs"]
 #[expect(dead_code, reason = "these tests need less of it")]
 mod fake_provider;
+mod stopping;
 
 use std::time::Duration;
 
 use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+
 use double::{Answer, Function, Said, event, framed, refused};
 use fake_provider::{FakeProvider, Step, delta, finish, head};
 use prost::Message as _;
@@ -120,37 +122,6 @@ async fn a_refusal_is_readable_by_a_browser_and_nothing_else_is_in_the_body() {
     // A stage in front of the path is none of the service's.
     let staged = function.answer(event(&format!("/prod{PATH}"), GRPC_WEB, &ask("hello"))).await;
     assert_eq!(staged.frames().1["grpc-status"], "0");
-}
-
-#[tokio::test]
-async fn text_mode_is_answered_in_text() {
-    let mut function = demo().await;
-    let text = STANDARD.encode(ask("hello"));
-    let answer = function.answer(event(PATH, "application/grpc-web-text", text.as_bytes())).await;
-    assert!(answer.headers["content-type"].starts_with("application/grpc-web-text"), "{answer:?}");
-    let (frames, trailers) = answer.text_frames();
-    assert_eq!(trailers["grpc-status"], "0");
-    assert_eq!(decoded(&frames).last().unwrap().finish_reason(), pb::FinishReason::Stop);
-    let text = STANDARD.encode(ask(""));
-    let refused = function.answer(event(PATH, "application/grpc-web-text", text.as_bytes())).await;
-    assert_eq!(refused.text_frames().1["grpc-status"], "3");
-    let garbage = function.answer(event(PATH, "application/grpc-web-text", b"!not base64!")).await;
-    assert_ne!(garbage.text_frames().1["grpc-status"], "0");
-}
-
-#[tokio::test]
-async fn what_is_no_call_gets_an_error_of_http() {
-    let mut function = demo().await;
-    let mut get = chat("hello");
-    get["requestContext"]["http"]["method"] = "GET".into();
-    let refused = function.answer(get).await;
-    assert_eq!((refused.status, refused.headers["allow"].as_str(), refused.body.len()), (405, "POST", 0));
-    for content_type in ["application/grpc", "application/json", "", "application/grpc-webbed"] {
-        let refused = function.answer(event(PATH, content_type, &ask("hello"))).await;
-        assert_eq!((refused.status, refused.body.len()), (415, 0), "{content_type}");
-    }
-    let answer = function.answer(chat("hello")).await;
-    assert_eq!(answer.frames().1["grpc-status"], "0", "and the function goes on");
 }
 
 #[tokio::test]
