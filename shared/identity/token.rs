@@ -3,7 +3,10 @@
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
 use serde::Deserialize;
 
-use super::{Unproven, UserId, keys::KeySet};
+use super::{
+    Unproven, UserId,
+    keys::{Ages, KeySet},
+};
 use crate::config::{TokenConfig, TokenKeys};
 
 /// How far the clocks of issuer and service may differ, in seconds.
@@ -42,7 +45,7 @@ impl TokenVerifier {
                 }
                 Keys::Shared(DecodingKey::from_secret(secret.expose().as_bytes()))
             }
-            TokenKeys::Published(url) => Keys::Published(KeySet::new(url)?),
+            TokenKeys::Published(url) => Keys::Published(KeySet::new(url, Ages::default())?),
         };
         let mut validation = Validation::new(Algorithm::HS256);
         validation.leeway = LEEWAY;
@@ -69,8 +72,10 @@ impl TokenVerifier {
                 if !matches!(header.alg, Algorithm::RS256 | Algorithm::ES256) {
                     return Err(Unproven::Invalid);
                 }
-                let key = keys.find(header.kid.as_deref(), header.alg).await?;
-                self.check(token, &key, header.alg)
+                let fitting = keys.find(header.kid.as_deref(), header.alg).await?;
+                let mut checked = fitting.iter().map(|key| self.check(token, key, header.alg));
+                // Only a key that fits gets further than the signature.
+                checked.find(|checked| *checked != Err(Unproven::Invalid)).unwrap_or(Err(Unproven::Invalid))
             }
         }
     }

@@ -157,6 +157,11 @@ impl IssuerKey {
         let header = Header { kid: Some(self.id.to_owned()), ..Header::new(Algorithm::ES256) };
         format!("Bearer {}", encode(&header, &claims(subject), &self.signing).unwrap())
     }
+
+    /// A token that does not say by which key it is signed.
+    fn bearer_without_id(&self, claims: &Value) -> String {
+        format!("Bearer {}", encode(&Header::new(Algorithm::ES256), claims, &self.signing).unwrap())
+    }
 }
 
 #[tokio::test]
@@ -204,4 +209,22 @@ async fn published_keys_are_fetched_once_and_again_when_a_new_one_signs() {
     issuer.requests.recv().await.unwrap();
     assert!(issuer.requests.try_recv().is_err(), "three times in half a minute is enough");
     assert_eq!(code(&server, "ann", &[("authorization", &next.bearer("ann"))]).await, Code::Ok);
+}
+
+#[tokio::test]
+async fn a_token_that_names_no_key_is_checked_by_each_of_its_kind() {
+    let issuer = FakeProvider::start().await;
+    let url = format!("{}/jwks.json", issuer.base_url);
+    let server = TestServer::start(&[("AUTH", "jwt"), ("JWT_JWKS_URL", &url)]).await;
+    let keys = [IssuerKey::new("first"), IssuerKey::new("second")];
+    issuer.refuse(200, &json!({"keys": [keys[0].published, keys[1].published]}).to_string()).await;
+    for key in &keys {
+        let bearer = key.bearer_without_id(&claims("ann"));
+        assert_eq!(code(&server, "ann", &[("authorization", &bearer)]).await, Code::Ok, "{}", key.id);
+        let expired = key.bearer_without_id(&with(claims("ann"), "exp", json!(seconds_from_now(-600))));
+        let refused = list(&server, "ann", &[("authorization", &expired)]).await.unwrap_err();
+        assert!(refused.message().contains("expired"), "{refused:?}");
+    }
+    let stranger = IssuerKey::new("stranger").bearer_without_id(&claims("ann"));
+    assert_eq!(code(&server, "ann", &[("authorization", &stranger)]).await, Code::Unauthenticated);
 }
