@@ -25,6 +25,7 @@ pub const VARIABLES: &[&str] = &[
     server::TLS_CERT_FILE,
     server::TLS_KEY_FILE,
     server::GRPC_REFLECTION,
+    server::GRPC_HEALTH,
     server::SHUTDOWN_GRACE_SECONDS,
     server::ALLOWED_ORIGINS,
     callers::AUTH,

@@ -162,13 +162,13 @@ impl Server {
         report(&reporter, false).await;
 
         let mut routes = Routes::builder();
-        routes
-            .add_service(health)
-            .add_service(agent_service(services.agent))
-            .add_service(memory_service(services.memory));
+        routes.add_service(agent_service(services.agent)).add_service(memory_service(services.memory));
+        let mut files = vec![DESCRIPTOR, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET];
+        if config.health {
+            routes.add_service(health);
+            files.push(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        }
         if config.reflection {
-            let files =
-                [DESCRIPTOR, tonic_health::pb::FILE_DESCRIPTOR_SET, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET];
             let builder = || {
                 files.iter().fold(tonic_reflection::server::Builder::configure(), |builder, file| {
                     builder.register_encoded_file_descriptor_set(file)

@@ -30,6 +30,36 @@ async fn the_health_of_each_service_follows_the_database() {
 }
 
 #[tokio::test]
+async fn where_callers_bring_tokens_the_health_and_reflection_are_open_or_closed_by_setting() {
+    use tonic_reflection::pb::v1;
+    let tokens = [("AUTH", "jwt"), ("JWT_SECRET", "a secret that the gateway shares")];
+    for (health, reflection) in [("on", "off"), ("off", "on")] {
+        let settings = [("GRPC_HEALTH", health), ("GRPC_REFLECTION", reflection)];
+        let server = TestServer::start(&[tokens, settings].concat()).await;
+        let checked = HealthClient::new(server.channel.clone()).check(HealthCheckRequest::default()).await;
+        assert_eq!(checked.map(drop).map_err(|status| status.code()), expected(health));
+        let request = v1::ServerReflectionRequest {
+            message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+            ..Default::default()
+        };
+        let mut client = v1::server_reflection_client::ServerReflectionClient::new(server.channel.clone());
+        let listed = client.server_reflection_info(tokio_stream::once(request)).await;
+        if let Ok(listed) = listed {
+            assert_eq!(reflection, "on");
+            let listed = format!("{:?}", listed.into_inner().message().await.unwrap().unwrap());
+            assert!(!listed.contains("grpc.health"), "what is closed is not listed: {listed}");
+        } else {
+            assert_eq!(listed.map(drop).map_err(|status| status.code()), expected(reflection));
+        }
+        let refused = server.agent().stream_chat(ask("hi")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "the calls themselves are guarded");
+    }
+    fn expected(switch: &str) -> Result<(), Code> {
+        if switch == "on" { Ok(()) } else { Err(Code::Unimplemented) }
+    }
+}
+
+#[tokio::test]
 async fn reflection_lists_the_services_in_both_versions_and_can_be_switched_off() {
     use tonic_reflection::pb::{v1, v1alpha};
     let services = ["agent.v1.AgentService", "agent.v1.MemoryService", "grpc.health.v1.Health"];

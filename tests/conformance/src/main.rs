@@ -79,6 +79,7 @@ async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> Outcome
         port: 0,
         tls,
         reflection: false,
+        health: false,
         shutdown_grace: Duration::ZERO,
         allowed_origins: Vec::new(),
     };
