@@ -130,6 +130,11 @@ impl Config {
                            or say none";
             reader.mistake(callers::AUTH, problem, "jwt");
         }
+        if place == Place::Function && matches!(config.embedding, EmbeddingConfig::Local { .. }) {
+            let problem = "is local, but a function has no model of its own, and vectors of different models are never compared; \
+                           set it to openai or hashed, and in agent-local likewise";
+            reader.mistake(embedding::EMBEDDING_PROVIDER, problem, "openai");
+        }
         reader.finish(config)
     }
 
@@ -251,6 +256,21 @@ mod tests {
         assert_eq!(wrong(&[("DEEPSEEK_API_KEY", "k"), ("EMBEDDING_PROVIDER", "openai")]), ["EMBEDDING_API_KEY"]);
         assert_eq!(wrong(&[("GRPC_HOST", "0.0.0.0")]), ["GRPC_HOST"]);
         assert!(read(&[("GRPC_HOST", "0.0.0.0"), ("AUTH", "gateway")]).is_ok());
+    }
+
+    #[test]
+    fn a_function_has_no_model_of_its_own() {
+        let source = |name: &str| match name {
+            "EMBEDDING_PROVIDER" => Some("local".to_owned()),
+            "EMBEDDING_MODEL_DIR" => Some(".".to_owned()),
+            _ => None,
+        };
+        assert!(Config::read(&source).is_ok());
+        let mistakes = Config::read_for(Place::Function, &source).unwrap_err();
+        assert!(
+            mistakes.to_string().contains("EMBEDDING_PROVIDER: is local, but a function has no model"),
+            "{mistakes}"
+        );
     }
 
     #[test]

@@ -40,12 +40,23 @@ pub struct Function {
 impl Function {
     /// Starts a program with these variables and no others.
     pub async fn start(program: &str, variables: &[(&str, &str)]) -> Self {
+        Self::run(command(program, variables)).await
+    }
+
+    /// The same, with its log in a file.
+    pub async fn start_with_log(program: &str, variables: &[(&str, &str)], log: std::fs::File) -> Self {
+        let mut command = command(program, variables);
+        command.stderr(log);
+        Self::run(command).await
+    }
+
+    async fn run(mut command: Command) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (events, queue) = mpsc::unbounded_channel();
         let (tell, said) = mpsc::unbounded_channel();
         let serving = tokio::spawn(serve(listener, queue, tell));
-        let program = command(program, variables).env("AWS_LAMBDA_RUNTIME_API", address).spawn().unwrap();
+        let program = command.env("AWS_LAMBDA_RUNTIME_API", address).spawn().unwrap();
         Self { program, events, said, serving }
     }
 
@@ -118,14 +129,16 @@ fn command(program: &str, variables: &[(&str, &str)]) -> Command {
         program = PathBuf::from(directory).join(program.file_name().unwrap());
     }
     let mut command = Command::new(program);
-    command.env_clear().envs(variables.iter().copied()).kill_on_drop(true);
     command
+        .env_clear()
+        .kill_on_drop(true)
         .env("AWS_LAMBDA_FUNCTION_NAME", "function")
         .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
         .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
         .env("AWS_LAMBDA_LOG_STREAM_NAME", "stream")
         .env("AWS_LAMBDA_LOG_GROUP_NAME", "group")
-        .env("RUST_LOG", "warn");
+        .env("RUST_LOG", "warn")
+        .envs(variables.iter().copied());
     command
 }
 
