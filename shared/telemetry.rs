@@ -8,7 +8,7 @@ use std::{
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter,
-    filter::{FilterExt as _, filter_fn},
+    filter::{FilterExt as _, LevelFilter, filter_fn},
     fmt,
     prelude::*,
 };
@@ -70,8 +70,9 @@ pub fn init(format: Option<LogFormat>) {
             fmt::layer().with_writer(io::stderr).json().flatten_event(true).with_span_list(false).boxed()
         }
     };
-    // Whatever is asked for.
-    let filter = filter.and(filter_fn(quotes_nothing));
+    // Whatever is asked for. Without a hint of its own it would take away that of the first, by which records that nobody wants
+    // cost nothing, and are no reason to drop the next.
+    let filter = filter.and(filter_fn(quotes_nothing).with_max_level_hint(LevelFilter::TRACE));
     if tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().is_ok() {
         panic::set_hook(Box::new(|panic| {
             let location = panic.location().map_or_else(String::new, Location::to_string);
