@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Checks what is deployed to AWS, without an account and without calling AWS:
 #
-#     infra/check-sam.sh            # the template and the settings in it
-#     infra/check-sam.sh --build    # also builds the functions for arm64, as `sam deploy` uploads them
+#     infra/check-sam.sh                        # the template and the settings in it
+#     infra/check-sam.sh --build                # also builds the functions for arm64, as `sam deploy` uploads them
+#     infra/check-sam.sh --build stream-chat    # one of them alone
 #
 # The tools are Python packages. They are installed into target/tools and stay there.
 set -euo pipefail
@@ -14,12 +15,16 @@ cargo_lambda_version=1.9.2
 zig_version=0.17.1
 target=aarch64-unknown-linux-gnu
 
-build=
-case ${1-} in
-"") ;;
---build) build=yes ;;
+build='' only=()
+case ${1-},${2-} in
+,) ;;
+--build,) build=yes ;;
+# In the template, stream-chat is StreamChatFunction.
+--build,stream-chat | --build,retrieve-memory | --build,manage-memory)
+    build=yes only=("$(sed -E 's/(^|-)([a-z])/\u\2/g' <<<"$2")Function")
+    ;;
 *)
-    echo "usage: infra/check-sam.sh [--build]" >&2
+    echo "usage: infra/check-sam.sh [--build [FUNCTION]]" >&2
     exit 2
     ;;
 esac
@@ -54,7 +59,7 @@ if ! rustup target list --installed | grep -qx "$target"; then
     rustup target add "$target"
 fi
 
-"$sam/sam" build --template-file template.yaml --build-dir target/sam
+"$sam/sam" build ${only[@]+"${only[@]}"} --template-file template.yaml --build-dir target/sam
 
 # What is uploaded is a program for arm64 and nothing else.
 for built in target/sam/*/bootstrap; do
@@ -65,5 +70,7 @@ for built in target/sam/*/bootstrap; do
         echo "error: $name is not built for arm64" >&2
         exit 1
     fi
-    echo "$name: $(stat -c %s "$built") bytes"
+    # As SAM packs it.
+    "$sam/python" -m zipfile -c "target/sam/$name.zip" "$built"
+    echo "$name: $(stat -c %s "$built") bytes, $(stat -c %s "target/sam/$name.zip") as a zip"
 done

@@ -10,7 +10,7 @@
 # installed already. Nothing has to be configured: without a key the answers are canned, and without DATABASE_URL there is no memory.
 # With the memory of a running `agent-local`, whose folder is by default ~/.local/share/agent-service:
 #
-#     AUTH=none DATABASE_URL="postgres://postgres@localhost/postgres?host=$HOME/.local/share/agent-service/socket" infra/watch.sh
+#     DATABASE_URL="postgres://postgres@localhost/postgres?host=$HOME/.local/share/agent-service/socket" infra/watch.sh
 set -euo pipefail
 
 version=1.9.2
@@ -55,6 +55,13 @@ if [[ -z $env_file && -e $root/.env ]]; then env_file=$root/.env; fi
 if [[ -n $env_file ]]; then
   [[ -r $env_file ]] || { echo "watch: $env_file can not be read" >&2; exit 1; }
   read_env_file "$env_file"
+fi
+
+# A function with something to guard wants to be told who may call. Nobody else can call here, as with agent-local; keys of tokens
+# without a word on AUTH are left for the functions to complain of.
+if [[ -z ${AUTH-} && -z ${JWT_SECRET-}${JWT_JWKS_URL-} && ( $address == 127.* || $address == ::1 || $address == localhost ) ]]; then
+  echo "watch: AUTH is not set, and only this machine can reach $address: AUTH=none"
+  export AUTH=none
 fi
 
 if [[ $(cargo lambda --version 2>/dev/null) != *" $version "* ]]; then

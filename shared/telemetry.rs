@@ -5,7 +5,13 @@ use std::{
     panic::{self, Location},
 };
 
-use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::{FilterExt as _, LevelFilter, filter_fn},
+    fmt,
+    prelude::*,
+};
 
 use crate::config::Reader;
 
@@ -14,6 +20,19 @@ pub(crate) const LOG_FORMAT: &str = "LOG_FORMAT";
 
 /// What is logged where `RUST_LOG` is not set.
 const DEFAULT_FILTER: &str = "info,sqlx::postgres::notice=warn";
+
+/// Crates whose records below `info` quote what they carry: events, headers with tokens, texts of users.
+const CARRIERS: [&str; 9] = [
+    "h2",
+    "hyper",
+    "hyper_util",
+    "lambda_runtime",
+    "lambda_runtime_api_client",
+    "reqwest",
+    "rustls",
+    "tonic",
+    "tonic_web",
+];
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,10 +70,18 @@ pub fn init(format: Option<LogFormat>) {
             fmt::layer().with_writer(io::stderr).json().flatten_event(true).with_span_list(false).boxed()
         }
     };
+    // Whatever is asked for. Without a hint of its own it would take away that of the first, by which records that nobody wants
+    // cost nothing, and are no reason to drop the next.
+    let filter = filter.and(filter_fn(quotes_nothing).with_max_level_hint(LevelFilter::TRACE));
     if tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().is_ok() {
         panic::set_hook(Box::new(|panic| {
             let location = panic.location().map_or_else(String::new, Location::to_string);
             tracing::error!(location, "a defect: the program panicked");
         }));
     }
+}
+
+fn quotes_nothing(metadata: &Metadata<'_>) -> bool {
+    let of = metadata.target().split("::").next().unwrap_or_default();
+    *metadata.level() <= Level::INFO || !CARRIERS.contains(&of)
 }

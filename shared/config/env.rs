@@ -49,6 +49,11 @@ impl<'a> Reader<'a> {
         self.mistakes.push(Mistake { variable, problem: problem.into(), example });
     }
 
+    /// Whether a mistake that concerns a variable was noted.
+    pub(super) fn has_mistake(&self, variable: &str) -> bool {
+        self.mistakes.iter().any(|mistake| mistake.variable == variable)
+    }
+
     /// The value of a variable; empty or blank counts as not set.
     #[must_use]
     pub fn text(&self, variable: &str) -> Option<String> {

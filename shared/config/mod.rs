@@ -25,6 +25,7 @@ pub const VARIABLES: &[&str] = &[
     server::TLS_CERT_FILE,
     server::TLS_KEY_FILE,
     server::GRPC_REFLECTION,
+    server::GRPC_HEALTH,
     server::SHUTDOWN_GRACE_SECONDS,
     server::ALLOWED_ORIGINS,
     callers::AUTH,
@@ -120,7 +121,7 @@ impl Config {
         let mut reader = Reader::new(source);
         let patience = Patience::read(&mut reader);
         let model = ModelConfig::read(&mut reader, patience);
-        let callers = CallersConfig::read(&mut reader);
+        let callers = CallersConfig::read(&mut reader, place);
         let config = Self {
             server: ServerConfig::read(&mut reader, callers.auth),
             callers,
@@ -132,7 +133,8 @@ impl Config {
         };
         let guards_nothing =
             matches!(config.model, ModelConfig::Demo(_)) && matches!(config.stores.memory, MemoryStoreConfig::Absent);
-        if place == Place::Function && !guards_nothing && reader.text(callers::AUTH).is_none() {
+        let is_told = reader.text(callers::AUTH).is_some() || reader.has_mistake(callers::AUTH);
+        if place == Place::Function && !guards_nothing && !is_told {
             let problem = "is not set: a function can be called by anyone; set it to jwt with JWT_SECRET or JWT_JWKS_URL, \
                            or say none";
             reader.mistake(callers::AUTH, problem, "jwt");
@@ -143,6 +145,11 @@ impl Config {
         {
             let problem = "is set, but turns that wait for tools are kept in a database, and DATABASE_URL is not set";
             reader.mistake(model::TOOLS_FILE, problem, "");
+        }
+        if place == Place::Function && matches!(config.embedding, EmbeddingConfig::Local { .. }) {
+            let problem = "is local, but a function has no model of its own, and vectors of different models are never compared; \
+                           set it to openai or hashed, and in agent-local likewise";
+            reader.mistake(embedding::EMBEDDING_PROVIDER, problem, "openai");
         }
         reader.finish(config)
     }
@@ -265,6 +272,21 @@ mod tests {
         assert_eq!(wrong(&[("DEEPSEEK_API_KEY", "k"), ("EMBEDDING_PROVIDER", "openai")]), ["EMBEDDING_API_KEY"]);
         assert_eq!(wrong(&[("GRPC_HOST", "0.0.0.0")]), ["GRPC_HOST"]);
         assert!(read(&[("GRPC_HOST", "0.0.0.0"), ("AUTH", "gateway")]).is_ok());
+    }
+
+    #[test]
+    fn a_function_has_no_model_of_its_own() {
+        let source = |name: &str| match name {
+            "EMBEDDING_PROVIDER" => Some("local".to_owned()),
+            "EMBEDDING_MODEL_DIR" => Some(".".to_owned()),
+            _ => None,
+        };
+        assert!(Config::read(&source).is_ok());
+        let mistakes = Config::read_for(Place::Function, &source).unwrap_err();
+        assert!(
+            mistakes.to_string().contains("EMBEDDING_PROVIDER: is local, but a function has no model"),
+            "{mistakes}"
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub(super) const GRPC_PORT: &str = "GRPC_PORT";
 pub(super) const TLS_CERT_FILE: &str = "TLS_CERT_FILE";
 pub(super) const TLS_KEY_FILE: &str = "TLS_KEY_FILE";
 pub(super) const GRPC_REFLECTION: &str = "GRPC_REFLECTION";
+pub(super) const GRPC_HEALTH: &str = "GRPC_HEALTH";
 pub(super) const SHUTDOWN_GRACE_SECONDS: &str = "SHUTDOWN_GRACE_SECONDS";
 pub(super) const ALLOWED_ORIGINS: &str = "ALLOWED_ORIGINS";
 
@@ -25,8 +26,10 @@ pub struct ServerConfig {
     pub port: u16,
     /// Certificate and key; `None` = plain text.
     pub tls: Option<TlsFiles>,
-    /// Whether clients may ask which services there are.
+    /// Whether clients may ask which services there are, without proof of who they are.
     pub reflection: bool,
+    /// Whether clients may ask whether the services can be used, without proof of who they are.
+    pub health: bool,
     /// How long open streams may go on after a signal to stop.
     pub shutdown_grace: Duration,
     /// Origins of web pages that may call; empty = pages on this machine.
@@ -61,6 +64,7 @@ impl ServerConfig {
             port: reader.integer(GRPC_PORT, 0, 65_535, "50051").and_then(|n| u16::try_from(n).ok()).unwrap_or(50_051),
             tls: read_tls(reader),
             reflection: reader.switch(GRPC_REFLECTION).unwrap_or(true),
+            health: reader.switch(GRPC_HEALTH).unwrap_or(true),
             shutdown_grace: reader.seconds(SHUTDOWN_GRACE_SECONDS, 5.0, false),
             allowed_origins: read_origins(reader),
         }

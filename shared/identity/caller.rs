@@ -1,14 +1,16 @@
 //! Proof of who calls, before anything is done for them.
 
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::{UserId, token::TokenVerifier};
 use crate::{
-    config::{Auth, CallersConfig, Secret},
+    config::{Auth, CallersConfig},
     error::InvalidArgument,
 };
 
-/// What the metadata of a call tells of its caller.
+/// What the metadata of a call tells of its caller. A proof is taken as it came: bytes that are no text are a wrong one, and not
+/// none.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Claim<'a> {
     /// The user that the body names; may be empty.
@@ -16,9 +18,9 @@ pub struct Claim<'a> {
     /// `user-id`.
     pub user_id: Option<&'a str>,
     /// `authorization`.
-    pub authorization: Option<&'a str>,
+    pub authorization: Option<&'a [u8]>,
     /// `x-internal-api-key`.
-    pub internal_api_key: Option<&'a str>,
+    pub internal_api_key: Option<&'a [u8]>,
 }
 
 /// Why a caller is not let in.
@@ -59,7 +61,8 @@ pub enum Unproven {
 pub struct Callers {
     auth: Auth,
     tokens: Option<TokenVerifier>,
-    internal_api_key: Option<Secret>,
+    /// SHA-256 of the service's own key.
+    internal_api_key: Option<[u8; 32]>,
 }
 
 impl Callers {
@@ -71,7 +74,7 @@ impl Callers {
         Ok(Self {
             auth: config.auth,
             tokens: config.tokens.as_ref().map(TokenVerifier::new).transpose()?,
-            internal_api_key: config.internal_api_key.clone(),
+            internal_api_key: config.internal_api_key.as_ref().map(|key| digest(key.expose().as_bytes())),
         })
     }
 
@@ -85,7 +88,7 @@ impl Callers {
             return Ok(UserId::of_call(claim.body_user, claim.user_id)?);
         }
         let (Some(tokens), Some(token)) = (&self.tokens, bearer) else { return Err(Unproven::Missing.into()) };
-        let subject = tokens.subject(token).await?;
+        let subject = tokens.subject(std::str::from_utf8(token).map_err(|_| Unproven::Invalid)?).await?;
         for named in [claim.body_user, claim.user_id.unwrap_or_default()] {
             if !named.is_empty() && named != subject.as_str() {
                 return Err(Refusal::Foreign);
@@ -95,10 +98,11 @@ impl Callers {
     }
 
     /// Whether a service of ours calls, which may act for any user.
-    fn is_service(&self, bearer: Option<&str>, key: Option<&str>) -> Result<bool, Unproven> {
+    fn is_service(&self, bearer: Option<&[u8]>, key: Option<&[u8]>) -> Result<bool, Unproven> {
         let Some(expected) = &self.internal_api_key else { return Ok(false) };
-        // In constant time, so that a wrong key does not tell how much of it is right.
-        let is_right = |given: &str| bool::from(given.as_bytes().ct_eq(expected.expose().as_bytes()));
+        // In constant time, so that a wrong key does not tell how much of it is right; and by digests, so that it does not tell
+        // how long the right one is.
+        let is_right = |given: &[u8]| bool::from(digest(given).ct_eq(expected));
         match key {
             Some(key) if is_right(key) => Ok(true),
             // Whoever shows a key means it.
@@ -109,8 +113,13 @@ impl Callers {
 }
 
 /// The token of an `authorization` header of the scheme Bearer, whose name has no case (RFC 9110, section 11.1).
-fn bearer(header: &str) -> Option<&str> {
-    let (scheme, token) = header.trim().split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let header = header.trim_ascii();
+    let (scheme, token) = header.split_at_checked(header.iter().position(|byte| *byte == b' ')?)?;
+    let token = token.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"bearer") && !token.is_empty()).then_some(token)
+}
+
+fn digest(key: &[u8]) -> [u8; 32] {
+    Sha256::digest(key).into()
 }

@@ -3,11 +3,16 @@
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
 use serde::Deserialize;
 
-use super::{Unproven, UserId, keys::KeySet};
+use super::{
+    Unproven, UserId,
+    keys::{Ages, KeySet},
+};
 use crate::config::{TokenConfig, TokenKeys};
 
 /// How far the clocks of issuer and service may differ, in seconds.
 const LEEWAY: u64 = 30;
+/// The least that a secret for HS256 should have (RFC 7518, section 3.2).
+const SECRET_BYTES: usize = 32;
 
 /// Checks tokens: signature, issuer, audience and times.
 pub(super) struct TokenVerifier {
@@ -31,8 +36,16 @@ struct Claims {
 impl TokenVerifier {
     pub(super) fn new(config: &TokenConfig) -> Result<Self, reqwest::Error> {
         let keys = match &config.keys {
-            TokenKeys::Secret(secret) => Keys::Shared(DecodingKey::from_secret(secret.expose().as_bytes())),
-            TokenKeys::Published(url) => Keys::Published(KeySet::new(url)?),
+            TokenKeys::Secret(secret) => {
+                if secret.expose().len() < SECRET_BYTES {
+                    // Refusing it would lock out the users of a gateway that signs with it.
+                    tracing::warn!(
+                        "JWT_SECRET is shorter than {SECRET_BYTES} bytes, so that it can be guessed from any token"
+                    );
+                }
+                Keys::Shared(DecodingKey::from_secret(secret.expose().as_bytes()))
+            }
+            TokenKeys::Published(url) => Keys::Published(KeySet::new(url, Ages::default())?),
         };
         let mut validation = Validation::new(Algorithm::HS256);
         validation.leeway = LEEWAY;
@@ -59,8 +72,10 @@ impl TokenVerifier {
                 if !matches!(header.alg, Algorithm::RS256 | Algorithm::ES256) {
                     return Err(Unproven::Invalid);
                 }
-                let key = keys.find(header.kid.as_deref(), header.alg).await?;
-                self.check(token, &key, header.alg)
+                let fitting = keys.find(header.kid.as_deref(), header.alg).await?;
+                let mut checked = fitting.iter().map(|key| self.check(token, key, header.alg));
+                // Only a key that fits gets further than the signature.
+                checked.find(|checked| *checked != Err(Unproven::Invalid)).unwrap_or(Err(Unproven::Invalid))
             }
         }
     }

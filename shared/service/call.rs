@@ -31,7 +31,7 @@ pub(super) struct Gate {
 impl Gate {
     /// The caller's user.
     pub(super) async fn user(&self, body_user: &str, metadata: &MetadataMap) -> Result<UserId, Refusal> {
-        let header = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+        let header = |name| metadata.get(name).map(|value| value.as_bytes());
         let user_id = metadata.get("user-id").map(|value| value.to_str()).transpose().map_err(|_| {
             InvalidArgument::new("user_id", Problem::Malformed { expected: "visible ASCII where it is call metadata" })
         })?;

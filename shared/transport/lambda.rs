@@ -5,15 +5,19 @@
 
 mod answer;
 mod call;
+mod event;
 mod secrets;
 
 use std::{convert::Infallible, process::ExitCode, time::Duration};
 
-use lambda_http::{Service, service_fn};
+pub use answer::AnswerBody;
+pub use call::{Adapter, Served};
+
+use lambda_runtime::{LambdaEvent, MetadataPrelude, Runtime, StreamResponse, layers::TracingLayer};
+use serde_json::Value;
 use tokio::time::timeout;
-use tonic::{body::Body, server::NamedService};
-use tonic_web::GrpcWebLayer;
-use tower::Layer as _;
+use tokio_util::task::TaskTracker;
+use tower::util::{MapFutureLayer, service_fn};
 
 use crate::{
     config::{Config, MemoryStoreConfig, Place},
@@ -26,19 +30,13 @@ use crate::{
 const MAX_CONNECTIONS: u32 = 2;
 /// Longest that connections are opened for before the first call.
 const WARM_UP: Duration = Duration::from_secs(2);
+/// Longest that an answer under way may take to end after SIGTERM. Lambda itself gives half a second to two seconds.
+const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// The exit code of a configuration that can not be used.
 const EXIT_USAGE: u8 = 2;
 
 /// Runs a function that answers some calls of a service, until Lambda ends it.
-pub fn serve<S>(methods: &'static [&'static str], service: impl FnOnce(Services) -> S) -> ExitCode
-where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-        + NamedService
-        + Clone
-        + Send
-        + 'static,
-    S::Future: Send,
-{
+pub fn serve<S: Served>(methods: &'static [&'static str], service: impl FnOnce(Services) -> S) -> ExitCode {
     let failed = |error: &dyn std::fmt::Display, code| {
         eprintln!("error: {error}");
         ExitCode::from(code)
@@ -58,13 +56,7 @@ where
         let drain = services.drain.clone();
         // Calls begin with warm connections, but none waits for one that can not be had.
         let _ = timeout(WARM_UP, services.warm_up()).await;
-        let service = GrpcWebLayer::new().layer(service(services));
-        let handler = service_fn(move |event| {
-            let service = service.clone();
-            async move { Ok::<_, Infallible>(call::answer(service, S::NAME, methods, event).await) }
-        });
-        let serving = lambda_http::run_with_streaming_response(handler);
-        match until_stopped(serving, &drain).await {
+        match serve_until_stopped(&Adapter::new(service(services), methods), &drain).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),
         }
@@ -84,16 +76,32 @@ async fn start() -> Result<Services, Box<dyn std::error::Error>> {
     Ok(Services::from_config(&config, database)?)
 }
 
-/// Serves until it ends. SIGTERM, which Lambda sends where an extension asks for it, ends the stream under way with an error
-/// that says that trying again helps.
-async fn until_stopped<T>(serving: impl Future<Output = T>, drain: &Drain) -> T {
-    let mut serving = std::pin::pin!(serving);
+/// Answers events until SIGTERM: then a stream under way ends with an error that says that trying again helps, and this when its
+/// last byte has been taken. Lambda sends SIGTERM to a function that has an extension.
+async fn serve_until_stopped<S: Served>(adapter: &Adapter<S>, drain: &Drain) -> Result<(), lambda_runtime::Error> {
+    let handler = service_fn(move |event: LambdaEvent<Value>| async move {
+        let (head, stream) = adapter.answer(event.payload, event.context.deadline).await.into_parts();
+        let metadata_prelude = MetadataPrelude { status_code: head.status, headers: head.headers, cookies: Vec::new() };
+        Ok::<_, Infallible>(StreamResponse { metadata_prelude, stream })
+    });
+    let under_way = TaskTracker::new();
+    let tracker = under_way.clone();
+    let runtime = Runtime::new(handler)
+        .layer(TracingLayer::new())
+        .layer(MapFutureLayer::new(move |answering| tracker.track_future(answering)));
+    let mut serving = std::pin::pin!(runtime.run());
     #[cfg(unix)]
     if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         tokio::select! {
             ended = &mut serving => return ended,
-            _ = terminate.recv() => drain.end(),
+            _ = terminate.recv() => {}
         }
+        drain.end();
+        under_way.close();
+        return tokio::select! {
+            ended = serving => ended,
+            _ = timeout(LAST_WORDS, under_way.wait()) => Ok(()),
+        };
     }
     serving.await
 }

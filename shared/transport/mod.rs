@@ -1,7 +1,33 @@
 //! Ways in. Only this room and [`service`](crate::service) know gRPC.
 
+#[cfg(any(feature = "lambda", feature = "server"))]
+mod admission;
 pub mod codec;
 #[cfg(feature = "lambda")]
 pub mod lambda;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(any(feature = "lambda", feature = "server"))]
+mod statuses;
+
+use crate::{
+    proto::agent_v1::{agent_service_server::AgentServiceServer, memory_service_server::MemoryServiceServer},
+    service::{AgentApi, MemoryApi},
+};
+
+/// Largest message in either direction, in bytes.
+const MAX_MESSAGE_BYTES: usize = 50 * 1024 * 1024;
+
+/// `agent.v1.AgentService` with our limits of size, for any way in.
+#[must_use]
+pub fn agent_service(api: AgentApi) -> AgentServiceServer<AgentApi> {
+    let service = AgentServiceServer::new(api);
+    service.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// `agent.v1.MemoryService` with our limits of size, for any way in.
+#[must_use]
+pub fn memory_service(api: MemoryApi) -> MemoryServiceServer<MemoryApi> {
+    let service = MemoryServiceServer::new(api);
+    service.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+}

@@ -1,12 +1,11 @@
 //! The local server: gRPC and gRPC-Web on one port, for a gateway, a browser and the command line.
 
-mod admission;
 mod cors;
-mod statuses;
 mod unread;
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use http::{Request, Response};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -14,6 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{
+    body::Body,
     server::NamedService,
     service::Routes,
     transport::{Identity, Server as TonicServer, ServerTlsConfig, server::TcpIncoming},
@@ -29,10 +29,9 @@ use crate::{
         agent_v1::{agent_service_server::AgentServiceServer, memory_service_server::MemoryServiceServer},
     },
     service::{AgentApi, MemoryApi, Services},
+    transport::{admission, agent_service, memory_service, statuses::StatusLayer},
 };
 
-/// Largest message in either direction, in bytes.
-const MAX_MESSAGE_BYTES: usize = 50 * 1024 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams of one connection. A gateway puts all its users on one, and hyper's default of 200 would make the rest wait.
@@ -119,9 +118,9 @@ impl Listener {
         self.server
             .layer(self.cors)
             .layer(unread::UnreadLayer)
-            .layer(ValidateRequestHeaderLayer::custom(admission::admit))
+            .layer(ValidateRequestHeaderLayer::custom(admit))
             .layer(tonic_web::GrpcWebLayer::new())
-            .layer(statuses::StatusLayer)
+            .layer(StatusLayer)
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
             .await?;
@@ -163,13 +162,13 @@ impl Server {
         report(&reporter, false).await;
 
         let mut routes = Routes::builder();
-        routes
-            .add_service(health)
-            .add_service(AgentServiceServer::new(services.agent).limited())
-            .add_service(MemoryServiceServer::new(services.memory).limited());
+        routes.add_service(agent_service(services.agent)).add_service(memory_service(services.memory));
+        let mut files = vec![DESCRIPTOR, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET];
+        if config.health {
+            routes.add_service(health);
+            files.push(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        }
         if config.reflection {
-            let files =
-                [DESCRIPTOR, tonic_health::pb::FILE_DESCRIPTOR_SET, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET];
             let builder = || {
                 files.iter().fold(tonic_reflection::server::Builder::configure(), |builder, file| {
                     builder.register_encoded_file_descriptor_set(file)
@@ -235,21 +234,12 @@ fn configured(config: &ServerConfig) -> Result<TonicServer, ServerError> {
     }
 }
 
-/// A generated server with our limits of size.
-trait Limited {
-    fn limited(self) -> Self;
-}
-
-impl Limited for AgentServiceServer<AgentApi> {
-    fn limited(self) -> Self {
-        self.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
-    }
-}
-
-impl Limited for MemoryServiceServer<MemoryApi> {
-    fn limited(self) -> Self {
-        self.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
-    }
+/// Lets calls of gRPC and gRPC-Web pass.
+#[expect(clippy::result_large_err, reason = "the signature is that of tower-http")]
+fn admit<B>(request: &mut Request<B>) -> Result<(), Response<Body>> {
+    let method = request.method().clone();
+    let admitted = admission::admit(&method, request.headers_mut(), admission::GRPC_AND_GRPC_WEB);
+    admitted.map(drop).map_err(|refused| refused.map(|()| Body::empty()))
 }
 
 /// Tells the health of each service, and of the server as a whole (the empty name).

@@ -31,7 +31,7 @@ fn hs256(claims: &Value) -> String {
 async fn list(server: &TestServer, body_user: &str, metadata: &[(&'static str, &str)]) -> Result<(), Status> {
     let mut request = Request::new(pb::ListMemoriesRequest { user_id: body_user.into(), ..Default::default() });
     for (name, value) in metadata {
-        request.metadata_mut().insert(*name, value.parse().unwrap());
+        request.metadata_mut().insert(*name, value.as_bytes().try_into().unwrap());
     }
     server.memory().list_memories(request).await.map(drop)
 }
@@ -106,9 +106,12 @@ async fn tokens_that_are_expired_unsigned_or_for_somebody_else_are_refused() {
         ("hash", other_hash.unwrap()),
         ("unsigned", unsigned),
         ("garbage", "a.b.c".into()),
+        ("bytes that are no text", "schlüssel".into()),
     ] {
         let bearer = format!("Bearer {token}");
-        assert_eq!(code(&server, "ann", &[("authorization", &bearer)]).await, Code::Unauthenticated, "{what}");
+        let refused = list(&server, "ann", &[("authorization", &bearer)]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{what}");
+        assert!(!refused.message().contains("needs a token"), "there is one: {what}");
     }
     let slow_clock = hs256(&with(good, "exp", json!(seconds_from_now(-5))));
     assert_eq!(code(&server, "ann", &[("authorization", &format!("bearer {slow_clock}"))]).await, Code::Ok);
@@ -124,7 +127,11 @@ async fn a_service_of_our_own_may_act_for_any_user_in_every_mode() {
             assert_eq!(code(server, "", &[metadata, ("user-id", "anyone")]).await, Code::Ok);
             assert_eq!(code(server, "", &[metadata]).await, Code::InvalidArgument, "whoever it acts for must be named");
         }
-        assert_eq!(code(server, "ann", &[("x-internal-api-key", "wrong")]).await, Code::Unauthenticated);
+        for wrong in ["wrong", "interna", "internals", "INTERNAL"] {
+            assert_eq!(code(server, "ann", &[("x-internal-api-key", wrong)]).await, Code::Unauthenticated, "{wrong}");
+        }
+        // Bytes that are no text are a key as well: a wrong one.
+        assert_eq!(code(server, "ann", &[("x-internal-api-key", "schlüssel")]).await, Code::Unauthenticated);
     }
     assert_eq!(code(&open, "ann", &[("authorization", "Bearer whatever")]).await, Code::Ok, "nobody asks for a token");
 }
@@ -149,6 +156,11 @@ impl IssuerKey {
     fn bearer(&self, subject: &str) -> String {
         let header = Header { kid: Some(self.id.to_owned()), ..Header::new(Algorithm::ES256) };
         format!("Bearer {}", encode(&header, &claims(subject), &self.signing).unwrap())
+    }
+
+    /// A token that does not say by which key it is signed.
+    fn bearer_without_id(&self, claims: &Value) -> String {
+        format!("Bearer {}", encode(&Header::new(Algorithm::ES256), claims, &self.signing).unwrap())
     }
 }
 
@@ -197,4 +209,22 @@ async fn published_keys_are_fetched_once_and_again_when_a_new_one_signs() {
     issuer.requests.recv().await.unwrap();
     assert!(issuer.requests.try_recv().is_err(), "three times in half a minute is enough");
     assert_eq!(code(&server, "ann", &[("authorization", &next.bearer("ann"))]).await, Code::Ok);
+}
+
+#[tokio::test]
+async fn a_token_that_names_no_key_is_checked_by_each_of_its_kind() {
+    let issuer = FakeProvider::start().await;
+    let url = format!("{}/jwks.json", issuer.base_url);
+    let server = TestServer::start(&[("AUTH", "jwt"), ("JWT_JWKS_URL", &url)]).await;
+    let keys = [IssuerKey::new("first"), IssuerKey::new("second")];
+    issuer.refuse(200, &json!({"keys": [keys[0].published, keys[1].published]}).to_string()).await;
+    for key in &keys {
+        let bearer = key.bearer_without_id(&claims("ann"));
+        assert_eq!(code(&server, "ann", &[("authorization", &bearer)]).await, Code::Ok, "{}", key.id);
+        let expired = key.bearer_without_id(&with(claims("ann"), "exp", json!(seconds_from_now(-600))));
+        let refused = list(&server, "ann", &[("authorization", &expired)]).await.unwrap_err();
+        assert!(refused.message().contains("expired"), "{refused:?}");
+    }
+    let stranger = IssuerKey::new("stranger").bearer_without_id(&claims("ann"));
+    assert_eq!(code(&server, "ann", &[("authorization", &stranger)]).await, Code::Unauthenticated);
 }

@@ -30,6 +30,36 @@ async fn the_health_of_each_service_follows_the_database() {
 }
 
 #[tokio::test]
+async fn where_callers_bring_tokens_the_health_and_reflection_are_open_or_closed_by_setting() {
+    use tonic_reflection::pb::v1;
+    let tokens = [("AUTH", "jwt"), ("JWT_SECRET", "a secret that the gateway shares")];
+    for (health, reflection) in [("on", "off"), ("off", "on")] {
+        let settings = [("GRPC_HEALTH", health), ("GRPC_REFLECTION", reflection)];
+        let server = TestServer::start(&[tokens, settings].concat()).await;
+        let checked = HealthClient::new(server.channel.clone()).check(HealthCheckRequest::default()).await;
+        assert_eq!(checked.map(drop).map_err(|status| status.code()), expected(health));
+        let request = v1::ServerReflectionRequest {
+            message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+            ..Default::default()
+        };
+        let mut client = v1::server_reflection_client::ServerReflectionClient::new(server.channel.clone());
+        let listed = client.server_reflection_info(tokio_stream::once(request)).await;
+        if let Ok(listed) = listed {
+            assert_eq!(reflection, "on");
+            let listed = format!("{:?}", listed.into_inner().message().await.unwrap().unwrap());
+            assert!(!listed.contains("grpc.health"), "what is closed is not listed: {listed}");
+        } else {
+            assert_eq!(listed.map(drop).map_err(|status| status.code()), expected(reflection));
+        }
+        let refused = server.agent().stream_chat(ask("hi")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "the calls themselves are guarded");
+    }
+    fn expected(switch: &str) -> Result<(), Code> {
+        if switch == "on" { Ok(()) } else { Err(Code::Unimplemented) }
+    }
+}
+
+#[tokio::test]
 async fn reflection_lists_the_services_in_both_versions_and_can_be_switched_off() {
     use tonic_reflection::pb::{v1, v1alpha};
     let services = ["agent.v1.AgentService", "agent.v1.MemoryService", "grpc.health.v1.Health"];
@@ -140,6 +170,29 @@ async fn a_page_can_not_call_without_a_preflight_by_naming_a_content_type_of_for
         let response = call.body(framed(&ask("hi").encode_to_vec())).send().await.unwrap();
         assert_eq!(response.status(), 415);
         assert!(response.bytes().await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_content_type_in_another_case_or_with_parameters_is_the_same_and_a_text_that_is_no_base64_is_a_wrong_argument()
+ {
+    let server = TestServer::start(&[]).await;
+    for client in [http().http1_only(), http().http2_prior_knowledge()] {
+        let client = client.build().unwrap();
+        let call = |content_type: &'static str, body: Vec<u8>| {
+            let call = client.post(format!("http://{}/agent.v1.AgentService/StreamChat", server.address));
+            call.header("content-type", content_type).body(body).send()
+        };
+        for content_type in ["Application/gRPC-Web+Proto", "application/grpc-web+proto; charset=utf-8"] {
+            let response = call(content_type, framed(&ask("hi").encode_to_vec())).await.unwrap();
+            assert_eq!(response.headers()["content-type"], "application/grpc-web+proto", "{content_type}");
+            let body = response.bytes().await.unwrap();
+            assert!(String::from_utf8_lossy(&body).contains("grpc-status:0"), "{body:?}");
+        }
+        for garbage in ["!not base64!", "AAA"] {
+            let response = call("application/grpc-web-text", garbage.into()).await.unwrap();
+            assert_eq!(response.headers()["grpc-status"], "3", "{garbage}");
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the Connect conformance suite against our transport, as gRPC and as gRPC-Web.
+# Runs the Connect conformance suite against our transport: the server as gRPC and as gRPC-Web, and the functions of AWS Lambda.
 #
 #   cargo build --package conformance-server
 #   tests/conformance/run.sh target/debug/conformance-server
@@ -41,10 +41,11 @@ judged() { # WHAT ARGUMENTS…
 }
 
 failed=0
-for protocol in grpc grpc-web; do
-  known=$here/$protocol.known-failing.txt
-  judged "$protocol" --conf "$here/$protocol.yaml" --known-failing "@$known" -- "$server"
-  judged "$protocol, known to fail, with tonic alone" \
-    --conf "$here/$protocol.yaml" --run "@$known" --known-failing "@$known" -- "$server" --bare
+for way in grpc grpc-web lambda; do
+  known=$here/$way.known-failing.txt mode=()
+  if [[ $way == lambda ]]; then mode=(--lambda); fi
+  judged "$way" --conf "$here/$way.yaml" --known-failing "@$known" -- "$server" ${mode[@]+"${mode[@]}"}
+  judged "$way, known to fail, with tonic alone" \
+    --conf "$here/$way.yaml" --run "@$known" --known-failing "@$known" -- "$server" --bare
 done
 exit $failed

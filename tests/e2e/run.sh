@@ -66,23 +66,53 @@ export PATH=$cache/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 # Started from an empty folder, so that no .env file is read. Limits of rate are off because the
 # clients ask more than people do. Pieces 5 ms apart leave time to cancel between them.
 cd "$scratch"
-env -i PATH="$PATH" HOME="$scratch" \
-  DEMO_MODE=true DEMO_THINKING_DELAY_MS=0 DEMO_CHUNK_DELAY_MS=5 EMBEDDING_PROVIDER=hashed RATE_LIMITS=off \
-  GRPC_PORT=0 AGENT_DATA_DIR="$scratch/data" \
-  "$server" >"$scratch/stdout" 2>"$scratch/stderr" &
-server_pid=$!
-
 address=
-for (( tenths = 0; tenths < 600; tenths++ )); do
-  address=$(sed -n 's|.*http://\(127\.0\.0\.1:[0-9]\{1,\}\).*|\1|p' "$scratch/stdout" | head -n 1)
-  if [[ -n $address ]] || ! running; then break; fi
-  sleep 0.1
-done
-if [[ -z $address ]]; then
-  cat "$scratch/stdout" "$scratch/stderr" >&2
-  echo "the server ended, or did not say its address within a minute" >&2
-  exit 1
-fi
+serve() { # VARIABLE=VALUE…
+  local tenths
+  address=
+  env -i PATH="$PATH" HOME="$scratch" \
+    DEMO_MODE=true DEMO_THINKING_DELAY_MS=0 DEMO_CHUNK_DELAY_MS=5 EMBEDDING_PROVIDER=hashed RATE_LIMITS=off \
+    GRPC_PORT=0 AGENT_DATA_DIR="$scratch/data" "$@" \
+    "$server" >"$scratch/stdout" 2>"$scratch/stderr" &
+  server_pid=$!
+  for (( tenths = 0; tenths < 600; tenths++ )); do
+    # A server for other machines as well is called from this one.
+    address=$(sed -n 's#.*http://\(127\.0\.0\.1\|0\.0\.0\.0\):\([0-9]\{1,\}\).*#127.0.0.1:\2#p' "$scratch/stdout" | head -n 1)
+    if [[ -n $address ]] || ! running; then break; fi
+    sleep 0.1
+  done
+  if [[ -z $address ]]; then
+    cat "$scratch/stdout" "$scratch/stderr" >&2
+    echo "the server ended, or did not say its address within a minute" >&2
+    exit 1
+  fi
+}
+stop_server() {
+  local tenths status=0
+  printf '\nserver\n'
+  kill -TERM "$server_pid" 2>/dev/null || true
+  for (( tenths = 0; tenths < 300; tenths++ )); do
+    running || break
+    sleep 0.1
+  done
+  running && kill -KILL "$server_pid"
+  wait "$server_pid" || status=$?
+  server_pid=
+  if (( status == 0 )); then
+    echo "ok  SIGTERM ends the server with exit code 0" | tee -a "$results"
+  else
+    fail "SIGTERM ends the server with exit code 0, not $status"
+  fi
+}
+# Waits until the database can be used.
+ready() {
+  local tenths
+  for (( tenths = 0; tenths < 600; tenths++ )); do
+    if grep -q '^Ready\.$' "$scratch/stdout" || ! running; then return; fi
+    sleep 0.1
+  done
+}
+serve
 
 # ---- the clients ----
 user=seeded-$$
@@ -100,23 +130,19 @@ client "go gateway" gateway "$address"
 client "go tokens" tokens "$server"
 client "go tools" tools "$server"
 
-# ---- the end ----
-printf '\nserver\n'
-kill -TERM "$server_pid" 2>/dev/null || true
-for (( tenths = 0; tenths < 300; tenths++ )); do
-  running || break
-  sleep 0.1
-done
-running && kill -KILL "$server_pid"
-status=0
-wait "$server_pid" || status=$?
-server_pid=
-if (( status == 0 )); then
-  echo "ok  SIGTERM ends the server with exit code 0" | tee -a "$results"
-else
-  fail "SIGTERM ends the server with exit code 0, not $status"
-fi
+stop_server
 
+# The gateway again, as it is deployed: in a network that nobody else is in, and where it shows the key of a service.
+serve AUTH=gateway GRPC_HOST=0.0.0.0
+ready
+client "go gateway, trusted by its network" gateway "$address"
+stop_server
+serve AUTH=jwt JWT_SECRET="a secret that nobody else knows" INTERNAL_API_KEY=the-key-of-services
+ready
+client "go gateway, with the key of a service" gateway "$address" the-key-of-services
+stop_server
+
+# ---- the end ----
 passed=$(grep -c '^ok  ' "$results" || true)
 failed=$(grep -c '^FAIL  ' "$results" || true)
 if (( failed > 0 )); then

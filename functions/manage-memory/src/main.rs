@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use agent_service::{proto::agent_v1::memory_service_server::MemoryServiceServer, transport::lambda};
+use agent_service::transport::{lambda, memory_service};
 
 /// The calls that this function answers.
 const METHODS: &[&str] =
     &["AddMemories", "IngestDocument", "ListMemories", "UpdateMemory", "DeleteMemories", "ExportMemories"];
 
 fn main() -> ExitCode {
-    lambda::serve(METHODS, |services| MemoryServiceServer::new(services.memory))
+    lambda::serve(METHODS, |services| memory_service(services.memory))
 }

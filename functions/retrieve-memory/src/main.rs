@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use agent_service::{proto::agent_v1::agent_service_server::AgentServiceServer, transport::lambda};
+use agent_service::transport::{agent_service, lambda};
 
 /// The calls that this function answers.
 const METHODS: &[&str] = &["RetrieveMemory"];
 
 fn main() -> ExitCode {
-    lambda::serve(METHODS, |services| AgentServiceServer::new(services.agent))
+    lambda::serve(METHODS, |services| agent_service(services.agent))
 }

@@ -9,16 +9,17 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::Stream;
 use http::HeaderMap;
-use http_body::Frame;
+use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 
 /// The flag of a frame with trailers (gRPC-Web, "Message framing").
 const TRAILERS: u8 = 0x80;
 
-/// A body that ends with trailers.
-pub(super) struct AnswerBody {
+/// The body of an answer, piece by piece. It ends with trailers, or there is none.
+pub struct AnswerBody {
     source: Source,
     is_text: bool,
 }
@@ -46,6 +47,10 @@ impl AnswerBody {
         Self { source: Source::Streaming(body, Box::pin(sleep_until(end))), is_text }
     }
 
+    fn out_of_time(&self) -> Bytes {
+        self.status(Status::deadline_exceeded("the time for the call is over"))
+    }
+
     fn status(&self, status: Status) -> Bytes {
         let (parts, ()) = status.into_http::<()>().into_parts();
         let mut trailers = parts.headers;
@@ -54,25 +59,23 @@ impl AnswerBody {
     }
 }
 
-impl http_body::Body for AnswerBody {
-    type Data = Bytes;
-    type Error = Infallible;
+impl Stream for AnswerBody {
+    type Item = Result<Bytes, Infallible>;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let last = match &mut self.source {
             Source::Ended => return Poll::Ready(None),
             Source::Last(bytes) => std::mem::take(bytes),
+            // Looked at first, because a body that always has something to say never gets to the timer.
+            Source::Streaming(_, end) if end.deadline() <= Instant::now() => self.out_of_time(),
             Source::Streaming(body, end) => {
                 // After a panic the body is never polled again, so that no broken state can be seen.
                 let next = catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(context)));
                 match next {
                     Ok(Poll::Pending) if end.as_mut().poll(context).is_pending() => return Poll::Pending,
-                    Ok(Poll::Pending) => self.status(Status::deadline_exceeded("the time for the call is over")),
+                    Ok(Poll::Pending) => self.out_of_time(),
                     Ok(Poll::Ready(Some(Ok(frame)))) => match frame.into_data() {
-                        Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                        Ok(data) => return Poll::Ready(Some(Ok(data))),
                         // Lambda knows no trailers.
                         Err(frame) => framed(&frame.into_trailers().unwrap_or_default(), self.is_text),
                     },
@@ -86,7 +89,7 @@ impl http_body::Body for AnswerBody {
             }
         };
         self.source = Source::Ended;
-        Poll::Ready(Some(Ok(Frame::data(last))))
+        Poll::Ready(Some(Ok(last)))
     }
 }
 

@@ -16,7 +16,7 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 /// What is read of a request that was refused, in bytes: any that is a little too large.
-const MOST_BYTES: usize = 2 * super::MAX_MESSAGE_BYTES;
+const MOST_BYTES: usize = 2 * crate::transport::MAX_MESSAGE_BYTES;
 /// How long it may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
 

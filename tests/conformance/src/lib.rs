@@ -5,13 +5,12 @@
 
 mod answers;
 mod calls;
+pub mod front;
 mod trailers;
 
-use std::convert::Infallible;
-
-use http::{Request, Response};
-use tonic::{body::Body, server::NamedService, service::LayerExt as _};
-use tower::{Service, util::MapResponseLayer};
+use agent_service::transport::lambda::Served;
+use tonic::service::LayerExt as _;
+use tower::util::MapResponseLayer;
 
 /// Messages of the suite, and its service with our codec.
 #[expect(
@@ -30,26 +29,9 @@ mod bare {
     include!(concat!(env!("OUT_DIR"), "/bare/connectrpc.conformance.v1.rs"));
 }
 
-/// What a way in can serve.
-pub trait Served:
-    Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
-    + NamedService
-    + Clone
-    + Send
-    + Sync
-    + 'static
-{
-}
-
-impl<S> Served for S where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
-        + NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static
-{
-}
+/// The calls of the service.
+pub const METHODS: &[&str] =
+    &["Unary", "ServerStream", "ClientStream", "BidiStream", "Unimplemented", "IdempotentUnary"];
 
 /// The service with our codec; a request may have messages of `max_message_bytes`.
 pub fn service(max_message_bytes: usize) -> impl Served {

@@ -1,10 +1,10 @@
 //! A server under the Connect conformance suite: our local server with the suite's service in the place of ours.
 //!
-//!     conformance-server [--bare]
+//!     conformance-server [--bare | --lambda]
 //!
 //! It reads a `ServerCompatRequest` from its input, answers with a `ServerCompatResponse` that tells where it listens, and
-//! serves until SIGTERM. `--bare` serves with tonic and tonic-web alone, without anything of ours: what fails there too is
-//! theirs.
+//! serves until SIGTERM. `--lambda` serves as a function of AWS Lambda does, by events. `--bare` serves with tonic and tonic-web
+//! alone, without anything of ours: what fails there too is theirs.
 
 use std::{
     error::Error,
@@ -15,10 +15,10 @@ use std::{
 
 use agent_service::{
     config::{ServerConfig, TlsFiles},
-    transport::server::Listener,
+    transport::{lambda::Adapter, server::Listener},
 };
 use conformance_server::{
-    bare_service,
+    METHODS, bare_service, front,
     proto::{ServerCompatRequest, ServerCompatResponse, TlsCreds},
     service,
 };
@@ -38,11 +38,7 @@ type Outcome = Result<(), Box<dyn Error>>;
 
 #[tokio::main]
 async fn main() -> Outcome {
-    let is_bare = match std::env::args().nth(1).as_deref() {
-        None => false,
-        Some("--bare") => true,
-        Some(other) => return Err(format!("unknown argument {other}").into()),
-    };
+    let mode = std::env::args().nth(1);
     // Before the suite is told the address, so that no signal comes too early.
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -54,8 +50,14 @@ async fn main() -> Outcome {
         Ok(())
     };
     let request = read_request()?;
-    let serving =
-        async { if is_bare { serve_bare(request, stop.clone()).await } else { serve(request, stop.clone()).await } };
+    let serving = async {
+        match mode.as_deref() {
+            None => serve(request, stop.clone()).await,
+            Some("--bare") => serve_bare(request, stop.clone()).await,
+            Some("--lambda") => serve_as_function(request).await,
+            Some(other) => Err(format!("unknown argument {other}").into()),
+        }
+    };
     tokio::select! {
         result = serving => result,
         result = stopping => result,
@@ -79,6 +81,7 @@ async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> Outcome
         port: 0,
         tls,
         reflection: false,
+        health: false,
         shutdown_grace: Duration::ZERO,
         allowed_origins: Vec::new(),
     };
@@ -86,6 +89,14 @@ async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> Outcome
     answer(&request, listener.address())?;
     listener.serve(Routes::new(service(message_limit(&request)?)), stop).await?;
     Ok(())
+}
+
+/// Serves as a function of AWS Lambda does.
+async fn serve_as_function(request: ServerCompatRequest) -> Outcome {
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let adapter = Adapter::new(service(message_limit(&request)?), METHODS);
+    answer(&request, socket.local_addr()?)?;
+    Ok(front::serve(adapter, socket).await?)
 }
 
 /// Serves with tonic and tonic-web alone.

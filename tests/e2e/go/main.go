@@ -1,7 +1,7 @@
 // Behaves as the WebSocket gateway does towards the agent service: one connection for everything,
 // keepalive pings, retries by service config, a span around each call and impatient users.
 //
-// It takes the server's address as its argument and prints one line per check.
+// It takes the server's address as its argument, and the key of a service if it has one, and prints one line per check.
 package main
 
 import (
@@ -251,7 +251,7 @@ func expect(err error, code codes.Code) error {
 	return nil
 }
 
-func run(address string) (failed int, err error) {
+func run(address, internalAPIKey string) (failed int, err error) {
 	// No exporter: the spans need not go anywhere for traceparent to be sent.
 	tracer := trace.NewTracerProvider()
 	traffic := &traffic{}
@@ -273,6 +273,9 @@ func run(address string) (failed int, err error) {
 	g := &gateway{agent: agentv1.NewAgentServiceClient(conn), tracer: tracer, traffic: traffic}
 
 	ctx := context.Background()
+	if internalAPIKey != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "x-internal-api-key", internalAPIKey)
+	}
 	for _, check := range []struct {
 		sentence string
 		run      func(context.Context) error
@@ -295,11 +298,11 @@ func run(address string) (failed int, err error) {
 }
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: gateway ADDRESS")
+	if len(os.Args) != 2 && len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: gateway ADDRESS [INTERNAL_API_KEY]")
 		os.Exit(2)
 	}
-	failed, err := run(os.Args[1])
+	failed, err := run(os.Args[1], strings.Join(os.Args[2:], ""))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}

@@ -61,6 +61,21 @@ async fn where_nobody_watches_every_log_line_is_json_and_a_finished_chat_tells_a
 }
 
 #[tokio::test]
+async fn a_secret_for_tokens_that_can_be_guessed_is_warned_of_at_the_start() {
+    let gate = Gate::new();
+    let database = ("DATABASE_URL", &*gate.dead_url());
+    for (secret, is_warned_of) in
+        [("a-secret-of-31-bytes-----------", true), ("a-secret-of-32-bytes------------", false)]
+    {
+        let home = Home::new();
+        let server = home.listening(&[database, ("AUTH", "jwt"), ("JWT_SECRET", secret)]).await;
+        let said = server.process.stop().await.stderr;
+        assert_eq!(said.contains("JWT_SECRET is shorter than 32 bytes"), is_warned_of, "{said}");
+        assert!(!said.contains(secret), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_refused_and_a_cancelled_chat_are_logged_with_their_outcome() {
     let home = Home::new();
     let gate = Gate::new();

@@ -1,7 +1,7 @@
 //! A double of Lambda's Runtime API, by which the real program is given events and from which its answers are read as they
 //! come: <https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html>.
 
-use std::{collections::HashMap, process::Stdio, time::Duration};
+use std::{collections::HashMap, path::PathBuf, process::Stdio, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -40,12 +40,23 @@ pub struct Function {
 impl Function {
     /// Starts a program with these variables and no others.
     pub async fn start(program: &str, variables: &[(&str, &str)]) -> Self {
+        Self::run(command(program, variables)).await
+    }
+
+    /// The same, with its log in a file.
+    pub async fn start_with_log(program: &str, variables: &[(&str, &str)], log: std::fs::File) -> Self {
+        let mut command = command(program, variables);
+        command.stderr(log);
+        Self::run(command).await
+    }
+
+    async fn run(mut command: Command) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (events, queue) = mpsc::unbounded_channel();
         let (tell, said) = mpsc::unbounded_channel();
         let serving = tokio::spawn(serve(listener, queue, tell));
-        let program = command(program, variables).env("AWS_LAMBDA_RUNTIME_API", address).spawn().unwrap();
+        let program = command.env("AWS_LAMBDA_RUNTIME_API", address).spawn().unwrap();
         Self { program, events, said, serving }
     }
 
@@ -58,6 +69,18 @@ impl Function {
         tokio::time::timeout(PATIENCE, self.said.recv()).await.expect("the function says nothing").unwrap()
     }
 
+    /// Tells the function to end, as Lambda does.
+    pub async fn terminate(&self) {
+        let id = self.program.id().expect("it has ended").to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+    }
+
+    /// The exit code, once it has ended.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let ended = tokio::time::timeout(PATIENCE, self.program.wait()).await;
+        ended.expect("it does not end").unwrap().code()
+    }
+
     /// The whole answer to an event.
     pub async fn answer(&mut self, event: Value) -> Answer {
         self.invoke(event, Duration::from_secs(30));
@@ -66,11 +89,18 @@ impl Function {
 
     /// What follows the beginning of an answer.
     pub async fn rest(&mut self, mut bytes: Vec<u8>) -> Answer {
+        bytes.extend(self.chunks().await.concat());
+        Answer::of(&bytes)
+    }
+
+    /// The pieces in which the rest of an answer arrives.
+    pub async fn chunks(&mut self) -> Vec<Vec<u8>> {
+        let mut chunks = Vec::new();
         loop {
             match self.next().await {
                 Said::Head(_) => {}
-                Said::Chunk(chunk) => bytes.extend(chunk),
-                Said::End => return Answer::of(&bytes),
+                Said::Chunk(chunk) => chunks.push(chunk),
+                Said::End => return chunks,
                 Said::Error(error) => panic!("the function told an error: {error}"),
             }
         }
@@ -92,16 +122,23 @@ pub async fn refused(program: &str, variables: &[(&str, &str)]) -> (Option<i32>,
     (ended.status.code(), String::from_utf8_lossy(&ended.stderr).into_owned())
 }
 
+/// A program, or the one of its name in `FUNCTION_PROGRAMS_DIR`, so that those which are deployed can be tested.
 fn command(program: &str, variables: &[(&str, &str)]) -> Command {
+    let mut program = PathBuf::from(program);
+    if let Some(directory) = std::env::var_os("FUNCTION_PROGRAMS_DIR") {
+        program = PathBuf::from(directory).join(program.file_name().unwrap());
+    }
     let mut command = Command::new(program);
-    command.env_clear().envs(variables.iter().copied()).kill_on_drop(true);
     command
+        .env_clear()
+        .kill_on_drop(true)
         .env("AWS_LAMBDA_FUNCTION_NAME", "function")
         .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
         .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
         .env("AWS_LAMBDA_LOG_STREAM_NAME", "stream")
         .env("AWS_LAMBDA_LOG_GROUP_NAME", "group")
-        .env("RUST_LOG", "warn");
+        .env("RUST_LOG", "warn")
+        .envs(variables.iter().copied());
     command
 }
 
@@ -280,6 +317,27 @@ fn frames(mut rest: &[u8]) -> (Vec<Vec<u8>>, HashMap<String, String>) {
 /// A message as it travels.
 pub fn framed(message: &[u8]) -> Vec<u8> {
     [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
+}
+
+/// An event of a REST API, with the body as it is told: as text, or in base64 where its type is one of the binary ones.
+pub fn rest_event(path: &str, content_type: &str, body: &str, is_base64: bool) -> Value {
+    json!({
+        "resource": "/agent.v1.AgentService/StreamChat",
+        "path": path,
+        "httpMethod": "POST",
+        "headers": {"Content-Type": content_type, "X-Grpc-Web": "1"},
+        "multiValueHeaders": {"Content-Type": [content_type], "X-Grpc-Web": ["1"]},
+        "queryStringParameters": null,
+        "multiValueQueryStringParameters": null,
+        "pathParameters": null,
+        "stageVariables": null,
+        "requestContext": {
+            "accountId": "123456789012", "apiId": "id", "httpMethod": "POST", "path": format!("/live{path}"), "stage": "live",
+            "protocol": "HTTP/1.1", "requestId": "r", "identity": {"sourceIp": "127.0.0.1"}
+        },
+        "body": body,
+        "isBase64Encoded": is_base64
+    })
 }
 
 /// An event of a Function URL: a call of a method.

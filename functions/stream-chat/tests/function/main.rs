@@ -2,15 +2,19 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod callers;
 mod double;
+mod events;
 #[path = "../../../../tests/api/fake_provider.rs"]
 #[expect(dead_code, reason = "these tests need less of it")]
 mod fake_provider;
+mod secrets;
+mod stopping;
 
 use std::time::Duration;
 
 use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+
 use double::{Answer, Function, Said, event, framed, refused};
 use fake_provider::{FakeProvider, Step, delta, finish, head};
 use prost::Message as _;
@@ -123,37 +127,6 @@ async fn a_refusal_is_readable_by_a_browser_and_nothing_else_is_in_the_body() {
 }
 
 #[tokio::test]
-async fn text_mode_is_answered_in_text() {
-    let mut function = demo().await;
-    let text = STANDARD.encode(ask("hello"));
-    let answer = function.answer(event(PATH, "application/grpc-web-text", text.as_bytes())).await;
-    assert!(answer.headers["content-type"].starts_with("application/grpc-web-text"), "{answer:?}");
-    let (frames, trailers) = answer.text_frames();
-    assert_eq!(trailers["grpc-status"], "0");
-    assert_eq!(decoded(&frames).last().unwrap().finish_reason(), pb::FinishReason::Stop);
-    let text = STANDARD.encode(ask(""));
-    let refused = function.answer(event(PATH, "application/grpc-web-text", text.as_bytes())).await;
-    assert_eq!(refused.text_frames().1["grpc-status"], "3");
-    let garbage = function.answer(event(PATH, "application/grpc-web-text", b"!not base64!")).await;
-    assert_ne!(garbage.text_frames().1["grpc-status"], "0");
-}
-
-#[tokio::test]
-async fn what_is_no_call_gets_an_error_of_http() {
-    let mut function = demo().await;
-    let mut get = chat("hello");
-    get["requestContext"]["http"]["method"] = "GET".into();
-    let refused = function.answer(get).await;
-    assert_eq!((refused.status, refused.headers["allow"].as_str(), refused.body.len()), (405, "POST", 0));
-    for content_type in ["application/grpc", "application/json", "", "application/grpc-webbed"] {
-        let refused = function.answer(event(PATH, content_type, &ask("hello"))).await;
-        assert_eq!((refused.status, refused.body.len()), (415, 0), "{content_type}");
-    }
-    let answer = function.answer(chat("hello")).await;
-    assert_eq!(answer.frames().1["grpc-status"], "0", "and the function goes on");
-}
-
-#[tokio::test]
 async fn an_answer_of_many_megabytes_arrives_whole() {
     let provider = FakeProvider::start().await;
     let mut function = with_provider(&provider).await;
@@ -171,12 +144,39 @@ async fn an_answer_of_many_megabytes_arrives_whole() {
 }
 
 #[tokio::test]
+async fn a_database_and_a_provider_that_hang_do_not_keep_a_function_from_its_first_event() {
+    // Connections to it are made, but nobody says anything.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let (database, provider) = (format!("postgres://agent@{address}/agent"), format!("http://{address}/v1"));
+    let variables = [
+        ("AUTH", "none"),
+        ("DATABASE_URL", database.as_str()),
+        ("LLM_PROVIDER", "compatible"),
+        ("LLM_API_BASE_URL", &provider),
+        ("LLM_MODEL_NAME", "m"),
+        ("EMBEDDING_PROVIDER", "hashed"),
+    ];
+    let mut function = Function::start(PROGRAM, &variables).await;
+    function.invoke(chat("hello"), Duration::from_secs(30));
+    // The first frame costs nothing either.
+    assert!(matches!(function.next().await, Said::Head(_)));
+    let mut bytes = Vec::new();
+    while !String::from_utf8_lossy(&bytes).contains("\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}") {
+        let Said::Chunk(chunk) = function.next().await else { panic!("the answer ended early") };
+        bytes.extend(chunk);
+    }
+}
+
+#[tokio::test]
 async fn it_does_not_start_open_to_everyone_by_accident() {
     let runtime = ("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9");
     for (variables, expected) in [
         (vec![runtime, ("LLM_API_KEY", "k")], "AUTH"),
         (vec![runtime, ("DATABASE_URL", "postgres://a@127.0.0.1/a")], "AUTH"),
         (vec![runtime, ("AUTH", "jwt")], "JWT_SECRET"),
+        (vec![runtime, ("AUTH", "gateway")], "AUTH: is gateway"),
+        (vec![runtime, ("JWT_SECRET", "s")], "AUTH: is not set"),
         (vec![runtime, ("AUTH", "none"), ("LLM_API_KEY", "ssm:/key")], "LLM_API_KEY"),
         (vec![], "cargo lambda watch"),
     ] {
@@ -187,56 +187,25 @@ async fn it_does_not_start_open_to_everyone_by_accident() {
 }
 
 #[tokio::test]
-async fn secrets_are_fetched_once_by_the_names_that_variables_give() {
-    let mut provider = FakeProvider::start().await;
-    let mut store = FakeProvider::start().await;
-    let endpoint = store.base_url.trim_end_matches("/v1").to_owned();
-    store.refuse(200, r#"{"Parameter": {"Value": "the-key"}}"#).await;
-    provider.refuse(404, "").await;
+async fn whatever_is_logged_it_is_no_event_no_token_and_no_text_of_a_user() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let provider = FakeProvider::start().await;
     let mut variables = provider.variables();
-    variables.retain(|(name, _)| *name != "LLM_API_KEY");
-    variables.extend([
-        ("AUTH", "none"),
-        ("EMBEDDING_PROVIDER", "hashed"),
-        ("LLM_API_KEY", "ssm:/agent/key"),
-        ("AWS_ENDPOINT_URL_SSM", &endpoint),
-        ("AWS_REGION", "eu-west-1"),
-        ("AWS_ACCESS_KEY_ID", "AKEXAMPLE"),
-        ("AWS_SECRET_ACCESS_KEY", "secret"),
-        ("AWS_SESSION_TOKEN", "session"),
-    ]);
-    let mut function = Function::start(PROGRAM, &variables).await;
-    for _ in 0..2 {
-        provider.stream(&[&delta("ok"), &finish("stop"), "[DONE]"]).await;
-        assert_eq!(function.answer(chat("hello")).await.frames().1["grpc-status"], "0");
+    let key = ("INTERNAL_API_KEY", "the-internal-key");
+    variables.extend([("AUTH", "none"), ("EMBEDDING_PROVIDER", "hashed"), key, ("RUST_LOG", "trace")]);
+    provider.refuse(404, "").await;
+    let mut function = Function::start_with_log(PROGRAM, &variables, log.reopen().unwrap()).await;
+    provider.stream(&[&delta("Pflaumenmus"), &finish("stop"), "[DONE]"]).await;
+    let mut event = chat("Rhabarberkuchen");
+    let encoded = event["body"].as_str().unwrap()[..12].to_owned();
+    event["headers"]["x-internal-api-key"] = key.1.into();
+    event["headers"]["authorization"] = "Bearer a-token".into();
+    assert_eq!(function.answer(event).await.frames().1["grpc-status"], "0");
+    function.terminate().await;
+    function.ended().await;
+    let logged = std::fs::read_to_string(log.path()).unwrap();
+    assert!(logged.contains("StreamChat ended"), "{logged}");
+    for private in ["Rhabarberkuchen", "Pflaumenmus", key.1, "a-token", "test-key", encoded.as_str()] {
+        assert!(!logged.contains(private), "{private} is in:\n{logged}");
     }
-    let asked = store.requests.recv().await.unwrap();
-    assert_eq!((asked.body["Name"].as_str(), asked.body["WithDecryption"].as_bool()), (Some("/agent/key"), Some(true)));
-    let head = asked.head.to_ascii_lowercase();
-    assert!(head.contains("x-amz-target: amazonssm.getparameter"), "{head}");
-    assert!(head.contains("authorization: aws4-hmac-sha256 credential=akexample/"), "{head}");
-    assert!(head.contains("/eu-west-1/ssm/aws4_request") && head.contains("x-amz-security-token: session"), "{head}");
-    assert!(store.requests.try_recv().is_err(), "once");
-    // The first request is the one that warms up the connection, and shows no key.
-    assert!(!provider.requests.recv().await.unwrap().head.contains("the-key"));
-    assert!(provider.requests.recv().await.unwrap().head.contains("Bearer the-key"));
-}
-
-#[tokio::test]
-async fn a_secret_that_can_not_be_had_is_named_by_its_variable_alone() {
-    let store = FakeProvider::start().await;
-    let endpoint = store.base_url.trim_end_matches("/v1").to_owned();
-    store.refuse(400, r#"{"__type": "ParameterNotFound", "message": "private"}"#).await;
-    let variables = [
-        ("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9"),
-        ("LLM_API_KEY", "ssm:/agent/key"),
-        ("AWS_ENDPOINT_URL_SSM", &endpoint),
-        ("AWS_REGION", "eu-west-1"),
-        ("AWS_ACCESS_KEY_ID", "AKEXAMPLE"),
-        ("AWS_SECRET_ACCESS_KEY", "secret"),
-    ];
-    let (code, said) = refused(PROGRAM, &variables).await;
-    assert_eq!(code, Some(2));
-    assert!(said.contains("LLM_API_KEY") && said.contains("ParameterNotFound"), "{said}");
-    assert!(!said.contains("/agent/key") && !said.contains("private"), "{said}");
 }

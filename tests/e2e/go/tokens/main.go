@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -175,31 +176,59 @@ func shared(program, data string) {
 	server.expect("a token by another hash is refused", "ann", other, codes.Unauthenticated)
 }
 
+// issuer publishes keys, until it is away.
+type issuer struct {
+	http    *http.Server
+	url     string
+	mutex   sync.Mutex
+	keys    []map[string]string
+	fetched int
+}
+
+func publish(keys ...map[string]string) *issuer {
+	listener := must(net.Listen("tcp", "127.0.0.1:0"))
+	i := &issuer{keys: keys, url: "http://" + listener.Addr().String() + "/keys"}
+	i.http = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		i.mutex.Lock()
+		defer i.mutex.Unlock()
+		i.fetched++
+		_ = json.NewEncoder(w).Encode(map[string]any{"keys": i.keys})
+	})}
+	go func() { _ = i.http.Serve(listener) }()
+	return i
+}
+
+func (i *issuer) add(key map[string]string) {
+	i.mutex.Lock()
+	defer i.mutex.Unlock()
+	i.keys = append(i.keys, key)
+}
+
+func (i *issuer) fetches() int {
+	i.mutex.Lock()
+	defer i.mutex.Unlock()
+	return i.fetched
+}
+
+// leave closes the port and every connection to it.
+func (i *issuer) leave() { _ = i.http.Close() }
+
+func rs256(id string, key *rsa.PrivateKey) string {
+	return signed(jwt.SigningMethodRS256, key, id, claims(nil))
+}
+
 func published(program, data string) {
 	first := must(rsa.GenerateKey(rand.Reader, 2048))
 	second := must(rsa.GenerateKey(rand.Reader, 2048))
 	curve := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
-	keys := []map[string]string{
-		rsaKey("first", first),
-		{"kty": "EC", "kid": "curve", "crv": "P-256", "x": number(curve.X, 32), "y": number(curve.Y, 32)},
-	}
-	listener := must(net.Listen("tcp", "127.0.0.1:0"))
-	fetched := 0
-	go func() {
-		_ = http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			fetched++
-			_ = json.NewEncoder(w).Encode(map[string]any{"keys": keys})
-		}))
-	}()
-	server := start(program, data, "JWT_JWKS_URL=http://"+listener.Addr().String()+"/keys")
-	defer server.stop()
-	rs256 := func(id string, key *rsa.PrivateKey) string {
-		return signed(jwt.SigningMethodRS256, key, id, claims(nil))
-	}
+	issuer := publish(rsaKey("first", first), map[string]string{
+		"kty": "EC", "kid": "curve", "crv": "P-256", "x": number(curve.X, 32), "y": number(curve.Y, 32),
+	})
+	server := start(program, data, "JWT_JWKS_URL="+issuer.url)
 	server.expect("a token by a published RSA key lets its subject in", "ann", rs256("first", first), codes.OK)
 	es256 := signed(jwt.SigningMethodES256, curve, "curve", claims(nil))
 	server.expect("a token by a published elliptic key lets its subject in", "ann", es256, codes.OK)
-	check("keys are fetched once", fetched == 1, fetched)
+	check("keys are fetched once", issuer.fetches() == 1, issuer.fetches())
 	server.expect("a token by another's key is refused", "ann", rs256("first", second), codes.Unauthenticated)
 	public := pem.EncodeToMemory(&pem.Block{
 		Type: "PUBLIC KEY", Bytes: must(x509.MarshalPKIXPublicKey(&first.PublicKey)),
@@ -212,10 +241,27 @@ func published(program, data string) {
 		signed(jwt.SigningMethodRS512, first, "first", claims(nil)), codes.Unauthenticated)
 
 	// The issuer changes its key.
-	keys = append(keys, rsaKey("second", second))
+	issuer.add(rsaKey("second", second))
 	server.expect("a new key counts as soon as it is published", "ann", rs256("second", second), codes.OK)
+	server.expect("a token that names no key is checked by each of them", "ann", rs256("", second), codes.OK)
+	server.stop()
 
-	// An issuer that is away harms nobody whose key is known.
-	_ = listener.Close()
-	server.expect("known keys go on while the issuer is away", "ann", rs256("first", first), codes.OK)
+	away(program, data, issuer, first, second)
+}
+
+// away tries an issuer that goes away, with a server that knows its keys and with one that does not.
+func away(program, data string, issuer *issuer, known, unknown *rsa.PrivateKey) {
+	server := start(program, data, "JWT_JWKS_URL="+issuer.url)
+	server.expect("a server learns the keys before the issuer goes", "ann", rs256("first", known), codes.OK)
+	fetched := issuer.fetches()
+	issuer.leave()
+	server.expect("known keys go on while the issuer is away", "ann", rs256("first", known), codes.OK)
+	server.expect("a key that could not be fetched is nobody's fault", "ann", rs256("third", unknown), codes.Unavailable)
+	server.expect("and known keys still go on", "ann", rs256("first", known), codes.OK)
+	check("the issuer was really away", issuer.fetches() == fetched, issuer.fetches())
+	server.stop()
+
+	server = start(program, data, "JWT_JWKS_URL="+issuer.url)
+	server.expect("without an issuer nobody can be let in yet", "ann", rs256("first", known), codes.Unavailable)
+	server.stop()
 }

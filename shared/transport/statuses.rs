@@ -11,9 +11,9 @@ use tokio::time::{Sleep, sleep};
 use tonic::Status;
 use tower::{Layer, Service};
 
-/// Maps tonic's OUT_OF_RANGE for a message that is too large to RESOURCE_EXHAUSTED, and answers a call whose `grpc-timeout`
-/// has passed before a handler answered with DEADLINE_EXCEEDED where tonic says CANCELLED, as
-/// <https://grpc.io/docs/guides/status-codes/> has them.
+/// Maps tonic's OUT_OF_RANGE for a message that is too large to RESOURCE_EXHAUSTED, and tonic-web's INTERNAL for a text that is no
+/// base64 to INVALID_ARGUMENT; and answers a call whose `grpc-timeout` has passed before a handler answered with
+/// DEADLINE_EXCEEDED where tonic says CANCELLED, as <https://grpc.io/docs/guides/status-codes/> has them.
 #[derive(Debug, Clone)]
 pub(super) struct StatusLayer;
 
@@ -83,28 +83,32 @@ where
     }
 }
 
-/// A message that is too large is found before a handler runs, hence told in the headers of an answer without a body. It is
-/// known by tonic's words, because a handler may have an OUT_OF_RANGE of its own.
+/// What is wrong with a request as such is found before a handler runs, hence told in the headers of an answer without a body. It
+/// is known by the words of tonic and tonic-web, because a handler may have the same statuses of its own.
 fn put_right(headers: &mut HeaderMap) {
-    const OUT_OF_RANGE: &str = "11";
-    const TOO_LARGE: &[u8] = b"Error,%20decoded%20message%20length%20too%20large";
-    const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
-    if headers.get("grpc-status").is_some_and(|status| status == OUT_OF_RANGE)
-        && headers.get("grpc-message").is_some_and(|message| message.as_bytes().starts_with(TOO_LARGE))
-    {
-        headers.insert("grpc-status", RESOURCE_EXHAUSTED);
+    const WRONG: [(&str, &str, HeaderValue); 2] = [
+        ("11", "Error,%20decoded%20message%20length%20too%20large", HeaderValue::from_static("8")),
+        // A body that breaks off is told so as well, but there is nobody left to read it.
+        ("13", "tonic-web:%20", HeaderValue::from_static("3")),
+    ];
+    let is = |name: &str, prefix: &str| {
+        headers.get(name).is_some_and(|value| value.as_bytes().starts_with(prefix.as_bytes()))
+    };
+    let right = WRONG.into_iter().find(|(status, message, _)| is("grpc-status", status) && is("grpc-message", message));
+    if let Some((_, _, status)) = right {
+        headers.insert("grpc-status", status);
     }
 }
 
 /// The time that a client gives a call: at most eight digits and a unit,
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>. A malformed one counts as absent.
-fn timeout(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     let amount: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
     Some(match unit {
-        "H" => Duration::from_secs(amount * 3600),
-        "M" => Duration::from_secs(amount * 60),
+        "H" => Duration::from_hours(amount),
+        "M" => Duration::from_mins(amount),
         "S" => Duration::from_secs(amount),
         "m" => Duration::from_millis(amount),
         "u" => Duration::from_micros(amount),
@@ -118,15 +122,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_that_is_too_large_exhausts_a_resource_and_a_handlers_own_status_stays() {
-        let status_after = |message: &str| {
-            let mut headers = Status::out_of_range(message).into_http::<()>().into_parts().0.headers;
+    fn statuses_for_a_wrong_request_are_put_right_and_a_handlers_own_stay() {
+        let status_after = |status: Status| {
+            let mut headers = status.into_http::<()>().into_parts().0.headers;
             put_right(&mut headers);
             headers["grpc-status"].clone()
         };
         let too_large = "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes";
-        assert_eq!(status_after(too_large), "8");
-        assert_eq!(status_after("the day is not in this year"), "11");
+        assert_eq!(status_after(Status::out_of_range(too_large)), "8");
+        assert_eq!(status_after(Status::out_of_range("the day is not in this year")), "11");
+        assert_eq!(status_after(Status::internal("tonic-web: Invalid symbol 33, offset 0.")), "3");
+        assert_eq!(status_after(Status::internal("a defect")), "13");
     }
 
     #[test]

@@ -1,0 +1,56 @@
+//! Who is let in, by a function that checks tokens.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::json;
+
+use crate::{
+    GRPC_WEB, PATH, PROGRAM, ask,
+    double::{Function, event},
+};
+
+const SECRET: &str = "a secret that the gateway shares";
+
+fn token(subject: &str, secret: &str) -> String {
+    let expiry = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 600;
+    let claims = json!({"sub": subject, "exp": expiry});
+    format!("Bearer {}", encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap())
+}
+
+#[tokio::test]
+async fn a_token_lets_its_subject_in_and_the_services_own_key_anyone_in_binary_and_in_text() {
+    let variables = [
+        ("AUTH", "jwt"),
+        ("JWT_SECRET", SECRET),
+        ("INTERNAL_API_KEY", "internal"),
+        ("DEMO_THINKING_DELAY_MS", "0"),
+        ("DEMO_CHUNK_DELAY_MS", "0"),
+    ];
+    let mut function = Function::start(PROGRAM, &variables).await;
+    let expired = "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4iLCJleHAiOjF9.AAAA".to_owned();
+    for (what, proof, status) in [
+        ("a token of ann", Some(("authorization", token("ann", SECRET))), "0"),
+        ("a token of somebody else", Some(("authorization", token("bob", SECRET))), "7"),
+        ("a token of another issuer", Some(("authorization", token("ann", "another secret"))), "16"),
+        ("a token that is none", Some(("authorization", expired)), "16"),
+        ("nothing", None, "16"),
+        ("the service's own key", Some(("x-internal-api-key", "internal".to_owned())), "0"),
+        ("the service's own key as a token", Some(("authorization", "Bearer internal".to_owned())), "0"),
+        ("another key", Some(("x-internal-api-key", "external".to_owned())), "16"),
+    ] {
+        let mut binary = event(PATH, GRPC_WEB, &ask("hello"));
+        let mut text = event(PATH, "application/grpc-web-text", STANDARD.encode(ask("hello")).as_bytes());
+        if let Some((name, value)) = proof {
+            binary["headers"][name] = value.clone().into();
+            text["headers"][name] = value.into();
+        }
+        let binary = function.answer(binary).await.frames();
+        let text = function.answer(text).await.text_frames();
+        for (messages, trailers) in [binary, text] {
+            assert_eq!(trailers["grpc-status"], status, "{what}: {trailers:?}");
+            assert_eq!(messages.is_empty(), status != "0", "{what}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""How functions of AWS Lambda start: the time to the first request for an event, the most memory until then, the size as a zip.
+
+    cargo build --release --package stream-chat --package retrieve-memory --package manage-memory
+    infra/cold-start.py target/release/{stream-chat,retrieve-memory,manage-memory}
+
+Each program is started with a Runtime API of ours and, but for the runtime's own, without variables: in demo mode, with nothing
+to connect to. With `--env NAME=VALUE` it gets more, for example a DATABASE_URL.
+"""
+import argparse, os, pathlib, socket, statistics, subprocess, tempfile, time, zipfile
+
+
+def start(program: str, variables: dict[str, str]) -> tuple[float, int]:
+    """Milliseconds from the start of the process to its first request for an event, and its peak memory in KiB."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        runtime = {
+            "AWS_LAMBDA_RUNTIME_API": f"{host}:{port}", "AWS_LAMBDA_FUNCTION_NAME": "function",
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "256", "AWS_LAMBDA_FUNCTION_VERSION": "1", "LOG_FORMAT": "json",
+        }
+        server.settimeout(30)
+        began = time.perf_counter()
+        process = subprocess.Popen([program], env=runtime | variables)
+        try:
+            connection, _ = server.accept()
+            request = connection.recv(4096)
+            milliseconds = (time.perf_counter() - began) * 1000
+            assert request.startswith(b"GET /2018-06-01/runtime/invocation/next "), request
+            status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+            peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+            return milliseconds, int(peak.split()[1])
+        finally:
+            process.kill()
+            process.wait()
+
+
+def zipped(program: str) -> int:
+    """The size of a program as it is uploaded, in bytes."""
+    with tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(program, "bootstrap")
+        return file.tell()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("programs", nargs="+")
+    parser.add_argument("--starts", type=int, default=50)
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    options = parser.parse_args()
+    variables = dict(pair.split("=", 1) for pair in options.env)
+    print("| function | start to first `next`, median | p95 | peak memory | program | zip |\n|---|---|---|---|---|---|")
+    for program in options.programs:
+        start(program, variables)  # reads the program into the page cache
+        times, peaks = zip(*(start(program, variables) for _ in range(options.starts)))
+        p95 = statistics.quantiles(times, n=20)[-1]
+        print(f"| `{os.path.basename(program)}` | {statistics.median(times):.1f} ms | {p95:.1f} ms | {max(peaks) / 1024:.1f} MB"
+              f" | {os.path.getsize(program) / 1e6:.1f} MB | {zipped(program) / 1e6:.2f} MB |")
+
+
+main()
