@@ -28,8 +28,8 @@ use crate::{
 
 /// Most that one call to the database may take.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Most that writing a document may take, which can have 20,000 chunks, or forgetting as many memories.
-const MANY_ROWS_TIMEOUT: Duration = Duration::from_mins(5);
+/// Most that writing many rows may take: a document of 20,000 chunks, 1,000 long memories, or forgetting as many.
+pub(super) const MANY_ROWS_TIMEOUT: Duration = Duration::from_mins(5);
 /// Memories that an export reads at once.
 const EXPORT_PAGE: usize = 200;
 /// What kind of source a chunk is.
@@ -90,17 +90,17 @@ impl MemoryEngine {
     pub async fn add(&self, user: &UserId, memories: Vec<NewMemory>) -> Result<Added, MemoryError> {
         let count = memories.len();
         let mut batch = Batch::of(memories);
-        in_time(self.leave_out_known(user, &mut batch)).await?;
+        within(MANY_ROWS_TIMEOUT, self.leave_out_known(user, &mut batch)).await?;
         let texts: Vec<&str> = batch.rows.values().map(|memory| memory.content.as_str()).collect();
         let vectors = self.embed(&texts).await?;
         let vectors: HashMap<String, Vec<f32>> = batch.rows.keys().cloned().zip(vectors).collect();
-        let added = in_time(self.write(user, &mut batch, &vectors)).await?;
+        let added = within(MANY_ROWS_TIMEOUT, self.write(user, &mut batch, &vectors)).await?;
         Ok(Added { ids: batch.ids(), added, unchanged: count - added })
     }
 
     /// Takes those memories out of a batch that are kept already, before anything is embedded.
     async fn leave_out_known(&self, user: &UserId, batch: &mut Batch) -> Result<(), sqlx::Error> {
-        let mut transaction = self.service.begin(user).await?;
+        let mut transaction = self.service.within(MANY_ROWS_TIMEOUT).begin(user).await?;
         let (ids, contents): (Vec<&str>, Vec<&str>) =
             batch.rows.iter().map(|(id, memory)| (id.as_str(), memory.content.as_str())).unzip();
         let digests: Vec<[u8; 32]> = contents.iter().map(|content| digest(content)).collect();
@@ -121,7 +121,7 @@ impl MemoryEngine {
         if batch.rows.is_empty() && batch.supersedes.is_empty() {
             return Ok(0);
         }
-        let mut change = Change::begin(&self.service, &self.writers, user).await?;
+        let mut change = self.change_many(user).await?;
         // Somebody may have kept the same content meanwhile.
         let (new, texts) = batch.without_client_id();
         let existing = store::existing(change.transaction(), user, (&texts.0, &texts.1)).await?;
@@ -163,7 +163,7 @@ impl MemoryEngine {
         for _ in 0..ATTEMPTS {
             let rows = self.prepare_chunks(user, document, &chunks, &ids).await?;
             let write = self.write_chunks(user, document, &ids, &rows);
-            if timeout(MANY_ROWS_TIMEOUT, write).await.map_err(|_| MemoryError::Timeout)?? {
+            if within(MANY_ROWS_TIMEOUT, write).await? {
                 return Ok(chunks.len());
             }
         }
@@ -227,7 +227,7 @@ impl MemoryEngine {
                 vector: NewVector { id, digest: chunk.digest, embedding: chunk.vector.as_deref() },
             })
             .collect();
-        let mut change = Change::begin(&self.service, &self.writers, user).await?;
+        let mut change = self.change_many(user).await?;
         let known: Vec<&str> = ids.iter().map(String::as_str).collect();
         change.replace_document(document, &known).await?;
         change.upsert(&rows, &document.id, &self.model).await?;
@@ -337,12 +337,17 @@ impl MemoryEngine {
     /// The database failed.
     pub async fn delete(&self, user: &UserId, selection: &Selection) -> Result<usize, MemoryError> {
         let delete = async {
-            let mut change = Change::begin(&self.service, &self.writers, user).await?;
+            let mut change = self.change_many(user).await?;
             let deleted = change.delete(selection).await?;
             change.commit().await?;
-            Ok::<_, sqlx::Error>(deleted)
+            Ok(deleted)
         };
-        Ok(timeout(MANY_ROWS_TIMEOUT, delete).await.map_err(|_| MemoryError::Timeout)??)
+        within(MANY_ROWS_TIMEOUT, delete).await
+    }
+
+    /// Begins a change of rows that may be many.
+    pub(super) async fn change_many<'u>(&'u self, user: &'u UserId) -> Result<Change<'u>, sqlx::Error> {
+        Change::begin(&self.service.within(MANY_ROWS_TIMEOUT), &self.writers, user).await
     }
 
     /// Vectors of texts, of which there may be none.
@@ -483,5 +488,12 @@ fn chunk_ids(document: &str, chunks: &[Chunk<'_>]) -> Vec<String> {
 }
 
 pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, MemoryError> {
-    Ok(timeout(DATABASE_TIMEOUT, work).await.map_err(|_| MemoryError::Timeout)??)
+    within(DATABASE_TIMEOUT, work).await
+}
+
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, MemoryError> {
+    Ok(timeout(limit, work).await.map_err(|_| MemoryError::Timeout)??)
 }

@@ -32,12 +32,12 @@ impl MemoryError {
             Self::Embedding(EmbedError::Refused(status)) => *status == 429 || *status >= 500,
             Self::Defect | Self::NotFound | Self::Embedding(EmbedError::Unusable(_) | EmbedError::Local(_)) => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
-            // Connections (08), resources (53), an operator's intervention such as a restart (57), a collision of
-            // transactions (40001, 40P01), a table or role that the migration of a starting server has yet to make
+            // Connections (08), resources (53), an operator's intervention such as a restart, or a statement that took too
+            // long (57), a collision of transactions (40001, 40P01), a lock that another holds (55P03), a table or role that the migration of a starting server has yet to make
             // (42P01, 22023).
             Self::Database(Error::Database(error)) => error.code().is_some_and(|code| {
                 ["08", "53", "57"].iter().any(|class| code.starts_with(class))
-                    || matches!(&*code, "40001" | "40P01" | "42P01" | "22023")
+                    || matches!(&*code, "40001" | "40P01" | "55P03" | "42P01" | "22023")
             }),
             Self::Database(_) => false,
         }
