@@ -11,6 +11,9 @@ pub enum MemoryError {
     /// The database took longer than a call may take.
     #[error("the database took too long")]
     Timeout,
+    /// Words alone were to be searched, and their index is still being made.
+    #[error("the index of the words is being made")]
+    Indexing,
     /// There is no vector to store or to search with.
     #[error(transparent)]
     Embedding(#[from] EmbedError),
@@ -28,7 +31,7 @@ impl MemoryError {
     pub fn is_transient(&self) -> bool {
         use sqlx::Error;
         match self {
-            Self::Timeout | Self::Embedding(EmbedError::Unreachable(_)) => true,
+            Self::Timeout | Self::Indexing | Self::Embedding(EmbedError::Unreachable(_)) => true,
             Self::Embedding(EmbedError::Refused(status)) => *status == 429 || *status >= 500,
             Self::Defect | Self::NotFound | Self::Embedding(EmbedError::Unusable(_) | EmbedError::Local(_)) => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,

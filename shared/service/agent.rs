@@ -23,7 +23,7 @@ use crate::{
     error::{InvalidArgument, Problem},
     identity::Refusal,
     language::Language,
-    memory::MemoryEngine,
+    memory::{Leg, MemoryEngine},
     proto::agent_v1::{self as pb, agent_service_server::AgentService},
 };
 
@@ -101,14 +101,18 @@ impl AgentService for AgentApi {
         })
         .await?
         .into_inner();
-        let keywords_only = found.keywords_only;
+        let only = found.only;
         let mut response = Response::new(pb::MemoryResult {
             items: found.hits.into_iter().map(|(memory, score)| item(memory, score)).collect(),
             total_found: i32::try_from(found.total).unwrap_or(i32::MAX),
         });
-        if keywords_only {
+        if let Some(leg) = only {
             // The message has no place for it: the answer is right, but not as good as it could be.
-            response.metadata_mut().insert("x-retrieval", MetadataValue::from_static("keywords-only"));
+            let told = match leg {
+                Leg::Keywords => "keywords-only",
+                Leg::Vectors => "vectors-only",
+            };
+            response.metadata_mut().insert("x-retrieval", MetadataValue::from_static(told));
         }
         Ok(response)
     }

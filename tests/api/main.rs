@@ -11,6 +11,7 @@ mod documents;
 mod fake_provider;
 mod grounding;
 mod harness;
+mod indexing;
 mod intruders;
 mod isolation;
 mod keywords;

@@ -119,18 +119,29 @@ impl Default for Writers {
 }
 
 impl Writers {
-    async fn enter(&self, user: &UserId) -> Result<Turn<'_>, sqlx::Error> {
+    /// Waits for the user's turn, holding no connection.
+    pub(in crate::memory) async fn enter(&self, user: &UserId) -> Result<Turn<'_>, sqlx::Error> {
+        let turn = self.turn_of(user).lock().await;
+        let slot = self.slots.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
+        Ok(Turn { _slot: slot, _turn: turn })
+    }
+
+    /// The user's turn, if it is to be had at once.
+    pub(in crate::memory) fn try_enter(&self, user: &UserId) -> Option<Turn<'_>> {
+        let turn = self.turn_of(user).try_lock().ok()?;
+        Some(Turn { _slot: self.slots.try_acquire().ok()?, _turn: turn })
+    }
+
+    fn turn_of(&self, user: &UserId) -> &Mutex<()> {
         let mut hasher = DefaultHasher::new();
         user.hash(&mut hasher);
         let place = usize::try_from(hasher.finish() % self.turns.len() as u64).unwrap_or_default();
-        let turn = self.turns[place].lock().await;
-        let slot = self.slots.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        Ok(Turn { _slot: slot, _turn: turn })
+        &self.turns[place]
     }
 }
 
 /// The right to write for a user.
-struct Turn<'w> {
+pub(in crate::memory) struct Turn<'w> {
     _slot: SemaphorePermit<'w>,
     _turn: MutexGuard<'w, ()>,
 }
@@ -165,10 +176,11 @@ impl<'u> Change<'u> {
 
     /// Brings the index up to date and makes the change last.
     pub(in crate::memory) async fn commit(mut self) -> Result<(), sqlx::Error> {
-        // What the index has not come to yet it takes as it is then.
         let is_indexed = |id: &String| self.indexed_to.as_ref().is_none_or(|to| id <= to);
-        let touched: Vec<String> = self.touched.into_iter().filter(is_indexed).collect();
-        index::refresh(&mut self.transaction, self.user, &touched).await?;
+        let (indexed, later): (Vec<String>, Vec<String>) = self.touched.into_iter().partition(is_indexed);
+        index::refresh(&mut self.transaction, self.user, &indexed).await?;
+        // What the index has not come to yet it takes as it is then; what it held of it before is not right any more.
+        index::remove(&mut self.transaction, self.user, &later).await?;
         self.transaction.commit().await
     }
 

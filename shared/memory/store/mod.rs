@@ -18,7 +18,7 @@ use sqlx::{
 };
 
 pub(super) use change::{Change, NewRow, NewVector, Writers};
-pub(super) use index::advance as advance_index;
+pub(super) use index::{Advance, advance as advance_index};
 pub(super) use read::{Text, existing, histories, memory, page, texts, unchanged, vector_digests};
 
 use super::{Filter, Memory, Metadata, Place, Version};

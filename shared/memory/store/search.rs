@@ -34,12 +34,16 @@ pub(in crate::memory) struct Tuning {
     pub(in crate::memory) b: f64,
 }
 
-/// Whether the user's index can be used, its statistics, and the document frequencies of some terms.
+/// Whether the user's index can be used, its statistics, and the document frequencies of some terms. An index of a newer
+/// tokeniser is read as it is; who has no memories needs none.
 const STATISTICS: &str = "
-    select users.memories, users.total_length, users.tokenizer = $3 and users.indexed_to is null as is_current, terms.term, terms.memories as with_term
-    from memory_users users
-         left join memory_terms terms on terms.user_id = users.user_id and terms.term = any($2)
-    where users.user_id = $1";
+    select coalesce(users.memories, 0) as memories, coalesce(users.total_length, 0) as total_length,
+           case when users.user_id is null then not exists (select from memories where user_id = $1)
+                else users.tokenizer >= $3 and users.indexed_to is null end as is_current,
+           terms.term, terms.memories as with_term
+    from (select) as one
+         left join memory_users users on users.user_id = $1
+         left join memory_terms terms on terms.user_id = users.user_id and terms.term = any($2)";
 
 /// The keyword leg: Okapi BM25, as `term_score` in `bm25.rs` has it, bent into 0 to 1. $7 terms, $8 their inverse document
 /// frequencies, $9 k1, $10 b, $11 the average length, $12 the unit that it is measured by.
@@ -264,7 +268,7 @@ impl Search<'_> {
             }
             hits.push((memory, row.try_get("score")?));
         }
-        Ok(Found { hits, total, keywords_only: false })
+        Ok(Found { hits, total, only: None })
     }
 
     /// How the database goes about it, as it tells by `explain`.
