@@ -144,8 +144,10 @@ impl MemoryEngine {
                 },
             })
             .collect();
+        let superseded = batch.superseded();
+        change.restore(&superseded).await?;
         let written = change.upsert(&rows, "", &self.model).await?;
-        change.supersede(&batch.superseded()).await?;
+        change.supersede(&superseded).await?;
         change.commit().await?;
         Ok(written.len())
     }
@@ -447,8 +449,10 @@ impl Batch {
         self.aliases.get(id).unwrap_or(id)
     }
 
+    /// Each replaced memory with the one that replaces it; where there are several, with the last.
     fn superseded(&self) -> Vec<(String, String)> {
-        self.supersedes.iter().map(|(old, new)| (old.clone(), self.known_as(new).clone())).collect()
+        let named = self.supersedes.iter().map(|(old, new)| (old.clone(), self.known_as(new).clone()));
+        named.filter(|(old, new)| old != new).collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 
     fn ids(&self) -> Vec<String> {

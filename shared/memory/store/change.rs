@@ -53,6 +53,23 @@ const INSERT_VECTORS: &str = "
     on conflict (user_id, model, memory_id) do nothing
     returning memory_id";
 
+/// Memories that replace what has replaced them, be it by others in between, are to be found again: otherwise none of the
+/// circle would be.
+const RESTORE: &str = "
+    with recursive replaced as (
+        select new.id, new.old, memories.superseded_by as by
+        from unnest($2::text[], $3::text[]) as new (old, id)
+             join memories on memories.user_id = $1 and memories.id = new.id
+        where new.old <> new.id and memories.superseded_by is not null
+        union
+        select replaced.id, replaced.old, memories.superseded_by
+        from replaced join memories on memories.user_id = $1 and memories.id = replaced.by
+        where memories.superseded_by is not null
+    )
+    update memories set superseded_by = null, updated_at = now()
+    where user_id = $1 and id in (select id from replaced where by = old)
+    returning id";
+
 const SUPERSEDE: &str = "
     update memories set superseded_by = new.id, updated_at = now()
     from unnest($2::text[], $3::text[]) as new (old, id)
@@ -291,6 +308,14 @@ impl<'u> Change<'u> {
         );
         let query = query.bind(self.user.as_str()).bind(ids).bind(model);
         column(&query.fetch_all(&mut *self.transaction).await?, "id")
+    }
+
+    /// Lets memories be found again that are about to replace what has replaced them. It comes before their vectors.
+    pub(in crate::memory) async fn restore(&mut self, replaced: &[(String, String)]) -> Result<(), sqlx::Error> {
+        let (old, new): (Vec<&str>, Vec<&str>) = replaced.iter().map(|(old, new)| (old.as_str(), new.as_str())).unzip();
+        let query = self.transaction.query(RESTORE).bind(self.user.as_str()).bind(old).bind(new);
+        let restored: Vec<String> = column(&query.fetch_all(&mut *self.transaction).await?, "id")?;
+        self.touch(&restored).await
     }
 
     /// Marks memories as replaced, each by another: they are kept and never found. Ids that do not exist are passed over.
