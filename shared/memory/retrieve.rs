@@ -13,7 +13,7 @@ use super::{
     engine::in_time,
     keyword,
     store::{
-        self, Advance,
+        self, Advance, nearest,
         search::{self, Legs, Search, Statistics},
     },
     temporal,
@@ -55,7 +55,7 @@ impl MemoryEngine {
             vector => (vector?, false),
         };
         let found = in_time(async {
-            let Some((search, mut transaction)) = self.prepare(user, query, vector).await? else { return Ok(None) };
+            let Some((mut search, mut transaction)) = self.prepare(user, query, vector).await? else { return Ok(None) };
             // Nothing is changed, and nobody waits for the end of the transaction.
             let found = search.run(&mut transaction).await?;
             let only = match search.legs {
@@ -112,11 +112,10 @@ impl MemoryEngine {
         let many = |statistics: &Statistics| self.nearest.is_worth(statistics.memories);
         // A filter may leave few of many memories, which the index would have to look for among all.
         let may_use_index = vector.is_some() && query.filter.is_empty() && statistics.as_ref().is_none_or(many);
-        let nearest = if may_use_index && self.nearest.is_for(&mut transaction, user).await? {
-            Some(&self.nearest)
-        } else {
-            None
-        };
+        let candidates = nearest::candidates(query.limit, query.min_score);
+        let memories =
+            if may_use_index { self.nearest.is_for(&mut transaction, user, candidates).await? } else { None };
+        let nearest = memories.map(|memories| (&self.nearest, memories));
         let legs = match (statistics, vector) {
             (Some(statistics), Some(vector)) => Legs::Both(statistics, vector),
             (None, Some(vector)) => Legs::Vectors(vector),

@@ -15,8 +15,9 @@ use agent_service::{
 };
 use futures_util::future::BoxFuture;
 use jiff::tz::TimeZone;
+use sqlx::{Executor as _, PgConnection};
 
-use crate::harness::{TestDatabase, TestServer, config};
+use crate::harness::{PATIENCE, TestDatabase, TestServer, config};
 
 fn user(id: &str) -> UserId {
     UserId::parse("user_id", id).unwrap()
@@ -82,11 +83,7 @@ async fn the_index_finds_what_comparing_all_vectors_finds_and_is_used_only_where
     indexed.index_vectors(&owner).await.unwrap();
     indexed.index_vectors(&owner).await.unwrap();
     let mut behind = database.connect().await;
-    let indexes: i64 = sqlx::query_scalar("select count(*) from pg_indexes where indexdef like '%hnsw%'")
-        .fetch_one(&mut behind)
-        .await
-        .unwrap();
-    assert_eq!(indexes, 1, "building it again does nothing");
+    assert_eq!(indexes(&mut behind).await, [true], "building it again does nothing");
     let filtered = Query {
         filter: Filter { source_types: vec!["note".into()], ..Filter::default() },
         ..by_meaning("river matrix")
@@ -130,6 +127,80 @@ async fn the_index_finds_what_comparing_all_vectors_finds_and_is_used_only_where
     let above = Query { min_score: 0.6, ..own };
     let (near, best) = (indexed.retrieve(&ann, &above).await.unwrap(), exact.retrieve(&ann, &above).await.unwrap());
     assert_eq!(near, best, "a floor counts what is above it");
+}
+
+/// Whether each index of vectors can be used.
+async fn indexes(behind: &mut PgConnection) -> Vec<bool> {
+    let found = "select indisvalid from pg_index where pg_get_indexdef(indexrelid) like '%hnsw%'";
+    sqlx::query_scalar(found).fetch_all(behind).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_who_build_the_index_at_once_leave_one_that_is_whole() {
+    let server = TestServer::start(&[]).await;
+    add(&server, "ann", 0..1_200).await;
+    let database = server.database.as_ref().unwrap();
+    let variables = [("VECTOR_INDEX_THRESHOLD", "1000")];
+    let mut behind = database.connect().await;
+    for _ in 0..4 {
+        let builders: Vec<_> = (0..3).map(|_| engine(database, &variables)).collect();
+        let building = builders.iter().map(|(engine, owner)| engine.index_vectors(owner));
+        let built = futures_util::future::try_join_all(building);
+        tokio::time::timeout(PATIENCE, built).await.expect("they wait for each other").unwrap();
+        assert_eq!(indexes(&mut behind).await, [true]);
+        // As a build leaves it that was broken off.
+        behind
+            .execute(
+                "update pg_index set indisvalid = false where indisvalid and pg_get_indexdef(indexrelid) like '%hnsw%'",
+            )
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_user_among_many_whose_vectors_are_nearer_is_found_all_the_same() {
+    let server = TestServer::start(&[]).await;
+    let told = async |user: &str, text: &str| {
+        let memory =
+            |n| pb::MemoryInput { id: format!("{n:04}"), content: format!("{text} {n}"), ..Default::default() };
+        let request = pb::AddMemoriesRequest { user_id: user.into(), memories: (0..1_000).map(memory).collect() };
+        server.memory().add_memories(request).await.unwrap();
+    };
+    told("ann", "zebra anchor basket").await;
+    told("bob", "river matrix").await;
+    let database = server.database.as_ref().unwrap();
+    let mut behind = database.connect().await;
+    behind
+        .execute(
+            "create temporary table others as select 'bob' || n as name from generate_series(1, 10) as n;
+             insert into memories (user_id, id, content, content_digest, source_type, tags, metadata, created_at)
+             select name, id, content, content_digest, source_type, tags, metadata, created_at from memories, others
+             where user_id = 'bob';
+             insert into memory_vectors select name, model, memory_id, digest, embedding from memory_vectors, others
+             where user_id = 'bob'",
+        )
+        .await
+        .unwrap();
+    let (indexed, owner) = engine(database, &[("VECTOR_INDEX_THRESHOLD", "1000")]);
+    let (exact, _) = engine(database, &[]);
+    indexed.index_vectors(&owner).await.unwrap();
+    let plan = indexed.explain(&user("ann"), &by_meaning("river matrix")).await.unwrap();
+    assert!(!plan.contains("<=>"), "hers are known to be few");
+    // As it was when the others had less.
+    behind.execute("update pg_class set reltuples = 1000 where relname like 'memory\\_vectors\\_%'").await.unwrap();
+    let ann = user("ann");
+    for query in [
+        by_meaning("river matrix"),
+        Query { alpha: 0.5, ..by_meaning("river matrix") },
+        Query { alpha: 0.5, ..by_meaning("zebra unheard") },
+    ] {
+        assert!(indexed.explain(&ann, &query).await.unwrap().contains("<=>"), "the index is tried");
+        let (found, best) =
+            (indexed.retrieve(&ann, &query).await.unwrap(), exact.retrieve(&ann, &query).await.unwrap());
+        assert_eq!(found, best, "{query:?}");
+        assert_eq!((found.hits.len(), found.total), (10, 1_000));
+    }
 }
 
 /// A model that fails after some calls.
