@@ -104,6 +104,9 @@ pub enum DatabaseError {
     /// Its tables can not be made.
     #[error("the migration failed: {0}")]
     Migration(#[from] MigrateError),
+    /// Its tables are missing, or of an older version of the service.
+    #[error("the tables are not up to date: run `agent-local migrate` with DATABASE_ADMIN_URL")]
+    NotMigrated,
     /// The embedded Postgres can not run.
     #[cfg(embedded_postgres_archive)]
     #[error(transparent)]
@@ -243,11 +246,34 @@ impl Database {
     /// Migrates, unless the service's own login sees that there is nothing to do: it may not change tables. Then checks that
     /// each login is held to one user's rows.
     async fn prepare(&self) -> Result<(), DatabaseError> {
+        match self.check().await {
+            Err(DatabaseError::NotMigrated) => {
+                self.migrate().await?;
+                self.check().await
+            }
+            checked => checked,
+        }
+    }
+
+    /// Checks, by the logins of the service and of calls that only read, that the tables are up to date and that each login
+    /// is held to one user's rows. Nothing is changed.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Unreachable`] where nothing can be said, [`DatabaseError::NotMigrated`] and
+    /// [`DatabaseError::NotIsolated`] where the database must not be used.
+    pub async fn check(&self) -> Result<(), DatabaseError> {
         let mut service = connect(&self.service).await?;
-        let applied = sqlx::raw_sql("select version from _sqlx_migrations where success").fetch_all(&mut service).await;
-        let applied: Vec<i64> = applied.iter().flatten().filter_map(|row| row.try_get("version").ok()).collect();
+        let applied =
+            match sqlx::raw_sql("select version from _sqlx_migrations where success").fetch_all(&mut service).await {
+                // Before the first migration there is no such table, or the login may not see it yet.
+                Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P01" | "42501")) => {
+                    Vec::new()
+                }
+                applied => applied?,
+            };
+        let applied: Vec<i64> = applied.iter().filter_map(|row| row.try_get("version").ok()).collect();
         if !MIGRATIONS.iter().all(|migration| applied.contains(&migration.version)) {
-            self.migrate().await?;
+            return Err(DatabaseError::NotMigrated);
         }
         isolation::check(&mut service, Role::Service).await?;
         isolation::check(&mut service, Role::Maintenance).await?;

@@ -95,6 +95,55 @@ async fn a_statement_that_takes_too_long_is_ended_by_the_database() {
     assert!(MemoryError::from(ended).is_transient());
 }
 
+#[tokio::test]
+async fn a_check_tells_a_database_that_is_right_from_one_that_is_not_up_to_date_or_shows_too_much() {
+    let made = TestDatabase::create().await;
+    let checked = database(&[("DATABASE_URL", &made.service_url())]);
+    checked.check().await.unwrap();
+    let mut owner = made.connect().await;
+    for (change, back, named) in [
+        (
+            "alter policy own_rows on memories using (true)",
+            "alter policy own_rows on memories using (user_id = (select current_setting('agent.user_id', true)))",
+            "own_rows on memories",
+        ),
+        (
+            "alter policy own_rows on documents with check (true)",
+            "alter policy own_rows on documents with check (user_id = (select current_setting('agent.user_id', true)))",
+            "own_rows on documents",
+        ),
+        (
+            "alter policy own_rows on memory_terms to public",
+            "alter policy own_rows on memory_terms to agent_service, agent_reader",
+            "own_rows on memory_terms",
+        ),
+        (
+            "alter policy every_id on memory_users to agent_reader",
+            "alter policy every_id on memory_users to agent_maintenance",
+            "every_id on memory_users",
+        ),
+        (
+            "create policy every_id on memory_history for select to agent_maintenance using (true)",
+            "drop policy every_id on memory_history",
+            "every_id on memory_history",
+        ),
+    ] {
+        owner.execute(change).await.unwrap();
+        let refused = checked.check().await;
+        assert!(matches!(&refused, Err(DatabaseError::NotIsolated(why)) if why.contains(named)), "{refused:?}");
+        owner.execute(back).await.unwrap();
+        checked.check().await.unwrap();
+    }
+    owner.execute("delete from _sqlx_migrations where version = 3").await.unwrap();
+    assert!(matches!(checked.check().await, Err(DatabaseError::NotMigrated)));
+    owner.execute("drop table _sqlx_migrations").await.unwrap();
+    assert!(matches!(checked.check().await, Err(DatabaseError::NotMigrated)));
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = format!("postgres://nobody@{nobody}/none");
+    let unreachable = database(&[("DATABASE_URL", &dead)]).check().await;
+    assert!(matches!(unreachable, Err(DatabaseError::Unreachable(_))), "{unreachable:?}");
+}
+
 /// On a paused clock, which jumps to the next timer as soon as nothing else can happen.
 #[tokio::test(start_paused = true)]
 async fn a_database_that_never_says_a_word_is_given_up() {
