@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Added, Correction, Exported, Filter, Memory, MemoryError, Metadata, NewDocument, NewMemory, Page, PageToken,
-    Selection, Version,
+    Selection,
     indexed::vector_text,
     splitter::{self, Chunk},
     store::{self, Change, NewRow, NewVector, Writers, nearest::NearestIndex, search::Tuning},
@@ -157,14 +157,16 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The embedder or the database failed.
-    pub async fn ingest(&self, user: &UserId, document: &NewDocument) -> Result<usize, MemoryError> {
+    pub async fn ingest(&self, user: &UserId, document: NewDocument) -> Result<usize, MemoryError> {
         /// Most attempts where somebody else changes the same document meanwhile.
         const ATTEMPTS: usize = 3;
-        let chunks = splitter::split(&document.content);
-        let ids = chunk_ids(&document.id, &chunks);
+        // A long document takes a second, for which no other call is to wait.
+        let split = tokio::task::spawn_blocking(move || (chunks_of(&document), document));
+        let (mut chunks, document) = split.await.map_err(|_| MemoryError::Defect)?;
+        let ids: Vec<String> = chunks.iter().map(|chunk| chunk.id.clone()).collect();
         for _ in 0..ATTEMPTS {
-            let rows = self.prepare_chunks(user, document, &chunks, &ids).await?;
-            let write = self.write_chunks(user, document, &ids, &rows);
+            self.embed_chunks(user, &document, &mut chunks).await?;
+            let write = self.write_chunks(user, &document, &ids, &chunks);
             if within(MANY_ROWS_TIMEOUT, write).await? {
                 return Ok(chunks.len());
             }
@@ -172,14 +174,13 @@ impl MemoryEngine {
         Err(MemoryError::Timeout)
     }
 
-    /// The vectors of a document's chunks, but for those that are kept already.
-    async fn prepare_chunks(
+    /// Gives a document's chunks their vectors, but for those that are kept already.
+    async fn embed_chunks(
         &self,
         user: &UserId,
         document: &NewDocument,
-        chunks: &[Chunk<'_>],
-        ids: &[String],
-    ) -> Result<Vec<ChunkRow>, MemoryError> {
+        chunks: &mut [ChunkRow],
+    ) -> Result<(), MemoryError> {
         let known = in_time(async {
             let mut transaction = self.service.begin(user).await?;
             let known = store::vector_digests(&mut transaction, user, &document.id, &self.model).await?;
@@ -187,23 +188,17 @@ impl MemoryEngine {
             Ok(known)
         });
         let known = known.await?;
-        let texts = chunks.iter().map(|chunk| vector_text(&document.title, &chunk.section, chunk.text));
-        let texts: Vec<String> = texts.collect();
-        let mut rows: Vec<ChunkRow> = Vec::with_capacity(chunks.len());
-        let mut new = Vec::new();
-        for (place, (chunk, text)) in chunks.iter().zip(&texts).enumerate() {
-            let digest = digest(text);
-            if known.get(&ids[place]).is_none_or(|known| *known != digest) {
-                new.push(place);
-            }
-            let (section, text) = (chunk.section.clone(), chunk.text.to_owned());
-            rows.push(ChunkRow { section, text, digest, vector: None });
+        let is_new = |chunk: &&mut ChunkRow| {
+            chunk.vector.is_none() && known.get(&chunk.id).is_none_or(|known| *known != chunk.digest)
+        };
+        let mut new: Vec<&mut ChunkRow> = chunks.iter_mut().filter(is_new).collect();
+        let texts: Vec<String> =
+            new.iter().map(|chunk| vector_text(&document.title, &chunk.section, &chunk.text)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        for (chunk, vector) in new.iter_mut().zip(self.embed(&texts).await?) {
+            chunk.vector = Some(vector);
         }
-        let embedded: Vec<&str> = new.iter().map(|place| texts[*place].as_str()).collect();
-        for (place, vector) in new.iter().zip(self.embed(&embedded).await?) {
-            rows[*place].vector = Some(vector);
-        }
-        Ok(rows)
+        Ok(())
     }
 
     /// Writes a document and says whether it did: not where a vector that was there is so no more.
@@ -216,17 +211,16 @@ impl MemoryEngine {
     ) -> Result<bool, sqlx::Error> {
         let rows: Vec<NewRow<'_>> = chunks
             .iter()
-            .zip(ids)
             .enumerate()
-            .map(|(place, (chunk, id))| NewRow {
-                id,
+            .map(|(place, chunk)| NewRow {
+                id: &chunk.id,
                 content: &chunk.text,
                 source_type: DOCUMENT,
                 tags: &document.tags,
                 metadata: &document.metadata,
                 created_at: None,
                 place: Some((&chunk.section, place)),
-                vector: NewVector { id, digest: chunk.digest, embedding: chunk.vector.as_deref() },
+                vector: NewVector { id: &chunk.id, digest: chunk.digest, embedding: chunk.vector.as_deref() },
             })
             .collect();
         let mut change = self.change_many(user).await?;
@@ -310,18 +304,30 @@ impl MemoryEngine {
             let filter = Filter::default();
             let mut after = None;
             loop {
-                let (page, mut histories) = in_time(async {
+                let (page, corrected) = in_time(async {
                     let mut transaction = self.reader.begin(&user).await?;
                     let page = store::page(&mut transaction, &user, &filter, EXPORT_PAGE, after.as_ref()).await?;
                     let ids: Vec<&str> = page.memories.iter().map(|memory| memory.id.as_str()).collect();
-                    let histories = store::histories(&mut transaction, &user, &ids).await?;
+                    let corrected = store::corrected(&mut transaction, &user, &ids).await?;
                     transaction.commit().await?;
-                    Ok((page, histories))
+                    Ok((page, corrected))
                 })
                 .await?;
                 for memory in page.memories {
-                    let history = histories.remove(&memory.id).unwrap_or_default();
-                    for history in in_parts(history) {
+                    if !corrected.contains(&memory.id) {
+                        yield Exported { memory, history: Vec::new() };
+                        continue;
+                    }
+                    let mut version = Some(0);
+                    while let Some(from) = version {
+                        let (history, next) = in_time(async {
+                            let mut transaction = self.reader.begin(&user).await?;
+                            let part = store::history(&mut transaction, &user, &memory.id, from).await?;
+                            transaction.commit().await?;
+                            Ok(part)
+                        })
+                        .await?;
+                        version = next;
                         yield Exported { memory: memory.clone(), history };
                     }
                 }
@@ -361,29 +367,9 @@ impl MemoryEngine {
     }
 }
 
-/// A history in parts that fit into a message; one without anything is one part.
-fn in_parts(history: Vec<Version>) -> Vec<Vec<Version>> {
-    /// Beside the memory itself, in a message of 4 MB.
-    const MAX_BYTES: usize = 3_000_000;
-    let mut parts = vec![Vec::new()];
-    let mut bytes = 0;
-    for version in history {
-        let metadata = version.metadata.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
-        let size = version.content.len() + metadata + version.tags.iter().map(|tag| tag.len() + 2).sum::<usize>() + 50;
-        bytes += size;
-        if bytes > MAX_BYTES {
-            parts.push(Vec::new());
-            bytes = size;
-        }
-        if let Some(part) = parts.last_mut() {
-            part.push(version);
-        }
-    }
-    parts
-}
-
 /// A chunk on its way into the store.
 struct ChunkRow {
+    id: String,
     section: String,
     text: String,
     /// Of the text that its vector is of.
@@ -468,6 +454,20 @@ fn conversation(metadata: &Metadata) -> String {
 
 pub(super) fn digest(text: &str) -> [u8; 32] {
     Sha256::digest(text).into()
+}
+
+/// A document in chunks that have no vectors yet.
+fn chunks_of(document: &NewDocument) -> Vec<ChunkRow> {
+    let chunks = splitter::split(&document.content);
+    let ids = chunk_ids(&document.id, &chunks);
+    let row = |(chunk, id): (Chunk<'_>, String)| ChunkRow {
+        id,
+        digest: digest(&vector_text(&document.title, &chunk.section, chunk.text)),
+        text: chunk.text.to_owned(),
+        section: chunk.section,
+        vector: None,
+    };
+    chunks.into_iter().zip(ids).map(row).collect()
 }
 
 /// Ids of a document's chunks: the same for the same text in the same document, wherever it stands, so that what did not

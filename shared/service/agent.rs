@@ -95,7 +95,8 @@ impl AgentService for AgentApi {
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let query = parse::memory::query(request);
+        let zone = metadata.get("x-timezone").and_then(|zone| zone.to_str().ok());
+        let query = parse::memory::query(request, zone);
         let found = unary("RetrieveMemory", &self.gate, &metadata, &user_id, query, |user, query| async move {
             self.memory.retrieve(&user, &query).await
         })

@@ -294,6 +294,17 @@ impl<'u> Change<'u> {
         column(&query.fetch_all(&mut *self.transaction).await?, "memory_id")
     }
 
+    /// Forgets the vectors of all other models of memories that have one of this model, and says how many there were.
+    pub(in crate::memory) async fn forget_other_models(&mut self, model: &str) -> Result<u64, sqlx::Error> {
+        let query = self.transaction.query(
+            "delete from memory_vectors where user_id = $1 and model <> $2
+             and exists (select from memory_vectors kept
+                         where kept.user_id = $1 and kept.model = $2 and kept.memory_id = memory_vectors.memory_id)",
+        );
+        let query = query.bind(self.user.as_str()).bind(model);
+        Ok(query.execute(&mut *self.transaction).await?.rows_affected())
+    }
+
     /// Those of some memories that could be found and have no vector of the model.
     pub(in crate::memory) async fn without_vector(
         &mut self,
@@ -431,6 +442,10 @@ impl<'u> Change<'u> {
             .bind(user)
             .bind(&ids);
         let mut documents: Vec<String> = column(&query.fetch_all(&mut *self.transaction).await?, "document_id")?;
+        if let Selection::Document(document) = selection {
+            // It may have none.
+            documents.push(document.clone());
+        }
         index::remove(&mut self.transaction, self.user, &ids).await?;
         let deleted: HashSet<&String> = ids.iter().collect();
         self.touched.extend(followers.into_iter().filter(|follower| !deleted.contains(follower)));

@@ -45,7 +45,7 @@ const REMOVE: &str = "
     ), counted as (
         update memory_users
         set memories = memories - (select count(*) from lengths),
-            total_length = total_length - (select coalesce(sum(length), 0) from lengths)
+            total_length = total_length - (select coalesce(sum(length::float8), 0) from lengths)
         where user_id = $1
     ), per_term as (
         select term, count(*) as memories from gone group by term
@@ -67,7 +67,7 @@ const ADD: &str = "
     ), counted as (
         update memory_users
         set memories = memories + (select count(*) from lengths),
-            total_length = total_length + (select coalesce(sum(length), 0) from lengths)
+            total_length = total_length + (select coalesce(sum(length::float8), 0) from lengths)
         where user_id = $1
     )
     insert into memory_terms (user_id, term, memories)
@@ -208,12 +208,15 @@ async fn add(transaction: &mut RoleTransaction, user: &UserId, ids: &[String]) -
             before: &before,
         };
         let Terms { frequencies: of_terms, length } = indexed.terms();
+        drop((row, before));
         for (term, frequency) in of_terms {
             terms.push(term);
             of.push(id.clone());
             frequencies.push(frequency);
             lengths.push(length);
         }
+        // A long text takes milliseconds, and 500 of them would keep all other calls waiting.
+        tokio::task::yield_now().await;
     }
     if terms.is_empty() {
         return Ok(());

@@ -12,7 +12,7 @@ use crate::{
     identity::UserId,
     memory::{
         Found, MAX_COUNTED, Memory, Query, bm25,
-        keyword::{self, WeightedTerm},
+        keyword::{self, POSTINGS_BUDGET, WeightedTerm},
         temporal::Span,
         tokenizer,
     },
@@ -55,7 +55,7 @@ const KEYWORDS: &str = "
               from unnest($7::text[], $8::float8[]) as asked (term, idf)
                    cross join lateral (
                        select memory_id, frequency, length from memory_postings
-                       where user_id = $1 and term = asked.term offset 0
+                       where user_id = $1 and term = asked.term order by memory_id desc limit {budget}
                    ) as postings
               group by memory_id) as measured
     )";
@@ -167,7 +167,7 @@ impl Search<'_> {
         let (words, vector) = self.legs.parts();
         let mut legs = Vec::new();
         if words.is_some() {
-            legs.push(KEYWORDS.to_owned());
+            legs.push(KEYWORDS.replace("{budget}", &POSTINGS_BUDGET.to_string()));
         }
         if vector.is_some() {
             match self.nearest {

@@ -18,15 +18,16 @@ use crate::{
 /// What kind of source a memory has where the client names none.
 const DEFAULT_SOURCE_TYPE: &str = "note";
 
-pub(in crate::service) fn query(query: pb::MemoryQuery) -> Parsed<Query> {
+/// A query, and the IANA name of the time zone that it is asked in, if the caller tells one.
+pub(in crate::service) fn query(query: pb::MemoryQuery, zone: Option<&str>) -> Parsed<Query> {
     Ok(Query {
         text: text("query_text", query.query_text, MAX_QUERY_BYTES)?,
         limit: count("limit", query.limit, 10, 100)?,
         min_score: number("min_score", query.min_score, 0.0..=1.0, "0 to 1")?,
         filter: filter("filter", query.filter)?,
         alpha: number("hybrid_alpha", query.hybrid_alpha.unwrap_or(DEFAULT_ALPHA), 0.0..=1.0, "0 to 1")?,
-        // A query does not tell where its user is.
-        zone: TimeZone::UTC,
+        // As in a chat, a name of no zone counts as none.
+        zone: zone.and_then(|zone| TimeZone::get(zone).ok()).unwrap_or(TimeZone::UTC),
     })
 }
 
@@ -91,6 +92,10 @@ pub(in crate::service) fn document(request: pb::IngestDocumentRequest) -> Parsed
     name("document_id", &request.document_id)?;
     check_text("title", &request.title, MAX_TITLE_BYTES)?;
     check_text("url", &request.url, MAX_URL_BYTES)?;
+    // Marks of the order of bytes alone say nothing.
+    if request.content.chars().all(|c| c == '\u{FEFF}' || c.is_whitespace()) {
+        return invalid("content", Problem::Blank);
+    }
     Ok(NewDocument {
         id: request.document_id,
         title: request.title.trim().to_owned(),
