@@ -40,6 +40,8 @@ pub enum MemoryStoreConfig {
         admin_url: Option<Secret>,
         /// Whether statements may be kept by name, which some transaction poolers do not allow.
         prepared_statements: bool,
+        /// Whether `url` is a login of calls that only read, and there is no other.
+        only_reads: bool,
     },
 }
 
@@ -53,14 +55,19 @@ impl StoresConfig {
         let admin_url = reader.url(DATABASE_ADMIN_URL, &SCHEMES, EXAMPLE).map(Secret::new);
         let memory = match reader.url(DATABASE_URL, &SCHEMES, EXAMPLE) {
             Some(url) => {
-                MemoryStoreConfig::Postgres { url: Secret::new(url), read_url, admin_url, prepared_statements }
+                let url = Secret::new(url);
+                MemoryStoreConfig::Postgres { url, read_url, admin_url, prepared_statements, only_reads: false }
             }
             None => match (place, read_url) {
                 (Place::Server, _) => MemoryStoreConfig::Embedded { data_dir },
                 // A function that only reads needs no login that may write.
-                (Place::Function, Some(url)) => {
-                    MemoryStoreConfig::Postgres { url, read_url: None, admin_url, prepared_statements }
-                }
+                (Place::Function, Some(url)) => MemoryStoreConfig::Postgres {
+                    url,
+                    read_url: None,
+                    admin_url,
+                    prepared_statements,
+                    only_reads: true,
+                },
                 (Place::Function, None) => MemoryStoreConfig::Absent,
             },
         };

@@ -108,7 +108,7 @@ impl PendingTurns {
     /// result may be given again; `admission` is how long taking a result may take.
     #[must_use]
     pub fn new(database: RoleDatabase, longest_turn: Duration, admission: Duration) -> Self {
-        Self { database, longest_turn, admission }
+        Self { database: database.within(TIMEOUT), longest_turn, admission }
     }
 
     /// Whether there is a place to keep them.

@@ -111,18 +111,19 @@ impl OpenAiEmbedder {
     /// Vectors of texts, asked for in halves where the provider refuses so many at once.
     fn embed_batch<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         async move {
-            match self.embed_with_patience(texts).await {
-                Err(EmbedError::Refused(400 | 413 | 422)) if texts.len() > 1 => {
-                    let half = texts.len().div_ceil(2);
-                    let (first, second) = texts.split_at(half);
-                    let mut vectors = self.embed_batch(first).await?;
-                    // So many are taken; more are not tried again.
-                    self.batch.fetch_min(half, Ordering::Relaxed);
-                    vectors.extend(self.embed_batch(second).await?);
-                    Ok(vectors)
+            if texts.len() <= self.batch.load(Ordering::Relaxed) {
+                match self.embed_with_patience(texts).await {
+                    Err(EmbedError::Refused(400 | 413 | 422)) if texts.len() > 1 => {}
+                    done => return done,
                 }
-                done => done,
             }
+            let half = texts.len().div_ceil(2);
+            let (first, second) = texts.split_at(half);
+            let mut vectors = self.embed_batch(first).await?;
+            // So many are taken; more are not tried again.
+            self.batch.fetch_min(half, Ordering::Relaxed);
+            vectors.extend(self.embed_batch(second).await?);
+            Ok(vectors)
         }
         .boxed()
     }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Added, Correction, Exported, Filter, Memory, MemoryError, Metadata, NewDocument, NewMemory, Page, PageToken,
-    Selection, Version,
+    Selection,
     indexed::vector_text,
     splitter::{self, Chunk},
     store::{self, Change, NewRow, NewVector, Writers, nearest::NearestIndex, search::Tuning},
@@ -28,8 +28,8 @@ use crate::{
 
 /// Most that one call to the database may take.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Most that writing a document may take, which can have 20,000 chunks, or forgetting as many memories.
-const MANY_ROWS_TIMEOUT: Duration = Duration::from_mins(5);
+/// Most that writing many rows may take: a document of 20,000 chunks, 1,000 long memories, or forgetting as many.
+pub(super) const MANY_ROWS_TIMEOUT: Duration = Duration::from_mins(5);
 /// Memories that an export reads at once.
 const EXPORT_PAGE: usize = 200;
 /// What kind of source a chunk is.
@@ -90,17 +90,17 @@ impl MemoryEngine {
     pub async fn add(&self, user: &UserId, memories: Vec<NewMemory>) -> Result<Added, MemoryError> {
         let count = memories.len();
         let mut batch = Batch::of(memories);
-        in_time(self.leave_out_known(user, &mut batch)).await?;
+        within(MANY_ROWS_TIMEOUT, self.leave_out_known(user, &mut batch)).await?;
         let texts: Vec<&str> = batch.rows.values().map(|memory| memory.content.as_str()).collect();
         let vectors = self.embed(&texts).await?;
         let vectors: HashMap<String, Vec<f32>> = batch.rows.keys().cloned().zip(vectors).collect();
-        let added = in_time(self.write(user, &mut batch, &vectors)).await?;
+        let added = within(MANY_ROWS_TIMEOUT, self.write(user, &mut batch, &vectors)).await?;
         Ok(Added { ids: batch.ids(), added, unchanged: count - added })
     }
 
     /// Takes those memories out of a batch that are kept already, before anything is embedded.
     async fn leave_out_known(&self, user: &UserId, batch: &mut Batch) -> Result<(), sqlx::Error> {
-        let mut transaction = self.service.begin(user).await?;
+        let mut transaction = self.service.within(MANY_ROWS_TIMEOUT).begin(user).await?;
         let (ids, contents): (Vec<&str>, Vec<&str>) =
             batch.rows.iter().map(|(id, memory)| (id.as_str(), memory.content.as_str())).unzip();
         let digests: Vec<[u8; 32]> = contents.iter().map(|content| digest(content)).collect();
@@ -121,7 +121,7 @@ impl MemoryEngine {
         if batch.rows.is_empty() && batch.supersedes.is_empty() {
             return Ok(0);
         }
-        let mut change = Change::begin(&self.service, &self.writers, user).await?;
+        let mut change = self.change_many(user).await?;
         // Somebody may have kept the same content meanwhile.
         let (new, texts) = batch.without_client_id();
         let existing = store::existing(change.transaction(), user, (&texts.0, &texts.1)).await?;
@@ -144,8 +144,10 @@ impl MemoryEngine {
                 },
             })
             .collect();
+        let superseded = batch.superseded();
+        change.restore(&superseded).await?;
         let written = change.upsert(&rows, "", &self.model).await?;
-        change.supersede(&batch.superseded()).await?;
+        change.supersede(&superseded).await?;
         change.commit().await?;
         Ok(written.len())
     }
@@ -155,29 +157,30 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The embedder or the database failed.
-    pub async fn ingest(&self, user: &UserId, document: &NewDocument) -> Result<usize, MemoryError> {
+    pub async fn ingest(&self, user: &UserId, document: NewDocument) -> Result<usize, MemoryError> {
         /// Most attempts where somebody else changes the same document meanwhile.
         const ATTEMPTS: usize = 3;
-        let chunks = splitter::split(&document.content);
-        let ids = chunk_ids(&document.id, &chunks);
+        // A long document takes a second, for which no other call is to wait.
+        let split = tokio::task::spawn_blocking(move || (chunks_of(&document), document));
+        let (mut chunks, document) = split.await.map_err(|_| MemoryError::Defect)?;
+        let ids: Vec<String> = chunks.iter().map(|chunk| chunk.id.clone()).collect();
         for _ in 0..ATTEMPTS {
-            let rows = self.prepare_chunks(user, document, &chunks, &ids).await?;
-            let write = self.write_chunks(user, document, &ids, &rows);
-            if timeout(MANY_ROWS_TIMEOUT, write).await.map_err(|_| MemoryError::Timeout)?? {
+            self.embed_chunks(user, &document, &mut chunks).await?;
+            let write = self.write_chunks(user, &document, &ids, &chunks);
+            if within(MANY_ROWS_TIMEOUT, write).await? {
                 return Ok(chunks.len());
             }
         }
         Err(MemoryError::Timeout)
     }
 
-    /// The vectors of a document's chunks, but for those that are kept already.
-    async fn prepare_chunks(
+    /// Gives a document's chunks their vectors, but for those that are kept already.
+    async fn embed_chunks(
         &self,
         user: &UserId,
         document: &NewDocument,
-        chunks: &[Chunk<'_>],
-        ids: &[String],
-    ) -> Result<Vec<ChunkRow>, MemoryError> {
+        chunks: &mut [ChunkRow],
+    ) -> Result<(), MemoryError> {
         let known = in_time(async {
             let mut transaction = self.service.begin(user).await?;
             let known = store::vector_digests(&mut transaction, user, &document.id, &self.model).await?;
@@ -185,23 +188,17 @@ impl MemoryEngine {
             Ok(known)
         });
         let known = known.await?;
-        let texts = chunks.iter().map(|chunk| vector_text(&document.title, &chunk.section, chunk.text));
-        let texts: Vec<String> = texts.collect();
-        let mut rows: Vec<ChunkRow> = Vec::with_capacity(chunks.len());
-        let mut new = Vec::new();
-        for (place, (chunk, text)) in chunks.iter().zip(&texts).enumerate() {
-            let digest = digest(text);
-            if known.get(&ids[place]).is_none_or(|known| *known != digest) {
-                new.push(place);
-            }
-            let (section, text) = (chunk.section.clone(), chunk.text.to_owned());
-            rows.push(ChunkRow { section, text, digest, vector: None });
+        let is_new = |chunk: &&mut ChunkRow| {
+            chunk.vector.is_none() && known.get(&chunk.id).is_none_or(|known| *known != chunk.digest)
+        };
+        let mut new: Vec<&mut ChunkRow> = chunks.iter_mut().filter(is_new).collect();
+        let texts: Vec<String> =
+            new.iter().map(|chunk| vector_text(&document.title, &chunk.section, &chunk.text)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        for (chunk, vector) in new.iter_mut().zip(self.embed(&texts).await?) {
+            chunk.vector = Some(vector);
         }
-        let embedded: Vec<&str> = new.iter().map(|place| texts[*place].as_str()).collect();
-        for (place, vector) in new.iter().zip(self.embed(&embedded).await?) {
-            rows[*place].vector = Some(vector);
-        }
-        Ok(rows)
+        Ok(())
     }
 
     /// Writes a document and says whether it did: not where a vector that was there is so no more.
@@ -214,20 +211,19 @@ impl MemoryEngine {
     ) -> Result<bool, sqlx::Error> {
         let rows: Vec<NewRow<'_>> = chunks
             .iter()
-            .zip(ids)
             .enumerate()
-            .map(|(place, (chunk, id))| NewRow {
-                id,
+            .map(|(place, chunk)| NewRow {
+                id: &chunk.id,
                 content: &chunk.text,
                 source_type: DOCUMENT,
                 tags: &document.tags,
                 metadata: &document.metadata,
                 created_at: None,
                 place: Some((&chunk.section, place)),
-                vector: NewVector { id, digest: chunk.digest, embedding: chunk.vector.as_deref() },
+                vector: NewVector { id: &chunk.id, digest: chunk.digest, embedding: chunk.vector.as_deref() },
             })
             .collect();
-        let mut change = Change::begin(&self.service, &self.writers, user).await?;
+        let mut change = self.change_many(user).await?;
         let known: Vec<&str> = ids.iter().map(String::as_str).collect();
         change.replace_document(document, &known).await?;
         change.upsert(&rows, &document.id, &self.model).await?;
@@ -308,18 +304,30 @@ impl MemoryEngine {
             let filter = Filter::default();
             let mut after = None;
             loop {
-                let (page, mut histories) = in_time(async {
+                let (page, corrected) = in_time(async {
                     let mut transaction = self.reader.begin(&user).await?;
                     let page = store::page(&mut transaction, &user, &filter, EXPORT_PAGE, after.as_ref()).await?;
                     let ids: Vec<&str> = page.memories.iter().map(|memory| memory.id.as_str()).collect();
-                    let histories = store::histories(&mut transaction, &user, &ids).await?;
+                    let corrected = store::corrected(&mut transaction, &user, &ids).await?;
                     transaction.commit().await?;
-                    Ok((page, histories))
+                    Ok((page, corrected))
                 })
                 .await?;
                 for memory in page.memories {
-                    let history = histories.remove(&memory.id).unwrap_or_default();
-                    for history in in_parts(history) {
+                    if !corrected.contains(&memory.id) {
+                        yield Exported { memory, history: Vec::new() };
+                        continue;
+                    }
+                    let mut version = Some(0);
+                    while let Some(from) = version {
+                        let (history, next) = in_time(async {
+                            let mut transaction = self.reader.begin(&user).await?;
+                            let part = store::history(&mut transaction, &user, &memory.id, from).await?;
+                            transaction.commit().await?;
+                            Ok(part)
+                        })
+                        .await?;
+                        version = next;
                         yield Exported { memory: memory.clone(), history };
                     }
                 }
@@ -337,12 +345,17 @@ impl MemoryEngine {
     /// The database failed.
     pub async fn delete(&self, user: &UserId, selection: &Selection) -> Result<usize, MemoryError> {
         let delete = async {
-            let mut change = Change::begin(&self.service, &self.writers, user).await?;
+            let mut change = self.change_many(user).await?;
             let deleted = change.delete(selection).await?;
             change.commit().await?;
-            Ok::<_, sqlx::Error>(deleted)
+            Ok(deleted)
         };
-        Ok(timeout(MANY_ROWS_TIMEOUT, delete).await.map_err(|_| MemoryError::Timeout)??)
+        within(MANY_ROWS_TIMEOUT, delete).await
+    }
+
+    /// Begins a change of rows that may be many.
+    pub(super) async fn change_many<'u>(&'u self, user: &'u UserId) -> Result<Change<'u>, sqlx::Error> {
+        Change::begin(&self.service.within(MANY_ROWS_TIMEOUT), &self.writers, user).await
     }
 
     /// Vectors of texts, of which there may be none.
@@ -354,29 +367,9 @@ impl MemoryEngine {
     }
 }
 
-/// A history in parts that fit into a message; one without anything is one part.
-fn in_parts(history: Vec<Version>) -> Vec<Vec<Version>> {
-    /// Beside the memory itself, in a message of 4 MB.
-    const MAX_BYTES: usize = 3_000_000;
-    let mut parts = vec![Vec::new()];
-    let mut bytes = 0;
-    for version in history {
-        let metadata = version.metadata.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
-        let size = version.content.len() + metadata + version.tags.iter().map(|tag| tag.len() + 2).sum::<usize>() + 50;
-        bytes += size;
-        if bytes > MAX_BYTES {
-            parts.push(Vec::new());
-            bytes = size;
-        }
-        if let Some(part) = parts.last_mut() {
-            part.push(version);
-        }
-    }
-    parts
-}
-
 /// A chunk on its way into the store.
 struct ChunkRow {
+    id: String,
     section: String,
     text: String,
     /// Of the text that its vector is of.
@@ -442,8 +435,10 @@ impl Batch {
         self.aliases.get(id).unwrap_or(id)
     }
 
+    /// Each replaced memory with the one that replaces it; where there are several, with the last.
     fn superseded(&self) -> Vec<(String, String)> {
-        self.supersedes.iter().map(|(old, new)| (old.clone(), self.known_as(new).clone())).collect()
+        let named = self.supersedes.iter().map(|(old, new)| (old.clone(), self.known_as(new).clone()));
+        named.filter(|(old, new)| old != new).collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 
     fn ids(&self) -> Vec<String> {
@@ -459,6 +454,20 @@ fn conversation(metadata: &Metadata) -> String {
 
 pub(super) fn digest(text: &str) -> [u8; 32] {
     Sha256::digest(text).into()
+}
+
+/// A document in chunks that have no vectors yet.
+fn chunks_of(document: &NewDocument) -> Vec<ChunkRow> {
+    let chunks = splitter::split(&document.content);
+    let ids = chunk_ids(&document.id, &chunks);
+    let row = |(chunk, id): (Chunk<'_>, String)| ChunkRow {
+        id,
+        digest: digest(&vector_text(&document.title, &chunk.section, chunk.text)),
+        text: chunk.text.to_owned(),
+        section: chunk.section,
+        vector: None,
+    };
+    chunks.into_iter().zip(ids).map(row).collect()
 }
 
 /// Ids of a document's chunks: the same for the same text in the same document, wherever it stands, so that what did not
@@ -483,5 +492,12 @@ fn chunk_ids(document: &str, chunks: &[Chunk<'_>]) -> Vec<String> {
 }
 
 pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, MemoryError> {
-    Ok(timeout(DATABASE_TIMEOUT, work).await.map_err(|_| MemoryError::Timeout)??)
+    within(DATABASE_TIMEOUT, work).await
+}
+
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, MemoryError> {
+    Ok(timeout(limit, work).await.map_err(|_| MemoryError::Timeout)??)
 }

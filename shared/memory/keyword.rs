@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::tokenizer;
 
 /// Most postings that one search reads. A term that nearly every memory has costs most and says least, so that the most
-/// frequent ones are left out first.
-const POSTINGS_BUDGET: u64 = 50_000;
+/// frequent ones are left out first. Where even the rarest has more, the last so many memories by id are looked at: with
+/// ids of ours the newest.
+pub(super) const POSTINGS_BUDGET: u64 = 50_000;
 
 /// Most terms of one query that are looked up: the first ones of a text that is no question any more.
 const MAX_TERMS: usize = 256;

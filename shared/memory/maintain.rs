@@ -6,11 +6,12 @@ use sqlx::Row as _;
 
 use super::{
     MemoryEngine, MemoryError,
-    engine::{digest, in_time},
+    engine::{MANY_ROWS_TIMEOUT, digest, in_time, within},
     indexed::vector_text,
     store::{self, Change, NewVector},
 };
 use crate::{
+    embedding::EmbedError,
     identity::UserId,
     postgres::{Database, DatabaseError},
 };
@@ -36,12 +37,14 @@ const COUNT_MISSING: &str = "
                                 and vectors.memory_id = memories.id)";
 
 /// How far a move to another model is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reembedded {
-    /// Memories that have been looked at.
+    /// Memories that have got a vector, or were changed or forgotten meanwhile.
     pub done: u64,
-    /// Memories that had no vector of the model when it began.
+    /// Memories that had no vector of the model when it was last counted, with those that are done.
     pub missing: u64,
+    /// Memories whose text the embedder refuses. They are found by their words.
+    pub refused: u64,
 }
 
 impl MemoryEngine {
@@ -49,44 +52,73 @@ impl MemoryEngine {
     /// another model find what they found before. It can be broken off at any time and goes on where it stopped.
     ///
     /// # Errors
-    /// The embedder or the database failed.
+    /// The embedder failed otherwise than by refusing a text, or the database did.
     pub async fn reembed(&self, progress: &(dyn Fn(Reembedded) + Sync)) -> Result<Reembedded, MemoryError> {
-        let mut at = Reembedded { done: 0, missing: in_time(self.count_missing()).await? };
-        let (mut user, mut id) = (String::new(), String::new());
-        progress(at);
+        let mut at = Reembedded::default();
         loop {
-            let missing = in_time(self.missing(&user, &id)).await?;
-            let Some(last) = missing.last() else { return Ok(at) };
-            (user, id) = last.clone();
-            for of_user in missing.chunk_by(|(user, _), (next, _)| user == next) {
-                let ids: Vec<&str> = of_user.iter().map(|(_, id)| id.as_str()).collect();
-                if let Some(user) = of_user.first().and_then(|(user, _)| UserId::parse("user_id", user).ok()) {
-                    self.embed_missing(&user, &ids).await?;
-                }
-                at.done += ids.len() as u64;
-                progress(at);
+            // What others have written meanwhile is counted as well.
+            let missing = self.count_missing().await?;
+            at.missing = at.done + missing;
+            progress(at);
+            let done = at.done;
+            at.refused = 0;
+            self.reembed_once(&mut at, progress).await?;
+            if at.done == done {
+                return Ok(at);
             }
         }
     }
 
-    async fn count_missing(&self) -> Result<u64, sqlx::Error> {
-        let mut transaction = self.maintenance.begin_for_nobody().await?;
-        let query = transaction.query(COUNT_MISSING).bind(&self.model);
-        let missing: i64 = query.fetch_one(&mut *transaction).await?.try_get("missing")?;
-        transaction.commit().await?;
-        Ok(u64::try_from(missing).unwrap_or_default())
+    /// Goes through all memories without a vector once.
+    async fn reembed_once(
+        &self,
+        at: &mut Reembedded,
+        progress: &(dyn Fn(Reembedded) + Sync),
+    ) -> Result<(), MemoryError> {
+        let (mut user, mut id) = (String::new(), String::new());
+        loop {
+            let missing = within(MANY_ROWS_TIMEOUT, self.missing(&user, &id)).await?;
+            let Some(last) = missing.last() else { return Ok(()) };
+            (user, id) = last.clone();
+            for of_user in missing.chunk_by(|(user, _), (next, _)| user == next) {
+                let ids: Vec<&str> = of_user.iter().map(|(_, id)| id.as_str()).collect();
+                let refused = match of_user.first().and_then(|(user, _)| UserId::parse("user_id", user).ok()) {
+                    Some(user) => self.embed_missing(&user, &ids).await?,
+                    // Nobody can be so named, so that nobody finds these either.
+                    None => ids.len(),
+                };
+                at.refused += refused as u64;
+                at.done += (ids.len() - refused) as u64;
+                progress(*at);
+            }
+        }
+    }
+
+    /// How many memories that can be found have no vector of this engine's model.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn count_missing(&self) -> Result<u64, MemoryError> {
+        let count = async {
+            let mut transaction = self.maintenance.within(MANY_ROWS_TIMEOUT).begin_for_nobody().await?;
+            let query = transaction.query(COUNT_MISSING).bind(&self.model);
+            let missing: i64 = query.fetch_one(&mut *transaction).await?.try_get("missing")?;
+            transaction.commit().await?;
+            Ok(u64::try_from(missing).unwrap_or_default())
+        };
+        within(MANY_ROWS_TIMEOUT, count).await
     }
 
     async fn missing(&self, user: &str, id: &str) -> Result<Vec<(String, String)>, sqlx::Error> {
-        let mut transaction = self.maintenance.begin_for_nobody().await?;
+        let mut transaction = self.maintenance.within(MANY_ROWS_TIMEOUT).begin_for_nobody().await?;
         let query = transaction.query(MISSING).bind(&self.model).bind(user).bind(id).bind(store::sql_int(BATCH));
         let rows = query.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
         rows.iter().map(|row| Ok((row.try_get("user_id")?, row.try_get("id")?))).collect()
     }
 
-    /// Embeds some memories of a user, unless they have changed or gone meanwhile.
-    async fn embed_missing(&self, user: &UserId, ids: &[&str]) -> Result<(), MemoryError> {
+    /// Embeds some memories of a user, unless they have changed or gone meanwhile, and says how many texts the embedder refused.
+    async fn embed_missing(&self, user: &UserId, ids: &[&str]) -> Result<usize, MemoryError> {
         let texts = in_time(async {
             let mut transaction = self.service.begin(user).await?;
             let texts = store::texts(&mut transaction, user, ids).await?;
@@ -96,29 +128,51 @@ impl MemoryEngine {
         let texts: Vec<(String, String)> =
             texts.await?.into_iter().map(|text| (text.id.clone(), text.of_vector())).collect();
         let embedded: Vec<&str> = texts.iter().map(|(_, text)| text.as_str()).collect();
-        let vectors = self.embed(&embedded).await?;
-        in_time(async {
+        let vectors = self.embed_what_can_be(&embedded).await?;
+        let write = in_time(async {
             let mut change = Change::begin(&self.service, &self.writers, user).await?;
             let now = store::texts(change.transaction(), user, ids).await?;
             let still: Vec<NewVector<'_>> = texts
                 .iter()
                 .zip(&vectors)
+                .filter_map(|(of, vector)| Some((of, vector.as_deref()?)))
                 .filter(|((id, text), _)| now.iter().any(|now| now.id == *id && now.of_vector() == *text))
                 .map(|((id, text), vector)| NewVector { id, digest: digest(text), embedding: Some(vector) })
                 .collect();
             change.upsert_vectors(&still, &self.model).await?;
             change.commit().await
-        })
-        .await
+        });
+        write.await?;
+        Ok(vectors.iter().filter(|vector| vector.is_none()).count())
     }
 
-    /// Forgets the vectors of all other models, and says how many there were.
+    /// Vectors of texts, and `None` for those that the embedder refuses. Where it refuses all together, they are sent in
+    /// halves until those are found that it means.
+    async fn embed_what_can_be(&self, texts: &[&str]) -> Result<Vec<Option<Vec<f32>>>, MemoryError> {
+        let mut vectors = Vec::with_capacity(texts.len());
+        let mut waiting = vec![texts];
+        while let Some(part) = waiting.pop() {
+            match self.embed(part).await {
+                Ok(made) => vectors.extend(made.into_iter().map(Some)),
+                Err(MemoryError::Embedding(EmbedError::Refused(400 | 413 | 422))) if part.len() > 1 => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    waiting.extend([second, first]);
+                }
+                Err(MemoryError::Embedding(EmbedError::Refused(400 | 413 | 422))) => vectors.push(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(vectors)
+    }
+
+    /// Forgets the vectors of all other models, and says how many there were. A memory that has none of this model keeps
+    /// those that it has.
     ///
     /// # Errors
     /// The database failed.
     pub async fn forget_other_models(&self) -> Result<u64, MemoryError> {
-        let users = in_time(async {
-            let mut transaction = self.maintenance.begin_for_nobody().await?;
+        let users = within(MANY_ROWS_TIMEOUT, async {
+            let mut transaction = self.maintenance.within(MANY_ROWS_TIMEOUT).begin_for_nobody().await?;
             let query = transaction.query("select distinct user_id from memory_vectors where model <> $1");
             let rows = query.bind(&self.model).fetch_all(&mut *transaction).await?;
             transaction.commit().await?;
@@ -126,12 +180,11 @@ impl MemoryEngine {
         });
         let mut forgotten = 0;
         for user in users.await?.iter().filter_map(|user| UserId::parse("user_id", user).ok()) {
-            forgotten += in_time(async {
-                let mut transaction = self.service.begin(&user).await?;
-                let query = transaction.query("delete from memory_vectors where user_id = $1 and model <> $2");
-                let deleted = query.bind(user.as_str()).bind(&self.model).execute(&mut *transaction).await?;
-                transaction.commit().await?;
-                Ok(deleted.rows_affected())
+            forgotten += within(MANY_ROWS_TIMEOUT, async {
+                let mut change = self.change_many(&user).await?;
+                let forgotten = change.forget_other_models(&self.model).await?;
+                change.commit().await?;
+                Ok(forgotten)
             })
             .await?;
         }

@@ -21,7 +21,7 @@ pub use error::MemoryError;
 pub use filter::Filter;
 pub use maintain::Reembedded;
 pub use record::{
-    Added, Correction, Exported, Found, Memory, Metadata, NewDocument, NewMemory, Page, Place, Query, Selection,
+    Added, Correction, Exported, Found, Leg, Memory, Metadata, NewDocument, NewMemory, Page, Place, Query, Selection,
     Version,
 };
 pub use store::PageToken;

@@ -153,8 +153,17 @@ pub struct Found {
     pub hits: Vec<(Memory, f32)>,
     /// How many passed filter and floor, counted up to [`MAX_COUNTED`](super::MAX_COUNTED).
     pub total: usize,
-    /// The vectors could not be searched, so that only words were.
-    pub keywords_only: bool,
+    /// The one leg that could be searched where both were asked for; `None` = what was asked for was searched.
+    pub only: Option<Leg>,
+}
+
+/// What memories are found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leg {
+    /// By words.
+    Keywords,
+    /// By meaning.
+    Vectors,
 }
 
 /// A page of memories.

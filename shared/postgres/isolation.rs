@@ -7,7 +7,20 @@ use super::{DatabaseError, Role};
 /// What stands against isolation: whether the effective role bypasses row-level security, which tables with users' rows are
 /// not protected, which of them the role owns, which other roles' rights it has, and which policies are not ours.
 const WEAKNESSES: &str = "
-    with users_tables as (
+    with ours as (
+        select policyname, tablename from pg_policies
+        cross join lateral (
+            select array(select unnest(roles)::text order by 1) as granted,
+                   -- Without what releases write differently.
+                   regexp_replace(qual, '[[:space:]]|::text|AS current_setting', '', 'g') as seen,
+                   regexp_replace(with_check, '[[:space:]]|::text|AS current_setting', '', 'g') as taken
+        ) as plain
+        where schemaname = 'public' and permissive = 'PERMISSIVE' and (
+            policyname = 'own_rows' and cmd = 'ALL' and granted = array['agent_reader', 'agent_service']
+                and seen = '(user_id=(SELECTcurrent_setting(''agent.user_id'',true)))' and taken = seen
+            or policyname = 'every_id' and cmd = 'SELECT' and granted = array['agent_maintenance'] and seen = 'true'
+                and tablename in ('memories', 'memory_vectors', 'memory_users'))
+    ), users_tables as (
         select relname::text, relowner, relrowsecurity and relforcerowsecurity as is_protected
         from pg_class
         where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace
@@ -20,7 +33,7 @@ const WEAKNESSES: &str = "
            array(select other from unnest(array['agent_service', 'agent_reader', 'agent_maintenance']) as other
                  where other <> current_user and pg_has_role(other, 'usage')) as mixed,
            array(select policyname || ' on ' || tablename from pg_policies join users_tables on relname = tablename
-                 where schemaname = 'public' and policyname not in ('own_rows', 'every_id')) as foreign_policies";
+                 where schemaname = 'public' and (policyname, tablename) not in (select * from ours)) as foreign_policies";
 
 /// Checks that a login which acts as a role is held to one user's rows.
 ///

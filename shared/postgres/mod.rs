@@ -104,6 +104,9 @@ pub enum DatabaseError {
     /// Its tables can not be made.
     #[error("the migration failed: {0}")]
     Migration(#[from] MigrateError),
+    /// Its tables are missing, or of an older version of the service.
+    #[error("the tables are not up to date: run `agent-local migrate` with DATABASE_ADMIN_URL")]
+    NotMigrated,
     /// The embedded Postgres can not run.
     #[cfg(embedded_postgres_archive)]
     #[error(transparent)]
@@ -135,6 +138,8 @@ pub struct Database {
     owner: PgConnectOptions,
     /// Whether the server may keep statements by name; a transaction pooler may not allow it.
     prepared_statements: bool,
+    /// Whether the service's login is one that only reads.
+    only_reads: bool,
     /// Of the embedded Postgres, if that is the one.
     #[cfg(embedded_postgres_archive)]
     data_dir: Option<PathBuf>,
@@ -147,7 +152,7 @@ impl Database {
     /// An address can not be used.
     pub fn from_config(config: &MemoryStoreConfig) -> Result<Self, DatabaseError> {
         match config {
-            MemoryStoreConfig::Postgres { url, read_url, admin_url, prepared_statements } => {
+            MemoryStoreConfig::Postgres { url, read_url, admin_url, prepared_statements, only_reads } => {
                 let service = parse_url("DATABASE_URL", url.expose())?;
                 let parse = |variable, url: &Option<Secret>| {
                     url.as_ref().map(|url| parse_url(variable, url.expose())).transpose()
@@ -157,6 +162,7 @@ impl Database {
                     owner: parse("DATABASE_ADMIN_URL", admin_url)?.unwrap_or_else(|| service.clone()),
                     service,
                     prepared_statements: *prepared_statements,
+                    only_reads: *only_reads,
                     #[cfg(embedded_postgres_archive)]
                     data_dir: None,
                 })
@@ -174,6 +180,7 @@ impl Database {
             reader: None,
             owner: options,
             prepared_statements: true,
+            only_reads: false,
             data_dir: Some(data_dir),
         })
     }
@@ -243,14 +250,39 @@ impl Database {
     /// Migrates, unless the service's own login sees that there is nothing to do: it may not change tables. Then checks that
     /// each login is held to one user's rows.
     async fn prepare(&self) -> Result<(), DatabaseError> {
-        let mut service = connect(&self.service).await?;
-        let applied = sqlx::raw_sql("select version from _sqlx_migrations where success").fetch_all(&mut service).await;
-        let applied: Vec<i64> = applied.iter().flatten().filter_map(|row| row.try_get("version").ok()).collect();
-        if !MIGRATIONS.iter().all(|migration| applied.contains(&migration.version)) {
-            self.migrate().await?;
+        match self.check().await {
+            Err(DatabaseError::NotMigrated) => {
+                self.migrate().await?;
+                self.check().await
+            }
+            checked => checked,
         }
-        isolation::check(&mut service, Role::Service).await?;
-        isolation::check(&mut service, Role::Maintenance).await?;
+    }
+
+    /// Checks, by the logins of the service and of calls that only read, that the tables are up to date and that each login
+    /// is held to one user's rows. Nothing is changed.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Unreachable`] where nothing can be said, [`DatabaseError::NotMigrated`] and
+    /// [`DatabaseError::NotIsolated`] where the database must not be used.
+    pub async fn check(&self) -> Result<(), DatabaseError> {
+        let mut service = connect(&self.service).await?;
+        let applied =
+            match sqlx::raw_sql("select version from _sqlx_migrations where success").fetch_all(&mut service).await {
+                // Before the first migration there is no such table, or the login may not see it yet.
+                Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P01" | "42501")) => {
+                    Vec::new()
+                }
+                applied => applied?,
+            };
+        let applied: Vec<i64> = applied.iter().filter_map(|row| row.try_get("version").ok()).collect();
+        if !MIGRATIONS.iter().all(|migration| applied.contains(&migration.version)) {
+            return Err(DatabaseError::NotMigrated);
+        }
+        if !self.only_reads {
+            isolation::check(&mut service, Role::Service).await?;
+            isolation::check(&mut service, Role::Maintenance).await?;
+        }
         match &self.reader {
             Some(options) => {
                 let mut reader = connect(options).await?;

@@ -3,13 +3,24 @@
 //! Everything is set for the transaction and nothing for the session, so that a pooler may hand the connection to somebody
 //! else between two of them.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
 
 use sqlx::{
     AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction, postgres::PgArguments, query::Query,
 };
 
 use crate::identity::UserId;
+
+/// Most that one statement takes, where nobody says otherwise, and that it waits for a lock in any case. A caller that has
+/// gone stops nothing in the database: without a limit the statement would run on and keep its connection.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(20);
+/// The same for what only reads, which nobody waits for any longer.
+const READING_LIMIT: Duration = Duration::from_secs(10);
+/// Most that a transaction does nothing: its process may be frozen, as a function of Lambda is after its answer.
+const IDLE_LIMIT: Duration = Duration::from_mins(1);
 
 /// Whose rights a transaction has. The roles are made by the migrations; none owns a table or bypasses row-level security.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +52,13 @@ impl Role {
             Self::Maintenance => "begin read only; set local role agent_maintenance",
         }
     }
+
+    const fn limit(self) -> Duration {
+        match self {
+            Self::Reader => READING_LIMIT,
+            Self::Service | Self::Maintenance => STATEMENT_LIMIT,
+        }
+    }
 }
 
 /// A database for one role, whichever login reaches it.
@@ -49,13 +67,21 @@ pub struct RoleDatabase {
     /// `None` = there is no database.
     pool: Option<PgPool>,
     role: Role,
+    /// Most that one statement takes.
+    limit: Duration,
     /// Whether the server may keep statements by name from one transaction to the next.
     prepared_statements: bool,
 }
 
 impl RoleDatabase {
     pub(super) fn new(pool: Option<PgPool>, role: Role, prepared_statements: bool) -> Self {
-        Self { pool, role, prepared_statements }
+        Self { pool, role, limit: role.limit(), prepared_statements }
+    }
+
+    /// The same database for statements that may take longer, or less long, than others.
+    #[must_use]
+    pub fn within(&self, limit: Duration) -> Self {
+        Self { limit, ..self.clone() }
     }
 
     /// Whether there is a database at all.
@@ -73,7 +99,7 @@ impl RoleDatabase {
         let user: String = user.as_str().bytes().map(|byte| format!("{byte:02x}")).collect();
         let statement = format!(
             "{}; select set_config('agent.user_id', convert_from(decode('{user}', 'hex'), 'UTF8'), true)",
-            self.role.begin(),
+            self.begin_statement(),
         );
         self.begin_with(AssertSqlSafe(statement)).await
     }
@@ -83,7 +109,19 @@ impl RoleDatabase {
     /// # Errors
     /// As [`RoleDatabase::begin`].
     pub async fn begin_for_nobody(&self) -> Result<RoleTransaction, sqlx::Error> {
-        self.begin_with(self.role.begin()).await
+        self.begin_with(AssertSqlSafe(self.begin_statement())).await
+    }
+
+    /// Begins a transaction and limits what it takes, in one round trip.
+    fn begin_statement(&self) -> String {
+        format!(
+            "{}; set local statement_timeout = {}; set local lock_timeout = {}; \
+             set local idle_in_transaction_session_timeout = {}",
+            self.role.begin(),
+            self.limit.as_millis(),
+            STATEMENT_LIMIT.as_millis(),
+            IDLE_LIMIT.as_millis(),
+        )
     }
 
     async fn begin_with(&self, statement: impl SqlSafeStr) -> Result<RoleTransaction, sqlx::Error> {

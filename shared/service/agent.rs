@@ -28,7 +28,7 @@ use crate::{
     error::{InvalidArgument, Problem},
     identity::{Refusal, RequestId, SessionId},
     language::Language,
-    memory::MemoryEngine,
+    memory::{Leg, MemoryEngine},
     proto::agent_v1::{self as pb, agent_service_server::AgentService},
 };
 
@@ -131,20 +131,25 @@ impl AgentService for AgentApi {
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let query = parse::memory::query(request);
+        let zone = metadata.get("x-timezone").and_then(|zone| zone.to_str().ok());
+        let query = parse::memory::query(request, zone);
         let found = unary("RetrieveMemory", &self.gate, &metadata, &user_id, query, |user, query| async move {
             self.memory.retrieve(&user, &query).await
         })
         .await?
         .into_inner();
-        let keywords_only = found.keywords_only;
+        let only = found.only;
         let mut response = Response::new(pb::MemoryResult {
             items: found.hits.into_iter().map(|(memory, score)| item(memory, score)).collect(),
             total_found: i32::try_from(found.total).unwrap_or(i32::MAX),
         });
-        if keywords_only {
+        if let Some(leg) = only {
             // The message has no place for it: the answer is right, but not as good as it could be.
-            response.metadata_mut().insert("x-retrieval", MetadataValue::from_static("keywords-only"));
+            let told = match leg {
+                Leg::Keywords => "keywords-only",
+                Leg::Vectors => "vectors-only",
+            };
+            response.metadata_mut().insert("x-retrieval", MetadataValue::from_static(told));
         }
         Ok(response)
     }

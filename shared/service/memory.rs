@@ -52,8 +52,9 @@ impl MemoryService for MemoryApi {
         let user_id = std::mem::take(&mut request.user_id);
         let document = parse::memory::document(request);
         unary("IngestDocument", &self.gate, &metadata, &user_id, document, |user, document| async move {
-            let chunks = int(self.memory.ingest(&user, &document).await?);
-            Ok(pb::IngestDocumentResponse { document_id: document.id, chunks })
+            let document_id = document.id.clone();
+            let chunks = int(self.memory.ingest(&user, document).await?);
+            Ok(pb::IngestDocumentResponse { document_id, chunks })
         })
         .await
     }

@@ -21,7 +21,7 @@ use tower::util::{MapFutureLayer, service_fn};
 
 use crate::{
     config::{Config, MemoryStoreConfig, Place},
-    postgres::Database,
+    postgres::{Database, DatabaseError},
     service::{Drain, Services},
     telemetry,
 };
@@ -49,13 +49,18 @@ pub fn serve<S: Served>(methods: &'static [&'static str], service: impl FnOnce(S
         Err(error) => return failed(&error, 1),
     };
     runtime.block_on(async {
-        let services = match start().await {
-            Ok(services) => services,
+        let (services, database) = match start().await {
+            Ok(started) => started,
             Err(error) => return failed(&error, EXIT_USAGE),
         };
         let drain = services.drain.clone();
         // Calls begin with warm connections, but none waits for one that can not be had.
-        let _ = timeout(WARM_UP, services.warm_up()).await;
+        let ready = async { tokio::join!(check(database.as_ref()), services.warm_up()).0 };
+        match timeout(WARM_UP, ready).await {
+            Ok(Err(error @ DatabaseError::NotIsolated(_))) => return failed(&error, 1),
+            Ok(Err(error)) => tracing::warn!(%error, "the database is not ready"),
+            Ok(Ok(())) | Err(_) => {}
+        }
         match serve_until_stopped(&Adapter::new(service(services), methods), &drain).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),
@@ -64,16 +69,25 @@ pub fn serve<S: Served>(methods: &'static [&'static str], service: impl FnOnce(S
 }
 
 /// What the environment configures, with its secrets.
-async fn start() -> Result<Services, Box<dyn std::error::Error>> {
+async fn start() -> Result<(Services, Option<Database>), Box<dyn std::error::Error>> {
     let secrets = secrets::from_env().await?;
     let source = |name: &str| secrets.get(name).cloned().or_else(|| std::env::var(name).ok());
     let config = Config::read_for(Place::Function, &source)?;
     telemetry::init(config.log_format);
     let database = match &config.stores.memory {
         MemoryStoreConfig::Absent => None,
-        stores => Some(Database::from_config(stores)?.roles_with(MAX_CONNECTIONS)),
+        stores => Some(Database::from_config(stores)?),
     };
-    Ok(Services::from_config(&config, database)?)
+    let roles = database.as_ref().map(|database| database.roles_with(MAX_CONNECTIONS));
+    Ok((Services::from_config(&config, roles)?, database))
+}
+
+/// Whether the database keeps users apart, if there is one.
+async fn check(database: Option<&Database>) -> Result<(), DatabaseError> {
+    match database {
+        Some(database) => database.check().await,
+        None => Ok(()),
+    }
 }
 
 /// Answers events until SIGTERM: then a stream under way ends with an error that says that trying again helps, and this when its

@@ -99,6 +99,10 @@ async fn a_mask_says_what_to_change_and_can_empty_it() {
     let plain = || pb::UpdateMemoryRequest { user_id: "ann".into(), id: "m".into(), ..Default::default() };
     let emptied = update(&server, masked(&["tags"], correction("m", "ignored"))).await.unwrap();
     assert_eq!((emptied.content.as_str(), emptied.tags.len(), emptied.metadata.len()), ("text", 0, 1));
+    let twice = masked(&["content", "metadata", "content", "metadata"], correction("m", "twice"));
+    let twice = pb::UpdateMemoryRequest { metadata: [("k".to_owned(), "w".to_owned())].into(), ..twice };
+    let named_twice = update(&server, twice).await.unwrap();
+    assert_eq!((named_twice.content.as_str(), named_twice.metadata["k"].as_str()), ("twice", "w"));
     for (field, request) in [
         ("update_mask", plain()),
         ("update_mask", masked(&["id"], plain())),
@@ -140,6 +144,34 @@ async fn a_replaced_memory_is_kept_and_never_found() {
     assert!(!find(&server, "lived in zork", 0.5).await.contains(&"old".to_owned()));
     add(&server, vec![input("old", "Ann lives in zork again")]).await;
     assert!(find(&server, "lives in zork again", 0.5).await.contains(&"old".to_owned()));
+}
+
+#[tokio::test]
+async fn a_memory_that_replaces_what_replaced_it_is_found_again() {
+    let server = TestServer::start(&[]).await;
+    let replacing =
+        |id: &str, old: &str, content: &str| pb::MemoryInput { supersedes: vec![old.into()], ..input(id, content) };
+    let found = async |text: &str| {
+        let (words, meaning) = (find(&server, text, 0.0).await, find(&server, text, 1.0).await);
+        assert_eq!(words.contains(&"tea".to_owned()), meaning.contains(&"tea".to_owned()), "by words and by meaning");
+        words
+    };
+    add(&server, vec![input("tea", "Ann drinks zork tea")]).await;
+    add(&server, vec![replacing("coffee", "tea", "Ann drinks blark coffee")]).await;
+    assert_eq!(found("drinks zork tea").await, ["coffee"]);
+    let whole = postings(&server).await;
+    // There and back, word by word as it was.
+    add(&server, vec![replacing("tea", "coffee", "Ann drinks zork tea")]).await;
+    assert_eq!(found("drinks zork tea").await, ["tea"]);
+    add(&server, vec![replacing("coffee", "tea", "Ann drinks blark coffee")]).await;
+    assert_eq!((found("drinks zork tea").await, postings(&server).await), (vec!["coffee".to_owned()], whole));
+    // And by a longer way.
+    add(&server, vec![replacing("mate", "coffee", "Ann drinks frint mate")]).await;
+    add(&server, vec![replacing("tea", "mate", "Ann drinks zork tea")]).await;
+    assert_eq!(found("Ann drinks").await, ["tea"]);
+    // Whoever replaces something else is not found again by that.
+    add(&server, vec![input("milk", "milk"), replacing("mate", "milk", "Ann drinks frint mate")]).await;
+    assert_eq!(found("Ann drinks").await, ["tea"]);
 }
 
 #[tokio::test]
@@ -276,6 +308,15 @@ async fn memories_that_replace_each_other_in_a_circle_are_refused() {
     let refused = add(circle).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("memories[0].supersedes"), "{}", refused.message());
+    let beside_a_circle = vec![input("x", "x"), replacing("a", "x"), replacing("b", "a"), replacing("a", "b")];
+    let refused = add(beside_a_circle).await.unwrap_err();
+    assert!(refused.message().contains("memories[1].supersedes"), "{}", refused.message());
+    // The most that a call can name, which takes a moment and no more.
+    let long = (0..1_000_u32).map(|n| {
+        let old = (0..100).map(|k| format!("m{}", (n + k) % 1_001)).collect();
+        pb::MemoryInput { supersedes: old, ..input(&format!("m{}", n + 1), "x") }
+    });
+    assert_eq!(add(long.collect()).await.unwrap_err().code(), Code::InvalidArgument);
     add(vec![replacing("b", "a"), input("a", "a"), replacing("c", "b"), replacing("d", "d")]).await.unwrap();
     let kept = export(&server, "ann").await;
     let superseded_by: Vec<_> = kept.values().map(|memory| memory.superseded_by.as_str()).collect();

@@ -1,12 +1,14 @@
 //! Logins, migrations and a database that says nothing.
 
-use std::str::FromStr as _;
+use std::{str::FromStr as _, time::Duration};
 
 use agent_service::{
+    identity::UserId,
+    memory::MemoryError,
     postgres::{Database, DatabaseError},
     proto::agent_v1 as pb,
 };
-use sqlx::{Connection as _, Executor as _};
+use sqlx::{Connection as _, Executor as _, Row as _};
 use tokio::sync::watch;
 
 use crate::harness::{PATIENCE, TestDatabase, TestServer, by_pooler, config};
@@ -55,6 +57,91 @@ async fn a_login_that_may_not_change_tables_serves_after_the_owner_migrated() {
     assert_eq!(server.agent().retrieve_memory(query).await.unwrap().into_inner().total_found, 1);
     drop(server);
     owner.execute(sqlx::AssertSqlSafe(format!("drop owned by {login}; drop role {login}"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_transaction_says_how_long_its_statements_may_take() {
+    let database = TestDatabase::create().await;
+    let roles = self::database(&[("DATABASE_URL", &database.service_url())]).roles();
+    let ann = UserId::parse("user_id", "ann").unwrap();
+    let many = roles.service.within(Duration::from_secs(300));
+    for (role, expected) in [
+        (&roles.service, ["20s", "20s", "1min"]),
+        (&roles.reader, ["10s", "20s", "1min"]),
+        (&roles.maintenance, ["20s", "20s", "1min"]),
+        (&many, ["5min", "20s", "1min"]),
+    ] {
+        for mut transaction in [role.begin(&ann).await.unwrap(), role.begin_for_nobody().await.unwrap()] {
+            let limits = "select current_setting('statement_timeout'), current_setting('lock_timeout'),
+                                 current_setting('idle_in_transaction_session_timeout')";
+            let row = sqlx::query(limits).persistent(false).fetch_one(&mut *transaction).await.unwrap();
+            assert_eq!([0, 1, 2].map(|place| row.get::<String, _>(place)), expected);
+        }
+    }
+}
+
+/// Not with the embedded Postgres, whose timers do not fire.
+#[tokio::test]
+async fn a_statement_that_takes_too_long_is_ended_by_the_database() {
+    if std::env::var_os("TEST_DATABASE_URL").is_none() {
+        return;
+    }
+    let database = TestDatabase::create().await;
+    let roles = self::database(&[("DATABASE_URL", &database.service_url())]).roles();
+    let brief = roles.service.within(Duration::from_millis(50));
+    let mut transaction = brief.begin_for_nobody().await.unwrap();
+    let ended = transaction.execute("select pg_sleep(60)").await.unwrap_err();
+    assert_eq!(ended.as_database_error().unwrap().code().as_deref(), Some("57014"));
+    assert!(MemoryError::from(ended).is_transient());
+}
+
+#[tokio::test]
+async fn a_check_tells_a_database_that_is_right_from_one_that_is_not_up_to_date_or_shows_too_much() {
+    let made = TestDatabase::create().await;
+    let checked = database(&[("DATABASE_URL", &made.service_url())]);
+    checked.check().await.unwrap();
+    let mut owner = made.connect().await;
+    for (change, back, named) in [
+        (
+            "alter policy own_rows on memories using (true)",
+            "alter policy own_rows on memories using (user_id = (select current_setting('agent.user_id', true)))",
+            "own_rows on memories",
+        ),
+        (
+            "alter policy own_rows on documents with check (true)",
+            "alter policy own_rows on documents with check (user_id = (select current_setting('agent.user_id', true)))",
+            "own_rows on documents",
+        ),
+        (
+            "alter policy own_rows on memory_terms to public",
+            "alter policy own_rows on memory_terms to agent_service, agent_reader",
+            "own_rows on memory_terms",
+        ),
+        (
+            "alter policy every_id on memory_users to agent_reader",
+            "alter policy every_id on memory_users to agent_maintenance",
+            "every_id on memory_users",
+        ),
+        (
+            "create policy every_id on memory_history for select to agent_maintenance using (true)",
+            "drop policy every_id on memory_history",
+            "every_id on memory_history",
+        ),
+    ] {
+        owner.execute(change).await.unwrap();
+        let refused = checked.check().await;
+        assert!(matches!(&refused, Err(DatabaseError::NotIsolated(why)) if why.contains(named)), "{refused:?}");
+        owner.execute(back).await.unwrap();
+        checked.check().await.unwrap();
+    }
+    owner.execute("delete from _sqlx_migrations where version = 3").await.unwrap();
+    assert!(matches!(checked.check().await, Err(DatabaseError::NotMigrated)));
+    owner.execute("drop table _sqlx_migrations").await.unwrap();
+    assert!(matches!(checked.check().await, Err(DatabaseError::NotMigrated)));
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = format!("postgres://nobody@{nobody}/none");
+    let unreachable = database(&[("DATABASE_URL", &dead)]).check().await;
+    assert!(matches!(unreachable, Err(DatabaseError::Unreachable(_))), "{unreachable:?}");
 }
 
 /// On a paused clock, which jumps to the next timer as soon as nothing else can happen.

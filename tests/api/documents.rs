@@ -158,8 +158,13 @@ async fn a_document_is_forgotten_with_its_last_chunk_and_by_its_name() {
     let by_id = pb::DeleteMemoriesRequest { user_id: "ann".into(), ids, ..Default::default() };
     server.memory().delete_memories(by_id).await.unwrap();
     let mut behind = server.database.as_ref().unwrap().connect().await;
-    let left = behind.fetch_all("select from documents").await.unwrap();
-    assert!(left.is_empty());
+    assert!(behind.fetch_all("select from documents").await.unwrap().is_empty());
+    // One that has no chunk is forgotten by its name all the same.
+    ingest(&server, document("book", BOOK)).await;
+    behind.execute("delete from memories").await.unwrap();
+    let by_name = pb::DeleteMemoriesRequest { user_id: "ann".into(), document_id: "book".into(), ..Default::default() };
+    assert_eq!(server.memory().delete_memories(by_name).await.unwrap().into_inner().deleted, 0);
+    assert!(behind.fetch_all("select from documents").await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -171,6 +176,8 @@ async fn each_broken_rule_of_a_document_names_its_field() {
         ("document_id", pb::IngestDocumentRequest { document_id: "d".repeat(257), ..good() }),
         ("title", pb::IngestDocumentRequest { title: "t".repeat(1_001), ..good() }),
         ("content", pb::IngestDocumentRequest { content: " \n".into(), ..good() }),
+        ("content", pb::IngestDocumentRequest { content: "\u{FEFF}".into(), ..good() }),
+        ("content", pb::IngestDocumentRequest { content: "\u{FEFF}\n \u{FEFF}".into(), ..good() }),
         ("content", pb::IngestDocumentRequest { content: "a\0b".into(), ..good() }),
         ("content", pb::IngestDocumentRequest { content: "x".repeat(20_000_001), ..good() }),
         ("url", pb::IngestDocumentRequest { url: "u".repeat(8_001), ..good() }),

@@ -297,6 +297,16 @@ impl Intruder {
             user.rows.insert(id.clone(), row);
         }
         for (id, memory) in ids.iter().zip(&request.memories) {
+            // What replaces what has replaced it is there again.
+            let by = |id: &String| before.get(id).map(|row| &row.superseded_by).filter(|by| !by.is_empty());
+            let newer = std::iter::successors(by(id), |id| by(id)).take(before.len());
+            if newer.into_iter().any(|newer| newer != id && memory.supersedes.contains(newer))
+                && let Some(row) = user.rows.get_mut(id)
+            {
+                row.superseded_by.clear();
+            }
+        }
+        for (id, memory) in ids.iter().zip(&request.memories) {
             for old in memory.supersedes.iter().filter(|old| *old != id) {
                 if let Some(row) = user.rows.get_mut(old) {
                     row.superseded_by.clone_from(id);

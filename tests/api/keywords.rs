@@ -287,3 +287,31 @@ async fn a_time_that_the_query_names_brings_its_memories_forward() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_time_that_a_query_names_is_of_the_time_zone_that_the_caller_tells() {
+    let server = TestServer::start(&[]).await;
+    // On May 8 in Shanghai, and still on May 7 in London.
+    let told = |id: &str, seconds: i64| pb::MemoryInput {
+        id: id.into(),
+        content: "kat".into(),
+        created_at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+        ..Default::default()
+    };
+    let memories = vec![told("evening", 1_683_486_000), told("day", 1_683_540_000)];
+    let request = pb::AddMemoriesRequest { user_id: "ann".into(), memories };
+    server.memory().add_memories(request).await.unwrap();
+    let bonus_of_evening = async |zone: Option<&'static str>| {
+        let mut request = tonic::Request::new(query("kat 2023-05-08", 1.0));
+        if let Some(zone) = zone {
+            request.metadata_mut().insert("x-timezone", zone.parse().unwrap());
+        }
+        let found = server.agent().retrieve_memory(request).await.unwrap().into_inner().items;
+        let score = |id: &str| found.iter().find(|item| item.id == id).unwrap().score;
+        (score("evening") - score("day")).abs() < 1e-6
+    };
+    assert!(bonus_of_evening(Some("Asia/Shanghai")).await);
+    for utc in [None, Some("UTC"), Some("Nowhere/Nothing")] {
+        assert!(!bonus_of_evening(utc).await, "{utc:?}");
+    }
+}

@@ -6,17 +6,18 @@ use std::sync::{
 };
 
 use agent_service::{
-    embedding::{EmbedError, Embedder, EmbeddingModel},
+    embedding::{EmbedError, Embedder, EmbeddingModel, QueryVector},
     identity::UserId,
-    memory::{Filter, MemoryEngine, MemoryError, Query, Reembedded},
+    memory::{Filter, MemoryEngine, MemoryError, NewMemory, Query, Reembedded, Selection},
     postgres::Database,
     proto::agent_v1 as pb,
     service::Services,
 };
 use futures_util::future::BoxFuture;
 use jiff::tz::TimeZone;
+use sqlx::{Executor as _, PgConnection};
 
-use crate::harness::{TestDatabase, TestServer, config};
+use crate::harness::{PATIENCE, TestDatabase, TestServer, config};
 
 fn user(id: &str) -> UserId {
     UserId::parse("user_id", id).unwrap()
@@ -82,11 +83,7 @@ async fn the_index_finds_what_comparing_all_vectors_finds_and_is_used_only_where
     indexed.index_vectors(&owner).await.unwrap();
     indexed.index_vectors(&owner).await.unwrap();
     let mut behind = database.connect().await;
-    let indexes: i64 = sqlx::query_scalar("select count(*) from pg_indexes where indexdef like '%hnsw%'")
-        .fetch_one(&mut behind)
-        .await
-        .unwrap();
-    assert_eq!(indexes, 1, "building it again does nothing");
+    assert_eq!(indexes(&mut behind).await, [true], "building it again does nothing");
     let filtered = Query {
         filter: Filter { source_types: vec!["note".into()], ..Filter::default() },
         ..by_meaning("river matrix")
@@ -130,6 +127,80 @@ async fn the_index_finds_what_comparing_all_vectors_finds_and_is_used_only_where
     let above = Query { min_score: 0.6, ..own };
     let (near, best) = (indexed.retrieve(&ann, &above).await.unwrap(), exact.retrieve(&ann, &above).await.unwrap());
     assert_eq!(near, best, "a floor counts what is above it");
+}
+
+/// Whether each index of vectors can be used.
+async fn indexes(behind: &mut PgConnection) -> Vec<bool> {
+    let found = "select indisvalid from pg_index where pg_get_indexdef(indexrelid) like '%hnsw%'";
+    sqlx::query_scalar(found).fetch_all(behind).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_who_build_the_index_at_once_leave_one_that_is_whole() {
+    let server = TestServer::start(&[]).await;
+    add(&server, "ann", 0..1_200).await;
+    let database = server.database.as_ref().unwrap();
+    let variables = [("VECTOR_INDEX_THRESHOLD", "1000")];
+    let mut behind = database.connect().await;
+    for _ in 0..4 {
+        let builders: Vec<_> = (0..3).map(|_| engine(database, &variables)).collect();
+        let building = builders.iter().map(|(engine, owner)| engine.index_vectors(owner));
+        let built = futures_util::future::try_join_all(building);
+        tokio::time::timeout(PATIENCE, built).await.expect("they wait for each other").unwrap();
+        assert_eq!(indexes(&mut behind).await, [true]);
+        // As a build leaves it that was broken off.
+        behind
+            .execute(
+                "update pg_index set indisvalid = false where indisvalid and pg_get_indexdef(indexrelid) like '%hnsw%'",
+            )
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_user_among_many_whose_vectors_are_nearer_is_found_all_the_same() {
+    let server = TestServer::start(&[]).await;
+    let told = async |user: &str, text: &str| {
+        let memory =
+            |n| pb::MemoryInput { id: format!("{n:04}"), content: format!("{text} {n}"), ..Default::default() };
+        let request = pb::AddMemoriesRequest { user_id: user.into(), memories: (0..1_000).map(memory).collect() };
+        server.memory().add_memories(request).await.unwrap();
+    };
+    told("ann", "zebra anchor basket").await;
+    told("bob", "river matrix").await;
+    let database = server.database.as_ref().unwrap();
+    let mut behind = database.connect().await;
+    behind
+        .execute(
+            "create temporary table others as select 'bob' || n as name from generate_series(1, 10) as n;
+             insert into memories (user_id, id, content, content_digest, source_type, tags, metadata, created_at)
+             select name, id, content, content_digest, source_type, tags, metadata, created_at from memories, others
+             where user_id = 'bob';
+             insert into memory_vectors select name, model, memory_id, digest, embedding from memory_vectors, others
+             where user_id = 'bob'",
+        )
+        .await
+        .unwrap();
+    let (indexed, owner) = engine(database, &[("VECTOR_INDEX_THRESHOLD", "1000")]);
+    let (exact, _) = engine(database, &[]);
+    indexed.index_vectors(&owner).await.unwrap();
+    let plan = indexed.explain(&user("ann"), &by_meaning("river matrix")).await.unwrap();
+    assert!(!plan.contains("<=>"), "hers are known to be few");
+    // As it was when the others had less.
+    behind.execute("update pg_class set reltuples = 1000 where relname like 'memory\\_vectors\\_%'").await.unwrap();
+    let ann = user("ann");
+    for query in [
+        by_meaning("river matrix"),
+        Query { alpha: 0.5, ..by_meaning("river matrix") },
+        Query { alpha: 0.5, ..by_meaning("zebra unheard") },
+    ] {
+        assert!(indexed.explain(&ann, &query).await.unwrap().contains("<=>"), "the index is tried");
+        let (found, best) =
+            (indexed.retrieve(&ann, &query).await.unwrap(), exact.retrieve(&ann, &query).await.unwrap());
+        assert_eq!(found, best, "{query:?}");
+        assert_eq!((found.hits.len(), found.total), (10, 1_000));
+    }
 }
 
 /// A model that fails after some calls.
@@ -187,8 +258,8 @@ async fn a_store_moves_to_another_model_while_it_is_searched_and_goes_on_where_i
     assert_eq!((found.items[0].id.as_str(), found.total_found), ("ann-7", 300), "the old model's vectors are there");
 
     embedder.works.store(usize::MAX, Ordering::Relaxed);
-    assert_eq!(new.reembed(&progress).await.unwrap(), Reembedded { done: 64, missing: 64 });
-    assert_eq!(new.reembed(&progress).await.unwrap(), Reembedded { done: 0, missing: 0 });
+    assert_eq!(new.reembed(&progress).await.unwrap(), Reembedded { done: 64, missing: 64, refused: 0 });
+    assert_eq!(new.reembed(&progress).await.unwrap(), Reembedded::default());
     let found = new.retrieve(&user("ann"), &by_meaning("anything")).await.unwrap();
     assert_eq!(found.total, 300, "every memory but the replaced one");
 
@@ -196,4 +267,160 @@ async fn a_store_moves_to_another_model_while_it_is_searched_and_goes_on_where_i
     let found = old.agent().retrieve_memory(by_old()).await.unwrap().into_inner();
     assert_eq!(found.total_found, 0);
     assert_eq!(new.retrieve(&user("ann"), &by_meaning("anything")).await.unwrap().total, 300);
+}
+
+/// A model that refuses texts with a word, and counts how often it was asked.
+struct Choosy {
+    model: EmbeddingModel,
+    asked: AtomicUsize,
+    /// The share of a query that it says to know.
+    known_share: f32,
+}
+
+impl Choosy {
+    fn new(known_share: f32) -> Arc<Self> {
+        let model = EmbeddingModel { name: "choosy".into(), dimension: 2 };
+        Arc::new(Self { model, asked: AtomicUsize::new(0), known_share })
+    }
+
+    fn engine(self: &Arc<Self>, database: &TestDatabase) -> MemoryEngine {
+        let config = config(&[("DATABASE_URL", &database.service_url())]);
+        let roles = Database::from_config(&config.stores.memory).unwrap().roles();
+        MemoryEngine::new(config.memory, roles, self.clone())
+    }
+}
+
+impl Embedder for Choosy {
+    fn model(&self) -> &EmbeddingModel {
+        &self.model
+    }
+
+    fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let refuses = texts.iter().any(|text| text.contains("frint"));
+        let made = if refuses { Err(EmbedError::Refused(400)) } else { Ok(vec![vec![0.0, 1.0]; texts.len()]) };
+        Box::pin(std::future::ready(made))
+    }
+
+    fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
+        Box::pin(async move {
+            let vector = self.embed(&[text]).await?.remove(0);
+            Ok(QueryVector { vector, known_share: self.known_share })
+        })
+    }
+}
+
+fn new_memory(id: &str, content: &str) -> NewMemory {
+    NewMemory {
+        id: Some(id.into()),
+        content: content.into(),
+        source_type: "note".into(),
+        tags: Vec::new(),
+        created_at: None,
+        metadata: std::collections::BTreeMap::new(),
+        supersedes: Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_text_that_the_new_model_refuses_is_passed_over_and_keeps_its_old_vector() {
+    let old = TestServer::start(&[]).await;
+    add(&old, "ann", 0..20).await;
+    old.remember("ann", &["frint"]).await;
+    let new = Choosy::new(1.0).engine(old.database.as_ref().unwrap());
+    assert_eq!(new.reembed(&|_| {}).await.unwrap(), Reembedded { done: 20, missing: 21, refused: 1 });
+    assert_eq!(new.count_missing().await.unwrap(), 1);
+    assert_eq!(new.forget_other_models().await.unwrap(), 20);
+    let by_old = pb::MemoryQuery {
+        user_id: "ann".into(),
+        query_text: "frint".into(),
+        hybrid_alpha: Some(1.0),
+        ..Default::default()
+    };
+    assert_eq!(old.agent().retrieve_memory(by_old).await.unwrap().into_inner().total_found, 1);
+}
+
+#[tokio::test]
+async fn a_query_that_the_model_has_no_words_for_is_answered_as_by_words_alone() {
+    let database = TestDatabase::create().await;
+    let engine = Choosy::new(0.0).engine(&database);
+    let memories = (0..30).map(|n| new_memory(&format!("m{n}"), &sentence(n))).collect();
+    engine.add(&user("ann"), memories).await.unwrap();
+    for text in ["river matrix", "violin", "unheard"] {
+        let query = Query { alpha: 0.5, ..by_meaning(text) };
+        let words = engine.retrieve(&user("ann"), &Query { alpha: 0.0, ..query.clone() }).await.unwrap();
+        assert_eq!(engine.retrieve(&user("ann"), &query).await.unwrap(), words, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_memories_are_embedded_in_one_call_and_written_in_few_statements() {
+    let database = TestDatabase::create().await;
+    let embedder = Choosy::new(1.0);
+    let engine = embedder.engine(&database);
+    let memories = (0..1_000).map(|n| new_memory(&format!("m{n}"), &sentence(n))).collect();
+    let mut behind = database.connect().await;
+    // Each statement that writes fires once.
+    behind
+        .execute(
+            "create table statements (of text);
+             create function note() returns trigger security definer language plpgsql as $$ begin
+                 insert into statements values (tg_table_name);
+                 return null;
+             end $$;
+             create trigger noted after insert or update or delete on memories for each statement execute function note();
+             create trigger noted after insert or update or delete on memory_vectors for each statement execute function note();
+             create trigger noted after insert or update or delete on memory_postings for each statement execute function note();
+             create trigger noted after insert or update or delete on memory_terms for each statement execute function note()",
+        )
+        .await
+        .unwrap();
+    assert_eq!(engine.add(&user("ann"), memories).await.unwrap().added, 1_000);
+    assert_eq!(embedder.asked.load(Ordering::Relaxed), 1);
+    let statements: i64 = sqlx::query_scalar("select count(*) from statements").fetch_one(&mut behind).await.unwrap();
+    assert!((4..=20).contains(&statements), "{statements} statements");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_write_the_same_ids_neither_block_each_other_nor_keep_anything_twice() {
+    let database = TestDatabase::create().await;
+    // Each with its own queue of writers, so that the database alone keeps them apart.
+    let engines = [Choosy::new(1.0).engine(&database), Choosy::new(1.0).engine(&database)];
+    let ann = user("ann");
+    let write = async |engine: &MemoryEngine, way: usize| {
+        for round in 0..10 {
+            let mut memories: Vec<_> =
+                (0..60).map(|n| new_memory(&format!("m{n}"), &sentence(n + round % 3))).collect();
+            let unnamed = (0..20).map(|n| NewMemory { id: None, ..new_memory("", &format!("kat {n}")) });
+            memories.extend(unnamed);
+            if way == 1 {
+                memories.reverse();
+            }
+            engine.add(&ann, memories).await.unwrap();
+            // What one forgets it keeps again later.
+            if round % 4 == way && round < 8 {
+                engine.delete(&ann, &Selection::Ids(vec!["m3".into(), "m5".into()])).await.unwrap();
+            }
+        }
+    };
+    let both = async { tokio::join!(write(&engines[0], 0), write(&engines[1], 1)) };
+    tokio::time::timeout(PATIENCE, both).await.expect("they wait for each other");
+    let mut behind = database.connect().await;
+    for (what, statement) in [
+        ("ids or contents", "select count(*) - 80 from memories"),
+        (
+            "contents without an id",
+            "select count(*) - count(distinct content) from memories where content like 'kat %'",
+        ),
+        ("vectors", "select count(*) - 80 from memory_vectors"),
+        (
+            "document frequencies",
+            "select count(*) from (select term, count(*) as memories from memory_postings group by term) counted
+             full join memory_terms using (term, memories) where counted.term is null or memory_terms.term is null",
+        ),
+        ("statistics", "select memories - 80 from memory_users"),
+    ] {
+        let wrong: i64 = sqlx::query_scalar(statement).fetch_one(&mut behind).await.unwrap();
+        assert_eq!(wrong, 0, "{what}");
+    }
 }

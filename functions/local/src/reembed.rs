@@ -29,10 +29,21 @@ pub async fn run(config: Config, arguments: ReembedArguments) -> Outcome {
     let done = engine.reembed(&progress).await;
     bar.finish_and_clear();
     let done = done.map_err(|error| format!("{error}\nRun the same command again: it goes on where it stopped."))?;
-    println!("{} memories have got vectors of {name} ({dimension} dimensions); none is without.", done.done);
-    if arguments.prune {
+    println!("{} memories have got vectors of {name} ({dimension} dimensions).", done.done);
+    let mut code = ExitCode::SUCCESS;
+    // Counted last of all: somebody may have written with another model meanwhile.
+    let missing = engine.count_missing().await?;
+    if missing > 0 {
+        let refused =
+            if done.refused > 0 { format!("; the model refused the texts of {}", done.refused) } else { String::new() };
+        eprintln!("{missing} memories are without{refused}. They are found by their words.");
+        code = ExitCode::FAILURE;
+    }
+    if arguments.prune && missing > 0 {
+        eprintln!("error: the vectors of other models are kept, because these memories may have no others.");
+    } else if arguments.prune {
         println!("{} vectors of other models are forgotten.", engine.forget_other_models().await?);
     }
     engine.index_vectors(&database).await?;
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }

@@ -19,6 +19,8 @@ use call::call;
 use database::TestDatabase;
 use double::Function;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_retrieve-memory");
+
 #[tokio::test]
 async fn with_a_login_that_only_reads_a_user_finds_what_was_stored_and_nobody_else_does() {
     let directory = tempfile::tempdir().unwrap();
@@ -42,7 +44,7 @@ async fn with_a_login_that_only_reads_a_user_finds_what_was_stored_and_nobody_el
         ("DEMO_MODE", "true"),
         ("DATABASE_READ_URL", url.as_str()),
     ];
-    let mut retrieve = Function::start(env!("CARGO_BIN_EXE_retrieve-memory"), &variables).await;
+    let mut retrieve = Function::start(PROGRAM, &variables).await;
     let query = pb::MemoryQuery { user_id: "ann".into(), query_text: "eigenvalues".into(), ..Default::default() };
     let found: pb::MemoryResult = call(&mut retrieve, "AgentService/RetrieveMemory", &query).await.unwrap();
     assert_eq!(found.items[0].id, "m");
@@ -53,4 +55,11 @@ async fn with_a_login_that_only_reads_a_user_finds_what_was_stored_and_nobody_el
     let chat = pb::ChatRequest::default();
     let refused = call::<pb::ChatResponse>(&mut retrieve, "AgentService/StreamChat", &chat).await.unwrap_err();
     assert!(refused.starts_with("12 "), "it answers nothing else: {refused}");
+
+    let mut owner = <sqlx::PgConnection as sqlx::Connection>::connect(&database.url("postgres")).await.unwrap();
+    sqlx::raw_sql("alter role agent_reader bypassrls").execute(&mut owner).await.unwrap();
+    let variables = [&variables[..], &[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")]].concat();
+    let (code, said) = double::refused(PROGRAM, &variables).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("bypasses row-level security"), "a database that mixes up users is not served: {said}");
 }

@@ -53,6 +53,23 @@ const INSERT_VECTORS: &str = "
     on conflict (user_id, model, memory_id) do nothing
     returning memory_id";
 
+/// Memories that replace what has replaced them, be it by others in between, are to be found again: otherwise none of the
+/// circle would be.
+const RESTORE: &str = "
+    with recursive replaced as (
+        select new.id, new.old, memories.superseded_by as by
+        from unnest($2::text[], $3::text[]) as new (old, id)
+             join memories on memories.user_id = $1 and memories.id = new.id
+        where new.old <> new.id and memories.superseded_by is not null
+        union
+        select replaced.id, replaced.old, memories.superseded_by
+        from replaced join memories on memories.user_id = $1 and memories.id = replaced.by
+        where memories.superseded_by is not null
+    )
+    update memories set superseded_by = null, updated_at = now()
+    where user_id = $1 and id in (select id from replaced where by = old)
+    returning id";
+
 const SUPERSEDE: &str = "
     update memories set superseded_by = new.id, updated_at = now()
     from unnest($2::text[], $3::text[]) as new (old, id)
@@ -119,18 +136,29 @@ impl Default for Writers {
 }
 
 impl Writers {
-    async fn enter(&self, user: &UserId) -> Result<Turn<'_>, sqlx::Error> {
+    /// Waits for the user's turn, holding no connection.
+    pub(in crate::memory) async fn enter(&self, user: &UserId) -> Result<Turn<'_>, sqlx::Error> {
+        let turn = self.turn_of(user).lock().await;
+        let slot = self.slots.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
+        Ok(Turn { _slot: slot, _turn: turn })
+    }
+
+    /// The user's turn, if it is to be had at once.
+    pub(in crate::memory) fn try_enter(&self, user: &UserId) -> Option<Turn<'_>> {
+        let turn = self.turn_of(user).try_lock().ok()?;
+        Some(Turn { _slot: self.slots.try_acquire().ok()?, _turn: turn })
+    }
+
+    fn turn_of(&self, user: &UserId) -> &Mutex<()> {
         let mut hasher = DefaultHasher::new();
         user.hash(&mut hasher);
         let place = usize::try_from(hasher.finish() % self.turns.len() as u64).unwrap_or_default();
-        let turn = self.turns[place].lock().await;
-        let slot = self.slots.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        Ok(Turn { _slot: slot, _turn: turn })
+        &self.turns[place]
     }
 }
 
 /// The right to write for a user.
-struct Turn<'w> {
+pub(in crate::memory) struct Turn<'w> {
     _slot: SemaphorePermit<'w>,
     _turn: MutexGuard<'w, ()>,
 }
@@ -165,10 +193,11 @@ impl<'u> Change<'u> {
 
     /// Brings the index up to date and makes the change last.
     pub(in crate::memory) async fn commit(mut self) -> Result<(), sqlx::Error> {
-        // What the index has not come to yet it takes as it is then.
         let is_indexed = |id: &String| self.indexed_to.as_ref().is_none_or(|to| id <= to);
-        let touched: Vec<String> = self.touched.into_iter().filter(is_indexed).collect();
-        index::refresh(&mut self.transaction, self.user, &touched).await?;
+        let (indexed, later): (Vec<String>, Vec<String>) = self.touched.into_iter().partition(is_indexed);
+        index::refresh(&mut self.transaction, self.user, &indexed).await?;
+        // What the index has not come to yet it takes as it is then; what it held of it before is not right any more.
+        index::remove(&mut self.transaction, self.user, &later).await?;
         self.transaction.commit().await
     }
 
@@ -265,6 +294,17 @@ impl<'u> Change<'u> {
         column(&query.fetch_all(&mut *self.transaction).await?, "memory_id")
     }
 
+    /// Forgets the vectors of all other models of memories that have one of this model, and says how many there were.
+    pub(in crate::memory) async fn forget_other_models(&mut self, model: &str) -> Result<u64, sqlx::Error> {
+        let query = self.transaction.query(
+            "delete from memory_vectors where user_id = $1 and model <> $2
+             and exists (select from memory_vectors kept
+                         where kept.user_id = $1 and kept.model = $2 and kept.memory_id = memory_vectors.memory_id)",
+        );
+        let query = query.bind(self.user.as_str()).bind(model);
+        Ok(query.execute(&mut *self.transaction).await?.rows_affected())
+    }
+
     /// Those of some memories that could be found and have no vector of the model.
     pub(in crate::memory) async fn without_vector(
         &mut self,
@@ -279,6 +319,14 @@ impl<'u> Change<'u> {
         );
         let query = query.bind(self.user.as_str()).bind(ids).bind(model);
         column(&query.fetch_all(&mut *self.transaction).await?, "id")
+    }
+
+    /// Lets memories be found again that are about to replace what has replaced them. It comes before their vectors.
+    pub(in crate::memory) async fn restore(&mut self, replaced: &[(String, String)]) -> Result<(), sqlx::Error> {
+        let (old, new): (Vec<&str>, Vec<&str>) = replaced.iter().map(|(old, new)| (old.as_str(), new.as_str())).unzip();
+        let query = self.transaction.query(RESTORE).bind(self.user.as_str()).bind(old).bind(new);
+        let restored: Vec<String> = column(&query.fetch_all(&mut *self.transaction).await?, "id")?;
+        self.touch(&restored).await
     }
 
     /// Marks memories as replaced, each by another: they are kept and never found. Ids that do not exist are passed over.
@@ -394,6 +442,10 @@ impl<'u> Change<'u> {
             .bind(user)
             .bind(&ids);
         let mut documents: Vec<String> = column(&query.fetch_all(&mut *self.transaction).await?, "document_id")?;
+        if let Selection::Document(document) = selection {
+            // It may have none.
+            documents.push(document.clone());
+        }
         index::remove(&mut self.transaction, self.user, &ids).await?;
         let deleted: HashSet<&String> = ids.iter().collect();
         self.touched.extend(followers.into_iter().filter(|follower| !deleted.contains(follower)));

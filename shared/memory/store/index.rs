@@ -21,11 +21,17 @@ const LOCK: &str = "
     on conflict (user_id) do update set tokenizer = memory_users.tokenizer
     returning tokenizer, indexed_to, xmax = 0 as is_new";
 
-/// Begins an index anew: of memories from before there was one, or of another tokeniser.
-const RESET: &str = "
+/// How far an index is, and whether nobody else is at it: to wait for the lock of another process would keep a connection.
+const STATE: &str = "
+    with free as (select from memory_users where user_id = $1 for update skip locked)
+    select tokenizer, indexed_to is null as is_whole, exists (select from free) as is_free
+    from memory_users where user_id = $1";
+
+/// Begins an index anew: of memories from before there was one, or of an older tokeniser. What the older one left is replaced
+/// part by part, and the statistics are at all times of what is there.
+const RESTART: &str = "
     update memory_users
-    set memories = 0, total_length = 0, tokenizer = $2,
-        indexed_to = case when exists (select from memories where user_id = $1) then '' end
+    set tokenizer = $2, indexed_to = case when exists (select from memories where user_id = $1) then '' end
     where user_id = $1
     returning indexed_to";
 
@@ -39,7 +45,7 @@ const REMOVE: &str = "
     ), counted as (
         update memory_users
         set memories = memories - (select count(*) from lengths),
-            total_length = total_length - (select coalesce(sum(length), 0) from lengths)
+            total_length = total_length - (select coalesce(sum(length::float8), 0) from lengths)
         where user_id = $1
     ), per_term as (
         select term, count(*) as memories from gone group by term
@@ -61,7 +67,7 @@ const ADD: &str = "
     ), counted as (
         update memory_users
         set memories = memories + (select count(*) from lengths),
-            total_length = total_length + (select coalesce(sum(length), 0) from lengths)
+            total_length = total_length + (select coalesce(sum(length::float8), 0) from lengths)
         where user_id = $1
     )
     insert into memory_terms (user_id, term, memories)
@@ -97,34 +103,52 @@ const FOLLOWERS: &str = "
 pub(super) async fn lock(transaction: &mut RoleTransaction, user: &UserId) -> Result<Option<String>, sqlx::Error> {
     let query = transaction.query(LOCK).bind(user.as_str()).bind(tokenizer::VERSION);
     let row = query.fetch_one(&mut **transaction).await?;
-    if !row.try_get::<bool, _>("is_new")? && row.try_get::<i32, _>("tokenizer")? == tokenizer::VERSION {
+    // An index of a newer tokeniser is kept up as well as this one can: processes of both versions run side by side while
+    // one takes the other's place, and must not begin each other's work anew.
+    if !row.try_get::<bool, _>("is_new")? && row.try_get::<i32, _>("tokenizer")? >= tokenizer::VERSION {
         return row.try_get("indexed_to");
     }
-    for statement in ["delete from memory_postings where user_id = $1", "delete from memory_terms where user_id = $1"] {
-        transaction.query(statement).bind(user.as_str()).execute(&mut **transaction).await?;
-    }
-    let query = transaction.query(RESET).bind(user.as_str()).bind(tokenizer::VERSION);
+    let query = transaction.query(RESTART).bind(user.as_str()).bind(tokenizer::VERSION);
     query.fetch_one(&mut **transaction).await?.try_get("indexed_to")
 }
 
-/// Makes the next part of the index of a user who has memories and no whole one, and says whether that was the last. Each
-/// part is a transaction of its own, so that what was done stays done.
-pub(in crate::memory) async fn advance(transaction: &mut RoleTransaction, user: &UserId) -> Result<bool, sqlx::Error> {
-    let has_memories = transaction.query("select from memories where user_id = $1 limit 1").bind(user.as_str());
-    if has_memories.fetch_optional(&mut **transaction).await?.is_none() {
-        return Ok(true);
+/// What became of an index of which a part was to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::memory) enum Advance {
+    /// A part was made, and there may be more to do.
+    Part,
+    /// It is whole.
+    Whole,
+    /// Somebody else is at it: another process, or one with a newer tokeniser.
+    Elsewhere,
+}
+
+/// Makes the next part of the index of a user who has memories and no whole one. Each part is a transaction of its own, so
+/// that what was done stays done.
+pub(in crate::memory) async fn advance(
+    transaction: &mut RoleTransaction,
+    user: &UserId,
+) -> Result<Advance, sqlx::Error> {
+    if let Some(row) = transaction.query(STATE).bind(user.as_str()).fetch_optional(&mut **transaction).await? {
+        let version: i32 = row.try_get("tokenizer")?;
+        if version >= tokenizer::VERSION && row.try_get("is_whole")? {
+            return Ok(Advance::Whole);
+        }
+        if version > tokenizer::VERSION || !row.try_get::<bool, _>("is_free")? {
+            return Ok(Advance::Elsewhere);
+        }
     }
-    let Some(after) = lock(transaction, user).await? else { return Ok(true) };
+    let Some(after) = lock(transaction, user).await? else { return Ok(Advance::Whole) };
     let query = transaction
         .query("select id from memories where user_id = $1 and id > $2 order by id limit $3")
         .bind(user.as_str())
         .bind(&after)
         .bind(super::sql_int(BATCH));
     let ids: Vec<String> = column(&query.fetch_all(&mut **transaction).await?, "id")?;
-    add(transaction, user, &ids).await?;
+    refresh(transaction, user, &ids).await?;
     let query = transaction.query("update memory_users set indexed_to = $2 where user_id = $1");
     query.bind(user.as_str()).bind(ids.last()).execute(&mut **transaction).await?;
-    Ok(ids.is_empty())
+    Ok(if ids.is_empty() { Advance::Whole } else { Advance::Part })
 }
 
 /// Makes the index entries of some memories anew, some of which may be gone.
@@ -146,6 +170,9 @@ pub(super) async fn remove(
     user: &UserId,
     ids: &[String],
 ) -> Result<(), sqlx::Error> {
+    if ids.is_empty() {
+        return Ok(());
+    }
     let query = transaction.query(REMOVE).bind(user.as_str()).bind(ids);
     let unused: Vec<String> = column(&query.fetch_all(&mut **transaction).await?, "term")?;
     if !unused.is_empty() {
@@ -181,12 +208,15 @@ async fn add(transaction: &mut RoleTransaction, user: &UserId, ids: &[String]) -
             before: &before,
         };
         let Terms { frequencies: of_terms, length } = indexed.terms();
+        drop((row, before));
         for (term, frequency) in of_terms {
             terms.push(term);
             of.push(id.clone());
             frequencies.push(frequency);
             lengths.push(length);
         }
+        // A long text takes milliseconds, and 500 of them would keep all other calls waiting.
+        tokio::task::yield_now().await;
     }
     if terms.is_empty() {
         return Ok(());

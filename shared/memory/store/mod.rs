@@ -18,8 +18,8 @@ use sqlx::{
 };
 
 pub(super) use change::{Change, NewRow, NewVector, Writers};
-pub(super) use index::advance as advance_index;
-pub(super) use read::{Text, existing, histories, memory, page, texts, unchanged, vector_digests};
+pub(super) use index::{Advance, advance as advance_index};
+pub(super) use read::{Text, corrected, existing, history, memory, page, texts, unchanged, vector_digests};
 
 use super::{Filter, Memory, Metadata, Place, Version};
 use crate::{embedding::EmbeddingModel, identity::UserId};

@@ -16,12 +16,14 @@ use crate::{
 
 use super::{model_key, sql_int};
 
-/// Vectors that are taken from the index for one search, at least.
+/// Vectors that are taken from the index for one search, at least, and for each memory that is to be given.
 const CANDIDATES: usize = 200;
+const CANDIDATES_PER_HIT: usize = 10;
 /// The same where the hits above a floor are counted: the most that pgvector allows for `hnsw.ef_search`.
 const MOST_CANDIDATES: usize = 1_000;
-/// Vectors, of all users, that one search looks at before it gives up.
-const MAX_SCANNED: usize = 200_000;
+/// Memory that a search of the index may take, as a multiple of `work_mem`, which is 4 MB by default: with
+/// that alone it may end long before `hnsw.max_scan_tuples` counts.
+const MEMORY_MULTIPLIER: &str = "16";
 
 /// The index of a model's vectors.
 #[derive(Debug, Clone)]
@@ -33,21 +35,35 @@ pub(in crate::memory) struct NearestIndex {
     threshold: usize,
 }
 
-/// How many candidates a search with this floor takes.
-pub(super) fn candidates(floor: f32) -> usize {
-    if floor > 0.0 { MOST_CANDIDATES } else { CANDIDATES }
+/// How many candidates a search for so many memories above this floor takes.
+pub(in crate::memory) fn candidates(limit: usize, floor: f32) -> usize {
+    let wanted = if floor > 0.0 { MOST_CANDIDATES } else { CANDIDATES.max(CANDIDATES_PER_HIT * limit) };
+    wanted.min(MOST_CANDIDATES)
 }
 
-/// Sets how far the index is searched in this transaction.
-pub(super) async fn prepare(transaction: &mut RoleTransaction, candidates: usize) -> Result<(), sqlx::Error> {
+/// Sets how far the index is searched in this transaction: through no more vectors, whosever they are, than an exact search
+/// would compare, which is what follows where too few of the user's are among them.
+pub(super) async fn prepare(
+    transaction: &mut RoleTransaction,
+    candidates: usize,
+    memories: u64,
+) -> Result<(), sqlx::Error> {
     let query = transaction
         .query(
             "select set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', $1, true),
-                    set_config('hnsw.max_scan_tuples', $2, true), set_config('enable_sort', 'off', true)",
+                    set_config('hnsw.max_scan_tuples', $2, true), set_config('hnsw.scan_mem_multiplier', $3, true),
+                    set_config('enable_sort', 'off', true)",
         )
         .bind(candidates.to_string())
-        .bind(MAX_SCANNED.to_string());
+        .bind(memories.clamp(1, i32::MAX.unsigned_abs().into()).to_string())
+        .bind(MEMORY_MULTIPLIER);
     query.execute(&mut **transaction).await?;
+    Ok(())
+}
+
+/// Takes back what makes the planner prefer the index.
+pub(super) async fn give_up(transaction: &mut RoleTransaction) -> Result<(), sqlx::Error> {
+    transaction.query("select set_config('enable_sort', 'on', true)").execute(&mut **transaction).await?;
     Ok(())
 }
 
@@ -77,27 +93,34 @@ impl NearestIndex {
         memories >= self.threshold as u64
     }
 
-    /// Whether a user has so many memories that the index is worth it, and it is there.
+    /// How many memories a user has, if they are so many that the index is worth it for so many candidates, and it is there.
     pub(in crate::memory) async fn is_for(
         &self,
         transaction: &mut RoleTransaction,
         user: &UserId,
-    ) -> Result<bool, sqlx::Error> {
+        candidates: usize,
+    ) -> Result<Option<u64>, sqlx::Error> {
         let query = transaction
             .query(
-                "select coalesce((select indisvalid from pg_index where indexrelid = to_regclass($3)), false) as is_ready
-                 from memory_users
+                "select memories from memory_users
                  where user_id = $1 and memories >= $2
-                       -- While a store moves to another model, few vectors may be there yet.
+                       -- Among many of others it would look at as many vectors, or near to it, as the user has. Each
+                       -- costs more there than an exact comparison.
+                       and exists (select from pg_index join pg_class on pg_class.oid = indexrelid
+                                   where indexrelid = to_regclass($3) and indisvalid
+                                         and 2 * $5::float8 * reltuples <= memories::float8 * memories)
+                       -- As many as are ever taken from it: while a store moves to another model, few may be there yet.
                        and (select count(*) from (select from memory_vectors
                                                   where user_id = $1 and model = $4 limit 1000) as counted) = 1000",
             )
             .bind(user.as_str())
             .bind(sql_int(self.threshold))
             .bind(&self.name)
-            .bind(&self.model);
+            .bind(&self.model)
+            .bind(f64::from(sql_int(candidates)));
         let row = query.fetch_optional(&mut **transaction).await?;
-        row.map_or(Ok(false), |row| row.try_get("is_ready"))
+        let memories = row.map(|row| row.try_get::<i64, _>("memories")).transpose()?;
+        Ok(memories.and_then(|memories| u64::try_from(memories).ok()))
     }
 
     /// Whether any user has so many memories.
@@ -109,8 +132,22 @@ impl NearestIndex {
         Ok(row.is_some())
     }
 
-    /// Builds the index, unless it is there, without holding up anyone.
+    /// Builds the index, unless it is there or somebody else is building it, without holding up anyone.
     pub(in crate::memory) async fn build(&self, owner: &mut PgConnection) -> Result<(), sqlx::Error> {
+        // Two builders would each take the other's unfinished index for one that was broken off. Whoever waited for the
+        // lock in the database would hold up the other, who waits for all statements that are older.
+        let lock = sqlx::query("select pg_try_advisory_lock(hashtext($1)) as is_free").bind(&self.name);
+        if lock.fetch_one(&mut *owner).await?.try_get("is_free")? {
+            let built = self.build_alone(owner).await;
+            // The lock ends with the connection in any case.
+            let unlock = sqlx::query("select pg_advisory_unlock(hashtext($1))").bind(&self.name);
+            unlock.execute(&mut *owner).await?;
+            built?;
+        }
+        Ok(())
+    }
+
+    async fn build_alone(&self, owner: &mut PgConnection) -> Result<(), sqlx::Error> {
         let state = sqlx::query("select indisvalid from pg_index where indexrelid = to_regclass($1)");
         match state.bind(&self.name).fetch_optional(&mut *owner).await? {
             Some(row) if row.try_get("indisvalid")? => return Ok(()),

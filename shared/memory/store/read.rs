@@ -65,21 +65,54 @@ pub(in crate::memory) async fn page(
     Ok(Page { memories, next })
 }
 
-/// What some memories were before corrections, oldest first.
-pub(in crate::memory) async fn histories(
+/// Those of some memories that were corrected.
+pub(in crate::memory) async fn corrected(
     transaction: &mut RoleTransaction,
     user: &UserId,
     ids: &[&str],
-) -> Result<HashMap<String, Vec<Version>>, sqlx::Error> {
-    let query = transaction.query(
-        "select memory_id, content, tags, metadata, replaced_at from memory_history
-         where user_id = $1 and memory_id = any($2) order by memory_id, version",
-    );
-    let mut histories: HashMap<String, Vec<Version>> = HashMap::new();
-    for row in query.bind(user.as_str()).bind(ids).fetch_all(&mut **transaction).await? {
-        histories.entry(row.try_get("memory_id")?).or_default().push(Version::from_row(&row)?);
-    }
-    Ok(histories)
+) -> Result<HashSet<String>, sqlx::Error> {
+    let query =
+        transaction.query("select distinct memory_id from memory_history where user_id = $1 and memory_id = any($2)");
+    let rows = query.bind(user.as_str()).bind(ids).fetch_all(&mut **transaction).await?;
+    Ok(column(&rows, "memory_id")?.into_iter().collect())
+}
+
+/// What a memory was before corrections after the first so many, oldest first: as much as fits into a message beside the
+/// memory itself, and after which version it goes on; `None` = that is all.
+pub(in crate::memory) async fn history(
+    transaction: &mut RoleTransaction,
+    user: &UserId,
+    id: &str,
+    after: i32,
+) -> Result<(Vec<Version>, Option<i32>), sqlx::Error> {
+    const MOST: usize = 100;
+    const MAX_BYTES: i64 = 3_000_000;
+    let query = transaction
+        .query(
+            "select * from (
+                 select *, sum(size) over (order by version) as bytes
+                 from (select version, content, tags, metadata, replaced_at,
+                              octet_length(content) + octet_length(metadata::text) + octet_length(tags::text) + 50 as size
+                       from memory_history where user_id = $1 and memory_id = $2 and version > $3
+                       order by version limit $4) as next
+             ) as part
+             where bytes <= $5 or bytes = size
+             order by version",
+        )
+        .bind(user.as_str())
+        .bind(id)
+        .bind(after)
+        .bind(sql_int(MOST))
+        .bind(MAX_BYTES);
+    let rows = query.fetch_all(&mut **transaction).await?;
+    let history = rows.iter().map(Version::from_row).collect::<Result<Vec<_>, _>>()?;
+    let Some(last) = rows.last() else { return Ok((history, None)) };
+    let last: i32 = last.try_get("version")?;
+    let more = "select exists (select from memory_history
+                               where user_id = $1 and memory_id = $2 and version > $3) as more";
+    let query = transaction.query(more).bind(user.as_str()).bind(id).bind(last);
+    let more: bool = query.fetch_one(&mut **transaction).await?.try_get("more")?;
+    Ok((history, more.then_some(last)))
 }
 
 /// The ids of those memories that are kept with the same content and a vector of the same text by the model.

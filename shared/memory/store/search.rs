@@ -12,7 +12,7 @@ use crate::{
     identity::UserId,
     memory::{
         Found, MAX_COUNTED, Memory, Query, bm25,
-        keyword::{self, WeightedTerm},
+        keyword::{self, POSTINGS_BUDGET, WeightedTerm},
         temporal::Span,
         tokenizer,
     },
@@ -34,12 +34,16 @@ pub(in crate::memory) struct Tuning {
     pub(in crate::memory) b: f64,
 }
 
-/// Whether the user's index can be used, its statistics, and the document frequencies of some terms.
+/// Whether the user's index can be used, its statistics, and the document frequencies of some terms. An index of a newer
+/// tokeniser is read as it is; who has no memories needs none.
 const STATISTICS: &str = "
-    select users.memories, users.total_length, users.tokenizer = $3 and users.indexed_to is null as is_current, terms.term, terms.memories as with_term
-    from memory_users users
-         left join memory_terms terms on terms.user_id = users.user_id and terms.term = any($2)
-    where users.user_id = $1";
+    select coalesce(users.memories, 0) as memories, coalesce(users.total_length, 0) as total_length,
+           case when users.user_id is null then not exists (select from memories where user_id = $1)
+                else users.tokenizer >= $3 and users.indexed_to is null end as is_current,
+           terms.term, terms.memories as with_term
+    from (select) as one
+         left join memory_users users on users.user_id = $1
+         left join memory_terms terms on terms.user_id = users.user_id and terms.term = any($2)";
 
 /// The keyword leg: Okapi BM25, as `term_score` in `bm25.rs` has it, bent into 0 to 1. $7 terms, $8 their inverse document
 /// frequencies, $9 k1, $10 b, $11 the average length, $12 the unit that it is measured by.
@@ -51,7 +55,7 @@ const KEYWORDS: &str = "
               from unnest($7::text[], $8::float8[]) as asked (term, idf)
                    cross join lateral (
                        select memory_id, frequency, length from memory_postings
-                       where user_id = $1 and term = asked.term offset 0
+                       where user_id = $1 and term = asked.term order by memory_id desc limit {budget}
                    ) as postings
               group by memory_id) as measured
     )";
@@ -116,8 +120,9 @@ pub(in crate::memory) struct Search<'a> {
     pub(in crate::memory) spans: Vec<Span>,
     /// What the vectors are kept under.
     pub(in crate::memory) model: &'a str,
-    /// Finds near vectors without comparing all; `None` = all are compared.
-    pub(in crate::memory) nearest: Option<&'a NearestIndex>,
+    /// Finds near vectors without comparing all of the user's, of whom this says how many there are; `None` = all are
+    /// compared.
+    pub(in crate::memory) nearest: Option<(&'a NearestIndex, u64)>,
     pub(in crate::memory) tuning: Tuning,
 }
 
@@ -162,11 +167,11 @@ impl Search<'_> {
         let (words, vector) = self.legs.parts();
         let mut legs = Vec::new();
         if words.is_some() {
-            legs.push(KEYWORDS.to_owned());
+            legs.push(KEYWORDS.replace("{budget}", &POSTINGS_BUDGET.to_string()));
         }
         if vector.is_some() {
             match self.nearest {
-                Some(index) => {
+                Some((index, _)) => {
                     legs.push(index.leg());
                     let worded = if words.is_some() { WORDED } else { "select null where false" };
                     legs.push(CANDIDATES.replace("{worded}", worded));
@@ -201,12 +206,14 @@ impl Search<'_> {
                  passed as (select * from narrowed where score >= $16 order by score desc, id limit $17)
                  select ",
                 columns!(),
-                ", best.score, (select count(*) from passed) as total
-                 from (select id, score from passed order by score desc, id limit $18) as best join ",
+                ", best.score, (select count(*) from passed) as total, {near} as near
+                 from (select) as always left join (
+                     (select id, score from passed order by score desc, id limit $18) as best join ",
                 with_documents!("memories on memories.user_id = $1 and memories.id = best.id"),
-                " where $22 > 0 order by best.score desc, best.id"
+                ") on true where $22 > 0 order by best.score desc, best.id"
             ),
             legs = legs.join(", "),
+            near = if self.nearest.is_some() { "(select count(*) from nearest)" } else { "null::bigint" },
             scored = scored,
             passed = passed,
         )
@@ -240,38 +247,54 @@ impl Search<'_> {
     }
 
     /// The best memories.
-    pub(in crate::memory) async fn run(&self, transaction: &mut RoleTransaction) -> Result<Found, sqlx::Error> {
-        let candidates = nearest::candidates(self.query.min_score);
-        if self.nearest.is_some() {
-            nearest::prepare(transaction, candidates).await?;
+    pub(in crate::memory) async fn run(&mut self, transaction: &mut RoleTransaction) -> Result<Found, sqlx::Error> {
+        let candidates = nearest::candidates(self.query.limit, self.query.min_score);
+        if let Some((_, memories)) = self.nearest {
+            nearest::prepare(transaction, candidates, memories).await?;
         }
-        tracing::debug!(vectors = if self.nearest.is_some() { "hnsw" } else { "exact" }, "searching");
-        let query = self.bind(transaction.query(AssertSqlSafe(self.statement())), candidates);
-        let rows = query.fetch_all(&mut **transaction).await?;
-        let total: i64 = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
-        let mut total = usize::try_from(total).unwrap_or_default();
-        // Where there is no floor everything counts, and whoever is searched by an index has more than is counted.
+        let mut rows = self.rows(transaction, candidates).await?;
+        let number = |rows: &[PgRow], column| {
+            let number = rows.first().map_or(Ok(None), |row| row.try_get::<Option<i64>, _>(column))?;
+            Ok::<_, sqlx::Error>(number.and_then(|number| usize::try_from(number).ok()).unwrap_or_default())
+        };
+        if self.nearest.is_some() && number(&rows, "near")? < candidates {
+            // Others' vectors lie nearer than the user's, of whom there are more than the index came to.
+            tracing::debug!("the index of vectors finds too few");
+            self.nearest = None;
+            nearest::give_up(transaction).await?;
+            rows = self.rows(transaction, candidates).await?;
+        }
+        let mut total = number(&rows, "total")?;
+        // Without a floor everything counts, and whoever is searched by an index has more than is counted.
         if self.nearest.is_some() && self.query.min_score <= 0.0 {
             total = MAX_COUNTED;
         }
         let mut hits: Vec<(Memory, f32)> = Vec::with_capacity(rows.len());
         let mut bytes = 0;
         for row in &rows {
+            // A row without a memory tells that there is none.
+            let Some(score) = row.try_get("score")? else { break };
             let memory = Memory::from_row(row)?;
             bytes += size(&memory);
             if bytes > MAX_BYTES && !hits.is_empty() {
                 break;
             }
-            hits.push((memory, row.try_get("score")?));
+            hits.push((memory, score));
         }
-        Ok(Found { hits, total, keywords_only: false })
+        Ok(Found { hits, total, only: None })
+    }
+
+    async fn rows(&self, transaction: &mut RoleTransaction, candidates: usize) -> Result<Vec<PgRow>, sqlx::Error> {
+        tracing::debug!(vectors = if self.nearest.is_some() { "hnsw" } else { "exact" }, "searching");
+        let query = self.bind(transaction.query(AssertSqlSafe(self.statement())), candidates);
+        query.fetch_all(&mut **transaction).await
     }
 
     /// How the database goes about it, as it tells by `explain`.
     pub(in crate::memory) async fn explain(&self, transaction: &mut RoleTransaction) -> Result<String, sqlx::Error> {
-        let candidates = nearest::candidates(self.query.min_score);
-        if self.nearest.is_some() {
-            nearest::prepare(transaction, candidates).await?;
+        let candidates = nearest::candidates(self.query.limit, self.query.min_score);
+        if let Some((_, memories)) = self.nearest {
+            nearest::prepare(transaction, candidates, memories).await?;
         }
         let query = self.bind(transaction.query_once(format!("explain {}", self.statement())), candidates);
         let rows = query.fetch_all(&mut **transaction).await?;

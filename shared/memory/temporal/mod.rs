@@ -22,7 +22,10 @@ pub struct Span {
     pub before: Timestamp,
 }
 
-/// The times that a query names in English or Chinese, each once; whole days of the user's calendar.
+/// Most times that are taken of one query: the first ones of a text that is no question any more.
+const MAX_SPANS: usize = 16;
+
+/// The times that a query names in English or Chinese, each once and no more than 16; whole days of the user's calendar.
 ///
 /// - Weeks begin on Monday (ISO 8601). "Last week" and "last month" are those of the calendar; "the past week" and "the
 ///   last two weeks" end today. "Two weeks ago" is the calendar week that contains the day 14 days ago,
@@ -41,6 +44,9 @@ pub fn spans(query: &str, now: Timestamp, zone: &TimeZone) -> Vec<Span> {
             let span = Span { from, before };
             if !spans.contains(&span) {
                 spans.push(span);
+            }
+            if spans.len() == MAX_SPANS {
+                break;
             }
         }
     }

@@ -218,3 +218,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_text_full_of_dates_names_the_first_of_them() {
+    let text = (1..=28).map(|day| format!("2023-05-{day:02}")).collect::<Vec<_>>().join(", ");
+    let named = at(&text, date(2024, 3, 13), SHANGHAI);
+    assert_eq!(named.split(' ').count(), 16);
+    assert!(named.starts_with("2023-05-01..2023-05-02 2023-05-02"), "{named}");
+}

@@ -1,6 +1,6 @@
 //! Requests to read and write memories → commands of the memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jiff::tz::TimeZone;
 
@@ -18,15 +18,16 @@ use crate::{
 /// What kind of source a memory has where the client names none.
 const DEFAULT_SOURCE_TYPE: &str = "note";
 
-pub(in crate::service) fn query(query: pb::MemoryQuery) -> Parsed<Query> {
+/// A query, and the IANA name of the time zone that it is asked in, if the caller tells one.
+pub(in crate::service) fn query(query: pb::MemoryQuery, zone: Option<&str>) -> Parsed<Query> {
     Ok(Query {
         text: text("query_text", query.query_text, MAX_QUERY_BYTES)?,
         limit: count("limit", query.limit, 10, 100)?,
         min_score: number("min_score", query.min_score, 0.0..=1.0, "0 to 1")?,
         filter: filter("filter", query.filter)?,
         alpha: number("hybrid_alpha", query.hybrid_alpha.unwrap_or(DEFAULT_ALPHA), 0.0..=1.0, "0 to 1")?,
-        // A query does not tell where its user is.
-        zone: TimeZone::UTC,
+        // As in a chat, a name of no zone counts as none.
+        zone: zone.and_then(|zone| TimeZone::get(zone).ok()).unwrap_or(TimeZone::UTC),
     })
 }
 
@@ -47,13 +48,20 @@ fn no_circle(memories: &[NewMemory]) -> Parsed<()> {
             replaced_by.insert(old, id);
         }
     }
-    for (index, memory) in memories.iter().enumerate() {
-        let Some(id) = memory.id.as_deref().filter(|_| !memory.supersedes.is_empty()) else { continue };
-        let chain = std::iter::successors(replaced_by.get(id), |id| replaced_by.get(**id));
-        if chain.take(replaced_by.len()).any(|newer| *newer == id) {
-            let expected = "of memories that do not replace this one in turn";
-            return invalid(format!("memories[{index}].supersedes"), Problem::Malformed { expected });
+    // Each step is taken once: where the way comes to what was passed before, it is known to lead out or it is a circle.
+    let mut passed: HashSet<&str> = HashSet::new();
+    for memory in memories {
+        let mut way = HashSet::new();
+        let mut at = memory.id.as_deref().filter(|id| replaced_by.contains_key(id));
+        while let Some(id) = at.filter(|id| !passed.contains(id)) {
+            if !way.insert(id) {
+                let index = memories.iter().position(|memory| memory.id.as_deref() == Some(id)).unwrap_or_default();
+                let expected = "of memories that do not replace this one in turn";
+                return invalid(format!("memories[{index}].supersedes"), Problem::Malformed { expected });
+            }
+            at = replaced_by.get(id).copied();
         }
+        passed.extend(way);
     }
     Ok(())
 }
@@ -84,6 +92,10 @@ pub(in crate::service) fn document(request: pb::IngestDocumentRequest) -> Parsed
     name("document_id", &request.document_id)?;
     check_text("title", &request.title, MAX_TITLE_BYTES)?;
     check_text("url", &request.url, MAX_URL_BYTES)?;
+    // Marks of the order of bytes alone say nothing.
+    if request.content.chars().all(|c| c == '\u{FEFF}' || c.is_whitespace()) {
+        return invalid("content", Problem::Blank);
+    }
     Ok(NewDocument {
         id: request.document_id,
         title: request.title.trim().to_owned(),
@@ -99,8 +111,9 @@ pub(in crate::service) fn correction(request: pb::UpdateMemoryRequest) -> Parsed
     const PATHS: &str = "content, tags, metadata";
     name("id", &request.id)?;
     let mut correction = Correction { id: request.id, content: None, tags: None, metadata: None };
-    let paths = match request.update_mask {
-        Some(mask) => mask.paths,
+    let paths: BTreeSet<String> = match request.update_mask {
+        // A path that is named twice is one.
+        Some(mask) => mask.paths.into_iter().collect(),
         None => [
             ("content", request.content.is_some()),
             ("tags", !request.tags.is_empty()),
@@ -114,16 +127,17 @@ pub(in crate::service) fn correction(request: pb::UpdateMemoryRequest) -> Parsed
     if paths.is_empty() {
         return invalid("update_mask", Problem::Missing);
     }
-    let (mut content, mut tags, mut metadata) = (request.content, Some(request.tags), Some(request.metadata));
-    for path in paths {
-        match path.as_str() {
-            "content" => {
-                correction.content = Some(text("content", content.take().unwrap_or_default(), MAX_MEMORY_BYTES)?);
-            }
-            "tags" => correction.tags = Some(names("tags", tags.take().unwrap_or_default(), MAX_ENTRIES)?),
-            "metadata" => correction.metadata = Some(map("metadata", metadata.take().unwrap_or_default())?),
-            _ => return invalid("update_mask", Problem::NotOneOf { known: PATHS }),
-        }
+    if paths.iter().any(|path| !PATHS.split(", ").any(|known| known == path)) {
+        return invalid("update_mask", Problem::NotOneOf { known: PATHS });
+    }
+    if paths.contains("content") {
+        correction.content = Some(text("content", request.content.unwrap_or_default(), MAX_MEMORY_BYTES)?);
+    }
+    if paths.contains("tags") {
+        correction.tags = Some(names("tags", request.tags, MAX_ENTRIES)?);
+    }
+    if paths.contains("metadata") {
+        correction.metadata = Some(map("metadata", request.metadata)?);
     }
     Ok(correction)
 }

@@ -109,7 +109,9 @@ impl Display for Report {
         }
         if self.unchanged > 0 {
             let files = count(self.unchanged, "file", "files");
-            writeln!(f, "Unchanged since an import before: {files}; --again imports them again.")?;
+            write!(f, "Unchanged since an import before: {files}; --again imports them again")?;
+            let nothing = self.documents + self.memories == 0;
+            writeln!(f, "{}.", if nothing { ", also where they have been forgotten since" } else { "" })?;
         }
         let skipped = self.failed.count + self.passed_over.count;
         if skipped > 0 {
@@ -163,5 +165,10 @@ mod tests {
             ]
         );
         assert_eq!((lines.len(), lines[53]), (54, "  … and 13 more"));
+        let unchanged = Report { unchanged: 2, ..Default::default() }.to_string();
+        assert!(
+            unchanged.contains("--again imports them again, also where they have been forgotten since."),
+            "{unchanged}"
+        );
     }
 }

@@ -8,6 +8,7 @@ use agent_service::proto::agent_v1::{
 };
 use tokio::time::sleep;
 use tonic::{Code, Response, Status};
+use tonic_types::StatusExt as _;
 
 use super::progress::Bar;
 use crate::connection::{Connected, innermost, refusal};
@@ -16,8 +17,8 @@ use crate::connection::{Connected, innermost, refusal};
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
-/// So many failures of the server in a row are not about what is sent: its embedder may lack a key.
-const MAX_FAILURES: u32 = 30;
+/// Longest wait that a server may ask for.
+const MAX_PAUSE: Duration = Duration::from_mins(1);
 
 /// Why something was not imported.
 #[derive(Debug)]
@@ -33,13 +34,11 @@ pub struct Sender {
     client: MemoryServiceClient<Connected>,
     user: String,
     bar: Bar,
-    /// Calls in a row that failed through no fault of theirs.
-    failures: u32,
 }
 
 impl Sender {
     pub fn new(channel: Connected, user: String, bar: Bar) -> Self {
-        Self { client: MemoryServiceClient::new(channel), user, bar, failures: 0 }
+        Self { client: MemoryServiceClient::new(channel), user, bar }
     }
 
     /// Sends a document and gives the number of its chunks.
@@ -65,40 +64,66 @@ impl Sender {
         let mut pauses = PAUSES.into_iter();
         loop {
             let status = match call(self.client.clone()).await {
-                Ok(response) => {
-                    self.failures = 0;
-                    return Ok(response.into_inner());
-                }
+                Ok(response) => return Ok(response.into_inner()),
                 Err(status) => status,
             };
             // Only a status that was made on this side has a source.
             let cause = std::error::Error::source(&status).map(|source| innermost(source).to_string());
-            if cause.is_none() && status.code() != Code::Unavailable {
-                return Err(self.failure(status));
+            if cause.is_none() && !may_succeed_later(&status) {
+                return Err(failure(status));
             }
             let cause = cause.unwrap_or_else(|| status.message().to_owned());
             let Some(pause) = pauses.next() else {
                 return Err(Failure::Stopped(format!("the server is out of reach ({cause})")));
             };
+            let pause = asked_pause(&status).map_or(pause, |asked| asked.clamp(pause, MAX_PAUSE));
             self.bar.say(&format!("The server is out of reach ({cause}); next try in {} s.", pause.as_secs_f32()));
             sleep(pause).await;
         }
     }
+}
 
-    /// What a status means for the import.
-    fn failure(&mut self, status: Status) -> Failure {
-        match status.code() {
-            // Of one memory there is no need to say that it is the first.
-            Code::InvalidArgument => Failure::Refused(status.message().replace("memories[0].", "")),
-            Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => Failure::Stopped(refusal(status)),
-            _ if self.failures >= MAX_FAILURES => Failure::Stopped(format!(
-                "the server failed {MAX_FAILURES} times in a row ({}); its log says why",
-                status.message()
-            )),
-            _ => {
-                self.failures += 1;
-                Failure::Refused(refusal(status))
-            }
+fn may_succeed_later(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
+}
+
+/// How long the server asks to wait.
+fn asked_pause(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info().and_then(|info| info.retry_delay)
+}
+
+/// What a status means for the import. Only what is wrong with what was sent may be passed over: all else would be noted as
+/// done and never come again.
+fn failure(status: Status) -> Failure {
+    match status.code() {
+        // Of one memory there is no need to say that it is the first. A message that is too large is out of range.
+        Code::InvalidArgument | Code::OutOfRange => Failure::Refused(status.message().replace("memories[0].", "")),
+        Code::Internal => Failure::Stopped(format!("the server failed ({}); its log says why", status.message())),
+        _ => Failure::Stopped(refusal(status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_wrong_with_what_was_sent_is_passed_over() {
+        for code in (0..17).map(Code::from_i32).filter(|code| *code != Code::Ok) {
+            let is_passed_over = matches!(failure(Status::new(code, "no")), Failure::Refused(_));
+            assert_eq!(is_passed_over, matches!(code, Code::InvalidArgument | Code::OutOfRange), "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_server_that_has_too_much_to_do_is_asked_again_when_it_says() {
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(7)));
+        let busy = Status::with_error_details(Code::ResourceExhausted, "too many", details);
+        assert!(may_succeed_later(&busy));
+        assert_eq!(asked_pause(&busy), Some(Duration::from_secs(7)));
+        assert_eq!(asked_pause(&Status::resource_exhausted("too many")), None);
+        assert!(!may_succeed_later(&Status::internal("a defect")));
     }
 }

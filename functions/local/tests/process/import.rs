@@ -2,7 +2,8 @@
 
 use std::{fs, io::Write as _, os::unix::fs::symlink, path::PathBuf};
 
-use agent_service::proto::agent_v1 as pb;
+use agent_service::{postgres::embedded, proto::agent_v1 as pb};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::process::Command;
 
 use crate::{
@@ -197,6 +198,24 @@ async fn an_import_that_lost_its_server_or_was_killed_goes_on_where_it_stopped()
     assert_eq!(kept(&server).await.len(), 1_100);
     let unchanged = imported(&home, &relay.url, &["long.jsonl"]).await;
     assert_says(&unchanged, 0, &["1 file; --again"]);
+}
+
+#[tokio::test]
+async fn a_server_that_fails_stops_the_import_and_nothing_counts_as_done() {
+    let home = Home::new();
+    let server = home.serving(&[]).await;
+    write(&home, "chat.jsonl", json_lines((0..3).map(|n| format!("memory {n}"))));
+    write(&home, "note.md", "a note");
+    let options = embedded::connect_options(&home.data()).unwrap();
+    let mut behind = PgConnection::connect_with(&options).await.unwrap();
+    behind.execute("alter table memories rename column tags to labels").await.unwrap();
+    let stopped = imported(&home, &server.url, &["chat.jsonl", "note.md"]).await;
+    assert_says(&stopped, 1, &["Imported 0 documents (0 chunks) and 0 memories."]);
+    assert!(stopped.stderr.contains("error: the server failed (the memory failed)"), "{stopped:?}");
+    behind.execute("alter table memories rename column labels to tags").await.unwrap();
+    behind.close().await.unwrap();
+    let done = imported(&home, &server.url, &["chat.jsonl", "note.md"]).await;
+    assert_says(&done, 0, &["Imported 1 document (1 chunk) and 3 memories."]);
 }
 
 #[tokio::test]

@@ -87,6 +87,13 @@ async fn a_table_without_forced_policies_is_refused_by_its_name() {
 }
 
 #[tokio::test]
+async fn a_policy_of_the_right_name_that_lets_more_be_seen_is_refused() {
+    let cluster = Cluster::new().await;
+    cluster.change("alter policy own_rows on memories using (true)").await;
+    cluster.expect_refusal(&["own_rows on memories"]).await;
+}
+
+#[tokio::test]
 async fn a_table_of_later_days_without_policies_is_refused_as_well() {
     let cluster = Cluster::new().await;
     cluster.change("create table later (user_id text)").await;

@@ -28,3 +28,30 @@ async fn vectors_are_made_beside_a_running_server_and_without_one() {
     assert_eq!(again.code, Some(0), "{again:?}");
     assert!(again.stdout.contains("0 memories have got vectors"), "{again:?}");
 }
+
+#[tokio::test]
+async fn vectors_are_not_forgotten_while_a_memory_has_no_other() {
+    let home = Home::new();
+    let server = home.serving(&[]).await;
+    server.remember("eigenvalues").await;
+    let options = embedded::connect_options(&home.data()).unwrap();
+    let mut behind = PgConnection::connect_with(&options).await.unwrap();
+    // One of a user whose name nobody may have any more, so that no vector can be made.
+    behind
+        .execute(
+            "update memory_vectors set model = 'older/256';
+             insert into memories (user_id, id, content, content_digest, source_type, tags, metadata, created_at)
+             select '', id, content, content_digest, source_type, tags, metadata, created_at from memories",
+        )
+        .await
+        .unwrap();
+    let refused = home.run(&["reembed", "--prune"], &[]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("1 memories are without"), "{refused:?}");
+    assert!(refused.stderr.contains("the vectors of other models are kept"), "{refused:?}");
+    let left: i64 = sqlx::query_scalar("select count(*) from memory_vectors where model = 'older/256'")
+        .fetch_one(&mut behind)
+        .await
+        .unwrap();
+    assert_eq!(left, 1);
+}
