@@ -4,6 +4,7 @@
 
 mod event;
 mod exchange;
+mod interruption;
 mod prompt;
 mod request;
 mod rounds;

@@ -1,6 +1,6 @@
 //! The rounds of a turn: the model is asked, and asked again as long as it calls tools that the server runs.
 
-use std::{pin::Pin, time::Duration};
+use std::time::Duration;
 
 use async_stream::stream;
 use futures_util::{Stream, StreamExt as _};
@@ -9,9 +9,9 @@ use tokio::time::{Instant, timeout};
 use super::{
     Assistant, Event, Failure, Ran, Stage,
     exchange::{Exchange, error_content, repair_messages},
+    interruption::Interruption,
     request::zone,
     tally::Tally,
-    turn::unless,
 };
 use crate::{
     conversation::Ticket,
@@ -51,7 +51,7 @@ impl Assistant {
     pub(super) fn rounds<'a, I>(
         &'a self,
         mut turn: Running,
-        mut interrupted: Pin<&'a mut I>,
+        interruption: &'a mut Interruption<I>,
     ) -> impl Stream<Item = Event> + Send + 'a
     where
         I: Future<Output = Failure> + Send,
@@ -68,7 +68,7 @@ impl Assistant {
                 let mut counted = None;
                 let mut answer = self.model.clone().answer(turn.exchange.request(&turn.offer, turn.deadline));
                 let ended = loop {
-                    match unless(interrupted.as_mut(), answer.next()).await {
+                    match interruption.unless(answer.next()).await {
                         Ok(Some(Ok(ModelEvent::Delta(delta)))) => {
                             text.push_str(&delta);
                             yield Event::Delta(delta);
@@ -140,7 +140,7 @@ impl Assistant {
                     if Instant::now() >= turn.deadline {
                         break 'rounds Failure::OutOfTime;
                     }
-                    match unless(interrupted.as_mut(), self.run(&mut turn, call, checked)).await {
+                    match interruption.unless(self.run(&mut turn, call, checked)).await {
                         Ok(ran) => yield Event::Ran(ran),
                         Err(failure) => break 'rounds failure,
                     }
@@ -149,7 +149,7 @@ impl Assistant {
                     yield Event::Entered(Stage::Generating { recall_failed: turn.recall_failed });
                     continue;
                 }
-                match unless(interrupted.as_mut(), self.keep(&turn, &awaited)).await {
+                match interruption.unless(self.keep(&turn, &awaited)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(failure)) | Err(failure) => break failure,
                 }

@@ -1,12 +1,6 @@
 //! The stages of one turn, up to where the model is asked.
 
-use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use async_stream::stream;
 use futures_util::{Stream, StreamExt as _};
@@ -17,6 +11,7 @@ use tracing::{Instrument as _, Span};
 use super::{
     Assistant, Event, Failure, Recalled, Stage,
     exchange::{Exchange, message_of_history, result_content},
+    interruption::Interruption,
     request::{ToolResult, TurnRequest},
     rounds::Running,
 };
@@ -83,11 +78,11 @@ impl Assistant {
     ) -> impl Stream<Item = Event> + Send + 'static {
         let span = Span::current();
         stream! {
-            let mut interrupted = pin!(interrupted);
+            let mut interruption = Interruption::new(interrupted);
             let deadline = Instant::now() + self.total_timeout;
             yield Event::Entered(Stage::Thinking);
             if !self.thinking_delay.is_zero()
-                && let Err(failure) = unless(interrupted.as_mut(), sleep(self.thinking_delay)).await
+                && let Err(failure) = interruption.unless(sleep(self.thinking_delay)).await
             {
                 yield Event::Failed(failure);
                 return;
@@ -97,7 +92,7 @@ impl Assistant {
             let mut recall_failed = false;
             if request.recall.is_some() && self.memory.is_there() {
                 yield Event::Entered(Stage::Searching);
-                match unless(interrupted.as_mut(), self.recall(&request).instrument(span)).await {
+                match interruption.unless(self.recall(&request).instrument(span)).await {
                     Ok(Some(found)) => recalled = found,
                     Ok(None) => recall_failed = true,
                     Err(failure) => {
@@ -119,7 +114,7 @@ impl Assistant {
                 }
             };
             drop(recalled);
-            let mut rounds = pin!(self.rounds(running, interrupted));
+            let mut rounds = pin!(self.rounds(running, &mut interruption));
             while let Some(event) = rounds.next().await {
                 yield event;
             }
@@ -133,7 +128,7 @@ impl Assistant {
         interrupted: impl Future<Output = Failure> + Send + 'static,
     ) -> impl Stream<Item = Event> + Send + 'static {
         stream! {
-            let interrupted = pin!(interrupted);
+            let mut interruption = Interruption::new(interrupted);
             let deadline = Instant::now() + self.total_timeout;
             yield Event::Entered(Stage::Thinking);
             let ResumedTurn { user, session, exchange, ticket } = turn;
@@ -141,7 +136,7 @@ impl Assistant {
             let offer = self.offer(&wanted, exchange.documents.is_some());
             let running =
                 Running { user, session, exchange, offer, recall_failed: false, deadline, ticket: Some(ticket) };
-            let mut rounds = pin!(self.rounds(running, interrupted));
+            let mut rounds = pin!(self.rounds(running, &mut interruption));
             while let Some(event) = rounds.next().await {
                 yield event;
             }
@@ -235,20 +230,6 @@ impl Assistant {
         let (user, session) = (request.user, request.session);
         Ok(Running { user, session, exchange, offer, recall_failed, deadline, ticket: None })
     }
-}
-
-/// Waits for some work unless an interruption comes first. The work is asked first, so that an interruption costs nothing
-/// while there is something to do.
-pub(super) async fn unless<T>(
-    mut interrupted: Pin<&mut impl Future<Output = Failure>>,
-    work: impl Future<Output = T>,
-) -> Result<T, Failure> {
-    let mut work = pin!(work);
-    poll_fn(|context| match work.as_mut().poll(context) {
-        Poll::Ready(done) => Poll::Ready(Ok(done)),
-        Poll::Pending => interrupted.as_mut().poll(context).map(Err),
-    })
-    .await
 }
 
 /// The longest beginning of a text within so many bytes.

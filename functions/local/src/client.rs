@@ -136,7 +136,14 @@ fn print_frame(frame: pb::ChatResponse) -> std::io::Result<()> {
             let again = if error.retryable { " (trying again may help)" } else { "" };
             eprintln!("error: {}{again} [{}]", error.message, error.code);
         }
-        Some(Content::FullText(_) | Content::ToolCall(_) | Content::ToolResult(_)) | None => {}
+        Some(Content::ToolCall(call)) => {
+            eprintln!("{}", dim(&format!("[wants {} {}; only clients with tools can go on]", call.name, call.arguments)));
+        }
+        Some(Content::ToolResult(result)) => {
+            let how = if result.success { "done" } else { &result.error_message };
+            eprintln!("{}", dim(&format!("[{}: {how}]", result.tool_name)));
+        }
+        Some(Content::FullText(_)) | None => {}
     }
     Ok(())
 }

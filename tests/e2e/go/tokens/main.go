@@ -5,7 +5,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -20,16 +19,13 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"regexp"
 	"sync"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/sparkle/agent-service/tests/e2e/go/program"
 	agentv1 "github.com/sparkle/gateway/gen/agent/v1"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -57,44 +53,13 @@ func must[T any](value T, err error) T {
 
 // server is a running agent service.
 type server struct {
-	process *exec.Cmd
-	memory  agentv1.MemoryServiceClient
+	*program.Running
+	memory agentv1.MemoryServiceClient
 }
 
-func start(program, data string, variables ...string) *server {
-	process := exec.Command(program)
-	process.Dir = data
-	process.Env = append([]string{
-		"DEMO_MODE=true", "EMBEDDING_PROVIDER=hashed", "GRPC_PORT=0", "AGENT_DATA_DIR=" + data, "HOME=" + data,
-		"AUTH=jwt", "RUST_LOG=warn",
-	}, variables...)
-	process.Stderr = os.Stderr
-	stdout := must(process.StdoutPipe())
-	if err := process.Start(); err != nil {
-		must(0, err)
-	}
-	address := regexp.MustCompile(`http://(127\.0\.0\.1:\d+)`)
-	lines := bufio.NewScanner(stdout)
-	var found string
-	for lines.Scan() {
-		if match := address.FindStringSubmatch(lines.Text()); match != nil && found == "" {
-			found = match[1]
-		}
-		if lines.Text() == "Ready." {
-			break
-		}
-	}
-	go func() {
-		for lines.Scan() {
-		}
-	}()
-	connection := must(grpc.NewClient(found, grpc.WithTransportCredentials(insecure.NewCredentials())))
-	return &server{process, agentv1.NewMemoryServiceClient(connection)}
-}
-
-func (s *server) stop() {
-	_ = s.process.Process.Signal(os.Interrupt)
-	_ = s.process.Wait()
+func start(executable, data string, variables ...string) *server {
+	running := must(program.Start(executable, data, append([]string{"DEMO_MODE=true", "AUTH=jwt"}, variables...)...))
+	return &server{running, agentv1.NewMemoryServiceClient(running.Connection)}
 }
 
 // code is how a call for a user ends that shows a token.
@@ -142,19 +107,19 @@ func rsaKey(id string, key *rsa.PrivateKey) map[string]string {
 }
 
 func main() {
-	program := os.Args[1]
+	executable := os.Args[1]
 	data := must(os.MkdirTemp("", "tokens"))
 	defer func() { _ = os.RemoveAll(data) }()
-	shared(program, data)
-	published(program, data)
+	shared(executable, data)
+	published(executable, data)
 	if failed {
 		os.Exit(1)
 	}
 }
 
-func shared(program, data string) {
-	server := start(program, data, "JWT_SECRET="+secret, "JWT_ISSUER=gateway", "JWT_AUDIENCE=agent")
-	defer server.stop()
+func shared(executable, data string) {
+	server := start(executable, data, "JWT_SECRET="+secret, "JWT_ISSUER=gateway", "JWT_AUDIENCE=agent")
+	defer server.Stop()
 	token := func(change func(jwt.MapClaims)) string {
 		return signed(jwt.SigningMethodHS256, []byte(secret), "", claims(change))
 	}
@@ -217,14 +182,14 @@ func rs256(id string, key *rsa.PrivateKey) string {
 	return signed(jwt.SigningMethodRS256, key, id, claims(nil))
 }
 
-func published(program, data string) {
+func published(executable, data string) {
 	first := must(rsa.GenerateKey(rand.Reader, 2048))
 	second := must(rsa.GenerateKey(rand.Reader, 2048))
 	curve := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	issuer := publish(rsaKey("first", first), map[string]string{
 		"kty": "EC", "kid": "curve", "crv": "P-256", "x": number(curve.X, 32), "y": number(curve.Y, 32),
 	})
-	server := start(program, data, "JWT_JWKS_URL="+issuer.url)
+	server := start(executable, data, "JWT_JWKS_URL="+issuer.url)
 	server.expect("a token by a published RSA key lets its subject in", "ann", rs256("first", first), codes.OK)
 	es256 := signed(jwt.SigningMethodES256, curve, "curve", claims(nil))
 	server.expect("a token by a published elliptic key lets its subject in", "ann", es256, codes.OK)
@@ -244,14 +209,14 @@ func published(program, data string) {
 	issuer.add(rsaKey("second", second))
 	server.expect("a new key counts as soon as it is published", "ann", rs256("second", second), codes.OK)
 	server.expect("a token that names no key is checked by each of them", "ann", rs256("", second), codes.OK)
-	server.stop()
+	server.Stop()
 
-	away(program, data, issuer, first, second)
+	away(executable, data, issuer, first, second)
 }
 
 // away tries an issuer that goes away, with a server that knows its keys and with one that does not.
-func away(program, data string, issuer *issuer, known, unknown *rsa.PrivateKey) {
-	server := start(program, data, "JWT_JWKS_URL="+issuer.url)
+func away(executable, data string, issuer *issuer, known, unknown *rsa.PrivateKey) {
+	server := start(executable, data, "JWT_JWKS_URL="+issuer.url)
 	server.expect("a server learns the keys before the issuer goes", "ann", rs256("first", known), codes.OK)
 	fetched := issuer.fetches()
 	issuer.leave()
@@ -259,9 +224,9 @@ func away(program, data string, issuer *issuer, known, unknown *rsa.PrivateKey) 
 	server.expect("a key that could not be fetched is nobody's fault", "ann", rs256("third", unknown), codes.Unavailable)
 	server.expect("and known keys still go on", "ann", rs256("first", known), codes.OK)
 	check("the issuer was really away", issuer.fetches() == fetched, issuer.fetches())
-	server.stop()
+	server.Stop()
 
-	server = start(program, data, "JWT_JWKS_URL="+issuer.url)
+	server = start(executable, data, "JWT_JWKS_URL="+issuer.url)
 	server.expect("without an issuer nobody can be let in yet", "ann", rs256("first", known), codes.Unavailable)
-	server.stop()
+	server.Stop()
 }
