@@ -3,6 +3,7 @@
 //! The engine puts embedding and storage together. It knows nothing of turns, prompts or frames.
 
 mod bm25;
+mod document;
 mod engine;
 mod error;
 mod filter;

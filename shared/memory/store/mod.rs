@@ -5,6 +5,7 @@ mod index;
 pub(super) mod nearest;
 mod read;
 pub(super) mod search;
+mod writers;
 
 use std::str::FromStr;
 
@@ -17,9 +18,10 @@ use sqlx::{
     types::Json,
 };
 
-pub(super) use change::{Change, NewRow, NewVector, Writers};
+pub(super) use change::{Change, NewRow, NewVector};
 pub(super) use index::{Advance, advance as advance_index};
 pub(super) use read::{Text, corrected, existing, history, memory, page, texts, unchanged, vector_digests};
+pub(super) use writers::Writers;
 
 use super::{Filter, Memory, Metadata, Place, Version};
 use crate::{embedding::EmbeddingModel, identity::UserId};
