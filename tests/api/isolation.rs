@@ -81,6 +81,13 @@ async fn fill(server: &TestServer, user_id: &str) {
         ..Default::default()
     };
     client.update_memory(correction).await.unwrap();
+    let mut behind = server.database.as_ref().unwrap().connect().await;
+    for waits in [
+        "insert into pending_turns (user_id, session_id, turn_id, state) values ($1, 's', 't', 'x')",
+        "insert into pending_calls (user_id, session_id, call_id) values ($1, 's', 'c')",
+    ] {
+        sqlx::query(waits).bind(user_id).execute(&mut behind).await.unwrap();
+    }
 }
 
 #[tokio::test]

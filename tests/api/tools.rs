@@ -216,8 +216,6 @@ async fn results_of_calls_that_were_not_made_for_this_user_and_session_are_refus
     refused(&server, result("another", "1")).await;
     refused(&server, pb::ChatRequest { session_id: "another".into(), ..result("c", "1") }).await;
     refused(&server, pb::ChatRequest { user_id: "bob".into(), ..result("c", "1") }).await;
-    let blank = server.chat(result("c", "  ")).await.unwrap_err();
-    assert!(blank.message().contains("tool_result.result_json"), "{blank:?}");
     provider.script(answers("noon")).await;
     assert_eq!(joined_deltas(&chat(&server, result("c", "\"12:00\"")).await), "noon");
 }

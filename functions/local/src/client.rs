@@ -137,7 +137,10 @@ fn print_frame(frame: pb::ChatResponse) -> std::io::Result<()> {
             eprintln!("error: {}{again} [{}]", error.message, error.code);
         }
         Some(Content::ToolCall(call)) => {
-            eprintln!("{}", dim(&format!("[wants {} {}; only clients with tools can go on]", call.name, call.arguments)));
+            eprintln!(
+                "{}",
+                dim(&format!("[wants {} {}; only clients with tools can go on]", call.name, call.arguments))
+            );
         }
         Some(Content::ToolResult(result)) => {
             let how = if result.success { "done" } else { &result.error_message };

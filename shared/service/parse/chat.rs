@@ -90,7 +90,8 @@ fn tool_result(result: pb::ToolResult) -> Parsed<ToolResult> {
     check_text("tool_result.result_json", &result.result_json, MAX_MESSAGE_BYTES)?;
     check_text("tool_result.error_message", &result.error_message, MAX_MESSAGE_BYTES)?;
     let outcome = match (result.is_error, result.error_message.trim(), result.result_json.trim()) {
-        (false, _, "") => return invalid("tool_result.result_json", Problem::Blank),
+        // A tool may have nothing to say.
+        (false, _, "") => Ok("null".to_owned()),
         (false, ..) => Ok(result.result_json),
         (true, "", "") => Err("the tool failed".to_owned()),
         // What a failed tool says may stand in either field.
