@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Method, header::InvalidHeaderValue, request:
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 /// Headers that clients send. They are listed by name, because `*` does not cover `authorization`.
-const REQUEST_HEADERS: [&str; 11] = [
+const REQUEST_HEADERS: [&str; 12] = [
     "authorization",
     "content-type",
     "grpc-timeout",
@@ -16,6 +16,7 @@ const REQUEST_HEADERS: [&str; 11] = [
     "x-grpc-web",
     "x-internal-api-key",
     "x-last-response-id",
+    "x-timezone",
     "x-trace-id",
     "x-user-agent",
 ];
