@@ -92,6 +92,12 @@ impl Assistant {
                     }
                 };
                 drop(answer);
+                // Whose words broke off need not be the model that was asked first.
+                if let Err(Failure::Model(error)) = &ended
+                    && let Some(origin) = &error.origin
+                {
+                    answering.clone_from(&origin.model);
+                }
                 let said = &text[before..];
                 if counted.is_none_or(|model| model != answering) && (ended.is_ok() || !said.is_empty()) {
                     tally.estimate(answering.clone(), turn.exchange.estimate_tokens(), estimate_of(said, &ended));

@@ -298,6 +298,12 @@ async fn where_the_first_model_fails_the_next_one_answers() {
     second.received();
     assert_eq!(outcome(&server).await, Err(("PROVIDER_STREAM_CUT".to_owned(), true)));
     assert!(second.received().is_empty(), "no second answer is glued to the first");
+
+    first.always(refusal(401, "", "{}")).await;
+    second.script(then(begun("half"), Step::Reset)).await;
+    let frames = turn(&server).await;
+    assert_eq!(error_of(&frames).code, "PROVIDER_STREAM_CUT");
+    assert_eq!(usage_of(&frames).1["model"], "second-model", "what was said is counted for who said it");
 }
 
 #[tokio::test]
