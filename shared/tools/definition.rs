@@ -119,6 +119,9 @@ impl Definition {
         if schema["type"] != "object" {
             return Err(ToolsError::Schema { name, problem: "their type is not \"object\"".to_owned() });
         }
+        if let Some(reference) = dangling_reference(&schema, &schema) {
+            return Err(ToolsError::Schema { name, problem: format!("{reference:?} refers to nothing in them") });
+        }
         match jsonschema::validator_for(&schema) {
             Ok(arguments) => Ok(Self { name, json, arguments }),
             Err(error) => Err(ToolsError::Schema { name, problem: error.to_string() }),
@@ -132,12 +135,28 @@ impl Definition {
     pub(super) fn check(&self, arguments: &str) -> Result<Value, String> {
         let value: Value =
             serde_json::from_str(arguments).map_err(|error| format!("the arguments are not JSON: {error}"))?;
-        let problems = self.arguments.iter_errors(&value).take(MAX_PROBLEMS).map(|error| {
-            let problem = format!("{}: {error}", error.instance_path());
+        let problems = self.arguments.validate(&value).err().into_iter().flatten().take(MAX_PROBLEMS).map(|error| {
+            let problem = format!("{}: {error}", error.instance_path);
             problem.chars().take(MAX_PROBLEM_CHARS).collect::<String>()
         });
         let problems: Vec<_> = problems.collect();
         if problems.is_empty() { Ok(value) } else { Err(problems.join("; ")) }
+    }
+}
+
+/// A reference in a part of a schema to what is not in the whole: nothing is fetched from elsewhere. The library would find
+/// it only when a model has called the tool.
+fn dangling_reference<'a>(part: &'a Value, whole: &Value) -> Option<&'a str> {
+    match part {
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| match value {
+            Value::String(reference) if name == "$ref" => {
+                let is_there = reference.strip_prefix('#').is_some_and(|place| whole.pointer(place).is_some());
+                (!is_there).then_some(reference.as_str())
+            }
+            _ => dangling_reference(value, whole),
+        }),
+        Value::Array(values) => values.iter().find_map(|value| dangling_reference(value, whole)),
+        _ => None,
     }
 }
 
@@ -163,6 +182,10 @@ mod tests {
         assert!(problem(&format!("[{}]", tool("f", r#"{"type": "object", "required": 1}"#))).contains("\"f\""));
         let remote = r#"{"type": "object", "properties": {"x": {"$ref": "https://example.com/schema"}}}"#;
         assert!(problem(&format!("[{}]", tool("f", remote))).contains("\"f\""), "nothing is fetched");
+        let dangling = remote.replace("https://example.com/schema", "#/$defs/x");
+        assert!(problem(&format!("[{}]", tool("f", &dangling))).contains("#/$defs/x"));
+        let defined = dangling.replace("{\"type\": \"object\", ", "{\"type\": \"object\", \"$defs\": {\"x\": {}}, ");
+        assert!(Definition::parse(&format!("[{}]", tool("f", &defined))).is_ok(), "{defined}");
         let search = r#"[{"type": "web_search", "function": {"name": "w"}}]"#;
         assert!(problem(search).contains("\"function\""));
     }
