@@ -7,7 +7,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use http::{Request, Response};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
@@ -42,6 +42,9 @@ const MAX_PENDING_RESETS: usize = 10_000;
 /// What a client may send ahead on one connection: enough for large uploads, bounded for memory.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const STREAM_WINDOW: u32 = 1024 * 1024;
+/// Connections that may wait to be accepted. Of more than these that come at once, as when the pages of many users connect anew,
+/// the rest asks again after a second; the usual 128 are few.
+const WAITING_CONNECTIONS: u32 = 4096;
 /// How long streams that were told to end may take to write their last frame.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -97,7 +100,7 @@ impl Listener {
         let cors = cors::layer(&config.allowed_origins)?;
         let address = config.address();
         let bind = |source| ServerError::Bind { address, source };
-        let socket = TcpListener::bind(address).await.map_err(bind)?;
+        let socket = listen(address).map_err(bind)?;
         let address = socket.local_addr().map_err(bind)?;
         Ok(Self { server, socket, address, cors })
     }
@@ -126,6 +129,16 @@ impl Listener {
             .await?;
         Ok(())
     }
+}
+
+/// Listens as [`TcpListener::bind`] does, with room for more connections that were not accepted yet.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A port can be taken again at once after a restart. On Windows it would let two programs take it.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_CONNECTIONS)
 }
 
 /// A server that listens but does not answer yet.

@@ -1,12 +1,17 @@
 //! The server around the services: health, reflection, gRPC-Web, CORS, deadlines, the end.
 
-use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
+use agent_service::{
+    proto::agent_v1::{self as pb, chat_response::Content},
+    transport::server::Listener,
+};
 use futures_util::future::join_all;
 use prost::Message as _;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use crate::harness::{PATIENCE, TestServer, ask, check_contract, error_of, framed, http, kind, outline, raw_call};
+use crate::harness::{
+    PATIENCE, TestServer, ask, check_contract, config, error_of, framed, http, kind, outline, raw_call,
+};
 
 const SERVICES: [&str; 3] = ["", "agent.v1.AgentService", "agent.v1.MemoryService"];
 
@@ -234,6 +239,15 @@ async fn a_memory_that_can_not_be_reached_is_unavailable_and_asks_to_try_again()
     let status = server.agent().retrieve_memory(query).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
+}
+
+#[tokio::test]
+async fn many_clients_that_come_at_once_are_not_sent_away_for_a_second() {
+    // Nothing is accepted, as by a server that is busy for a moment.
+    let listener = Listener::bind(&config(&[("GRPC_PORT", "0")]).server).await.unwrap();
+    let clients = join_all((0..500).map(|_| tokio::net::TcpStream::connect(listener.address())));
+    let clients = tokio::time::timeout(PATIENCE, clients).await.expect("a client is sent away");
+    assert!(clients.iter().all(Result::is_ok));
 }
 
 #[tokio::test]
