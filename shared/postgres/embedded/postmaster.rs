@@ -26,12 +26,14 @@ const POLL: Duration = Duration::from_millis(3);
 /// The log starts anew at this size, in bytes.
 const LOG_LIMIT: u64 = 1 << 20;
 
-/// How to end a Postgres: ask for a fast shutdown; then for an immediate one, which costs a replay of the log at the next
-/// start and no data; and if even that is not heard, kill it.
+/// How to end a Postgres: ask for a fast shutdown, which writes a checkpoint and so is as slow as the disk; then for an immediate
+/// one, which costs a replay of the log at the next start and no data; and if even that is not heard, kill it. Postgres itself
+/// kills those of its processes that do not hear of an immediate shutdown after 5 seconds: sooner, it must not be killed before
+/// them, or it leaves them, and `postmaster.pid`, behind.
 const WAYS_TO_END: [(Signal, Duration); 3] = [
-    (Signal::INT, Duration::from_secs(5)),
-    (Signal::QUIT, Duration::from_secs(2)),
-    (Signal::KILL, Duration::from_secs(1)),
+    (Signal::INT, Duration::from_secs(20)),
+    (Signal::QUIT, Duration::from_secs(8)),
+    (Signal::KILL, Duration::from_secs(2)),
 ];
 
 /// A running Postgres; dropping it stops it.
@@ -143,7 +145,12 @@ impl Drop for Postmaster {
 pub(super) fn end_step_by_step(send: impl Fn(Signal), ended_within: impl Fn(Duration) -> bool) -> bool {
     WAYS_TO_END.into_iter().any(|(signal, patience)| {
         send(signal);
-        ended_within(patience)
+        let ended = ended_within(patience);
+        if !ended {
+            // Told, because an end in order is what is to be expected, on a slow machine as well.
+            warn!(signal = signal.as_raw(), waited_ms = patience.as_millis(), "Postgres has not ended yet");
+        }
+        ended
     })
 }
 

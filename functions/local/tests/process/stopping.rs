@@ -7,7 +7,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use crate::{
     database::{Elsewhere, Gate},
     server::{
-        Answer, FOR_EVER_MS, Home, LONG_GRACE, Server, Signal, eventually, full_text, is_delta,
+        Answer, FOR_EVER_MS, Home, LONG_GRACE, Server, Signal, eventually, full_text, is_delta, kill,
         question_without_memory, typed,
     },
 };
@@ -43,6 +43,26 @@ async fn sigterm_and_sigint_end_the_server_and_its_postgres_with_exit_code_0() {
         assert!(ended.stderr.contains("stopped"), "{}", ended.stderr);
         assert_eq!(home.postmaster(), None);
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_part_of_postgres_that_hears_of_no_end_is_not_left_behind() {
+    let home = Home::new();
+    let server = home.serving(&[]).await;
+    let postmaster = home.postmaster().unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
+    let writes_checkpoints = |pid: &&str| {
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("checkpointer"))
+    };
+    let deaf = children.split_whitespace().find(writes_checkpoints).unwrap().parse().unwrap();
+    // As a disk does that does not answer: a shutdown in order waits for its checkpoint.
+    kill(deaf, Signal::STOP);
+    server.process.signal(Signal::TERM);
+    let ended = server.process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(home.postmaster(), None);
+    assert!(!std::path::Path::new(&format!("/proc/{deaf}")).exists());
 }
 
 #[tokio::test]
