@@ -65,11 +65,13 @@ async fn every_transaction_says_how_long_its_statements_may_take() {
     let roles = self::database(&[("DATABASE_URL", &database.service_url())]).roles();
     let ann = UserId::parse("user_id", "ann").unwrap();
     let many = roles.service.within(Duration::from_secs(300));
+    let alone = roles.service.within(Duration::from_secs(5)).idle_within(Duration::from_secs(10));
     for (role, expected) in [
         (&roles.service, ["20s", "20s", "1min"]),
         (&roles.reader, ["10s", "20s", "1min"]),
         (&roles.maintenance, ["20s", "20s", "1min"]),
         (&many, ["5min", "20s", "1min"]),
+        (&alone, ["5s", "20s", "10s"]),
     ] {
         for mut transaction in [role.begin(&ann).await.unwrap(), role.begin_for_nobody().await.unwrap()] {
             let limits = "select current_setting('statement_timeout'), current_setting('lock_timeout'),
@@ -121,6 +123,16 @@ async fn a_check_tells_a_database_that_is_right_from_one_that_is_not_up_to_date_
             "alter policy every_id on memory_users to agent_reader",
             "alter policy every_id on memory_users to agent_maintenance",
             "every_id on memory_users",
+        ),
+        (
+            "alter policy every_id on learning_jobs to agent_maintenance, agent_reader",
+            "alter policy every_id on learning_jobs to agent_maintenance",
+            "every_id on learning_jobs",
+        ),
+        (
+            "create policy every_id on learned_turns for select to agent_maintenance using (true)",
+            "drop policy every_id on learned_turns",
+            "every_id on learned_turns",
         ),
         (
             "create policy every_id on memory_history for select to agent_maintenance using (true)",
