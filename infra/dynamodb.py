@@ -20,27 +20,40 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 TABLE = json.loads((Path(__file__).resolve().parent / "dynamodb-table.json").read_text())
 
-# Users whose items the transaction in hand may change.
-_touched: set[str] | None = None
+# The items that the transaction in hand may change, by their users, and the tables as they were before it.
+_touched: dict[str, set[str]] = {}
+_before: dict[int, Table] = {}
 
 
 def _copy_what_is_touched(table: Table, memo: dict) -> Table:
-    """moto copies a whole table before each transaction, to undo it. Here only the items of its users are copied."""
+    """moto copies a whole table, to undo a transaction, and once for each item of it. Here it copies its items alone, once."""
+    if id(table) in _before:
+        return _before[id(table)]
     twin = copy.copy(table)
     twin.items = copy.copy(table.items)
-    for user in table.items if _touched is None else _touched & table.items.keys():
-        twin.items[user] = copy.deepcopy(table.items[user], memo)
+    for user, items in table.items.items():
+        if user.value in _touched:
+            touched = _touched[user.value]
+            twin.items[user] = type(items)(
+                (item, copy.deepcopy(value, memo) if item.value in touched else value) for item, value in items.items()
+            )
+    if table.stream_shard:
+        # What a transaction that is undone wrote is not in the stream.
+        twin.stream_shard = copy.copy(table.stream_shard)
+        twin.stream_shard.items = list(table.stream_shard.items)
+    _before[id(table)] = twin
     return twin
 
 
 def _transact(self: DynamoDBBackend, transact_items: list[dict]) -> None:
-    global _touched
-    keys = [op.get("Key") or op["Item"] for item in transact_items for op in item.values()]
-    _touched = {key["user_id"]["S"] for key in keys if "user_id" in key}
+    for write in (write for item in transact_items for write in item.values()):
+        key = write.get("Key") or write["Item"]
+        _touched.setdefault(key["user_id"]["S"], set()).add(key["item_id"]["S"])
     try:
         _transact_in_moto(self, transact_items)
     finally:
-        _touched = None
+        _touched.clear()
+        _before.clear()
 
 
 _transact_in_moto = DynamoDBBackend.transact_write_items

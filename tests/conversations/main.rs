@@ -3,7 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 mod admission;
+#[cfg(feature = "dynamodb")]
+mod behind_dynamodb;
 mod behind_postgres;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 mod isolation;
 mod limits;
 mod pending;
@@ -35,6 +39,8 @@ macro_rules! try_with {
 macro_rules! cases {
     ($($list:tt)+) => {
         try_with!(in_postgres, $($list)+);
+        #[cfg(feature = "dynamodb")]
+        try_with!(in_dynamodb, $($list)+);
     };
 }
 

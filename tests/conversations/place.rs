@@ -49,6 +49,13 @@ pub async fn in_postgres() -> Option<Place> {
     Some(Place::new(Arc::new(store), Arc::new(BehindPostgres { database })))
 }
 
+/// A store in a table of its own, where `infra/dynamodb.sh` tells of a DynamoDB.
+#[cfg(feature = "dynamodb")]
+pub async fn in_dynamodb() -> Option<Place> {
+    let table = crate::dynamodb::TestTable::create().await?;
+    Some(Place::new(Arc::new(table.store(ADMISSION)), Arc::new(table)))
+}
+
 /// The store of a database.
 pub fn postgres_store(url: &str, admission: Duration) -> PostgresConversations {
     let roles = Database::from_config(&config(&[("DATABASE_URL", url)]).stores.memory).unwrap().roles();

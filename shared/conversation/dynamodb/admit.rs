@@ -5,10 +5,11 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::join;
 use jiff::Timestamp;
+use tokio::{sync::oneshot, time::timeout};
 use uuid::Uuid;
 
 use super::{
-    DynamoConversations,
+    DynamoConversations, in_time,
     item::{Item, Read as _, expiry, number, set, until},
     keys::{Key, of_stream, stream},
     parts::PROFILE,
@@ -29,6 +30,8 @@ const STREAMS: &str = "streams";
 const MANY: u32 = 64;
 /// How often an admission begins anew, because something changed under it.
 const TRIES: u32 = 8;
+/// How much longer than its caller an admission waits for DynamoDB, to take back what became of it.
+const AFTERMATH: Duration = Duration::from_secs(10);
 /// How long a day's use is kept. It only matters on that day.
 pub(super) const USAGE_KEPT: Duration = Duration::from_hours(48);
 /// Minutes before this one whose counts are removed with the next request.
@@ -42,7 +45,28 @@ const TAKEN: usize = 3;
 const LOST: usize = 4;
 
 impl DynamoConversations {
+    /// Lets a run in. Whoever asked may leave, or lose patience, while DynamoDB lets the run in: nobody would run it, and its
+    /// conversation would be taken until the lease ends. So the question is asked by a task, which takes such an admission back.
     pub(super) async fn admit_run(&self, run: &NewRun) -> Result<Admission, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let (store, run) = (self.clone(), run.clone());
+        let patience = self.admission + AFTERMATH;
+        drop(tokio::spawn(async move {
+            let admitted = in_time(patience, store.ask(&run)).await;
+            if let Err(Ok(Admission::Started { lease, .. })) = answer.send(admitted)
+                && let Err(error) = in_time(AFTERMATH, store.abandon_run(&lease)).await
+            {
+                tracing::warn!(%error, "an admission that came too late holds its conversation until its lease ends");
+            }
+        }));
+        match timeout(self.admission, answered).await {
+            Ok(Ok(admitted)) => admitted,
+            // The runtime stops.
+            Ok(Err(_)) | Err(_) => Err(StoreError::Timeout),
+        }
+    }
+
+    async fn ask(&self, run: &NewRun) -> Result<Admission, StoreError> {
         if run.resumes {
             let known = self.table.get(Key::run(&run.key.user, run.key.request.as_str())).await?;
             return known.as_ref().map_or(Ok(Admission::Unknown), known_as);
@@ -173,6 +197,14 @@ fn use_minute(user: &UserId, limits: Option<Limits>, now: Timestamp) -> Write {
     let write = if requests > 0 { write.value(":requests", number(requests)) } else { write };
     let write = if tokens > 0 { write.value(":tokens", number(tokens)) } else { write };
     write.when(condition)
+}
+
+/// Gives back what a request used of its minute, while that is not over.
+pub(super) fn give_back(user: &UserId, used: Timestamp, now: Timestamp) -> Option<Write> {
+    let minute = minute_of(now);
+    let is_this_minute = used.as_second().div_euclid(60) == now.as_second().div_euclid(60);
+    is_this_minute
+        .then(|| Write::update(Key::usage(user, now), format!("ADD {minute} :less")).value(":less", number(-1)))
 }
 
 /// That an attribute that counts is below a number.

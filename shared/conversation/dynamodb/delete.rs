@@ -13,10 +13,10 @@ use super::{
     admit::leave,
     item::{Item, Read as _, set, text},
     keys::{ITEM, Key, request_owner, session_owner, stream as stream_of, turns_of},
-    runs::{HOLDER, SESSION, lease},
+    runs::{HOLDER, SESSION, lease_of_nobody},
     session::TURNS,
     table::{Pages, Query, Table, failed, of_key},
-    write::{Applied, Write},
+    write::{Transacted, Write, is_conflict},
 };
 use crate::{
     conversation::{Sessions, StoreError},
@@ -27,6 +27,8 @@ use crate::{
 const BATCH: usize = 25;
 /// Conversations that are deleted at a time.
 const AT_ONCE: usize = 4;
+/// How often is deleted, if there is always something again.
+const PASSES: u32 = 3;
 /// Between two requests of which the first one was too much.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -44,35 +46,49 @@ impl DynamoConversations {
         }
     }
 
-    /// Everything of the user. What runs finds itself gone.
+    /// Everything of the user. First what runs, which then can keep nothing more; and once more, because something may have
+    /// begun meanwhile.
     async fn remove_all(&self, user: &UserId) -> Result<u32, StoreError> {
-        let mut pages = Pages::of(Query::everything(user).only("item_id, turns").with_expired());
         let mut count = 0;
-        while let Some(page) = self.table.next(&mut pages).await? {
-            let heads = page.iter().filter(|item| is_session(item)).count();
-            count += u32::try_from(heads).unwrap_or(u32::MAX);
-            self.table.delete_all(user, page).await?;
+        for _ in 0..PASSES {
+            let is_over = self.table.delete_prefix(user, "run/").await? == 0;
+            let mut pages = Pages::of(Query::everything(user).only("item_id, turns").with_expired());
+            let mut is_empty = true;
+            while let Some(page) = self.table.next(&mut pages).await? {
+                is_empty &= page.is_empty();
+                let heads = page.iter().filter(|item| is_session(item)).count();
+                count += u32::try_from(heads).unwrap_or(u32::MAX);
+                self.table.delete_all(user, page).await?;
+            }
+            if is_over && is_empty {
+                break;
+            }
         }
         Ok(count)
     }
 
-    /// One conversation; whether there was one. It is taken as by a run, so that nothing begins in it meanwhile, and its item
-    /// is the last to go: whoever did not see this end asks again.
+    /// One conversation; whether there was one. It is taken as by a run, so that nothing begins in it meanwhile, and is given
+    /// up together with its item, which is the last to go: whoever did not see this end asks again.
     async fn remove_one(&self, user: &UserId, session: &SessionId) -> Result<bool, StoreError> {
-        let holder = Uuid::now_v7();
-        let held = Key::lease(user, session);
-        self.table.apply(Write::put(held.clone(), lease(holder, Timestamp::now(), DELETION))).await?;
-        self.remove_runs(user, session).await?;
-        let owned = format!("part/{}/", session_owner(session));
-        for prefix in [turns_of(session), owned, format!("result/{session}/")] {
-            self.table.delete_prefix(user, &prefix).await?;
+        let (head, held) = (Key::session(user, session), Key::lease(user, session));
+        for _ in 0..PASSES {
+            let holder = Uuid::now_v7();
+            let lease = lease_of_nobody(holder, Timestamp::now(), DELETION);
+            self.table.apply(Write::put(held.clone(), lease)).await?;
+            self.remove_runs(user, session).await?;
+            let owned = format!("part/{}/", session_owner(session));
+            for prefix in [turns_of(session), owned, format!("result/{session}/")] {
+                self.table.delete_prefix(user, &prefix).await?;
+            }
+            let was_there = self.table.get(head.clone()).await?.is_some_and(|head| head.contains_key(TURNS));
+            let free = Write::delete(held.clone()).when("holder = :holder").value(":holder", text(holder));
+            let last = vec![free, Write::delete(head.clone()), Write::delete(Key::pending(user, session))];
+            // Where the lease is lost, something may have begun.
+            if let Transacted::Done = self.table.transact(last).await? {
+                return Ok(was_there);
+            }
         }
-        self.table.apply(Write::delete(Key::pending(user, session))).await?;
-        let head = self.table.apply(Write::delete(Key::session(user, session)).returning_old()).await?;
-        let was_there = matches!(head, Applied::Done(item) if item.contains_key(TURNS));
-        let free = Write::delete(held).when("holder = :holder").value(":holder", text(holder));
-        self.table.apply(free).await?;
-        Ok(was_there)
+        Err(StoreError::Timeout)
     }
 
     /// The runs of a conversation with their frames. Those that are going on find themselves gone.
@@ -103,13 +119,15 @@ fn is_session(item: &Item) -> bool {
 }
 
 impl Table {
-    /// Deletes all items of a user whose names begin so.
-    async fn delete_prefix(&self, user: &UserId, prefix: &str) -> Result<(), StoreError> {
+    /// Deletes all items of a user whose names begin so. Returns how many there were.
+    async fn delete_prefix(&self, user: &UserId, prefix: &str) -> Result<usize, StoreError> {
         let mut pages = Pages::of(Query::prefix(user, prefix).only("item_id").with_expired());
+        let mut count = 0;
         while let Some(page) = self.next(&mut pages).await? {
+            count += page.len();
             self.delete_all(user, page).await?;
         }
-        Ok(())
+        Ok(count)
     }
 
     async fn delete_all(&self, user: &UserId, items: Vec<Item>) -> Result<(), StoreError> {
@@ -121,11 +139,16 @@ impl Table {
         }
         while !left.is_empty() {
             let batch = left.split_off(left.len().saturating_sub(BATCH));
-            let answer = self.client.batch_write_item().request_items(&self.name, batch).send().await;
-            let unwritten: Vec<_> = answer.map_err(failed)?.unprocessed_items.into_iter().flatten().collect();
+            let request = self.client.batch_write_item().request_items(&self.name, batch.clone());
+            let unwritten: Vec<_> = match request.send().await {
+                Ok(answer) => answer.unprocessed_items.into_iter().flatten().flat_map(|(_, writes)| writes).collect(),
+                // What is in a transaction just now is not in the next moment.
+                Err(error) if is_conflict(&error) => batch,
+                Err(error) => return Err(failed(error)),
+            };
             if !unwritten.is_empty() {
                 sleep(PAUSE).await;
-                left.extend(unwritten.into_iter().flat_map(|(_, writes)| writes));
+                left.extend(unwritten);
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ use super::{
     keys::{Key, session_owner, stream},
     parts::{Divided, PROFILE, Prepared},
     run::{last_of, put_chunk},
-    runs::{ENDED, PHASE, REQUEST, RUNNING, change, forgotten, is_held_by},
+    runs::{ENDED, HOLDS_SESSION, PHASE, REQUEST, RUNNING, change, forgotten, is_held_by},
     session::{CREATED, TURNS, place},
     turns::{IS_COMPLETE, MAY_BE_LEARNED},
     write::{Refusals, Transacted, Write},
@@ -26,6 +26,7 @@ struct Before {
     items: HashMap<String, Item>,
     /// The number that the turn gets.
     seq: u32,
+    /// Whether the run has its conversation, which it gives up.
     holds_session: bool,
 }
 
@@ -88,10 +89,10 @@ impl DynamoConversations {
     /// What stands before the end; `None` = the end is there already.
     async fn before(&self, lease: &Lease, ending: &Ending) -> Result<Option<Before>, StoreError> {
         let Lease { key, holder } = lease;
-        let (run, held) = (Key::run(&key.user, key.request.as_str()), Key::lease(&key.user, &key.session));
+        let run = Key::run(&key.user, key.request.as_str());
         let session = Key::session(&key.user, &key.session);
-        let mut keys = vec![run.clone(), held.clone(), session.clone()];
-        keys.extend(ending.resumed.as_ref().map(|(ticket, _)| Key::pending(&ticket.user, &ticket.session)));
+        let mut keys = vec![run.clone(), session.clone()];
+        keys.extend(ending.resumed.as_ref().map(|_| Key::pending(&key.user, &key.session)));
         keys.extend(ending.profile.as_ref().map(|_| Key::profile(&key.user)));
         let items = self.table.get_many(keys).await?;
         let holder = holder.to_string();
@@ -101,7 +102,7 @@ impl DynamoConversations {
             ENDED => return Ok(None),
             _ => return Err(StoreError::LeaseLost),
         }
-        let holds_session = items.get(&held.item).is_some_and(|lease| is_held_by(lease, &holder));
+        let holds_session = run.flag(HOLDS_SESSION);
         let turns = match items.get(&session.item) {
             Some(session) => session.number(TURNS)?,
             None => 0_u32,
@@ -146,7 +147,7 @@ impl DynamoConversations {
         let writes = end(lease, ending, before, values, now);
         Ok(match self.table.transact(writes).await? {
             Transacted::Done => Attempt::Done,
-            Transacted::Refused(refusals) => judge(&refusals, lease),
+            Transacted::Refused(refusals) => judge(&refusals, lease, before),
         })
     }
 
@@ -163,12 +164,18 @@ impl DynamoConversations {
     }
 }
 
-/// The run comes first among the writes.
-fn judge(refusals: &Refusals, lease: &Lease) -> Attempt {
-    match refusals.of(0) {
-        Some(run) if is_held_by(run, &lease.holder.to_string()) => Attempt::Again,
-        Some(_) => Attempt::Lost,
-        None => Attempt::Again,
+/// Where the writes of an end are in its transaction.
+const RUN: usize = 0;
+const GIVEN_UP: usize = 1;
+
+fn judge(refusals: &Refusals, lease: &Lease, before: &Before) -> Attempt {
+    let is_mine = |item: &Item| is_held_by(item, &lease.holder.to_string());
+    let is_taken = before.holds_session && refusals.of(GIVEN_UP).is_some();
+    match refusals.of(RUN) {
+        // It may have ended by an earlier try.
+        Some(run) if is_mine(run) => Attempt::Again,
+        None if !is_taken => Attempt::Again,
+        _ => Attempt::Lost,
     }
 }
 
@@ -184,11 +191,12 @@ fn end(lease: &Lease, ending: &Ending, before: &Before, values: &Values, now: Ti
     if ending.chunk.count > 0 {
         run = run.value(":frames", number(last_of(&ending.chunk)));
     }
-    let mut writes = vec![run, leave(&key.user, set([stream(*holder, &key.request)]), now)];
+    let mut writes = vec![run];
     if before.holds_session {
         let lease = Write::delete(Key::lease(&key.user, &key.session));
         writes.push(lease.when("holder = :holder").value(":holder", text(*holder)));
     }
+    writes.push(leave(&key.user, set([stream(*holder, &key.request)]), now));
     writes.extend(values.chunk.as_ref().map(|prepared| put_chunk(lease, &ending.chunk, prepared, now)));
     if let (Some(turn), Some(record)) = (&ending.turn, &values.record) {
         writes.extend(keep_turn(lease, turn, record, before.seq, now));
@@ -202,7 +210,7 @@ fn end(lease: &Lease, ending: &Ending, before: &Before, values: &Values, now: Ti
         writes.push(used.value(":expires", expiry(now, USAGE_KEPT)));
     }
     if let Some((ticket, after)) = &ending.resumed {
-        writes.extend(hand_back(ticket, *after, before));
+        writes.extend(hand_back(lease, ticket, *after, before));
     }
     writes
 }
@@ -234,9 +242,11 @@ fn keep_turn(lease: &Lease, turn: &NewTurn, record: &Prepared, seq: u32, now: Ti
     [kept, session]
 }
 
-/// What becomes of a turn that waited and went on, unless another one took its place.
-fn hand_back(ticket: &Ticket, after: AfterResumption, before: &Before) -> Option<Write> {
-    let key = Key::pending(&ticket.user, &ticket.session);
-    let pending = before.items.get(&key.item)?;
+/// What becomes of a turn that waited and went on, unless another one took its place. A ticket of another conversation is good
+/// for nothing.
+fn hand_back(lease: &Lease, ticket: &Ticket, after: AfterResumption, before: &Before) -> Option<Write> {
+    let (user, session) = (&lease.key.user, &lease.key.session);
+    let key = Key::pending(user, session);
+    let pending = before.items.get(&key.item).filter(|_| ticket.user == *user && ticket.session == *session)?;
     super::pending::hand_back(key, pending, ticket, after)
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     DAY, DynamoConversations,
-    item::{Item, Read as _, expiry, later, moment, number, set, text},
+    item::{Item, Read as _, expiry, flag, later, moment, number, set, text},
     keys::{EXPIRES, ITEM, Key, results_of, session_owner},
     parts::Prepared,
     runs::{Dead, Holding, PHASE, RUNNING, is_alive, is_held_by, of_mine, renew, take},
@@ -103,11 +103,13 @@ impl DynamoConversations {
             let owner = session_owner(&key.session);
             let expires = expiry(now, KEPT + DAY);
             let given = self.table.prepare(&key.user, &owner, Uuid::now_v7(), result, &expires).await?;
-            let mut writes = vec![
-                renew(key, lease.holder, now),
-                turn.take_result(lease, now),
-                put_result(lease, &turn.id, call, &given, expires),
-            ];
+            let sign = renew(key, lease.holder, now);
+            let sign = match turn.is_last {
+                true => sign.also(", holds_session = :yes").value(":yes", flag(true)),
+                false => sign,
+            };
+            let mut writes =
+                vec![sign, turn.take_result(lease, now), put_result(lease, &turn.id, call, &given, expires)];
             if turn.is_last {
                 writes.extend(take(key, lease.holder, dead.as_ref(), now));
             }

@@ -1,17 +1,20 @@
 //! What happens to a run between its admission and its end.
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use futures_util::{future::try_join, join, try_join};
+use futures_util::{future::try_join, join};
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
     DynamoConversations,
-    admit::{count, leave},
+    admit::{count, give_back, leave},
     item::{Item, Read as _, flag, later, moment, number, set, text},
     keys::{EXPIRES, Key, chunks_of, request_owner, stream},
     parts::Prepared,
-    runs::{CANCELLED, ENDED, FRAMES, HEAD, HOLDER, PHASE, REQUEST, RUNNING, WATCHED_UNTIL, is_alive, renew},
+    runs::{
+        CANCELLED, ENDED, FRAMES, HEAD, HOLDER, HOLDS_SESSION, PHASE, REQUEST, RUNNING, STARTED_AT, WATCHED_UNTIL,
+        is_alive, of_mine, renew,
+    },
     table::Query,
     write::{Applied, Write},
 };
@@ -25,14 +28,20 @@ const FIRST_FRAME: &str = "first_frame";
 const FRAME_COUNT: &str = "frame_count";
 
 impl DynamoConversations {
+    /// Undoes an admission, with what it counted. Whose lease is lost, or who has ended, takes nothing back.
     pub(super) async fn abandon_run(&self, lease: &Lease) -> Result<(), StoreError> {
         let Lease { key, holder } = lease;
-        let mine = |write: Write| write.when("holder = :holder").value(":holder", text(*holder));
-        let lease = self.table.apply(mine(Write::delete(Key::lease(&key.user, &key.session))));
-        let run = self.table.apply(mine(Write::delete(Key::run(&key.user, key.request.as_str()))));
-        let streams = self.table.apply(leave(&key.user, set([stream(*holder, &key.request)]), Timestamp::now()));
-        // Those that are somebody else's stay.
-        try_join!(lease, run, streams)?;
+        let place = Key::run(&key.user, key.request.as_str());
+        let Some(run) = self.table.get(place.clone()).await? else { return Ok(()) };
+        let now = Timestamp::now();
+        let mut writes =
+            vec![of_mine(Write::delete(place), *holder), leave(&key.user, set([stream(*holder, &key.request)]), now)];
+        writes.extend(give_back(&key.user, run.moment(STARTED_AT)?, now));
+        if run.flag(HOLDS_SESSION) {
+            let lease = Write::delete(Key::lease(&key.user, &key.session));
+            writes.push(lease.when("holder = :holder").value(":holder", text(*holder)));
+        }
+        self.table.transact(writes).await?;
         Ok(())
     }
 
@@ -45,8 +54,7 @@ impl DynamoConversations {
         };
         let mut sign = renew(key, *holder, now);
         if let Some((chunk, _)) = &chunk {
-            let set = "SET alive_until = :until, expires_at = :expires, frames = :frames";
-            sign = sign.with_expression(set).value(":frames", number(last_of(chunk)));
+            sign = sign.also(", frames = :frames").value(":frames", number(last_of(chunk)));
         }
         // The frames bear the holder's name, so that those of one who lost the lease are seen by nobody.
         let keep = async {

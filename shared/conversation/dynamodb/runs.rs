@@ -1,7 +1,7 @@
 //! Items of runs and leases: what they say.
 //!
 //! Whether a run is alive stands in its own item alone. The lease of a conversation and the set of a user's streams only name
-//! runs, so that a sign of life is one small write; what they name is looked at where somebody would be refused because of it.
+//! runs, so that a sign of life is one small write; the runs are looked at where somebody would be refused because of them.
 
 use std::time::Duration;
 
@@ -30,8 +30,12 @@ pub(super) const ALIVE_UNTIL: &str = "alive_until";
 pub(super) const CANCELLED: &str = "cancelled";
 pub(super) const WATCHED_UNTIL: &str = "watched_until";
 pub(super) const FRAMES: &str = "frames";
-/// Until then a lease holds without a look at its run.
-pub(super) const HELD_UNTIL: &str = "held_until";
+/// When the run was let in.
+pub(super) const STARTED_AT: &str = "started_at";
+/// Whether the run has its conversation, which its lease tells others.
+pub(super) const HOLDS_SESSION: &str = "holds_session";
+/// Until when a lease holds that belongs to no run.
+const HELD_UNTIL: &str = "held_until";
 
 pub(super) const RUNNING: &str = "running";
 pub(super) const ENDED: &str = "ended";
@@ -63,7 +67,9 @@ pub(super) fn start(run: &NewRun, holder: Uuid, now: Timestamp) -> Write {
         (HEAD, bytes(&run.head)),
         (HOLDER, text(holder)),
         (PHASE, text(RUNNING)),
+        (STARTED_AT, moment(now)),
         (ALIVE_UNTIL, moment(later(now, LEASE))),
+        (HOLDS_SESSION, flag(run.takes_session)),
         (EXPIRES, forgotten(now)),
     ];
     Write::put(Key::run(&run.key.user, run.key.request.as_str()), attributes)
@@ -107,8 +113,8 @@ pub(super) struct Dead {
 
 /// Takes a conversation, from nobody or from a dead run.
 pub(super) fn take(key: &RunKey, holder: Uuid, dead: Option<&Dead>, now: Timestamp) -> Vec<Write> {
-    let mut held = lease(holder, now, LEASE);
-    held.push((REQUEST, text(key.request.as_str())));
+    // It expires later than any run ends, so that it is not gone before it is given up.
+    let held = [(HOLDER, text(holder)), (REQUEST, text(key.request.as_str())), (EXPIRES, expiry(now, REMEMBERED))];
     let lease = Write::put(Key::lease(&key.user, &key.session), held);
     let from = match dead {
         None => "attribute_not_exists(user_id) OR holder = :holder",
@@ -127,14 +133,9 @@ pub(super) fn take(key: &RunKey, holder: Uuid, dead: Option<&Dead>, now: Timesta
     vec![lease, lost]
 }
 
-/// What is in a lease beside the request that has it. One without a request is that of nobody who runs.
-pub(super) fn lease(holder: Uuid, now: Timestamp, held: Duration) -> Vec<Attribute> {
-    vec![
-        (HOLDER, text(holder)),
-        (HELD_UNTIL, moment(later(now, held))),
-        // Longer than any run, so that it is not gone before it is given up.
-        (EXPIRES, expiry(now, REMEMBERED)),
-    ]
+/// What is in a lease that belongs to no run.
+pub(super) fn lease_of_nobody(holder: Uuid, now: Timestamp, held: Duration) -> [Attribute; 3] {
+    [(HOLDER, text(holder)), (HELD_UNTIL, moment(later(now, held))), (EXPIRES, expiry(now, held + REMEMBERED))]
 }
 
 /// Who has a conversation.
@@ -149,14 +150,13 @@ pub(super) enum Holding {
 impl Table {
     /// How a conversation is held that could not be taken for `request`.
     pub(super) async fn holding(&self, user: &UserId, request: &str, lease: &Item) -> Result<Holding, StoreError> {
-        let now = Timestamp::now();
-        let held = lease.moment(HELD_UNTIL)?;
-        if held > now {
-            return Ok(Holding::Alive(until(now, held)));
-        }
         let holder = lease.text(HOLDER)?;
         let Ok(other) = lease.text(REQUEST) else {
-            return Ok(Holding::Dead(Dead { holder: holder.to_owned(), request: None }));
+            let (held, now) = (lease.moment(HELD_UNTIL)?, Timestamp::now());
+            return Ok(match held > now {
+                true => Holding::Alive(until(now, held)),
+                false => Holding::Dead(Dead { holder: holder.to_owned(), request: None }),
+            });
         };
         let run = self.get(Key::run(user, other)).await?.filter(|run| is_held_by(run, holder));
         let now = Timestamp::now();

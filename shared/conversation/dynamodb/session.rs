@@ -94,7 +94,7 @@ impl DynamoConversations {
             Finding::Summary(Summary { text: summary, through }) => {
                 Write::update(key, "SET summary = :summary, summary_through = :through")
                     .when(
-                        "attribute_exists(turns) \
+                        "turns >= :through \
                          AND (attribute_not_exists(summary_through) OR summary_through < :through)",
                     )
                     .value(":summary", text(summary))

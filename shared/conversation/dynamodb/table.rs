@@ -15,7 +15,7 @@ use super::{
     item::{Item, Read as _, text},
     keys::{ITEM, Key, LATEST, UPDATED, USER},
 };
-use crate::{conversation::StoreError, error::with_causes, identity::UserId};
+use crate::{conversation::StoreError, identity::UserId};
 
 /// Most that opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -255,10 +255,8 @@ where
     match &error {
         SdkError::TimeoutError(_) => StoreError::Timeout,
         SdkError::DispatchFailure(failure) if failure.is_timeout() => StoreError::Timeout,
-        SdkError::DispatchFailure(failure) => StoreError::Dynamo(match failure.as_connector_error() {
-            Some(error) => with_causes(error),
-            None => "the request could not be sent".to_owned(),
-        }),
+        SdkError::DispatchFailure(failure) if failure.is_io() => StoreError::Unreachable,
+        SdkError::DispatchFailure(_) => StoreError::Dynamo("the request could not be sent".to_owned()),
         SdkError::ServiceError(refusal) => {
             let refusal = refusal.err().meta();
             let code = refusal.code().unwrap_or("an error without a code");

@@ -34,7 +34,8 @@ impl DynamoConversations {
         let (mut turns, mut page, mut left) = (Vec::new(), first, max_tokens);
         'pages: while let Some(items) = page {
             for item in items {
-                let tokens: u32 = item.number(TOKENS)?;
+                // There is an end to what is read, even if nothing costs anything.
+                let tokens = item.number::<u32>(TOKENS)?.max(1);
                 if seq_of(&item)? <= through || (tokens > left && !turns.is_empty()) {
                     break 'pages;
                 }

@@ -76,9 +76,11 @@ impl Write {
         Self::new(key, Kind::Check)
     }
 
-    /// With another update expression, whose values may be more.
-    pub(super) fn with_expression(mut self, expression: &str) -> Self {
-        self.kind = Kind::Update(expression.to_owned());
+    /// With more at the end of its update expression.
+    pub(super) fn also(mut self, more: &str) -> Self {
+        if let Kind::Update(expression) = &mut self.kind {
+            expression.push_str(more);
+        }
         self
     }
 
@@ -278,13 +280,19 @@ enum Refused {
     Failed(StoreError),
 }
 
+/// Whether an item is part of a transaction just now.
+pub(super) fn is_conflict<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+    let code = error.as_service_error().and_then(|refusal| refusal.meta().code());
+    code == Some("TransactionConflictException")
+}
+
 fn refused<E>(error: SdkError<E>) -> Refused
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     match error.as_service_error().and_then(|refusal| refusal.meta().code()) {
         Some("ConditionalCheckFailedException") => Refused::Condition,
-        Some("TransactionConflictException") => Refused::Conflict(failed(error)),
+        _ if is_conflict(&error) => Refused::Conflict(failed(error)),
         _ => Refused::Failed(failed(error)),
     }
 }

@@ -1,0 +1,271 @@
+//! What is asked of DynamoDB and in which order, told by a double that answers as the test wants.
+
+use std::sync::{Arc, Mutex};
+
+use aws_sdk_dynamodb::config::{Credentials, HttpClient, RuntimeComponents, SharedHttpClient};
+use aws_smithy_runtime_api::client::{
+    http::{HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector},
+    orchestrator::{HttpRequest, HttpResponse},
+};
+use aws_smithy_types::body::SdkBody;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::*;
+use crate::conversation::{NewTurn, Outcome, RunKey};
+
+type Answer = Box<dyn Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync>;
+
+/// Answers requests, by their operation, their body and how many of the operation there were before, and remembers them.
+#[derive(Clone)]
+struct Double {
+    answer: Arc<Answer>,
+    asked: Arc<Mutex<Vec<(String, Value)>>>,
+}
+
+impl std::fmt::Debug for Double {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Double")
+    }
+}
+
+impl HttpClient for Double {
+    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+        SharedHttpConnector::new(self.clone())
+    }
+}
+
+impl HttpConnector for Double {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let target = request.headers().get("x-amz-target").unwrap_or_default();
+        let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
+        let body: Value = serde_json::from_slice(request.body().bytes().unwrap()).unwrap();
+        let mut asked = self.asked.lock().unwrap();
+        let before = asked.iter().filter(|(other, _)| *other == operation).count();
+        let (status, answer) = (self.answer)(&operation, &body, before);
+        asked.push((operation, body));
+        let response = ::http::Response::builder().status(status).body(SdkBody::from(answer.to_string())).unwrap();
+        HttpConnectorFuture::ready(Ok(HttpResponse::try_from(response).unwrap()))
+    }
+}
+
+impl Double {
+    fn new(answer: impl Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync + 'static) -> Self {
+        Self { answer: Arc::new(Box::new(answer)), asked: Arc::default() }
+    }
+
+    fn store(&self) -> DynamoConversations {
+        let credentials = Credentials::new("id", "secret", None, None, "test");
+        let http = SharedHttpClient::new(self.clone());
+        let table = Table::new("table".to_owned(), http, credentials, "us-east-1".to_owned(), None);
+        let patience = Duration::from_secs(60);
+        DynamoConversations { table, longest_turn: patience, admission: patience }
+    }
+
+    fn operations(&self) -> Vec<String> {
+        self.asked.lock().unwrap().iter().map(|(operation, _)| operation.clone()).collect()
+    }
+
+    fn bodies(&self, operation: &str) -> Vec<Value> {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().filter(|(other, _)| other == operation).map(|(_, body)| body.clone()).collect()
+    }
+}
+
+/// A transaction that is refused for these reasons.
+fn cancelled(reasons: &[(&str, Value)]) -> (u16, Value) {
+    let reasons: Vec<_> = reasons
+        .iter()
+        .map(|(code, item)| match item {
+            Value::Null => json!({"Code": code}),
+            item => json!({"Code": code, "Item": item}),
+        })
+        .collect();
+    (400, json!({"__type": "x#TransactionCanceledException", "Message": "no", "CancellationReasons": reasons}))
+}
+
+fn run() -> NewRun {
+    let key = RunKey {
+        user: UserId::parse("user_id", "ann").unwrap(),
+        session: SessionId::parse("session_id", "s").unwrap(),
+        request: RequestId::parse("request_id", "r").unwrap(),
+    };
+    NewRun { key, fingerprint: [7; 32], head: vec![1], takes_session: true, resumes: false, limits: None }
+}
+
+fn lease() -> Lease {
+    Lease { key: run().key, holder: Uuid::nil() }
+}
+
+fn ending(record: Vec<u8>) -> Ending {
+    let turn = NewTurn {
+        record,
+        tokens: 1,
+        is_complete: true,
+        provisional_title: "Secret title".to_owned(),
+        may_be_learned: true,
+    };
+    Ending {
+        chunk: Chunk { first: 1, count: 1, frames: b"frames".to_vec() },
+        outcome: Outcome::Final,
+        turn: Some(turn),
+        tokens: 1,
+        resumed: None,
+        profile: None,
+    }
+}
+
+/// What is read before an end: the run, which has its conversation.
+fn running() -> Value {
+    let holder = Uuid::nil().to_string();
+    json!({
+        "item_id": {"S": "run/r"}, "holder": {"S": holder}, "phase": {"S": "running"}, "holds_session": {"BOOL": true},
+    })
+}
+
+#[tokio::test]
+async fn an_admission_is_one_transaction_beside_the_read_of_the_profile() {
+    let double = Double::new(|_, _, _| (200, json!({})));
+    let admitted = double.store().admit(&run()).await.unwrap();
+    assert!(matches!(admitted, Admission::Started { profile: None, .. }));
+    let mut operations = double.operations();
+    operations.sort();
+    assert_eq!(operations, ["GetItem", "TransactWriteItems"]);
+    let items = double.bodies("TransactWriteItems")[0]["TransactItems"].as_array().unwrap().clone();
+    assert_eq!(items.len(), 4);
+    for item in items {
+        let (_, write) = item.as_object().unwrap().iter().next().unwrap();
+        assert!(write["ConditionExpression"].is_null() || write["ReturnValuesOnConditionCheckFailure"] == "ALL_OLD");
+    }
+}
+
+#[tokio::test]
+async fn an_admission_that_meets_another_transaction_is_tried_again() {
+    let double = Double::new(|operation, _, before| match (operation, before) {
+        ("TransactWriteItems", 0) => cancelled(&[
+            ("None", Value::Null),
+            ("TransactionConflict", Value::Null),
+            ("None", Value::Null),
+            // Nobody's business while the others are not known.
+            ("ConditionalCheckFailed", json!({"holder": {"S": "h"}, "request_id": {"S": "other"}})),
+        ]),
+        _ => (200, json!({})),
+    });
+    let admitted = double.store().admit(&run()).await.unwrap();
+    assert!(matches!(admitted, Admission::Started { .. }), "{admitted:?}");
+    let tokens: Vec<_> =
+        double.bodies("TransactWriteItems").iter().map(|body| body["ClientRequestToken"].clone()).collect();
+    assert_eq!(tokens.len(), 2);
+    assert_ne!(tokens[0], tokens[1]);
+}
+
+#[tokio::test]
+async fn an_admission_whose_answer_was_lost_is_one() {
+    let double = Double::new(|operation, body, before| match (operation, before) {
+        // It was done, and nobody heard of it.
+        ("TransactWriteItems", 0) => (500, json!({"__type": "x#InternalServerError"})),
+        ("TransactWriteItems", _) => {
+            let run = body["TransactItems"][0]["Put"]["Item"].clone();
+            cancelled(&[("ConditionalCheckFailed", run)])
+        }
+        _ => (200, json!({})),
+    });
+    let admitted = double.store().admit(&run()).await.unwrap();
+    assert!(matches!(admitted, Admission::Started { .. }), "{admitted:?}");
+}
+
+#[tokio::test]
+async fn a_long_turn_is_written_first_and_then_made_to_count() {
+    let double = Double::new(|operation, _, _| match operation {
+        "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),
+        _ => (200, json!({})),
+    });
+    double.store().finish(&lease(), &ending(vec![7; 2_000_000])).await.unwrap();
+    let parts = 2_000_000_usize.div_ceil(384 * 1_024);
+    let expected: Vec<_> = std::iter::once("BatchGetItem")
+        .chain(std::iter::repeat_n("PutItem", parts))
+        .chain(std::iter::repeat_n("UpdateItem", parts))
+        .chain(["TransactWriteItems"])
+        .collect();
+    assert_eq!(double.operations(), expected);
+    for part in double.bodies("PutItem") {
+        // What was written before the service died goes by itself.
+        assert!(part["Item"]["expires_at"]["N"].is_string());
+    }
+    for part in double.bodies("UpdateItem") {
+        assert_eq!(part["UpdateExpression"], "REMOVE expires_at");
+    }
+    let commit = &double.bodies("TransactWriteItems")[0];
+    assert!(commit.to_string().len() < 10_000);
+    let turn = commit["TransactItems"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|write| write["Put"]["Item"]["item_id"]["S"].as_str().is_some_and(|item| item.starts_with("turn/")));
+    let turn = &turn.unwrap()["Put"];
+    assert_eq!(turn["Item"]["value_parts"]["N"], parts.to_string());
+    assert_eq!(turn["ConditionExpression"], "attribute_not_exists(user_id)");
+}
+
+#[tokio::test]
+async fn parts_of_an_end_that_came_too_late_are_deleted() {
+    let taken = json!({"holder": {"S": "another"}, "phase": {"S": "running"}});
+    let double = Double::new(move |operation, _, _| match operation {
+        "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),
+        "TransactWriteItems" => cancelled(&[("ConditionalCheckFailed", taken.clone())]),
+        _ => (200, json!({})),
+    });
+    let ended = double.store().finish(&lease(), &ending(vec![7; 800_000])).await;
+    assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
+    let keys = |operation, at: &str| {
+        let bodies = double.bodies(operation).into_iter();
+        let mut keys: Vec<_> = bodies.map(|body| body[at]["item_id"]["S"].as_str().unwrap().to_owned()).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(keys("DeleteItem", "Key"), keys("PutItem", "Item"));
+    assert_eq!(keys("DeleteItem", "Key").len(), 3);
+}
+
+#[tokio::test]
+async fn an_end_whose_answer_was_lost_is_one() {
+    let double = Double::new(|operation, _, before| match (operation, before) {
+        ("BatchGetItem", 0) => (200, json!({"Responses": {"table": [running()]}})),
+        ("BatchGetItem", _) => {
+            let mut ended = running();
+            ended["phase"]["S"] = json!("ended");
+            (200, json!({"Responses": {"table": [ended]}}))
+        }
+        ("TransactWriteItems", 0) => (500, json!({"__type": "x#InternalServerError"})),
+        ("TransactWriteItems", _) => {
+            let mut ended = running();
+            ended["phase"]["S"] = json!("ended");
+            cancelled(&[("ConditionalCheckFailed", ended), ("ConditionalCheckFailed", Value::Null)])
+        }
+        _ => (200, json!({})),
+    });
+    double.store().finish(&lease(), &ending(b"record".to_vec())).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_went_wrong_is_told_without_the_user() {
+    let double = Double::new(|operation, _, _| match operation {
+        "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),
+        _ => (400, json!({"__type": "x#ValidationException", "message": "Secret title is too long"})),
+    });
+    let failed = double.store().finish(&lease(), &ending(b"record".to_vec())).await.unwrap_err();
+    assert_eq!(failed.to_string(), "DynamoDB failed: ValidationException");
+    let double = Double::new(|_, _, _| (400, json!({"__type": "x#AccessDeniedException", "Message": "not allowed"})));
+    let failed = double.store().session(&run().key.user, &run().key.session).await.unwrap_err();
+    assert_eq!(failed.to_string(), "DynamoDB failed: AccessDeniedException: not allowed");
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_batch_is_asked_for_again() {
+    let double = Double::new(|operation, body, before| match (operation, before) {
+        ("BatchGetItem", 0) => (200, json!({"UnprocessedKeys": body["RequestItems"]})),
+        _ => (200, json!({})),
+    });
+    assert!(double.store().session(&run().key.user, &run().key.session).await.unwrap().is_none());
+    assert_eq!(double.operations(), ["BatchGetItem", "BatchGetItem"]);
+}

@@ -1,0 +1,1 @@
+//! What only DynamoDB can show.
