@@ -216,7 +216,6 @@ pub fn from_config(
         }
         #[cfg(feature = "dynamodb")]
         ConversationStoreConfig::DynamoDb { table } => {
-            tracing::warn!("conversations in DynamoDB are not finished; docs/conversations.md says what is missing");
             Some(Arc::new(dynamodb::DynamoConversations::new(table.clone(), longest_turn, admission)?))
         }
         #[cfg(not(feature = "dynamodb"))]
