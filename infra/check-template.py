@@ -3,6 +3,7 @@
 Run by infra/check-sam.sh, whose environment has the packages.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -58,6 +59,19 @@ def mistakes(template: dict) -> list[str]:
         timeout = function["Properties"]["Timeout"]
         if slow != timeout * 900:
             found.append(f"the alarm on slow calls of {name} is at {slow} ms, its timeout at {timeout} s")
+
+    # The table that is deployed is the one that the tests use.
+    deployed = template["Resources"]["ConversationsTable"]["Properties"]
+    tested = json.loads((ROOT / "infra/dynamodb-table.json").read_text())
+    for part in sorted(tested.keys() - {"TableName", "StreamSpecification"}):
+        if deployed.get(part) != tested[part]:
+            found.append(f"ConversationsTable.{part} is not that of infra/dynamodb-table.json")
+    if deployed["StreamSpecification"]["StreamViewType"] != tested["StreamSpecification"]["StreamViewType"]:
+        found.append("ConversationsTable has another stream than infra/dynamodb-table.json")
+    keys = (ROOT / "shared/conversation/dynamodb/keys.rs").read_text()
+    expiry = re.search(r'const EXPIRES: &str = "(\w+)"', keys)
+    if not expiry or deployed["TimeToLiveSpecification"]["AttributeName"] != expiry.group(1):
+        found.append("ConversationsTable expires by another attribute than keys.rs has in EXPIRES")
 
     for guide in sorted((ROOT / "infra").glob("README*.md")):
         explained = set(re.findall(r"^\| `([A-Z][a-z][A-Za-z]*)` \|", guide.read_text(), re.M))
