@@ -16,7 +16,7 @@ use super::{
     runs::{HOLDER, SESSION, lease_of_nobody},
     session::TURNS,
     table::{Pages, Query, Table, failed, of_key},
-    write::{Transacted, Write, is_conflict},
+    write::{Transacted, Write, may_pass},
 };
 use crate::{
     conversation::{Sessions, StoreError},
@@ -142,8 +142,8 @@ impl Table {
             let request = self.client.batch_write_item().request_items(&self.name, batch.clone());
             let unwritten: Vec<_> = match request.send().await {
                 Ok(answer) => answer.unprocessed_items.into_iter().flatten().flat_map(|(_, writes)| writes).collect(),
-                // What is in a transaction just now is not in the next moment.
-                Err(error) if is_conflict(&error) => batch,
+                // In a moment it may be done.
+                Err(error) if may_pass(&error) => batch,
                 Err(error) => return Err(failed(error)),
             };
             if !unwritten.is_empty() {

@@ -17,8 +17,8 @@ use crate::{conversation::StoreError, identity::UserId};
 pub(super) const INLINE: usize = 256 * 1_024;
 /// Bytes of a part, beside which its names fit.
 const PART: usize = ITEM_BYTES - 16 * 1_024;
-/// Parts that are written at a time.
-const AT_ONCE: usize = 4;
+/// Parts that are written at a time. All are of one user, for whom DynamoDB takes about a megabyte a second for long.
+const AT_ONCE: usize = 2;
 
 /// Whose parts those of a profile are.
 pub(super) const PROFILE: &str = "profile";

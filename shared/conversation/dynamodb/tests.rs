@@ -248,6 +248,21 @@ async fn an_end_whose_answer_was_lost_is_one() {
 }
 
 #[tokio::test]
+async fn what_is_throttled_is_tried_again_longer_than_the_sdk_does() {
+    let double = Double::new(|operation, _, before| match (operation, before) {
+        ("UpdateItem", 0..5) => (400, json!({"__type": "x#ThrottlingException"})),
+        ("UpdateItem", 5) => (400, json!({"__type": "x#TransactionConflictException"})),
+        _ => {
+            let mut alive = running();
+            alive["alive_until"] = json!({"N": "9999999999999"});
+            (200, json!({"Attributes": alive}))
+        }
+    });
+    double.store().checkpoint(&lease(), None).await.unwrap();
+    assert_eq!(double.bodies("UpdateItem").len(), 7);
+}
+
+#[tokio::test]
 async fn what_went_wrong_is_told_without_the_user() {
     let double = Double::new(|operation, _, _| match operation {
         "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),

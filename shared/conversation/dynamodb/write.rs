@@ -25,7 +25,7 @@ pub(super) const ITEM_BYTES: usize = 400 * 1_024;
 /// Most items of one transaction, and their bytes together.
 const TRANSACTION_ITEMS: usize = 100;
 const TRANSACTION_BYTES: usize = 4 * 1_024 * 1_024;
-/// How often is tried what met another transaction on the same item. It is over in a few milliseconds.
+/// How often is tried what met another transaction on the same item, which is over in a few milliseconds, or was throttled.
 const TRIES: u32 = 12;
 /// About how long is waited before the second try, and the longest wait.
 const FIRST_WAIT: Duration = Duration::from_millis(5);
@@ -280,10 +280,13 @@ enum Refused {
     Failed(StoreError),
 }
 
-/// Whether an item is part of a transaction just now.
-pub(super) fn is_conflict<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+/// Whether it was refused for a moment: an item is part of a transaction, or there was too much to do even for the SDK's
+/// patience, as with megabytes in one second.
+pub(super) fn may_pass<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+    const CODES: [&str; 3] =
+        ["TransactionConflictException", "ThrottlingException", "ProvisionedThroughputExceededException"];
     let code = error.as_service_error().and_then(|refusal| refusal.meta().code());
-    code == Some("TransactionConflictException")
+    code.is_some_and(|code| CODES.contains(&code))
 }
 
 fn refused<E>(error: SdkError<E>) -> Refused
@@ -292,7 +295,7 @@ where
 {
     match error.as_service_error().and_then(|refusal| refusal.meta().code()) {
         Some("ConditionalCheckFailedException") => Refused::Condition,
-        _ if is_conflict(&error) => Refused::Conflict(failed(error)),
+        _ if may_pass(&error) => Refused::Conflict(failed(error)),
         _ => Refused::Failed(failed(error)),
     }
 }
