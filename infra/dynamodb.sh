@@ -2,7 +2,7 @@
 # Runs a command beside a stand-in for DynamoDB that has the service's table:
 #
 #     infra/dynamodb.sh cargo test --test conversations
-#     CONVERSATIONS=dynamodb://agent-conversations infra/dynamodb.sh cargo run -- serve
+#     CONVERSATIONS=dynamodb://agent-conversations infra/dynamodb.sh cargo run
 #
 # It is moto, a package of Python, so that neither an account nor a container is needed; docs/conversations.md says where it is
 # looser than DynamoDB. It is installed into target/tools, listens on a free port of this machine only, is told by
