@@ -44,13 +44,16 @@ impl Role {
         }
     }
 
-    /// Begins a transaction in one round trip.
-    pub(super) const fn begin(self) -> &'static str {
-        match self {
-            Self::Service => "begin; set local role agent_service",
-            Self::Reader => "begin read only; set local role agent_reader",
-            Self::Maintenance => "begin read only; set local role agent_maintenance",
-        }
+    /// Takes its rights and begins a transaction, `settings` in between, in one round trip. Statements that are sent together
+    /// are one transaction, and so all of it is of the one that is begun last. If it were begun first, a refusal would leave
+    /// it open and failed, and with it the connection for whoever comes next.
+    pub(super) fn begin(self, settings: &[&str]) -> String {
+        let mode = match self {
+            Self::Service => "begin",
+            Self::Reader | Self::Maintenance => "begin read only",
+        };
+        let role = format!("set local role {}", self.name());
+        [&[role.as_str()], settings, &[mode]].concat().join("; ")
     }
 
     const fn limit(self) -> Duration {
@@ -97,11 +100,8 @@ impl RoleDatabase {
     pub async fn begin(&self, user: &UserId) -> Result<RoleTransaction, sqlx::Error> {
         // One round trip takes no parameters. What is written in hexadecimal digits can not be anything but a value.
         let user: String = user.as_str().bytes().map(|byte| format!("{byte:02x}")).collect();
-        let statement = format!(
-            "{}; select set_config('agent.user_id', convert_from(decode('{user}', 'hex'), 'UTF8'), true)",
-            self.begin_statement(),
-        );
-        self.begin_with(AssertSqlSafe(statement)).await
+        let user = format!("select set_config('agent.user_id', convert_from(decode('{user}', 'hex'), 'UTF8'), true)");
+        self.begin_with(&[&self.limits(), &user]).await
     }
 
     /// Begins a transaction that sees no user's rows, unless the role sees something of all.
@@ -109,23 +109,23 @@ impl RoleDatabase {
     /// # Errors
     /// As [`RoleDatabase::begin`].
     pub async fn begin_for_nobody(&self) -> Result<RoleTransaction, sqlx::Error> {
-        self.begin_with(AssertSqlSafe(self.begin_statement())).await
+        self.begin_with(&[&self.limits()]).await
     }
 
-    /// Begins a transaction and limits what it takes, in one round trip.
-    fn begin_statement(&self) -> String {
+    /// Limits what the transaction takes.
+    fn limits(&self) -> String {
         format!(
-            "{}; set local statement_timeout = {}; set local lock_timeout = {}; \
+            "set local statement_timeout = {}; set local lock_timeout = {}; \
              set local idle_in_transaction_session_timeout = {}",
-            self.role.begin(),
             self.limit.as_millis(),
             STATEMENT_LIMIT.as_millis(),
             IDLE_LIMIT.as_millis(),
         )
     }
 
-    async fn begin_with(&self, statement: impl SqlSafeStr) -> Result<RoleTransaction, sqlx::Error> {
+    async fn begin_with(&self, settings: &[&str]) -> Result<RoleTransaction, sqlx::Error> {
         let absent = || sqlx::Error::Configuration("there is no database".into());
+        let statement = AssertSqlSafe(self.role.begin(settings));
         let inner = self.pool.as_ref().ok_or_else(absent)?.begin_with(statement).await?;
         Ok(RoleTransaction { inner, prepared_statements: self.prepared_statements })
     }
