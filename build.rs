@@ -11,7 +11,8 @@ use std::{
 
 use prost::Message as _;
 
-const PROTOS: [&str; 2] = ["proto/agent_service.proto", "proto/memory_service.proto"];
+const PROTOS: [&str; 3] =
+    ["proto/agent_service.proto", "proto/conversation_service.proto", "proto/memory_service.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -30,6 +31,8 @@ fn compile_protos() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptor.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .build_transport(false)
+        // The same message has the same bytes every time, so that a request can be recognised by them.
+        .btree_map(".")
         .codec_path("crate::transport::codec::ProtobufCodec")
         .compile_fds(descriptors)?;
     Ok(())

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-functions=(stream-chat retrieve-memory manage-memory)
+functions=(stream-chat retrieve-memory manage-memory remember)
 
 # What a function has no use for, and would start later with: an embedded Postgres, a model in the process, and a server with
 # what stands around it. The client of providers is built on hyper and tower-http as well, so there it is their features.

@@ -20,7 +20,7 @@ case ${1-},${2-} in
 ,) ;;
 --build,) build=yes ;;
 # In the template, stream-chat is StreamChatFunction.
---build,stream-chat | --build,retrieve-memory | --build,manage-memory)
+--build,stream-chat | --build,retrieve-memory | --build,manage-memory | --build,remember)
     build=yes only=("$(sed -E 's/(^|-)([a-z])/\u\2/g' <<<"$2")Function")
     ;;
 *)

@@ -11,6 +11,7 @@ pub mod embedding;
 pub mod error;
 pub mod identity;
 pub mod language;
+pub mod learning;
 pub mod llm;
 pub mod memory;
 pub mod postgres;

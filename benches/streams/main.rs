@@ -1,11 +1,12 @@
 //! How much the service costs on top of its gRPC library: it and a bare tonic server stream the same frames in one run.
 //!
-//! `cargo bench --bench streams` runs everything in about two minutes. Arguments after `--` choose: `frames`, `paced`,
-//! `provider` and `retrieval` name parts, and `--quick` makes a run of seconds that shows no more than that the benchmark works. Servers
+//! `cargo bench --bench streams` runs everything in about three minutes. Arguments after `--` choose: `frames`, `paced`,
+//! `provider`, `conversations` and `retrieval` name parts, and `--quick` makes a run of seconds that shows no more than that the benchmark works. Servers
 //! are processes of their own, so that their memory and processor time can be told from those of the load.
 //!
 //! It reports and never judges: on a shared machine only the ratios of one run mean something.
 
+mod conversations;
 mod load;
 mod paced;
 mod process;
@@ -78,8 +79,11 @@ fn main() -> Outcome<ExitCode> {
         match argument.as_str() {
             "--bench" => {}
             "--quick" => plan = Plan::QUICK,
-            part @ ("frames" | "paced" | "provider" | "retrieval") => parts.push(part),
-            other => return Err(format!("{other:?} is none of --quick, frames, paced, provider, retrieval").into()),
+            part @ ("frames" | "paced" | "provider" | "conversations" | "retrieval") => parts.push(part),
+            other => {
+                let known = "--quick, frames, paced, provider, conversations, retrieval";
+                return Err(format!("{other:?} is none of {known}").into());
+            }
         }
     }
     let wanted = |part| parts.is_empty() || parts.contains(&part);
@@ -98,6 +102,9 @@ fn main() -> Outcome<ExitCode> {
     }
     if wanted("provider") {
         provider::run(&runtime, &plan.provider)?;
+    }
+    if wanted("conversations") {
+        conversations::run(&runtime, &plan.provider)?;
     }
     if wanted("retrieval") {
         retrieval::run(&runtime, &plan.retrieval)?;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agent_service::proto::agent_v1::{agent_service_client::AgentServiceClient, chat_response::Content};
+use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServiceClient, chat_response::Content};
 use futures_util::StreamExt as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -23,11 +23,11 @@ use crate::{
 };
 
 /// Time between two deltas.
-const PACE: Duration = Duration::from_millis(20);
+pub const PACE: Duration = Duration::from_millis(20);
 /// Deltas of an answer.
-const DELTAS: usize = 100;
+pub const DELTAS: usize = 100;
 /// What a round may take beyond its own length before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many streams at once, and how often.
 pub struct Plan {
@@ -37,9 +37,10 @@ pub struct Plan {
 
 /// What the clients of one way saw, in milliseconds.
 #[derive(Default)]
-struct Seen {
-    first_tokens: Vec<f64>,
-    lateness: Vec<f64>,
+pub struct Seen {
+    pub first_frames: Vec<f64>,
+    pub first_tokens: Vec<f64>,
+    pub lateness: Vec<f64>,
 }
 
 /// Measures both ways in turn and prints what the service adds.
@@ -78,7 +79,8 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> Outcome<()> {
 }
 
 impl Seen {
-    fn add(&mut self, mut other: Self) {
+    pub fn add(&mut self, mut other: Self) {
+        self.first_frames.append(&mut other.first_frames);
         self.first_tokens.append(&mut other.first_tokens);
         self.lateness.append(&mut other.lateness);
     }
@@ -139,15 +141,20 @@ async fn direct_round(address: &str, streams: usize) -> Outcome<Seen> {
     gathered(tasks).await
 }
 
-async fn proxied_round(address: &str, streams: usize) -> Outcome<Seen> {
+/// Turns through the service, all at once, each of a user of its own.
+pub async fn proxied_round(address: &str, streams: usize) -> Outcome<Seen> {
     let target = Target::connect(address).await?;
     let mut tasks = JoinSet::new();
     for number in 0..streams {
         let mut client = AgentServiceClient::new(target.channel(number));
         tasks.spawn(async move {
             let (asked, mut seen) = (Instant::now(), Seen::default());
-            let mut frames = client.stream_chat(request()).await?.into_inner();
+            let asking = pb::ChatRequest { user_id: format!("user-{number}"), ..request() };
+            let mut frames = client.stream_chat(asking).await?.into_inner();
             while let Some(frame) = frames.message().await? {
+                if seen.first_frames.is_empty() {
+                    seen.first_frames.push(asked.elapsed().as_secs_f64() * 1e3);
+                }
                 if let Some(Content::Delta(text)) = frame.content {
                     seen.delta(asked, &text)?;
                 }

@@ -53,10 +53,12 @@ pub enum Role {
     Provider,
     /// The service in front of that provider, without a database.
     Proxy,
+    /// The service in front of that provider, which keeps conversations in its embedded Postgres.
+    Keeper,
 }
 
 impl Role {
-    const ALL: [Self; 5] = [Self::Service, Self::Retrieval, Self::Bare, Self::Provider, Self::Proxy];
+    const ALL: [Self; 6] = [Self::Service, Self::Retrieval, Self::Bare, Self::Provider, Self::Proxy, Self::Keeper];
 
     /// Its name as an argument.
     pub fn name(self) -> &'static str {
@@ -66,7 +68,12 @@ impl Role {
             Self::Bare => "bare",
             Self::Provider => "provider",
             Self::Proxy => "proxy",
+            Self::Keeper => "keeper",
         }
+    }
+
+    fn has_database(self) -> bool {
+        matches!(self, Self::Retrieval | Self::Keeper)
     }
 
     /// The role of a name.
@@ -100,7 +107,7 @@ pub fn run(role: Role, arguments: &[&str]) -> Outcome<()> {
                     () = stop.cancelled() => Ok(()),
                 }
             }
-            Role::Service | Role::Retrieval | Role::Proxy => {
+            Role::Service | Role::Retrieval | Role::Proxy | Role::Keeper => {
                 serve(role, pace, arguments.get(1).copied(), data.path(), stop).await
             }
         }
@@ -146,7 +153,12 @@ async fn serve(
             "DEMO_CHUNK_DELAY_MS" => pace.as_millis().to_string(),
             "EMBEDDING_PROVIDER" => "hashed".to_owned(),
             // Nobody listens there: without retrieval a turn must not need a database.
-            "DATABASE_URL" if role != Role::Retrieval => "postgres://nobody@127.0.0.1:1/none".to_owned(),
+            "DATABASE_URL" if !role.has_database() => "postgres://nobody@127.0.0.1:1/none".to_owned(),
+            // Kept where the benchmark was told to, or else in the embedded Postgres.
+            "CONVERSATIONS" if role == Role::Keeper => std::env::var(name).unwrap_or_else(|_| "postgres".to_owned()),
+            "CONVERSATIONS" | "RATE_LIMITS" => "off".to_owned(),
+            // The first turns of many streams come at once.
+            "ADMISSION_TIMEOUT_MS" => "20000".to_owned(),
             "AGENT_DATA_DIR" => data.to_str()?.to_owned(),
             _ => return None,
         })
@@ -158,7 +170,7 @@ async fn serve(
     let (ready, is_ready) = watch::channel(false);
     let mut can_begin = is_ready.clone();
     let announcing = async {
-        if role == Role::Retrieval {
+        if role.has_database() {
             can_begin.wait_for(|ready| *ready).await?;
         }
         announce(address)?;
@@ -166,7 +178,7 @@ async fn serve(
     };
     let keeping = async {
         match role {
-            Role::Retrieval => Ok(database.keep(&ready, Arc::new(|_| {})).await?),
+            Role::Retrieval | Role::Keeper => Ok(database.keep(&ready, Arc::new(|_| {})).await?),
             _ => std::future::pending().await,
         }
     };

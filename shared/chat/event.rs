@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
+use super::TurnRecord;
 use crate::{
+    conversation::Ticket,
     llm::{Finish, ModelError, TokenUsage, ToolCall},
     memory::Memory,
     tools::ToolFailure,
@@ -23,6 +25,8 @@ pub enum Event {
     Called(ToolCall),
     /// What the turn cost.
     Spent(Spent),
+    /// What is to be kept of the turn, just before its end. It is not for the client.
+    Closing(Box<Closing>),
     /// The end: the whole answer, equal to the joined deltas.
     Answered {
         /// The whole answer.
@@ -44,11 +48,33 @@ impl Event {
     pub fn is_last(&self) -> bool {
         match self {
             Self::Answered { .. } | Self::AwaitsTools | Self::AwaitsMoreResults | Self::Failed(_) => true,
-            Self::Entered(_) | Self::Recalled(_) | Self::Delta(_) | Self::Ran(_) | Self::Called(_) | Self::Spent(_) => {
-                false
-            }
+            Self::Entered(_)
+            | Self::Recalled(_)
+            | Self::Delta(_)
+            | Self::Ran(_)
+            | Self::Called(_)
+            | Self::Spent(_)
+            | Self::Closing(_) => false,
         }
     }
+}
+
+/// What is to be kept of a turn that ends.
+#[derive(Debug, Default)]
+pub struct Closing {
+    /// The turn, if it is over and worth keeping.
+    pub turn: Option<ClosedTurn>,
+    /// Of a turn that waited for tools and went on in this call.
+    pub resumed: Option<Ticket>,
+}
+
+/// A turn that is over.
+#[derive(Debug)]
+pub struct ClosedTurn {
+    /// What was said.
+    pub record: TurnRecord,
+    /// Whether it came to its end; otherwise it was interrupted.
+    pub is_complete: bool,
 }
 
 /// Stages of a turn.
@@ -114,9 +140,15 @@ pub enum Failure {
     /// The model called tools again and again.
     #[error("the model called tools too often in one turn")]
     TooManyToolRounds,
-    /// The turn can not be kept until the client has run the tools.
-    #[error("the turn can not be kept until its tools have run")]
+    /// The conversation can not be read or kept.
+    #[error("the conversation can not be read or kept")]
     NotKept,
+    /// The user stopped it.
+    #[error("the user stopped the turn")]
+    Cancelled,
+    /// The client was lost and did not come back, or the process that answered was.
+    #[error("nobody came back for the answer")]
+    Abandoned,
     /// The server stops.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -134,8 +166,8 @@ impl Failure {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Model(error) => error.kind.is_retryable(),
-            Self::WrongToolCall | Self::NotKept | Self::ShuttingDown | Self::OutOfTime => true,
-            Self::TooManyToolRounds | Self::Internal => false,
+            Self::WrongToolCall | Self::NotKept | Self::Abandoned | Self::ShuttingDown | Self::OutOfTime => true,
+            Self::TooManyToolRounds | Self::Cancelled | Self::Internal => false,
         }
     }
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::request::{HistoryMessage, Speaker, ToolResult};
+use super::{
+    RecordedCitation, RecordedUsage, Spent, TurnFinish, TurnRecord,
+    request::{HistoryMessage, Speaker, ToolResult},
+};
 use crate::{
     llm::{Message, ModelRequest, ToolCall},
     memory::Filter,
@@ -19,6 +22,10 @@ pub(super) const MAX_ROUNDS: u32 = 8;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Exchange {
     pub(super) messages: Arc<Vec<Message>>,
+    /// Which of them is the first of this turn: the user's.
+    pub(super) begin: usize,
+    /// What the turn is grounded in.
+    pub(super) citations: Vec<RecordedCitation>,
     pub(super) model: Option<String>,
     pub(super) temperature: Option<f32>,
     pub(super) max_tokens: Option<u32>,
@@ -68,6 +75,29 @@ impl Exchange {
         for (call_id, content) in results {
             self.push(Message::Tool { call_id, content });
         }
+    }
+
+    /// What is kept of the turn, with the text that the model said last. A call that nobody answered is left out, because no
+    /// provider takes a conversation in which one stands alone.
+    pub(super) fn record(&self, said: &str, model: &str, spent: Option<&Spent>, finish: TurnFinish) -> TurnRecord {
+        let mut messages = self.messages.get(self.begin..).unwrap_or_default().to_vec();
+        let is_answered = |call: &ToolCall, after: &[Message]| {
+            after.iter().any(|message| matches!(message, Message::Tool { call_id, .. } if *call_id == call.id))
+        };
+        let alone = messages.iter().position(|message| match message {
+            Message::Assistant { calls, .. } => !calls.iter().all(|call| is_answered(call, &messages)),
+            _ => false,
+        });
+        messages.truncate(alone.unwrap_or(messages.len()));
+        if !said.is_empty() {
+            messages.push(Message::Assistant { content: said.to_owned(), reasoning: None, calls: Vec::new() });
+        }
+        let mut record = TurnRecord::new(messages, model.to_owned(), finish);
+        record.citations.clone_from(&self.citations);
+        record.usage = spent.map(RecordedUsage::from);
+        record.language_tag.clone_from(&self.language_tag);
+        record.timezone.clone_from(&self.timezone);
+        record
     }
 
     /// A rough count of what it has come to.
@@ -128,6 +158,8 @@ mod tests {
         let assistant = Message::Assistant { content: "\0".into(), reasoning: None, calls: vec![call("a"), call("b")] };
         Exchange {
             messages: Arc::new(vec![Message::User("?".into()), assistant]),
+            begin: 0,
+            citations: Vec::new(),
             model: None,
             temperature: Some(0.3),
             max_tokens: None,

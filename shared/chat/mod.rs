@@ -6,6 +6,7 @@ mod event;
 mod exchange;
 mod interruption;
 mod prompt;
+mod record;
 mod request;
 mod rounds;
 mod tally;
@@ -13,17 +14,21 @@ mod turn;
 
 use std::{sync::Arc, time::Duration};
 
-pub use event::{Event, Failure, Ran, Recalled, Spent, Stage};
+pub use event::{ClosedTurn, Closing, Event, Failure, Ran, Recalled, Spent, Stage};
 pub use prompt::{PROMPT_VERSIONS, Prompts};
+pub use record::{RecordError, RecordedCitation, RecordedUsage, TurnFinish, TurnRecord};
 pub use request::{HistoryMessage, Profile, Speaker, ToolResult, TurnRequest};
 pub use turn::{ResumedTurn, Taken};
 
 use crate::{
-    conversation::PendingTurns,
+    conversation::ConversationStore,
     llm::{ChatModel, Prices},
     memory::MemoryEngine,
     tools::Toolbox,
 };
+
+/// Most tokens of earlier turns that a model is told word for word.
+pub const HISTORY_TOKENS: u32 = 6_000;
 
 /// Everything that a turn needs and that turns share.
 pub struct Assistant {
@@ -35,8 +40,8 @@ pub struct Assistant {
     pub prompts: Prompts,
     /// What the model may call.
     pub tools: Toolbox,
-    /// Turns that wait for tools which clients run.
-    pub pending: PendingTurns,
+    /// Where conversations are kept; `None` = they are not.
+    pub conversations: Option<Arc<dyn ConversationStore>>,
     /// What tokens cost.
     pub prices: Prices,
     /// Simulated thought of demo mode, after the first event.

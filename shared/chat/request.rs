@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::{ClosedTurn, Closing, TurnFinish, TurnRecord};
 use crate::{
+    conversation::Lease,
     identity::{SessionId, UserId},
     language::Language,
+    llm::Message,
     memory::Filter,
     tools::Wanted,
 };
@@ -37,6 +41,19 @@ pub struct TurnRequest {
     pub recall: Option<Filter>,
     /// Tools that the model may call.
     pub tools: Wanted,
+    /// The right to keep the turn; `None` = nothing of it is kept.
+    pub lease: Option<Lease>,
+}
+
+impl TurnRequest {
+    /// What is kept of a turn that is stopped before the model is asked.
+    pub(super) fn broken_off(&self) -> Closing {
+        let messages = vec![Message::User(self.message.clone())];
+        let mut record = TurnRecord::new(messages, self.model.clone().unwrap_or_default(), TurnFinish::Cancelled);
+        record.language_tag.clone_from(&self.profile.language_tag);
+        record.timezone.clone_from(&self.profile.timezone);
+        Closing { turn: Some(ClosedTurn { record, is_complete: false }), resumed: None }
+    }
 }
 
 /// What came of a tool that the client ran.
@@ -49,7 +66,8 @@ pub struct ToolResult {
 }
 
 /// Who the user is and how they want to be spoken to.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Profile {
     /// What to call the user.
     pub nickname: String,
@@ -72,6 +90,27 @@ impl Profile {
     #[must_use]
     pub fn zone(&self) -> TimeZone {
         zone(&self.timezone)
+    }
+
+    /// This profile, with what it does not tell taken from an earlier one. A gateway may know a nickname and nothing else.
+    #[must_use]
+    pub fn or(self, earlier: Self) -> Self {
+        if self == Self::default() {
+            return earlier;
+        }
+        let text = |new: String, old: String| if new.is_empty() { old } else { new };
+        let mut preferences = earlier.preferences;
+        preferences.extend(self.preferences);
+        Self {
+            nickname: text(self.nickname, earlier.nickname),
+            timezone: text(self.timezone, earlier.timezone),
+            language_tag: text(self.language_tag, earlier.language_tag),
+            // Whoever tells anything tells the plan, which has no third value.
+            is_pro: self.is_pro,
+            preferences,
+            extra_context: if self.extra_context.is_null() { earlier.extra_context } else { self.extra_context },
+            level: if self.level == 0 { earlier.level } else { self.level },
+        }
     }
 
     /// The language of statuses, errors and the prompt.

@@ -1,38 +1,41 @@
 //! The rounds of a turn: the model is asked, and asked again as long as it calls tools that the server runs.
 
-use std::time::Duration;
-
 use async_stream::stream;
 use futures_util::{Stream, StreamExt as _};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{
-    Assistant, Event, Failure, Ran, Stage,
+    Assistant, Event, Failure, Ran, Stage, TurnFinish,
+    event::{ClosedTurn, Closing},
     exchange::{Exchange, error_content, repair_messages},
     interruption::Interruption,
     request::zone,
     tally::Tally,
 };
 use crate::{
-    conversation::Ticket,
-    identity::{SessionId, UserId},
+    conversation::{Lease, Ticket},
+    identity::UserId,
     llm::{Finish, Message, ModelEvent, ToolCall, estimate_tokens},
     tools::{CheckedCall, Offer, RunContext, Runner, Wanted},
 };
 
-/// Longest that the last frame of a failed turn waits for the store.
-const LAST_WORDS: Duration = Duration::from_millis(200);
-
 /// A turn that has come to the model.
 pub(super) struct Running {
     pub(super) user: UserId,
-    pub(super) session: SessionId,
+    /// The right to keep the turn; `None` = nothing of it is kept.
+    pub(super) lease: Option<Lease>,
     pub(super) exchange: Exchange,
     pub(super) offer: Offer,
     pub(super) recall_failed: bool,
     pub(super) deadline: Instant,
     /// Of a turn that was resumed.
     pub(super) ticket: Option<Ticket>,
+}
+
+impl Running {
+    fn closing(&mut self, turn: Option<ClosedTurn>) -> Event {
+        Event::Closing(Box::new(Closing { turn, resumed: self.ticket.take() }))
+    }
 }
 
 /// How a round ended that did not fail.
@@ -43,8 +46,8 @@ enum Ended {
 
 impl Assistant {
     /// The tools for a turn; those of clients only where the turn can be kept meanwhile.
-    pub(super) fn offer(&self, wanted: &Wanted, may_search: bool) -> Offer {
-        self.tools.offer(wanted, self.memory.is_there(), may_search, self.pending.is_there())
+    pub(super) fn offer(&self, wanted: &Wanted, may_search: bool, may_keep: bool) -> Offer {
+        self.tools.offer(wanted, self.memory.is_there(), may_search, may_keep)
     }
 
     /// Asks the model until it answers, fails, or wants the client to run tools.
@@ -60,11 +63,13 @@ impl Assistant {
             let mut tally = Tally::default();
             let mut answering = self.model.name(turn.exchange.model.as_deref()).to_owned();
             let mut text = String::new();
+            // How much of the text is in the exchange already.
+            let mut said_before;
             // A call that is wrong may be repeated once before the next tools run.
             let mut was_told = false;
             yield Event::Entered(Stage::Generating { recall_failed: turn.recall_failed });
             let failure = 'rounds: loop {
-                let before = text.len();
+                said_before = text.len();
                 let mut counted = None;
                 let mut answer = self.model.clone().answer(turn.exchange.request(&turn.offer, turn.deadline));
                 let ended = loop {
@@ -98,17 +103,19 @@ impl Assistant {
                 {
                     answering.clone_from(&origin.model);
                 }
-                let said = &text[before..];
+                let said = &text[said_before..];
                 if counted.is_none_or(|model| model != answering) && (ended.is_ok() || !said.is_empty()) {
                     tally.estimate(answering.clone(), turn.exchange.estimate_tokens(), estimate_of(said, &ended));
                 }
                 let (calls, reasoning) = match ended {
                     Ok(Ended::Called { calls, reasoning }) => (calls, reasoning),
                     Ok(Ended::Finished(finish)) => {
-                        if let Some(ticket) = &turn.ticket {
-                            self.forget(ticket).await;
+                        let spent = tally.spent(&answering, &self.prices);
+                        if turn.lease.is_some() {
+                            let record = turn.exchange.record(said, &answering, spent.as_ref(), finish.into());
+                            yield turn.closing(Some(ClosedTurn { record, is_complete: true }));
                         }
-                        if let Some(spent) = tally.spent(&answering, &self.prices) {
+                        if let Some(spent) = spent {
                             yield Event::Spent(spent);
                         }
                         yield Event::Answered { text, finish };
@@ -168,11 +175,18 @@ impl Assistant {
                 yield Event::AwaitsTools;
                 return;
             };
-            if let Some(spent) = tally.spent(&answering, &self.prices) {
-                yield Event::Spent(spent);
+            let spent = tally.spent(&answering, &self.prices);
+            if turn.lease.is_some() {
+                let is_stopped = matches!(failure, Failure::Cancelled | Failure::Abandoned);
+                // A turn that may be tried again is no turn yet, unless the user has seen a part of it.
+                let is_worth_keeping = is_stopped || !text.is_empty();
+                let finish = if is_stopped { TurnFinish::Cancelled } else { TurnFinish::Failed };
+                let record = || turn.exchange.record(&text[said_before..], &answering, spent.as_ref(), finish);
+                let kept = is_worth_keeping.then(|| ClosedTurn { record: record(), is_complete: false });
+                yield turn.closing(kept);
             }
-            if let Some(ticket) = &turn.ticket {
-                self.give_back(ticket, &failure).await;
+            if let Some(spent) = spent {
+                yield Event::Spent(spent);
             }
             yield Event::Failed(failure);
         }
@@ -197,29 +211,16 @@ impl Assistant {
 
     /// Keeps a turn until the client has run these calls.
     async fn keep(&self, turn: &Running, awaited: &[ToolCall]) -> Result<(), Failure> {
+        // Without a place to keep turns no tool of the client is offered.
+        let (Some(conversations), Some(lease)) = (&self.conversations, &turn.lease) else {
+            return Err(Failure::Internal);
+        };
         let state = serde_json::to_vec(&turn.exchange).map_err(|_| Failure::Internal)?;
         let calls: Vec<&str> = awaited.iter().map(|call| call.id.as_str()).collect();
-        self.pending.keep(&turn.user, &turn.session, &state, &calls).await.map_err(|error| {
+        conversations.keep(lease, &state, &calls).await.map_err(|error| {
             tracing::warn!(%error, "the turn can not be kept");
             Failure::NotKept
         })
-    }
-
-    /// Ends a resumed turn: its results are not taken again.
-    async fn forget(&self, ticket: &Ticket) {
-        if let Err(error) = self.pending.end(ticket).await {
-            tracing::warn!(%error, "a turn that has ended is still kept");
-        }
-    }
-
-    /// Ends a resumed turn that failed; where that may pass, its last result may be given again.
-    async fn give_back(&self, ticket: &Ticket, failure: &Failure) {
-        let given_back = async {
-            if failure.is_retryable() { self.pending.reopen(ticket).await } else { self.pending.end(ticket).await }
-        };
-        if !matches!(timeout(LAST_WORDS, given_back).await, Ok(Ok(()))) {
-            tracing::warn!("a turn that failed can not be given back");
-        }
     }
 }
 

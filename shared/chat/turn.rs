@@ -9,15 +9,14 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    Assistant, Event, Failure, Recalled, Stage,
+    Assistant, Event, Failure, HISTORY_TOKENS, Recalled, RecordedCitation, Stage, TurnRecord,
     exchange::{Exchange, message_of_history, result_content},
     interruption::Interruption,
     request::{ToolResult, TurnRequest},
     rounds::Running,
 };
 use crate::{
-    conversation::{Accepted, StoreError, Ticket},
-    identity::{SessionId, UserId},
+    conversation::{Accepted, Lease, Past, StoreError, StoredTurn, Ticket},
     llm::Message,
     memory::{DEFAULT_ALPHA, MAX_QUERY_BYTES, Query},
     tools::Wanted,
@@ -39,6 +38,8 @@ pub enum Taken {
     Duplicate,
     /// Others are still missing.
     Waiting,
+    /// It would be the last, but the conversation answers another request, for about so long.
+    Busy(Duration),
     /// It was the last: the turn goes on.
     Resumed(Box<ResumedTurn>),
 }
@@ -46,8 +47,7 @@ pub enum Taken {
 /// A turn that goes on, because all results of its tools are in.
 #[derive(Debug)]
 pub struct ResumedTurn {
-    user: UserId,
-    session: SessionId,
+    lease: Lease,
     exchange: Exchange,
     ticket: Ticket,
 }
@@ -84,28 +84,40 @@ impl Assistant {
             if !self.thinking_delay.is_zero()
                 && let Err(failure) = interruption.unless(sleep(self.thinking_delay)).await
             {
+                yield Event::Closing(Box::new(request.broken_off()));
                 yield Event::Failed(failure);
                 return;
             }
 
-            let mut recalled = Vec::new();
-            let mut recall_failed = false;
-            if request.recall.is_some() && self.memory.is_there() {
+            let searches = request.recall.is_some() && self.memory.is_there();
+            if searches {
                 yield Event::Entered(Stage::Searching);
-                match interruption.unless(self.recall(&request).instrument(span)).await {
-                    Ok(Some(found)) => recalled = found,
-                    Ok(None) => recall_failed = true,
-                    Err(failure) => {
-                        yield Event::Failed(failure);
-                        return;
-                    }
+            }
+            let recall = async {
+                if searches { self.recall(&request).await } else { Some(Vec::new()) }
+            };
+            let known = async { tokio::join!(recall, self.past(&request)) }.instrument(span);
+            let (recalled, past) = match interruption.unless(known).await {
+                Ok((recalled, Ok(past))) => (recalled, past),
+                Ok((_, Err(error))) => {
+                    // An answer that knows nothing of what was said would be taken for one that does.
+                    tracing::warn!(%error, "the conversation can not be read");
+                    yield Event::Failed(Failure::NotKept);
+                    return;
                 }
-                if !recalled.is_empty() {
-                    yield Event::Recalled(recalled.clone());
+                Err(failure) => {
+                    yield Event::Closing(Box::new(request.broken_off()));
+                    yield Event::Failed(failure);
+                    return;
                 }
+            };
+            let recall_failed = recalled.is_none();
+            let recalled = recalled.unwrap_or_default();
+            if !recalled.is_empty() {
+                yield Event::Recalled(recalled.clone());
             }
 
-            let running = match self.prepare(request, &recalled, recall_failed, deadline) {
+            let running = match self.prepare(request, past, &recalled, recall_failed, deadline) {
                 Ok(running) => running,
                 Err(error) => {
                     tracing::error!(%error, "the prompt can not be made");
@@ -131,11 +143,19 @@ impl Assistant {
             let mut interruption = Interruption::new(interrupted);
             let deadline = Instant::now() + self.total_timeout;
             yield Event::Entered(Stage::Thinking);
-            let ResumedTurn { user, session, exchange, ticket } = turn;
+            let ResumedTurn { lease, exchange, ticket } = turn;
             let wanted = Wanted::Named(exchange.tools.clone());
-            let offer = self.offer(&wanted, exchange.documents.is_some());
-            let running =
-                Running { user, session, exchange, offer, recall_failed: false, deadline, ticket: Some(ticket) };
+            let offer = self.offer(&wanted, exchange.documents.is_some(), true);
+            let user = lease.key.user.clone();
+            let running = Running {
+                user,
+                lease: Some(lease),
+                exchange,
+                offer,
+                recall_failed: false,
+                deadline,
+                ticket: Some(ticket),
+            };
             let mut rounds = pin!(self.rounds(running, &mut interruption));
             while let Some(event) = rounds.next().await {
                 yield event;
@@ -152,28 +172,38 @@ impl Assistant {
     ///
     /// # Errors
     /// The store failed or took too long; then the result is not taken.
-    pub async fn accept(&self, user: &UserId, session: &SessionId, result: ToolResult) -> Result<Taken, StoreError> {
+    pub async fn accept(&self, lease: &Lease, result: ToolResult) -> Result<Taken, StoreError> {
+        let Some(conversations) = &self.conversations else { return Ok(Taken::Unknown) };
         let call_id = result.call_id.clone();
         let content = result_content(result);
-        let accepted = self.pending.accept(user, session, &call_id, content.as_bytes()).await?;
+        let accepted = conversations.accept(lease, &call_id, content.as_bytes()).await?;
         Ok(match accepted {
             Accepted::Unknown => Taken::Unknown,
             Accepted::Duplicate => Taken::Duplicate,
             Accepted::Waiting => Taken::Waiting,
+            Accepted::Busy { retry_after } => Taken::Busy(retry_after),
             Accepted::Complete { state, results, ticket } => match serde_json::from_slice::<Exchange>(&state) {
                 Ok(mut exchange) => {
                     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
                     exchange.push_results(results.into_iter().map(|(id, bytes)| (id, text(bytes))).collect());
-                    let (user, session) = (user.clone(), session.clone());
-                    Taken::Resumed(Box::new(ResumedTurn { user, session, exchange, ticket }))
+                    Taken::Resumed(Box::new(ResumedTurn { lease: lease.clone(), exchange, ticket }))
                 }
                 Err(error) => {
                     tracing::error!(%error, "a turn was kept by another version of the service and is given up");
-                    self.pending.end(&ticket).await?;
                     Taken::Unknown
                 }
             },
         })
+    }
+
+    /// What was said before in the conversation.
+    async fn past(&self, request: &TurnRequest) -> Result<Past, StoreError> {
+        match (&self.conversations, &request.lease) {
+            (Some(conversations), Some(lease)) => {
+                conversations.past(&lease.key.user, &lease.key.session, HISTORY_TOKENS).await
+            }
+            _ => Ok(Past::default()),
+        }
     }
 
     /// What the memory knows about the question; `None` where it failed.
@@ -206,18 +236,27 @@ impl Assistant {
     fn prepare(
         &self,
         request: TurnRequest,
+        past: Past,
         recalled: &[Recalled],
         recall_failed: bool,
         deadline: Instant,
     ) -> Result<Running, minijinja::Error> {
-        let system = self.prompts.system(&request.profile, &request.extra_context, recalled, Timestamp::now())?;
-        let mut messages = Vec::with_capacity(request.history.len() + 2);
-        messages.push(Message::System(system));
-        messages.extend(request.history.into_iter().map(message_of_history));
+        let summary = past.summary.as_ref().map_or("", |summary| summary.text.as_str());
+        let (profile, context) = (&request.profile, &request.extra_context);
+        let system = self.prompts.system(profile, context, recalled, summary, Timestamp::now())?;
+        let mut messages = vec![Message::System(system)];
+        if past == Past::default() {
+            messages.extend(request.history.into_iter().map(message_of_history));
+        } else {
+            messages.extend(past.turns.iter().flat_map(messages_of_past));
+        }
+        let begin = messages.len();
         messages.push(Message::User(request.message));
-        let offer = self.offer(&request.tools, request.recall.is_some());
+        let offer = self.offer(&request.tools, request.recall.is_some(), request.lease.is_some());
         let exchange = Exchange {
             messages: Arc::new(messages),
+            begin,
+            citations: recalled.iter().map(RecordedCitation::from).collect(),
             model: request.model,
             temperature: request.temperature,
             max_tokens: request.max_tokens,
@@ -227,9 +266,32 @@ impl Assistant {
             timezone: request.profile.timezone,
             documents: request.recall.map(|filter| filter.documents),
         };
-        let (user, session) = (request.user, request.session);
-        Ok(Running { user, session, exchange, offer, recall_failed, deadline, ticket: None })
+        let (user, lease) = (request.user, request.lease);
+        Ok(Running { user, lease, exchange, offer, recall_failed, deadline, ticket: None })
     }
+}
+
+/// What a model is told of an earlier turn. What it thought then is of no use any more.
+fn messages_of_past(turn: &StoredTurn) -> Vec<Message> {
+    let record = match TurnRecord::from_bytes(&turn.record) {
+        Ok(record) => record,
+        Err(error) => {
+            tracing::error!(%error, "a turn can not be read and is left out");
+            return Vec::new();
+        }
+    };
+    let has_answer = record.answer().is_some();
+    let mut messages = record.messages;
+    for message in &mut messages {
+        if let Message::Assistant { reasoning, .. } = message {
+            *reasoning = None;
+        }
+    }
+    if !has_answer {
+        // Two questions in a row would be answered both.
+        messages.push(Message::Assistant { content: "…".to_owned(), reasoning: None, calls: Vec::new() });
+    }
+    messages
 }
 
 /// The longest beginning of a text within so many bytes.

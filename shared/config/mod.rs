@@ -1,8 +1,10 @@
 //! The configuration: environment variables, parsed once into one struct per concern.
 
 mod callers;
+mod conversations;
 mod embedding;
 mod env;
+mod learning;
 mod memory;
 mod model;
 mod server;
@@ -11,8 +13,10 @@ mod stores;
 use std::fmt;
 
 pub use callers::{Auth, CallersConfig, TokenConfig, TokenKeys};
+pub use conversations::{ConversationStoreConfig, ConversationsConfig, LimitsByPlan};
 pub use embedding::EmbeddingConfig;
 pub use env::{Mistake, Mistakes, Reader};
+pub use learning::LearningConfig;
 pub use memory::MemoryConfig;
 pub use model::{DemoConfig, DemoReason, EndpointConfig, Limits, ModelConfig, Patience, Provider, ProviderConfig};
 pub use server::{ServerConfig, TlsFiles};
@@ -71,6 +75,12 @@ pub const VARIABLES: &[&str] = &[
     stores::DATABASE_PREPARED_STATEMENTS,
     stores::AGENT_DATA_DIR,
     stores::ADMISSION_TIMEOUT_MS,
+    conversations::CONVERSATIONS,
+    conversations::RESUME_GRACE_SECONDS,
+    conversations::RATE_LIMITS,
+    conversations::RATE_LIMITS_PRO,
+    conversations::MAX_CONCURRENT_STREAMS,
+    learning::LEARNING,
     crate::telemetry::RUST_LOG,
     crate::telemetry::LOG_FORMAT,
 ];
@@ -99,6 +109,10 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// Where memories are kept.
     pub stores: StoresConfig,
+    /// Where conversations are kept, and what their users may use.
+    pub conversations: ConversationsConfig,
+    /// What is learned from turns.
+    pub learning: LearningConfig,
     /// How logs are written; `None` = pretty on a terminal, JSON otherwise.
     pub log_format: Option<crate::telemetry::LogFormat>,
 }
@@ -122,12 +136,15 @@ impl Config {
         let patience = Patience::read(&mut reader);
         let model = ModelConfig::read(&mut reader, patience);
         let callers = CallersConfig::read(&mut reader, place);
+        let stores = StoresConfig::read(&mut reader, place);
         let config = Self {
             server: ServerConfig::read(&mut reader, callers.auth),
             callers,
             embedding: EmbeddingConfig::read(&mut reader, &model, patience),
             memory: MemoryConfig::read(&mut reader),
-            stores: StoresConfig::read(&mut reader, place),
+            conversations: ConversationsConfig::read(&mut reader, &stores.memory),
+            learning: LearningConfig::read(&mut reader),
+            stores,
             log_format: crate::telemetry::LogFormat::read(&mut reader),
             model,
         };
@@ -141,9 +158,10 @@ impl Config {
         }
         if let ModelConfig::Provider(provider) = &config.model
             && provider.tools_file.is_some()
-            && matches!(config.stores.memory, MemoryStoreConfig::Absent)
+            && config.conversations.store == ConversationStoreConfig::Off
         {
-            let problem = "is set, but turns that wait for tools are kept in a database, and DATABASE_URL is not set";
+            let problem = "is set, but turns that wait for tools are kept with conversations, and CONVERSATIONS is off, or \
+                           DATABASE_URL is not set";
             reader.mistake(model::TOOLS_FILE, problem, "");
         }
         if place == Place::Function && matches!(config.embedding, EmbeddingConfig::Local { .. }) {

@@ -57,6 +57,15 @@ pub enum Unproven {
     NoKeys,
 }
 
+/// Whose call it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The user.
+    pub user: UserId,
+    /// Whether the user's token says that they have a paid plan; `None` = a service of ours calls, whose word on it counts.
+    pub is_pro: Option<bool>,
+}
+
 /// Finds out whose call it is.
 pub struct Callers {
     auth: Auth,
@@ -82,19 +91,19 @@ impl Callers {
     ///
     /// # Errors
     /// Who calls is not proven, or it is somebody else.
-    pub async fn user(&self, claim: Claim<'_>) -> Result<UserId, Refusal> {
+    pub async fn caller(&self, claim: Claim<'_>) -> Result<Caller, Refusal> {
         let bearer = claim.authorization.and_then(bearer);
         if self.is_service(bearer, claim.internal_api_key)? || self.auth != Auth::Jwt {
-            return Ok(UserId::of_call(claim.body_user, claim.user_id)?);
+            return Ok(Caller { user: UserId::of_call(claim.body_user, claim.user_id)?, is_pro: None });
         }
         let (Some(tokens), Some(token)) = (&self.tokens, bearer) else { return Err(Unproven::Missing.into()) };
-        let subject = tokens.subject(std::str::from_utf8(token).map_err(|_| Unproven::Invalid)?).await?;
+        let proven = tokens.prove(std::str::from_utf8(token).map_err(|_| Unproven::Invalid)?).await?;
         for named in [claim.body_user, claim.user_id.unwrap_or_default()] {
-            if !named.is_empty() && named != subject.as_str() {
+            if !named.is_empty() && named != proven.user.as_str() {
                 return Err(Refusal::Foreign);
             }
         }
-        Ok(subject)
+        Ok(proven)
     }
 
     /// Whether a service of ours calls, which may act for any user.

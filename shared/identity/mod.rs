@@ -6,7 +6,7 @@ mod token;
 
 use std::{fmt, sync::Arc};
 
-pub use caller::{Callers, Claim, Refusal, Unproven};
+pub use caller::{Caller, Callers, Claim, Refusal, Unproven};
 
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;

@@ -4,7 +4,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
 use serde::Deserialize;
 
 use super::{
-    Unproven, UserId,
+    Caller, Unproven, UserId,
     keys::{Ages, KeySet},
 };
 use crate::config::{TokenConfig, TokenKeys};
@@ -31,6 +31,9 @@ enum Keys {
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
+    /// Whether the user has a paid plan.
+    #[serde(default)]
+    is_pro: bool,
 }
 
 impl TokenVerifier {
@@ -63,8 +66,8 @@ impl TokenVerifier {
         Ok(Self { keys, validation })
     }
 
-    /// The subject of a token.
-    pub(super) async fn subject(&self, token: &str) -> Result<UserId, Unproven> {
+    /// Whom a token proves.
+    pub(super) async fn prove(&self, token: &str) -> Result<Caller, Unproven> {
         match &self.keys {
             Keys::Shared(key) => self.check(token, key, Algorithm::HS256),
             Keys::Published(keys) => {
@@ -80,12 +83,13 @@ impl TokenVerifier {
         }
     }
 
-    fn check(&self, token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<UserId, Unproven> {
+    fn check(&self, token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<Caller, Unproven> {
         let validation = Validation { algorithms: vec![algorithm], ..self.validation.clone() };
         let decoded = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|error| match error.kind() {
             ErrorKind::ExpiredSignature => Unproven::Expired,
             _ => Unproven::Invalid,
         })?;
-        UserId::parse("sub", &decoded.claims.sub).map_err(|_| Unproven::Invalid)
+        let user = UserId::parse("sub", &decoded.claims.sub).map_err(|_| Unproven::Invalid)?;
+        Ok(Caller { user, is_pro: Some(decoded.claims.is_pro) })
     }
 }

@@ -13,7 +13,7 @@ use crate::language::Language;
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What the model is called.
-const DEMO: &str = "demo";
+pub const DEMO_MODEL: &str = "demo";
 
 /// Answers by question.
 #[derive(Debug, Clone, Deserialize)]
@@ -168,12 +168,12 @@ impl ChatModel for DemoModel {
                 yield Ok(ModelEvent::Delta(text[from..end].to_owned()));
                 from = end;
             }
-            yield Ok(ModelEvent::Finished { model: DEMO.to_owned(), finish: Finish::Stop });
+            yield Ok(ModelEvent::Finished { model: DEMO_MODEL.to_owned(), finish: Finish::Stop });
         })
     }
 
     fn name<'a>(&'a self, _requested: Option<&'a str>) -> &'a str {
-        DEMO
+        DEMO_MODEL
     }
 
     fn allows(&self, _model: &str) -> bool {

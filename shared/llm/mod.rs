@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 pub use chain::ModelChain;
-pub use demo::{DemoModel, DemoResponses, DemoResponsesError};
+pub use demo::{DEMO_MODEL, DemoModel, DemoResponses, DemoResponsesError};
 pub use error::{ModelError, ModelErrorKind, Origin};
 #[cfg(fuzzing)]
 pub use openai::parse_pieces;

@@ -87,15 +87,15 @@ impl MemoryEngine {
         let count = memories.len();
         let mut batch = Batch::of(memories);
         within(MANY_ROWS_TIMEOUT, self.leave_out_known(user, &mut batch)).await?;
-        let texts: Vec<&str> = batch.rows.values().map(|memory| memory.content.as_str()).collect();
+        let texts: Vec<&str> = batch.texts().collect();
         let vectors = self.embed(&texts).await?;
-        let vectors: HashMap<String, Vec<f32>> = batch.rows.keys().cloned().zip(vectors).collect();
+        let vectors: HashMap<String, Vec<f32>> = batch.row_ids().cloned().zip(vectors).collect();
         let added = within(MANY_ROWS_TIMEOUT, self.write(user, &mut batch, &vectors)).await?;
         Ok(Added { ids: batch.ids(), added, unchanged: count - added })
     }
 
     /// Takes those memories out of a batch that are kept already, before anything is embedded.
-    async fn leave_out_known(&self, user: &UserId, batch: &mut Batch) -> Result<(), sqlx::Error> {
+    pub(super) async fn leave_out_known(&self, user: &UserId, batch: &mut Batch) -> Result<(), sqlx::Error> {
         let mut transaction = self.service.within(MANY_ROWS_TIMEOUT).begin(user).await?;
         let (ids, contents): (Vec<&str>, Vec<&str>) =
             batch.rows.iter().map(|(id, memory)| (id.as_str(), memory.content.as_str())).unzip();
@@ -118,6 +118,19 @@ impl MemoryEngine {
             return Ok(0);
         }
         let mut change = self.change_many(user).await?;
+        let written = self.write_in(user, &mut change, batch, vectors).await?;
+        change.commit().await?;
+        Ok(written)
+    }
+
+    /// Writes a batch in a change that goes on.
+    pub(super) async fn write_in(
+        &self,
+        user: &UserId,
+        change: &mut Change<'_>,
+        batch: &mut Batch,
+        vectors: &HashMap<String, Vec<f32>>,
+    ) -> Result<usize, sqlx::Error> {
         // Somebody may have kept the same content meanwhile.
         let (new, texts) = batch.without_client_id();
         let existing = store::existing(change.transaction(), user, (&texts.0, &texts.1)).await?;
@@ -144,7 +157,6 @@ impl MemoryEngine {
         change.restore(&superseded).await?;
         let written = change.upsert(&rows, "", &self.model).await?;
         change.supersede(&superseded).await?;
-        change.commit().await?;
         Ok(written.len())
     }
 
@@ -282,7 +294,7 @@ impl MemoryEngine {
 }
 
 /// Memories on their way into the store.
-struct Batch {
+pub(super) struct Batch {
     /// The id of each memory of the request, in its order.
     given: Vec<String>,
     /// What is to be written, by id: two writers take their locks in the same order.
@@ -294,7 +306,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn of(memories: Vec<NewMemory>) -> Self {
+    pub(super) fn of(memories: Vec<NewMemory>) -> Self {
         let mut batch = Self {
             given: Vec::with_capacity(memories.len()),
             rows: BTreeMap::new(),
@@ -364,7 +376,17 @@ impl Batch {
         replaced.into_iter().map(|(old, (_, new))| (old.clone(), new.clone())).collect()
     }
 
-    fn ids(&self) -> Vec<String> {
+    /// The ids of the texts.
+    pub(super) fn row_ids(&self) -> impl Iterator<Item = &String> {
+        self.rows.keys()
+    }
+
+    /// The texts that are to be written, by id.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
+        self.rows.values().map(|memory| memory.content.as_str())
+    }
+
+    pub(super) fn ids(&self) -> Vec<String> {
         self.given.iter().map(|id| self.known_as(id).clone()).collect()
     }
 }

@@ -9,6 +9,7 @@ mod error;
 mod filter;
 mod indexed;
 mod keyword;
+mod learn;
 mod maintain;
 mod record;
 mod retrieve;
@@ -20,6 +21,7 @@ mod tokenizer;
 pub use engine::MemoryEngine;
 pub use error::MemoryError;
 pub use filter::Filter;
+pub use learn::{Kept, Lesson};
 pub use maintain::Reembedded;
 pub use record::{
     Added, Correction, Exported, Found, Leg, Memory, Metadata, NewDocument, NewMemory, Page, Place, Query, Selection,
@@ -35,3 +37,8 @@ pub const MAX_COUNTED: usize = 1_000;
 
 /// How much meaning counts against words where nobody says.
 pub const DEFAULT_ALPHA: f32 = 0.5;
+
+/// The distinct search terms of a text, at most 256.
+pub(crate) fn terms(text: &str) -> Vec<String> {
+    keyword::terms(text)
+}

@@ -19,7 +19,7 @@ const WEAKNESSES: &str = "
             policyname = 'own_rows' and cmd = 'ALL' and granted = array['agent_reader', 'agent_service']
                 and seen = '(user_id=(SELECTcurrent_setting(''agent.user_id'',true)))' and taken = seen
             or policyname = 'every_id' and cmd = 'SELECT' and granted = array['agent_maintenance'] and seen = 'true'
-                and tablename in ('memories', 'memory_vectors', 'memory_users'))
+                and tablename in ('memories', 'memory_vectors', 'memory_users', 'learning_jobs'))
     ), users_tables as (
         select relname::text, relowner, relrowsecurity and relforcerowsecurity as is_protected
         from pg_class

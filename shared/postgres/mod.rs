@@ -24,7 +24,7 @@ pub mod embedded;
 mod isolation;
 mod user;
 
-pub use user::{Role, RoleDatabase, RoleTransaction};
+pub use user::{Argument, Role, RoleDatabase, RoleTransaction};
 
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrations = sqlx::migrate!("infra/migrations");
@@ -36,10 +36,14 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
 /// Makes this transaction the only one that migrates, and forgets statements that a pooler's connection may have kept.
 const BEGIN_MIGRATION: &str = "select pg_advisory_xact_lock(hashtext('agent-service migrations')); deallocate all";
 
-/// Connections of one process. The embedded Postgres takes 40, and a turn holds one only while it searches.
+/// Connections of one process for the memory. The embedded Postgres takes 40, and a turn holds one only while it searches.
 const MAX_CONNECTIONS: u32 = 16;
+/// As many of them, and no more, are there for conversations beside those, so that no search holds up a first frame.
+const MAX_FOR_CONVERSATIONS: u32 = 8;
 /// Longest wait for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The same for conversations: what was said is worth waiting for.
+const ACQUIRE_TIMEOUT_FOR_CONVERSATIONS: Duration = Duration::from_secs(10);
 /// Longest that a connection lies idle and is taken without a test.
 const UNTESTED: Duration = Duration::from_millis(500);
 /// Time between two checks whether the database can be reached.
@@ -199,10 +203,10 @@ impl Database {
     /// The database for each role, by at most so many connections to each address.
     #[must_use]
     pub fn roles_with(&self, max_connections: u32) -> Roles {
-        let pool = |options: &PgConnectOptions| {
+        let pool_with = |options: &PgConnectOptions, max_connections, acquire_timeout| {
             PgPoolOptions::new()
                 .max_connections(max_connections)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .acquire_timeout(acquire_timeout)
                 // A connection that was in use just now needs no round trip that shows that it still is one.
                 .test_before_acquire(false)
                 .before_acquire(|connection, known| {
@@ -215,12 +219,16 @@ impl Database {
                 })
                 .connect_lazy_with(options.clone())
         };
+        let pool = |options: &PgConnectOptions| pool_with(options, max_connections, ACQUIRE_TIMEOUT);
         let service = pool(&self.service);
+        let most = max_connections.min(MAX_FOR_CONVERSATIONS);
+        let conversations = pool_with(&self.service, most, ACQUIRE_TIMEOUT_FOR_CONVERSATIONS);
         let reader = self.reader.as_ref().map_or_else(|| service.clone(), pool);
         let role = |pool: &PgPool, role| RoleDatabase::new(Some(pool.clone()), role, self.prepared_statements);
         Roles {
             reader: role(&reader, Role::Reader),
             service: role(&service, Role::Service),
+            conversations: role(&conversations, Role::Service),
             maintenance: role(&service, Role::Maintenance),
         }
     }
@@ -383,6 +391,8 @@ pub struct Opened {
 pub struct Roles {
     /// For what changes a user's rows.
     pub service: RoleDatabase,
+    /// The same for conversations, by connections of their own.
+    pub conversations: RoleDatabase,
     /// For what reads a user's rows.
     pub reader: RoleDatabase,
     /// For what is done for all users.
@@ -394,7 +404,12 @@ impl Roles {
     #[must_use]
     pub fn absent() -> Self {
         let role = |role| RoleDatabase::new(None, role, false);
-        Self { service: role(Role::Service), reader: role(Role::Reader), maintenance: role(Role::Maintenance) }
+        Self {
+            service: role(Role::Service),
+            conversations: role(Role::Service),
+            reader: role(Role::Reader),
+            maintenance: role(Role::Maintenance),
+        }
     }
 }
 

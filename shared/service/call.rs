@@ -11,14 +11,13 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Code, Response, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field, info_span};
 
-use super::{Drain, frames, status};
+use super::{Drain, admission::TurnedAway, frames, status};
 use crate::{
-    chat::Event,
     error::{InvalidArgument, Problem},
-    identity::{Callers, Claim, Refusal, RequestId, SessionId, TraceId, UserId},
+    identity::{Caller, Callers, Claim, Refusal, RequestId, SessionId, TraceId, UserId},
     language::Language,
-    llm::Finish,
     memory::MemoryError,
+    proto::agent_v1::{self as pb, chat_response::Content},
 };
 
 /// What every call passes: who calls is found out, and the call counts as under way.
@@ -31,6 +30,11 @@ pub(super) struct Gate {
 impl Gate {
     /// The caller's user.
     pub(super) async fn user(&self, body_user: &str, metadata: &MetadataMap) -> Result<UserId, Refusal> {
+        Ok(self.caller(body_user, metadata).await?.user)
+    }
+
+    /// Who calls.
+    pub(super) async fn caller(&self, body_user: &str, metadata: &MetadataMap) -> Result<Caller, Refusal> {
         let header = |name| metadata.get(name).map(|value| value.as_bytes());
         let user_id = metadata.get("user-id").map(|value| value.to_str()).transpose().map_err(|_| {
             InvalidArgument::new("user_id", Problem::Malformed { expected: "visible ASCII where it is call metadata" })
@@ -41,7 +45,7 @@ impl Gate {
             authorization: header("authorization"),
             internal_api_key: header("x-internal-api-key"),
         };
-        self.callers.user(claim).await
+        self.callers.caller(claim).await
     }
 }
 
@@ -101,6 +105,22 @@ impl Call {
         tracing::record_all!(self.span, session = session.as_str(), request = request.as_str(), model = model);
     }
 
+    /// Ends a chat before it begins.
+    pub(super) fn turned_away(&mut self, why: &TurnedAway, language: Language) -> Status {
+        self.outcome = match why {
+            TurnedAway::Refused(refusal) => return self.refused(refusal, language),
+            TurnedAway::Store(_) => "unavailable",
+            TurnedAway::Busy(_) => "busy",
+            TurnedAway::Over(..) => "over_limit",
+            TurnedAway::Full => "overloaded",
+        };
+        self.span.in_scope(|| match why {
+            TurnedAway::Store(error) => tracing::warn!(%error, "the store of conversations is out of reach"),
+            why => tracing::debug!(?why, "the call was turned away"),
+        });
+        status::turned_away(why, language)
+    }
+
     /// Ends the call before it begins.
     pub(super) fn refused(&mut self, refusal: &Refusal, language: Language) -> Status {
         self.outcome = match refusal {
@@ -131,30 +151,24 @@ impl Call {
         status
     }
 
-    /// Notes an event of a turn, before it becomes a frame.
-    pub(super) fn saw(&mut self, event: &Event) {
+    /// Notes a frame of an answer, before it is sent.
+    pub(super) fn saw(&mut self, frame: &pb::ChatResponse) {
         self.frames += 1;
-        match event {
-            Event::Delta(_) => {
-                if self.first_delta.is_none() {
-                    self.first_delta = Some(self.began.elapsed());
-                }
-            }
-            Event::Answered { finish, .. } => {
-                self.outcome = match finish {
-                    Finish::Stop => "stop",
-                    Finish::Length => "length",
-                    Finish::ContentFilter => "content_filter",
-                }
-            }
-            Event::AwaitsTools => self.outcome = "tool_calls",
-            Event::AwaitsMoreResults => self.outcome = "continue",
-            Event::Failed(failure) => {
-                self.outcome = frames::outcome(failure);
-                self.span.in_scope(|| tracing::warn!(error = %failure, "the turn failed"));
-            }
-            Event::Entered(_) | Event::Recalled(_) | Event::Ran(_) | Event::Called(_) | Event::Spent(_) => {}
+        if self.first_delta.is_none() && matches!(frame.content, Some(Content::Delta(_))) {
+            self.first_delta = Some(self.began.elapsed());
         }
+        self.outcome = match frame.finish_reason() {
+            pb::FinishReason::Null => return,
+            pb::FinishReason::Stop => "stop",
+            pb::FinishReason::Length => "length",
+            pb::FinishReason::ToolCalls => "tool_calls",
+            pb::FinishReason::ContentFilter => "content_filter",
+            pb::FinishReason::Continue => "continue",
+            pb::FinishReason::Error => match &frame.content {
+                Some(Content::Error(error)) => frames::outcome(&error.code),
+                _ => "internal",
+            },
+        };
     }
 }
 
@@ -172,8 +186,27 @@ impl Drop for Call {
     }
 }
 
+/// Why the work of a call with one answer fails.
+pub(super) trait CallError {
+    /// A defect of ours.
+    fn defect() -> Self;
+
+    /// What the caller is told.
+    fn status(&self) -> Status;
+}
+
+impl CallError for MemoryError {
+    fn defect() -> Self {
+        Self::Defect
+    }
+
+    fn status(&self) -> Status {
+        status::memory_failure(self)
+    }
+}
+
 /// A call with one answer: admit the caller, do the work, log how it ended.
-pub(super) async fn unary<C, T, W>(
+pub(super) async fn unary<C, T, W, E>(
     method: &'static str,
     gate: &Gate,
     metadata: &MetadataMap,
@@ -182,7 +215,8 @@ pub(super) async fn unary<C, T, W>(
     work: impl FnOnce(UserId, C) -> W,
 ) -> Result<Response<T>, Status>
 where
-    W: Future<Output = Result<T, MemoryError>>,
+    W: Future<Output = Result<T, E>>,
+    E: CallError,
 {
     let mut call = Call::begin(method, &trace_of(metadata, ""), &gate.drain);
     let user = gate.user(user_id, metadata).await;
@@ -190,13 +224,13 @@ where
     let (user, command) = admitted.map_err(|refusal| call.refused(&refusal, Language::default()))?;
     call.span.record("user", user.digest());
     let done = AssertUnwindSafe(work(user, command)).catch_unwind().instrument(call.span.clone()).await;
-    match done.unwrap_or(Err(MemoryError::Defect)) {
+    match done.unwrap_or(Err(E::defect())) {
         Ok(done) => {
             call.succeeded();
             Ok(Response::new(done))
         }
         Err(error) => {
-            let status = call.span.in_scope(|| status::memory_failure(&error));
+            let status = call.span.in_scope(|| error.status());
             Err(call.failed(status))
         }
     }

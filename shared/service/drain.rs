@@ -18,6 +18,11 @@ impl Drain {
         self.calls.token()
     }
 
+    /// Runs something that counts as a call under way until it ends.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.calls.spawn(task);
+    }
+
     /// Resolves when calls must end.
     pub(super) fn over(&self) -> impl Future<Output = ()> + Send + 'static {
         self.over.clone().cancelled_owned()

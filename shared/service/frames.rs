@@ -1,10 +1,11 @@
 //! Events of a turn → frames of the contract.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use prost::Message as _;
 use prost_types::{ListValue, Struct, Value as ProtoValue, value::Kind};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -22,40 +23,100 @@ use crate::{
 /// Characters of a citation's excerpt.
 const EXCERPT_CHARS: usize = 300;
 
-/// Makes the frames of one stream.
-pub(super) struct FrameMaker {
+/// What all frames of one stream have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Envelope {
     /// Of this stream; each frame adds its number to it.
     response_id: String,
-    frames: u32,
     session: SessionId,
     request: RequestId,
     trace: TraceId,
+}
+
+impl Envelope {
+    /// A new stream.
+    pub(super) fn new(session: SessionId, request: RequestId, trace: TraceId) -> Self {
+        Self { response_id: Uuid::now_v7().simple().to_string(), session, request, trace }
+    }
+
+    /// The same stream again, from what [`Envelope::to_bytes`] gave.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let head = pb::ChatResponse::decode(bytes).ok()?;
+        let trace = TraceId::of_call(None, Some(&head.trace_id), "");
+        Some(Self {
+            response_id: head.response_id,
+            session: SessionId::parse("session_id", &head.session_id).ok()?,
+            request: RequestId::parse("request_id", &head.request_id).ok()?,
+            trace,
+        })
+    }
+
+    /// Something from which the stream's frames can be put into their envelope again.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let (session_id, request_id) = (self.session.as_str().to_owned(), self.request.as_str().to_owned());
+        let (response_id, trace_id) = (self.response_id.clone(), self.trace.as_str().to_owned());
+        pb::ChatResponse { response_id, session_id, request_id, trace_id, ..Default::default() }.encode_to_vec()
+    }
+
+    /// A frame as it is sent. That of the first is number 1.
+    pub(super) fn frame(&self, number: u32, content: pb::ChatResponse) -> pb::ChatResponse {
+        pb::ChatResponse {
+            response_id: self.response_id(number),
+            request_id: self.request.as_str().to_owned(),
+            session_id: self.session.as_str().to_owned(),
+            trace_id: self.trace.as_str().to_owned(),
+            ..content
+        }
+    }
+
+    /// Fixed width and ascending within the stream, so that a client can name the last frame that it saw.
+    fn response_id(&self, number: u32) -> String {
+        let mut id = String::with_capacity(self.response_id.len() + 9);
+        id.push_str(&self.response_id);
+        id.push('-');
+        let digits = (0..8).rev().map(|place| (number >> (4 * place)) & 0xf);
+        id.extend(digits.filter_map(|digit| char::from_digit(digit, 16)));
+        id
+    }
+
+    /// The number of the frame that has this id; `None` = it is none of this stream.
+    pub(super) fn number_of(&self, response_id: &str) -> Option<u32> {
+        let number = response_id.strip_prefix(self.response_id.as_str())?.strip_prefix('-')?;
+        (number.len() == 8).then(|| u32::from_str_radix(number, 16).ok()).flatten()
+    }
+}
+
+/// Makes the frames of one stream, without their envelope.
+pub(super) struct FrameMaker {
     language: Language,
     whole_citations: bool,
     recall_failed: bool,
+    /// What is said is not kept, although it should be.
+    not_kept: bool,
 }
 
 impl FrameMaker {
-    pub(super) fn new(
-        session: SessionId,
-        request: RequestId,
-        trace: TraceId,
-        language: Language,
-        whole_citations: bool,
-    ) -> Self {
-        let response_id = Uuid::now_v7().simple().to_string();
-        Self { response_id, frames: 0, session, request, trace, language, whole_citations, recall_failed: false }
+    pub(super) fn new(language: Language, whole_citations: bool) -> Self {
+        Self { language, whole_citations, recall_failed: false, not_kept: false }
     }
 
-    /// The frame of an event.
-    pub(super) fn frame(&mut self, event: Event) -> pb::ChatResponse {
-        let mut frame = self.envelope();
+    /// Tells the client that the conversation is not kept.
+    pub(super) fn not_kept(self, not_kept: bool) -> Self {
+        Self { not_kept, ..self }
+    }
+
+    /// The frame of an event; `None` = it is not for the client.
+    pub(super) fn frame(&mut self, event: Event) -> Option<pb::ChatResponse> {
+        let mut frame = self.blank();
         match event {
             Event::Delta(delta) => frame.content = Some(Content::Delta(delta)),
             Event::Entered(stage) => {
                 if matches!(stage, Stage::Generating { recall_failed: true }) {
                     self.recall_failed = true;
                     frame.metadata.insert("recall".to_owned(), "failed".to_owned());
+                }
+                if self.not_kept && stage == Stage::Thinking {
+                    frame.metadata.insert("conversation".to_owned(), "not-kept".to_owned());
                 }
                 frame.content = Some(Content::StatusUpdate(status(self.language, stage)));
             }
@@ -83,41 +144,30 @@ impl FrameMaker {
                 if self.recall_failed {
                     frame.metadata.insert("recall".to_owned(), "failed".to_owned());
                 }
+                if self.not_kept {
+                    frame.metadata.insert("conversation".to_owned(), "not-kept".to_owned());
+                }
             }
             Event::Failed(failure) => {
                 frame.content = Some(Content::Error(error(self.language, &failure)));
                 frame.set_finish_reason(pb::FinishReason::Error);
             }
+            Event::Closing(_) => return None,
         }
-        frame
+        Some(frame)
     }
 
-    /// A frame without content: everything that all frames of the stream have.
-    fn envelope(&mut self) -> pb::ChatResponse {
-        self.frames += 1;
+    /// A frame without content, made now.
+    fn blank(&self) -> pb::ChatResponse {
         // A clock before 1970 is the only error, and then 1970 is as good as anything.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         pb::ChatResponse {
-            response_id: self.next_response_id(),
             created_at: seconds,
-            request_id: self.request.as_str().to_owned(),
-            trace_id: self.trace.as_str().to_owned(),
             prompt_version: Prompts::version(self.language).to_owned(),
             event_time: Some(prost_types::Timestamp { seconds, nanos: now.subsec_nanos().cast_signed() }),
-            session_id: self.session.as_str().to_owned(),
             ..Default::default()
         }
-    }
-
-    /// Fixed width and ascending within the stream, so that a client can name the last frame that it saw.
-    fn next_response_id(&self) -> String {
-        let mut id = String::with_capacity(self.response_id.len() + 9);
-        id.push_str(&self.response_id);
-        id.push('-');
-        let digits = (0..8).rev().map(|place| (self.frames >> (4 * place)) & 0xf);
-        id.extend(digits.filter_map(|digit| char::from_digit(digit, 16)));
-        id
     }
 }
 
@@ -173,8 +223,8 @@ fn usage(spent: &Spent) -> pb::Usage {
     }
 }
 
-fn spent_metadata(spent: &Spent) -> HashMap<String, String> {
-    let mut metadata = HashMap::new();
+fn spent_metadata(spent: &Spent) -> BTreeMap<String, String> {
+    let mut metadata = BTreeMap::new();
     let mut tell = |name: &str, value: String| metadata.insert(name.to_owned(), value);
     tell("usage_source", if spent.estimated { "estimated" } else { "provider" }.to_owned());
     tell("model", spent.model.clone());
@@ -239,6 +289,8 @@ fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
         Failure::WrongToolCall => ("TOOL_CALL_INVALID", ErrorCode::Unavailable),
         Failure::TooManyToolRounds => ("TOOL_ROUNDS_EXCEEDED", ErrorCode::Internal),
         Failure::NotKept => ("TURN_NOT_KEPT", ErrorCode::Unavailable),
+        Failure::Cancelled => ("CANCELLED", ErrorCode::Unknown),
+        Failure::Abandoned => ("ABANDONED", ErrorCode::Unavailable),
         Failure::Internal => ("INTERNAL", ErrorCode::Internal),
         Failure::Model(error) => match error.kind {
             ModelErrorKind::Unauthorized => ("PROVIDER_UNAUTHORIZED", ErrorCode::Unauthorized),
@@ -260,14 +312,16 @@ fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
 }
 
 /// How a failed turn is logged: the class of its failure.
-pub(super) fn outcome(failure: &Failure) -> &'static str {
-    match failure {
-        Failure::Model(_) => "provider_failed",
-        Failure::WrongToolCall | Failure::TooManyToolRounds => "tools_failed",
-        Failure::NotKept => "not_kept",
-        Failure::ShuttingDown => "shut_down",
-        Failure::OutOfTime => "deadline_exceeded",
-        Failure::Internal => "internal",
+pub(super) fn outcome(code: &str) -> &'static str {
+    match code {
+        "SERVER_SHUTTING_DOWN" => "shut_down",
+        "DEADLINE_EXCEEDED" => "deadline_exceeded",
+        "TOOL_CALL_INVALID" | "TOOL_ROUNDS_EXCEEDED" => "tools_failed",
+        "TURN_NOT_KEPT" => "not_kept",
+        "CANCELLED" => "cancelled",
+        "ABANDONED" => "abandoned",
+        code if code.starts_with("PROVIDER_") => "provider_failed",
+        _ => "internal",
     }
 }
 
@@ -275,7 +329,7 @@ fn error(language: Language, failure: &Failure) -> pb::Error {
     let (code, class) = code(failure);
     let details = match failure {
         Failure::Model(error) => details(error),
-        _ => HashMap::new(),
+        _ => BTreeMap::new(),
     };
     let retryable = failure.is_retryable();
     let message = wording::failure(language, failure).to_owned();
@@ -283,8 +337,8 @@ fn error(language: Language, failure: &Failure) -> pb::Error {
 }
 
 /// What helps whoever runs the service, without secrets.
-fn details(error: &ModelError) -> HashMap<String, String> {
-    let mut details = HashMap::new();
+fn details(error: &ModelError) -> BTreeMap<String, String> {
+    let mut details = BTreeMap::new();
     let mut tell = |name: &str, value: Option<String>| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
             details.insert(name.to_owned(), value);

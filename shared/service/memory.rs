@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     language::Language,
-    memory::{Memory, MemoryEngine, Version},
+    memory::{Memory, MemoryEngine, MemoryError, Version},
     proto::agent_v1::{self as pb, memory_service_server::MemoryService},
 };
 
@@ -39,7 +39,11 @@ impl MemoryService for MemoryApi {
         let memories = parse::memory::new_memories(request.memories);
         unary("AddMemories", &self.gate, &metadata, &request.user_id, memories, |user, memories| async move {
             let added = self.memory.add(&user, memories).await?;
-            Ok(pb::AddMemoriesResponse { ids: added.ids, added: int(added.added), unchanged: int(added.unchanged) })
+            Ok::<_, MemoryError>(pb::AddMemoriesResponse {
+                ids: added.ids,
+                added: int(added.added),
+                unchanged: int(added.unchanged),
+            })
         })
         .await
     }
@@ -54,7 +58,7 @@ impl MemoryService for MemoryApi {
         unary("IngestDocument", &self.gate, &metadata, &user_id, document, |user, document| async move {
             let document_id = document.id.clone();
             let chunks = int(self.memory.ingest(&user, document).await?);
-            Ok(pb::IngestDocumentResponse { document_id, chunks })
+            Ok::<_, MemoryError>(pb::IngestDocumentResponse { document_id, chunks })
         })
         .await
     }
@@ -68,7 +72,7 @@ impl MemoryService for MemoryApi {
         let listing = parse::memory::listing(request);
         unary("ListMemories", &self.gate, &metadata, &user_id, listing, |user, (filter, size, after)| async move {
             let page = self.memory.list(&user, &filter, size, after.as_ref()).await?;
-            Ok(pb::ListMemoriesResponse {
+            Ok::<_, MemoryError>(pb::ListMemoriesResponse {
                 memories: page.memories.into_iter().map(|memory| record(memory, Vec::new())).collect(),
                 next_page_token: page.next.map(|token| token.to_string()).unwrap_or_default(),
             })
@@ -84,7 +88,7 @@ impl MemoryService for MemoryApi {
         let user_id = std::mem::take(&mut request.user_id);
         let correction = parse::memory::correction(request);
         unary("UpdateMemory", &self.gate, &metadata, &user_id, correction, |user, correction| async move {
-            Ok(record(self.memory.update(&user, &correction).await?, Vec::new()))
+            Ok::<_, MemoryError>(record(self.memory.update(&user, &correction).await?, Vec::new()))
         })
         .await
     }
@@ -98,7 +102,7 @@ impl MemoryService for MemoryApi {
         let selection = parse::memory::selection(request);
         unary("DeleteMemories", &self.gate, &metadata, &user_id, selection, |user, selection| async move {
             let deleted = self.memory.delete(&user, &selection).await?;
-            Ok(pb::DeleteMemoriesResponse { deleted: int(deleted) })
+            Ok::<_, MemoryError>(pb::DeleteMemoriesResponse { deleted: int(deleted) })
         })
         .await
     }
@@ -120,7 +124,7 @@ fn int(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 
-fn proto_time(time: Timestamp) -> prost_types::Timestamp {
+pub(super) fn proto_time(time: Timestamp) -> prost_types::Timestamp {
     // A time before 1970 has a negative fraction there and a positive one here.
     let nanos = time.subsec_nanosecond();
     if nanos < 0 {
@@ -161,7 +165,7 @@ pub(super) fn record(memory: Memory, history: Vec<Version>) -> pb::MemoryRecord 
 
 /// A memory that was found, with what is known of it as metadata.
 pub(super) fn item(memory: Memory, score: f32) -> pb::MemoryItem {
-    let mut metadata: std::collections::HashMap<_, _> = memory.metadata.into_iter().collect();
+    let mut metadata: std::collections::BTreeMap<_, _> = memory.metadata.into_iter().collect();
     let mut tell = |name: &str, value: String| metadata.insert(name.to_owned(), value);
     tell("source_type", memory.source_type);
     tell("tags", memory.tags.join(","));

@@ -1,30 +1,38 @@
 //! The two gRPC services: request → typed command, event → frame, error → status. Written once, behind every way in.
 
+mod admission;
 mod agent;
 mod call;
+mod conversation;
 mod drain;
 mod export;
 mod frames;
 mod memory;
 mod parse;
+mod run;
 mod status;
 mod wording;
 
 use std::{sync::Arc, time::Duration};
 
 pub use agent::{AgentApi, ChatFrames};
+pub use conversation::ConversationApi;
 pub use drain::Drain;
 pub use export::Records;
 pub use memory::MemoryApi;
 
+use admission::Door;
 use call::Gate;
+use run::Runs;
+use tokio::sync::Semaphore;
 
 use crate::{
     chat::{Assistant, Prompts},
-    config::{Config, ModelConfig},
-    conversation::PendingTurns,
+    config::{Config, LearningConfig, ModelConfig},
+    conversation::{ConversationSetupError, ConversationStore},
     embedding::{self, Embedder, EmbedderSetupError},
     identity::Callers,
+    learning::{Learner, Learning},
     llm::{self, ChatModel, ModelSetupError, Prices, PricesError},
     memory::MemoryEngine,
     postgres::Roles,
@@ -39,12 +47,20 @@ pub struct Deadline(pub tokio::time::Instant);
 #[derive(Clone)]
 pub struct Services {
     model: Arc<dyn ChatModel>,
+    /// What is kept of conversations, if they are.
+    pub conversations: Option<Arc<dyn ConversationStore>>,
     /// What is known of users.
     pub engine: Arc<MemoryEngine>,
     /// `agent.v1.AgentService`.
     pub agent: AgentApi,
     /// `agent.v1.MemoryService`.
     pub memory: MemoryApi,
+    /// `agent.v1.ConversationService`.
+    pub conversation: ConversationApi,
+    /// Learns from turns, where conversations are kept.
+    pub learner: Option<Arc<Learner>>,
+    /// Works on the queue of turns to learn from, where there is one.
+    pub learning: Option<Arc<Learning>>,
     /// Ends what is still running when the server stops.
     pub drain: Drain,
 }
@@ -67,6 +83,9 @@ pub enum SetupError {
     /// A tool can not be used.
     #[error(transparent)]
     Tools(#[from] ToolsError),
+    /// The store of conversations can not be built.
+    #[error(transparent)]
+    Conversations(#[from] ConversationSetupError),
     /// A prompt is malformed.
     #[error("a prompt is malformed: {0}")]
     Prompt(#[from] minijinja::Error),
@@ -91,9 +110,8 @@ impl Services {
         embedder: Arc<dyn Embedder>,
     ) -> Result<Self, SetupError> {
         let database = database.into().unwrap_or_else(Roles::absent);
-        let pending =
-            PendingTurns::new(database.service.clone(), config.model.total_timeout(), config.stores.admission_timeout);
-        let memory = Arc::new(MemoryEngine::new(config.memory, database, embedder));
+        let conversations = crate::conversation::from_config(config, &database)?;
+        let memory = Arc::new(MemoryEngine::new(config.memory, database.clone(), embedder));
         let (thinking_delay, prices_file, tools_file) = match &config.model {
             ModelConfig::Demo(demo) => (demo.thinking_delay, None, None),
             ModelConfig::Provider(provider) => {
@@ -106,18 +124,39 @@ impl Services {
             memory: memory.clone(),
             prompts: Prompts::compile()?,
             tools: Toolbox::load(tools_file)?,
-            pending,
+            conversations: conversations.clone(),
             prices: prices_file.map_or_else(Prices::built_in, Prices::load)?,
             thinking_delay,
             total_timeout: config.model.total_timeout(),
         };
+        let learner = conversations
+            .clone()
+            .map(|store| Arc::new(Learner::from_config(config, memory.clone(), store, model.clone())));
+        let works = learner.clone().filter(|_| config.learning != LearningConfig::Off);
+        let learning = works.zip(conversations.clone()).and_then(|(learner, store)| {
+            let bell = store.queue_bell()?;
+            Some(Arc::new(Learning::new(&database, learner, store, bell)))
+        });
         let callers = Callers::from_config(&config.callers).map_err(SetupError::Callers)?;
         let gate = Gate { callers: Arc::new(callers), drain: Drain::default() };
+        let runs =
+            conversations.clone().map(|store| Runs::new(store, config.conversations.resume_grace, gate.drain.clone()));
+        let door = Door {
+            assistant: Arc::new(assistant),
+            gate: gate.clone(),
+            runs: runs.clone(),
+            limits: config.conversations.limits,
+            places: Arc::new(Semaphore::new(config.conversations.max_concurrent_streams.min(Semaphore::MAX_PERMITS))),
+        };
         Ok(Self {
+            conversations,
             model,
             engine: memory.clone(),
-            agent: AgentApi::new(Arc::new(assistant), memory.clone(), gate.clone()),
+            agent: AgentApi::new(door, memory.clone(), gate.clone()),
             memory: MemoryApi::new(memory, gate.clone()),
+            conversation: ConversationApi::new(runs, gate.clone()),
+            learner,
+            learning,
             drain: gate.drain,
         })
     }
@@ -125,6 +164,11 @@ impl Services {
     /// Opens connections to the stores and providers, all at once, so that the first call finds them open. Nothing fails by
     /// one that can not be had.
     pub async fn warm_up(&self) {
-        tokio::join!(self.model.warm_up(), self.engine.warm_up());
+        let conversations = async {
+            if let Some(conversations) = &self.conversations {
+                conversations.warm_up().await;
+            }
+        };
+        tokio::join!(self.model.warm_up(), self.engine.warm_up(), conversations);
     }
 }

@@ -1,11 +1,14 @@
 //! Refusals before the first frame, as gRPC statuses with their details (`google.rpc` messages).
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use tonic::{Code, Status};
+use tonic::{
+    Code, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::wording;
+use super::{admission::TurnedAway, wording};
 use crate::{
     conversation::StoreError,
     embedding::EmbedError,
@@ -17,6 +20,8 @@ use crate::{
 
 /// How long a caller should wait before it tries again after a short trouble of ours.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Longest wait that a client which tries again by itself is told of: a person waits no longer.
+const LONGEST_PUSHBACK: Duration = Duration::from_secs(60);
 
 /// INVALID_ARGUMENT that names the field, UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE where nobody could be let in.
 pub(super) fn refused(refusal: &Refusal, language: Language) -> Status {
@@ -39,11 +44,48 @@ fn invalid_argument(error: &InvalidArgument, language: Language) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// UNAVAILABLE, because the store of conversations can not be asked in time.
-pub(super) fn store_failure(error: &StoreError, language: Language) -> Status {
+/// Why a chat does not begin: INVALID_ARGUMENT and its like, ABORTED where the conversation is busy, RESOURCE_EXHAUSTED over a
+/// limit, UNAVAILABLE where the store or the process can not.
+pub(super) fn turned_away(why: &TurnedAway, language: Language) -> Status {
+    match why {
+        TurnedAway::Refused(refusal) => refused(refusal, language),
+        TurnedAway::Store(_) => {
+            let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+            Status::with_error_details(Code::Unavailable, wording::store_failure(language), details)
+        }
+        TurnedAway::Busy(retry_after) => {
+            let mut details = ErrorDetails::with_error_info("CONFLICT", "agent.v1", HashMap::<String, String>::new());
+            details.set_retry_info(Some(*retry_after));
+            Status::with_error_details(Code::Aborted, wording::busy(language), details)
+        }
+        TurnedAway::Over(limit, retry_after) => {
+            let message = wording::too_much(language, *limit);
+            let mut details = ErrorDetails::with_retry_info(Some(*retry_after));
+            details.add_quota_failure_violation(limit.name(), message);
+            pushed_back(Code::ResourceExhausted, message, details, *retry_after)
+        }
+        TurnedAway::Full => {
+            let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+            pushed_back(Code::Unavailable, wording::full(language), details, RETRY_AFTER)
+        }
+    }
+}
+
+/// UNAVAILABLE, because the store of conversations failed outside of a chat.
+pub(super) fn store_failure(error: &StoreError) -> Status {
     tracing::warn!(%error, "the store of conversations is out of reach");
     let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
-    Status::with_error_details(Code::Unavailable, wording::store_failure(language), details)
+    Status::with_error_details(Code::Unavailable, wording::store_failure(Language::default()), details)
+}
+
+/// A status that tells clients which try again by themselves when to do so: in milliseconds, or -1 for not at all
+/// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md>, pushback).
+fn pushed_back(code: Code, message: &str, details: ErrorDetails, retry_after: Duration) -> Status {
+    let milliseconds =
+        if retry_after > LONGEST_PUSHBACK { -1 } else { i64::try_from(retry_after.as_millis()).unwrap_or(-1) };
+    let mut metadata = MetadataMap::new();
+    metadata.insert("grpc-retry-pushback-ms", MetadataValue::from(milliseconds));
+    Status::with_error_details_and_metadata(code, message, details, metadata)
 }
 
 /// UNAVAILABLE where trying again may help, INTERNAL otherwise. The cause is for the log only.

@@ -2,6 +2,7 @@
 
 use crate::{
     chat::{Failure, Stage},
+    conversation::Limit,
     identity::{Refusal, Unproven},
     language::Language,
     llm::ModelErrorKind,
@@ -40,11 +41,46 @@ pub(super) fn failure(language: Language, failure: &Failure) -> &'static str {
             "模型反复调用工具而没有给出回答，请换一种问法。",
         ),
         Failure::NotKept => language.pick(
-            "The conversation can not be kept while tools run. Please try again in a moment.",
-            "暂时无法保存等待工具结果的对话，请稍后重试。",
+            "The conversation can not be read or kept right now. Please try again in a moment.",
+            "暂时无法读取或保存会话，请稍后重试。",
+        ),
+        Failure::Cancelled => language.pick("The answer was stopped.", "回答已停止。"),
+        Failure::Abandoned => language.pick(
+            "The connection was lost for too long, and the answer was given up. Please ask again.",
+            "连接中断过久，回答已放弃，请重新提问。",
         ),
         Failure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
     }
+}
+
+/// Why a call has to wait, or is too much.
+pub(super) fn too_much(language: Language, limit: Limit) -> &'static str {
+    match limit {
+        Limit::RequestsPerMinute => {
+            language.pick("too many requests in this minute; wait a moment", "本分钟内请求过多，请稍候")
+        }
+        Limit::ConcurrentStreams => language.pick(
+            "too many answers at the same time; wait until one has ended",
+            "同时进行的回答过多，请等待其中一个结束",
+        ),
+        Limit::TokensPerDay => language.pick(
+            "the tokens of today are used up; they come back at midnight UTC",
+            "今日的 token 额度已用完，将于 UTC 零点恢复",
+        ),
+    }
+}
+
+/// Why a call has to wait for another one of its conversation.
+pub(super) fn busy(language: Language) -> &'static str {
+    language.pick(
+        "the conversation is answering another request; wait until it has ended, or stop it",
+        "该会话正在回答另一个请求，请等待其结束或将其停止",
+    )
+}
+
+/// Why nobody is let in for a moment.
+pub(super) fn full(language: Language) -> &'static str {
+    language.pick("the service is busy right now; try again in a moment", "服务繁忙，请稍后重试")
 }
 
 /// Why a result of a tool is not taken.

@@ -6,12 +6,16 @@
 mod answer;
 mod call;
 mod event;
+#[cfg(feature = "dynamodb")]
+mod learn;
 mod secrets;
 
 use std::{convert::Infallible, process::ExitCode, time::Duration};
 
 pub use answer::AnswerBody;
 pub use call::{Adapter, Served};
+#[cfg(feature = "dynamodb")]
+pub use learn::learn;
 
 use lambda_runtime::{LambdaEvent, MetadataPrelude, Runtime, StreamResponse, layers::TracingLayer};
 use serde_json::Value;
@@ -35,8 +39,16 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// The exit code of a configuration that can not be used.
 const EXIT_USAGE: u8 = 2;
 
-/// Runs a function that answers some calls of a service, until Lambda ends it.
-pub fn serve<S: Served>(methods: &'static [&'static str], service: impl FnOnce(Services) -> S) -> ExitCode {
+/// Runs a function that answers some calls of our services, until Lambda ends it.
+pub fn serve(adapter: impl FnOnce(Services) -> Adapter) -> ExitCode {
+    run(async |services| {
+        let drain = services.drain.clone();
+        serve_until_stopped(&adapter(services), &drain).await
+    })
+}
+
+/// Runs a function that handles events, until Lambda ends it.
+fn run(handle: impl AsyncFnOnce(Services) -> Result<(), lambda_runtime::Error>) -> ExitCode {
     let failed = |error: &dyn std::fmt::Display, code| {
         eprintln!("error: {error}");
         ExitCode::from(code)
@@ -53,7 +65,6 @@ pub fn serve<S: Served>(methods: &'static [&'static str], service: impl FnOnce(S
             Ok(started) => started,
             Err(error) => return failed(&error, EXIT_USAGE),
         };
-        let drain = services.drain.clone();
         // Calls begin with warm connections, but none waits for one that can not be had.
         let ready = async { tokio::join!(check(database.as_ref()), services.warm_up()).0 };
         match timeout(WARM_UP, ready).await {
@@ -61,7 +72,7 @@ pub fn serve<S: Served>(methods: &'static [&'static str], service: impl FnOnce(S
             Ok(Err(error)) => tracing::warn!(%error, "the database is not ready"),
             Ok(Ok(())) | Err(_) => {}
         }
-        match serve_until_stopped(&Adapter::new(service(services), methods), &drain).await {
+        match handle(services).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),
         }
@@ -92,7 +103,7 @@ async fn check(database: Option<&Database>) -> Result<(), DatabaseError> {
 
 /// Answers events until SIGTERM: then a stream under way ends with an error that says that trying again helps, and this when its
 /// last byte has been taken. Lambda sends SIGTERM to a function that has an extension.
-async fn serve_until_stopped<S: Served>(adapter: &Adapter<S>, drain: &Drain) -> Result<(), lambda_runtime::Error> {
+async fn serve_until_stopped(adapter: &Adapter, drain: &Drain) -> Result<(), lambda_runtime::Error> {
     let handler = service_fn(move |event: LambdaEvent<Value>| async move {
         let (head, stream) = adapter.answer(event.payload, event.context.deadline).await.into_parts();
         let metadata_prelude = MetadataPrelude { status_code: head.status, headers: head.headers, cookies: Vec::new() };

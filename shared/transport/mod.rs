@@ -11,8 +11,11 @@ pub mod server;
 mod statuses;
 
 use crate::{
-    proto::agent_v1::{agent_service_server::AgentServiceServer, memory_service_server::MemoryServiceServer},
-    service::{AgentApi, MemoryApi},
+    proto::agent_v1::{
+        agent_service_server::AgentServiceServer, conversation_service_server::ConversationServiceServer,
+        memory_service_server::MemoryServiceServer,
+    },
+    service::{AgentApi, ConversationApi, MemoryApi},
 };
 
 /// Largest message in either direction, in bytes.
@@ -29,5 +32,12 @@ pub fn agent_service(api: AgentApi) -> AgentServiceServer<AgentApi> {
 #[must_use]
 pub fn memory_service(api: MemoryApi) -> MemoryServiceServer<MemoryApi> {
     let service = MemoryServiceServer::new(api);
+    service.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// `agent.v1.ConversationService` with our limits of size, for any way in.
+#[must_use]
+pub fn conversation_service(api: ConversationApi) -> ConversationServiceServer<ConversationApi> {
+    let service = ConversationServiceServer::new(api);
     service.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
 }

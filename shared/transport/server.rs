@@ -26,10 +26,13 @@ use crate::{
     error::with_causes,
     proto::{
         DESCRIPTOR,
-        agent_v1::{agent_service_server::AgentServiceServer, memory_service_server::MemoryServiceServer},
+        agent_v1::{
+            agent_service_server::AgentServiceServer, conversation_service_server::ConversationServiceServer,
+            memory_service_server::MemoryServiceServer,
+        },
     },
-    service::{AgentApi, MemoryApi, Services},
-    transport::{admission, agent_service, memory_service, statuses::StatusLayer},
+    service::{AgentApi, ConversationApi, MemoryApi, Services},
+    transport::{admission, agent_service, conversation_service, memory_service, statuses::StatusLayer},
 };
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -175,7 +178,10 @@ impl Server {
         report(&reporter, false).await;
 
         let mut routes = Routes::builder();
-        routes.add_service(agent_service(services.agent)).add_service(memory_service(services.memory));
+        routes
+            .add_service(agent_service(services.agent))
+            .add_service(memory_service(services.memory))
+            .add_service(conversation_service(services.conversation));
         let mut files = vec![DESCRIPTOR, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET];
         if config.health {
             routes.add_service(health);
@@ -258,7 +264,13 @@ fn admit<B>(request: &mut Request<B>) -> Result<(), Response<Body>> {
 /// Tells the health of each service, and of the server as a whole (the empty name).
 async fn report(reporter: &HealthReporter, ready: bool) {
     let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-    for service in ["", AgentServiceServer::<AgentApi>::NAME, MemoryServiceServer::<MemoryApi>::NAME] {
+    let names = [
+        "",
+        AgentServiceServer::<AgentApi>::NAME,
+        ConversationServiceServer::<ConversationApi>::NAME,
+        MemoryServiceServer::<MemoryApi>::NAME,
+    ];
+    for service in names {
         reporter.set_service_status(service, status).await;
     }
 }

@@ -61,7 +61,7 @@ async fn statuses_and_prompt_version_follow_the_language_of_the_profile() {
     let chinese = server.chat(in_chinese("hello")).await.unwrap();
     assert_eq!(details(&chinese), ["正在思考…", "正在检索记忆…", "正在生成回答…"]);
     assert!(chinese.iter().all(|frame| frame.prompt_version.ends_with(".zh")));
-    let english = server.chat(ask("hello")).await.unwrap();
+    let english = server.chat(pb::ChatRequest { user_id: "bob".into(), ..ask("hello") }).await.unwrap();
     assert!(details(&english)[0].starts_with("Thinking"));
     assert!(english.iter().all(|frame| frame.prompt_version.ends_with(".en")));
 }

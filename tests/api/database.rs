@@ -65,11 +65,13 @@ async fn every_transaction_says_whose_rights_it_has_and_how_long_its_statements_
     let roles = self::database(&[("DATABASE_URL", &database.service_url())]).roles();
     let ann = UserId::parse("user_id", "ann").unwrap();
     let many = roles.service.within(Duration::from_secs(300));
+    let alone = roles.service.within(Duration::from_secs(5)).idle_within(Duration::from_secs(10));
     for (role, expected) in [
         (&roles.service, ["agent_service", "off", "20s", "20s", "1min"]),
         (&roles.reader, ["agent_reader", "on", "10s", "20s", "1min"]),
         (&roles.maintenance, ["agent_maintenance", "on", "20s", "20s", "1min"]),
         (&many, ["agent_service", "off", "5min", "20s", "1min"]),
+        (&alone, ["agent_service", "off", "5s", "20s", "10s"]),
     ] {
         for mut transaction in [role.begin(&ann).await.unwrap(), role.begin_for_nobody().await.unwrap()] {
             let said = "select current_user::text, current_setting('transaction_read_only'),
@@ -122,6 +124,16 @@ async fn a_check_tells_a_database_that_is_right_from_one_that_is_not_up_to_date_
             "alter policy every_id on memory_users to agent_reader",
             "alter policy every_id on memory_users to agent_maintenance",
             "every_id on memory_users",
+        ),
+        (
+            "alter policy every_id on learning_jobs to agent_maintenance, agent_reader",
+            "alter policy every_id on learning_jobs to agent_maintenance",
+            "every_id on learning_jobs",
+        ),
+        (
+            "create policy every_id on learned_turns for select to agent_maintenance using (true)",
+            "drop policy every_id on learned_turns",
+            "every_id on learned_turns",
         ),
         (
             "create policy every_id on memory_history for select to agent_maintenance using (true)",

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::{Mutex, mpsc},
+    sync::{Mutex, mpsc, oneshot},
 };
 
 /// What to do on a connection once the request has been read.
@@ -29,8 +29,20 @@ pub enum Step {
     Reset,
     /// Wait until the client has gone, then tell it.
     AwaitGone,
+    /// Wait until the test says so.
+    AwaitGate(Gate),
     /// Keep the connection for the next request.
     AwaitNext,
+}
+
+/// Something that a test opens once.
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<Mutex<oneshot::Receiver<()>>>);
+
+impl Gate {
+    pub fn new(opened: oneshot::Receiver<()>) -> Self {
+        Self(Arc::new(Mutex::new(opened)))
+    }
 }
 
 /// A request as it arrived.
@@ -218,6 +230,7 @@ async fn answer(
                     let _ = socket.read(&mut byte).await;
                     let _ = left.send(());
                 }
+                Step::AwaitGate(gate) => drop((&mut *gate.0.lock().await).await),
                 Step::AwaitNext => continue 'requests,
             }
         }

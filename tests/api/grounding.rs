@@ -54,7 +54,9 @@ async fn retrieval_that_is_off_touches_neither_embedder_nor_database() {
     let mut embedder = FakeProvider::start().await;
     let database = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgres://nobody@{}/none", database.local_addr().unwrap());
-    let server = TestServer::start_on(&url, &embedder.embedding_variables()).await;
+    let mut variables = embedder.embedding_variables();
+    variables.push(("CONVERSATIONS", "off"));
+    let server = TestServer::start_on(&url, &variables).await;
     let off = pb::ChatRequest { use_document_context: Some(false), ..ask("hi") };
     let frames = server.chat(off).await.unwrap();
     check_contract(&frames);
@@ -70,7 +72,8 @@ async fn retrieval_that_is_off_touches_neither_embedder_nor_database() {
 async fn a_turn_whose_recall_fails_goes_on_without_it_and_says_so() {
     // A port that was free a moment ago and that nobody listens on.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let server = TestServer::start_on(&format!("postgres://nobody@{nobody}/none"), &[]).await;
+    let server =
+        TestServer::start_on(&format!("postgres://nobody@{nobody}/none"), &[("ADMISSION_TIMEOUT_MS", "100")]).await;
     let frames = server.chat(ask("hi")).await.unwrap();
     check_contract(&frames);
     assert_eq!(outline(&frames), ["THINKING", "SEARCHING", "GENERATING", "delta", "usage", "full_text"]);

@@ -1,11 +1,10 @@
 //! A server of our own in each test: a free port, a database of its own.
 
-use std::{collections::HashMap, net::SocketAddr, path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use agent_service::{
-    config::Config,
     memory::MemoryEngine,
-    postgres::{Database, embedded},
+    postgres::Database,
     proto::agent_v1::{
         self as pb, agent_service_client::AgentServiceClient, chat_response::Content,
         memory_service_client::MemoryServiceClient,
@@ -13,135 +12,14 @@ use agent_service::{
     service::Services,
     transport::server::Server,
 };
-use sqlx::{Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
-use tokio::{
-    sync::{OnceCell, watch},
-    task::JoinHandle,
-};
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
-use uuid::Uuid;
+
+pub use crate::postgres::{TestDatabase, by_pooler, config};
 
 /// Ends a test that would hang. No assertion depends on it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The Postgres of this test run: the one of `TEST_DATABASE_URL`, or else an embedded one.
-struct Postgres {
-    url: String,
-    /// A database with all tables, of which each test gets a copy.
-    template: String,
-    _embedded: Option<embedded::EmbeddedPostgres>,
-}
-
-async fn postgres() -> &'static Postgres {
-    static POSTGRES: OnceCell<Postgres> = OnceCell::const_new();
-    POSTGRES
-        .get_or_init(|| async {
-            let (url, embedded) = match std::env::var("TEST_DATABASE_URL") {
-                Ok(url) => (url, None),
-                Err(_) => tokio::task::spawn_blocking(start_embedded).await.unwrap(),
-            };
-            let template = format!("agent_test_template_{}", Uuid::now_v7().simple());
-            create_database(&url, &template, "template1").await;
-            database(&with_database(&url, &template)).migrate().await.unwrap();
-            Postgres { url, template, _embedded: embedded }
-        })
-        .await
-}
-
-/// Starts an embedded Postgres in a directory that is kept from run to run and that no other run uses now.
-fn start_embedded() -> (String, Option<embedded::EmbeddedPostgres>) {
-    for number in 0..100 {
-        let data_dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{number}"));
-        match embedded::EmbeddedPostgres::start(&data_dir, &|_| {}) {
-            Err(embedded::EmbeddedError::InUse { .. }) => {}
-            started => {
-                let socket = embedded::socket_path(&data_dir).unwrap();
-                let url = format!("postgres://postgres@localhost:5432/postgres?host={}", socket.display());
-                return (url, Some(started.unwrap()));
-            }
-        }
-    }
-    panic!("every directory for a test database is in use");
-}
-
-fn with_database(url: &str, name: &str) -> String {
-    let mut url = reqwest::Url::parse(url).unwrap();
-    url.set_path(name);
-    url.to_string()
-}
-
-async fn create_database(url: &str, name: &str, template: &str) {
-    let mut connection = PgConnection::connect_with(&PgConnectOptions::from_str(url).unwrap()).await.unwrap();
-    let statement = format!("create database {name} template {template}");
-    connection.execute(sqlx::AssertSqlSafe(statement)).await.unwrap();
-}
-
-fn database(url: &str) -> Database {
-    Database::from_config(&config(&[("DATABASE_URL", url)]).stores.memory).unwrap()
-}
-
-/// Where a server reaches a database whose URL is this: through the pooler of `TEST_POOLER_URL`, if there is one.
-pub fn by_pooler(url: &str) -> String {
-    let Ok(pooler) = std::env::var("TEST_POOLER_URL") else { return url.to_owned() };
-    let (direct, mut pooled) = (reqwest::Url::parse(url).unwrap(), reqwest::Url::parse(&pooler).unwrap());
-    pooled.set_path(direct.path());
-    pooled.set_username(direct.username()).unwrap();
-    pooled.to_string()
-}
-
-/// A database of one test.
-pub struct TestDatabase {
-    /// The database itself, for whoever looks behind a server.
-    pub url: String,
-    name: String,
-}
-
-impl TestDatabase {
-    pub async fn create() -> Self {
-        let postgres = postgres().await;
-        let name = format!("agent_test_{}", Uuid::now_v7().simple());
-        create_database(&postgres.url, &name, &postgres.template).await;
-        Self { url: with_database(&postgres.url, &name), name }
-    }
-
-    /// What a server is told of it.
-    pub fn service_url(&self) -> String {
-        by_pooler(&self.url)
-    }
-
-    /// A connection beside the server, to look behind it.
-    pub async fn connect(&self) -> PgConnection {
-        PgConnection::connect_with(&PgConnectOptions::from_str(&self.url).unwrap()).await.unwrap()
-    }
-}
-
-impl Drop for TestDatabase {
-    fn drop(&mut self) {
-        let (url, name) = (with_database(&self.url, "postgres"), self.name.clone());
-        // A test's own runtime may be ending already.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let mut connection = PgConnection::connect_with(&PgConnectOptions::from_str(&url).unwrap()).await?;
-                connection.execute(sqlx::AssertSqlSafe(format!("drop database {name} with (force)"))).await
-            })
-        });
-        // What can not be dropped does no harm but take space.
-        let _ = dropped.join();
-    }
-}
-
-/// A configuration from variables alone.
-pub fn config(variables: &[(&str, &str)]) -> Config {
-    let mut all = HashMap::new();
-    if std::env::var_os("TEST_POOLER_URL").is_some() {
-        all.insert("DATABASE_PREPARED_STATEMENTS", "off");
-    }
-    all.extend(variables.iter().copied());
-    let variables = all;
-    Config::read(&|name| variables.get(name).map(|value| (*value).to_owned())).unwrap()
-}
 
 /// A running server.
 pub struct TestServer {
@@ -171,6 +49,9 @@ impl TestServer {
             ("GRPC_PORT", "0"),
             ("DATABASE_URL", database_url),
             ("EMBEDDING_PROVIDER", "hashed"),
+            // A test machine may be slower than a real one, and a test may ask more than a person.
+            ("ADMISSION_TIMEOUT_MS", "20000"),
+            ("RATE_LIMITS", "off"),
             ("DEMO_THINKING_DELAY_MS", "0"),
             ("DEMO_CHUNK_DELAY_MS", "0"),
         ];
@@ -297,7 +178,7 @@ pub fn error_of(frames: &[pb::ChatResponse]) -> &pb::Error {
     }
 }
 
-pub fn usage_of(frames: &[pb::ChatResponse]) -> (&pb::Usage, &HashMap<String, String>) {
+pub fn usage_of(frames: &[pb::ChatResponse]) -> (&pb::Usage, &BTreeMap<String, String>) {
     let usage = frames.iter().find_map(|frame| match &frame.content {
         Some(Content::Usage(usage)) => Some((usage, &frame.metadata)),
         _ => None,

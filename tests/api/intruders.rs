@@ -2,7 +2,7 @@
 //! SQL would be. Not one row of somebody else is ever seen or changed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -143,7 +143,7 @@ impl User {
         format!("owner-{} {} {} {}", self.number, dice.pick(&WORDS), dice.pick(&WORDS), self.said)
     }
 
-    fn metadata(&self) -> HashMap<String, String> {
+    fn metadata(&self) -> BTreeMap<String, String> {
         [("owner".to_owned(), self.number.to_string())].into()
     }
 
@@ -154,7 +154,7 @@ impl User {
     }
 
     /// A row that was read is this user's and as it should be.
-    fn knows(&self, id: &str, content: &str, metadata: &HashMap<String, String>) -> &Row {
+    fn knows(&self, id: &str, content: &str, metadata: &BTreeMap<String, String>) -> &Row {
         assert_eq!(metadata.get("owner"), Some(&self.number.to_string()), "{:?} was given {id:?}: {content}", self.id);
         let row = self.rows.get(id).unwrap_or_else(|| panic!("{:?} has no {id:?}: {content}", self.id));
         assert_eq!(row.content, content, "{:?}, {id:?}", self.id);

@@ -82,11 +82,22 @@ async fn fill(server: &TestServer, user_id: &str) {
     };
     client.update_memory(correction).await.unwrap();
     let mut behind = server.database.as_ref().unwrap().connect().await;
-    for waits in [
+    for row in [
         "insert into pending_turns (user_id, session_id, turn_id, state) values ($1, 's', 't', 'x')",
         "insert into pending_calls (user_id, session_id, call_id) values ($1, 's', 'c')",
+        "insert into learning_jobs (user_id, session_id, turn) values ($1, 's', 1)",
+        "insert into learned_turns (user_id, session_id, request_id) values ($1, 's', 'r')",
+        "insert into sessions (user_id, session_id, title, turns, created_at, updated_at)
+         values ($1, 's', 't', 1, now(), now())",
+        "insert into turns (user_id, session_id, seq, request_id, record, tokens, is_complete, created_at)
+         values ($1, 's', 1, 'r', 'x', 1, true, now())",
+        "insert into runs (user_id, request_id, session_id, fingerprint, head, holder, lease_until, holds_session, started_at)
+         values ($1, 'r', 's', 'f', 'h', 'x', now(), true, now())",
+        "insert into run_chunks (user_id, request_id, first_frame, frame_count, frames) values ($1, 'r', 1, 1, 'x')",
+        "insert into user_usage (user_id) values ($1)",
+        "insert into user_profiles (user_id, profile) values ($1, 'x')",
     ] {
-        sqlx::query(waits).bind(user_id).execute(&mut behind).await.unwrap();
+        sqlx::query(row).bind(user_id).execute(&mut behind).await.unwrap();
     }
 }
 

@@ -4,7 +4,9 @@
 
 mod callers;
 mod chat;
+mod conversations;
 mod corrections;
+mod cuts;
 mod database;
 mod docs;
 mod documents;
@@ -18,6 +20,8 @@ mod intruders;
 mod isolation;
 mod keywords;
 mod memories;
+#[path = "../postgres/mod.rs"]
+mod postgres;
 mod providers;
 mod refusals;
 mod tools;

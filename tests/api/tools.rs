@@ -25,8 +25,7 @@ fn tools_file() -> tempfile::NamedTempFile {
 
 async fn server(provider: &FakeProvider, tools: &Path) -> TestServer {
     let mut variables = provider.variables();
-    // A test machine may be slower than a real one.
-    variables.extend([("TOOLS_FILE", tools.to_str().unwrap()), ("ADMISSION_TIMEOUT_MS", "20000")]);
+    variables.push(("TOOLS_FILE", tools.to_str().unwrap()));
     TestServer::start(&variables).await
 }
 
@@ -152,8 +151,10 @@ async fn parallel_calls_go_to_the_client_and_the_turn_goes_on_when_all_results_a
         assert_eq!(names(first), names(second));
         let messages = second["messages"].as_array().unwrap();
         let roles: Vec<_> = messages.iter().map(|message| message["role"].as_str().unwrap()).collect();
-        assert_eq!(roles, ["system", "user", "assistant", "tool", "tool"]);
-        assert_eq!(messages[..2], first["messages"].as_array().unwrap()[..], "the very turn goes on");
+        let before = first["messages"].as_array().unwrap();
+        assert_eq!(roles[before.len() - 1..], ["user", "assistant", "tool", "tool"]);
+        assert_eq!(messages[..before.len()], before[..], "the very turn goes on");
+        let messages = &messages[before.len() - 2..];
         assert_eq!(messages[2]["tool_calls"][1]["id"], ids[1]);
         assert_eq!(
             (&messages[3]["tool_call_id"], &messages[3]["content"]),

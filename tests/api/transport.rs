@@ -252,9 +252,11 @@ async fn many_clients_that_come_at_once_are_not_sent_away_for_a_second() {
 
 #[tokio::test]
 async fn many_streams_share_one_connection_and_many_resets_do_not_break_it() {
-    let server = TestServer::start(&[("DEMO_CHUNK_DELAY_MS", "3600000")]).await;
-    let open = join_all((0..1000).map(|_| async {
-        let request = pb::ChatRequest { use_document_context: Some(false), ..ask("hi") };
+    // It is about the transport alone.
+    let server = TestServer::start(&[("DEMO_CHUNK_DELAY_MS", "3600000"), ("CONVERSATIONS", "off")]).await;
+    let open = join_all((0..1000).map(async |user| {
+        let user_id = format!("user {user}");
+        let request = pb::ChatRequest { user_id, use_document_context: Some(false), ..ask("hi") };
         let mut stream = server.agent().stream_chat(request).await.unwrap().into_inner();
         while kind(&stream.message().await.unwrap().unwrap()) != "delta" {}
         stream

@@ -6,6 +6,7 @@
 # Needs python3 and Go. All that it installs is pinned and kept in E2E_CACHE (target/e2e if not set);
 # the server gets a free port, a data folder of its own and no other configuration than the one below.
 set -euo pipefail
+# LEARNING is off for every server: a provider here answers what it is told to, and nothing that a server asks of itself.
 
 if (( $# != 1 )) || [[ ! -x $1 ]]; then
   echo "usage: tests/e2e/run.sh PATH_TO_AGENT_LOCAL" >&2
@@ -70,7 +71,7 @@ address=
 serve() { # VARIABLE=VALUE…
   local tenths
   address=
-  env -i PATH="$PATH" HOME="$scratch" \
+  env -i PATH="$PATH" HOME="$scratch" LEARNING=off \
     DEMO_MODE=true DEMO_THINKING_DELAY_MS=0 DEMO_CHUNK_DELAY_MS=5 EMBEDDING_PROVIDER=hashed RATE_LIMITS=off \
     GRPC_PORT=0 AGENT_DATA_DIR="$scratch/data" "$@" \
     "$server" >"$scratch/stdout" 2>"$scratch/stderr" &

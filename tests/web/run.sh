@@ -6,6 +6,7 @@
 # Needs cargo, python3 and Node 20 or later with npm. All that it installs is pinned and kept in WEB_CACHE (target/web if not set);
 # the checks run there as well, so that the sources stay as they are. Ports are free ones, and no .env file is read.
 set -euo pipefail
+# LEARNING is off for every server: a provider here answers what it is told to, and nothing that a server asks of itself.
 
 if (( $# != 1 )) || [[ ! -x $1 ]]; then
   echo "usage: tests/web/run.sh PATH_TO_AGENT_LOCAL" >&2
@@ -95,7 +96,7 @@ settings=(
 )
 
 cd "$scratch"
-env -i PATH="$PATH" HOME="$scratch" "${settings[@]}" GRPC_PORT=0 AGENT_DATA_DIR="$scratch/data" \
+env -i PATH="$PATH" HOME="$scratch" LEARNING=off "${settings[@]}" GRPC_PORT=0 AGENT_DATA_DIR="$scratch/data" \
   "$server" >"$scratch/server.out.log" 2>"$scratch/server.log" &
 server_pid=$!
 await_line "$server_pid" "$scratch/server.out.log" '^Ready\.' 120

@@ -34,11 +34,12 @@ pub async fn run(config: Config) -> Outcome {
             error @ (SetupError::Model(ModelSetupError::Responses(_))
             | SetupError::Embedder(EmbedderSetupError::Model(_))
             | SetupError::Prices(_)
+            | SetupError::Conversations(_)
             | SetupError::Tools(_)),
         ) => return Ok(misconfigured(&error)),
         services => services?,
     };
-    let engine = services.engine.clone();
+    let (engine, learning) = (services.engine.clone(), services.learning.clone());
     let server = match Server::bind(&config.server, services).await {
         Err(error @ (ServerError::TlsFile { .. } | ServerError::Tls(_))) => return Ok(misconfigured(&error)),
         server => server?,
@@ -47,7 +48,20 @@ pub async fn run(config: Config) -> Outcome {
 
     let (ready, is_ready) = watch::channel(false);
     let stop = CancellationToken::new();
-    let serving = server.serve(is_ready, stop.clone());
+    // What is being learned is put back before the database goes.
+    let learning = async {
+        if let Some(learning) = learning {
+            learning.run(ready.subscribe(), stop.clone()).await;
+        }
+    };
+    let serving = async {
+        let serve = async {
+            let result = server.serve(is_ready, stop.clone()).await;
+            stop.cancel();
+            result
+        };
+        tokio::join!(serve, learning).0
+    };
     let stopping = async {
         signals.next().await;
         tracing::info!(

@@ -1,13 +1,21 @@
-//! Writes, lists, corrects, exports and forgets memories.
+//! Writes, lists, corrects, exports and forgets memories, and the same of conversations.
 
 use std::process::ExitCode;
 
-use agent_service::transport::{lambda, memory_service};
+use agent_service::transport::{
+    conversation_service,
+    lambda::{self, Adapter},
+    memory_service,
+};
 
 /// The calls that this function answers.
-const METHODS: &[&str] =
+const MEMORY: &[&str] =
     &["AddMemories", "IngestDocument", "ListMemories", "UpdateMemory", "DeleteMemories", "ExportMemories"];
+const CONVERSATION: &[&str] = &["ListSessions", "GetSession", "RenameSession", "DeleteSessions", "CancelTurn"];
 
 fn main() -> ExitCode {
-    lambda::serve(METHODS, |services| memory_service(services.memory))
+    lambda::serve(|services| {
+        Adapter::new(memory_service(services.memory), MEMORY)
+            .with(conversation_service(services.conversation), CONVERSATION)
+    })
 }

@@ -2,11 +2,14 @@
 
 use std::process::ExitCode;
 
-use agent_service::transport::{agent_service, lambda};
+use agent_service::transport::{
+    agent_service,
+    lambda::{self, Adapter},
+};
 
 /// The calls that this function answers.
 const METHODS: &[&str] = &["StreamChat"];
 
 fn main() -> ExitCode {
-    lambda::serve(METHODS, |services| agent_service(services.agent))
+    lambda::serve(|services| Adapter::new(agent_service(services.agent), METHODS))
 }

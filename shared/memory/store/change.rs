@@ -7,7 +7,7 @@ use jiff_sqlx::ToSqlx as _;
 use sqlx::{Row as _, types::Json};
 
 use super::{
-    column, index, matches_filter, matching, memory, sql_int,
+    column, index, learned, matches_filter, matching, memory, sql_int,
     writers::{Turn, Writers},
 };
 use crate::{
@@ -420,8 +420,9 @@ impl<'u> Change<'u> {
         Ok(ids.len())
     }
 
-    /// Leaves nothing of the user.
+    /// Leaves nothing of the user, and lets nothing in any more that was said until now.
     async fn forget_user(&mut self) -> Result<usize, sqlx::Error> {
+        learned::forget(&mut self.transaction, self.user).await?;
         let mut memories = 0;
         for (counted, statement) in [
             (true, "delete from memories where user_id = $1"),
@@ -430,6 +431,8 @@ impl<'u> Change<'u> {
             (false, "delete from memory_terms where user_id = $1"),
             (false, "delete from memory_users where user_id = $1"),
             (false, "delete from pending_turns where user_id = $1"),
+            (false, "delete from learning_jobs where user_id = $1"),
+            (false, "delete from learned_turns where user_id = $1"),
         ] {
             let query = self.transaction.query(statement).bind(self.user.as_str());
             let deleted = query.execute(&mut *self.transaction).await?.rows_affected();

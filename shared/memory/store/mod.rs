@@ -2,6 +2,7 @@
 
 mod change;
 mod index;
+pub(super) mod learned;
 pub(super) mod nearest;
 mod read;
 pub(super) mod search;

@@ -30,7 +30,7 @@ pub(in crate::service) struct ChatCommand {
 /// What a chat request brings.
 pub(in crate::service) enum ChatInput {
     Message(Box<TurnRequest>),
-    ToolResult(UserId, ToolResult),
+    ToolResult(ToolResult),
 }
 
 /// Parses a request of a user.
@@ -49,7 +49,7 @@ pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parse
         None => return invalid("input", Problem::ExactlyOneOf { fields: "message, tool_result" }),
         Some(pb::chat_request::Input::Message(message)) => text("message", message, MAX_MESSAGE_BYTES)?,
         Some(pb::chat_request::Input::ToolResult(result)) => {
-            let input = ChatInput::ToolResult(user, tool_result(result)?);
+            let input = ChatInput::ToolResult(tool_result(result)?);
             let whole_citations = request.include_references;
             return Ok(ChatCommand { session, request: request_id, whole_citations, language_tag, input });
         }
@@ -78,6 +78,7 @@ pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parse
         max_tokens: config.max_tokens.map(max_tokens).transpose()?,
         recall: request.use_document_context.unwrap_or(true).then(|| Filter { documents, ..Filter::default() }),
         tools,
+        lease: None,
     };
     let whole_citations = request.include_references;
     let input = ChatInput::Message(Box::new(turn));

@@ -1,9 +1,10 @@
 //! Requests as they arrive → commands that are right. Every limit of the contract stands here or in [`crate::identity`].
 
 pub(super) mod chat;
+pub(super) mod conversation;
 pub(super) mod memory;
 
-use std::{collections::HashMap, ops::RangeInclusive};
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use jiff::Timestamp;
 
@@ -67,7 +68,7 @@ fn names(field: &str, names: Vec<String>, limit: usize) -> Parsed<Vec<String>> {
     Ok(names)
 }
 
-fn map(field: &str, map: HashMap<String, String>) -> Parsed<std::collections::BTreeMap<String, String>> {
+fn map(field: &str, map: BTreeMap<String, String>) -> Parsed<BTreeMap<String, String>> {
     if map.len() > MAX_ENTRIES {
         return invalid(field, Problem::TooMany { limit: MAX_ENTRIES });
     }

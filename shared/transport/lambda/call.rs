@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Status, body::Body, server::NamedService};
 use tonic_web::{GrpcWebLayer, GrpcWebService};
-use tower::{Layer as _, Service};
+use tower::{Layer as _, Service, util::BoxCloneSyncService};
 
 use super::{answer::AnswerBody, event::HttpEvent};
 use crate::{
@@ -53,18 +53,41 @@ impl<S> Served for S where
 {
 }
 
-/// A service of gRPC behind events of Lambda, whose answers stream as gRPC-Web. It knows none of our services, so that a test can
+/// Services of gRPC behind events of Lambda, whose answers stream as gRPC-Web. It knows none of our services, so that a test can
 /// try it with one of its own.
 #[derive(Clone)]
-pub struct Adapter<S> {
-    service: GrpcWebService<StatusService<S>>,
-    methods: &'static [&'static str],
+pub struct Adapter {
+    routes: Vec<Route>,
 }
 
-impl<S: Served> Adapter<S> {
+#[derive(Clone)]
+struct Route {
+    name: &'static str,
+    methods: &'static [&'static str],
+    service: GrpcWebService<StatusService<AnyService>>,
+}
+
+/// Any service as tonic generates it.
+type AnyService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+impl Adapter {
     /// Answers these methods of a service, and no others.
-    pub fn new(service: S, methods: &'static [&'static str]) -> Self {
-        Self { service: GrpcWebLayer::new().layer(StatusLayer.layer(service)), methods }
+    pub fn new<S: Served>(service: S, methods: &'static [&'static str]) -> Self {
+        Self { routes: Vec::new() }.with(service, methods)
+    }
+
+    /// Answers these methods of another service as well.
+    #[must_use]
+    pub fn with<S: Served>(mut self, service: S, methods: &'static [&'static str]) -> Self {
+        let service = GrpcWebLayer::new().layer(StatusLayer.layer(BoxCloneSyncService::new(service)));
+        self.routes.push(Route { name: S::NAME, methods, service });
+        self
+    }
+
+    /// What is told of a path that leads nowhere.
+    fn known(&self) -> String {
+        let known = self.routes.iter().map(|Route { name, methods, .. }| format!("{name}: {}", methods.join(", ")));
+        format!("this function answers {}", known.collect::<Vec<_>>().join("; "))
     }
 
     /// Answers an event before a deadline, which Lambda tells in milliseconds since 1970. Whatever goes wrong is told in the way
@@ -82,10 +105,12 @@ impl<S: Served> Adapter<S> {
         let is_text = content_type.starts_with("application/grpc-web-text") || accepts_text(&headers);
         headers.insert(header::ACCEPT, if is_text { GRPC_WEB_TEXT } else { GRPC_WEB });
 
-        let (name, methods) = (S::NAME, self.methods);
-        let Some(method) = method_of(&path, name).filter(|method| methods.contains(method)) else {
-            let unknown = Status::unimplemented(format!("this function answers {name}: {}", methods.join(", ")));
-            return refusal(unknown, is_text);
+        let route = self.routes.iter().find_map(|route| {
+            let method = method_of(&path, route.name).filter(|method| route.methods.contains(method))?;
+            Some((route, method))
+        });
+        let Some((Route { name, service, .. }, method)) = route else {
+            return refusal(Status::unimplemented(self.known()), is_text);
         };
         let Ok(body) = body else {
             return refusal(Status::invalid_argument("the body of the request is not valid base64"), is_text);
@@ -101,7 +126,7 @@ impl<S: Served> Adapter<S> {
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         request.extensions_mut().insert(Deadline(end.checked_sub(LAST_WORDS.min(time_left / 8)).unwrap_or(end)));
-        let mut service = self.service.clone();
+        let mut service = service.clone();
         let call = AssertUnwindSafe(async move { service.call(request).await }).catch_unwind();
         match timeout_at(end, call).await {
             Ok(Ok(Ok(response))) => streamed(response, is_text, end),

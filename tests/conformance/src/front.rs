@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use agent_service::transport::lambda::{Adapter, AnswerBody, Served};
+use agent_service::transport::lambda::{Adapter, AnswerBody};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::Map};
@@ -21,7 +21,7 @@ type Answered = StreamBody<Map<AnswerBody, fn(Piece) -> Result<Frame<Bytes>, Inf
 ///
 /// # Errors
 /// The socket fails.
-pub async fn serve<S: Served>(adapter: Adapter<S>, socket: TcpListener) -> std::io::Result<()> {
+pub async fn serve(adapter: Adapter, socket: TcpListener) -> std::io::Result<()> {
     loop {
         let (connection, _) = socket.accept().await?;
         let adapter = adapter.clone();
@@ -34,10 +34,7 @@ pub async fn serve<S: Served>(adapter: Adapter<S>, socket: TcpListener) -> std::
     }
 }
 
-async fn answer<S: Served>(
-    adapter: &Adapter<S>,
-    request: Request<Incoming>,
-) -> Result<Response<Answered>, hyper::Error> {
+async fn answer(adapter: &Adapter, request: Request<Incoming>) -> Result<Response<Answered>, hyper::Error> {
     let event = event(request).await?;
     // A client of the suite says itself how much time there is.
     let response = adapter.answer(event, u64::MAX).await;

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use agent_service::transport::lambda;
+use agent_service::transport::lambda::{self, Adapter};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Request, Response};
@@ -53,5 +53,5 @@ impl Service<Request<Body>> for Panicking {
 }
 
 fn main() -> ExitCode {
-    lambda::serve(&["AtOnce", "Later", "Midway"], |_| Panicking)
+    lambda::serve(|_| Adapter::new(Panicking, &["AtOnce", "Later", "Midway"]))
 }

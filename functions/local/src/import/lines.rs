@@ -1,7 +1,7 @@
 //! JSON lines: reading a file line by line, and a memory from a line.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     io::{self, BufRead, Read as _},
 };
 
@@ -95,7 +95,7 @@ struct Line {
     tags: Option<Vec<String>>,
     #[serde(alias = "createdAt")]
     created_at: Option<String>,
-    metadata: Option<HashMap<String, String>>,
+    metadata: Option<BTreeMap<String, String>>,
     supersedes: Option<Vec<String>>,
 }
 

@@ -43,7 +43,7 @@ async fn the_health_follows_the_database_down_and_up() {
     let elsewhere = Elsewhere::new().await;
     let home = Home::new();
     let mut gate = Gate::new();
-    let server = home.listening(&[("DATABASE_URL", &elsewhere.url(&gate))]).await;
+    let server = home.listening(&[("DATABASE_URL", &elsewhere.url(&gate)), ("LEARNING", "off")]).await;
     let mut health = server.health().await;
     health.becomes(ServingStatus::NotServing).await;
     for round in 0..2 {

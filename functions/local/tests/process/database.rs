@@ -49,7 +49,8 @@ impl Elsewhere {
 
     async fn embedded() -> Self {
         let home = Home::new();
-        let server = home.serving(&[]).await;
+        // It is there for its Postgres alone.
+        let server = home.serving(&[("LEARNING", "off")]).await;
         let directory = embedded::socket_path(&home.data()).unwrap();
         Self {
             address: Address::Socket(directory.join(format!(".s.PGSQL.{}", embedded::PORT))),

@@ -1,6 +1,6 @@
 //! What is logged, and what never is.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use agent_service::proto::agent_v1 as pb;
 use prost_types::{Struct, Value as ProtoValue, value::Kind};
@@ -113,7 +113,7 @@ fn marked_chat() -> pb::ChatRequest {
             nickname: text(),
             timezone: text(),
             language: text(),
-            preferences: HashMap::from([(text(), text())]),
+            preferences: BTreeMap::from([(text(), text())]),
             extra_context: text(),
             avatar_url: text(),
             ..Default::default()
@@ -131,7 +131,7 @@ fn marked_memory() -> pb::MemoryInput {
         content: format!("I like {MARKER}"),
         source_type: text(),
         tags: vec![text()],
-        metadata: HashMap::from([(text(), text())]),
+        metadata: BTreeMap::from([(text(), text())]),
         ..Default::default()
     }
 }

@@ -13,6 +13,7 @@ mod durability;
 mod embedded;
 mod import;
 mod isolation;
+mod killed;
 mod logs;
 mod reembed;
 mod relay;

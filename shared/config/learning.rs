@@ -1,0 +1,49 @@
+//! What is learned from turns.
+
+use super::Reader;
+
+pub(super) const LEARNING: &str = "LEARNING";
+
+/// What becomes of turns in the memory. A server that learns nothing makes no titles and summaries either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LearningConfig {
+    /// They are remembered word for word, and facts about the user are found in them.
+    #[default]
+    On,
+    /// They are remembered word for word.
+    Verbatim,
+    /// Nothing of them is put into the memory.
+    Off,
+}
+
+impl LearningConfig {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        match reader.text(LEARNING).as_deref() {
+            None | Some("on") => Self::On,
+            Some("verbatim") => Self::Verbatim,
+            Some("off") => Self::Off,
+            Some(_) => {
+                reader.mistake(LEARNING, "is not one of on, verbatim, off", "on");
+                Self::On
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn learning_is_on_unless_it_is_said_otherwise() {
+        let read = |value: Option<&str>| {
+            let value = value.map(str::to_owned);
+            Config::read(&|name| value.clone().filter(|_| name == LEARNING)).map(|config| config.learning)
+        };
+        assert_eq!(read(None).unwrap(), LearningConfig::On);
+        assert_eq!(read(Some("verbatim")).unwrap(), LearningConfig::Verbatim);
+        assert_eq!(read(Some("off")).unwrap(), LearningConfig::Off);
+        assert!(read(Some("sometimes")).unwrap_err().to_string().contains("LEARNING=on"));
+    }
+}

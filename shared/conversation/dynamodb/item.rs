@@ -1,0 +1,165 @@
+//! What is in an item: reading, making and measuring it.
+
+use std::{collections::HashMap, str::FromStr, time::Duration};
+
+use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
+use jiff::Timestamp;
+
+use super::keys::EXPIRES;
+use crate::conversation::StoreError;
+
+/// The attributes of an item by their names.
+pub(super) type Item = HashMap<String, AttributeValue>;
+
+pub(super) fn text(value: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(value.into())
+}
+
+pub(super) fn number(value: impl ToString) -> AttributeValue {
+    AttributeValue::N(value.to_string())
+}
+
+pub(super) fn bytes(value: &[u8]) -> AttributeValue {
+    AttributeValue::B(Blob::new(value))
+}
+
+pub(super) fn flag(value: bool) -> AttributeValue {
+    AttributeValue::Bool(value)
+}
+
+/// A set, which must not be empty.
+pub(super) fn set(values: impl IntoIterator<Item = String>) -> AttributeValue {
+    AttributeValue::Ss(values.into_iter().collect())
+}
+
+/// A time within a run.
+pub(super) fn moment(time: Timestamp) -> AttributeValue {
+    number(time.as_millisecond())
+}
+
+/// When the item may be deleted.
+pub(super) fn expiry(now: Timestamp, after: Duration) -> AttributeValue {
+    number(later(now, after).as_second())
+}
+
+/// A time to be shown, and to sort by.
+pub(super) fn time(time: Timestamp) -> String {
+    format!("{time:.6}")
+}
+
+pub(super) fn later(time: Timestamp, by: Duration) -> Timestamp {
+    time.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// How long it is until then; zero if that is past.
+pub(super) fn until(now: Timestamp, then: Timestamp) -> Duration {
+    Duration::try_from(then.duration_since(now)).unwrap_or_default()
+}
+
+/// Reading an item. What should be there and is not is an error that names it.
+pub(super) trait Read {
+    fn text(&self, name: &'static str) -> Result<&str, StoreError>;
+    fn number<N: FromStr>(&self, name: &'static str) -> Result<N, StoreError>;
+    fn bytes(&self, name: &'static str) -> Result<&[u8], StoreError>;
+    fn moment(&self, name: &'static str) -> Result<Timestamp, StoreError>;
+    fn time(&self, name: &'static str) -> Result<Timestamp, StoreError>;
+    fn flag(&self, name: &'static str) -> bool;
+    fn set(&self, name: &'static str) -> &[String];
+    fn is_expired(&self, now: Timestamp) -> bool;
+}
+
+impl Read for Item {
+    fn text(&self, name: &'static str) -> Result<&str, StoreError> {
+        let text = self.get(name).and_then(|value| value.as_s().ok());
+        text.map(String::as_str).ok_or(StoreError::Malformed(name))
+    }
+
+    fn number<N: FromStr>(&self, name: &'static str) -> Result<N, StoreError> {
+        let number = self.get(name).and_then(|value| value.as_n().ok()?.parse().ok());
+        number.ok_or(StoreError::Malformed(name))
+    }
+
+    fn bytes(&self, name: &'static str) -> Result<&[u8], StoreError> {
+        let bytes = self.get(name).and_then(|value| value.as_b().ok());
+        bytes.map(AsRef::as_ref).ok_or(StoreError::Malformed(name))
+    }
+
+    fn moment(&self, name: &'static str) -> Result<Timestamp, StoreError> {
+        Timestamp::from_millisecond(self.number(name)?).map_err(|_| StoreError::Malformed(name))
+    }
+
+    fn time(&self, name: &'static str) -> Result<Timestamp, StoreError> {
+        self.text(name)?.parse().map_err(|_| StoreError::Malformed(name))
+    }
+
+    fn flag(&self, name: &'static str) -> bool {
+        self.get(name).and_then(|value| value.as_bool().ok()).copied().unwrap_or_default()
+    }
+
+    fn set(&self, name: &'static str) -> &[String] {
+        self.get(name).and_then(|value| value.as_ss().ok()).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn is_expired(&self, now: Timestamp) -> bool {
+        // DynamoDB may take days to delete it.
+        self.number::<i64>(EXPIRES).is_ok_and(|expires| expires <= now.as_second())
+    }
+}
+
+/// Bytes of an item as DynamoDB counts them, rounded up where its rule is not exact.
+pub(super) fn size(item: &Item) -> usize {
+    item.iter().map(|(name, value)| name.len() + size_of_value(value)).sum()
+}
+
+fn size_of_value(value: &AttributeValue) -> usize {
+    match value {
+        AttributeValue::S(text) => text.len(),
+        AttributeValue::B(bytes) => bytes.as_ref().len(),
+        // Two digits a byte, and one or two for the sign and the scale.
+        AttributeValue::N(digits) => digits.len() / 2 + 3,
+        AttributeValue::Ss(texts) => 3 + texts.iter().map(|text| text.len() + 1).sum::<usize>(),
+        _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_sort_as_text_and_keep_their_microseconds() {
+        let times = ["2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000001Z", "2026-01-01T00:00:00.1Z"];
+        let written = times.map(|text| time(text.parse().unwrap()));
+        assert!(written.is_sorted());
+        assert_eq!(written[2], "2026-01-01T00:00:00.100000Z");
+    }
+
+    #[test]
+    fn what_has_expired_is_gone_though_it_is_there() {
+        let now = Timestamp::from_second(1_000).unwrap();
+        let item = |expires: i64| Item::from([(EXPIRES.to_owned(), number(expires))]);
+        assert!(item(1_000).is_expired(now));
+        assert!(!item(1_001).is_expired(now));
+        assert!(!Item::new().is_expired(now));
+    }
+
+    #[test]
+    fn an_item_is_as_large_as_its_names_and_values() {
+        let item = Item::from([
+            ("name".to_owned(), text("四")),
+            ("bytes".to_owned(), bytes(&[0; 100])),
+            ("set".to_owned(), set(["ab".to_owned()])),
+            ("flag".to_owned(), flag(true)),
+        ]);
+        assert_eq!(size(&item), (4 + 3) + (5 + 100) + (3 + 3 + 3) + (4 + 1));
+        assert!(size(&Item::from([("n".to_owned(), number(u64::MAX))])) > 11);
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_named() {
+        let item = Item::from([("a".to_owned(), text("x"))]);
+        assert!(matches!(item.number::<u32>("a"), Err(StoreError::Malformed("a"))));
+        assert!(matches!(item.text("b"), Err(StoreError::Malformed("b"))));
+        assert_eq!((item.flag("b"), item.set("b").len()), (false, 0));
+    }
+}

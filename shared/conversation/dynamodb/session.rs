@@ -1,0 +1,132 @@
+//! Conversations as lists show them.
+
+use jiff::Timestamp;
+
+use super::{
+    DynamoConversations,
+    item::{Item, Read as _, flag, number, text, time},
+    keys::{ITEM, Key, UPDATED},
+    table::{Pages, Query},
+    write::{Applied, Write},
+};
+use crate::{
+    conversation::{Finding, Session, SessionCursor, StoreError, Summary},
+    identity::{RequestId, SessionId, UserId},
+};
+
+pub(super) const TURNS: &str = "turns";
+pub(super) const CREATED: &str = "created_at";
+const TITLE: &str = "title";
+const SUMMARY: &str = "summary";
+const SUMMARY_THROUGH: &str = "summary_through";
+
+/// Where a conversation stands in a list: the time of its last turn, and its id where two have the same.
+pub(super) fn place(updated: &str, session: &str) -> String {
+    format!("{updated}/{session}")
+}
+
+impl DynamoConversations {
+    pub(super) async fn list(
+        &self,
+        user: &UserId,
+        limit: usize,
+        after: Option<&SessionCursor>,
+    ) -> Result<Vec<Session>, StoreError> {
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let before = after.map(|cursor| place(&time(cursor.updated_at), cursor.id.as_str()));
+        let mut pages = Pages::of(Query::latest(user, before.as_deref()).limit(limit));
+        let mut found: Vec<Item> = Vec::new();
+        let listing = async {
+            while found.len() < limit {
+                let Some(page) = self.table.next(&mut pages).await? else { break };
+                found.extend(page);
+            }
+            found.truncate(limit);
+            Ok(found)
+        };
+        let (found, running) = futures_util::future::try_join(listing, self.table.running(user)).await?;
+        found.iter().map(|item| session_of(item, &running)).collect()
+    }
+
+    pub(super) async fn one(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
+        let (key, lease) = (Key::session(user, session), Key::lease(user, session));
+        let mut items = self.table.get_many(vec![key.clone(), lease.clone()]).await?;
+        let Some(item) = items.remove(&key.item) else { return Ok(None) };
+        let running = match items.remove(&lease.item) {
+            Some(lease) => self.table.running_of(user, vec![lease]).await?,
+            None => Vec::new(),
+        };
+        session_of(&item, &running).map(Some)
+    }
+
+    pub(super) async fn give_title(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        title: &str,
+    ) -> Result<Option<Session>, StoreError> {
+        let key = Key::session(user, session);
+        let rename = Write::update(key, "SET title = :title, is_titled = :yes")
+            .when("attribute_exists(turns)")
+            .value(":title", text(title))
+            .value(":yes", flag(true))
+            .returning_new();
+        let Applied::Done(item) = self.table.apply(rename).await? else { return Ok(None) };
+        let lease = self.table.get(Key::lease(user, session)).await?;
+        let running = self.table.running_of(user, lease.into_iter().collect()).await?;
+        session_of(&item, &running).map(Some)
+    }
+
+    pub(super) async fn keep_finding(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        finding: &Finding,
+    ) -> Result<(), StoreError> {
+        let key = Key::session(user, session);
+        let note = match finding {
+            Finding::Title(title) => Write::update(key, "SET title = :title, is_titled = :yes")
+                .when("attribute_exists(turns) AND attribute_not_exists(is_titled)")
+                .value(":title", text(title))
+                .value(":yes", flag(true)),
+            Finding::Summary(Summary { text: summary, through }) => {
+                Write::update(key, "SET summary = :summary, summary_through = :through")
+                    .when(
+                        "attribute_exists(turns) \
+                         AND (attribute_not_exists(summary_through) OR summary_through < :through)",
+                    )
+                    .value(":summary", text(summary))
+                    .value(":through", number(through))
+            }
+        };
+        // A better one that is there already is as good.
+        self.table.apply(note).await?;
+        Ok(())
+    }
+}
+
+/// What was said before the last turns in few words.
+pub(super) fn summary_of(session: &Item) -> Result<Option<Summary>, StoreError> {
+    if !session.contains_key(SUMMARY) {
+        return Ok(None);
+    }
+    Ok(Some(Summary { text: session.text(SUMMARY)?.to_owned(), through: session.number(SUMMARY_THROUGH)? }))
+}
+
+fn session_of(item: &Item, running: &[(SessionId, String)]) -> Result<Session, StoreError> {
+    let id = item.text(ITEM)?.strip_prefix("session/").ok_or(StoreError::Malformed(ITEM))?;
+    let id = SessionId::parse(ITEM, id).map_err(|_| StoreError::Malformed(ITEM))?;
+    let updated = item.text(UPDATED)?.split('/').next().and_then(|time| time.parse::<Timestamp>().ok());
+    let running = running.iter().find(|(session, _)| *session == id);
+    let running = running.and_then(|(_, request)| RequestId::parse("request_id", request).ok());
+    Ok(Session {
+        title: item.text(TITLE)?.to_owned(),
+        created_at: item.time(CREATED)?,
+        updated_at: updated.ok_or(StoreError::Malformed(UPDATED))?,
+        turns: item.number(TURNS)?,
+        running,
+        id,
+    })
+}

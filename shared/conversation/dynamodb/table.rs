@@ -1,0 +1,275 @@
+//! The table: its client, and reading from it.
+
+use std::{collections::HashMap, time::Duration};
+
+use aws_sdk_dynamodb::{
+    Client,
+    config::{BehaviorVersion, Credentials, Region, SharedHttpClient, retry::RetryConfig, timeout::TimeoutConfig},
+    error::{ProvideErrorMetadata, SdkError},
+    types::{AttributeValue, KeysAndAttributes},
+};
+use jiff::Timestamp;
+
+use super::{
+    http::Http,
+    item::{Item, Read as _, text},
+    keys::{ITEM, Key, LATEST, UPDATED, USER},
+};
+use crate::{conversation::StoreError, error::with_causes, identity::UserId};
+
+/// Most that opening a connection may take.
+const CONNECT: Duration = Duration::from_secs(2);
+/// Most that one try may take.
+const TRY: Duration = Duration::from_secs(3);
+/// How often is tried what failed in a way that may pass, or was throttled.
+const TRIES: u32 = 3;
+/// About how long is waited before the second try.
+const FIRST_WAIT: Duration = Duration::from_millis(25);
+/// Most keys that one request may name.
+const KEYS: usize = 100;
+
+/// Why the store can not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum DynamoSetupError {
+    /// The environment does not say where the table is or who asks.
+    #[error("{0} is not set, which conversations in DynamoDB need")]
+    Missing(&'static str),
+    /// There is no HTTP client.
+    #[error("there is no HTTP client for DynamoDB: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// A table of DynamoDB.
+#[derive(Debug, Clone)]
+pub(super) struct Table {
+    pub(super) client: Client,
+    pub(super) name: String,
+}
+
+impl Table {
+    /// The table in the region and by the credentials of the environment. Nothing is connected.
+    pub(super) fn from_env(name: String) -> Result<Self, DynamoSetupError> {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let needed = |name: &'static str| set(name).ok_or(DynamoSetupError::Missing(name));
+        let credentials = Credentials::new(
+            needed("AWS_ACCESS_KEY_ID")?,
+            needed("AWS_SECRET_ACCESS_KEY")?,
+            set("AWS_SESSION_TOKEN"),
+            None,
+            "environment",
+        );
+        let region = set("AWS_REGION").map_or_else(|| needed("AWS_DEFAULT_REGION"), Ok);
+        let region = region.map_err(|_| DynamoSetupError::Missing("AWS_REGION"))?;
+        let endpoint = set("AWS_ENDPOINT_URL_DYNAMODB").or_else(|| set("AWS_ENDPOINT_URL"));
+        let http = SharedHttpClient::new(Http(crate::http_client(CONNECT)?));
+        Ok(Self::new(name, http, credentials, region, endpoint))
+    }
+
+    pub(super) fn new(
+        name: String,
+        http: SharedHttpClient,
+        credentials: Credentials,
+        region: String,
+        endpoint: Option<String>,
+    ) -> Self {
+        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(TRY).build();
+        let retries = RetryConfig::standard().with_max_attempts(TRIES).with_initial_backoff(FIRST_WAIT);
+        let mut config = aws_sdk_dynamodb::Config::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .http_client(http)
+            .credentials_provider(credentials)
+            .region(Region::new(region))
+            .timeout_config(timeouts)
+            .retry_config(retries);
+        config.set_endpoint_url(endpoint);
+        Self { client: Client::from_conf(config.build()), name }
+    }
+
+    /// An item as it is now.
+    pub(super) async fn get(&self, key: Key) -> Result<Option<Item>, StoreError> {
+        let request = self.client.get_item().table_name(&self.name).set_key(Some(of_key(key))).consistent_read(true);
+        let answer = request.send().await.map_err(failed)?;
+        let now = Timestamp::now();
+        Ok(answer.item.filter(|item| !item.is_expired(now)))
+    }
+
+    /// Those of a user's items that are there now, by their names.
+    pub(super) async fn get_many(&self, mut keys: Vec<Key>) -> Result<HashMap<String, Item>, StoreError> {
+        let mut found = HashMap::new();
+        // A request must not name one twice.
+        keys.sort_by(|one, other| one.item.cmp(&other.item));
+        keys.dedup();
+        let mut left: Vec<Item> = keys.into_iter().map(of_key).collect();
+        while !left.is_empty() {
+            let batch = left.split_off(left.len().saturating_sub(KEYS));
+            let keys = KeysAndAttributes::builder().set_keys(Some(batch)).consistent_read(true).build();
+            let keys = keys.map_err(|error| StoreError::Dynamo(error.to_string()))?;
+            let answer = self.client.batch_get_item().request_items(&self.name, keys).send().await.map_err(failed)?;
+            let now = Timestamp::now();
+            for item in answer.responses.into_iter().flatten().flat_map(|(_, items)| items) {
+                if !item.is_expired(now) {
+                    found.insert(item.text(ITEM)?.to_owned(), item);
+                }
+            }
+            let unread = answer.unprocessed_keys.into_iter().flatten();
+            left.extend(unread.flat_map(|(_, keys)| keys.keys));
+        }
+        Ok(found)
+    }
+
+    /// All items of a user whose names begin so, in order.
+    pub(super) async fn all(&self, user: &UserId, prefix: &str) -> Result<Vec<Item>, StoreError> {
+        self.rest(Query::prefix(user, prefix)).await
+    }
+
+    /// All items that a query finds.
+    pub(super) async fn rest(&self, query: Query) -> Result<Vec<Item>, StoreError> {
+        let mut pages = Pages::of(query);
+        let mut items = Vec::new();
+        while let Some(page) = self.next(&mut pages).await? {
+            items.extend(page);
+        }
+        Ok(items)
+    }
+
+    /// The next of what a query finds, up to a megabyte or its limit; `None` = that was all.
+    pub(super) async fn next(&self, pages: &mut Pages) -> Result<Option<Vec<Item>>, StoreError> {
+        if pages.is_over {
+            return Ok(None);
+        }
+        let query = &pages.query;
+        let request = self.client.query().table_name(&self.name).consistent_read(true);
+        let request = request.key_condition_expression(&query.condition);
+        let request = request.set_expression_attribute_values(Some(query.values.clone()));
+        let request = request.set_index_name(query.is_latest.then(|| LATEST.to_owned()));
+        let request = request.set_projection_expression(query.only.map(str::to_owned));
+        let request = request.scan_index_forward(!query.is_descending).set_limit(query.limit);
+        let answer = request.set_exclusive_start_key(pages.from.take()).send().await.map_err(failed)?;
+        pages.is_over = answer.last_evaluated_key.is_none();
+        pages.from = answer.last_evaluated_key;
+        let now = Timestamp::now();
+        let items = answer.items.into_iter().flatten();
+        Ok(Some(items.filter(|item| query.has_expired || !item.is_expired(now)).collect()))
+    }
+}
+
+/// Which items of a user are read, and how. What has expired is left out.
+#[derive(Debug, Clone)]
+pub(super) struct Query {
+    condition: String,
+    values: Item,
+    is_latest: bool,
+    is_descending: bool,
+    limit: Option<i32>,
+    only: Option<&'static str>,
+    has_expired: bool,
+}
+
+impl Query {
+    fn new(user: &UserId, condition: &str) -> Self {
+        Self {
+            condition: condition.to_owned(),
+            values: Item::from([(":user".to_owned(), text(user.as_str()))]),
+            is_latest: false,
+            is_descending: false,
+            limit: None,
+            only: None,
+            has_expired: false,
+        }
+    }
+
+    /// Everything of a user.
+    pub(super) fn everything(user: &UserId) -> Self {
+        Self::new(user, "user_id = :user")
+    }
+
+    /// Those whose names begin so.
+    pub(super) fn prefix(user: &UserId, prefix: &str) -> Self {
+        Self::new(user, "user_id = :user AND begins_with(item_id, :prefix)").with(":prefix", prefix)
+    }
+
+    /// Those whose names are between these, with both.
+    pub(super) fn between(user: &UserId, from: &str, to: &str) -> Self {
+        Self::new(user, "user_id = :user AND item_id BETWEEN :from AND :to").with(":from", from).with(":to", to)
+    }
+
+    /// Conversations, latest first, those before a place in the index.
+    pub(super) fn latest(user: &UserId, before: Option<&str>) -> Self {
+        debug_assert_eq!(UPDATED, "updated", "the attribute's name is in the condition");
+        let query = match before {
+            Some(before) => Self::new(user, "user_id = :user AND updated < :before").with(":before", before),
+            None => Self::everything(user),
+        };
+        Self { is_latest: true, ..query.descending() }
+    }
+
+    fn with(mut self, name: &str, value: &str) -> Self {
+        self.values.insert(name.to_owned(), text(value));
+        self
+    }
+
+    pub(super) fn descending(self) -> Self {
+        Self { is_descending: true, ..self }
+    }
+
+    /// At most so many a page.
+    pub(super) fn limit(self, limit: usize) -> Self {
+        Self { limit: Some(i32::try_from(limit).unwrap_or(i32::MAX).max(1)), ..self }
+    }
+
+    /// Only these attributes, separated by commas. They do not make it cheaper, but less to carry.
+    pub(super) fn only(self, only: &'static str) -> Self {
+        Self { only: Some(only), ..self }
+    }
+
+    /// With what has expired and is still there.
+    pub(super) fn with_expired(self) -> Self {
+        Self { has_expired: true, ..self }
+    }
+}
+
+/// How far a query has been read.
+#[derive(Debug)]
+pub(super) struct Pages {
+    query: Query,
+    from: Option<Item>,
+    is_over: bool,
+}
+
+impl Pages {
+    pub(super) fn of(query: Query) -> Self {
+        Self { query, from: None, is_over: false }
+    }
+}
+
+/// The key as attributes.
+pub(super) fn of_key(key: Key) -> HashMap<String, AttributeValue> {
+    HashMap::from([(USER.to_owned(), text(key.user)), (ITEM.to_owned(), text(key.item))])
+}
+
+/// Why a request failed, without anything of a user.
+pub(super) fn failed<E>(error: SdkError<E>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match &error {
+        SdkError::TimeoutError(_) => StoreError::Timeout,
+        SdkError::DispatchFailure(failure) if failure.is_timeout() => StoreError::Timeout,
+        SdkError::DispatchFailure(failure) => StoreError::Dynamo(match failure.as_connector_error() {
+            Some(error) => with_causes(error),
+            None => "the request could not be sent".to_owned(),
+        }),
+        SdkError::ServiceError(refusal) => {
+            let refusal = refusal.err().meta();
+            let code = refusal.code().unwrap_or("an error without a code");
+            // Only these are known to speak of the account and the table alone.
+            let speaks_of_the_table = matches!(code, "AccessDeniedException" | "ResourceNotFoundException");
+            StoreError::Dynamo(match refusal.message().filter(|_| speaks_of_the_table) {
+                Some(message) => format!("{code}: {message}"),
+                None => code.to_owned(),
+            })
+        }
+        SdkError::ConstructionFailure(_) => StoreError::Dynamo("the request could not be made".to_owned()),
+        _ => StoreError::Dynamo("the answer could not be read".to_owned()),
+    }
+}

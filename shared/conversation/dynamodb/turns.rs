@@ -1,0 +1,107 @@
+//! What was said in a conversation.
+
+use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join, stream};
+
+use super::{
+    DynamoConversations,
+    admit::TOKENS,
+    item::{Item, Read as _},
+    keys::{ITEM, Key, session_owner, turn_of_item, turns_of},
+    runs::REQUEST,
+    session::{CREATED, summary_of},
+    table::{Pages, Query},
+};
+use crate::{
+    conversation::{Past, StoreError, StoredTurn},
+    identity::{RequestId, SessionId, UserId},
+};
+
+pub(super) const IS_COMPLETE: &str = "is_complete";
+pub(super) const MAY_BE_LEARNED: &str = "may_be_learned";
+
+/// Turns that are read at a time for a model: more than most budgets hold.
+const PAGE: usize = 16;
+/// Divided records that are read at a time.
+const AT_ONCE: usize = 4;
+
+impl DynamoConversations {
+    pub(super) async fn recent(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<Past, StoreError> {
+        let head = self.table.get(Key::session(user, session));
+        let mut pages = Pages::of(before(user, session, None).limit(PAGE));
+        let (head, first) = try_join(head, self.table.next(&mut pages)).await?;
+        let summary = head.as_ref().map(summary_of).transpose()?.flatten();
+        let through = summary.as_ref().map_or(0, |summary| summary.through);
+        let (mut turns, mut page, mut left) = (Vec::new(), first, max_tokens);
+        'pages: while let Some(items) = page {
+            for item in items {
+                let tokens: u32 = item.number(TOKENS)?;
+                if seq_of(&item)? <= through || (tokens > left && !turns.is_empty()) {
+                    break 'pages;
+                }
+                left = left.saturating_sub(tokens);
+                turns.push(item);
+            }
+            page = self.table.next(&mut pages).await?;
+        }
+        turns.reverse();
+        Ok(Past { turns: self.turns_of(user, session, turns).await?, summary })
+    }
+
+    pub(super) async fn read_turns(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        before_seq: Option<u32>,
+        limit: usize,
+    ) -> Result<Vec<StoredTurn>, StoreError> {
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let mut pages = Pages::of(before(user, session, before_seq).limit(limit));
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let Some(page) = self.table.next(&mut pages).await? else { break };
+            found.extend(page);
+        }
+        found.truncate(limit);
+        self.turns_of(user, session, found).await
+    }
+
+    /// The turns that these items are, with their records.
+    async fn turns_of(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        items: Vec<Item>,
+    ) -> Result<Vec<StoredTurn>, StoreError> {
+        let owner = session_owner(session);
+        let turns: Vec<_> = items.iter().map(|item| self.turn_of(user, &owner, item)).collect();
+        stream::iter(turns).buffered(AT_ONCE).try_collect().await
+    }
+
+    async fn turn_of(&self, user: &UserId, owner: &str, item: &Item) -> Result<StoredTurn, StoreError> {
+        Ok(StoredTurn {
+            seq: seq_of(item)?,
+            request: RequestId::parse(REQUEST, item.text(REQUEST)?).map_err(|_| StoreError::Malformed(REQUEST))?,
+            record: self.table.value(user, owner, item).await?,
+            tokens: item.number(TOKENS)?,
+            is_complete: item.flag(IS_COMPLETE),
+            created_at: item.time(CREATED)?,
+        })
+    }
+}
+
+/// Turns of a conversation, latest first, those before a number.
+fn before(user: &UserId, session: &SessionId, seq: Option<u32>) -> Query {
+    let turns = turns_of(session);
+    match seq {
+        None => Query::prefix(user, &turns),
+        // Turns are counted from 1.
+        Some(seq) => Query::between(user, &turns, &format!("{turns}{:010}", seq.saturating_sub(1))),
+    }
+    .descending()
+}
+
+fn seq_of(item: &Item) -> Result<u32, StoreError> {
+    turn_of_item(item.text(ITEM)?).map(|(_, seq)| seq).ok_or(StoreError::Malformed(ITEM))
+}

@@ -1,0 +1,184 @@
+//! What runs do, and what others learn of them.
+
+use sqlx::{Row as _, postgres::PgRow};
+
+use super::{ENDING_TIMEOUT, PostgresConversations, StoreError, count, pending, request_id};
+use crate::{
+    conversation::{
+        AfterResumption, Chunk, Ending, Followed, LEASE, Lease, NewTurn, Outcome, REMEMBERED, RunState, Signals,
+        WATCHED,
+    },
+    identity::{RequestId, SessionId, UserId},
+    postgres::{Argument, RoleTransaction},
+};
+
+/// Most runs that one which ends forgets.
+const FORGOTTEN_AT_ONCE: i64 = 50;
+
+/// Locks the user, and counts.
+const COUNT_TOKENS: &str = "
+    update user_usage set day = (now() at time zone 'UTC')::date,
+        tokens = case when day = (now() at time zone 'UTC')::date then tokens else 0 end + $2
+    where user_id = $1";
+/// Ends a run with its last frames, keeps the profile, and forgets runs that nobody asks for any more.
+const END: &str = "
+    with ended as (
+        update runs set ended_at = clock_timestamp(), is_repeatable = $4, holds_session = false
+        where user_id = $1 and request_id = $2 and holder = $3 and ended_at is null
+        returning user_id, request_id
+    ), last_frames as (
+        insert into run_chunks (user_id, request_id, first_frame, frame_count, frames)
+        select user_id, request_id, $5, $6, $7 from ended where $6 > 0
+        on conflict (user_id, request_id, first_frame)
+            do update set frame_count = excluded.frame_count, frames = excluded.frames
+    ), profile as (
+        insert into user_profiles (user_id, profile) select user_id, $8 from ended where $8 is not null
+        on conflict (user_id) do update set profile = excluded.profile
+    ), forgotten as (
+        (select request_id from runs where user_id = $1 and ended_at < now() - make_interval(secs => $9)
+         order by ended_at limit $10)
+        union all
+        (select request_id from runs
+         where user_id = $1 and ended_at is null and lease_until < now() - make_interval(secs => $9) limit $10)
+    ), swept as (
+        delete from runs where user_id = $1 and request_id in (select request_id from forgotten) and request_id <> $2
+    )
+    select from ended";
+/// Whether this is what is left of a call of which nobody heard that it had succeeded.
+const HAS_ENDED: &str =
+    "select from runs where user_id = $1 and request_id = $2 and holder = $3 and ended_at is not null";
+const KEEP_TURN: &str = "
+    with session as (
+        insert into sessions as s (user_id, session_id, title, turns, created_at, updated_at)
+        select $1, $2, $3, 1, moment, moment from clock_timestamp() as moment
+        on conflict (user_id, session_id) do update set turns = s.turns + 1, updated_at = excluded.updated_at
+        returning turns, updated_at
+    ), to_learn as (
+        insert into learning_jobs (user_id, session_id, turn) select $1, $2, turns from session where $8
+        on conflict do nothing
+    )
+    insert into turns (user_id, session_id, seq, request_id, record, tokens, is_complete, created_at)
+    select $1, $2, turns, $4, $5, $6, $7, updated_at from session";
+
+/// Says how a run stands, and that somebody waits for it: longer than needed, so that this is not written at each look.
+const LOOK: &str = "
+    with watched as (
+        update runs set watched_until = clock_timestamp() + make_interval(secs => $3 + 1)
+        where user_id = $1 and request_id = $2 and ended_at is null
+              and coalesce(watched_until < clock_timestamp() + make_interval(secs => $3), true)
+    )
+    select head, ended_at is not null as has_ended, lease_until > clock_timestamp() and holder is not null as is_alive
+    from runs
+    where user_id = $1 and request_id = $2
+          and coalesce(ended_at, lease_until) > clock_timestamp() - make_interval(secs => $4)";
+const CHUNKS_AFTER: &str = "
+    select first_frame, frame_count, frames from run_chunks
+    where user_id = $1 and request_id = $2 and first_frame + frame_count - 1 > $3
+    order by first_frame";
+
+const CANCEL: &str = "
+    update runs set is_cancelled = true
+    where user_id = $1 and session_id = $2 and ended_at is null and lease_until > clock_timestamp()
+          and case when $3::text is null then holds_session else request_id = $3 end
+    returning request_id";
+
+impl PostgresConversations {
+    pub(super) async fn checkpoint_run(&self, lease: &Lease, chunk: Option<&Chunk>) -> Result<Signals, StoreError> {
+        let arguments = [
+            Argument::Text(lease.key.user.as_str()),
+            Argument::Text(lease.key.request.as_str()),
+            Argument::Bytes(Some(lease.holder.as_bytes())),
+            Argument::Seconds(LEASE),
+            Argument::Number(chunk.map(|chunk| chunk.first.into())),
+            Argument::Number(chunk.map(|chunk| chunk.count.into())),
+            Argument::Bytes(chunk.map(|chunk| &*chunk.frames)),
+        ];
+        let row = self.database.call(&lease.key.user, "checkpoint_run", &arguments).await?;
+        let row = row.ok_or(StoreError::LeaseLost)?;
+        Ok(Signals { is_cancelled: row.try_get("cancelled")?, is_watched: row.try_get("watched")? })
+    }
+
+    pub(super) async fn finish_run(&self, lease: &Lease, ending: &Ending) -> Result<(), StoreError> {
+        let user = lease.key.user.as_str();
+        let mut transaction = self.database.within(ENDING_TIMEOUT).begin(&lease.key.user).await?;
+        let tokens = transaction.query(COUNT_TOKENS).bind(user).bind(i64::from(ending.tokens));
+        tokens.execute(&mut *transaction).await?;
+        if !end(&mut transaction, lease, ending).await? {
+            let has_ended = transaction.query(HAS_ENDED).bind(user).bind(lease.key.request.as_str());
+            let has_ended = has_ended.bind(lease.holder.as_bytes()).fetch_optional(&mut *transaction).await?.is_some();
+            return if has_ended { Ok(()) } else { Err(StoreError::LeaseLost) };
+        }
+        if let Some(turn) = &ending.turn {
+            keep_turn(&mut transaction, lease, turn).await?;
+        }
+        match &ending.resumed {
+            Some((ticket, AfterResumption::Over)) => pending::end(&mut transaction, ticket).await?,
+            Some((ticket, AfterResumption::Reopened)) => pending::reopen(&mut transaction, ticket).await?,
+            None => {}
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    pub(super) async fn follow_run(
+        &self,
+        user: &UserId,
+        request: &RequestId,
+        after: u32,
+    ) -> Result<Option<Followed>, StoreError> {
+        let mut transaction = self.database.begin(user).await?;
+        let look = transaction.query(LOOK).bind(user.as_str()).bind(request.as_str());
+        let look = look.bind(WATCHED.as_secs_f64()).bind(REMEMBERED.as_secs_f64());
+        let Some(run) = look.fetch_optional(&mut *transaction).await? else { return Ok(None) };
+        // After how it stands: all frames of a run that has ended are there.
+        let chunks = transaction.query(CHUNKS_AFTER).bind(user.as_str()).bind(request.as_str()).bind(i64::from(after));
+        let chunks = chunks.fetch_all(&mut *transaction).await?;
+        transaction.commit().await?;
+        let state = match (run.try_get("has_ended")?, run.try_get("is_alive")?) {
+            (true, _) => RunState::Ended,
+            (false, true) => RunState::Running,
+            (false, false) => RunState::Lost,
+        };
+        let chunks = chunks.iter().map(chunk).collect::<Result<_, _>>()?;
+        Ok(Some(Followed { state, head: run.try_get("head")?, chunks }))
+    }
+
+    pub(super) async fn cancel_run(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        request: Option<&RequestId>,
+    ) -> Result<Option<RequestId>, StoreError> {
+        let mut transaction = self.database.begin(user).await?;
+        let cancel = transaction.query(CANCEL).bind(user.as_str()).bind(session.as_str());
+        let cancelled = cancel.bind(request.map(RequestId::as_str)).fetch_optional(&mut *transaction).await?;
+        transaction.commit().await?;
+        cancelled.map(|row| request_id(&row, "request_id")).transpose()
+    }
+}
+
+/// Ends a run, unless its lease is lost.
+async fn end(transaction: &mut RoleTransaction, lease: &Lease, ending: &Ending) -> Result<bool, StoreError> {
+    let end = transaction
+        .query(END)
+        .bind(lease.key.user.as_str())
+        .bind(lease.key.request.as_str())
+        .bind(lease.holder.as_bytes());
+    let end = end.bind(ending.outcome == Outcome::Repeatable);
+    let chunk = &ending.chunk;
+    let end = end.bind(i64::from(chunk.first)).bind(i64::from(chunk.count)).bind(&*chunk.frames);
+    let end = end.bind(ending.profile.as_deref()).bind(REMEMBERED.as_secs_f64()).bind(FORGOTTEN_AT_ONCE);
+    Ok(end.fetch_optional(&mut **transaction).await?.is_some())
+}
+
+async fn keep_turn(transaction: &mut RoleTransaction, lease: &Lease, turn: &NewTurn) -> Result<(), StoreError> {
+    let keep = transaction.query(KEEP_TURN).bind(lease.key.user.as_str()).bind(lease.key.session.as_str());
+    let keep = keep.bind(&turn.provisional_title).bind(lease.key.request.as_str()).bind(&*turn.record);
+    let keep = keep.bind(i64::from(turn.tokens)).bind(turn.is_complete);
+    let keep = keep.bind(turn.is_complete && turn.may_be_learned);
+    keep.execute(&mut **transaction).await?;
+    Ok(())
+}
+
+fn chunk(row: &PgRow) -> Result<Chunk, StoreError> {
+    Ok(Chunk { first: count(row, "first_frame")?, count: count(row, "frame_count")?, frames: row.try_get("frames")? })
+}

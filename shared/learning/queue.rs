@@ -1,0 +1,178 @@
+//! Learning from the turns of the queue, in a process that lives as long as a server does.
+
+use std::{collections::HashSet, future::ready, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    LearnError, Learned, Learner,
+    jobs::{Job, Jobs, LOCKED, Outcome},
+};
+use crate::{
+    conversation::{ConversationStore, StoredTurn},
+    identity::UserId,
+    postgres::Roles,
+};
+
+/// Users whose turns are learned from at the same time.
+const AT_ONCE: usize = 4;
+/// Longest time between two looks. Turns of other processes, and those that wait, are heard of no sooner.
+const LOOK: Duration = Duration::from_secs(5);
+/// Longest that one turn takes: three answers of a model, and what is between them. It has to end while the job is locked.
+const JOB: Duration = Duration::from_secs(LOCKED.as_secs() - 60);
+/// How often a turn is tried; then it is given up.
+const ATTEMPTS: u32 = 5;
+/// Waits after failures: a quarter of a minute, then six times as long each time, nearly an hour at last.
+const FIRST_WAIT: Duration = Duration::from_secs(15);
+const LONGER: u32 = 6;
+/// Longest that jobs are put back when the process stops.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What learns from the turns of the queue.
+pub struct Learning {
+    jobs: Jobs,
+    learner: Arc<Learner>,
+    conversations: Arc<dyn ConversationStore>,
+    /// Rings when a turn was kept in this process.
+    bell: Arc<Notify>,
+}
+
+impl Learning {
+    /// One that learns from the turns of these conversations, whose queue is in this database. It looks when `bell` rings, and
+    /// every few seconds.
+    #[must_use]
+    pub fn new(
+        database: &Roles,
+        learner: Arc<Learner>,
+        conversations: Arc<dyn ConversationStore>,
+        bell: Arc<Notify>,
+    ) -> Self {
+        Self { jobs: Jobs::new(database), learner, conversations, bell }
+    }
+
+    /// Learns until it is to stop: one turn of a user at a time, and a few users at once. What is under way then is put back.
+    /// As long as the database is not ready, nothing is done.
+    pub async fn run(&self, mut is_ready: watch::Receiver<bool>, stop: CancellationToken) {
+        let mut under_way = FuturesUnordered::new();
+        let mut users: HashSet<UserId> = HashSet::new();
+        let mut is_reported = false;
+        loop {
+            if under_way.is_empty() {
+                tokio::select! {
+                    // Without a sender it is as ready as it will ever be.
+                    _ = is_ready.wait_for(|ready| *ready) => {}
+                    () = stop.cancelled() => break,
+                }
+            }
+            if under_way.len() < AT_ONCE {
+                match self.jobs.users_due(2 * AT_ONCE).await {
+                    Ok(due) => {
+                        is_reported = false;
+                        for user in due {
+                            if under_way.len() < AT_ONCE && users.insert(user.clone()) {
+                                under_way.push(self.next_of(user, &stop));
+                            }
+                        }
+                    }
+                    Err(error) if !std::mem::replace(&mut is_reported, true) => {
+                        tracing::warn!(%error, "it can not be found out what is to be learned; trying again until it can");
+                    }
+                    Err(_) => {}
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some((user, _)) = under_way.next(), if !under_way.is_empty() => drop(users.remove(&user)),
+                () = self.bell.notified(), if under_way.len() < AT_ONCE => {}
+                () = sleep(LOOK) => {}
+            }
+        }
+        let put_back = async { while under_way.next().await.is_some() {} };
+        if timeout(LAST_WORDS, put_back).await.is_err() {
+            tracing::warn!("turns that were being learned from are tried again when their locks have ended");
+        }
+    }
+
+    /// Learns from all turns that are due, of all users, and tells how many jobs were settled: for a process that does not live
+    /// on. No turn is begun after `until`.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn run_until_idle(&self, until: Instant) -> Result<usize, sqlx::Error> {
+        let stop = CancellationToken::new();
+        let mut settled = 0;
+        while Instant::now() < until {
+            let due = self.jobs.users_due(AT_ONCE).await?;
+            let under_way: FuturesUnordered<_> = due.into_iter().map(|user| self.next_of(user, &stop)).collect();
+            let now = under_way.filter(|(_, is_settled)| ready(*is_settled)).count().await;
+            // Whatever is still due somebody else is at, or it can not be taken.
+            if now == 0 {
+                break;
+            }
+            settled += now;
+        }
+        Ok(settled)
+    }
+
+    /// Learns from the next turn of a user, and says whether there was one of which it is noted what became of it.
+    async fn next_of(&self, user: UserId, stop: &CancellationToken) -> (UserId, bool) {
+        let is_settled = match self.jobs.claim(&user).await {
+            Ok(Some(job)) => {
+                let outcome = tokio::select! {
+                    outcome = self.outcome(&job) => outcome,
+                    () = stop.cancelled() => Outcome::PutBack,
+                };
+                let settled = self.jobs.settle(&job, outcome).await;
+                if let Err(error) = &settled {
+                    tracing::warn!(%error, "what became of a turn is not noted; it is tried again when its lock has ended");
+                }
+                settled.is_ok()
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(%error, "a turn can not be taken to be learned from");
+                false
+            }
+        };
+        (user, is_settled)
+    }
+
+    /// What becomes of a job.
+    async fn outcome(&self, job: &Job) -> Outcome {
+        // After a panic nothing of what it was at is used again.
+        let tried = AssertUnwindSafe(timeout(JOB, self.learn(job))).catch_unwind().await;
+        let error: &dyn std::fmt::Display = match &tried {
+            Ok(Ok(Ok(learned))) => {
+                tracing::debug!(user = job.user.digest(), turn = job.turn, ?learned, "learned from a turn");
+                return Outcome::Done;
+            }
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(_)) => &"it took too long",
+            Err(_) => &"an internal defect",
+        };
+        let (user, attempt) = (job.user.digest(), job.attempt);
+        if job.attempt >= ATTEMPTS {
+            tracing::warn!(%error, user, turn = job.turn, attempt, "learning from a turn is given up");
+            return Outcome::GivenUp;
+        }
+        let wait = FIRST_WAIT * LONGER.pow(job.attempt.saturating_sub(1));
+        tracing::warn!(%error, user, turn = job.turn, attempt, wait_seconds = wait.as_secs(), "a turn is not learned from yet");
+        Outcome::Again(wait)
+    }
+
+    async fn learn(&self, job: &Job) -> Result<Learned, LearnError> {
+        let before = job.turn.checked_add(1);
+        let turns = self.conversations.turns(&job.user, &job.session, before, 1).await?;
+        // The conversation may have been deleted.
+        let is_it = |turn: &StoredTurn| turn.seq == job.turn && turn.is_complete;
+        match turns.into_iter().find(is_it) {
+            Some(turn) => self.learner.learn(&job.user, &job.session, &turn).await,
+            None => Ok(Learned::default()),
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! What only Postgres can show.
+
+use std::{future::poll_fn, pin::pin, str::FromStr as _, task::Poll, time::Duration};
+
+use agent_service::{
+    conversation::{Admission, ConversationStore as _, Ending, NewRun, RunKey, Sessions},
+    identity::UserId,
+    postgres::{Argument, Database},
+};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, UnixStream},
+    sync::mpsc,
+};
+
+use crate::{
+    place::{ADMISSION, chunk, ending, postgres_store, request, session, started, turn},
+    postgres::{TestDatabase, by_pooler, config},
+};
+
+/// Ends a test that would hang. No assertion depends on it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn run(user: &str, session: &str, request: &str) -> NewRun {
+    NewRun {
+        key: RunKey {
+            user: UserId::parse("user_id", user).unwrap(),
+            session: self::session(session),
+            request: self::request(request),
+        },
+        fingerprint: [7; 32],
+        head: b"head".to_vec(),
+        takes_session: true,
+        resumes: false,
+        limits: None,
+    }
+}
+
+async fn number(connection: &mut PgConnection, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).persistent(false).fetch_one(connection).await.unwrap()
+}
+
+/// Waits until a count is what it should be.
+async fn until(connection: &mut PgConnection, sql: &'static str, expected: i64) {
+    let reached = async {
+        while number(connection, sql).await != expected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, reached).await.expect(sql);
+}
+
+#[tokio::test]
+async fn an_admission_whose_caller_left_is_taken_back() {
+    let database = TestDatabase::create().await;
+    let store = postgres_store(&database.service_url(), ADMISSION);
+    let (mut behind, mut watching) = (database.connect().await, database.connect().await);
+    behind.execute("insert into user_usage (user_id) values ('ann')").await.unwrap();
+    let mut lock = behind.begin().await.unwrap();
+    lock.execute("select from user_usage for update").await.unwrap();
+    let asked = run("ann", "s", "r");
+    {
+        let mut admission = pin!(store.admit(&asked));
+        let polled = poll_fn(|context| Poll::Ready(admission.as_mut().poll(context).is_pending())).await;
+        assert!(polled);
+        let waiting =
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%admit_run%'
+                                                                 and datname = current_database()";
+        until(&mut watching, waiting, 1).await;
+    }
+    lock.rollback().await.unwrap();
+    // It was counted, and then it was not.
+    let counted = "select count(*) from user_usage where minute > '-infinity' and requests = 0";
+    until(&mut watching, counted, 1).await;
+    assert_eq!(number(&mut watching, "select count(*) from runs").await, 0);
+    started(store.admit(&run("ann", "s", "r2")).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_admission_that_takes_too_long_is_given_up() {
+    let database = TestDatabase::create().await;
+    let store = postgres_store(&database.service_url(), Duration::from_millis(100));
+    let mut behind = database.connect().await;
+    behind.execute("insert into user_usage (user_id) values ('ann')").await.unwrap();
+    let mut lock = behind.begin().await.unwrap();
+    lock.execute("select from user_usage for update").await.unwrap();
+    let given_up = tokio::time::timeout(PATIENCE, store.admit(&run("ann", "s", "r"))).await.unwrap();
+    // The database may be the first to lose its patience.
+    assert!(given_up.is_err(), "{given_up:?}");
+    lock.rollback().await.unwrap();
+    let patient = postgres_store(&database.service_url(), ADMISSION);
+    // As soon as what was too late is taken back, nothing is in the way.
+    let free = async {
+        while !matches!(patient.admit(&run("ann", "s", "r2")).await.unwrap(), Admission::Started { .. }) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, free).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_run_that_ends_forgets_some_that_are_old_with_their_frames() {
+    let database = TestDatabase::create().await;
+    let store = postgres_store(&database.service_url(), ADMISSION);
+    let mut behind = database.connect().await;
+    // Of the old ones twenty died. Some are not old enough.
+    behind
+        .execute(
+            "insert into runs (user_id, request_id, session_id, fingerprint, head, holder, lease_until, holds_session,
+                               started_at, ended_at)
+             select who, 'r' || n, 's' || n, '', '', '', lease_until, false, lease_until,
+                    case when n % 4 > 0 then lease_until end
+             from generate_series(1, 90) n,
+                  lateral (select now() - make_interval(days => case when n <= 80 then 8 else 6 end) as lease_until),
+                  unnest('{ann,bob}'::text[]) who;
+             insert into run_chunks select user_id, request_id, 1, 1, 'x' from runs",
+        )
+        .await
+        .unwrap();
+    let left = "select count(*) from runs where user_id = 'ann'";
+    for (number, expected) in [(1, 21), (2, 12), (3, 13)] {
+        let lease = started(store.admit(&run("ann", "s", &format!("new{number}"))).await.unwrap());
+        store.finish(&lease, &ending(1)).await.unwrap();
+        // Fifty that ended and as many that died at most.
+        assert_eq!(self::number(&mut behind, left).await, expected, "{number}");
+    }
+    let frames = "select count(*) from run_chunks where user_id = 'ann'";
+    assert_eq!(number(&mut behind, frames).await, 13);
+    assert_eq!(number(&mut behind, "select count(*) from runs where user_id = 'bob'").await, 90);
+}
+
+/// What learns from turns finds them where it looks, each once, in the transaction that keeps them.
+#[tokio::test]
+async fn a_complete_turn_that_may_be_learned_from_waits_to_be() {
+    let database = TestDatabase::create().await;
+    let store = postgres_store(&database.service_url(), ADMISSION);
+    let mut behind = database.connect().await;
+    let (mut interrupted, mut private) = (turn(b"x"), turn(b"x"));
+    (interrupted.is_complete, private.may_be_learned) = (false, false);
+    let ends = [Some(turn(b"x")), Some(interrupted), None, Some(private), Some(turn(b"x"))];
+    for (number, turn) in ends.into_iter().enumerate() {
+        let lease = started(store.admit(&run("ann", "s", &format!("r{number}"))).await.unwrap());
+        let end = Ending { turn, ..ending(1) };
+        store.finish(&lease, &end).await.unwrap();
+        store.finish(&lease, &end).await.unwrap();
+    }
+    let other = started(store.admit(&run("ann", "t", "t1")).await.unwrap());
+    store.finish(&other, &Ending { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
+    let waiting =
+        "select coalesce(string_agg(session_id || turn, ' ' order by session_id, turn), '') from learning_jobs";
+    let mut waiting = async || sqlx::query_scalar::<_, String>(waiting).fetch_one(&mut behind).await.unwrap();
+    assert_eq!(waiting().await, "s1 s4 t1");
+    store.delete(&other.key.user, &Sessions::These(vec![session("s")])).await.unwrap();
+    assert_eq!(waiting().await, "t1");
+    store.delete(&other.key.user, &Sessions::All).await.unwrap();
+    assert_eq!(waiting().await, "");
+}
+
+/// Logins of services have no right but to act as the roles.
+#[tokio::test]
+async fn a_login_that_may_only_act_as_the_service_keeps_conversations() {
+    let database = TestDatabase::create().await;
+    let mut owner = database.connect().await;
+    let login = format!("agent_talks_{}", std::process::id());
+    let made = format!("drop role if exists {login}; create role {login} login");
+    owner.execute(AssertSqlSafe(made)).await.unwrap();
+    let mut url = reqwest::Url::parse(&database.url).unwrap();
+    url.set_username(&login).unwrap();
+    let url = by_pooler(url.as_str());
+    let variables = [("DATABASE_URL", url.as_str()), ("DATABASE_ADMIN_URL", database.url.as_str())];
+    Database::from_config(&config(&variables).stores.memory).unwrap().migrate().await.unwrap();
+
+    let store = postgres_store(&url, ADMISSION);
+    // More often than a statement is planned anew, on each of several connections.
+    for round in 0..8 {
+        let runs: Vec<_> = (0..4).map(|n| run(&format!("user{n}"), "s", &format!("r{round}"))).collect();
+        futures_util::future::join_all(runs.iter().map(async |run| {
+            let lease = started(store.admit(run).await.unwrap());
+            store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
+            store.finish(&lease, &Ending { turn: Some(turn(b"x")), ..ending(2) }).await.unwrap();
+        }))
+        .await;
+    }
+    let options = sqlx::postgres::PgConnectOptions::from_str(&url).unwrap().extra_float_digits(None);
+    let mut bare = PgConnection::connect_with(&options).await.unwrap();
+    let called = "select admit_run('ann', 's', 'r', '', '', '', true, false, 30, 1, null, null, null)";
+    let refused = bare.execute(called).await.unwrap_err().to_string();
+    assert!(refused.contains("permission denied"), "{refused}");
+    assert_eq!(number(&mut owner, "select count(*) from turns").await, 32);
+    drop((store, bare));
+    owner.execute(AssertSqlSafe(format!("drop owned by {login}; drop role {login}"))).await.unwrap();
+}
+
+/// The functions have no more rights than who calls them.
+#[tokio::test]
+async fn a_function_that_is_told_of_another_user_is_refused() {
+    let database = TestDatabase::create().await;
+    let roles = Database::from_config(&config(&[("DATABASE_URL", &database.service_url())]).stores.memory);
+    let roles = roles.unwrap().roles();
+    let store = postgres_store(&database.service_url(), ADMISSION);
+    let bobs = started(store.admit(&run("bob", "s", "r")).await.unwrap());
+    let ann = UserId::parse("user_id", "ann").unwrap();
+    let arguments = |user| {
+        [
+            Argument::Text(user),
+            Argument::Text("t"),
+            Argument::Text("r2"),
+            Argument::Bytes(Some(b"")),
+            Argument::Bytes(Some(b"")),
+            Argument::Bytes(Some(b"")),
+            Argument::Flag(true),
+            Argument::Flag(false),
+            Argument::Seconds(Duration::from_secs(30)),
+            Argument::Seconds(Duration::from_secs(30)),
+            Argument::Number(None),
+            Argument::Number(None),
+            Argument::Number(None),
+        ]
+    };
+    let code = |failed: sqlx::Error| failed.into_database_error().unwrap().code().unwrap().into_owned();
+    let refused = roles.service.call(&ann, "admit_run", &arguments("bob")).await.map(drop);
+    assert_eq!(code(refused.unwrap_err()), "42501");
+    let sign_of_life = [
+        Argument::Text("bob"),
+        Argument::Text("r"),
+        Argument::Bytes(Some(bobs.holder.as_bytes())),
+        Argument::Seconds(Duration::from_secs(30)),
+        Argument::Number(None),
+        Argument::Number(None),
+        Argument::Bytes(None),
+    ];
+    assert!(roles.service.call(&ann, "checkpoint_run", &sign_of_life).await.unwrap().is_none());
+    for role in [&roles.reader, &roles.maintenance] {
+        let refused = role.call(&ann, "admit_run", &arguments("ann")).await.map(drop);
+        assert_eq!(code(refused.unwrap_err()), "42501");
+    }
+    // And whatever stands in a text is text.
+    for text in ["'; drop table runs; --", "\\", "' || current_user || '", "$1", "中"] {
+        let odd = run(text, text, text);
+        let lease = started(store.admit(&odd).await.unwrap());
+        store.finish(&lease, &Ending { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
+        let listed = store.sessions(&odd.key.user, 10, None).await.unwrap();
+        assert_eq!(listed[0].id.as_str(), text);
+    }
+}
+
+/// Sends on what a client says to Postgres, and tells the first byte of each message: what it is.
+async fn eavesdrop(socket: String) -> (u16, mpsc::UnboundedReceiver<u8>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (heard, hears) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = UnixStream::connect(&socket).await.unwrap().into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            let heard = heard.clone();
+            tokio::spawn(async move {
+                // The first message has no kind.
+                let mut head = vec![0; 4];
+                while from_client.read_exact(&mut head).await.is_ok() {
+                    let length = u32::from_be_bytes(head[head.len() - 4..].try_into().unwrap());
+                    let mut body = vec![0; length as usize - 4];
+                    from_client.read_exact(&mut body).await.unwrap();
+                    if head.len() == 5 {
+                        heard.send(head[0]).unwrap();
+                    }
+                    to_server.write_all(&[&head[..], &body].concat()).await.unwrap();
+                    head.resize(5, 0);
+                }
+            });
+        }
+    });
+    (port, hears)
+}
+
+#[tokio::test]
+async fn admissions_and_checkpoints_are_one_round_trip_each() {
+    let database = TestDatabase::create().await;
+    let mut url = reqwest::Url::parse(&database.url).unwrap();
+    // Only where the database is on a socket of ours.
+    let socket = url.query_pairs().find(|(name, value)| name == "host" && value.starts_with('/'));
+    let Some((_, folder)) = socket else { return };
+    let (port, mut hears) = eavesdrop(format!("{folder}/.s.PGSQL.5432")).await;
+    url.set_query(Some("sslmode=disable"));
+    url.set_host(Some("127.0.0.1")).unwrap();
+    url.set_port(Some(port)).unwrap();
+    let store = postgres_store(url.as_str(), ADMISSION);
+    store.warm_up().await;
+    // What is said until the connection is given back, which is when it is tried: by a sync alone.
+    let mut said = async || {
+        let mut said = String::new();
+        while !said.ends_with('S') {
+            said.push(char::from(hears.recv().await.unwrap()));
+            // So is one that was given back long ago.
+            if said == "S" {
+                said.clear();
+            }
+        }
+        said
+    };
+    assert_eq!(said().await, "QQS");
+    // Postgres answers each query, and each sync, once.
+    let lease = started(store.admit(&run("ann", "s", "r")).await.unwrap());
+    assert_eq!(said().await, "QS");
+    for chunk in [Some(&chunk(1, 1)), None] {
+        store.checkpoint(&lease, chunk).await.unwrap();
+        assert_eq!(said().await, "QS");
+    }
+}

@@ -1,0 +1,349 @@
+//! Conversations as users see them, and as models are told of them.
+
+use agent_service::{
+    conversation::{
+        Accepted, Admission, Ending, Finding, Limits, NewRun, NewTurn, Outcome, Past, Session, SessionCursor, Sessions,
+        StoreError, Summary,
+    },
+    identity::UserId,
+};
+use futures_util::FutureExt as _;
+
+use crate::place::{Place, chunk, ending, request, session, turn, within_one_minute};
+
+pub async fn a_conversation_is_there_from_its_first_turn_on(place: &Place) {
+    let (user, s) = (place.user("ann"), session("s"));
+    let seen = async || place.store.session(&user, &s).await.unwrap();
+    let lease = place.start(&place.run("s", "r1")).await;
+    assert_eq!(seen().await, None);
+    place.store.finish(&lease, &Ending { outcome: Outcome::Repeatable, ..ending(1) }).await.unwrap();
+    assert_eq!(seen().await, None);
+    assert!(place.store.sessions(&user, 10, None).await.unwrap().is_empty());
+    assert!(place.store.turns(&user, &s, None, 10).await.unwrap().is_empty());
+    assert_eq!(place.store.past(&user, &s, 1_000).await.unwrap(), Past::default());
+
+    let before = place.backdoor.now();
+    let lease = place.start(&place.run("s", "r2")).await;
+    let said =
+        NewTurn { tokens: 4_000_000_000, is_complete: false, provisional_title: "Ein Anfang ✓".into(), ..turn(b"1") };
+    place.store.finish(&lease, &Ending { turn: Some(said), ..ending(1) }).await.unwrap();
+    let first = seen().await.unwrap();
+    assert_eq!((first.id.as_str(), first.title.as_str(), first.turns, &first.running), ("s", "Ein Anfang ✓", 1, &None));
+    assert_eq!(first.created_at, first.updated_at);
+    // Clocks of two machines may differ a little.
+    assert!((first.created_at.as_second() - before.as_second()).abs() < 60);
+    let lease = place.start(&place.run("s", "r3")).await;
+    assert_eq!(seen().await, Some(Session { running: Some(request("r3")), ..first.clone() }));
+    let again = NewTurn { provisional_title: "Something else".into(), ..turn(b"2") };
+    place.store.finish(&lease, &Ending { turn: Some(again), ..ending(1) }).await.unwrap();
+    let second = seen().await.unwrap();
+    assert!(second.updated_at > first.updated_at);
+    assert_eq!(second, Session { turns: 2, updated_at: second.updated_at, ..first.clone() });
+    assert_eq!(place.store.sessions(&user, 10, None).await.unwrap(), std::slice::from_ref(&second));
+
+    let turns = place.store.turns(&user, &s, None, 10).await.unwrap();
+    let told: Vec<_> = turns
+        .iter()
+        .map(|turn| (turn.seq, turn.request.as_str(), &*turn.record, turn.tokens, turn.is_complete))
+        .collect();
+    assert_eq!(told, [(2, "r3", &b"2"[..], 10, true), (1, "r2", &b"1"[..], 4_000_000_000, false)]);
+    assert_eq!((turns[1].created_at, turns[0].created_at), (first.updated_at, second.updated_at));
+    // A run without a turn changes nothing, one beside is not shown, and a dead one is not running.
+    let beside = place.start(&NewRun { takes_session: false, ..place.run("s", "r4") }).await;
+    assert_eq!(seen().await, Some(second.clone()));
+    place.store.finish(&beside, &ending(1)).await.unwrap();
+    place.start(&place.run("s", "r5")).await;
+    place.let_leases_expire().await;
+    let listed = place.store.sessions(&user, 10, None).await.unwrap();
+    assert_eq!(listed.iter().map(|one| (&one.running, one.turns)).collect::<Vec<_>>(), [(&None, 2)]);
+    assert_eq!(seen().await.unwrap().running, None);
+}
+
+/// All pages of conversations, each of so many.
+async fn pages(place: &Place, user: &UserId, size: usize) -> Vec<Session> {
+    let (mut all, mut after): (Vec<Session>, _) = (Vec::new(), None);
+    loop {
+        let page = place.store.sessions(user, size, after.as_ref()).await.unwrap();
+        assert!(page.len() <= size);
+        let Some(last) = page.last() else { return all };
+        after = Some(SessionCursor { updated_at: last.updated_at, id: last.id.clone() });
+        all.extend(page);
+    }
+}
+
+fn ids(sessions: &[Session]) -> Vec<&str> {
+    sessions.iter().map(|session| session.id.as_str()).collect()
+}
+
+pub async fn pages_show_each_conversation_once_the_latest_first(place: &Place) {
+    let user = place.user("ann");
+    for id in ["b", "a", "d", "c"] {
+        place.talk(id, &format!("r-{id}"), b"x").await;
+    }
+    // Any bytes sort in the same order everywhere.
+    let equal = ["Z", "a1", "a10", "a2", "Ä", "z", "ß", "中", "-", "_"];
+    let talks = async {
+        for id in equal {
+            place.talk(id, &format!("r-{id}"), b"x").await;
+        }
+    };
+    place.backdoor.at_one_moment(&user, talks.boxed()).await;
+    place.talk("d", "r-d2", b"x").await;
+    let mut expected = equal.to_vec();
+    expected.sort_unstable();
+    expected.reverse();
+    let expected: Vec<_> = [&["d"], &*expected, &["c", "a", "b"]].concat();
+    for size in [1, 2, 3, 5, 50] {
+        assert_eq!(ids(&pages(place, &user, size).await), expected, "pages of {size}");
+    }
+    let moments: Vec<_> = pages(place, &user, 50).await.iter().map(|one| one.updated_at).collect();
+    assert!(moments[1..11].iter().all(|moment| *moment == moments[1]), "{moments:?}");
+    // A place in the list is one also where nothing is any more.
+    let latest = place.store.sessions(&user, 3, None).await.unwrap().pop().unwrap();
+    let after = SessionCursor { updated_at: latest.updated_at, id: latest.id.clone() };
+    place.store.delete(&user, &Sessions::These(vec![latest.id])).await.unwrap();
+    let next = place.store.sessions(&user, 50, Some(&after)).await.unwrap();
+    assert_eq!(ids(&next), expected[3..]);
+}
+
+pub async fn turns_come_page_by_page_the_latest_first(place: &Place) {
+    let (user, s) = (place.user("ann"), session("s"));
+    for number in 1..=12 {
+        place.talk("s", &format!("r{number}"), format!("turn {number}").as_bytes()).await;
+    }
+    place.talk("s2", "other", b"other").await;
+    let numbers = async |before, limit| {
+        let turns = place.store.turns(&user, &s, before, limit).await.unwrap();
+        assert!(turns.iter().all(|turn| turn.record == format!("turn {}", turn.seq).as_bytes()));
+        turns.iter().map(|turn| turn.seq).collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(None, 5).await, [12, 11, 10, 9, 8]);
+    assert_eq!(numbers(Some(8), 5).await, [7, 6, 5, 4, 3]);
+    assert_eq!(numbers(Some(3), 5).await, [2, 1]);
+    assert_eq!(numbers(Some(1), 5).await, [0_u32; 0]);
+    assert_eq!(numbers(Some(100), 1).await, [12]);
+    assert_eq!(numbers(None, 100).await, (1..=12).rev().collect::<Vec<_>>());
+}
+
+pub async fn a_model_is_told_the_last_turns_within_a_budget(place: &Place) {
+    let (user, s) = (place.user("ann"), session("s"));
+    let told = async |max_tokens| {
+        let past = place.store.past(&user, &s, max_tokens).await.unwrap();
+        (past.turns.iter().map(|turn| turn.seq).collect::<Vec<_>>(), past.summary.map(|summary| summary.text))
+    };
+    for (number, tokens) in [(1, 50), (2, 10), (3, 0), (4, 20), (5, 30)] {
+        let lease = place.start(&place.run("s", &format!("r{number}"))).await;
+        let said = NewTurn { tokens, ..turn(format!("turn {number}").as_bytes()) };
+        place.store.finish(&lease, &Ending { turn: Some(said), ..ending(1) }).await.unwrap();
+    }
+    for (budget, expected) in [
+        (0, vec![5]),
+        (29, vec![5]),
+        (30, vec![5]),
+        (49, vec![5]),
+        (50, vec![4, 5]),
+        // One without tokens may count as one.
+        (61, vec![2, 3, 4, 5]),
+        // No turn before one that has no place, however small it is.
+        (110, vec![2, 3, 4, 5]),
+        (111, vec![1, 2, 3, 4, 5]),
+        (u32::MAX, vec![1, 2, 3, 4, 5]),
+    ] {
+        assert_eq!(told(budget).await, (expected, None), "{budget}");
+    }
+    let past = place.store.past(&user, &s, 50).await.unwrap();
+    let mut listed = place.store.turns(&user, &s, None, 2).await.unwrap();
+    listed.reverse();
+    assert_eq!(past.turns, listed);
+
+    let note = async |through, text: &str| {
+        let summary = Finding::Summary(Summary { text: text.to_owned(), through });
+        place.store.note(&user, &s, &summary).await.unwrap();
+    };
+    note(2, "two").await;
+    let summary = |text: &str| Some(text.to_owned());
+    assert_eq!(told(1_000).await, (vec![3, 4, 5], summary("two")));
+    assert_eq!(told(50).await, (vec![4, 5], summary("two")));
+    // One that reaches less far, or no further, comes too late.
+    for through in [1, 2] {
+        note(through, "late").await;
+        assert_eq!(told(1_000).await, (vec![3, 4, 5], summary("two")));
+    }
+    note(4, "four").await;
+    assert_eq!(place.store.past(&user, &s, 0).await.unwrap().summary.unwrap().through, 4);
+    assert_eq!(told(0).await, (vec![5], summary("four")));
+    // One that reaches further than the conversation is of another one, which was deleted.
+    note(6, "of another").await;
+    assert_eq!(told(0).await, (vec![5], summary("four")));
+    note(5, "all").await;
+    assert_eq!(told(1_000).await, (vec![], summary("all")));
+    place.talk("s", "r6", b"turn 6").await;
+    assert_eq!(told(0).await, (vec![6], summary("all")));
+}
+
+pub async fn a_title_of_the_model_replaces_the_provisional_one_alone(place: &Place) {
+    let (user, s) = (place.user("ann"), session("s"));
+    let title = async || place.store.session(&user, &s).await.unwrap().unwrap().title;
+    let note = async |title: &str| place.store.note(&user, &s, &Finding::Title(title.to_owned())).await.unwrap();
+    place.talk("s", "r1", b"x").await;
+    let before = place.store.session(&user, &s).await.unwrap().unwrap();
+    note("Of the model ✓").await;
+    assert_eq!(title().await, "Of the model ✓");
+    note("Of the model again").await;
+    assert_eq!(title().await, "Of the model ✓");
+    let renamed = place.store.rename(&user, &s, "Of the user").await.unwrap();
+    // It is no reason to show it further up.
+    assert_eq!(renamed, Some(Session { title: "Of the user".to_owned(), ..before }));
+    assert_eq!(renamed, place.store.session(&user, &s).await.unwrap());
+    note("Too late").await;
+    assert_eq!(title().await, "Of the user");
+    place.store.rename(&user, &s, "Of the user again").await.unwrap().unwrap();
+    assert_eq!(title().await, "Of the user again");
+    place.talk("s", "r2", b"y").await;
+    assert_eq!(title().await, "Of the user again");
+
+    // The user may be faster than the model.
+    place.talk("t", "r3", b"x").await;
+    let running = place.start(&place.run("t", "r4")).await;
+    let renamed = place.store.rename(&user, &session("t"), "First").await.unwrap().unwrap();
+    assert_eq!(renamed.running, Some(running.key.request));
+    place.store.note(&user, &session("t"), &Finding::Title("Second".into())).await.unwrap();
+    assert_eq!(place.store.session(&user, &session("t")).await.unwrap().unwrap().title, "First");
+}
+
+pub async fn what_is_found_out_about_nothing_is_not_kept(place: &Place) {
+    let (user, s) = (place.user("ann"), session("s"));
+    let findings =
+        [Finding::Title("Title".to_owned()), Finding::Summary(Summary { text: "Summary".to_owned(), through: 1 })];
+    for finding in &findings {
+        place.store.note(&user, &s, finding).await.unwrap();
+    }
+    assert_eq!(place.store.rename(&user, &s, "Title").await.unwrap(), None);
+    assert_eq!(place.store.session(&user, &s).await.unwrap(), None);
+    assert!(place.store.sessions(&user, 10, None).await.unwrap().is_empty());
+    place.talk("s", "r", b"x").await;
+    assert_eq!(place.store.session(&user, &s).await.unwrap().unwrap().title, "Provisional");
+    assert_eq!(place.store.past(&user, &s, 100).await.unwrap().summary, None);
+}
+
+/// Whether nothing is left of a conversation.
+async fn is_gone(place: &Place, id: &str, requests: &[&str]) {
+    let (user, s) = (place.user("ann"), session(id));
+    assert_eq!(place.store.session(&user, &s).await.unwrap(), None);
+    assert!(place.store.turns(&user, &s, None, 10).await.unwrap().is_empty());
+    assert_eq!(place.store.past(&user, &s, 1_000).await.unwrap(), Past::default());
+    for one in requests {
+        assert!(place.store.follow(&user, &request(one), 0).await.unwrap().is_none(), "{one}");
+    }
+}
+
+pub async fn conversations_are_deleted_with_everything_of_them(place: &Place) {
+    let (user, store) = (place.user("ann"), &place.store);
+    for id in ["s", "t", "u"] {
+        place.talk(id, &format!("{id}1"), id.as_bytes()).await;
+        let note = Finding::Summary(Summary { text: "Summary".to_owned(), through: 1 });
+        store.note(&user, &session(id), &note).await.unwrap();
+        let asking = place.start(&place.run(id, &format!("{id}2"))).await;
+        store.keep(&asking, b"state", &["c", "d"]).await.unwrap();
+        let end = Ending { profile: Some(b"profile".to_vec()), ..ending(1) };
+        store.finish(&asking, &end).await.unwrap();
+    }
+    let running = place.start(&place.run("s", "s3")).await;
+    store.checkpoint(&running, Some(&chunk(1, 1))).await.unwrap();
+    let beside = place.start(&NewRun { takes_session: false, ..place.run("s", "s4") }).await;
+    let which = Sessions::These(vec![session("s"), session("none"), session("u")]);
+    assert_eq!(store.delete(&user, &which).await.unwrap(), 2);
+    is_gone(place, "s", &["s1", "s2", "s3", "s4"]).await;
+    is_gone(place, "u", &["u1", "u2"]).await;
+    assert_eq!(ids(&store.sessions(&user, 10, None).await.unwrap()), ["t"]);
+    assert_eq!(store.delete(&user, &which).await.unwrap(), 0);
+    assert_eq!(store.delete(&user, &Sessions::These(Vec::new())).await.unwrap(), 0);
+
+    // What ran there has to stop, and brings nothing back.
+    for lease in [&running, &beside] {
+        let end = || Ending { turn: Some(turn(b"back")), profile: Some(b"back".to_vec()), tokens: 7, ..ending(2) };
+        match store.checkpoint(lease, Some(&chunk(2, 1))).await {
+            Ok(signals) => assert!(signals.is_cancelled),
+            Err(StoreError::LeaseLost) => {}
+            other => panic!("{other:?}"),
+        }
+        let ended = store.finish(lease, &end()).await;
+        assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
+        let kept = store.keep(lease, b"back", &["c"]).await;
+        assert!(matches!(kept, Err(StoreError::LeaseLost)), "{kept:?}");
+    }
+    is_gone(place, "s", &["s1", "s2", "s3", "s4"]).await;
+    // Nothing waits there any more, nor is anything remembered; the conversation next to it is as it was.
+    let giving = |id: &str, request: &str| NewRun { takes_session: false, ..place.run(id, request) };
+    let lease = place.start(&giving("s", "s5")).await;
+    assert!(matches!(store.accept(&lease, "c", b"1").await.unwrap(), Accepted::Unknown));
+    let lease = place.start(&giving("t", "t5")).await;
+    assert!(matches!(store.accept(&lease, "c", b"1").await.unwrap(), Accepted::Waiting));
+    let past = store.past(&user, &session("t"), 10).await.unwrap();
+    assert_eq!(past.summary.unwrap().text, "Summary");
+    assert!(matches!(store.admit(&place.run("t", "t1")).await.unwrap(), Admission::Known { .. }));
+    let Admission::Started { lease, profile } = store.admit(&place.run("s", "s1")).await.unwrap() else { panic!() };
+    assert_eq!(profile.unwrap(), b"profile");
+    // It begins from the beginning.
+    store.finish(&lease, &Ending { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
+    let new = store.past(&user, &session("s"), 10).await.unwrap();
+    assert_eq!((new.turns.len(), new.turns[0].seq, new.summary), (1, 1, None));
+}
+
+pub async fn all_of_a_user_can_be_deleted(place: &Place) {
+    let (user, store) = (place.user("ann"), &place.store);
+    for id in ["s", "t"] {
+        place.talk(id, &format!("{id}1"), id.as_bytes()).await;
+    }
+    let lease = place.start(&place.run("s", "s2")).await;
+    let end = Ending { profile: Some(b"profile".to_vec()), tokens: 100, ..ending(1) };
+    store.finish(&lease, &end).await.unwrap();
+    let asking = place.start(&place.run("v", "v1")).await;
+    store.keep(&asking, b"state", &["c"]).await.unwrap();
+    assert_eq!(store.delete(&user, &Sessions::All).await.unwrap(), 2);
+    is_gone(place, "s", &["s1", "s2"]).await;
+    is_gone(place, "t", &["t1"]).await;
+    is_gone(place, "v", &["v1"]).await;
+    assert!(store.sessions(&user, 10, None).await.unwrap().is_empty());
+    let ended = store.finish(&asking, &Ending { turn: Some(turn(b"back")), ..ending(1) }).await;
+    assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
+    let Admission::Started { lease, profile } = store.admit(&place.run("u", "u1")).await.unwrap() else {
+        panic!("not started")
+    };
+    assert_eq!(profile, None);
+    store.finish(&lease, &ending(1)).await.unwrap();
+    let giving = place.start(&NewRun { takes_session: false, ..place.run("v", "v2") }).await;
+    assert!(matches!(store.accept(&giving, "c", b"1").await.unwrap(), Accepted::Unknown));
+    assert_eq!(store.delete(&user, &Sessions::All).await.unwrap(), 0);
+}
+
+pub async fn what_was_used_is_forgotten_with_all(place: &Place) {
+    within_one_minute(place, async |attempt| {
+        let mut run = place.run("s", "r1");
+        run.key.user = place.user(&format!("ann{attempt}"));
+        run.limits = Some(Limits { requests_per_minute: 1, concurrent_streams: 1, tokens_per_day: 100 });
+        let lease = place.start(&run).await;
+        place.store.finish(&lease, &Ending { tokens: 100, ..ending(1) }).await.unwrap();
+        run.key.request = request("r2");
+        assert!(matches!(place.store.admit(&run).await.unwrap(), Admission::Over { .. }));
+        assert_eq!(place.store.delete(&run.key.user, &Sessions::All).await.unwrap(), 0);
+        place.start(&run).await;
+    })
+    .await;
+}
+
+/// An end and a deletion that come at once leave all or nothing.
+pub async fn a_deletion_beside_an_end_leaves_nothing_by_halves(place: &Place) {
+    let user = place.user("ann");
+    for round in 0..10 {
+        let (id, name) = (format!("s{round}"), format!("r{round}"));
+        place.talk(&id, &format!("{name}-before"), b"x").await;
+        let lease = place.start(&place.run(&id, &name)).await;
+        let end = Ending { turn: Some(turn(b"y")), ..ending(1) };
+        let which = if round % 2 == 0 { Sessions::These(vec![session(&id)]) } else { Sessions::All };
+        let (ended, deleted) = tokio::join!(place.store.finish(&lease, &end), place.store.delete(&user, &which));
+        assert_eq!(deleted.unwrap(), 1);
+        assert!(matches!(ended, Ok(()) | Err(StoreError::LeaseLost)), "{ended:?}");
+        is_gone(place, &id, &[&name]).await;
+    }
+}

@@ -1,0 +1,275 @@
+//! A memory, conversations and a queue in a database of one test, and a model that says what a test wants.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use agent_service::{
+    chat::{RecordedCitation, TurnFinish, TurnRecord},
+    conversation::{
+        Admission, Chunk, ConversationStore, Ending, NewRun, NewTurn, Outcome, PostgresConversations, RunKey,
+        StoredTurn,
+    },
+    embedding,
+    identity::{RequestId, SessionId, UserId},
+    learning::{Extractor, Learner, Learning, ModelExtractor, Narrator, RuleExtractor, RuleNarrator},
+    llm::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream},
+    memory::{Exported, Memory, MemoryEngine, Metadata},
+    postgres::{Database, Roles},
+};
+use futures_util::{StreamExt as _, stream};
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx as _;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::{sync::Semaphore, time::Instant};
+
+use crate::postgres::{TestDatabase, config};
+
+/// Ends a test that would hang. No assertion depends on it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A place to learn in.
+pub struct World {
+    pub database: TestDatabase,
+    pub roles: Roles,
+    pub memory: Arc<MemoryEngine>,
+    pub store: Arc<dyn ConversationStore>,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let database = TestDatabase::create().await;
+        let (roles, memory, store) = parts(&database);
+        Self { database, roles, memory, store }
+    }
+
+    /// The same database as another process sees it.
+    pub fn process(&self, extractor: Arc<dyn Extractor>) -> Learning {
+        let (roles, memory, store) = parts(&self.database);
+        let learner = Learner::new(memory, store.clone(), extractor, Arc::new(RuleNarrator));
+        let bell = store.queue_bell().unwrap();
+        Learning::new(&roles, Arc::new(learner), store, bell)
+    }
+
+    pub fn learner(&self, extractor: Arc<dyn Extractor>, narrator: Arc<dyn Narrator>) -> Learner {
+        Learner::new(self.memory.clone(), self.store.clone(), extractor, narrator)
+    }
+
+    pub fn learner_by_rules(&self) -> Learner {
+        self.learner(Arc::new(RuleExtractor), Arc::new(RuleNarrator))
+    }
+
+    pub async fn behind(&self) -> PgConnection {
+        self.database.connect().await
+    }
+
+    /// Keeps a turn as a chat does.
+    pub async fn keep(&self, user: &UserId, session: &SessionId, record: &TurnRecord) -> StoredTurn {
+        let request = RequestId::generate();
+        let run = NewRun {
+            key: RunKey { user: user.clone(), session: session.clone(), request: request.clone() },
+            fingerprint: [0; 32],
+            head: Vec::new(),
+            takes_session: true,
+            resumes: false,
+            limits: None,
+        };
+        let Admission::Started { lease, .. } = self.store.admit(&run).await.unwrap() else { panic!("not started") };
+        let turn = NewTurn {
+            record: record.to_bytes().unwrap(),
+            tokens: record.estimate_tokens(),
+            is_complete: true,
+            provisional_title: record.provisional_title(),
+            may_be_learned: true,
+        };
+        let ending = Ending {
+            chunk: Chunk { first: 1, count: 1, frames: b"frame".to_vec() },
+            outcome: Outcome::Final,
+            turn: Some(turn),
+            tokens: 0,
+            resumed: None,
+            profile: None,
+        };
+        self.store.finish(&lease, &ending).await.unwrap();
+        self.last_turn(user, session).await
+    }
+
+    pub async fn last_turn(&self, user: &UserId, session: &SessionId) -> StoredTurn {
+        self.store.turns(user, session, None, 1).await.unwrap().remove(0)
+    }
+
+    /// Makes it as if the last turn was kept at another time.
+    pub async fn date(&self, user: &UserId, session: &SessionId, at: Timestamp) {
+        let date = "update turns set created_at = $3 where user_id = $1 and session_id = $2
+                    and seq = (select max(seq) from turns where user_id = $1 and session_id = $2)";
+        let date = sqlx::query(date).bind(user.as_str()).bind(session.as_str()).bind(at.to_sqlx());
+        date.execute(&mut self.behind().await).await.unwrap();
+    }
+
+    /// Everything that is remembered of a user, the oldest first.
+    pub async fn everything(&self, user: &UserId) -> Vec<Memory> {
+        let mut exported: Vec<Exported> =
+            Box::pin(self.memory.clone().export(user.clone())).map(Result::unwrap).collect().await;
+        exported.reverse();
+        exported.into_iter().map(|exported| exported.memory).collect()
+    }
+
+    /// The facts about a user: those that count, and those that others have taken the place of.
+    pub async fn facts(&self, user: &UserId) -> (Vec<Memory>, Vec<Memory>) {
+        let facts = self.everything(user).await.into_iter().filter(|memory| memory.source_type == "fact");
+        facts.partition(|fact| fact.superseded_by.is_none())
+    }
+
+    /// The texts of the facts that count.
+    pub async fn fact_texts(&self, user: &UserId) -> Vec<String> {
+        self.facts(user).await.0.into_iter().map(|fact| fact.content).collect()
+    }
+
+    /// Makes every job due that waits.
+    pub async fn let_waits_pass(&self) -> u64 {
+        let due = "update learning_jobs set due_at = now() where failed_at is null and due_at > now()";
+        sqlx::query(due).execute(&mut self.behind().await).await.unwrap().rows_affected()
+    }
+
+    /// How many rows there are.
+    pub async fn count(&self, of: &str) -> i64 {
+        let count = AssertSqlSafe(format!("select count(*) from {of}"));
+        sqlx::query_scalar(count).persistent(false).fetch_one(&mut self.behind().await).await.unwrap()
+    }
+}
+
+fn parts(database: &TestDatabase) -> (Roles, Arc<MemoryEngine>, Arc<dyn ConversationStore>) {
+    let url = database.service_url();
+    let config = config(&[("DATABASE_URL", &url), ("EMBEDDING_PROVIDER", "hashed")]);
+    let roles = Database::from_config(&config.stores.memory).unwrap().roles();
+    let embedder = embedding::from_config(&config.embedding).unwrap();
+    let memory = Arc::new(MemoryEngine::new(config.memory, roles.clone(), embedder));
+    // A test machine may be slower than a real one.
+    let store = PostgresConversations::new(roles.service.clone(), PATIENCE, PATIENCE);
+    (roles, memory, Arc::new(store))
+}
+
+/// Works on everything in the queue that is due now.
+pub async fn work(learning: &Learning) -> usize {
+    let worked = learning.run_until_idle(Instant::now() + PATIENCE);
+    tokio::time::timeout(PATIENCE, worked).await.expect("the queue does not end").unwrap()
+}
+
+pub fn user(name: &str) -> UserId {
+    UserId::parse("user_id", name).unwrap()
+}
+
+pub fn session(name: &str) -> SessionId {
+    SessionId::parse("session_id", name).unwrap()
+}
+
+/// What is kept of a turn in which these were said.
+pub fn record(question: &str, answer: &str) -> TurnRecord {
+    let answer = Message::Assistant { content: answer.into(), reasoning: None, calls: Vec::new() };
+    let mut record = TurnRecord::new(vec![Message::User(question.into()), answer], "m".into(), TurnFinish::Stop);
+    record.timezone = "Asia/Shanghai".into();
+    record
+}
+
+/// A memory that a turn was grounded in.
+pub fn citation(excerpt: &str) -> RecordedCitation {
+    RecordedCitation { id: "m".into(), excerpt: excerpt.into(), score: 0.9, ..RecordedCitation::default() }
+}
+
+/// A model that gives what it was told to give, in order, and then nothing.
+#[derive(Default)]
+pub struct ScriptedModel {
+    pub answers: Mutex<VecDeque<String>>,
+    /// What it was asked.
+    pub asked: Mutex<Vec<Vec<Message>>>,
+    /// Each answer waits for a permit, where there is one of these.
+    pub gate: Option<Arc<Semaphore>>,
+}
+
+impl ScriptedModel {
+    pub fn new(answers: &[&str]) -> Arc<Self> {
+        let model = Self::default();
+        model.script(answers);
+        Arc::new(model)
+    }
+
+    /// Replaces what it is to say.
+    pub fn script(&self, answers: &[&str]) {
+        *self.answers.lock().unwrap() = answers.iter().map(|answer| (*answer).to_owned()).collect();
+    }
+
+    pub fn extractor(self: &Arc<Self>) -> Arc<dyn Extractor> {
+        Arc::new(ModelExtractor::new(self.clone()))
+    }
+
+    pub fn times_asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+impl ChatModel for ScriptedModel {
+    fn answer(self: Arc<Self>, request: ModelRequest) -> ModelStream {
+        let question = match request.messages.last() {
+            Some(Message::User(question)) => question.clone(),
+            other => panic!("{other:?}"),
+        };
+        Box::pin(
+            stream::once(async move {
+                self.asked.lock().unwrap().push(request.messages.to_vec());
+                if let Some(gate) = &self.gate {
+                    gate.acquire().await.unwrap().forget();
+                }
+                let answer = self.answers.lock().unwrap().pop_front().unwrap_or_default();
+                with_ids(&answer, &question)
+            })
+            .flat_map(|answer| {
+                let finished = ModelEvent::Finished { model: "scripted".into(), finish: Finish::Stop };
+                let delta = (!answer.is_empty()).then_some(ModelEvent::Delta(answer));
+                stream::iter(delta.into_iter().chain([finished]).map(Ok))
+            }),
+        )
+    }
+
+    fn name<'a>(&'a self, _requested: Option<&'a str>) -> &'a str {
+        "scripted"
+    }
+
+    fn allows(&self, _model: &str) -> bool {
+        true
+    }
+}
+
+/// In a script, `@words` stands for the name of the known fact with these words, as a model would give it.
+fn with_ids(answer: &str, question: &str) -> String {
+    let (Ok(mut answer_json), Ok(question)) =
+        (serde_json::from_str::<Value>(answer), serde_json::from_str::<Value>(question))
+    else {
+        return answer.to_owned();
+    };
+    let name = |words: &str| {
+        let known = question["known_facts"].as_array().cloned().unwrap_or_default();
+        let found = known.iter().find(|fact| fact["fact"].as_str().unwrap().contains(words));
+        found.map_or_else(|| panic!("{words} is not among what is known: {question}"), |fact| fact["id"].clone())
+    };
+    let Some(facts) = answer_json.get_mut("facts").and_then(Value::as_array_mut) else { return answer.to_owned() };
+    for fact in facts {
+        if let Some(words) = fact["same_as"].as_str().and_then(|same| same.strip_prefix('@')) {
+            fact["same_as"] = name(words);
+        }
+        for replaced in fact.get_mut("replaces").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(words) = replaced.as_str().and_then(|words| words.strip_prefix('@')) {
+                *replaced = name(words);
+            }
+        }
+    }
+    answer_json.to_string()
+}
+
+/// What a memory is kept with.
+pub fn metadata<'m>(memory: &'m Memory, key: &str) -> &'m str {
+    let metadata: &Metadata = &memory.metadata;
+    metadata.get(key).map_or("", String::as_str)
+}
