@@ -1,7 +1,7 @@
 //! Keeping, correcting and forgetting.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -350,10 +350,30 @@ impl Batch {
         self.aliases.get(id).unwrap_or(id)
     }
 
-    /// Each replaced memory with the one that replaces it; where there are several, with the last.
+    /// Each replaced memory with the one that replaces it; where there are several, with the last. Of a circle the last one
+    /// that replaces another is itself not replaced: one of ids alone was refused, but that content has an id already is known
+    /// only here.
     fn superseded(&self) -> Vec<(String, String)> {
-        let named = self.supersedes.iter().map(|(old, new)| (old.clone(), self.known_as(new).clone()));
-        named.filter(|(old, new)| old != new).collect::<BTreeMap<_, _>>().into_iter().collect()
+        let named = self.supersedes.iter().map(|(old, new)| (old, self.known_as(new))).enumerate();
+        let named = named.filter(|(_, (old, new))| old != new);
+        let mut replaced: BTreeMap<_, _> = named.map(|(place, (old, new))| (old, (place, new))).collect();
+        let all: Vec<_> = replaced.keys().copied().collect();
+        // Each step is taken once: a way that comes to an earlier one leads where that did.
+        let mut passed = HashSet::new();
+        for first in all {
+            let (mut way, mut at) = (Vec::new(), first);
+            while let Some((place, new)) = replaced.get(at)
+                && passed.insert(at)
+            {
+                way.push((at, *place, *new));
+                at = new;
+            }
+            let circle = way.iter().skip_while(|(old, ..)| *old != at);
+            if let Some((.., last)) = circle.max_by_key(|(_, place, _)| place) {
+                replaced.remove(last);
+            }
+        }
+        replaced.into_iter().map(|(old, (_, new))| (old.clone(), new.clone())).collect()
     }
 
     /// The ids of the texts.

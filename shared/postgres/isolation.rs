@@ -1,6 +1,6 @@
 //! Refuses a database that could show one user's rows to another.
 
-use sqlx::{Connection as _, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use super::{DatabaseError, Role};
 
@@ -42,7 +42,7 @@ const WEAKNESSES: &str = "
 pub(super) async fn check(connection: &mut PgConnection, role: Role) -> Result<(), DatabaseError> {
     let refused = |why: String| Err(DatabaseError::NotIsolated(why));
     let name = role.name();
-    let mut transaction = match connection.begin_with(role.begin()).await {
+    let mut transaction = match connection.begin_with(AssertSqlSafe(role.begin(&[]))).await {
         Ok(transaction) => transaction,
         // The role does not exist, or is not granted.
         Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("22023" | "42501")) => {

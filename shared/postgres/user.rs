@@ -51,16 +51,14 @@ impl Role {
         }
     }
 
-    /// Begins a transaction in one round trip.
-    pub(super) const fn begin(self) -> &'static str {
-        match self {
-            Self::Service => "begin; set local role agent_service",
-            Self::Reader => "begin read only; set local role agent_reader",
-            Self::Maintenance => "begin read only; set local role agent_maintenance",
-        }
+    /// Takes its rights and begins a transaction, `settings` in between, in one round trip. Statements that are sent together
+    /// are one transaction, and so all of it is of the one that is begun last. If it were begun first, a refusal would leave
+    /// it open and failed, and with it the connection for whoever comes next.
+    pub(super) fn begin(self, settings: &[&str]) -> String {
+        [&[self.act()], settings, &["begin"]].concat().join("; ")
     }
 
-    /// Takes its rights in a transaction that has begun.
+    /// Takes its rights for a transaction.
     const fn act(self) -> &'static str {
         match self {
             Self::Service => "set local role agent_service",
@@ -134,8 +132,7 @@ impl RoleDatabase {
     /// # Errors
     /// The database can not be reached, or the login may not act as the role.
     pub async fn begin(&self, user: &UserId) -> Result<RoleTransaction, sqlx::Error> {
-        let begin = self.role.begin();
-        self.begin_with(AssertSqlSafe(format!("{begin}; {}; {}", self.limits(), name_user(user)))).await
+        self.begin_with(&[&self.limits(), &name_user(user)]).await
     }
 
     /// Calls a function of ours for a user, in one round trip and a transaction of its own, and gives what it returns.
@@ -169,7 +166,7 @@ impl RoleDatabase {
     /// # Errors
     /// As [`RoleDatabase::begin`].
     pub async fn begin_for_nobody(&self) -> Result<RoleTransaction, sqlx::Error> {
-        self.begin_with(AssertSqlSafe(format!("{}; {}", self.role.begin(), self.limits()))).await
+        self.begin_with(&[&self.limits()]).await
     }
 
     /// Limits what a transaction takes.
@@ -183,9 +180,8 @@ impl RoleDatabase {
         )
     }
 
-    async fn begin_with(&self, statement: impl SqlSafeStr) -> Result<RoleTransaction, sqlx::Error> {
-        // In one round trip with what follows.
-        let inner = self.pool()?.begin_with(statement).await?;
+    async fn begin_with(&self, settings: &[&str]) -> Result<RoleTransaction, sqlx::Error> {
+        let inner = self.pool()?.begin_with(AssertSqlSafe(self.role.begin(settings))).await?;
         Ok(RoleTransaction { inner, prepared_statements: self.prepared_statements })
     }
 

@@ -175,6 +175,41 @@ async fn a_memory_that_replaces_what_replaced_it_is_found_again() {
 }
 
 #[tokio::test]
+async fn of_a_circle_that_a_request_closes_with_what_is_known_the_last_one_is_found() {
+    let server = TestServer::start(&[]).await;
+    let replacing =
+        |id: &str, old: &str, content: &str| pb::MemoryInput { supersedes: vec![old.into()], ..input(id, content) };
+    // That the first one is "tea" is known by its content alone.
+    add(&server, vec![input("tea", "Ann drinks zork tea")]).await;
+    let circle =
+        vec![replacing("", "coffee", "Ann drinks zork tea"), replacing("coffee", "tea", "Ann drinks blark coffee")];
+    add(&server, circle).await;
+    for alpha in [0.0, 1.0] {
+        assert_eq!(find(&server, "Ann drinks", alpha).await, ["coffee"]);
+    }
+    assert_eq!(export(&server, "ann").await["tea"].superseded_by, "coffee");
+
+    // Coffee has replaced tea; now milk replaces coffee, and tea replaces milk, which is not there yet.
+    let circle =
+        vec![replacing("milk", "coffee", "Ann drinks frint milk"), replacing("tea", "milk", "Ann drinks zork tea")];
+    add(&server, circle).await;
+    for alpha in [0.0, 1.0] {
+        assert_eq!(find(&server, "Ann drinks", alpha).await, ["tea"]);
+    }
+
+    // The other way round, with one between that is new as well.
+    let circle = vec![
+        replacing("water", "tea", "Ann drinks mok water"),
+        replacing("juice", "water", "Ann drinks mok juice"),
+        replacing("coffee", "juice", "Ann drinks blark coffee"),
+    ];
+    add(&server, circle).await;
+    for alpha in [0.0, 1.0] {
+        assert_eq!(find(&server, "Ann drinks", alpha).await, ["coffee"]);
+    }
+}
+
+#[tokio::test]
 async fn content_without_an_id_that_is_known_keeps_its_id_and_content_with_one_is_always_kept() {
     let mut provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.embedding_variables()).await;

@@ -60,24 +60,25 @@ async fn a_login_that_may_not_change_tables_serves_after_the_owner_migrated() {
 }
 
 #[tokio::test]
-async fn every_transaction_says_how_long_its_statements_may_take() {
+async fn every_transaction_says_whose_rights_it_has_and_how_long_its_statements_may_take() {
     let database = TestDatabase::create().await;
     let roles = self::database(&[("DATABASE_URL", &database.service_url())]).roles();
     let ann = UserId::parse("user_id", "ann").unwrap();
     let many = roles.service.within(Duration::from_secs(300));
     let alone = roles.service.within(Duration::from_secs(5)).idle_within(Duration::from_secs(10));
     for (role, expected) in [
-        (&roles.service, ["20s", "20s", "1min"]),
-        (&roles.reader, ["10s", "20s", "1min"]),
-        (&roles.maintenance, ["20s", "20s", "1min"]),
-        (&many, ["5min", "20s", "1min"]),
-        (&alone, ["5s", "20s", "10s"]),
+        (&roles.service, ["agent_service", "off", "20s", "20s", "1min"]),
+        (&roles.reader, ["agent_reader", "on", "10s", "20s", "1min"]),
+        (&roles.maintenance, ["agent_maintenance", "on", "20s", "20s", "1min"]),
+        (&many, ["agent_service", "off", "5min", "20s", "1min"]),
+        (&alone, ["agent_service", "off", "5s", "20s", "10s"]),
     ] {
         for mut transaction in [role.begin(&ann).await.unwrap(), role.begin_for_nobody().await.unwrap()] {
-            let limits = "select current_setting('statement_timeout'), current_setting('lock_timeout'),
-                                 current_setting('idle_in_transaction_session_timeout')";
-            let row = sqlx::query(limits).persistent(false).fetch_one(&mut *transaction).await.unwrap();
-            assert_eq!([0, 1, 2].map(|place| row.get::<String, _>(place)), expected);
+            let said = "select current_user::text, current_setting('transaction_read_only'),
+                               current_setting('statement_timeout'), current_setting('lock_timeout'),
+                               current_setting('idle_in_transaction_session_timeout')";
+            let row = sqlx::query(said).persistent(false).fetch_one(&mut *transaction).await.unwrap();
+            assert_eq!([0, 1, 2, 3, 4].map(|place| row.get::<String, _>(place)), expected);
         }
     }
 }

@@ -435,7 +435,12 @@ async fn what_reads_goes_by_the_reading_login_which_may_do_nothing_else() {
         let error = refused.err().unwrap().into_database_error().unwrap();
         assert_eq!(error.code().as_deref(), Some(INSUFFICIENT_PRIVILEGE));
     }
-    drop((server, alone));
+    // Whoever comes next gets the very connection that was refused.
+    let one = Database::from_config(&config(&[("DATABASE_URL", read_url.as_str())]).stores.memory).unwrap();
+    let one = one.roles_with(1);
+    one.service.begin(&user("ann")).await.err().unwrap();
+    one.reader.begin(&user("ann")).await.unwrap();
+    drop((server, alone, one));
 
     // Where nobody answers for the reader, what is kept is kept all the same.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

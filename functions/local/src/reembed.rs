@@ -33,14 +33,20 @@ pub async fn run(config: Config, arguments: ReembedArguments) -> Outcome {
     let mut code = ExitCode::SUCCESS;
     // Counted last of all: somebody may have written with another model meanwhile.
     let missing = engine.count_missing().await?;
+    // What was refused is so again: a further run would come to the same, and must not be what everything waits for.
+    let unasked = missing.saturating_sub(done.refused);
     if missing > 0 {
         let refused =
             if done.refused > 0 { format!("; the model refused the texts of {}", done.refused) } else { String::new() };
         eprintln!("{missing} memories are without{refused}. They are found by their words.");
+    }
+    if unasked > 0 {
         code = ExitCode::FAILURE;
     }
-    if arguments.prune && missing > 0 {
-        eprintln!("error: the vectors of other models are kept, because these memories may have no others.");
+    if arguments.prune && unasked > 0 {
+        eprintln!(
+            "error: the vectors of other models are kept, because {unasked} of these can still have one: run it again."
+        );
     } else if arguments.prune {
         println!("{} vectors of other models are forgotten.", engine.forget_other_models().await?);
     }

@@ -57,6 +57,16 @@ async fn with_a_login_that_only_reads_a_user_finds_what_was_stored_and_nobody_el
     assert!(refused.starts_with("12 "), "it answers nothing else: {refused}");
 
     let mut owner = <sqlx::PgConnection as sqlx::Connection>::connect(&database.url("postgres")).await.unwrap();
+    // As after an update of the tokeniser: the index of the words is to be made anew, which this login may not.
+    let gone = "delete from memory_postings; delete from memory_terms; delete from memory_users";
+    sqlx::raw_sql(gone).execute(&mut owner).await.unwrap();
+    let both = pb::MemoryQuery { user_id: "ann".into(), query_text: "eigenvalues".into(), ..Default::default() };
+    let found: pb::MemoryResult = call(&mut retrieve, "AgentService/RetrieveMemory", &both).await.unwrap();
+    assert_eq!(found.items[0].id, "m", "by meaning alone");
+    let words = pb::MemoryQuery { hybrid_alpha: Some(0.0), ..both };
+    let refused = call::<pb::MemoryResult>(&mut retrieve, "AgentService/RetrieveMemory", &words).await.unwrap_err();
+    assert!(refused.starts_with("14 "), "rather than nothing: {refused}");
+
     sqlx::raw_sql("alter role agent_reader bypassrls").execute(&mut owner).await.unwrap();
     let variables = [&variables[..], &[("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")]].concat();
     let (code, said) = double::refused(PROGRAM, &variables).await;

@@ -53,20 +53,22 @@ const INSERT_VECTORS: &str = "
     returning memory_id";
 
 /// Memories that replace what has replaced them, be it by others in between, are to be found again: otherwise none of the
-/// circle would be.
+/// circle would be. What replaces a memory by now counts before what has replaced it.
 const RESTORE: &str = "
-    with recursive replaced as (
-        select new.id, new.old, memories.superseded_by as by
-        from unnest($2::text[], $3::text[]) as new (old, id)
-             join memories on memories.user_id = $1 and memories.id = new.id
-        where new.old <> new.id and memories.superseded_by is not null
+    with recursive new as (
+        select old collate \"C\" as old, id collate \"C\" as id
+        from unnest($2::text[], $3::text[]) as new (old, id) where old <> id
+    ), replaced as (
+        select distinct id, id as by from new
         union
-        select replaced.id, replaced.old, memories.superseded_by
-        from replaced join memories on memories.user_id = $1 and memories.id = replaced.by
-        where memories.superseded_by is not null
+        select replaced.id, coalesce(next.id, memories.superseded_by)
+        from replaced left join new next on next.old = replaced.by
+                      left join memories on memories.user_id = $1 and memories.id = replaced.by
+        where coalesce(next.id, memories.superseded_by) is not null
     )
     update memories set superseded_by = null, updated_at = now()
-    where user_id = $1 and id in (select id from replaced where by = old)
+    where user_id = $1 and superseded_by is not null
+          and id in (select id from replaced join new using (id) where replaced.by = new.old)
     returning id";
 
 const SUPERSEDE: &str = "
