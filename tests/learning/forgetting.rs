@@ -37,7 +37,9 @@ async fn jobs_and_marks_go_with_everything_else() {
     let learning = world.process(Arc::new(RuleExtractor));
     for user in [&ann, &bob] {
         world.keep(user, &session("a"), &record("I live in Rome.", "Noted.")).await;
-        work(&learning).await;
+    }
+    assert_eq!(work(&learning).await, 2);
+    for user in [&ann, &bob] {
         world.keep(user, &session("b"), &record("I like tea.", "Noted.")).await;
     }
     let of_bob = rows(&world, &bob).await;

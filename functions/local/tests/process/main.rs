@@ -14,6 +14,7 @@ mod embedded;
 mod import;
 mod isolation;
 mod killed;
+mod learning;
 mod logs;
 mod reembed;
 mod relay;

@@ -1,5 +1,5 @@
-//! The function as Lambda runs it, on a database. It is told of turns by records as the stream of DynamoDB has them; what was
-//! said is read from Postgres, which the function does not notice.
+//! The function as Lambda runs it, on a database. It is told of turns by records as the stream of DynamoDB has them. What was
+//! said is read from Postgres, which the function does not notice, but for one test, with the stand-in for DynamoDB.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
@@ -8,6 +8,7 @@ mod database;
 #[path = "../../../stream-chat/tests/function/double.rs"]
 #[expect(dead_code, reason = "these tests need less of it")]
 mod double;
+mod dynamodb;
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use agent_service::{
     chat::{TurnFinish, TurnRecord},
     config::Config,
     conversation::{
-        Admission, Chunk, ConversationStore as _, Ending, NewRun, NewTurn, Outcome, PostgresConversations, RunKey,
+        Admission, Chunk, ConversationStore, Ending, NewRun, NewTurn, Outcome, PostgresConversations, RunKey,
+        dynamodb::DynamoConversations,
     },
     identity::{RequestId, SessionId, UserId},
     llm::Message,
@@ -62,35 +64,7 @@ impl World {
 
     /// Keeps a turn.
     async fn keep(&self, user_id: &str, session_id: &str, question: &str) {
-        let request = RequestId::generate();
-        let run = NewRun {
-            key: RunKey { user: user(user_id), session: session(session_id), request },
-            fingerprint: [0; 32],
-            head: Vec::new(),
-            takes_session: true,
-            resumes: false,
-            limits: None,
-        };
-        let Admission::Started { lease, .. } = self.store.admit(&run).await.unwrap() else { panic!("not started") };
-        let answer = Message::Assistant { content: "Noted.".into(), reasoning: None, calls: Vec::new() };
-        let messages = vec![Message::User(question.into()), answer];
-        let record = TurnRecord::new(messages, "m".into(), TurnFinish::Stop);
-        let turn = NewTurn {
-            record: record.to_bytes().unwrap(),
-            tokens: record.estimate_tokens(),
-            is_complete: true,
-            provisional_title: record.provisional_title(),
-            may_be_learned: true,
-        };
-        let ending = Ending {
-            chunk: Chunk { first: 1, count: 1, frames: b"frame".to_vec() },
-            outcome: Outcome::Final,
-            turn: Some(turn),
-            tokens: 0,
-            resumed: None,
-            profile: None,
-        };
-        self.store.finish(&lease, &ending).await.unwrap();
+        keep(&self.store, user_id, session_id, question).await;
     }
 
     /// What is remembered of a user: facts, or what was said.
@@ -101,6 +75,39 @@ impl World {
         texts.sort_unstable();
         texts
     }
+}
+
+/// Keeps a turn as a chat does.
+async fn keep(store: &dyn ConversationStore, user_id: &str, session_id: &str, question: &str) {
+    let request = RequestId::generate();
+    let run = NewRun {
+        key: RunKey { user: user(user_id), session: session(session_id), request },
+        fingerprint: [0; 32],
+        head: Vec::new(),
+        takes_session: true,
+        resumes: false,
+        limits: None,
+    };
+    let Admission::Started { lease, .. } = store.admit(&run).await.unwrap() else { panic!("not started") };
+    let answer = Message::Assistant { content: "Noted.".into(), reasoning: None, calls: Vec::new() };
+    let messages = vec![Message::User(question.into()), answer];
+    let record = TurnRecord::new(messages, "m".into(), TurnFinish::Stop);
+    let turn = NewTurn {
+        record: record.to_bytes().unwrap(),
+        tokens: record.estimate_tokens(),
+        is_complete: true,
+        provisional_title: record.provisional_title(),
+        may_be_learned: true,
+    };
+    let ending = Ending {
+        chunk: Chunk { first: 1, count: 1, frames: b"frame".to_vec() },
+        outcome: Outcome::Final,
+        turn: Some(turn),
+        tokens: 0,
+        resumed: None,
+        profile: None,
+    };
+    store.finish(&lease, &ending).await.unwrap();
 }
 
 fn user(id: &str) -> UserId {
@@ -238,6 +245,35 @@ async fn on_a_schedule_the_queue_of_the_database_is_worked_on() {
     assert_eq!(answer(&mut function, event.clone()).await.unwrap(), json!({"settled": 2}));
     assert_eq!(world.remembered("bob", "fact").await, ["The user lives in Oslo."]);
     assert_eq!(answer(&mut function, event).await.unwrap(), json!({"settled": 0}));
+}
+
+/// With the stand-in for DynamoDB alone: `infra/dynamodb.sh cargo test --package remember`.
+#[tokio::test]
+async fn what_the_stream_of_the_table_tells_is_learned_from() {
+    let Some(mut variables) = dynamodb::variables() else { return };
+    let world = World::new().await;
+    let patience = Duration::from_secs(60);
+    let store = DynamoConversations::new(dynamodb::TABLE.to_owned(), patience, patience).unwrap();
+    let ann = format!("ann-{}", RequestId::generate());
+    keep(&store, &ann, "s", "I live in Rome.").await;
+    // Longer than one item may be.
+    keep(&store, &ann, "s", &format!("I moved to Oslo.\n\n{}", "very long ".repeat(60_000))).await;
+    let records = dynamodb::records_of(&ann).await;
+    assert!(records.len() > 6, "runs, leases and parts are told as well: {}", records.len());
+    let conversations = format!("dynamodb://{}", dynamodb::TABLE);
+    variables.push(("CONVERSATIONS", conversations));
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let mut function = world.function(&variables).await;
+    for _ in 0..2 {
+        assert_eq!(answer(&mut function, json!({"Records": records})).await.unwrap(), failures(&[]));
+        assert_eq!(world.remembered(&ann, "fact").await, ["The user lives in Oslo.", "The user lives in Rome."]);
+    }
+    assert_eq!(store.session(&user(&ann), &session("s")).await.unwrap().unwrap().title, "I live in Rome");
+    // Notes of titles are told as well, and are no turns.
+    assert_eq!(
+        answer(&mut function, json!({"Records": dynamodb::records_of(&ann).await})).await.unwrap(),
+        failures(&[])
+    );
 }
 
 #[tokio::test]
