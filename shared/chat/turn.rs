@@ -18,7 +18,7 @@ use super::{
 use crate::{
     conversation::{Accepted, Lease, Past, StoreError, StoredTurn, Ticket},
     llm::Message,
-    memory::{DEFAULT_ALPHA, MAX_QUERY_BYTES, Query},
+    memory::{CHAT, DEFAULT_ALPHA, MAX_QUERY_BYTES, Memory, Query},
     tools::Wanted,
 };
 
@@ -217,7 +217,10 @@ impl Assistant {
             zone: request.profile.zone(),
         };
         match timeout(RECALL_TIMEOUT, self.memory.retrieve(&request.user, &query)).await {
-            Ok(Ok(found)) => Some(found.hits.into_iter().map(|(memory, score)| Recalled { memory, score }).collect()),
+            Ok(Ok(found)) => {
+                let recalled = found.hits.into_iter().map(|(memory, score)| Recalled { memory, score });
+                Some(recalled.filter(|recalled| !is_echo(&recalled.memory, &request.message)).collect())
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "recall failed; the turn goes on without it");
                 None
@@ -269,6 +272,11 @@ impl Assistant {
         let (user, lease) = (request.user, request.lease);
         Ok(Running { user, lease, exchange, offer, recall_failed, deadline, ticket: None })
     }
+}
+
+/// Whether a memory is the question itself, from when it was asked before: it fits best of all and tells nothing.
+fn is_echo(memory: &Memory, question: &str) -> bool {
+    memory.source_type == CHAT && memory.content.trim() == question.trim()
 }
 
 /// What a model is told of an earlier turn. What it thought then is of no use any more.

@@ -7,13 +7,11 @@ use crate::{
     conversation::StoredTurn,
     identity::SessionId,
     llm::DEMO_MODEL,
-    memory::{Metadata, NewMemory},
+    memory::{CHAT, Metadata, NewMemory},
 };
 
 /// Most bytes of a memory.
 const MAX_BYTES: usize = 64_000;
-/// What kind of source a turn is.
-const CHAT: &str = "chat";
 
 /// What was said in a turn: by the user, and by the assistant where that is its own. An answer that is grounded in what was
 /// recalled, or in what tools gave, says again what is known; kept, it would come up in place of what it is from. And a canned

@@ -24,8 +24,8 @@ pub use filter::Filter;
 pub use learn::{Kept, Lesson};
 pub use maintain::Reembedded;
 pub use record::{
-    Added, Correction, Exported, Found, Leg, Memory, Metadata, NewDocument, NewMemory, Page, Place, Query, Selection,
-    Version,
+    Added, CHAT, Correction, Exported, Found, Leg, Memory, Metadata, NewDocument, NewMemory, Page, Place, Query,
+    Selection, Version,
 };
 pub use store::PageToken;
 

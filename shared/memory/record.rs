@@ -9,6 +9,9 @@ use super::{Filter, PageToken};
 /// Free data of a memory, in a stable order.
 pub type Metadata = BTreeMap<String, String>;
 
+/// What kind of source a turn of a conversation is, kept word for word.
+pub const CHAT: &str = "chat";
+
 /// A memory to keep. The edge has checked its sizes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewMemory {

@@ -39,6 +39,22 @@ async fn a_memory_is_cited_and_reaches_the_prompt_fenced_as_data() {
 }
 
 #[tokio::test]
+async fn a_question_that_was_asked_before_is_not_grounded_in_itself() {
+    let server = TestServer::start(&[("LEARNING", "off")]).await;
+    let question = "what about eigenvalues?";
+    let turn = |id: &str, content: &str| pb::MemoryInput {
+        id: id.into(),
+        content: content.into(),
+        source_type: "chat".into(),
+        ..Default::default()
+    };
+    let memories = vec![turn("asked", question), turn("told", "I mix up eigenvalues")];
+    server.memory().add_memories(pb::AddMemoriesRequest { user_id: "ann".into(), memories }).await.unwrap();
+    let cited = citations(&server.chat(ask(question)).await.unwrap());
+    assert_eq!(cited.iter().map(|memory| memory.id.as_str()).collect::<Vec<_>>(), ["told"]);
+}
+
+#[tokio::test]
 async fn a_citation_is_an_excerpt_unless_the_whole_is_asked_for() {
     let server = TestServer::start(&[]).await;
     let long = "特征值".repeat(200);
