@@ -4,7 +4,7 @@ use super::Reader;
 
 pub(super) const LEARNING: &str = "LEARNING";
 
-/// What becomes of turns in the memory. A server that learns nothing makes no titles and summaries either.
+/// What becomes of turns in the memory. Titles and summaries of conversations are made in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LearningConfig {
     /// They are remembered word for word, and facts about the user are found in them.

@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     chat::{Assistant, Prompts},
-    config::{Config, LearningConfig, ModelConfig},
+    config::{Config, ModelConfig},
     conversation::{ConversationSetupError, ConversationStore},
     embedding::{self, Embedder, EmbedderSetupError},
     identity::Callers,
@@ -132,8 +132,7 @@ impl Services {
         let learner = conversations
             .clone()
             .map(|store| Arc::new(Learner::from_config(config, memory.clone(), store, model.clone())));
-        let works = learner.clone().filter(|_| config.learning != LearningConfig::Off);
-        let learning = works.zip(conversations.clone()).and_then(|(learner, store)| {
+        let learning = learner.clone().zip(conversations.clone()).and_then(|(learner, store)| {
             let bell = store.queue_bell()?;
             Some(Arc::new(Learning::new(&database, learner, store, bell)))
         });

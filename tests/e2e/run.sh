@@ -6,7 +6,7 @@
 # Needs python3 and Go. All that it installs is pinned and kept in E2E_CACHE (target/e2e if not set);
 # the server gets a free port, a data folder of its own and no other configuration than the one below.
 set -euo pipefail
-# LEARNING is off for every server: a provider here answers what it is told to, and nothing that a server asks of itself.
+# LEARNING is off for every server: what one check says is not to be known in the next.
 
 if (( $# != 1 )) || [[ ! -x $1 ]]; then
   echo "usage: tests/e2e/run.sh PATH_TO_AGENT_LOCAL" >&2

@@ -45,7 +45,13 @@ export class Provider {
     if (!request.url.endsWith("/chat/completions") || request.method !== "POST") return response.writeHead(404).end();
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
-    this.#turns.push(new Turn(JSON.parse(Buffer.concat(chunks)), response));
+    const turn = new Turn(JSON.parse(Buffer.concat(chunks)), response);
+    // The server asks of itself what a conversation is to be called; that is no turn of a check.
+    if (/^(You name a conversation|你为.*对话命名)/.test(turn.asked.messages[0].content)) {
+      turn.say("A title");
+      return turn.finish();
+    }
+    this.#turns.push(turn);
   });
 
   async listen(port) {

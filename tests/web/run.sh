@@ -6,7 +6,7 @@
 # Needs cargo, python3 and Node 20 or later with npm. All that it installs is pinned and kept in WEB_CACHE (target/web if not set);
 # the checks run there as well, so that the sources stay as they are. Ports are free ones, and no .env file is read.
 set -euo pipefail
-# LEARNING is off for every server: a provider here answers what it is told to, and nothing that a server asks of itself.
+# LEARNING is off for every server: what one check says is not to be known in the next.
 
 if (( $# != 1 )) || [[ ! -x $1 ]]; then
   echo "usage: tests/web/run.sh PATH_TO_AGENT_LOCAL" >&2
