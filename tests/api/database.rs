@@ -151,7 +151,7 @@ async fn a_check_tells_a_database_that_is_right_from_one_that_is_not_up_to_date_
     assert!(matches!(checked.check().await, Err(DatabaseError::NotMigrated)));
     owner.execute("drop table _sqlx_migrations").await.unwrap();
     assert!(matches!(checked.check().await, Err(DatabaseError::NotMigrated)));
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = "127.0.0.1:1";
     let dead = format!("postgres://nobody@{nobody}/none");
     let unreachable = database(&[("DATABASE_URL", &dead)]).check().await;
     assert!(matches!(unreachable, Err(DatabaseError::Unreachable(_))), "{unreachable:?}");

@@ -207,7 +207,7 @@ async fn what_servers_do_to_the_end_of_a_stream_makes_no_difference() {
 
 #[tokio::test]
 async fn a_provider_that_can_not_be_reached_is_told_by_what_is_in_the_way() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = "127.0.0.1:1";
     // Speaks before it is spoken to, and no TLS.
     let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let plain_address = plain.local_addr().unwrap();

@@ -86,8 +86,8 @@ async fn retrieval_that_is_off_touches_neither_embedder_nor_database() {
 
 #[tokio::test]
 async fn a_turn_whose_recall_fails_goes_on_without_it_and_says_so() {
-    // A port that was free a moment ago and that nobody listens on.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // A port below those that are given out, on which nobody listens.
+    let nobody = "127.0.0.1:1";
     let server =
         TestServer::start_on(&format!("postgres://nobody@{nobody}/none"), &[("ADMISSION_TIMEOUT_MS", "100")]).await;
     let frames = server.chat(ask("hi")).await.unwrap();

@@ -233,7 +233,7 @@ async fn a_deadline_that_passes_is_told_as_such() {
 #[tokio::test]
 async fn a_memory_that_can_not_be_reached_is_unavailable_and_asks_to_try_again() {
     use tonic_types::StatusExt as _;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = "127.0.0.1:1";
     let server = TestServer::start_on(&format!("postgres://nobody@{nobody}/none"), &[]).await;
     let query = pb::MemoryQuery { user_id: "ann".into(), query_text: "x".into(), ..Default::default() };
     let status = server.agent().retrieve_memory(query).await.unwrap_err();
