@@ -1,14 +1,18 @@
-//! Compiles `proto/` to Rust types and a descriptor for reflection, without an installed `protoc`, and finds the archives of
-//! the embedded Postgres.
+//! Compiles `proto/` to Rust types and a descriptor for reflection, without an installed `protoc`, finds the archives of the
+//! embedded Postgres, and packs the web page.
 
 use std::{
     env,
     error::Error,
+    fmt::Write as _,
     fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::Command,
 };
 
+use flate2::{Compression, write::GzEncoder};
 use prost::Message as _;
 
 const PROTOS: [&str; 3] =
@@ -22,7 +26,39 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_EMBEDDED_POSTGRES").is_some() {
         embedded_postgres()?;
     }
+    if env::var_os("CARGO_FEATURE_SERVER").is_some() {
+        web_page()?;
+    }
     compile_protos()
+}
+
+/// The files of `web/dist`, as they are and compressed, and a table of them for `shared/transport/server/page.rs`.
+fn web_page() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=web/dist");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let dist = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("web/dist");
+    let mut table = String::from("[\n");
+    let mut names: Vec<_> = fs::read_dir(&dist)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_, io::Error>>()?;
+    names.sort();
+    for name in names {
+        let path = dist.join(&name);
+        let name = name.into_string().map_err(|_| "a file of web/dist has no name in UTF-8")?;
+        let bytes = fs::read(&path)?;
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        let packed = out.join(format!("{name}.gz"));
+        let mut encoder = GzEncoder::new(fs::File::create(&packed)?, Compression::best());
+        encoder.write_all(&bytes)?;
+        encoder.finish()?;
+        writeln!(
+            table,
+            "File {{ name: {name:?}, hash: {hash:?}, plain: include_bytes!({path:?}), packed: include_bytes!({packed:?}) }},",
+            hash = format!("{:016x}", hasher.finish()),
+        )?;
+    }
+    table.push(']');
+    fs::write(out.join("web_page.rs"), table)?;
+    Ok(())
 }
 
 fn compile_protos() -> Result<(), Box<dyn Error>> {

@@ -30,6 +30,7 @@ pub const VARIABLES: &[&str] = &[
     server::TLS_KEY_FILE,
     server::GRPC_REFLECTION,
     server::GRPC_HEALTH,
+    server::WEB_PAGE,
     server::SHUTDOWN_GRACE_SECONDS,
     server::ALLOWED_ORIGINS,
     callers::AUTH,

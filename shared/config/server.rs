@@ -14,6 +14,7 @@ pub(super) const TLS_CERT_FILE: &str = "TLS_CERT_FILE";
 pub(super) const TLS_KEY_FILE: &str = "TLS_KEY_FILE";
 pub(super) const GRPC_REFLECTION: &str = "GRPC_REFLECTION";
 pub(super) const GRPC_HEALTH: &str = "GRPC_HEALTH";
+pub(super) const WEB_PAGE: &str = "WEB_PAGE";
 pub(super) const SHUTDOWN_GRACE_SECONDS: &str = "SHUTDOWN_GRACE_SECONDS";
 pub(super) const ALLOWED_ORIGINS: &str = "ALLOWED_ORIGINS";
 
@@ -30,6 +31,8 @@ pub struct ServerConfig {
     pub reflection: bool,
     /// Whether clients may ask whether the services can be used, without proof of who they are.
     pub health: bool,
+    /// Whether there is a web page at `/`. It needs no proof of who asks; what it calls does.
+    pub web_page: bool,
     /// How long open streams may go on after a signal to stop.
     pub shutdown_grace: Duration,
     /// Origins of web pages that may call; empty = pages on this machine.
@@ -65,6 +68,7 @@ impl ServerConfig {
             tls: read_tls(reader),
             reflection: reader.switch(GRPC_REFLECTION).unwrap_or(true),
             health: reader.switch(GRPC_HEALTH).unwrap_or(true),
+            web_page: reader.switch(WEB_PAGE).unwrap_or(true),
             shutdown_grace: reader.seconds(SHUTDOWN_GRACE_SECONDS, 5.0, false),
             allowed_origins: read_origins(reader),
         }

@@ -1,6 +1,7 @@
 //! The local server: gRPC and gRPC-Web on one port, for a gateway, a browser and the command line.
 
 mod cors;
+mod page;
 mod unread;
 
 use std::{io, net::SocketAddr, time::Duration};
@@ -85,12 +86,13 @@ pub enum ServerError {
 }
 
 /// A port that is listened on, and what each call to it passes on its way to a service and back: the limits of HTTP, TLS, CORS,
-/// gRPC-Web and the statuses put right. It knows none of the services, so that a test can try it with one of its own.
+/// the web page, gRPC-Web and the statuses put right. It knows none of the services, so that a test can try it with one of its own.
 pub struct Listener {
     server: TonicServer,
     socket: TcpListener,
     address: SocketAddr,
     cors: CorsLayer,
+    page: page::PageLayer,
 }
 
 impl Listener {
@@ -105,7 +107,7 @@ impl Listener {
         let bind = |source| ServerError::Bind { address, source };
         let socket = listen(address).map_err(bind)?;
         let address = socket.local_addr().map_err(bind)?;
-        Ok(Self { server, socket, address, cors })
+        Ok(Self { server, socket, address, cors, page: page::PageLayer { is_on: config.web_page } })
     }
 
     /// The address that is listened on, with the real port.
@@ -123,6 +125,7 @@ impl Listener {
         let incoming = TcpIncoming::from(self.socket).with_nodelay(Some(true));
         self.server
             .layer(self.cors)
+            .layer(self.page)
             .layer(unread::UnreadLayer)
             .layer(ValidateRequestHeaderLayer::custom(admit))
             .layer(tonic_web::GrpcWebLayer::new())

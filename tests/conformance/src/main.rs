@@ -81,6 +81,7 @@ async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> Outcome
         port: 0,
         tls,
         reflection: false,
+        web_page: false,
         health: false,
         shutdown_grace: Duration::ZERO,
         allowed_origins: Vec::new(),

@@ -1,0 +1,302 @@
+import { useSignal } from "@preact/signals";
+import { useEffect, useId, useRef, useState } from "preact/hooks";
+import * as memory from "../memory.ts";
+import type { Memory } from "../memory.ts";
+import { settings } from "../settings.ts";
+import { t } from "../text.ts";
+import { kindOf } from "./Citations.tsx";
+import { Confirm, Dialog } from "./Dialog.tsx";
+import { isMemoryOpen } from "./dialogs.ts";
+import { FailureNote } from "./FailureNote.tsx";
+import { Icon } from "./icons.tsx";
+
+/** What the assistant remembers of the user, and everything that can be done with it. */
+export function MemoryPanel() {
+  const isForgetting = useSignal(false);
+  useEffect(() => {
+    memory.done.value = undefined;
+    void memory.refresh();
+  }, [settings.user.value, settings.token.value]);
+  return (
+    <aside class="memory" aria-label={t("memory.title")} onKeyDown={(event) => event.key === "Escape" && (isMemoryOpen.value = false)}>
+      <header>
+        <h2>{t("memory.title")}</h2>
+        <button type="button" class="quiet" aria-label={t("dialog.close")} onClick={() => (isMemoryOpen.value = false)}>
+          <Icon name="close" />
+        </button>
+      </header>
+      <Search />
+      <Add />
+      <p class="done" role="status">
+        <DoneText />
+      </p>
+      {memory.failure.value && <FailureNote failure={memory.failure.value} onRetry={() => void memory.refresh()} />}
+      <Found />
+      <footer>
+        <button type="button" class="quiet" onClick={() => void memory.exportAll()}>
+          <Icon name="download" />
+          {t("memory.export")}
+        </button>
+        <button type="button" class="quiet danger" onClick={() => (isForgetting.value = true)}>
+          <Icon name="trash" />
+          {t("memory.forget")}
+        </button>
+      </footer>
+      {isForgetting.value && <Forget onClose={() => (isForgetting.value = false)} />}
+    </aside>
+  );
+}
+
+function Search() {
+  const [field, slider] = [useId(), useId()];
+  const alpha = settings.alpha;
+  const search = (event?: Event) => {
+    event?.preventDefault();
+    void memory.refresh();
+  };
+  return (
+    <form class="search" role="search" onSubmit={search}>
+      <label class="hidden" for={field}>
+        {t("memory.search.label")}
+      </label>
+      <input
+        id={field}
+        type="search"
+        placeholder={t("memory.search.label")}
+        value={memory.query.value}
+        onInput={(event) => {
+          memory.query.value = event.currentTarget.value;
+          // The cross in the field was pressed.
+          if (memory.query.value === "" && memory.shown.value?.query !== "") search();
+        }}
+      />
+      <button type="submit" aria-label={t("memory.search")}>
+        <Icon name="search" />
+      </button>
+      <div class="alpha">
+        <label for={slider}>{t("memory.alpha")}</label>
+        <span aria-hidden="true">{t("memory.alpha.words")}</span>
+        <input
+          id={slider}
+          type="range"
+          min="0"
+          max="1"
+          step="0.1"
+          value={alpha.value}
+          aria-valuetext={t("memory.alpha.value", alpha.value)}
+          onInput={(event) => (alpha.value = event.currentTarget.valueAsNumber)}
+          onChange={() => memory.query.value.trim() !== "" && search()}
+        />
+        <span aria-hidden="true">{t("memory.alpha.meaning")}</span>
+        <output for={slider}>{alpha.value.toFixed(1)}</output>
+      </div>
+    </form>
+  );
+}
+
+function Add() {
+  const [isOpen, setOpen] = useState(false);
+  const [text, setText] = useState("");
+  const field = useId();
+  const file = useRef<HTMLInputElement>(null);
+  const save = async (event: Event) => {
+    event.preventDefault();
+    if (text.trim() === "" || !(await memory.add(text.trim()))) return;
+    setText("");
+    setOpen(false);
+  };
+  return (
+    <div class="add">
+      <div class="actions">
+        <button type="button" aria-expanded={isOpen} onClick={() => setOpen(!isOpen)}>
+          <Icon name="plus" />
+          {t("memory.add")}
+        </button>
+        <button type="button" onClick={() => file.current?.click()}>
+          <Icon name="upload" />
+          {t("memory.import")}
+        </button>
+        <input
+          ref={file}
+          type="file"
+          hidden
+          multiple
+          accept=".md,.markdown,.txt,text/plain,text/markdown"
+          onChange={async (event) => {
+            const input = event.currentTarget;
+            await memory.importDocuments([...(input.files ?? [])]);
+            // The same file can be chosen again.
+            input.value = "";
+          }}
+        />
+      </div>
+      {isOpen && (
+        <form onSubmit={(event) => void save(event)}>
+          <label for={field}>{t("memory.add.label")}</label>
+          <textarea id={field} rows={3} autofocus value={text} onInput={(event) => setText(event.currentTarget.value)} />
+          <div class="actions">
+            <button type="submit" class="primary" disabled={text.trim() === "" || memory.isBusy.value}>
+              {t("memory.add.save")}
+            </button>
+          </div>
+        </form>
+      )}
+    </div>
+  );
+}
+
+function DoneText() {
+  const done = memory.done.value;
+  switch (done?.kind) {
+    case undefined:
+      return null;
+    case "saved":
+    case "known":
+    case "corrected":
+      return <>{t(`memory.${done.kind}`)}</>;
+    case "deleted":
+    case "exported":
+      return <>{t(`memory.${done.kind}`, done.count)}</>;
+    case "importing":
+      return <>{t("memory.importing", done.name)}</>;
+    case "tooLarge":
+    case "notText":
+      return <>{t(`memory.import.${done.kind}`, done.name)}</>;
+    case "imported":
+      return <>{t("memory.imported", done.name, done.chunks)}</>;
+  }
+}
+
+function Found() {
+  const shown = memory.shown.value;
+  if (shown === undefined) return null;
+  const { query, total, told } = shown;
+  if (query === "" && total === 0) return <p class="hint">{t("memory.empty")}</p>;
+  return (
+    <>
+      <p class="hint" role="status">
+        {query === "" ? t("memory.all") : t("memory.found", total)}
+        {(told === "keywords-only" || told === "vectors-only") && <> {t(`memory.${told}`)}</>}
+      </p>
+      <ul class="memories">
+        {memory.list.value.map((one) => (
+          <Entry key={one.id} memory={one} />
+        ))}
+      </ul>
+      {memory.next.value !== "" && (
+        <button type="button" class="quiet" disabled={memory.isBusy.value} onClick={() => void memory.more()}>
+          {t("memory.more")}
+        </button>
+      )}
+    </>
+  );
+}
+
+function Entry({ memory: one }: { memory: Memory }) {
+  const [asked, setAsked] = useState<"edit" | "delete" | "delete-document">();
+  const close = () => setAsked(undefined);
+  const date = one.createdAt?.toLocaleDateString(settings.language.value === "zh" ? "zh-CN" : "en", { dateStyle: "medium" });
+  const where = [kindOf(one.sourceType), one.title, one.section, date, one.supersededBy && t("memory.superseded")];
+  return (
+    <li class={one.supersededBy === "" ? undefined : "superseded"}>
+      <p class="where">
+        <span>{where.filter((part) => part !== undefined && part !== "").join(" · ")}</span>
+        {one.score !== undefined && (
+          <span class="score" title={t("memory.score", one.score)}>
+            <meter min="0" max="1" value={one.score} aria-label={t("memory.score", one.score)} />
+            {one.score.toFixed(2)}
+          </span>
+        )}
+      </p>
+      {asked === "edit" ? (
+        <Correct memory={one} onClose={close} />
+      ) : (
+        <>
+          <p class="content">{one.content}</p>
+          <div class="actions">
+            {one.documentId === "" && (
+              <button type="button" class="quiet small" onClick={() => setAsked("edit")}>
+                {t("memory.edit")}
+              </button>
+            )}
+            <button type="button" class="quiet small" onClick={() => setAsked("delete")}>
+              {t("memory.delete")}
+            </button>
+            {one.documentId !== "" && (
+              <button type="button" class="quiet small" onClick={() => setAsked("delete-document")}>
+                {t("memory.deleteDocument")}
+              </button>
+            )}
+          </div>
+        </>
+      )}
+      {asked === "delete" && (
+        <Confirm title={t("delete.memory.title")} text={one.content.slice(0, 200)} confirm={t("dialog.delete")} onConfirm={() => void memory.remove(one)} onClose={close} />
+      )}
+      {asked === "delete-document" && (
+        <Confirm
+          title={t("delete.document.title")}
+          text={t("delete.document.text", one.title || one.documentId)}
+          confirm={t("dialog.delete")}
+          onConfirm={() => void memory.removeDocument(one.documentId)}
+          onClose={close}
+        />
+      )}
+    </li>
+  );
+}
+
+function Correct({ memory: one, onClose }: { memory: Memory; onClose: () => void }) {
+  const [text, setText] = useState(one.content);
+  const save = async (event: Event) => {
+    event.preventDefault();
+    if (text.trim() !== "" && (await memory.correct(one, text.trim()))) onClose();
+  };
+  return (
+    <form onSubmit={(event) => void save(event)}>
+      <textarea rows={4} autofocus aria-label={t("memory.edit.label")} value={text} onInput={(event) => setText(event.currentTarget.value)} />
+      <div class="actions">
+        <button type="submit" class="primary" disabled={text.trim() === "" || memory.isBusy.value}>
+          {t("dialog.save")}
+        </button>
+        <button type="button" onClick={onClose}>
+          {t("dialog.cancel")}
+        </button>
+      </div>
+    </form>
+  );
+}
+
+function Forget({ onClose }: { onClose: () => void }) {
+  const memories = useSignal(true);
+  const conversations = useSignal(true);
+  return (
+    <Dialog title={t("forget.title")} onClose={onClose} class="narrow">
+      <p>{t("forget.text")}</p>
+      <label class="check">
+        <input type="checkbox" checked={memories.value} onChange={(event) => (memories.value = event.currentTarget.checked)} />
+        {t("forget.memories")}
+      </label>
+      <label class="check">
+        <input type="checkbox" checked={conversations.value} onChange={(event) => (conversations.value = event.currentTarget.checked)} />
+        {t("forget.sessions")}
+      </label>
+      <footer>
+        <button type="button" onClick={onClose}>
+          {t("dialog.cancel")}
+        </button>
+        <button
+          type="button"
+          class="danger"
+          disabled={!memories.value && !conversations.value}
+          onClick={() => {
+            void memory.forget({ memories: memories.value, sessions: conversations.value });
+            onClose();
+          }}
+        >
+          {t("forget.confirm")}
+        </button>
+      </footer>
+    </Dialog>
+  );
+}
