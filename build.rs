@@ -38,7 +38,8 @@ fn web_page() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let dist = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("web/dist");
     let mut table = String::from("[\n");
-    let mut names: Vec<_> = fs::read_dir(&dist)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_, io::Error>>()?;
+    let mut names: Vec<_> =
+        fs::read_dir(&dist)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_, io::Error>>()?;
     names.sort();
     for name in names {
         let path = dist.join(&name);

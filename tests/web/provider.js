@@ -10,6 +10,8 @@ class Turn {
   constructor(asked, response) {
     this.asked = asked;
     this.#response = response;
+    /** The connection was closed, by whoever. */
+    this.closed = new Promise((resolve) => response.once("close", resolve));
   }
 
   #event(data) {
@@ -25,8 +27,15 @@ class Turn {
     this.#chunk({ content });
   }
 
-  finish() {
-    this.#chunk({}, "stop");
+  /** Calls tools: [id, name, arguments] of each. */
+  call(...calls) {
+    const tool_calls = calls.map(([id, name, given], index) => ({ index, id, type: "function", function: { name, arguments: JSON.stringify(given) } }));
+    this.#chunk({ tool_calls });
+    this.finish("tool_calls");
+  }
+
+  finish(reason = "stop") {
+    this.#chunk({}, reason);
     this.#event(JSON.stringify({ choices: [], usage: { prompt_tokens: 7, completion_tokens: 3, total_tokens: 10 } }));
     this.#event("[DONE]");
     this.#response.end();

@@ -193,14 +193,15 @@ fn print_banner(config: &Config, address: SocketAddr) {
         Auth::Jwt => "by bearer tokens (AUTH=jwt)",
         Auth::Gateway => "authenticated by the gateway (AUTH=gateway): nobody else may reach the port",
     };
-    // Where nobody watches, cargo is no part of the command.
-    let program = if std::io::stdout().is_terminal() { "cargo run --" } else { "agent-local" };
     // Whoever listens on all addresses is reached on this one as well.
     let reachable = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
         IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, address.port())),
         _ => address,
     };
+    let page = if config.server.web_page { format!("\n  page       {scheme}://{reachable}/") } else { String::new() };
+    // Where nobody watches, cargo is no part of the command.
+    let program = if std::io::stdout().is_terminal() { "cargo run --" } else { "agent-local" };
     let mut other = match format!("{scheme}://{reachable}") {
         default if default == options::DEFAULT_ADDR => String::new(),
         url => format!(" --addr {url}"),
@@ -210,7 +211,7 @@ fn print_banner(config: &Config, address: SocketAddr) {
     }
     say(&format!(
         "agent-local {version}
-  address    {scheme}://{address} (gRPC and gRPC-Web)
+  address    {scheme}://{address} (gRPC and gRPC-Web){page}
   answers    {mode}
   memory     {memory}
   embedding  {embedding}

@@ -1,11 +1,13 @@
 //! The web page at `/`: the files of `web/dist`, which the binary carries. It calls the services as any other page does.
 
-use std::task::{Context, Poll};
+use std::{
+    future::{Ready, ready},
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use std::future::{Ready, ready};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
@@ -25,7 +27,7 @@ static FILES: &[File] = &include!(concat!(env!("OUT_DIR"), "/web_page.rs"));
 /// nowhere made from text. Calls may go to this server and to whatever address the user sets, because the page serves those who
 /// have the service elsewhere as well.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
-                      connect-src 'self' https: http://localhost:* http://127.0.0.1:* http://[::1]:*; \
+                      connect-src 'self' https: http://localhost:* http://127.0.0.1:*; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'; trusted-types 'none'";
 
@@ -124,13 +126,16 @@ fn answer(file: &File, method: &Method, asked: &HeaderMap) -> Response<Body> {
 
 /// Whether the client names gzip and does not refuse it by `q=0`.
 fn accepts_gzip(asked: &HeaderMap) -> bool {
-    asked.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).any(
-        |coding| {
+    asked
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| {
             let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
             let is_refused = weight.trim().strip_prefix("q=").is_some_and(|q| q.trim().parse() == Ok(0.0));
             name.trim().eq_ignore_ascii_case("gzip") && !is_refused
-        },
-    )
+        })
 }
 
 fn content_type(name: &str) -> &'static str {

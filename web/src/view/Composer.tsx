@@ -59,7 +59,7 @@ export function Composer() {
           {t(isTooLong ? "composer.tooLong" : "composer.hint")}
         </span>
         {isAnswering.value ? (
-          <button type="button" class="round" aria-label={t("composer.stop")} onClick={() => void stop()}>
+          <button type="button" class="round stop" aria-label={t("composer.stop")} onClick={() => void stop()}>
             <Icon name="stop" />
           </button>
         ) : (

@@ -35,7 +35,9 @@ export function Conversation() {
         <Turns key={opened.value} />
       )}
       <div class="bottom">
-        <Composer />
+        <div class="column">
+          <Composer />
+        </div>
       </div>
       <Announcer />
     </main>

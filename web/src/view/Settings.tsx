@@ -83,12 +83,12 @@ export function SignInDialog() {
   );
 }
 
-/** Whether calls can go there. */
+/** Whether the page's policy lets calls go there. */
 function isAddress(text: string): boolean {
   if (text.trim() === "") return true;
   try {
     const { protocol, hostname } = new URL(text.trim());
-    return protocol === "https:" || (protocol === "http:" && ["localhost", "127.0.0.1", "[::1]"].includes(hostname));
+    return protocol === "https:" || (protocol === "http:" && ["localhost", "127.0.0.1"].includes(hostname));
   } catch {
     return false;
   }

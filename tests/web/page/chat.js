@@ -1,0 +1,277 @@
+// What a user does with a conversation.
+
+import assert from "node:assert/strict";
+import { PHONE, Relay } from "./browser.js";
+
+const EVIL = '<img src=x onerror="window.hacked = true"> [press](javascript:window.hacked=true) <script>window.hacked = true</script>';
+
+/** Nothing of a text became more than text. */
+async function isHarmless(window) {
+  assert.equal(await window.page.evaluate(() => window.hacked), undefined);
+  assert.equal(await window.page.locator("main img, aside img, main script, [onerror], a[href^='javascript' i]").count(), 0);
+}
+
+export async function checkChat({ check, browser, provider, url, hosts }) {
+  await check("an answer is seen while it is being made, with its formulas, code and tables", async () => {
+    const window = await browser.open(url);
+    await window.picture("empty");
+    await window.isAccessible("empty");
+    await window.ask("What is an eigenvalue?");
+    const turn = await provider.turn();
+    assert.equal(turn.asked.messages.at(-1).content, "What is an eigenvalue?");
+    for (const piece of ["## Eigenvalues\n\nA number **λ** with ", "$Av = \\lambda v$ for some ", "$v \\neq 0$."]) {
+      turn.say(piece);
+      // Only what is seen lets the provider go on.
+      await window.shows(window.lastAnswer, piece.replace(/[#*]|\$.*?\$/g, "").trim().split("\n").at(-1).trim().slice(0, 12));
+    }
+    turn.say("\n\n```python\nimport numpy as np\nnp.linalg.eig([[2, 1], [1, 2]])\n```\n\n| λ | v |\n|---|---|\n| 3 | (1, 1) |\n| 1 | (1, -1) |\n\n$$\\det(A - \\lambda I) = 0$$\n");
+    await window.lastAnswer.locator("table").waitFor();
+    await window.picture("streaming");
+    await window.isAccessible("streaming");
+    turn.finish();
+    await window.answered();
+    assert.equal(await window.lastAnswer.locator("h3").innerText(), "Eigenvalues");
+    assert.equal(await window.lastAnswer.locator("strong").innerText(), "λ");
+    await window.lastAnswer.locator("math").nth(2).waitFor();
+    assert.equal(await window.lastAnswer.locator("math").count(), 3);
+    assert.match(await window.lastAnswer.locator(".usage").innerText(), /test-model · 10 tokens/);
+    await window.lastAnswer.locator("figure").getByRole("button").click();
+    assert.match(await window.page.evaluate(() => navigator.clipboard.readText()), /^import numpy as np\n/);
+    await window.picture("answer");
+    await window.close(hosts);
+  });
+
+  await check("Chinese is bold and ends its lines as Chinese does", async () => {
+    const window = await browser.open(url, { locale: "zh-CN" });
+    assert.equal(await window.page.locator("html").getAttribute("lang"), "zh-CN");
+    await window.picture("empty-zh");
+    await window.ask("特征值是什么？");
+    const turn = await provider.turn();
+    assert.match(turn.asked.messages[0].content, /[\u4e00-\u9fff]/, "the language of the page is that of the profile");
+    turn.say("**注意：**特征值 λ 满足 $Av=\\lambda v$，费用为 $5 和 $6。\n\n- [x] 概念\n- [ ] 练习\n");
+    turn.finish();
+    await window.answered();
+    assert.equal(await window.lastAnswer.locator("strong").innerText(), "注意：");
+    assert.equal(await window.lastAnswer.locator("math").count(), 1, "two prices are no formula");
+    assert.equal(await window.lastAnswer.getByRole("checkbox").count(), 2);
+    await window.isAccessible("an answer in Chinese");
+    await window.close(hosts);
+  });
+
+  await check("stop ends the call of the provider, and keeps what was said", async () => {
+    const window = await browser.open(url);
+    await window.ask("Tell me everything.");
+    const turn = await provider.turn();
+    turn.say("This is the beginning");
+    await window.shows(window.lastAnswer, "This is the beginning");
+    await window.button("Stop").click();
+    await turn.closed;
+    await window.button("Send").waitFor();
+    await window.shows(window.lastAnswer, "This is the beginning");
+    await window.page.reload();
+    await window.shows(window.lastAnswer, "The answer was stopped here.");
+    await window.shows(window.lastAnswer, "This is the beginning");
+    await window.button("Try again").click();
+    const again = await provider.turn();
+    assert.equal(again.asked.messages.at(-1).content, "Tell me everything.");
+    again.say("All of it.");
+    again.finish();
+    await window.answered();
+    await window.close(hosts);
+  });
+
+  await check("a connection that is lost in the middle is taken up again, and nothing is lost or said twice", async () => {
+    const relay = await Relay.to(Number(new URL(url).port));
+    const window = await browser.open(relay.url);
+    await window.ask("Count.");
+    const turn = await provider.turn();
+    turn.say("one ");
+    await window.shows(window.lastAnswer, "one");
+    relay.cut();
+    await window.shows(window.lastAnswer, "The connection was lost.");
+    await window.picture("reconnecting");
+    turn.say("two ");
+    relay.restore();
+    await window.shows(window.lastAnswer, "one two");
+    turn.say("three");
+    turn.finish();
+    await window.answered();
+    assert.equal(await window.lastAnswer.locator(".prose").innerText(), "one two three");
+    await window.close([...hosts, new URL(relay.url).host]);
+    relay.close();
+  });
+
+  await check("a reload in the middle of an answer goes on with it", async () => {
+    const window = await browser.open(url);
+    await window.ask("Count.");
+    const turn = await provider.turn();
+    turn.say("one ");
+    await window.shows(window.lastAnswer, "one");
+    await window.page.reload();
+    await window.shows(window.lastAnswer, "one");
+    turn.say("two");
+    turn.finish();
+    await window.answered();
+    assert.equal(await window.lastAnswer.locator(".prose").innerText(), "one two");
+    await window.page.reload();
+    await window.answered();
+    assert.deepEqual(await window.page.locator(".turn .question p").allInnerTexts(), ["Count."]);
+    assert.equal(await window.lastAnswer.locator(".prose").innerText(), "one two");
+    await window.close(hosts);
+  });
+
+  await check("conversations are listed, opened, renamed and deleted", async () => {
+    const window = await browser.open(url);
+    for (const question of ["First question", "Second question"]) {
+      await window.page.getByRole("link", { name: "New conversation" }).click();
+      await window.ask(question);
+      const turn = await provider.turn();
+      turn.say(`Answer to: ${question}`);
+      turn.finish();
+      await window.answered();
+    }
+    const entries = window.page.getByRole("navigation").getByRole("listitem");
+    await entries.nth(1).waitFor();
+    await entries.nth(1).getByRole("link").click();
+    await window.shows(window.lastAnswer, "Answer to: First question");
+    await entries.nth(1).getByRole("button", { name: /^Rename/ }).click();
+    await window.page.getByLabel("Title").fill("My first");
+    await window.page.keyboard.press("Enter");
+    await window.shows(entries.nth(1), "My first");
+    await window.page.reload();
+    await window.shows(window.lastAnswer, "Answer to: First question");
+    await window.shows(entries.nth(1), "My first");
+    await entries.nth(1).getByRole("button", { name: /^Delete/ }).click();
+    await window.isAccessible("a question before something is deleted");
+    await window.page.getByRole("dialog").getByRole("button", { name: "Delete" }).click();
+    await window.page.getByText("What do you want to understand?").waitFor();
+    assert.equal(await entries.count(), 1);
+    await window.page.goBack();
+    await window.page.getByText("This is not there any more.").waitFor();
+    await window.close(hosts);
+  });
+
+  await check("what a model writes stays text", async () => {
+    const window = await browser.open(url);
+    await window.ask(EVIL);
+    const turn = await provider.turn();
+    turn.say(`${EVIL}\n\n![x](http://example.com/pixel.png) <a href="javascript:1">a</a>\n\n$\\href{javascript:window.hacked=true}{x}$ [ok](https://example.com/)`);
+    turn.finish();
+    await window.answered();
+    await window.shows(window.lastAnswer, '<img src=x onerror="window.hacked = true">');
+    await window.page.getByText("press", { exact: true }).first().click();
+    await isHarmless(window);
+    assert.equal(await window.lastAnswer.getByRole("link", { name: "ok" }).getAttribute("rel"), "noopener noreferrer nofollow");
+    await window.page.reload();
+    await window.answered();
+    await isHarmless(window);
+    await window.close(hosts);
+  });
+
+  await check("a provider that fails is explained, and trying again answers", async () => {
+    const window = await browser.open(url);
+    await window.ask("Hello?");
+    (await provider.turn()).refuse(401, "wrong key");
+    await window.page.getByRole("alert").waitFor();
+    await window.picture("error");
+    await window.isAccessible("error");
+    assert.match(await window.page.getByRole("alert").innerText(), /PROVIDER_/);
+    await window.close(hosts);
+  });
+
+  await check("tools show what they were given and what they gave, and one of the client's is answered in the page", async () => {
+    const window = await browser.open(url, { kept: { tools: true } });
+    await window.ask("What is the weather in Oslo, and do you know me?");
+    const first = await provider.turn();
+    assert(first.asked.tools.some((tool) => tool.function.name === "get_weather"), JSON.stringify(first.asked.tools));
+    first.call(["c1", "get_weather", { city: "Oslo" }]);
+    await window.shows(window.lastAnswer.locator("details.tool"), "get_weather");
+    await window.picture("tool");
+    await window.isAccessible("a tool that asks for its result");
+    // Whoever reloads the page still owes the result.
+    await window.page.reload();
+    const result = window.page.getByLabel("Result of get_weather, as JSON");
+    await result.fill("{");
+    await window.button("Send the result").click();
+    await window.shows(window.lastAnswer, "That is not JSON.");
+    await result.fill('{"celsius": -3}');
+    await window.button("Send the result").click();
+    const second = await provider.turn();
+    assert.equal(second.asked.messages.at(-1).role, "tool");
+    assert.match(second.asked.messages.at(-1).content, /-3/);
+    second.call(["c2", "search_memory", { query: "me" }]);
+    const third = await provider.turn();
+    third.say("It is cold: -3 °C.");
+    third.finish();
+    await window.answered();
+    assert.equal(await window.lastAnswer.locator("details.tool").count(), 2);
+    await window.page.reload();
+    await window.answered();
+    await window.shows(window.lastAnswer, "It is cold: -3 °C.");
+    assert.equal(await window.lastAnswer.locator("details.tool").count(), 2);
+    await window.close(hosts);
+  });
+
+  await check("everything can be done by the keyboard", async () => {
+    const window = await browser.open(url);
+    const { page } = window;
+    const isFocused = (name) => page.evaluate((name) => (document.activeElement?.getAttribute("aria-label") ?? document.activeElement?.textContent ?? "").trim() === name, name);
+    const tabTo = async (name, back = false) => {
+      for (let steps = 0; steps < 60; steps++) {
+        if (await isFocused(name)) return;
+        await page.keyboard.press(back ? "Shift+Tab" : "Tab");
+      }
+      assert.fail(`Tab never comes to ${name}`);
+    };
+    await tabTo("Message");
+    await page.keyboard.type("first line");
+    await page.keyboard.press("Shift+Enter");
+    await page.keyboard.type("second line");
+    await page.keyboard.press("Enter");
+    const turn = await provider.turn();
+    assert.equal(turn.asked.messages.at(-1).content, "first line\nsecond line");
+    turn.say("Here");
+    await window.shows(window.lastAnswer, "Here");
+    await page.keyboard.press("Escape");
+    await turn.closed;
+    await window.button("Send").waitFor();
+    await tabTo("Memory", true);
+    await page.keyboard.press("Enter");
+    await page.getByRole("complementary").waitFor();
+    await tabTo("Add a note");
+    await page.keyboard.press("Enter");
+    await page.getByLabel("What to remember").waitFor();
+    await page.keyboard.type("I like proofs.");
+    await tabTo("Remember");
+    await page.keyboard.press("Enter");
+    await window.shows(page.locator(".memories"), "I like proofs.");
+    await page.keyboard.press("Escape");
+    await page.getByRole("complementary").waitFor({ state: "detached" });
+    await tabTo("Settings", true);
+    await page.keyboard.press("Enter");
+    await page.getByRole("dialog").waitFor();
+    await page.keyboard.press("Escape");
+    await page.getByRole("dialog").waitFor({ state: "detached" });
+    assert(await isFocused("Settings"), "the focus comes back");
+    await window.close(hosts);
+  });
+
+  await check("a phone and the dark show the same", async () => {
+    const window = await browser.open(url, { viewport: PHONE, scheme: "dark", locale: "zh-CN" });
+    await window.ask("怎么复习？");
+    const turn = await provider.turn();
+    turn.say("### 三步\n\n1. 先做一遍错题\n2. 再看 $\\int_0^1 x^2\\,dx = \\frac{1}{3}$\n3. 隔一天再做\n\n> 复习不是重读，是**回想**。\n");
+    turn.finish();
+    await window.answered();
+    await window.lastAnswer.locator("math").waitFor();
+    await window.picture("phone-dark-zh");
+    await window.isAccessible("a phone in the dark");
+    const widths = await window.page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+    assert.equal(widths[0], widths[1], "nothing is wider than the phone");
+    await window.button("对话列表").click();
+    await window.page.getByRole("link", { name: "新对话" }).waitFor();
+    await window.isAccessible("the list on a phone");
+    await window.picture("phone-list-zh");
+    await window.close(hosts);
+  });
+}
