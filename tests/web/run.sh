@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Runs clients as web pages have them against the functions under `cargo lambda watch`, and against a server.
+# Runs clients as web pages have them, and the web page itself in a browser, against the functions under `cargo lambda watch`, and
+# against a server.
 #
 #   tests/web/run.sh PATH_TO_AGENT_LOCAL
 #
-# Needs cargo, python3 and Node 20 or later with npm. All that it installs is pinned and kept in WEB_CACHE (target/web if not set);
+# Pictures of the page are left in WEB_CACHE/images; those of docs/images are taken from there.
+# Needs cargo, python3, Node 20 or later with npm, and Chromium (at CHROMIUM, or /usr/bin/chromium). All that it installs is pinned and kept in WEB_CACHE (target/web if not set);
 # the checks run there as well, so that the sources stay as they are. Ports are free ones, and no .env file is read.
 set -euo pipefail
 # LEARNING is off for every server: what one check says is not to be known in the next.
@@ -18,7 +20,7 @@ server=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 cache=${WEB_CACHE:-$root/target/web}
 
 scratch=$(mktemp -d)
-server_pid='' watch_pid=''
+server_pid='' guarded_pid='' watch_pid=''
 # A process and all that it started: the functions have groups of their own.
 with_descendants() {
   local child
@@ -40,6 +42,7 @@ end() { # PID
 }
 cleanup() {
   end "$watch_pid"
+  end "$guarded_pid"
   end "$server_pid"
   rm -rf "$scratch"
 }
@@ -67,7 +70,8 @@ await_line() { # PID FILE PATTERN SECONDS
 # ---- what the clients need ----
 mkdir -p "$cache/gen"
 cache=$(cd "$cache" && pwd)
-cp "$here"/*.js "$here"/package*.json "$here/.npmrc" "$cache"
+rm -rf "$cache/page" "$cache/images"
+cp -r "$here"/*.js "$here"/page "$here"/package*.json "$here/.npmrc" "$cache"
 if ! cmp -s "$cache/package-lock.json" "$cache/node_modules/.installed"; then
   (cd "$cache" && quietly npm ci --ignore-scripts --no-audit --no-fund)
   cp "$cache/package-lock.json" "$cache/node_modules/.installed"
@@ -95,14 +99,30 @@ settings=(
   EMBEDDING_PROVIDER=hashed
 )
 
+jwt_secret=a-secret-of-the-checks-that-is-long-enough
+cat >"$scratch/tools.json" <<'TOOLS'
+[{"type": "function", "function": {"name": "get_weather", "description": "The weather of a city",
+  "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]
+TOOLS
+
 cd "$scratch"
-env -i PATH="$PATH" HOME="$scratch" LEARNING=off "${settings[@]}" GRPC_PORT=0 AGENT_DATA_DIR="$scratch/data" \
-  "$server" >"$scratch/server.out.log" 2>"$scratch/server.log" &
+# Starts a server; its name is that of its logs.
+serve() { # NAME VARIABLE…
+  env -i PATH="$PATH" HOME="$scratch" LEARNING=off GRPC_PORT=0 "${@:2}" "$server" >"$scratch/$1.out.log" 2>"$scratch/$1.log" &
+}
+url_of() { # NAME
+  sed -n 's|.*address *\(http://127\.0\.0\.1:[0-9]\{1,\}\).*|\1|p' "$scratch/$1.out.log" | head -n 1
+}
+serve server "${settings[@]}" TOOLS_FILE="$scratch/tools.json" AGENT_DATA_DIR="$scratch/data"
 server_pid=$!
 await_line "$server_pid" "$scratch/server.out.log" '^Ready\.' 120
-server_url=$(sed -n 's|.*\(http://127\.0\.0\.1:[0-9]\{1,\}\).*|\1|p' "$scratch/server.out.log" | head -n 1)
+server_url=$(url_of server)
 
 database_url="postgres://postgres@localhost/postgres?host=$scratch/data/socket"
+serve guarded DEMO_MODE=true DEMO_THINKING_DELAY_MS=0 DEMO_CHUNK_DELAY_MS=0 AUTH=jwt JWT_SECRET="$jwt_secret" DATABASE_URL="$database_url"
+guarded_pid=$!
+await_line "$guarded_pid" "$scratch/guarded.out.log" '^Ready\.' 60
+guarded_url=$(url_of guarded)
 printf '%s\n' "${settings[@]}" AUTH=none DATABASE_URL="$database_url" >"$scratch/env"
 "$root/infra/watch.sh" -P "$functions_port" --ignore-changes --env-file "$scratch/env" >"$scratch/watch.log" 2>&1 &
 watch_pid=$!
@@ -110,9 +130,12 @@ watch_pid=$!
 await_line "$watch_pid" "$scratch/watch.log" 'starting Runtime server' 900
 
 # ---- the clients ----
+functions_url=http://127.0.0.1:$functions_port/lambda-url
 status=0
-node "$cache/checks.js" "$provider_port" "http://127.0.0.1:$functions_port/lambda-url" "$server_url" |
-  tee "$scratch/results" || status=$?
+{
+  [[ -n ${ONLY-} ]] || node "$cache/checks.js" "$provider_port" "$functions_url" "$server_url"
+  node "$cache/page.js" "$provider_port" "$functions_url" "$server_url" "$guarded_url" "$jwt_secret" "$cache/images"
+} | tee "$scratch/results" || status=$?
 passed=$(grep -c '^ok  ' "$scratch/results" || true)
 failed=$(grep -c '^FAIL  ' "$scratch/results" || true)
 if (( status != 0 || failed > 0 )); then

@@ -30,7 +30,7 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await window.isAccessible("streaming");
     turn.finish();
     await window.answered();
-    assert.equal(await window.lastAnswer.locator("h3").innerText(), "Eigenvalues");
+    assert.equal(await window.lastAnswer.locator("h4").innerText(), "Eigenvalues");
     assert.equal(await window.lastAnswer.locator("strong").innerText(), "λ");
     await window.lastAnswer.locator("math").nth(2).waitFor();
     assert.equal(await window.lastAnswer.locator("math").count(), 3);
@@ -52,6 +52,7 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     turn.finish();
     await window.answered();
     assert.equal(await window.lastAnswer.locator("strong").innerText(), "注意：");
+    await window.lastAnswer.locator("math").first().waitFor();
     assert.equal(await window.lastAnswer.locator("math").count(), 1, "two prices are no formula");
     assert.equal(await window.lastAnswer.getByRole("checkbox").count(), 2);
     await window.isAccessible("an answer in Chinese");
@@ -135,7 +136,7 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await entries.nth(1).getByRole("link").click();
     await window.shows(window.lastAnswer, "Answer to: First question");
     await entries.nth(1).getByRole("button", { name: /^Rename/ }).click();
-    await window.page.getByLabel("Title").fill("My first");
+    await window.page.getByRole("textbox", { name: "Title" }).fill("My first");
     await window.page.keyboard.press("Enter");
     await window.shows(entries.nth(1), "My first");
     await window.page.reload();

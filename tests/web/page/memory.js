@@ -44,8 +44,8 @@ export async function checkMemory({ check, browser, provider, url, hosts }) {
     await search.press("Enter");
     const exam = panel.locator(".memories li").filter({ hasText: "12 December" });
     await exam.getByRole("button", { name: "Correct" }).click();
-    await exam.getByLabel("Corrected text").fill("The exam is on 15 December");
-    await exam.getByRole("button", { name: "Save" }).click();
+    await panel.getByLabel("Corrected text").fill("The exam is on 15 December");
+    await panel.getByRole("button", { name: "Save" }).click();
     await window.shows(panel.locator(".memories"), "15 December");
     await panel.locator(".memories li").filter({ hasText: "15 December" }).getByRole("button", { name: "Delete" }).click();
     await page.getByRole("dialog").getByRole("button", { name: "Delete" }).click();

@@ -20,6 +20,7 @@ export function App() {
       if (event.key !== "Escape" || document.querySelector("dialog[open]") !== null) return;
       if (isListOpen.value) isListOpen.value = false;
       else if (isAnswering.value) void stop();
+      else isMemoryOpen.value = false;
     };
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
@@ -37,7 +38,7 @@ export function App() {
         <button type="button" class="quiet" lang={settings.language.value === "zh" ? "en" : "zh-CN"} onClick={() => (settings.language.value = settings.language.value === "zh" ? "en" : "zh")}>
           {settings.language.value === "zh" ? "English" : "中文"}
         </button>
-        <button type="button" class="quiet" aria-expanded={isMemoryOpen.value} onClick={() => (isMemoryOpen.value = !isMemoryOpen.value)}>
+        <button type="button" class="quiet" aria-label={t("memory.open")} aria-expanded={isMemoryOpen.value} onClick={() => (isMemoryOpen.value = !isMemoryOpen.value)}>
           <Icon name="memory" />
           <span class="wide">{t("memory.open")}</span>
         </button>

@@ -97,6 +97,11 @@ function Turns() {
     else if (below < NEAR && after.value > 0) after.value = Math.max(0, after.value - STEP);
   };
 
+  // What was loaded is moved to at once where the top was come to already: nobody can scroll there any more.
+  useLayoutEffect(() => {
+    if (!isFollowing.value) onScroll();
+  }, [all, after.value]);
+
   // Whatever makes the text longer: pieces of an answer, a formula that is drawn, a window that is made narrower.
   useEffect(() => {
     const box = scroll.current;
@@ -126,7 +131,7 @@ function Turns() {
     <>
       <div ref={scroll} class="scroll" onScroll={onScroll}>
         <div ref={column} class="column" role="log" aria-live="off" aria-label={t("nav.open")}>
-          {isLoading.value && <p class="status">{t("turn.earlier")}</p>}
+          {isLoading.value && <p class="status loading">{t("turn.earlier")}</p>}
           {drawn.map(elementFor)}
           {isAnswering.value && all.at(-1)?.value.status === undefined && <p class="note">{t("turn.other")}</p>}
         </div>

@@ -8,6 +8,7 @@ import { kindOf } from "./Citations.tsx";
 import { Confirm, Dialog } from "./Dialog.tsx";
 import { isMemoryOpen } from "./dialogs.ts";
 import { FailureNote } from "./FailureNote.tsx";
+import { useFocus } from "./focus.ts";
 import { Icon } from "./icons.tsx";
 
 /** What the assistant remembers of the user, and everything that can be done with it. */
@@ -18,7 +19,7 @@ export function MemoryPanel() {
     void memory.refresh();
   }, [settings.user.value, settings.token.value]);
   return (
-    <aside class="memory" aria-label={t("memory.title")} onKeyDown={(event) => event.key === "Escape" && (isMemoryOpen.value = false)}>
+    <aside class="memory" aria-label={t("memory.title")}>
       <header>
         <h2>{t("memory.title")}</h2>
         <button type="button" class="quiet" aria-label={t("dialog.close")} onClick={() => (isMemoryOpen.value = false)}>
@@ -96,19 +97,12 @@ function Search() {
 
 function Add() {
   const [isOpen, setOpen] = useState(false);
-  const [text, setText] = useState("");
-  const field = useId();
   const file = useRef<HTMLInputElement>(null);
-  const save = async (event: Event) => {
-    event.preventDefault();
-    if (text.trim() === "" || !(await memory.add(text.trim()))) return;
-    setText("");
-    setOpen(false);
-  };
+  const opener = useRef<HTMLButtonElement>(null);
   return (
     <div class="add">
       <div class="actions">
-        <button type="button" aria-expanded={isOpen} onClick={() => setOpen(!isOpen)}>
+        <button ref={opener} type="button" aria-expanded={isOpen} onClick={() => setOpen(!isOpen)}>
           <Icon name="plus" />
           {t("memory.add")}
         </button>
@@ -130,18 +124,29 @@ function Add() {
           }}
         />
       </div>
-      {isOpen && (
-        <form onSubmit={(event) => void save(event)}>
-          <label for={field}>{t("memory.add.label")}</label>
-          <textarea id={field} rows={3} autofocus value={text} onInput={(event) => setText(event.currentTarget.value)} />
-          <div class="actions">
-            <button type="submit" class="primary" disabled={text.trim() === "" || memory.isBusy.value}>
-              {t("memory.add.save")}
-            </button>
-          </div>
-        </form>
-      )}
+      {isOpen && <Note onClose={() => (setOpen(false), opener.current?.focus())} />}
     </div>
+  );
+}
+
+function Note({ onClose }: { onClose: () => void }) {
+  const [text, setText] = useState("");
+  const id = useId();
+  const field = useFocus<HTMLTextAreaElement>();
+  const save = async (event: Event) => {
+    event.preventDefault();
+    if (text.trim() !== "" && (await memory.add(text.trim()))) onClose();
+  };
+  return (
+    <form onSubmit={(event) => void save(event)}>
+      <label for={id}>{t("memory.add.label")}</label>
+      <textarea ref={field} id={id} rows={3} value={text} onInput={(event) => setText(event.currentTarget.value)} />
+      <div class="actions">
+        <button type="submit" class="primary" disabled={text.trim() === "" || memory.isBusy.value}>
+          {t("memory.add.save")}
+        </button>
+      </div>
+    </form>
   );
 }
 
@@ -248,13 +253,14 @@ function Entry({ memory: one }: { memory: Memory }) {
 
 function Correct({ memory: one, onClose }: { memory: Memory; onClose: () => void }) {
   const [text, setText] = useState(one.content);
+  const field = useFocus<HTMLTextAreaElement>();
   const save = async (event: Event) => {
     event.preventDefault();
     if (text.trim() !== "" && (await memory.correct(one, text.trim()))) onClose();
   };
   return (
     <form onSubmit={(event) => void save(event)}>
-      <textarea rows={4} autofocus aria-label={t("memory.edit.label")} value={text} onInput={(event) => setText(event.currentTarget.value)} />
+      <textarea ref={field} rows={4} aria-label={t("memory.edit.label")} value={text} onInput={(event) => setText(event.currentTarget.value)} />
       <div class="actions">
         <button type="submit" class="primary" disabled={text.trim() === "" || memory.isBusy.value}>
           {t("dialog.save")}
