@@ -9,8 +9,10 @@
 mod conversations;
 mod load;
 mod paced;
+mod paced_provider;
 mod process;
 mod provider;
+mod quantile;
 mod report;
 mod retrieval;
 mod server;

@@ -1,21 +1,16 @@
 //! What the service adds to talking to a provider directly: a provider in a process of its own writes into each delta when it
 //! sent it, and a client reads the deltas from it and through the service.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServiceClient, chat_response::Content};
 use futures_util::StreamExt as _;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    runtime::Runtime,
-    task::JoinSet,
-    time::{sleep_until, timeout},
-};
+use tokio::{runtime::Runtime, task::JoinSet, time::timeout};
 
 use crate::{
     LOG_LEVEL, Outcome,
     load::Target,
+    paced_provider::lateness,
     process::ServerProcess,
     report::{number, quantile},
     request,
@@ -90,16 +85,9 @@ impl Seen {
         if self.first_tokens.is_empty() {
             self.first_tokens.push(asked.elapsed().as_secs_f64() * 1e3);
         }
-        let sent: u64 = text.trim().parse()?;
-        self.lateness.push(now().saturating_sub(sent) as f64 / 1e6);
+        self.lateness.push(lateness(text).ok_or("a delta does not say when it was sent")?);
         Ok(())
     }
-}
-
-/// Nanoseconds since 1970, the same clock in all processes of a machine.
-fn now() -> u64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(elapsed.as_nanos()).unwrap_or_default()
 }
 
 async fn gathered(mut streams: JoinSet<Outcome<Seen>>) -> Outcome<Seen> {
@@ -163,50 +151,4 @@ pub async fn proxied_round(address: &str, streams: usize) -> Outcome<Seen> {
         });
     }
     gathered(tasks).await
-}
-
-/// A provider that writes into each delta when it sends it, one every `pace`.
-pub async fn serve(listener: TcpListener, pace: Duration) -> Outcome<()> {
-    loop {
-        let (socket, _) = listener.accept().await?;
-        socket.set_nodelay(true)?;
-        tokio::spawn(async move {
-            let mut socket = socket;
-            // A client that has gone ends its connection, and nothing else.
-            while answer(&mut socket, pace).await.is_ok() {}
-        });
-    }
-}
-
-async fn answer(socket: &mut TcpStream, pace: Duration) -> Outcome<()> {
-    let mut request = Vec::new();
-    let mut piece = [0; 16 * 1024];
-    loop {
-        let read = socket.read(&mut piece).await?;
-        if read == 0 {
-            return Err("the client has gone".into());
-        }
-        request.extend_from_slice(&piece[..read]);
-        let Some(end) = request.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
-        let head = String::from_utf8_lossy(&request[..end]).to_ascii_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
-        if request.len() >= end + 4 + length.unwrap_or_default() {
-            break;
-        }
-    }
-    socket
-        .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-        .await?;
-    let chunk = |event: &str| format!("{:x}\r\ndata: {event}\n\n\r\n", event.len() + 8);
-    let mut due = tokio::time::Instant::now();
-    for _ in 0..DELTAS {
-        sleep_until(due).await;
-        due += pace;
-        let event =
-            format!("{{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}},\"finish_reason\":null}}]}}", now());
-        socket.write_all(chunk(&event).as_bytes()).await?;
-    }
-    let end = "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}";
-    socket.write_all([&chunk(end), &chunk("[DONE]"), "0\r\n\r\n"].concat().as_bytes()).await?;
-    Ok(())
 }

@@ -1,4 +1,6 @@
-//! Numbers as text.
+//! Numbers beside each other.
+
+pub use crate::quantile::{number, quantile};
 
 /// A table of the two servers, printed as it grows.
 pub struct Table;
@@ -16,22 +18,7 @@ impl Table {
     }
 }
 
-/// A number with as many digits as are worth reading.
-pub fn number(value: f64) -> String {
-    let decimals = if value.abs() < 100.0 { 2 } else { 0 };
-    format!("{value:.decimals$}")
-}
-
 /// The middle of some numbers; not a number, if there are none.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     quantile(&mut values.into_iter().collect::<Vec<_>>(), 0.5)
-}
-
-/// The value below which a share of them lies; not a number, if there are none.
-pub fn quantile(values: &mut [f64], share: f64) -> f64 {
-    let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
-    values.sort_unstable_by(f64::total_cmp);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the share is between 0 and 1")]
-    let at = (last as f64 * share).round() as usize;
-    values[at]
 }

@@ -38,7 +38,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use crate::{Outcome, provider};
+use crate::{Outcome, paced_provider, provider};
 
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub fn run(role: Role, arguments: &[&str]) -> Outcome<()> {
                 let listener = TcpListener::bind("127.0.0.1:0").await?;
                 announce(listener.local_addr()?)?;
                 tokio::select! {
-                    result = provider::serve(listener, pace) => result,
+                    result = paced_provider::serve(listener, pace, provider::DELTAS) => result,
                     () = stop.cancelled() => Ok(()),
                 }
             }

@@ -60,3 +60,29 @@ fn both_readmes_show_the_same_commands() {
     };
     assert_eq!(blocks("README.md"), blocks("README.zh-CN.md"));
 }
+
+/// The lines without their indentation, which a snippet does not keep.
+fn unindented(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn snippets_for_clients_are_those_of_the_examples() {
+    let guide = read("docs/clients.md");
+    let mut snippets = 0;
+    for block in guide.split("```").skip(1).step_by(2) {
+        let (language, snippet) = block.split_once('\n').unwrap();
+        let examples: &[&str] = match language {
+            "go" => &["go/agent/agent.go", "go/chat/main.go", "go/bridge/main.go"],
+            "python" => &["python/chat.py"],
+            "ts" => &["connect-web/chat.ts"],
+            "js" => &["grpc-web/chat.js"],
+            _ => continue,
+        };
+        let snippet = unindented(snippet);
+        let is_real = examples.iter().any(|path| unindented(&read(&format!("examples/{path}"))).contains(&snippet));
+        assert!(is_real, "no example has\n{snippet}");
+        snippets += 1;
+    }
+    assert!(snippets > 0);
+}

@@ -1,0 +1,158 @@
+// Asks the agent service a question and types the answer as it comes.
+//
+//	go run ./chat [-cut-after N] [-stop-after N] [QUESTION]
+//
+// AGENT_URL, AGENT_USER and AGENT_TOKEN say where, for whom, and by which right.
+package main
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/sparkle/agent-service/examples/go/agent"
+	agentv1 "github.com/sparkle/gateway/gen/agent/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+var (
+	cutAfter  = flag.Int("cut-after", 0, "lose the connection after so many frames, and resume")
+	stopAfter = flag.Int("stop-after", 0, "stop the answer after so many frames, as a user does")
+)
+
+func main() {
+	flag.Parse()
+	if err := run(context.Background(), cmp.Or(flag.Arg(0), "Make me a calculus review plan")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, question string) error {
+	conn, err := agent.Connect(cmp.Or(os.Getenv("AGENT_URL"), "http://127.0.0.1:50051"), os.Getenv("AGENT_TOKEN"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	// The user of every call; where there is a token it must be the token's.
+	ctx = metadata.AppendToOutgoingContext(ctx, "user-id", cmp.Or(os.Getenv("AGENT_USER"), "ann"))
+	ctx, span := agent.Tracer.Start(ctx, "question")
+	defer span.End()
+
+	if err := remember(ctx, conn); err != nil {
+		return refused(err)
+	}
+	return ask(ctx, conn, question)
+}
+
+// remember stores a memory. The same id again replaces it.
+func remember(ctx context.Context, conn *grpc.ClientConn) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, err := agentv1.NewMemoryServiceClient(conn).AddMemories(ctx, &agentv1.AddMemoriesRequest{
+		Memories: []*agentv1.MemoryInput{{Id: "exam", Content: "The calculus exam is on the ninth of June"}},
+	})
+	return err
+}
+
+// ask shows one answer to its end, over as many connections as it takes.
+func ask(ctx context.Context, conn *grpc.ClientConn, question string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	request := &agentv1.ChatRequest{
+		RequestId: uuid.NewString(), // makes it one answer, however often it is asked for
+		Input:     &agentv1.ChatRequest_Message{Message: question},
+	}
+	var last *agentv1.ChatResponse
+	for attempt := 1; ; attempt++ {
+		var err error
+		last, err = read(ctx, conn, request, last)
+		// CANCELLED is what hanging up looks like.
+		lost := status.Code(err) == codes.Unavailable || status.Code(err) == codes.Canceled
+		switch {
+		case last.GetFinishReason() != agentv1.FinishReason_NULL:
+			return failed(last.GetError())
+		case last == nil || !lost || attempt == 5:
+			return refused(err)
+		}
+		fmt.Fprintln(os.Stderr, "[connection lost; resuming]")
+		time.Sleep(time.Duration(attempt) * 200 * time.Millisecond)
+	}
+}
+
+// read shows what comes after the last frame that was seen, and returns the new last one.
+func read(ctx context.Context, conn *grpc.ClientConn, request *agentv1.ChatRequest, last *agentv1.ChatResponse) (*agentv1.ChatResponse, error) {
+	ctx, hangUp := context.WithCancel(ctx)
+	defer hangUp()
+	isFirst := last == nil
+	if !isFirst {
+		ctx = metadata.AppendToOutgoingContext(ctx, "x-last-response-id", last.ResponseId)
+	}
+	stream, err := agentv1.NewAgentServiceClient(conn).StreamChat(ctx, request)
+	if err != nil {
+		return last, err
+	}
+	for frames := 1; ; frames++ {
+		frame, err := stream.Recv()
+		if err != nil {
+			return last, err
+		}
+		last = frame
+		show(frame)
+		if isFirst && frames == *cutAfter {
+			hangUp()
+		}
+		if isFirst && frames == *stopAfter {
+			stop := &agentv1.CancelTurnRequest{SessionId: frame.SessionId, RequestId: frame.RequestId}
+			if _, err := agentv1.NewConversationServiceClient(conn).CancelTurn(ctx, stop); err != nil {
+				return last, err
+			}
+		}
+	}
+}
+
+// show types the answer to standard output, and what else there is to tell to standard error.
+func show(frame *agentv1.ChatResponse) {
+	switch content := frame.Content.(type) {
+	case *agentv1.ChatResponse_StatusUpdate:
+		fmt.Fprintf(os.Stderr, "[%v] %s\n", content.StatusUpdate.State, content.StatusUpdate.Details)
+	case *agentv1.ChatResponse_Citations:
+		for _, citation := range content.Citations.Citations {
+			fmt.Fprintf(os.Stderr, "  %.2f  %s\n", citation.Score, citation.Content)
+		}
+	case *agentv1.ChatResponse_Delta:
+		fmt.Print(content.Delta)
+	case *agentv1.ChatResponse_Usage:
+		fmt.Println()
+		fmt.Fprintf(os.Stderr, "[%d tokens]\n", content.Usage.TotalTokens)
+	}
+}
+
+// failed is how an answer ended that had begun: by an error frame, if it has one.
+func failed(frame *agentv1.Error) error {
+	if frame == nil {
+		return nil
+	}
+	return fmt.Errorf("failed: %s: %s%s", frame.Code, frame.Message, hint(frame.Retryable))
+}
+
+// refused is why there is no answer: the gRPC status of the call.
+func refused(err error) error {
+	code := status.Code(err)
+	again := code == codes.Unavailable || code == codes.ResourceExhausted || code == codes.Aborted
+	return fmt.Errorf("refused: %v: %s%s", code, status.Convert(err).Message(), hint(again))
+}
+
+func hint(retryable bool) string {
+	if retryable {
+		return " (trying again may help)"
+	}
+	return ""
+}
