@@ -20,6 +20,7 @@ mod intruders;
 mod isolation;
 mod keywords;
 mod memories;
+mod page;
 #[path = "../postgres/mod.rs"]
 mod postgres;
 mod providers;

@@ -130,7 +130,7 @@ function Turns() {
   return (
     <>
       <div ref={scroll} class="scroll" onScroll={onScroll}>
-        <div ref={column} class="column" role="log" aria-live="off" aria-label={t("nav.open")}>
+        <div ref={column} class="column" role="log" aria-live="off" aria-label={t("turn.all")}>
           {isLoading.value && <p class="status loading">{t("turn.earlier")}</p>}
           {drawn.map(elementFor)}
           {isAnswering.value && all.at(-1)?.value.status === undefined && <p class="note">{t("turn.other")}</p>}

@@ -1,6 +1,6 @@
 import { useSignal } from "@preact/signals";
 import { useId, useState } from "preact/hooks";
-import { isAnswering, sessionId } from "../chat.ts";
+import { isAnswering, openNew, sessionId } from "../chat.ts";
 import type { Session } from "../gen/conversation_service_pb.ts";
 import { addressOf, goTo } from "../route.ts";
 import { sessions } from "../sessions.ts";
@@ -17,7 +17,7 @@ export function Sidebar() {
   const { list, next, failure, isLoaded } = sessions;
   return (
     <nav class={isListOpen.value ? "sidebar open" : "sidebar"} aria-label={t("nav.open")}>
-      <a class="button new" href={addressOf("")} onClick={() => (isListOpen.value = false)}>
+      <a class="button new" href={addressOf("")} onClick={startNew}>
         <Icon name="plus" />
         {t("nav.new")}
       </a>
@@ -29,7 +29,7 @@ export function Sidebar() {
         ))}
       </ul>
       {next.value !== "" && (
-        <button type="button" class="quiet" onClick={() => void sessions.more()}>
+        <button type="button" class="quiet" onClick={() => void sessions.more().catch(sessions.fail)}>
           {t("nav.more")}
         </button>
       )}
@@ -37,6 +37,12 @@ export function Sidebar() {
       {asked.value?.what === "delete" && <Delete session={asked.value.session} onClose={close} />}
     </nav>
   );
+}
+
+function startNew() {
+  isListOpen.value = false;
+  // The address is that of a new conversation already, so that nobody else hears of it.
+  if (sessionId.value === "") openNew();
 }
 
 function Entry({ session, onAsk }: { session: Session; onAsk: (what: "rename" | "delete") => void }) {

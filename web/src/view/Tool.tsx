@@ -1,4 +1,5 @@
 import { useId, useState } from "preact/hooks";
+import { isAnswering } from "../chat.ts";
 import { t } from "../text.ts";
 import type { ToolUse } from "../turn.ts";
 import { Icon } from "./icons.tsx";
@@ -50,6 +51,8 @@ function ResultForm({ name, onResult }: { name: string } & Pick<Props, "onResult
   const [field, hint] = [useId(), useId()];
   const send = (event: Event) => {
     event.preventDefault();
+    // A conversation takes one result at a time.
+    if (isAnswering.value) return;
     try {
       JSON.parse(text);
     } catch {
@@ -78,10 +81,10 @@ function ResultForm({ name, onResult }: { name: string } & Pick<Props, "onResult
         {isWrong ? t("tool.notJson") : ""}
       </p>
       <div class="actions">
-        <button type="submit" class="primary">
+        <button type="submit" class="primary" disabled={isAnswering.value}>
           {t("tool.send")}
         </button>
-        <button type="button" onClick={() => onResult({ isError: true, text: text === "{}" ? t("tool.failed") : text })}>
+        <button type="button" disabled={isAnswering.value} onClick={() => onResult({ isError: true, text: text === "{}" ? t("tool.failed") : text })}>
           {t("tool.fail")}
         </button>
       </div>
