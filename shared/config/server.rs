@@ -35,6 +35,8 @@ pub struct ServerConfig {
     pub web_page: bool,
     /// How long open streams may go on after a signal to stop.
     pub shutdown_grace: Duration,
+    /// Whether callers prove who they are, or a gateway does. If not, calls of pages of other origins are refused.
+    pub callers_are_known: bool,
     /// Origins of web pages that may call; empty = pages on this machine.
     pub allowed_origins: Vec<String>,
 }
@@ -70,6 +72,7 @@ impl ServerConfig {
             health: reader.switch(GRPC_HEALTH).unwrap_or(true),
             web_page: reader.switch(WEB_PAGE).unwrap_or(true),
             shutdown_grace: reader.seconds(SHUTDOWN_GRACE_SECONDS, 5.0, false),
+            callers_are_known: auth != Auth::None,
             allowed_origins: read_origins(reader),
         }
     }

@@ -6,7 +6,7 @@ mod unread;
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::watch,
@@ -20,7 +20,7 @@ use tonic::{
     transport::{Identity, Server as TonicServer, ServerTlsConfig, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower_http::{cors::CorsLayer, validate_request::ValidateRequestHeaderLayer};
+use tower_http::validate_request::{ValidateRequest, ValidateRequestHeaderLayer};
 
 use crate::{
     config::{ServerConfig, TlsFiles},
@@ -91,7 +91,7 @@ pub struct Listener {
     server: TonicServer,
     socket: TcpListener,
     address: SocketAddr,
-    cors: CorsLayer,
+    origins: cors::Origins,
     page: page::PageLayer,
 }
 
@@ -102,12 +102,12 @@ impl Listener {
     /// A TLS file or an origin can not be used, or the address can not be listened on.
     pub async fn bind(config: &ServerConfig) -> Result<Self, ServerError> {
         let server = configured(config)?;
-        let cors = cors::layer(&config.allowed_origins)?;
+        let origins = cors::Origins::from_config(config)?;
         let address = config.address();
         let bind = |source| ServerError::Bind { address, source };
         let socket = listen(address).map_err(bind)?;
         let address = socket.local_addr().map_err(bind)?;
-        Ok(Self { server, socket, address, cors, page: page::PageLayer { is_on: config.web_page } })
+        Ok(Self { server, socket, address, origins, page: page::PageLayer { is_on: config.web_page } })
     }
 
     /// The address that is listened on, with the real port.
@@ -123,11 +123,12 @@ impl Listener {
     pub async fn serve(self, routes: Routes, stop: CancellationToken) -> Result<(), ServerError> {
         // The builder's own setting counts only where the builder listens.
         let incoming = TcpIncoming::from(self.socket).with_nodelay(Some(true));
+        let origins = self.origins;
         self.server
-            .layer(self.cors)
+            .layer(origins.layer())
             .layer(self.page)
             .layer(unread::UnreadLayer)
-            .layer(ValidateRequestHeaderLayer::custom(admit))
+            .layer(ValidateRequestHeaderLayer::custom(Gate { origins }))
             .layer(tonic_web::GrpcWebLayer::new())
             .layer(StatusLayer)
             .add_routes(routes)
@@ -256,12 +257,26 @@ fn configured(config: &ServerConfig) -> Result<TonicServer, ServerError> {
     }
 }
 
-/// Lets calls of gRPC and gRPC-Web pass.
-#[expect(clippy::result_large_err, reason = "the signature is that of tower-http")]
-fn admit<B>(request: &mut Request<B>) -> Result<(), Response<Body>> {
-    let method = request.method().clone();
-    let admitted = admission::admit(&method, request.headers_mut(), admission::GRPC_AND_GRPC_WEB);
-    admitted.map(drop).map_err(|refused| refused.map(|()| Body::empty()))
+/// Lets calls of gRPC and gRPC-Web pass, but for those of pages that must not call.
+#[derive(Clone)]
+struct Gate {
+    origins: cors::Origins,
+}
+
+impl<B> ValidateRequest<B> for Gate {
+    type ResponseBody = Body;
+
+    fn validate(&mut self, request: &mut Request<B>) -> Result<(), Response<Body>> {
+        let method = request.method().clone();
+        let admitted = admission::admit(&method, request.headers_mut(), admission::GRPC_AND_GRPC_WEB);
+        admitted.map(drop).map_err(|refused| refused.map(|()| Body::empty()))?;
+        if self.origins.refuse(request.headers()) {
+            let mut refused = Response::new(Body::empty());
+            *refused.status_mut() = StatusCode::FORBIDDEN;
+            return Err(refused);
+        }
+        Ok(())
+    }
 }
 
 /// Tells the health of each service, and of the server as a whole (the empty name).

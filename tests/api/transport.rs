@@ -141,6 +141,26 @@ async fn a_page_may_read_why_it_was_refused() {
 }
 
 #[tokio::test]
+async fn a_page_whose_name_came_to_mean_this_machine_is_refused_unless_callers_prove_who_they_are() {
+    let page = "http://rebound.example:50051";
+    let secret = ("JWT_SECRET", "a secret that is long enough for the tests");
+    for (variables, origin, status) in [
+        (vec![], page, 403),
+        (vec![], "null", 403),
+        (vec![], "http://127.0.0.1:50051", 200),
+        (vec![("ALLOWED_ORIGINS", "https://app.example")], page, 403),
+        (vec![("ALLOWED_ORIGINS", "https://app.example")], "https://app.example", 200),
+        (vec![("ALLOWED_ORIGINS", "https://app.example")], "http://localhost:50051", 200),
+        (vec![("ALLOWED_ORIGINS", "*")], page, 200),
+        (vec![("AUTH", "jwt"), secret], page, 200),
+    ] {
+        let server = TestServer::start(&variables).await;
+        let response = web_call(&server, "StreamChat", &ask("hi"), origin).await;
+        assert_eq!(response.status(), status, "{variables:?} {origin}");
+    }
+}
+
+#[tokio::test]
 async fn a_preflight_allows_the_headers_of_clients_to_allowed_origins_only() {
     let preflight = async |server: &TestServer, origin: &str| {
         let url = format!("http://{}/agent.v1.AgentService/StreamChat", server.address);

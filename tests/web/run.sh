@@ -4,7 +4,7 @@
 #
 #   tests/web/run.sh PATH_TO_AGENT_LOCAL
 #
-# Pictures of the page are left in WEB_CACHE/images; those of docs/images are taken from there.
+# With ONLY=WORDS, only the checks of the page whose sentence has these words. Pictures of the page are left in WEB_CACHE/images; those of docs/images are taken from there.
 # Needs cargo, python3, Node 20 or later with npm, and Chromium (at CHROMIUM, or /usr/bin/chromium). All that it installs is pinned and kept in WEB_CACHE (target/web if not set);
 # the checks run there as well, so that the sources stay as they are. Ports are free ones, and no .env file is read.
 set -euo pipefail
@@ -131,11 +131,15 @@ await_line "$watch_pid" "$scratch/watch.log" 'starting Runtime server' 900
 
 # ---- the clients ----
 functions_url=http://127.0.0.1:$functions_port/lambda-url
+# Both run, whatever comes of the first.
+checks() {
+  local ended=0
+  [[ -n ${ONLY-} ]] || node "$cache/checks.js" "$provider_port" "$functions_url" "$server_url" || ended=$?
+  node "$cache/page.js" "$provider_port" "$functions_url" "$server_url" "$guarded_url" "$jwt_secret" "$cache/images" || ended=$?
+  return "$ended"
+}
 status=0
-{
-  [[ -n ${ONLY-} ]] || node "$cache/checks.js" "$provider_port" "$functions_url" "$server_url"
-  node "$cache/page.js" "$provider_port" "$functions_url" "$server_url" "$guarded_url" "$jwt_secret" "$cache/images"
-} | tee "$scratch/results" || status=$?
+checks | tee "$scratch/results" || status=$?
 passed=$(grep -c '^ok  ' "$scratch/results" || true)
 failed=$(grep -c '^FAIL  ' "$scratch/results" || true)
 if (( status != 0 || failed > 0 )); then

@@ -1,6 +1,6 @@
 // The conversation that is open: its turns, the one that is being answered, and what a user does to it.
 
-import { create, fromJsonString, toJsonString } from "@bufbuild/protobuf";
+import { create, fromJsonString, toJsonString, type MessageInitShape } from "@bufbuild/protobuf";
 import { signal, type Signal } from "@preact/signals";
 import { failureOf } from "./failure.ts";
 import { ChatRequestSchema, FinishReason, type ChatRequest, type ChatResponse } from "./gen/agent_service_pb.ts";
@@ -153,7 +153,6 @@ export async function retry(failed: Signal<Turn>): Promise<void> {
 /** Hands in what came of a tool that the client was asked to run. */
 export async function handIn(turn: Signal<Turn>, tool: ToolUse, result: { isError: boolean; text: string }): Promise<void> {
   const value = { toolCallId: tool.id, toolName: tool.name, resultJson: result.isError ? "" : result.text, isError: result.isError, errorMessage: result.isError ? result.text : "" };
-  answerTool(turn, tool.id, result);
   await call(turn, requestFor({ case: "toolResult", value }));
 }
 
@@ -168,13 +167,13 @@ export async function stop(): Promise<void> {
   if (!cancelled) stopped.abort.abort();
 }
 
-function requestFor(input: { case: "message"; value: string } | { case: "toolResult"; value: Record<string, unknown> }): ChatRequest {
+function requestFor(input: NonNullable<MessageInitShape<typeof ChatRequestSchema>["input"]>): ChatRequest {
   const { language, nickname, tools, recall } = settings;
   return create(ChatRequestSchema, {
     userId: userId(),
     sessionId: sessionId.value,
     requestId: crypto.randomUUID(),
-    input: input as never,
+    input,
     userProfile: {
       nickname: nickname.value.trim(),
       language: language.value === "zh" ? "zh-CN" : "en",
@@ -193,6 +192,11 @@ function addTurn(request: ChatRequest): Signal<Turn> {
 
 /** Runs one request of a turn to its end; false where the turn can not go on. */
 async function call(turn: Signal<Turn>, request: ChatRequest): Promise<boolean> {
+  if (request.input.case === "toolResult") {
+    const { toolCallId, isError, resultJson, errorMessage } = request.input.value;
+    answerTool(turn, toolCallId, { isError, text: isError ? errorMessage : resultJson });
+  }
+  // What a run that begins anew begins with.
   const before = turn.value;
   const turnedTo = opened.value;
   const abort = new AbortController();
@@ -200,10 +204,6 @@ async function call(turn: Signal<Turn>, request: ChatRequest): Promise<boolean> 
   isAnswering.value = true;
   turn.value = { ...before, status: before.status ?? "thinking", statusText: "" };
   unfinished = [...unfinished, request];
-  if (request.input.case === "toolResult") {
-    const { toolCallId, isError, resultJson, errorMessage } = request.input.value;
-    answerTool(turn, toolCallId, { isError, text: isError ? errorMessage : resultJson });
-  }
   remember(sessionId.value);
 
   const deltas = new Deltas((text) => (turn.value = withText(turn.value, text)));

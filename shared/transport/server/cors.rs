@@ -1,9 +1,15 @@
 //! Which web pages may call.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, Method, header::InvalidHeaderValue, request::Parts};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method,
+    header::{self, InvalidHeaderValue},
+    request::Parts,
+};
 use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::config::ServerConfig;
 
 /// Headers that clients send. They are listed by name, because `*` does not cover `authorization`.
 const REQUEST_HEADERS: [&str; 12] = [
@@ -25,21 +31,49 @@ const RESPONSE_HEADERS: [&str; 5] =
     ["grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms", "x-retrieval"];
 const MAX_AGE: Duration = Duration::from_hours(2);
 
-/// Lets in the origins that are configured or, if none is, pages that this machine serves.
-pub(super) fn layer(allowed_origins: &[String]) -> Result<CorsLayer, InvalidHeaderValue> {
-    let origins = if allowed_origins.is_empty() {
-        AllowOrigin::predicate(|origin: &HeaderValue, _: &Parts| is_of_this_machine(origin))
-    } else if allowed_origins.iter().any(|origin| origin == "*") {
-        AllowOrigin::any()
-    } else {
-        AllowOrigin::list(allowed_origins.iter().map(|origin| origin.parse()).collect::<Result<Vec<_>, _>>()?)
-    };
-    Ok(CorsLayer::new()
-        .allow_origin(origins)
-        .allow_methods([Method::POST])
-        .allow_headers(REQUEST_HEADERS.map(HeaderName::from_static))
-        .expose_headers(RESPONSE_HEADERS.map(HeaderName::from_static))
-        .max_age(MAX_AGE))
+/// Origins of pages that may call: those that are configured or, if none is, pages that this machine serves.
+#[derive(Debug, Clone)]
+pub(super) struct Origins {
+    /// `None` = all.
+    listed: Option<Arc<[HeaderValue]>>,
+    /// Whoever can reach the port is let in, because no caller proves who it is.
+    is_open: bool,
+}
+
+impl Origins {
+    pub(super) fn from_config(config: &ServerConfig) -> Result<Self, InvalidHeaderValue> {
+        let configured = &config.allowed_origins;
+        let listed = if configured.iter().any(|origin| origin == "*") {
+            None
+        } else {
+            Some(configured.iter().map(|origin| origin.parse()).collect::<Result<_, _>>()?)
+        };
+        Ok(Self { listed, is_open: !config.callers_are_known })
+    }
+
+    /// Tells browsers which pages may call.
+    pub(super) fn layer(&self) -> CorsLayer {
+        let origins = match &self.listed {
+            None => AllowOrigin::any(),
+            Some(listed) if listed.is_empty() => {
+                AllowOrigin::predicate(|origin: &HeaderValue, _: &Parts| is_of_this_machine(origin))
+            }
+            Some(listed) => AllowOrigin::list(listed.iter().cloned()),
+        };
+        CorsLayer::new()
+            .allow_origin(origins)
+            .allow_methods([Method::POST])
+            .allow_headers(REQUEST_HEADERS.map(HeaderName::from_static))
+            .expose_headers(RESPONSE_HEADERS.map(HeaderName::from_static))
+            .max_age(MAX_AGE)
+    }
+
+    /// Whether a call is of a page that must not be let in. A page whose host's name comes to mean this machine only after it was
+    /// loaded is of the same origin for the browser, which then asks nobody. Only where callers prove who they are is that no harm.
+    pub(super) fn refuse(&self, headers: &HeaderMap) -> bool {
+        let Some(origin) = headers.get(header::ORIGIN).filter(|_| self.is_open) else { return false };
+        self.listed.as_ref().is_some_and(|listed| !listed.contains(origin) && !is_of_this_machine(origin))
+    }
 }
 
 fn is_of_this_machine(origin: &HeaderValue) -> bool {
