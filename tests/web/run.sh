@@ -113,7 +113,8 @@ serve() { # NAME VARIABLE…
 url_of() { # NAME
   sed -n 's|.*address *\(http://127\.0\.0\.1:[0-9]\{1,\}\).*|\1|p' "$scratch/$1.out.log" | head -n 1
 }
-serve server "${settings[@]}" TOOLS_FILE="$scratch/tools.json" AGENT_DATA_DIR="$scratch/data"
+# So long a grace that an answer ends only because it is finished or stopped.
+serve server "${settings[@]}" RESUME_GRACE_SECONDS=3600 TOOLS_FILE="$scratch/tools.json" AGENT_DATA_DIR="$scratch/data"
 server_pid=$!
 await_line "$server_pid" "$scratch/server.out.log" '^Ready\.' 120
 server_url=$(url_of server)

@@ -1,6 +1,7 @@
 // What a user does with a conversation.
 
 import assert from "node:assert/strict";
+import { within } from "../frames.js";
 import { PHONE, Relay } from "./browser.js";
 
 const EVIL = '<img src=x onerror="window.hacked = true"> [press](javascript:window.hacked=true) <script>window.hacked = true</script>';
@@ -66,7 +67,7 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     turn.say("This is the beginning");
     await window.shows(window.lastAnswer, "This is the beginning");
     await window.button("Stop").click();
-    await turn.closed;
+    await within(turn.closed, "the end of the provider's call");
     await window.button("Send").waitFor();
     await window.shows(window.lastAnswer, "This is the beginning");
     await window.page.reload();
@@ -234,7 +235,7 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     turn.say("Here");
     await window.shows(window.lastAnswer, "Here");
     await page.keyboard.press("Escape");
-    await turn.closed;
+    await within(turn.closed, "the end of the provider's call");
     await window.button("Send").waitFor();
     await tabTo("Memory", true);
     await page.keyboard.press("Enter");
