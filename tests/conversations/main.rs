@@ -98,7 +98,8 @@ cases! {
         conversations_are_deleted_with_everything_of_them
         all_of_a_user_can_be_deleted
         what_was_used_is_forgotten_with_all
-        a_deletion_beside_an_end_leaves_nothing_by_halves;
+        a_deletion_beside_an_end_leaves_nothing_by_halves
+        a_deletion_beside_a_run_without_the_lease_leaves_nothing_by_halves;
     isolation:
         users_have_nothing_in_common;
 }

@@ -347,3 +347,25 @@ pub async fn a_deletion_beside_an_end_leaves_nothing_by_halves(place: &Place) {
         is_gone(place, &id, &[&name]).await;
     }
 }
+
+pub async fn a_deletion_beside_a_run_without_the_lease_leaves_nothing_by_halves(place: &Place) {
+    let user = place.user("ann");
+    for round in 0..16 {
+        let id = format!("s{round}");
+        let which = Sessions::These(vec![session(&id)]);
+        let talk = async {
+            // So that the end meets the deletion at each of its steps.
+            for _ in 0..round {
+                place.store.session(&user, &session(&id)).await.unwrap();
+            }
+            let run = NewRun { takes_session: false, ..place.run(&id, &format!("r{round}")) };
+            let lease = place.start(&run).await;
+            place.store.finish(&lease, &Ending { turn: Some(turn(b"y")), ..ending(1) }).await
+        };
+        let (deleted, ended) = tokio::join!(place.store.delete(&user, &which), talk);
+        let there = place.store.session(&user, &session(&id)).await.unwrap().map_or(0, |session| session.turns);
+        let turns = place.store.turns(&user, &session(&id), None, 10).await.unwrap();
+        assert_eq!(turns.len(), there as usize, "{deleted:?}, {ended:?}");
+        assert!(matches!(ended, Ok(()) | Err(StoreError::LeaseLost)), "{ended:?}");
+    }
+}

@@ -113,8 +113,8 @@ serve() { # NAME VARIABLE…
 url_of() { # NAME
   sed -n 's|.*address *\(http://127\.0\.0\.1:[0-9]\{1,\}\).*|\1|p' "$scratch/$1.out.log" | head -n 1
 }
-# So long a grace that an answer ends only because it is finished or stopped.
-serve server "${settings[@]}" RESUME_GRACE_SECONDS=3600 TOOLS_FILE="$scratch/tools.json" AGENT_DATA_DIR="$scratch/data"
+# So much patience that an answer ends only because it is finished or stopped.
+serve server "${settings[@]}" RESUME_GRACE_SECONDS=3600 LLM_IDLE_TIMEOUT_SECONDS=300 TOOLS_FILE="$scratch/tools.json" AGENT_DATA_DIR="$scratch/data"
 server_pid=$!
 await_line "$server_pid" "$scratch/server.out.log" '^Ready\.' 120
 server_url=$(url_of server)

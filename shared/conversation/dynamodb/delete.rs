@@ -28,7 +28,7 @@ const BATCH: usize = 25;
 /// Conversations that are deleted at a time.
 const AT_ONCE: usize = 4;
 /// How often is deleted, if there is always something again.
-const PASSES: u32 = 3;
+const PASSES: u32 = 10;
 /// Between two requests of which the first one was too much.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -76,14 +76,19 @@ impl DynamoConversations {
             let lease = lease_of_nobody(holder, Timestamp::now(), DELETION);
             self.table.apply(Write::put(held.clone(), lease)).await?;
             self.remove_runs(user, session).await?;
+            let turns = self.table.get(head.clone()).await?.and_then(|mut head| head.remove(TURNS));
             let owned = format!("part/{}/", session_owner(session));
             for prefix in [turns_of(session), owned, format!("result/{session}/")] {
                 self.table.delete_prefix(user, &prefix).await?;
             }
-            let was_there = self.table.get(head.clone()).await?.is_some_and(|head| head.contains_key(TURNS));
+            let was_there = turns.is_some();
             let free = Write::delete(held.clone()).when("holder = :holder").value(":holder", text(holder));
-            let last = vec![free, Write::delete(head.clone()), Write::delete(Key::pending(user, session))];
-            // Where the lease is lost, something may have begun.
+            let gone = match turns {
+                Some(turns) => Write::delete(head.clone()).when("turns = :turns").value(":turns", turns),
+                None => Write::check(head.clone()).when("attribute_not_exists(turns)"),
+            };
+            // Where the lease is lost, something may have begun; and a turn that had waited may have ended beside it.
+            let last = vec![free, gone, Write::delete(Key::pending(user, session))];
             if let Transacted::Done = self.table.transact(last).await? {
                 return Ok(was_there);
             }
