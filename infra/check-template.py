@@ -73,6 +73,12 @@ def mistakes(template: dict) -> list[str]:
     if not expiry or deployed["TimeToLiveSpecification"]["AttributeName"] != expiry.group(1):
         found.append("ConversationsTable expires by another attribute than keys.rs has in EXPIRES")
 
+    # Which kinds of writes are in a transaction depends on what there is, and what stands in for DynamoDB asks for no rights.
+    for name, role in template["Resources"].items():
+        if role["Type"] == "AWS::IAM::Role" and "dynamodb:DeleteItem" in str(role):
+            if "dynamodb:ConditionCheckItem" not in str(role):
+                found.append(f"{name} may write transactions without their checks")
+
     for guide in sorted((ROOT / "infra").glob("README*.md")):
         explained = set(re.findall(r"^\| `([A-Z][a-z][A-Za-z]*)` \|", guide.read_text(), re.M))
         for parameter in sorted(set(template["Parameters"]) ^ explained):

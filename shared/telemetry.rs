@@ -22,7 +22,12 @@ pub(crate) const LOG_FORMAT: &str = "LOG_FORMAT";
 const DEFAULT_FILTER: &str = "info,sqlx::postgres::notice=warn";
 
 /// Crates whose records below `info` quote what they carry: events, headers with tokens, texts of users.
-const CARRIERS: [&str; 9] = [
+const CARRIERS: [&str; 14] = [
+    "aws_sdk_dynamodb",
+    "aws_sigv4",
+    "aws_smithy_http_client",
+    "aws_smithy_runtime",
+    "aws_smithy_runtime_api",
     "h2",
     "hyper",
     "hyper_util",

@@ -1,11 +1,11 @@
 //! Learning from the turns of the queue, in a process that lives as long as a server does.
 
-use std::{collections::HashSet, future::ready, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::HashSet, future::ready, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +61,7 @@ impl Learning {
         let mut under_way = FuturesUnordered::new();
         let mut users: HashSet<UserId> = HashSet::new();
         let mut is_reported = false;
+        let mut rests_until = Instant::now();
         loop {
             if under_way.is_empty() {
                 tokio::select! {
@@ -69,7 +70,7 @@ impl Learning {
                     () = stop.cancelled() => break,
                 }
             }
-            if under_way.len() < AT_ONCE {
+            if under_way.len() < AT_ONCE && Instant::now() >= rests_until {
                 match self.jobs.users_due(2 * AT_ONCE).await {
                     Ok(due) => {
                         is_reported = false;
@@ -87,7 +88,13 @@ impl Learning {
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some((user, _)) = under_way.next(), if !under_way.is_empty() => drop(users.remove(&user)),
+                Some((user, is_settled)) = under_way.next(), if !under_way.is_empty() => {
+                    users.remove(&user);
+                    if !is_settled {
+                        // Somebody else is at it, or the database can be read and not written: at once it would be the same again.
+                        rests_until = Instant::now() + LOOK;
+                    }
+                }
                 () = self.bell.notified(), if under_way.len() < AT_ONCE => {}
                 () = sleep(LOOK) => {}
             }
@@ -99,7 +106,7 @@ impl Learning {
     }
 
     /// Learns from all turns that are due, of all users, and tells how many jobs were settled: for a process that does not live
-    /// on. No turn is begun after `until`.
+    /// on. What is under way at `until` is put back.
     ///
     /// # Errors
     /// The database failed.
@@ -109,7 +116,14 @@ impl Learning {
         while Instant::now() < until {
             let due = self.jobs.users_due(AT_ONCE).await?;
             let under_way: FuturesUnordered<_> = due.into_iter().map(|user| self.next_of(user, &stop)).collect();
-            let now = under_way.filter(|(_, is_settled)| ready(*is_settled)).count().await;
+            let mut settling = pin!(under_way.filter(|(_, is_settled)| ready(*is_settled)).count());
+            let now = tokio::select! {
+                now = &mut settling => now,
+                () = sleep_until(until) => {
+                    stop.cancel();
+                    settling.await
+                }
+            };
             // Whatever is still due somebody else is at, or it can not be taken.
             if now == 0 {
                 break;

@@ -155,7 +155,7 @@ impl Door {
         call.is_for(&wish.session, &wish.request, self.assistant.model.name(model));
         match &self.runs {
             Some(runs) => self.begin_or_attach(runs, trace, wish, over).await,
-            None => self.begin_straight(trace, wish, over, false),
+            None => self.begin_straight(trace, wish, over, self.place(), false),
         }
     }
 
@@ -206,6 +206,7 @@ impl Door {
         trace: TraceId,
         wish: Wish,
         over: impl Future<Output = Failure> + Send + 'static,
+        place: Result<OwnedSemaphorePermit, TurnedAway>,
         is_told: bool,
     ) -> Result<Admitted, TurnedAway> {
         if wish.last_seen.is_some() {
@@ -213,7 +214,7 @@ impl Door {
         }
         // Nothing that could wait for a result is kept.
         let ChatInput::Message(turn) = wish.input else { return Err(unknown_call().into()) };
-        let place = self.place()?;
+        let place = place?;
         let events: Events = Box::pin(self.assistant.clone().turn(*turn, over));
         let events = Box::pin(events_or_defect(events));
         let way = Way::Straight { events, maker: wish.maker_of.with("").not_kept(is_told), number: 0, _place: place };
@@ -244,7 +245,7 @@ impl Door {
         let admission = match runs.store.admit(&run).await {
             Err(error) if error.is_out_of_reach() && needs_nothing_kept => {
                 tracing::warn!(%error, "the store of conversations is out of reach; the turn is answered and not kept");
-                return self.begin_straight(trace, wish, over, true);
+                return self.begin_straight(trace, wish, over, place, true);
             }
             admission => admission?,
         };

@@ -161,11 +161,11 @@ impl ConversationService for ConversationApi {
             let runs = self.runs()?;
             if let Some(request) = &request {
                 // At once, if it runs here; elsewhere it is heard of within a second.
-                runs.cancel(&user, request);
+                runs.cancel(&user, &session, request);
             }
             let cancelled = runs.store.cancel(&user, &session, request.as_ref()).await?;
             if let Some(request) = &cancelled {
-                runs.cancel(&user, request);
+                runs.cancel(&user, &session, request);
             }
             Ok::<_, ConversationError>(pb::CancelTurnResponse {
                 cancelled: cancelled.is_some(),

@@ -39,6 +39,11 @@ impl Envelope {
         Self { response_id: Uuid::now_v7().simple().to_string(), session, request, trace }
     }
 
+    /// The conversation that it is of.
+    pub(super) fn session(&self) -> &SessionId {
+        &self.session
+    }
+
     /// The same stream again, from what [`Envelope::to_bytes`] gave.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let head = pb::ChatResponse::decode(bytes).ok()?;

@@ -220,7 +220,10 @@ async fn a_conversation_answers_one_request_at_a_time() {
         assert!(details.retry_info().unwrap().retry_delay.unwrap() <= Duration::from_secs(30));
     }
     assert_eq!(session(&server, "s").await.unwrap_err().code(), Code::NotFound, "there is no turn yet");
-    assert!(cancel(&server, "s", "").await.cancelled);
+    // In another conversation it does not run: then it would be stopped already.
+    assert!(!cancel(&server, "t", "one").await.cancelled);
+    let stopped = cancel(&server, "s", "").await;
+    assert!(stopped.cancelled && stopped.request_id == "one", "{stopped:?}");
     rest(first).await;
     provider.script(answers("free")).await;
     assert_eq!(joined_deltas(&server.chat(request("two", "s", "hi")).await.unwrap()), "free");

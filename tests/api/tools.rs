@@ -2,7 +2,9 @@
 
 use std::{io::Write as _, path::Path};
 
-use agent_service::proto::agent_v1::{self as pb, chat_request::Input, chat_response::Content};
+use agent_service::proto::agent_v1::{
+    self as pb, chat_request::Input, chat_response::Content, conversation_service_client::ConversationServiceClient,
+};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -359,6 +361,25 @@ async fn a_resumed_turn_that_fails_can_be_resumed_again_and_no_result_is_lost() 
     provider.script(answers("noon")).await;
     assert_eq!(joined_deltas(&chat(&server, result("c", "12")).await), "noon");
     refused(&server, result("c", "12")).await;
+}
+
+#[tokio::test]
+async fn a_resumed_turn_that_is_cut_is_kept_once_when_it_is_whole() {
+    let provider = FakeProvider::start().await;
+    let tools = tools_file();
+    let server = server(&provider, tools.path()).await;
+    provider.script(wants("c", "now", &json!({}))).await;
+    chat(&server, question("time?")).await;
+    let half = format!("data: {}\n\n", delta("half")).into_bytes();
+    provider.script(vec![Step::Send(head(200, "text/event-stream")), Step::Send(half), Step::Reset]).await;
+    let frames = chat(&server, result("c", "12")).await;
+    assert!(error_of(&frames).retryable);
+    provider.script(answers("noon")).await;
+    assert_eq!(joined_deltas(&chat(&server, result("c", "12")).await), "noon");
+    let mut conversations = ConversationServiceClient::new(server.channel.clone());
+    let wanted = pb::GetSessionRequest { user_id: "ann".into(), session_id: "s".into(), ..Default::default() };
+    let kept = conversations.get_session(wanted).await.unwrap().into_inner().turns;
+    assert_eq!(kept.iter().map(|turn| turn.interrupted).collect::<Vec<_>>(), [false]);
 }
 
 #[tokio::test]

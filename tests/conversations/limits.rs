@@ -5,7 +5,7 @@ use std::time::Duration;
 use agent_service::conversation::{Admission, Ending, Lease, Limit, Limits, NewRun, Outcome};
 use futures_util::future::join_all;
 
-use crate::place::{Place, ending, started, within_one_minute};
+use crate::place::{Place, ending, started, within, within_one_minute};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -97,34 +97,38 @@ pub async fn an_admission_that_is_taken_back_does_not_count(place: &Place) {
 
 pub async fn streams_are_counted_while_they_live(place: &Place) {
     let limits = Limits { concurrent_streams: 2, ..PLENTY };
-    let ask = |number| asked(place, "ann", number, limits);
-    let first = place.start(&ask(1)).await;
-    place.backdoor.let_pass(Duration::from_secs(10)).await;
-    // One that takes no conversation is one as well.
-    let second = place.start(&NewRun { takes_session: false, ..ask(2) }).await;
-    let (limit, retry_after) = over(place.store.admit(&ask(3)).await.unwrap());
-    assert_eq!(limit, Limit::ConcurrentStreams);
-    assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_secs(20), "{retry_after:?}");
-    place.start(&asked(place, "bob", 3, limits)).await;
-    assert!(matches!(place.store.admit(&ask(1)).await.unwrap(), Admission::Known { .. }));
-    end(place, &second, 0).await;
-    let third = place.start(&ask(3)).await;
-    over(place.store.admit(&ask(4)).await.unwrap());
-    // The dead do not count.
-    place.store.checkpoint(&third, None).await.unwrap();
-    place.backdoor.let_pass(Duration::from_secs(25)).await;
-    let fourth = place.start(&ask(4)).await;
-    over(place.store.admit(&ask(5)).await.unwrap());
-    place.store.abandon(&fourth).await.unwrap();
-    place.start(&ask(5)).await;
-    // Unless they come back.
-    place.store.checkpoint(&first, None).await.unwrap();
-    over(place.store.admit(&ask(6)).await.unwrap());
-    // One that is started anew does not stand in its own way.
-    place.let_leases_expire().await;
-    place.start(&ask(1)).await;
-    place.start(&ask(3)).await;
-    over(place.store.admit(&ask(5)).await.unwrap());
+    within(Duration::from_secs(5), async |attempt| {
+        let user = format!("ann{attempt}");
+        let ask = |number| asked(place, &user, number, limits);
+        let first = place.start(&ask(1)).await;
+        place.backdoor.let_pass(Duration::from_secs(10)).await;
+        // One that takes no conversation is one as well.
+        let second = place.start(&NewRun { takes_session: false, ..ask(2) }).await;
+        let (limit, retry_after) = over(place.store.admit(&ask(3)).await.unwrap());
+        assert_eq!(limit, Limit::ConcurrentStreams);
+        assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_secs(20), "{retry_after:?}");
+        place.start(&asked(place, &format!("bob{attempt}"), 3, limits)).await;
+        assert!(matches!(place.store.admit(&ask(1)).await.unwrap(), Admission::Known { .. }));
+        end(place, &second, 0).await;
+        let third = place.start(&ask(3)).await;
+        over(place.store.admit(&ask(4)).await.unwrap());
+        // The dead do not count.
+        place.store.checkpoint(&third, None).await.unwrap();
+        place.backdoor.let_pass(Duration::from_secs(25)).await;
+        let fourth = place.start(&ask(4)).await;
+        over(place.store.admit(&ask(5)).await.unwrap());
+        place.store.abandon(&fourth).await.unwrap();
+        place.start(&ask(5)).await;
+        // Unless they come back.
+        place.store.checkpoint(&first, None).await.unwrap();
+        over(place.store.admit(&ask(6)).await.unwrap());
+        // One that is started anew does not stand in its own way.
+        place.let_leases_expire().await;
+        place.start(&ask(1)).await;
+        place.start(&ask(3)).await;
+        over(place.store.admit(&ask(5)).await.unwrap());
+    })
+    .await;
 }
 
 pub async fn tokens_are_counted_by_the_day(place: &Place) {

@@ -82,6 +82,7 @@ cases! {
     pending:
         results_are_taken_until_the_last_one_goes_on_with_the_turn
         of_results_that_come_at_once_one_is_the_last
+        a_result_whose_answer_was_lost_may_come_again
         the_last_result_waits_for_the_conversation
         a_run_that_has_the_conversation_goes_on_with_its_turn
         a_turn_that_failed_can_be_gone_on_with_again
@@ -97,7 +98,7 @@ cases! {
         what_is_found_out_about_nothing_is_not_kept
         conversations_are_deleted_with_everything_of_them
         all_of_a_user_can_be_deleted
-        what_was_used_is_forgotten_with_all
+        what_was_used_counts_although_all_is_deleted
         a_deletion_beside_an_end_leaves_nothing_by_halves
         a_deletion_beside_a_run_without_the_lease_leaves_nothing_by_halves;
     isolation:

@@ -52,6 +52,30 @@ async fn hand_back(place: &Place, lease: &Lease, ticket: Ticket, after: AfterRes
     place.store.finish(lease, &end).await.unwrap();
 }
 
+pub async fn a_result_whose_answer_was_lost_may_come_again(place: &Place) {
+    ask(place, "s", "r1", b"state", &["a", "b"]).await;
+    for request in ["r2", "r2", "r3"] {
+        let lease = place.start(&giving(place, "s", request)).await;
+        let accepted = place.store.accept(&lease, "a", b"1").await.unwrap();
+        match request {
+            "r2" => assert!(matches!(accepted, Accepted::Waiting), "{accepted:?}"),
+            _ => assert!(matches!(accepted, Accepted::Duplicate), "{accepted:?}"),
+        }
+        place.store.abandon(&lease).await.unwrap();
+    }
+    for _ in 0..2 {
+        let lease = place.start(&giving(place, "s", "r4")).await;
+        let accepted = place.store.accept(&lease, "b", b"2").await.unwrap();
+        assert_eq!(complete(accepted).1, results(&[("a", b"1"), ("b", b"2")]));
+        // By then the turn goes on, and no result of it is awaited.
+        let late = place.start(&giving(place, "s", "r2")).await;
+        let accepted = place.store.accept(&late, "a", b"1").await.unwrap();
+        assert!(matches!(accepted, Accepted::Duplicate), "{accepted:?}");
+        place.store.abandon(&late).await.unwrap();
+        place.store.abandon(&lease).await.unwrap();
+    }
+}
+
 pub async fn results_are_taken_until_the_last_one_goes_on_with_the_turn(place: &Place) {
     let (_, accepted) = give(place, "s", "r0", "a", b"1").await;
     assert!(matches!(accepted, Accepted::Unknown), "{accepted:?}");

@@ -1,6 +1,10 @@
 //! A store for a test, with a way to let time pass, and short words for what tests do most.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use agent_service::{
     conversation::{
@@ -136,6 +140,18 @@ impl Place {
     /// Lets so much time pass that nobody is taken to be alive any more.
     pub async fn let_leases_expire(&self) {
         self.backdoor.let_pass(agent_service::conversation::LEASE + Duration::from_secs(1)).await;
+    }
+}
+
+/// Does something that is right only if it takes less than `limit`. Where it went wrong and took longer, it is done again.
+pub async fn within(limit: Duration, work: impl AsyncFn(usize)) {
+    for attempt in 0.. {
+        let begun = Instant::now();
+        match AssertUnwindSafe(work(attempt)).catch_unwind().await {
+            Ok(()) => return,
+            Err(_) if begun.elapsed() >= limit && attempt < 20 => {}
+            Err(failed) => std::panic::resume_unwind(failed),
+        }
     }
 }
 

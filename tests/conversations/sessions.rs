@@ -2,8 +2,8 @@
 
 use agent_service::{
     conversation::{
-        Accepted, Admission, Ending, Finding, Limits, NewRun, NewTurn, Outcome, Past, Session, SessionCursor, Sessions,
-        StoreError, Summary,
+        Accepted, Admission, Ending, Finding, Limit, Limits, NewRun, NewTurn, Outcome, Past, Session, SessionCursor,
+        Sessions, StoreError, Summary,
     },
     identity::UserId,
 };
@@ -317,16 +317,26 @@ pub async fn all_of_a_user_can_be_deleted(place: &Place) {
     assert_eq!(store.delete(&user, &Sessions::All).await.unwrap(), 0);
 }
 
-pub async fn what_was_used_is_forgotten_with_all(place: &Place) {
+pub async fn what_was_used_counts_although_all_is_deleted(place: &Place) {
     within_one_minute(place, async |attempt| {
         let mut run = place.run("s", "r1");
         run.key.user = place.user(&format!("ann{attempt}"));
         run.limits = Some(Limits { requests_per_minute: 1, concurrent_streams: 1, tokens_per_day: 100 });
         let lease = place.start(&run).await;
-        place.store.finish(&lease, &Ending { tokens: 100, ..ending(1) }).await.unwrap();
-        run.key.request = request("r2");
-        assert!(matches!(place.store.admit(&run).await.unwrap(), Admission::Over { .. }));
         assert_eq!(place.store.delete(&run.key.user, &Sessions::All).await.unwrap(), 0);
+        run.key.request = request("r2");
+        let by = |admission| match admission {
+            Admission::Over { limit, .. } => limit,
+            other => panic!("let in: {other:?}"),
+        };
+        assert_eq!(by(place.store.admit(&run).await.unwrap()), Limit::RequestsPerMinute);
+        // What ran meanwhile has spent something, too.
+        let ended = place.store.finish(&lease, &Ending { tokens: 100, ..ending(1) }).await;
+        assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
+        place.store.delete(&run.key.user, &Sessions::All).await.unwrap();
+        run.limits = Some(Limits { requests_per_minute: 9, concurrent_streams: 1, tokens_per_day: 100 });
+        assert_eq!(by(place.store.admit(&run).await.unwrap()), Limit::TokensPerDay);
+        run.limits = Some(Limits { requests_per_minute: 9, concurrent_streams: 1, tokens_per_day: 101 });
         place.start(&run).await;
     })
     .await;

@@ -16,7 +16,7 @@ use super::{
     runs::{HOLDER, SESSION, lease_of_nobody},
     session::TURNS,
     table::{Pages, Query, Table, failed, of_key},
-    write::{Transacted, Write, may_pass},
+    write::{Transacted, Write, may_pass, wait},
 };
 use crate::{
     conversation::{Sessions, StoreError},
@@ -46,15 +46,17 @@ impl DynamoConversations {
         }
     }
 
-    /// Everything of the user. First what runs, which then can keep nothing more; and once more, because something may have
-    /// begun meanwhile.
+    /// Everything of the user, but what counts against the limits of the day, which is numbers alone: or to delete were a way
+    /// around the limits. First what runs, which then can keep nothing more; and once more, because something may have begun
+    /// meanwhile.
     async fn remove_all(&self, user: &UserId) -> Result<u32, StoreError> {
         let mut count = 0;
         for _ in 0..PASSES {
             let is_over = self.table.delete_prefix(user, "run/").await? == 0;
             let mut pages = Pages::of(Query::everything(user).only("item_id, turns").with_expired());
             let mut is_empty = true;
-            while let Some(page) = self.table.next(&mut pages).await? {
+            while let Some(mut page) = self.table.next(&mut pages).await? {
+                page.retain(|item| item.text(ITEM).is_ok_and(|item| !item.starts_with("usage/")));
                 is_empty &= page.is_empty();
                 let heads = page.iter().filter(|item| is_session(item)).count();
                 count += u32::try_from(heads).unwrap_or(u32::MAX);
@@ -71,13 +73,15 @@ impl DynamoConversations {
     /// up together with its item, which is the last to go: whoever did not see this end asks again.
     async fn remove_one(&self, user: &UserId, session: &SessionId) -> Result<bool, StoreError> {
         let (head, held) = (Key::session(user, session), Key::lease(user, session));
-        for _ in 0..PASSES {
+        for pass in 1..=PASSES {
             let holder = Uuid::now_v7();
             let lease = lease_of_nobody(holder, Timestamp::now(), DELETION);
             self.table.apply(Write::put(held.clone(), lease)).await?;
             self.remove_runs(user, session).await?;
             let turns = self.table.get(head.clone()).await?.and_then(|mut head| head.remove(TURNS));
             let owned = format!("part/{}/", session_owner(session));
+            // First, so that no result comes any more.
+            self.table.apply(Write::delete(Key::pending(user, session))).await?;
             for prefix in [turns_of(session), owned, format!("result/{session}/")] {
                 self.table.delete_prefix(user, &prefix).await?;
             }
@@ -92,6 +96,7 @@ impl DynamoConversations {
             if let Transacted::Done = self.table.transact(last).await? {
                 return Ok(was_there);
             }
+            wait(pass).await;
         }
         Err(StoreError::Timeout)
     }

@@ -16,7 +16,10 @@ use super::{
     turns::{IS_COMPLETE, MAY_BE_LEARNED},
     write::{Refusals, Transacted, Write},
 };
-use crate::conversation::{AfterResumption, Ending, Lease, NewTurn, Outcome, StoreError, Ticket};
+use crate::{
+    conversation::{AfterResumption, Ending, Lease, NewTurn, Outcome, StoreError, Ticket},
+    identity::UserId,
+};
 
 /// How often an end begins anew, because something changed under it.
 const TRIES: u32 = 4;
@@ -57,6 +60,17 @@ enum Attempt {
 
 impl DynamoConversations {
     pub(super) async fn end_run(&self, lease: &Lease, ending: &Ending) -> Result<(), StoreError> {
+        let ended = self.try_to_end(lease, ending).await;
+        if let Err(StoreError::LeaseLost) = ended {
+            // What was spent counts, though nothing of it is kept.
+            if let Some(spent) = spend(&lease.key.user, ending.tokens, Timestamp::now()) {
+                self.table.apply(spent).await?;
+            }
+        }
+        ended
+    }
+
+    async fn try_to_end(&self, lease: &Lease, ending: &Ending) -> Result<(), StoreError> {
         let mut before = match self.before(lease, ending).await? {
             Some(before) => before,
             // It is kept already, and the answer was lost.
@@ -204,15 +218,18 @@ fn end(lease: &Lease, ending: &Ending, before: &Before, values: &Values, now: Ti
     if let Some(profile) = &values.profile {
         writes.push(Write::put(Key::profile(&key.user), profile.attributes.clone()));
     }
-    if ending.tokens > 0 {
-        let used = format!("ADD {TOKENS} :used SET expires_at = :expires");
-        let used = Write::update(Key::usage(&key.user, now), used).value(":used", number(ending.tokens));
-        writes.push(used.value(":expires", expiry(now, USAGE_KEPT)));
-    }
+    writes.extend(spend(&key.user, ending.tokens, now));
     if let Some((ticket, after)) = &ending.resumed {
         writes.extend(hand_back(lease, ticket, *after, before));
     }
     writes
+}
+
+/// Counts tokens, if there are any.
+fn spend(user: &UserId, tokens: u32, now: Timestamp) -> Option<Write> {
+    let used = Write::update(Key::usage(user, now), format!("ADD {TOKENS} :used SET expires_at = :expires"));
+    let used = used.value(":used", number(tokens)).value(":expires", expiry(now, USAGE_KEPT));
+    (tokens > 0).then_some(used)
 }
 
 /// The turn, and the conversation that it is the last of.

@@ -16,7 +16,7 @@ use super::{
     item::{Item, Read as _, expiry, flag, later, moment, number, set, text},
     keys::{EXPIRES, ITEM, Key, results_of, session_owner},
     parts::Prepared,
-    runs::{Dead, Holding, PHASE, RUNNING, is_alive, is_held_by, of_mine, renew, take},
+    runs::{Dead, Holding, PHASE, REQUEST, RUNNING, is_alive, is_held_by, of_mine, renew, take},
     write::{Refusals, Transacted, Write},
 };
 use crate::conversation::{Accepted, AfterResumption, Lease, StoreError, Ticket};
@@ -94,8 +94,11 @@ impl DynamoConversations {
                 return self.fenced(lease, Accepted::Unknown).await;
             };
             let Some(turn) = self.waiting(lease, &waiting, call).await? else {
-                let is_known = waiting.set(CALLS).contains(&digest(call));
-                let refused = if is_known { Accepted::Duplicate } else { Accepted::Unknown };
+                let refused = match waiting.set(CALLS).contains(&digest(call)) {
+                    true if self.is_given_again(lease, &waiting, call).await? => Accepted::Waiting,
+                    true => Accepted::Duplicate,
+                    false => Accepted::Unknown,
+                };
                 return self.fenced(lease, refused).await;
             };
             let goes_on = if turn.is_last { Some(self.whole(lease, &waiting, call, result).await?) } else { None };
@@ -138,6 +141,16 @@ impl DynamoConversations {
             }
         }
         Err(StoreError::Timeout)
+    }
+
+    /// Whether the same request gave the result that is there, and nobody heard that it had succeeded.
+    async fn is_given_again(&self, lease: &Lease, waiting: &Item, call: &str) -> Result<bool, StoreError> {
+        let key = &lease.key;
+        let given = Key::result(&key.user, &key.session, waiting.text(TURN)?, &digest(call));
+        let given = self.table.get(given).await?;
+        let is_its =
+            given.is_some_and(|given| given.text(REQUEST).is_ok_and(|request| request == key.request.as_str()));
+        Ok(is_its && !waiting.contains_key(RESUMED_BY))
     }
 
     /// Who is in the way of a result; `None` = something changed, so that it is to be looked at anew.
@@ -262,7 +275,7 @@ impl Waiting {
 
 fn put_result(lease: &Lease, turn: &str, call: &str, given: &Prepared, expires: AttributeValue) -> Write {
     let mut attributes = given.attributes.clone();
-    attributes.extend([(CALL, text(call)), (EXPIRES, expires)]);
+    attributes.extend([(CALL, text(call)), (REQUEST, text(lease.key.request.as_str())), (EXPIRES, expires)]);
     Write::put(Key::result(&lease.key.user, &lease.key.session, turn, &digest(call)), attributes)
 }
 

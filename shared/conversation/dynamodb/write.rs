@@ -352,7 +352,7 @@ fn check(writes: &[Write]) -> Result<(), StoreError> {
 }
 
 /// Longer each time and never the same, so that those who met do not meet again.
-async fn wait(tries: u32) {
+pub(super) async fn wait(tries: u32) {
     let longest = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(tries)).min(LONGEST_WAIT);
     sleep(longest.mul_f64(fastrand::f64())).await;
 }

@@ -39,10 +39,12 @@ const LOCK: &str = "
     where user_id = $1 and session_id = $2 and created_at >= now() - make_interval(secs => $3)
     for update";
 const RESULT: &str = "
-    update pending_calls set result = $4
+    update pending_calls set result = $4, given_by = $6
     where user_id = $1 and session_id = $2 and call_id = $3 and (result is null or $5)
     returning call_id";
-const KNOWN: &str = "select from pending_calls where user_id = $1 and session_id = $2 and call_id = $3";
+const KNOWN: &str = "
+    select coalesce(given_by = $4, false) as is_again from pending_calls
+    where user_id = $1 and session_id = $2 and call_id = $3";
 const MISSING: &str = "select from pending_calls where user_id = $1 and session_id = $2 and result is null limit 1";
 const RESUME: &str = "
     update pending_turns set resumed_at = now(), resumed_by = $3 where user_id = $1 and session_id = $2
@@ -81,8 +83,7 @@ impl PostgresConversations {
         let key = &lease.key;
         let mut transaction = self.begin_alone(&key.user, self.admission).await?;
         check_lease(&mut transaction, lease).await?;
-        let given = Given { user: &key.user, session: &key.session, call, result, to: Some(lease.holder) };
-        let accepted = accept(&mut transaction, given, self.longest_turn).await?;
+        let accepted = accept(&mut transaction, lease, call, result, self.longest_turn).await?;
         if matches!(accepted, Accepted::Complete { .. })
             && let Some(retry_after) = take_session(&mut transaction, lease).await?
         {
@@ -126,40 +127,35 @@ pub(in crate::conversation) async fn keep(
     Ok(())
 }
 
-/// A result that a client gives.
-#[derive(Clone, Copy)]
-pub(in crate::conversation) struct Given<'a> {
-    pub user: &'a UserId,
-    pub session: &'a SessionId,
-    pub call: &'a str,
-    pub result: &'a [u8],
-    /// Who goes on with the turn, if it is the last one.
-    pub to: Option<Uuid>,
-}
-
 /// Takes the result of a call. Of several calls that answer at once exactly one is the last.
-pub(in crate::conversation) async fn accept(
+async fn accept(
     transaction: &mut RoleTransaction,
-    given: Given<'_>,
+    lease: &Lease,
+    call: &str,
+    result: &[u8],
     longest_turn: Duration,
 ) -> Result<Accepted, StoreError> {
-    let (user_id, session_id, call) = (given.user.as_str(), given.session.as_str(), given.call);
+    let key = &lease.key;
+    let (user_id, session_id, request_id) = (key.user.as_str(), key.session.as_str(), key.request.as_str());
     let turn = transaction.query(LOCK).bind(user_id).bind(session_id);
     let turn = turn.bind(KEPT.as_secs_f64()).bind(longest_turn.as_secs_f64());
     let Some(turn) = turn.fetch_optional(&mut **transaction).await? else { return Ok(Accepted::Unknown) };
     // A turn that went on and was lost with its process: whoever waits for it may give the last result again.
-    let is_lost = turn.try_get::<Option<bool>, _>("is_running")? == Some(false);
-    let taken = transaction.query(RESULT).bind(user_id).bind(session_id).bind(call).bind(given.result).bind(is_lost);
+    let is_running = turn.try_get::<Option<bool>, _>("is_running")?;
+    let taken = transaction.query(RESULT).bind(user_id).bind(session_id).bind(call).bind(result);
+    let taken = taken.bind(is_running == Some(false)).bind(request_id);
     if taken.fetch_optional(&mut **transaction).await?.is_none() {
-        let known = transaction.query(KNOWN).bind(user_id).bind(session_id).bind(call);
-        let is_known = known.fetch_optional(&mut **transaction).await?.is_some();
-        return Ok(if is_known { Accepted::Duplicate } else { Accepted::Unknown });
+        let known = transaction.query(KNOWN).bind(user_id).bind(session_id).bind(call).bind(request_id);
+        let Some(known) = known.fetch_optional(&mut **transaction).await? else { return Ok(Accepted::Unknown) };
+        // The same request again, of which nobody heard that it had succeeded.
+        let is_again = is_running.is_none() && known.try_get("is_again")?;
+        return Ok(if is_again { Accepted::Waiting } else { Accepted::Duplicate });
     }
     let missing = transaction.query(MISSING).bind(user_id).bind(session_id);
     if missing.fetch_optional(&mut **transaction).await?.is_some() {
         return Ok(Accepted::Waiting);
     }
-    let resumed = transaction.query(RESUME).bind(user_id).bind(session_id).bind(given.to.as_ref().map(Uuid::as_bytes));
+    let resumed = transaction.query(RESUME).bind(user_id).bind(session_id).bind(lease.holder.as_bytes());
     let resumed = resumed.fetch_one(&mut **transaction).await?;
     let results = transaction.query(RESULTS).bind(user_id).bind(session_id).fetch_all(&mut **transaction).await?;
     let results = results.iter().map(|row| Ok((row.try_get("call_id")?, row.try_get("result")?)));
@@ -167,8 +163,8 @@ pub(in crate::conversation) async fn accept(
         state: resumed.try_get("state")?,
         results: results.collect::<Result<_, sqlx::Error>>()?,
         ticket: Ticket {
-            user: given.user.clone(),
-            session: given.session.clone(),
+            user: key.user.clone(),
+            session: key.session.clone(),
             turn: turn.try_get("turn_id")?,
             last_call: call.to_owned(),
         },

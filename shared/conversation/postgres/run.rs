@@ -17,9 +17,9 @@ const FORGOTTEN_AT_ONCE: i64 = 50;
 
 /// Locks the user, and counts.
 const COUNT_TOKENS: &str = "
-    update user_usage set day = (now() at time zone 'UTC')::date,
-        tokens = case when day = (now() at time zone 'UTC')::date then tokens else 0 end + $2
-    where user_id = $1";
+    insert into user_usage as u (user_id, day, tokens) values ($1, (now() at time zone 'UTC')::date, $2)
+    on conflict (user_id) do update set day = excluded.day,
+        tokens = case when u.day = excluded.day then u.tokens else 0 end + excluded.tokens";
 /// Ends a run with its last frames, keeps the profile, and forgets runs that nobody asks for any more.
 const END: &str = "
     with ended as (
@@ -106,7 +106,12 @@ impl PostgresConversations {
         if !end(&mut transaction, lease, ending).await? {
             let has_ended = transaction.query(HAS_ENDED).bind(user).bind(lease.key.request.as_str());
             let has_ended = has_ended.bind(lease.holder.as_bytes()).fetch_optional(&mut *transaction).await?.is_some();
-            return if has_ended { Ok(()) } else { Err(StoreError::LeaseLost) };
+            if has_ended {
+                return Ok(());
+            }
+            // What was spent counts, though nothing of it is kept.
+            transaction.commit().await?;
+            return Err(StoreError::LeaseLost);
         }
         if let Some(turn) = &ending.turn {
             keep_turn(&mut transaction, lease, turn).await?;

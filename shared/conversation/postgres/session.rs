@@ -58,8 +58,13 @@ const DELETE_SESSIONS: [&str; 4] = [
     "delete from pending_turns where user_id = $1 and ($2::text[] is null or session_id = any($2))",
     "delete from sessions where user_id = $1 and ($2::text[] is null or session_id = any($2))",
 ];
-const DELETE_USER: [&str; 2] =
-    ["delete from user_profiles where user_id = $1", "delete from user_usage where user_id = $1"];
+/// What counts against a limit at the moment stays, which is numbers alone: or to delete were a way around the limit.
+const DELETE_USER: [&str; 2] = [
+    "delete from user_profiles where user_id = $1",
+    "delete from user_usage where user_id = $1
+        and (requests = 0 or minute < date_trunc('minute', clock_timestamp(), 'UTC'))
+        and (tokens = 0 or day < (clock_timestamp() at time zone 'UTC')::date)",
+];
 
 impl PostgresConversations {
     pub(super) async fn last_turns(

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     chat::{Event, Failure},
     conversation::{ConversationStore, Lease},
-    identity::{RequestId, UserId},
+    identity::{RequestId, SessionId, UserId},
 };
 use owner::{Owner, Progress};
 
@@ -89,9 +89,9 @@ impl Runs {
         lock(&self.here).get(&(user.clone(), request.clone())).cloned()
     }
 
-    /// Stops a run that is under way in this process.
-    pub(super) fn cancel(&self, user: &UserId, request: &RequestId) {
-        if let Some(log) = self.find(user, request) {
+    /// Stops a run of a conversation, if it is under way in this process.
+    pub(super) fn cancel(&self, user: &UserId, session: &SessionId, request: &RequestId) {
+        if let Some(log) = self.find(user, request).filter(|log| log.envelope.session() == session) {
             log.cancelled.cancel();
         }
     }

@@ -194,10 +194,13 @@ impl Owner {
         let came_to_nothing = failure.is_some_and(|failure| {
             failure.is_retryable() && !self.progress.has_said_something && self.progress.tokens == 0
         });
+        let is_reopened = closing.resumed.is_some() && failure.is_some_and(Failure::is_retryable);
+        // What goes on again is kept when it is over, and not by halves before.
+        let turn = closing.turn.filter(|_| !is_reopened);
         Ending {
             chunk: Chunk { first: 0, count: 0, frames: Vec::new() },
             outcome: if came_to_nothing { Outcome::Repeatable } else { Outcome::Final },
-            turn: closing.turn.and_then(|turn| {
+            turn: turn.and_then(|turn| {
                 Some(NewTurn {
                     provisional_title: turn.record.provisional_title(),
                     tokens: turn.record.estimate_tokens(),
@@ -208,10 +211,9 @@ impl Owner {
                 })
             }),
             tokens: self.progress.tokens,
-            resumed: closing.resumed.map(|ticket| {
-                let is_reopened = failure.is_some_and(Failure::is_retryable);
-                (ticket, if is_reopened { AfterResumption::Reopened } else { AfterResumption::Over })
-            }),
+            resumed: closing
+                .resumed
+                .map(|ticket| (ticket, if is_reopened { AfterResumption::Reopened } else { AfterResumption::Over })),
             profile: self.profile.take(),
         }
     }
@@ -229,16 +231,16 @@ impl Owner {
         // A run that is dead for others must not come back to life.
         let given_up = Instant::now() + LEASE;
         loop {
-            if self.progress.is_lost {
-                return Err(StoreError::LeaseLost);
-            }
             let tried = loop {
                 let next = log.chunk(self.progress.kept);
                 if let Some((chunk, place)) = &next
                     && log.chunk(*place).is_some()
+                    && !self.progress.is_lost
                 {
                     match self.store.checkpoint(&self.lease, Some(chunk)).await {
                         Ok(_) => self.progress.kept = *place,
+                        // The store takes no end either, but counts what was spent.
+                        Err(StoreError::LeaseLost) => self.progress.is_lost = true,
                         Err(error) => break Err(error),
                     }
                     continue;
