@@ -121,7 +121,8 @@ try {
   }
 } catch (caught) {
   // There is no answer: the status of the call says why.
-  const { code, rawMessage } = ConnectError.from(caught);
-  console.error(`refused: ${Code[code]}: ${rawMessage}${hint(RETRYABLE.includes(code))}`);
+  const { code, rawMessage, metadata } = ConnectError.from(caught);
+  const isNoUse = Number(metadata.get("grpc-retry-pushback-ms")) < 0;
+  console.error(`refused: ${Code[code]}: ${rawMessage}${hint(RETRYABLE.includes(code) && !isNoUse)}`);
   process.exitCode = 1;
 }

@@ -132,6 +132,7 @@ try {
 } catch (error) {
   // There is no answer: the status of the call says why.
   const name = Object.keys(StatusCode).find((name) => StatusCode[name] === error.code) ?? error;
-  console.error(`refused: ${name}: ${error.message}${hint(RETRYABLE.includes(error.code))}`);
+  const isNoUse = Number(error.metadata?.["grpc-retry-pushback-ms"]) < 0;
+  console.error(`refused: ${name}: ${error.message}${hint(RETRYABLE.includes(error.code) && !isNoUse)}`);
   process.exitCode = 1;
 }

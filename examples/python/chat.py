@@ -115,6 +115,12 @@ def log(line):
     print(line, file=sys.stderr)
 
 
+def is_retryable(error):
+    """Whether the same call may be answered later; the server may say by -1 that it is no use."""
+    pushback = dict(error.trailing_metadata() or ()).get("grpc-retry-pushback-ms", "")
+    return error.code() in RETRYABLE and not pushback.startswith("-")
+
+
 def hint(retryable):
     return " (trying again may help)" if retryable else ""
 
@@ -131,7 +137,7 @@ def main():
             last = ask(channel, options.question, options)
         except grpc.RpcError as error:
             # There is no answer: the status of the call says why.
-            sys.exit(f"refused: {error.code().name}: {error.details()}{hint(error.code() in RETRYABLE)}")
+            sys.exit(f"refused: {error.code().name}: {error.details()}{hint(is_retryable(error))}")
     if last.WhichOneof("content") == "error":
         # The answer had begun: its last frame says why it ended.
         sys.exit(f"failed: {last.error.code}: {last.error.message}{hint(last.error.retryable)}")

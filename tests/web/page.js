@@ -8,6 +8,7 @@ import { Browser } from "./page/browser.js";
 import { checkChat } from "./page/chat.js";
 import { checkElsewhere } from "./page/elsewhere.js";
 import { checkMemory } from "./page/memory.js";
+import { checkTrouble } from "./page/trouble.js";
 import { Provider } from "./provider.js";
 
 const [providerPort, functions, url, guarded, secret, images] = process.argv.slice(2);
@@ -37,6 +38,7 @@ const given = { check, browser, provider, url, functions, guarded, secret, hosts
 console.log("\nthe web page");
 await checkChat(given);
 await checkMemory(given);
+await checkTrouble(given);
 await checkElsewhere(given);
 await browser.close();
 provider.close();

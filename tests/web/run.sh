@@ -97,6 +97,7 @@ settings=(
   LLM_API_KEY=test-key
   LLM_MODEL_NAME=test-model
   EMBEDDING_PROVIDER=hashed
+  LLM_MAX_ATTEMPTS=1
 )
 
 jwt_secret=a-secret-of-the-checks-that-is-long-enough

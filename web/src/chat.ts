@@ -1,7 +1,7 @@
 // The conversation that is open: its turns, the one that is being answered, and what a user does to it.
 
-import { create, fromJsonString, toJsonString, type MessageInitShape } from "@bufbuild/protobuf";
-import { signal, type Signal } from "@preact/signals";
+import { clone, create, type MessageInitShape } from "@bufbuild/protobuf";
+import { computed, signal, type Signal } from "@preact/signals";
 import { failureOf } from "./failure.ts";
 import { ChatRequestSchema, FinishReason, type ChatRequest, type ChatResponse } from "./gen/agent_service_pb.ts";
 import { service } from "./service.ts";
@@ -9,17 +9,22 @@ import { sessions } from "./sessions.ts";
 import { settings, userId } from "./settings.ts";
 import { frames } from "./stream.ts";
 import { keptTurn, newTurn, owed, withFrame, withText, type Failure, type ToolUse, type Turn } from "./turn.ts";
+import { forget, recalled, remember } from "./unfinished.ts";
 
 /** Turns that are asked for at a time. */
 const PAGE = 30;
 /** How often it is looked whether an answer that another page asked for has come, in milliseconds. */
 const LOOK_AGAIN_MS = 2000;
+/** How long it may take to tell the service to stop, in milliseconds. */
+const STOP_MS = 5000;
 
 /** A call that runs, and what belongs to it. */
 interface Running {
-  turn: Signal<Turn>;
-  requestId: string;
+  /** All requests of its turn; the last one runs. */
+  requests: ChatRequest[];
   abort: AbortController;
+  /** The user wants no more of it. */
+  isStopped: boolean;
 }
 
 /** The open conversation; empty: a new one. */
@@ -33,13 +38,19 @@ export const isLoading = signal(false);
 export const loadFailure = signal<Failure | undefined>(undefined);
 /** An answer is being made, here or for another page. */
 export const isAnswering = signal(false);
+/** A question can be asked: what was said before is there, and nothing else is being answered. */
+export const canAsk = computed(() => !isAnswering.value && loadFailure.value === undefined && !(isLoading.value && turns.value.length === 0));
+/** What is being written. */
+export const draft = signal("");
 
 /** Counts conversations that were opened: what an earlier one still brings is not wanted any more. */
 export const opened = signal(0);
 
 let running: Running | undefined;
-/** Requests of the turn that has no end yet. */
-let unfinished: ChatRequest[] = [];
+/** What was sent for a turn: its question, then results of tools. */
+const requestsOf = new WeakMap<Signal<Turn>, ChatRequest[]>();
+/** What a turn that failed goes on with, and how it stood before. */
+const remedies = new WeakMap<Signal<Turn>, { request: ChatRequest; before: Turn }>();
 
 // ---- opening ----
 
@@ -49,7 +60,6 @@ export function openNew(): void {
 }
 
 export async function open(id: string): Promise<void> {
-  if (id === sessionId.value && turns.value.length > 0) return;
   leave();
   sessionId.value = id;
   const turnedTo = opened.value;
@@ -92,7 +102,6 @@ function leave(): void {
   opened.value += 1;
   running?.abort.abort();
   running = undefined;
-  unfinished = [];
   turns.value = [];
   earlier.value = "";
   isLoading.value = false;
@@ -107,7 +116,6 @@ function takeUp(id: string, runningRequestId: string): boolean {
   if (isKept) forget(id);
   if (requests.length > 0 && !isKept) {
     const turn = addTurn(requests[0]!);
-    unfinished = [];
     // Each request is answered again as it was before, up to where it is now.
     void (async () => {
       for (const request of requests) if (!(await call(turn, request))) return;
@@ -142,8 +150,16 @@ export async function ask(message: string): Promise<void> {
   await call(addTurn(request), request);
 }
 
-/** Asks again what was not answered. */
+/** Goes on with what was not answered, or asks it again. */
 export async function retry(failed: Signal<Turn>): Promise<void> {
+  const remedy = remedies.get(failed);
+  if (remedy !== undefined) {
+    remedies.delete(failed);
+    failed.value = remedy.before;
+    // They may have signed in meanwhile.
+    remedy.request.userId = userId();
+    return void (await call(failed, remedy.request));
+  }
   const { question, parts } = failed.value;
   // What was said so far stays, as it does in what is kept.
   if (parts.length === 0) turns.value = turns.value.filter((turn) => turn !== failed);
@@ -159,12 +175,19 @@ export async function handIn(turn: Signal<Turn>, tool: ToolUse, result: { isErro
 /** Stops the answer that is being made. What was said so far stays. */
 export async function stop(): Promise<void> {
   const stopped = running;
-  if (stopped === undefined) return;
+  if (stopped !== undefined && sessionId.value === "") {
+    // A new conversation can be named only after its first frame, which is not waited for much longer.
+    stopped.isStopped = true;
+    setTimeout(() => stopped.abort.abort(), STOP_MS);
+    return;
+  }
+  // Without a request it is the one that another page asked for.
+  const requestId = stopped?.requests.at(-1)?.requestId ?? "";
   const { cancelled } = await service.conversations
-    .cancelTurn({ userId: userId(), sessionId: sessionId.value, requestId: stopped.requestId })
+    .cancelTurn({ userId: userId(), sessionId: sessionId.value, requestId }, { timeoutMs: STOP_MS })
     .catch(() => ({ cancelled: false }));
   // Its stream says that it was cancelled. Where nobody could be told, the connection is closed, which stops it as well.
-  if (!cancelled) stopped.abort.abort();
+  if (!cancelled) stopped?.abort.abort();
 }
 
 function requestFor(input: NonNullable<MessageInitShape<typeof ChatRequestSchema>["input"]>): ChatRequest {
@@ -172,7 +195,7 @@ function requestFor(input: NonNullable<MessageInitShape<typeof ChatRequestSchema
   return create(ChatRequestSchema, {
     userId: userId(),
     sessionId: sessionId.value,
-    requestId: crypto.randomUUID(),
+    requestId: newId(),
     input,
     userProfile: {
       nickname: nickname.value.trim(),
@@ -183,6 +206,9 @@ function requestFor(input: NonNullable<MessageInitShape<typeof ChatRequestSchema
     ...(recall.value ? {} : { useDocumentContext: false }),
   });
 }
+
+/** Unique. A page that came without TLS has no `crypto.randomUUID`. */
+const newId = (): string => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 function addTurn(request: ChatRequest): Signal<Turn> {
   const turn = signal(newTurn(request.requestId, request.input.case === "message" ? request.input.value : ""));
@@ -196,28 +222,24 @@ async function call(turn: Signal<Turn>, request: ChatRequest): Promise<boolean> 
     const { toolCallId, isError, resultJson, errorMessage } = request.input.value;
     answerTool(turn, toolCallId, { isError, text: isError ? errorMessage : resultJson });
   }
-  // What a run that begins anew begins with.
   const before = turn.value;
   const turnedTo = opened.value;
   const abort = new AbortController();
-  running = { turn, requestId: request.requestId, abort };
+  const requests = [...(requestsOf.get(turn) ?? []), request];
+  requestsOf.set(turn, requests);
+  running = { requests, abort, isStopped: false };
   isAnswering.value = true;
   turn.value = { ...before, status: before.status ?? "thinking", statusText: "" };
-  unfinished = [...unfinished, request];
-  remember(sessionId.value);
+  remember(sessionId.value, requests);
 
   const deltas = new Deltas((text) => (turn.value = withText(turn.value, text)));
-  const told = {
-    lost: () => (turn.value = { ...turn.value, isReconnecting: true }),
-    again: () => {
-      deltas.drop();
-      turn.value = { ...before, statusText: "" };
-    },
-  };
+  const lost = () => (turn.value = { ...turn.value, isReconnecting: true });
+  let isHeard = false;
   let finish = FinishReason.NULL;
   try {
-    for await (const frame of frames(request, abort.signal, told)) {
+    for await (const frame of frames(request, abort.signal, lost)) {
       if (turnedTo !== opened.value) return false;
+      isHeard = true;
       adopt(frame);
       if (frame.content.case === "delta") {
         deltas.add(frame.content.value);
@@ -241,21 +263,38 @@ async function call(turn: Signal<Turn>, request: ChatRequest): Promise<boolean> 
     if (turnedTo === opened.value) {
       running = undefined;
       isAnswering.value = false;
-      if (owed(turn.value).length === 0) {
-        forget(sessionId.value);
-        unfinished = [];
-      }
+      settle(turn, before, isHeard);
       // A new conversation gets its title a little later.
       void sessions.refresh().then(() => turns.value.length === 1 && sessions.refreshLater());
     }
   }
 }
 
+/** Looks what is left to do for a turn after a request of it. */
+function settle(turn: Signal<Turn>, before: Turn, isHeard: boolean): void {
+  const sent = requestsOf.get(turn) ?? [];
+  const request = sent.at(-1);
+  const { failure } = turn.value;
+  const isResult = request?.input.case === "toolResult";
+  const isRemedied = failure?.retryable === true && (isResult || !isHeard);
+  if (request !== undefined && isRemedied) {
+    requestsOf.set(turn, sent.slice(0, -1));
+    // What nothing was heard of may run all the same, and is still the same request. What failed has to be another one.
+    const next = clone(ChatRequestSchema, request);
+    if (isHeard) next.requestId = newId();
+    remedies.set(turn, { request: next, before });
+  }
+  // What the service does not take can be written in another way.
+  if (failure?.retryable === false && !isHeard && request?.input.case === "message") draft.value ||= request.input.value;
+  if (owed(turn.value).length === 0 && !(isRemedied && isResult)) forget(sessionId.value);
+}
+
 /** Learns from the first frame which conversation the server began. */
 function adopt(frame: ChatResponse): void {
   if (sessionId.value === frame.sessionId) return;
   sessionId.value = frame.sessionId;
-  remember(frame.sessionId);
+  remember(frame.sessionId, running?.requests ?? []);
+  if (running?.isStopped) void stop();
   void sessions.refresh();
 }
 
@@ -290,35 +329,5 @@ class Deltas {
     cancelAnimationFrame(this.#picture);
     this.#picture = 0;
     this.#text = "";
-  }
-}
-
-// ---- a turn without an end is known to the next page ----
-
-const nameOf = (id: string): string => `agent.unfinished.${id}`;
-
-function remember(id: string): void {
-  if (id === "") return;
-  try {
-    localStorage.setItem(nameOf(id), JSON.stringify(unfinished.map((request) => toJsonString(ChatRequestSchema, request))));
-  } catch {
-    // Without a place to keep it, the turn can not be taken up; it is answered all the same.
-  }
-}
-
-function recalled(id: string): ChatRequest[] {
-  try {
-    const texts: unknown = JSON.parse(localStorage.getItem(nameOf(id)) ?? "[]");
-    return Array.isArray(texts) ? texts.map((text) => fromJsonString(ChatRequestSchema, String(text))) : [];
-  } catch {
-    return [];
-  }
-}
-
-function forget(id: string): void {
-  try {
-    localStorage.removeItem(nameOf(id));
-  } catch {
-    // Nothing is kept there.
   }
 }

@@ -4,13 +4,17 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { isBrokenOff, pushback } from "./service.ts";
 import type { Failure } from "./turn.ts";
 
-/** Codes with which the same call may be answered later. */
-const RETRYABLE = new Set([Code.Unavailable, Code.ResourceExhausted, Code.Aborted, Code.DeadlineExceeded]);
+/** Codes with which the same call may be answered later, or after signing in. */
+const RETRYABLE = new Set([Code.Unavailable, Code.ResourceExhausted, Code.Aborted, Code.DeadlineExceeded, Code.Unauthenticated, Code.PermissionDenied]);
 
 /** A refusal, or a connection that was lost or never made. */
 export function failureOf(error: unknown): Failure {
   const refused = ConnectError.from(error);
   if (isBrokenOff(error)) return { code: "UNREACHABLE", message: "", isForUser: false, retryable: true, details: {} };
+  // The service itself refuses with a status. Where there is none, this page is not let in to it, whoever signs in.
+  if (refused.code === Code.PermissionDenied && !refused.metadata.has("grpc-status")) {
+    return { code: "FORBIDDEN", message: refused.rawMessage, isForUser: false, retryable: false, details: {} };
+  }
   const waitMs = pushback(error);
   return {
     code: (Code[refused.code] ?? "Unknown").replace(/(?<=[a-z])(?=[A-Z])/g, "_").toUpperCase(),

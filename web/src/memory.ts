@@ -6,14 +6,16 @@ import { signal } from "@preact/signals";
 import { failureOf } from "./failure.ts";
 import { MemoryRecordSchema, type MemoryRecord } from "./gen/memory_service_pb.ts";
 import type { MemoryItem } from "./gen/agent_service_pb.ts";
-import { service } from "./service.ts";
+import { goToNew } from "./route.ts";
+import { LONG_MS, service } from "./service.ts";
 import { sessions } from "./sessions.ts";
 import { settings, userId } from "./settings.ts";
 import type { Failure } from "./turn.ts";
 
 const PAGE = 30;
 const FOUND = 30;
-const MAX_DOCUMENT_BYTES = 20 * 1024 * 1024;
+/** What the service takes of a document. */
+const MAX_DOCUMENT_BYTES = 20_000_000;
 
 /** A memory in the panel: found by a search, or listed. */
 export interface Memory {
@@ -46,7 +48,7 @@ export type Done =
   | { kind: "deleted" | "exported"; count: number }
   | { kind: "importing" | "tooLarge" | "notText"; name: string }
   | { kind: "imported"; name: string; chunks: number };
-export const done = signal<Done | undefined>(undefined);
+export const done = signal<Done[]>([]);
 
 let latest = 0;
 
@@ -103,33 +105,29 @@ export async function more(): Promise<void> {
 export async function add(content: string): Promise<boolean> {
   return attempt(async () => {
     const { added } = await service.memory.addMemories({ userId: userId(), memories: [{ content }] });
-    done.value = { kind: added > 0 ? "saved" : "known" };
+    done.value = [{ kind: added > 0 ? "saved" : "known" }];
     await refresh();
   });
 }
 
 export async function importDocuments(files: Iterable<File>): Promise<void> {
+  const told: Done[] = [];
   for (const file of files) {
     const { name } = file;
-    if (file.size > MAX_DOCUMENT_BYTES) {
-      done.value = { kind: "tooLarge", name };
-      continue;
-    }
-    const content = await textOf(file);
+    done.value = [...told, { kind: "importing", name }];
+    const content = file.size > MAX_DOCUMENT_BYTES ? undefined : await textOf(file);
     if (content === undefined) {
-      done.value = { kind: "notText", name };
+      told.push({ kind: file.size > MAX_DOCUMENT_BYTES ? "tooLarge" : "notText", name });
       continue;
     }
-    done.value = { kind: "importing", name };
     const isImported = await attempt(async () => {
-      const { chunks } = await service.memory.ingestDocument({ userId: userId(), documentId: name, title: name.replace(/\.(md|markdown|txt)$/i, ""), content });
-      done.value = { kind: "imported", name, chunks };
+      const document = { userId: userId(), documentId: name, title: name.replace(/\.(md|markdown|txt)$/i, ""), content };
+      const { chunks } = await service.memory.ingestDocument(document, { timeoutMs: LONG_MS });
+      told.push({ kind: "imported", name, chunks });
     });
-    if (!isImported) {
-      done.value = undefined;
-      return;
-    }
+    if (!isImported) break;
   }
+  done.value = told;
   query.value = "";
   if (failure.value === undefined) await refresh();
 }
@@ -148,7 +146,7 @@ export async function correct(memory: Memory, content: string): Promise<boolean>
   return attempt(async () => {
     await service.memory.updateMemory({ userId: userId(), id: memory.id, content });
     list.value = list.value.map((other) => (other.id === memory.id ? { ...other, content } : other));
-    done.value = { kind: "corrected" };
+    done.value = [{ kind: "corrected" }];
   });
 }
 
@@ -156,7 +154,7 @@ export async function remove(memory: Memory): Promise<boolean> {
   return attempt(async () => {
     const { deleted } = await service.memory.deleteMemories({ userId: userId(), ids: [memory.id] });
     list.value = list.value.filter(({ id }) => id !== memory.id);
-    done.value = { kind: "deleted", count: deleted };
+    done.value = [{ kind: "deleted", count: deleted }];
   });
 }
 
@@ -164,7 +162,7 @@ export async function removeDocument(documentId: string): Promise<boolean> {
   return attempt(async () => {
     const { deleted } = await service.memory.deleteMemories({ userId: userId(), documentId });
     list.value = list.value.filter((memory) => memory.documentId !== documentId);
-    done.value = { kind: "deleted", count: deleted };
+    done.value = [{ kind: "deleted", count: deleted }];
   });
 }
 
@@ -172,7 +170,7 @@ export async function removeDocument(documentId: string): Promise<boolean> {
 export async function exportAll(): Promise<void> {
   await attempt(async () => {
     const lines: string[] = [];
-    for await (const record of service.memory.exportMemories({ userId: userId() })) {
+    for await (const record of service.memory.exportMemories({ userId: userId() }, { timeoutMs: LONG_MS })) {
       lines.push(`${JSON.stringify(toJson(MemoryRecordSchema, record, { useProtoFieldName: true }))}\n`);
     }
     const address = URL.createObjectURL(new Blob(lines, { type: "application/x-ndjson" }));
@@ -182,7 +180,7 @@ export async function exportAll(): Promise<void> {
     link.click();
     // The browser reads it after this has returned.
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
-    done.value = { kind: "exported", count: lines.length };
+    done.value = [{ kind: "exported", count: lines.length }];
   });
 }
 
@@ -190,9 +188,12 @@ export async function forget(what: { memories: boolean; sessions: boolean }): Pr
   return attempt(async () => {
     if (what.memories) {
       const { deleted } = await service.memory.deleteMemories({ userId: userId(), everything: true });
-      done.value = { kind: "deleted", count: deleted };
+      done.value = [{ kind: "deleted", count: deleted }];
     }
-    if (what.sessions) await sessions.removeAll();
+    if (what.sessions) {
+      await sessions.removeAll();
+      goToNew();
+    }
     query.value = "";
     await refresh();
   });

@@ -8,8 +8,10 @@ const PREFIX = "#/c/";
 /** The address of a conversation; that of none begins a new one. */
 export const addressOf = (id: string): string => (id === "" ? "#/" : PREFIX + encodeURIComponent(id));
 
-export function goTo(id: string): void {
-  location.hash = addressOf(id);
+/** Begins a new conversation, at once and not only when the address is followed. */
+export function goToNew(): void {
+  location.hash = addressOf("");
+  openNew();
 }
 
 function addressed(): string {
@@ -23,8 +25,9 @@ function addressed(): string {
 
 function follow(): void {
   const id = addressed();
+  if (id === sessionId.value) return;
   if (id === "") openNew();
-  else if (id !== sessionId.value) void open(id);
+  else void open(id);
 }
 
 /** Opens what the address says, and from then on keeps both in step. */

@@ -8,6 +8,11 @@ import { ConversationService } from "./gen/conversation_service_pb.ts";
 import { MemoryService } from "./gen/memory_service_pb.ts";
 import { settings } from "./settings.ts";
 
+/** What a call may take that is answered at once, in milliseconds. */
+const SHORT_MS = 30_000;
+/** What an answer, a document or an export may take. */
+export const LONG_MS = 300_000;
+
 type FunctionName = "stream-chat" | "retrieve-memory" | "manage-memory";
 
 /** Where a function is reached: all at one address, at one each, or below a path of its name. */
@@ -31,7 +36,7 @@ function client<S extends DescService>(service: S, name: FunctionName): Client<S
   const key = `${service.typeName} ${baseUrl}`;
   let known = clients.get(key) as Client<S> | undefined;
   if (known === undefined) {
-    known = createClient(service, createGrpcWebTransport({ baseUrl, interceptors: [authorize] }));
+    known = createClient(service, createGrpcWebTransport({ baseUrl, interceptors: [authorize], defaultTimeoutMs: SHORT_MS }));
     clients.set(key, known);
   }
   return known;

@@ -6,6 +6,7 @@ import type { Session } from "./gen/conversation_service_pb.ts";
 import { service } from "./service.ts";
 import { userId } from "./settings.ts";
 import type { Failure } from "./turn.ts";
+import { forget, forgetAll } from "./unfinished.ts";
 
 const PAGE = 50;
 /** A title that the model makes comes a little after the answer. */
@@ -48,11 +49,13 @@ async function rename(sessionId: string, title: string): Promise<void> {
 
 async function remove(sessionId: string): Promise<void> {
   await service.conversations.deleteSessions({ userId: userId(), sessionIds: [sessionId] });
+  forget(sessionId);
   list.value = list.value.filter((session) => session.sessionId !== sessionId);
 }
 
 async function removeAll(): Promise<void> {
   await service.conversations.deleteSessions({ userId: userId(), everything: true });
+  forgetAll();
   list.value = [];
   next.value = "";
 }

@@ -106,10 +106,6 @@ const STATUS: Partial<Record<AgentStatus_State, Status>> = {
   [AgentStatus_State.GENERATING]: "generating",
 };
 
-/** Whether the frame begins a run. One that comes again begins it anew. */
-export const isBeginning = ({ content }: ChatResponse): boolean =>
-  content.case === "statusUpdate" && content.value.state === AgentStatus_State.THINKING;
-
 /** Adds a frame that is no delta; deltas come often and are gathered by the caller. */
 export function withFrame(turn: Turn, frame: ChatResponse): Turn {
   const next: Turn = { ...turn, isReconnecting: false };
@@ -145,7 +141,9 @@ export function withFrame(turn: Turn, frame: ChatResponse): Turn {
       break;
     case "error": {
       const { code, message, retryable, details } = content.value;
-      next.failure = { code, message, isForUser: true, retryable, details };
+      // Somebody wanted it to stop: that is no failure.
+      if (code === "CANCELLED") next.isInterrupted = true;
+      else next.failure = { code, message, isForUser: true, retryable, details };
       break;
     }
     case "fullText":
@@ -184,7 +182,7 @@ export function keptTurn(kept: KeptTurn): Turn {
     }
   }
   turn.citations = kept.citations;
-  if (kept.usage !== undefined && kept.usage.totalTokens > 0) turn.usage = spent(kept.usage, {});
+  if (kept.usage !== undefined && kept.usage.totalTokens > 0) turn.usage = spent(kept.usage, kept.usage.costMicroUsd === 0n ? { cost: "unknown" } : {});
   turn.isInterrupted = kept.interrupted;
   return turn;
 }

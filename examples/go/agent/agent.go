@@ -5,15 +5,19 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 // What gRPC tries again by itself, before the first frame. It waits for as long as the server says
@@ -54,6 +58,17 @@ func Connect(address, token string) (*grpc.ClientConn, error) {
 		options = append(options, grpc.WithPerRPCCredentials(bearer(token)))
 	}
 	return grpc.NewClient(parsed.Host, options...)
+}
+
+// Retryable tells whether the same call may be answered later: by its status, unless its trailers say by a
+// grpc-retry-pushback-ms of -1 that it is no use.
+func Retryable(err error, trailer metadata.MD) bool {
+	code := status.Code(err)
+	if code != codes.Unavailable && code != codes.ResourceExhausted && code != codes.Aborted {
+		return false
+	}
+	pushback := trailer.Get("grpc-retry-pushback-ms")
+	return len(pushback) == 0 || !strings.HasPrefix(pushback[0], "-")
 }
 
 type bearer string

@@ -29,6 +29,8 @@ import (
 	agentv1 "github.com/sparkle/gateway/gen/agent/v1"
 	"go.opentelemetry.io/otel/propagation"
 	"golang.org/x/sync/errgroup"
+	code_pb "google.golang.org/genproto/googleapis/rpc/code"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -40,6 +42,19 @@ const (
 	maxAnswers      = 4         // of one socket at the same time
 	answerTimeout   = 5 * time.Minute
 )
+
+// classes of what a call is refused with; anything else is unknown to a page.
+var classes = map[codes.Code]agentv1.ErrorCode{
+	codes.InvalidArgument:   agentv1.ErrorCode_ERROR_CODE_INVALID_ARGUMENT,
+	codes.Unauthenticated:   agentv1.ErrorCode_ERROR_CODE_UNAUTHORIZED,
+	codes.PermissionDenied:  agentv1.ErrorCode_ERROR_CODE_FORBIDDEN,
+	codes.NotFound:          agentv1.ErrorCode_ERROR_CODE_NOT_FOUND,
+	codes.Aborted:           agentv1.ErrorCode_ERROR_CODE_CONFLICT,
+	codes.ResourceExhausted: agentv1.ErrorCode_ERROR_CODE_RATE_LIMITED,
+	codes.Unavailable:       agentv1.ErrorCode_ERROR_CODE_UNAVAILABLE,
+	codes.DeadlineExceeded:  agentv1.ErrorCode_ERROR_CODE_TIMEOUT,
+	codes.Internal:          agentv1.ErrorCode_ERROR_CODE_INTERNAL,
+}
 
 type message struct {
 	Message        string `json:"message"`
@@ -95,16 +110,28 @@ func (b *bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer hangUp()
 	answers, ctx := errgroup.WithContext(ctx)
 	answers.SetLimit(maxAnswers)
+	stops, ctx := errgroup.WithContext(ctx)
+	stops.SetLimit(maxAnswers)
 	for {
 		var asked message
 		if wsjson.Read(ctx, socket, &asked) != nil {
 			return
 		}
-		answers.Go(func() error { return b.answer(ctx, socket, asked) })
+		// Stops have places of their own, so that answers can not keep them out. Nothing here waits for a place.
+		calls := answers
+		if asked.Cancel {
+			calls = stops
+		}
+		if !calls.TryGo(func() error { return b.answer(ctx, socket, asked) }) {
+			tooMany := status.Errorf(codes.ResourceExhausted, "this socket has %d answers already", maxAnswers)
+			if refuse(ctx, socket, asked, tooMany, nil) != nil {
+				return
+			}
+		}
 	}
 }
 
-// answer passes on one answer. It fails only where the socket does.
+// answer passes on one answer, or stops it. It fails only where the socket does.
 func (b *bridge) answer(ctx context.Context, socket *websocket.Conn, asked message) error {
 	call, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
@@ -112,17 +139,19 @@ func (b *bridge) answer(ctx context.Context, socket *websocket.Conn, asked messa
 	defer span.End()
 	if asked.Cancel {
 		stop := &agentv1.CancelTurnRequest{SessionId: asked.SessionID, RequestId: asked.RequestID}
-		_, err := b.conversations.CancelTurn(call, stop)
-		return refuse(ctx, socket, asked, err)
+		var trailer metadata.MD
+		_, err := b.conversations.CancelTurn(call, stop, grpc.Trailer(&trailer))
+		return refuse(ctx, socket, asked, err, trailer)
 	}
 	if asked.LastResponseID != "" {
 		call = metadata.AppendToOutgoingContext(call, "x-last-response-id", asked.LastResponseID)
 	}
+	var trailer metadata.MD
 	stream, err := b.agent.StreamChat(call, &agentv1.ChatRequest{
 		SessionId: asked.SessionID,
 		RequestId: asked.RequestID,
 		Input:     &agentv1.ChatRequest_Message{Message: asked.Message},
-	})
+	}, grpc.Trailer(&trailer))
 	for err == nil {
 		var frame *agentv1.ChatResponse
 		if frame, err = stream.Recv(); err != nil {
@@ -135,11 +164,11 @@ func (b *bridge) answer(ctx context.Context, socket *websocket.Conn, asked messa
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	return refuse(ctx, socket, asked, err)
+	return refuse(ctx, socket, asked, err, trailer)
 }
 
 // refuse tells of a gRPC status in a frame like the others: a page has one kind of error to understand.
-func refuse(ctx context.Context, socket *websocket.Conn, asked message, err error) error {
+func refuse(ctx context.Context, socket *websocket.Conn, asked message, err error, trailer metadata.MD) error {
 	if err == nil {
 		return nil
 	}
@@ -149,9 +178,10 @@ func refuse(ctx context.Context, socket *websocket.Conn, asked message, err erro
 		RequestId:    asked.RequestID,
 		FinishReason: agentv1.FinishReason_ERROR,
 		Content: &agentv1.ChatResponse_Error{Error: &agentv1.Error{
-			Code:      code.String(),
+			Code:      code_pb.Code(code).String(),
 			Message:   status.Convert(err).Message(),
-			Retryable: code == codes.Unavailable || code == codes.ResourceExhausted || code == codes.Aborted,
+			Retryable: agent.Retryable(err, trailer),
+			ErrorCode: classes[code],
 		}},
 	})
 }

@@ -17,6 +17,7 @@ import (
 type frame struct {
 	ResponseID   string `json:"response_id"`
 	SessionID    string `json:"session_id"`
+	RequestID    string `json:"request_id"`
 	Delta        string `json:"delta"`
 	FullText     string `json:"full_text"`
 	FinishReason string `json:"finish_reason"`
@@ -104,7 +105,7 @@ func TestAnAnswerIsStopped(t *testing.T) {
 func TestARefusalIsAFrameAndTheSocketGoesOn(t *testing.T) {
 	ctx, socket := page(t)
 	send(t, ctx, socket, message{Message: " "})
-	if _, last := read(t, ctx, socket, all); last.Error.Code != "InvalidArgument" || last.Error.Retryable {
+	if _, last := read(t, ctx, socket, all); last.Error.Code != "INVALID_ARGUMENT" || last.Error.Retryable {
 		t.Errorf("it ended with %+v", last)
 	}
 	send(t, ctx, socket, question())
@@ -118,5 +119,46 @@ func TestAMessageThatIsTooLargeClosesTheSocket(t *testing.T) {
 	send(t, ctx, socket, message{Message: strings.Repeat("a", maxMessageBytes)})
 	if _, _, err := socket.Read(ctx); websocket.CloseStatus(err) != websocket.StatusMessageTooBig {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+func TestOneAnswerTooManyIsRefusedAndAStopIsStillHeard(t *testing.T) {
+	ctx, socket := page(t)
+	running := map[string]string{} // sessions by their requests
+	for range maxAnswers {
+		asked := question()
+		send(t, ctx, socket, asked)
+		running[asked.RequestID] = ""
+	}
+	read := func() (last frame) {
+		if err := wsjson.Read(ctx, socket, &last); err != nil {
+			t.Fatal(err)
+		}
+		return last
+	}
+	for seen := 0; seen < maxAnswers; {
+		if last := read(); running[last.RequestID] == "" {
+			running[last.RequestID] = last.SessionID
+			seen++
+		}
+	}
+	tooMany := question()
+	send(t, ctx, socket, tooMany)
+	for request, session := range running {
+		send(t, ctx, socket, message{SessionID: session, RequestID: request, Cancel: true})
+	}
+	ends := map[string]string{}
+	for len(ends) < maxAnswers+1 {
+		if last := read(); last.FinishReason != "" {
+			ends[last.RequestID] = last.Error.Code
+		}
+	}
+	if ends[tooMany.RequestID] != "RESOURCE_EXHAUSTED" {
+		t.Errorf("one too many ended with %q", ends[tooMany.RequestID])
+	}
+	for request := range running {
+		if ends[request] != "CANCELLED" {
+			t.Errorf("one that was stopped ended with %q", ends[request])
+		}
 	}
 }

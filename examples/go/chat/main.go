@@ -46,19 +46,20 @@ func run(ctx context.Context, question string) error {
 	ctx, span := agent.Tracer.Start(ctx, "question")
 	defer span.End()
 
-	if err := remember(ctx, conn); err != nil {
-		return refused(err)
+	var trailer metadata.MD
+	if err := remember(ctx, conn, grpc.Trailer(&trailer)); err != nil {
+		return refused(err, trailer)
 	}
 	return ask(ctx, conn, question)
 }
 
 // remember stores a memory. The same id again replaces it.
-func remember(ctx context.Context, conn *grpc.ClientConn) error {
+func remember(ctx context.Context, conn *grpc.ClientConn, options ...grpc.CallOption) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	_, err := agentv1.NewMemoryServiceClient(conn).AddMemories(ctx, &agentv1.AddMemoriesRequest{
 		Memories: []*agentv1.MemoryInput{{Id: "exam", Content: "The calculus exam is on the ninth of June"}},
-	})
+	}, options...)
 	return err
 }
 
@@ -73,14 +74,15 @@ func ask(ctx context.Context, conn *grpc.ClientConn, question string) error {
 	var last *agentv1.ChatResponse
 	for attempt := 1; ; attempt++ {
 		var err error
-		last, err = read(ctx, conn, request, last)
+		var trailer metadata.MD
+		last, err = read(ctx, conn, request, last, grpc.Trailer(&trailer))
 		// CANCELLED is what hanging up looks like.
 		lost := status.Code(err) == codes.Unavailable || status.Code(err) == codes.Canceled
 		switch {
 		case last.GetFinishReason() != agentv1.FinishReason_NULL:
 			return failed(last.GetError())
 		case last == nil || !lost || attempt == 5:
-			return refused(err)
+			return refused(err, trailer)
 		}
 		fmt.Fprintln(os.Stderr, "[connection lost; resuming]")
 		time.Sleep(time.Duration(attempt) * 200 * time.Millisecond)
@@ -88,14 +90,14 @@ func ask(ctx context.Context, conn *grpc.ClientConn, question string) error {
 }
 
 // read shows what comes after the last frame that was seen, and returns the new last one.
-func read(ctx context.Context, conn *grpc.ClientConn, request *agentv1.ChatRequest, last *agentv1.ChatResponse) (*agentv1.ChatResponse, error) {
+func read(ctx context.Context, conn *grpc.ClientConn, request *agentv1.ChatRequest, last *agentv1.ChatResponse, options ...grpc.CallOption) (*agentv1.ChatResponse, error) {
 	ctx, hangUp := context.WithCancel(ctx)
 	defer hangUp()
 	isFirst := last == nil
 	if !isFirst {
 		ctx = metadata.AppendToOutgoingContext(ctx, "x-last-response-id", last.ResponseId)
 	}
-	stream, err := agentv1.NewAgentServiceClient(conn).StreamChat(ctx, request)
+	stream, err := agentv1.NewAgentServiceClient(conn).StreamChat(ctx, request, options...)
 	if err != nil {
 		return last, err
 	}
@@ -144,10 +146,8 @@ func failed(frame *agentv1.Error) error {
 }
 
 // refused is why there is no answer: the gRPC status of the call.
-func refused(err error) error {
-	code := status.Code(err)
-	again := code == codes.Unavailable || code == codes.ResourceExhausted || code == codes.Aborted
-	return fmt.Errorf("refused: %v: %s%s", code, status.Convert(err).Message(), hint(again))
+func refused(err error, trailer metadata.MD) error {
+	return fmt.Errorf("refused: %v: %s%s", status.Code(err), status.Convert(err).Message(), hint(agent.Retryable(err, trailer)))
 }
 
 func hint(retryable bool) string {

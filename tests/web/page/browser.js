@@ -1,6 +1,7 @@
 // A browser, and what of it every check looks at.
 
 import assert from "node:assert/strict";
+import { createHmac } from "node:crypto";
 import { connect, createServer } from "node:net";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
@@ -16,9 +17,18 @@ const ARGUMENTS = [
   "--disable-background-networking",
   "--disable-component-update",
   "--disable-sync",
+  // A name that a browser does not trust as it trusts this machine.
+  "--host-resolver-rules=MAP page.test 127.0.0.1",
 ];
 const DESKTOP = { width: 1280, height: 800 };
 export const PHONE = { width: 390, height: 844 };
+
+/** What signs a user in, for so many seconds. */
+export function tokenOf(user, secret, seconds = 600) {
+  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+  const signed = `${part({ alg: "HS256", typ: "JWT" })}.${part({ sub: user, user_id: user, exp: Math.floor(Date.now() / 1000) + seconds })}`;
+  return `${signed}.${createHmac("sha256", secret).update(signed).digest("base64url")}`;
+}
 
 export class Browser {
   static async launch(images) {
@@ -59,8 +69,8 @@ export class Window {
     Object.assign(this, { browser, context, page, user });
     page.on("pageerror", (error) => this.faults.push(String(error)));
     page.on("console", (message) => {
-      // What the browser itself says of a refused or broken call is no fault of the page.
-      if (message.type() === "error" && !/Failed to load resource|net::ERR/.test(message.text())) this.faults.push(message.text());
+      // What the browser itself says of a refused or broken call, or of a page without TLS, is no fault of the page.
+      if (message.type() === "error" && !/Failed to load resource|net::ERR|URL's origin was untrustworthy/.test(message.text())) this.faults.push(message.text());
     });
     page.on("request", (request) => this.hosts.add(new URL(request.url()).host));
   }
@@ -118,12 +128,14 @@ export class Window {
 export class Relay {
   #sockets = new Set();
   #isDown = false;
+  #isHeld = false;
   #server;
 
   static async to(port) {
     const relay = new Relay();
     relay.#server = createServer((socket) => {
       if (relay.#isDown) return socket.destroy();
+      if (relay.#isHeld) socket.cork();
       const other = connect(port, "127.0.0.1");
       for (const [from, to] of [[socket, other], [other, socket]]) {
         relay.#sockets.add(from);
@@ -148,6 +160,18 @@ export class Relay {
 
   restore() {
     this.#isDown = false;
+    this.#isHeld = false;
+  }
+
+  /** Keeps back what the server says until it is released. */
+  hold() {
+    this.#isHeld = true;
+    for (const socket of this.#sockets) socket.cork();
+  }
+
+  release() {
+    this.#isHeld = false;
+    for (const socket of this.#sockets) socket.uncork();
   }
 
   close() {

@@ -68,8 +68,10 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await window.shows(window.lastAnswer, "This is the beginning");
     await window.button("Stop").click();
     await within(turn.closed, "the end of the provider's call");
-    await window.button("Send").waitFor();
+    await window.shows(window.lastAnswer, "The answer was stopped here.");
     await window.shows(window.lastAnswer, "This is the beginning");
+    assert.equal(await window.page.getByRole("alert").count(), 0, "to stop is no failure");
+    await window.button("Try again").waitFor();
     await window.page.reload();
     await window.shows(window.lastAnswer, "The answer was stopped here.");
     await window.shows(window.lastAnswer, "This is the beginning");
@@ -118,6 +120,7 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await window.page.reload();
     await window.answered();
     assert.deepEqual(await window.page.locator(".turn .question p").allInnerTexts(), ["Count."]);
+    assert.equal(await window.lastAnswer.locator(".usage").innerText(), "10 tokens", "a model without a price costs nobody knows what");
     assert.equal(await window.lastAnswer.locator(".prose").innerText(), "one two");
     await window.close(hosts);
   });
@@ -173,11 +176,19 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
   await check("a provider that fails is explained, and trying again answers", async () => {
     const window = await browser.open(url);
     await window.ask("Hello?");
-    (await provider.turn()).refuse(401, "wrong key");
+    (await provider.turn()).refuse(503, "down");
     await window.page.getByRole("alert").waitFor();
     await window.picture("error");
     await window.isAccessible("error");
-    assert.match(await window.page.getByRole("alert").innerText(), /PROVIDER_/);
+    assert.match(await window.page.getByRole("alert").innerText(), /PROVIDER_UNAVAILABLE/);
+    await window.button("Try again").click();
+    const again = await provider.turn();
+    assert.equal(again.asked.messages.at(-1).content, "Hello?");
+    again.say("Hello!");
+    again.finish();
+    await window.answered();
+    assert.equal(await window.page.getByRole("alert").count(), 0);
+    assert.deepEqual(await window.page.locator(".turn .question p").allInnerTexts(), ["Hello?"]);
     await window.close(hosts);
   });
 
@@ -234,6 +245,10 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     assert.equal(turn.asked.messages.at(-1).content, "first line\nsecond line");
     turn.say("Here");
     await window.shows(window.lastAnswer, "Here");
+    // Escape drops a word that is being composed, and nothing else.
+    await window.message.evaluate((field) => field.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", isComposing: true, bubbles: true })));
+    turn.say(" and there");
+    await window.shows(window.lastAnswer, "Here and there");
     await page.keyboard.press("Escape");
     await within(turn.closed, "the end of the provider's call");
     await window.button("Send").waitFor();
@@ -254,7 +269,8 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await page.getByRole("dialog").waitFor();
     await page.keyboard.press("Escape");
     await page.getByRole("dialog").waitFor({ state: "detached" });
-    assert(await isFocused("Settings"), "the focus comes back");
+    // The focus comes back.
+    await page.waitForFunction(() => document.activeElement?.getAttribute("aria-label") === "Settings");
     await window.close(hosts);
   });
 

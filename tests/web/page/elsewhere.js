@@ -1,10 +1,10 @@
 // The page with a service that wants a token, with functions at another origin, and with very much to show.
 
 import assert from "node:assert/strict";
-import { createHmac } from "node:crypto";
 import { gzipSync } from "node:zlib";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { GetSessionResponseSchema } from "../gen/conversation_service_pb.js";
+import { tokenOf } from "./browser.js";
 
 /** How large the page may be on the wire, in bytes. */
 const BUDGET = 150_000;
@@ -12,12 +12,6 @@ const BUDGET = 150_000;
 const MANY = 5_000;
 /** Most turns that are in the document. */
 const WINDOW = 60;
-
-function tokenOf(user, secret) {
-  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-  const signed = `${part({ alg: "HS256", typ: "JWT" })}.${part({ sub: user, user_id: user, exp: Math.floor(Date.now() / 1000) + 600 })}`;
-  return `${signed}.${createHmac("sha256", secret).update(signed).digest("base64url")}`;
-}
 
 export async function checkElsewhere({ check, browser, provider, url, hosts, functions, guarded, secret }) {
   await check("a service that wants a token is signed in to, and the token names the user", async () => {

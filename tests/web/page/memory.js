@@ -19,7 +19,9 @@ export async function checkMemory({ check, browser, provider, url, hosts }) {
     await panel.locator('input[type="file"]').setInputFiles([
       { name: "<b>linear</b> algebra.md", mimeType: "text/markdown", buffer: Buffer.from("# Eigenvalues\n\nA number λ with Av = λv.\n\n# Traces\n\nThe sum of the diagonal is the sum of the eigenvalues.\n") },
       { name: "picture.txt", mimeType: "text/plain", buffer: Buffer.from([0xff, 0xfe, 0x00]) },
+      { name: "last.md", mimeType: "text/markdown", buffer: Buffer.from("The last one.\n") },
     ]);
+    await panel.getByText("last.md: 1 part imported").waitFor();
     await panel.getByText("picture.txt is not text in UTF-8.").waitFor();
     await window.shows(panel.locator(".memories"), "<b>linear</b> algebra · Traces");
     const search = panel.getByRole("searchbox");
@@ -56,10 +58,17 @@ export async function checkMemory({ check, browser, provider, url, hosts }) {
     assert.deepEqual(lines.map(({ content }) => content.split("\n")[0]).filter((content) => content.startsWith("I mix")), ["I mix up eigenvalues and eigenvectors"]);
     assert(lines.every(({ id, created_at }) => id && created_at), JSON.stringify(lines[0]));
 
+    await window.ask("When is the exam?");
+    const turn = await provider.turn();
+    turn.say("On 15 December.");
+    turn.finish();
+    await window.answered();
     await panel.getByRole("button", { name: "Forget everything" }).click();
     await window.isAccessible("a question before everything is forgotten");
     await page.getByRole("dialog").getByRole("button", { name: "Forget" }).click();
     await panel.getByText("Nothing is remembered yet.").waitFor();
+    await page.getByText("What do you want to understand?").waitFor();
+    assert.equal(new URL(page.url()).hash, "#/", "what is deleted is not open any more");
     await window.close(hosts);
   });
 

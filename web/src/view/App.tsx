@@ -17,7 +17,8 @@ export function App() {
   }, [title]);
   useEffect(() => {
     const onKey = (event: KeyboardEvent) => {
-      if (event.key !== "Escape" || document.querySelector("dialog[open]") !== null) return;
+      // While a word of Chinese is being composed, Escape drops it.
+      if (event.key !== "Escape" || event.isComposing || event.keyCode === 229 || document.querySelector("dialog[open]") !== null) return;
       if (isListOpen.value) isListOpen.value = false;
       else if (isAnswering.value) void stop();
       else isMemoryOpen.value = false;

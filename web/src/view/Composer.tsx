@@ -1,6 +1,5 @@
-import { useSignal } from "@preact/signals";
 import { useEffect, useId, useRef } from "preact/hooks";
-import { ask, isAnswering, sessionId, stop } from "../chat.ts";
+import { ask, canAsk, draft, isAnswering, sessionId, stop } from "../chat.ts";
 import { settings } from "../settings.ts";
 import { t } from "../text.ts";
 import { Icon } from "./icons.tsx";
@@ -8,13 +7,13 @@ import { Icon } from "./icons.tsx";
 /** What the service takes of a message. */
 const MAX_BYTES = 100_000;
 
-/** Where a message is written. Its text outlives an answer that fails to begin. */
+/** Where a message is written. */
 export function Composer() {
-  const text = useSignal("");
+  const text = draft;
   const hint = useId();
   const field = useRef<HTMLTextAreaElement>(null);
   const isTooLong = text.value.length > MAX_BYTES / 4 && new Blob([text.value]).size > MAX_BYTES;
-  const canSend = text.value.trim() !== "" && !isTooLong && !isAnswering.value;
+  const canSend = text.value.trim() !== "" && !isTooLong && canAsk.value;
 
   // Whoever opens a conversation wants to write; on a phone the keyboard would hide what there is to read.
   useEffect(() => {

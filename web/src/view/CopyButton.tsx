@@ -8,6 +8,8 @@ const SHOWN_MS = 1500;
 export function CopyButton({ text }: { text: string }) {
   const [isCopied, setCopied] = useState(false);
   const timer = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
+  // A page that came without TLS may not write there.
+  if (!isSecureContext) return null;
   const copy = async () => {
     try {
       await navigator.clipboard.writeText(text);

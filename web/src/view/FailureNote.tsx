@@ -40,7 +40,7 @@ export function FailureNote({ failure, onRetry }: { failure: Failure; onRetry?: 
           </button>
         )}
         {failure.retryable && onRetry && (
-          <button type="button" class="primary" disabled={seconds > 0} onClick={onRetry}>
+          <button type="button" class={wantsSignIn(failure) ? undefined : "primary"} disabled={seconds > 0} onClick={onRetry}>
             <Icon name="retry" />
             {seconds > 0 ? t("error.wait", seconds) : t("turn.retry")}
           </button>

@@ -1,7 +1,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
 import * as memory from "../memory.ts";
-import type { Memory } from "../memory.ts";
+import type { Done, Memory } from "../memory.ts";
 import { settings } from "../settings.ts";
 import { t } from "../text.ts";
 import { kindOf } from "./Citations.tsx";
@@ -15,7 +15,7 @@ import { Icon } from "./icons.tsx";
 export function MemoryPanel() {
   const isForgetting = useSignal(false);
   useEffect(() => {
-    memory.done.value = undefined;
+    memory.done.value = [];
     void memory.refresh();
   }, [settings.user.value, settings.token.value]);
   return (
@@ -28,9 +28,11 @@ export function MemoryPanel() {
       </header>
       <Search />
       <Add />
-      <p class="done" role="status">
-        <DoneText />
-      </p>
+      <div class="done" role="status">
+        {memory.done.value.map((done, place) => (
+          <p key={place}>{textOf(done)}</p>
+        ))}
+      </div>
       {memory.failure.value && <FailureNote failure={memory.failure.value} onRetry={() => void memory.refresh()} />}
       <Found />
       <footer>
@@ -150,25 +152,22 @@ function Note({ onClose }: { onClose: () => void }) {
   );
 }
 
-function DoneText() {
-  const done = memory.done.value;
-  switch (done?.kind) {
-    case undefined:
-      return null;
+function textOf(done: Done): string {
+  switch (done.kind) {
     case "saved":
     case "known":
     case "corrected":
-      return <>{t(`memory.${done.kind}`)}</>;
+      return t(`memory.${done.kind}`);
     case "deleted":
     case "exported":
-      return <>{t(`memory.${done.kind}`, done.count)}</>;
+      return t(`memory.${done.kind}`, done.count);
     case "importing":
-      return <>{t("memory.importing", done.name)}</>;
+      return t("memory.importing", done.name);
     case "tooLarge":
     case "notText":
-      return <>{t(`memory.import.${done.kind}`, done.name)}</>;
+      return t(`memory.import.${done.kind}`, done.name);
     case "imported":
-      return <>{t("memory.imported", done.name, done.chunks)}</>;
+      return t("memory.imported", done.name, done.chunks);
   }
 }
 

@@ -1,6 +1,6 @@
 import { batch, useSignal, type Signal } from "@preact/signals";
 import { useId } from "preact/hooks";
-import { restart } from "../restart.ts";
+import { restart, signIn } from "../restart.ts";
 import { settings, type Language, type Theme } from "../settings.ts";
 import { t } from "../text.ts";
 import { Dialog } from "./Dialog.tsx";
@@ -61,9 +61,8 @@ export function SignInDialog() {
   const draft = useSignal(settings.token.value);
   const save = (event: Event) => {
     event.preventDefault();
-    settings.token.value = draft.value.trim();
     close();
-    restart();
+    signIn(draft.value.trim());
   };
   return (
     <Dialog title={t("signin.title")} onClose={close} class="narrow">

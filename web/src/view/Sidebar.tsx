@@ -2,7 +2,7 @@ import { useSignal } from "@preact/signals";
 import { useId, useState } from "preact/hooks";
 import { isAnswering, openNew, sessionId } from "../chat.ts";
 import type { Session } from "../gen/conversation_service_pb.ts";
-import { addressOf, goTo } from "../route.ts";
+import { addressOf, goToNew } from "../route.ts";
 import { sessions } from "../sessions.ts";
 import { t } from "../text.ts";
 import { Confirm, Dialog } from "./Dialog.tsx";
@@ -97,7 +97,7 @@ function Delete({ session, onClose }: { session: Session; onClose: () => void })
   const remove = async () => {
     try {
       await sessions.remove(session.sessionId);
-      if (session.sessionId === sessionId.value) goTo("");
+      if (session.sessionId === sessionId.value) goToNew();
     } catch (error) {
       sessions.fail(error);
     }

@@ -41,9 +41,9 @@ export function TurnView({ turn: source }: { turn: Signal<Turn> }) {
         <Notes turn={turn} />
         {turn.failure && <FailureNote key={turn.failure.code} failure={turn.failure} onRetry={canRetry ? () => void retry(source) : undefined} />}
         {turn.citations.length > 0 && <Citations citations={turn.citations} open={cited} onOpen={setCited} />}
-        {!isRunning && turn.parts.length > 0 && (
+        {!isRunning && (turn.parts.length > 0 || turn.isInterrupted) && (
           <footer class="under">
-            <CopyButton text={answerOf(turn)} />
+            {turn.parts.length > 0 && <CopyButton text={answerOf(turn)} />}
             {canRetry && turn.isInterrupted && !turn.failure && (
               <button type="button" class="quiet small" onClick={() => void retry(source)}>
                 <Icon name="retry" />
