@@ -16,15 +16,15 @@ use crate::{
     harness::{PATIENCE, TestServer, ask, check_contract, error_of, joined_deltas, kind, outline},
 };
 
-fn conversations(server: &TestServer) -> ConversationServiceClient<Channel> {
+pub fn conversations(server: &TestServer) -> ConversationServiceClient<Channel> {
     ConversationServiceClient::new(server.channel.clone())
 }
 
-fn request(id: &str, session: &str, message: &str) -> pb::ChatRequest {
+pub fn request(id: &str, session: &str, message: &str) -> pb::ChatRequest {
     pb::ChatRequest { request_id: id.into(), session_id: session.into(), ..ask(message) }
 }
 
-fn answers(text: &str) -> Vec<Step> {
+pub fn answers(text: &str) -> Vec<Step> {
     let pieces: Vec<String> = text.split_inclusive(' ').map(delta).collect();
     let (end, tokens) = (finish("stop"), usage(20, 2));
     let events: Vec<&str> =
@@ -33,7 +33,7 @@ fn answers(text: &str) -> Vec<Step> {
 }
 
 /// An answer that begins and never ends.
-fn begins(text: &str) -> Vec<Step> {
+pub fn begins(text: &str) -> Vec<Step> {
     let body = format!("data: {}\n\n", delta(text));
     vec![Step::Send(head(200, "text/event-stream")), Step::Send(body.into_bytes()), Step::AwaitGone]
 }
@@ -45,17 +45,20 @@ fn said(received: &Received) -> Vec<(String, String)> {
 }
 
 /// Something that a script waits for, and what opens it.
-fn gate() -> (oneshot::Sender<()>, Gate) {
+pub fn gate() -> (oneshot::Sender<()>, Gate) {
     let (open, opened) = oneshot::channel();
     (open, Gate::new(opened))
 }
 
-async fn open(server: &TestServer, request: impl tonic::IntoRequest<pb::ChatRequest>) -> Streaming<pb::ChatResponse> {
+pub async fn open(
+    server: &TestServer,
+    request: impl tonic::IntoRequest<pb::ChatRequest>,
+) -> Streaming<pb::ChatResponse> {
     server.agent().stream_chat(request).await.unwrap().into_inner()
 }
 
 /// Frames up to the first one of a kind.
-async fn until(stream: &mut Streaming<pb::ChatResponse>, wanted: &str) -> Vec<pb::ChatResponse> {
+pub async fn until(stream: &mut Streaming<pb::ChatResponse>, wanted: &str) -> Vec<pb::ChatResponse> {
     let read = async {
         let mut frames = Vec::new();
         while let Some(frame) = stream.message().await.unwrap() {
@@ -70,11 +73,11 @@ async fn until(stream: &mut Streaming<pb::ChatResponse>, wanted: &str) -> Vec<pb
     timeout(PATIENCE, read).await.expect("the stream hangs")
 }
 
-async fn rest(mut stream: Streaming<pb::ChatResponse>) -> Vec<pb::ChatResponse> {
+pub async fn rest(mut stream: Streaming<pb::ChatResponse>) -> Vec<pb::ChatResponse> {
     until(&mut stream, "none of these").await
 }
 
-fn resuming(request: pb::ChatRequest, last: &pb::ChatResponse) -> Request<pb::ChatRequest> {
+pub fn resuming(request: pb::ChatRequest, last: &pb::ChatResponse) -> Request<pb::ChatRequest> {
     let mut request = Request::new(request);
     request.metadata_mut().insert("x-last-response-id", last.response_id.parse().unwrap());
     request

@@ -10,6 +10,8 @@ mod cuts;
 mod database;
 mod docs;
 mod documents;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 mod embeddings;
 mod fake_provider;
 mod faults;
