@@ -71,6 +71,8 @@ address=
 serve() { # VARIABLE=VALUE…
   local tenths
   address=
+  # Not only by the server's own process, which may be later than the first look.
+  : >"$scratch/stdout"
   env -i PATH="$PATH" HOME="$scratch" LEARNING=off \
     DEMO_MODE=true DEMO_THINKING_DELAY_MS=0 DEMO_CHUNK_DELAY_MS=5 EMBEDDING_PROVIDER=hashed RATE_LIMITS=off \
     GRPC_PORT=0 AGENT_DATA_DIR="$scratch/data" "$@" \
