@@ -11,18 +11,24 @@ import (
 	"github.com/coder/websocket"
 	"github.com/coder/websocket/wsjson"
 	"github.com/google/uuid"
+	"github.com/sparkle/agent-service/examples/go/agent"
+	agentv1 "github.com/sparkle/gateway/gen/agent/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 // frame is what a page reads of one.
 type frame struct {
 	ResponseID   string `json:"response_id"`
 	SessionID    string `json:"session_id"`
-	RequestID    string `json:"request_id"`
 	Delta        string `json:"delta"`
 	FullText     string `json:"full_text"`
 	FinishReason string `json:"finish_reason"`
 	Error        struct {
 		Code      string `json:"code"`
+		ErrorCode string `json:"error_code"`
 		Retryable bool   `json:"retryable"`
 	} `json:"error"`
 }
@@ -36,6 +42,10 @@ func page(t *testing.T) (context.Context, *websocket.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return pageOf(t, bridge)
+}
+
+func pageOf(t *testing.T, bridge *bridge) (context.Context, *websocket.Conn) {
 	server := httptest.NewServer(bridge)
 	t.Cleanup(server.Close)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -122,43 +132,65 @@ func TestAMessageThatIsTooLargeClosesTheSocket(t *testing.T) {
 	}
 }
 
-func TestOneAnswerTooManyIsRefusedAndAStopIsStillHeard(t *testing.T) {
-	ctx, socket := page(t)
-	running := map[string]string{} // sessions by their requests
+// silent is a service that says nothing until its call ends, and tells of what it is asked.
+type silent struct {
+	agentv1.AgentServiceClient
+	agentv1.ConversationServiceClient
+	began, ended chan struct{}
+	cancelled    chan string
+}
+
+func (s *silent) StreamChat(ctx context.Context, _ *agentv1.ChatRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[agentv1.ChatResponse], error) {
+	s.began <- struct{}{}
+	<-ctx.Done()
+	s.ended <- struct{}{}
+	return nil, status.FromContextError(ctx.Err()).Err()
+}
+
+func (s *silent) CancelTurn(_ context.Context, stop *agentv1.CancelTurnRequest, _ ...grpc.CallOption) (*agentv1.CancelTurnResponse, error) {
+	s.cancelled <- stop.RequestId
+	return &agentv1.CancelTurnResponse{Cancelled: true}, nil
+}
+
+func TestOneAnswerTooManyIsRefusedAndAStopStillCounts(t *testing.T) {
+	service := &silent{began: make(chan struct{}), ended: make(chan struct{}, maxAnswers), cancelled: make(chan string)}
+	ctx, socket := pageOf(t, &bridge{service, service})
 	for range maxAnswers {
-		asked := question()
-		send(t, ctx, socket, asked)
-		running[asked.RequestID] = ""
+		send(t, ctx, socket, question())
+		next(t, ctx, service.began)
 	}
-	read := func() (last frame) {
-		if err := wsjson.Read(ctx, socket, &last); err != nil {
-			t.Fatal(err)
+	send(t, ctx, socket, question())
+	_, last := read(t, ctx, socket, all)
+	if last.Error.Code != "RESOURCE_EXHAUSTED" || last.Error.ErrorCode != "ERROR_CODE_RATE_LIMITED" || !last.Error.Retryable {
+		t.Errorf("it ended with %+v", last)
+	}
+	send(t, ctx, socket, message{SessionID: "s", RequestID: "first", Cancel: true})
+	if stopped := next(t, ctx, service.cancelled); stopped != "first" {
+		t.Errorf("%q was stopped", stopped)
+	}
+	socket.CloseNow()
+	for range maxAnswers {
+		next(t, ctx, service.ended)
+	}
+}
+
+func next[T any](t *testing.T, ctx context.Context, from chan T) (value T) {
+	select {
+	case value = <-from:
+	case <-ctx.Done():
+		t.Fatal("waited in vain")
+	}
+	return value
+}
+
+func TestWhatTheServerCallsNoUseIsNotRetryable(t *testing.T) {
+	exhausted := status.Error(codes.ResourceExhausted, "")
+	for pushback, retryable := range map[string]bool{"-1": false, "1000": true} {
+		if agent.Retryable(exhausted, metadata.Pairs("grpc-retry-pushback-ms", pushback)) != retryable {
+			t.Errorf("after %s", pushback)
 		}
-		return last
 	}
-	for seen := 0; seen < maxAnswers; {
-		if last := read(); running[last.RequestID] == "" {
-			running[last.RequestID] = last.SessionID
-			seen++
-		}
-	}
-	tooMany := question()
-	send(t, ctx, socket, tooMany)
-	for request, session := range running {
-		send(t, ctx, socket, message{SessionID: session, RequestID: request, Cancel: true})
-	}
-	ends := map[string]string{}
-	for len(ends) < maxAnswers+1 {
-		if last := read(); last.FinishReason != "" {
-			ends[last.RequestID] = last.Error.Code
-		}
-	}
-	if ends[tooMany.RequestID] != "RESOURCE_EXHAUSTED" {
-		t.Errorf("one too many ended with %q", ends[tooMany.RequestID])
-	}
-	for request := range running {
-		if ends[request] != "CANCELLED" {
-			t.Errorf("one that was stopped ended with %q", ends[request])
-		}
+	if !agent.Retryable(exhausted, nil) || agent.Retryable(status.Error(codes.InvalidArgument, ""), nil) {
+		t.Error("by its status alone")
 	}
 }

@@ -116,6 +116,7 @@ export async function checkElsewhere({ check, browser, provider, url, hosts, fun
     });
     for (let number = 0; number < 500; number++) {
       turn.say(number % 25 === 24 ? `piece ${number}.\n\n` : `piece ${number} **bold** `);
+      if (number % 100 === 99) await window.shows(window.lastAnswer, `piece ${number}`);
       await new Promise((next) => setTimeout(next, 10));
     }
     turn.finish();
