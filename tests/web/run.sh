@@ -85,12 +85,13 @@ quietly "$cache/venv/bin/python" -m grpc_tools.protoc -I "$root/proto" \
   --es_out="$cache/gen" --es_opt=target=js,import_extension=js "$root"/proto/*.proto
 
 # ---- the server and the functions ----
-read -r provider_port functions_port < <(node -e '
-  const servers = [0, 1].map(() => require("net").createServer().listen(0, "127.0.0.1"));
-  Promise.all(servers.map((s) => new Promise((done) => s.once("listening", done)))).then(() => {
-    console.log(servers.map((s) => s.address().port).join(" "));
-    servers.forEach((s) => s.close());
-  });')
+# A port that nobody takes before it is listened on: below those that a system gives out by itself.
+free_port() {
+  local port
+  while port=$(( 20000 + RANDOM % 12000 )); (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+  echo "$port"
+}
+provider_port=$(free_port)
 settings=(
   LLM_PROVIDER=compatible
   LLM_API_BASE_URL="http://127.0.0.1:$provider_port/v1"
@@ -126,6 +127,7 @@ guarded_pid=$!
 await_line "$guarded_pid" "$scratch/guarded.out.log" '^Ready\.' 60
 guarded_url=$(url_of guarded)
 printf '%s\n' "${settings[@]}" AUTH=none DATABASE_URL="$database_url" >"$scratch/env"
+functions_port=$(free_port)
 "$root/infra/watch.sh" -P "$functions_port" --ignore-changes --env-file "$scratch/env" >"$scratch/watch.log" 2>&1 &
 watch_pid=$!
 # A clean machine builds the functions first.
