@@ -89,7 +89,7 @@ pub trait ConversationStore: Send + Sync {
     /// Ends a run and gives up its lease: when this returns, everything of `ending` is kept.
     ///
     /// # Errors
-    /// The store failed, or the lease is lost; then nothing of it is kept.
+    /// The store failed; then nothing of it is kept. The lease is lost; then nothing of it is kept but its tokens, which count.
     async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<(), StoreError>;
 
     /// What is kept of a run, with frames after number `after`. The one who asks waits for the rest, so that it counts as
@@ -118,9 +118,10 @@ pub trait ConversationStore: Send + Sync {
     async fn keep(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError>;
 
     /// Takes the result of a call. Of several calls that answer at once exactly one is the last, and takes the conversation.
+    /// The same request with the same result again is no duplicate as long as others are missing.
     ///
     /// # Errors
-    /// The store failed or took longer than the time for admission; then the result is not taken.
+    /// The store failed or took longer than the time for admission; then the same request may give the result again.
     async fn accept(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<Accepted, StoreError>;
 
     /// The last turns of a conversation, of at most so many tokens together but at least one turn, and its summary. No turn
@@ -171,7 +172,8 @@ pub trait ConversationStore: Send + Sync {
     /// The store failed.
     async fn note(&self, user: &UserId, session: &SessionId, finding: &Finding) -> Result<(), StoreError>;
 
-    /// Deletes conversations with everything of them, and stops what runs in them. Returns how many there were.
+    /// Deletes conversations with everything of them, and stops what runs in them. What counts against the user's limits stays.
+    /// Returns how many there were.
     ///
     /// # Errors
     /// The store failed; then some may be deleted and others not.
