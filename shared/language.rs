@@ -22,7 +22,7 @@ impl Language {
 
     /// The language that a text is written in, as far as the service distinguishes: Chinese if it has a Han character.
     #[must_use]
-    pub fn of_text(text: &str) -> Self {
+    pub fn detect(text: &str) -> Self {
         if text.chars().any(is_han) { Self::Chinese } else { Self::English }
     }
 

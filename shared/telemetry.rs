@@ -13,7 +13,7 @@ use tracing_subscriber::{
     prelude::*,
 };
 
-use crate::config::Reader;
+use crate::config::EnvReader;
 
 pub(crate) const RUST_LOG: &str = "RUST_LOG";
 pub(crate) const LOG_FORMAT: &str = "LOG_FORMAT";
@@ -49,9 +49,9 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+    pub(crate) fn read(reader: &mut EnvReader<'_>) -> Option<Self> {
         if reader.text(RUST_LOG).is_some_and(|filter| EnvFilter::try_new(filter).is_err()) {
-            reader.mistake(RUST_LOG, "is not a list of directives", "info,agent_service=debug");
+            reader.report(RUST_LOG, "is not a list of directives", "info,agent_service=debug");
         }
         reader.choice(LOG_FORMAT, &[("pretty", Self::Pretty), ("json", Self::Json)])
     }

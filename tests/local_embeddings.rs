@@ -75,7 +75,7 @@ async fn minilm_has_words_for_english_and_none_for_chinese_or_russian() {
         ("What is 特征值 in English?", 0.6, 0.95),
     ] {
         let query = embedder.embed_query(text).await.unwrap();
-        assert!((least..=most).contains(&query.known_share), "{text}: {}", query.known_share);
+        assert!((least..=most).contains(&query.vocabulary_coverage), "{text}: {}", query.vocabulary_coverage);
         assert_eq!(query.vector, embedder.embed(&[text]).await.unwrap()[0], "{text}");
     }
 }

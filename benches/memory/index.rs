@@ -102,7 +102,7 @@ impl Store {
     async fn measure(&self, table: &Table, plan: &Plan, held: &Held) -> Outcome<()> {
         self.database.settle().await?;
         let began = Instant::now();
-        self.indexed.engine.index_vectors(&self.indexed.database).await?;
+        self.indexed.engine.build_vector_index(&self.indexed.database).await?;
         let build = began.elapsed().as_secs_f64();
         let mut connection = self.database.connect().await?;
         let name: String = sqlx::query_scalar(INDEX).fetch_one(&mut connection).await?;

@@ -6,7 +6,7 @@ use agent_service::{
     config::Config,
     embedding::{self, Embedder},
     memory::MemoryEngine,
-    postgres::{self, Opened},
+    postgres::{self, DatabaseGuard},
     proto::agent_v1::{agent_service_client::AgentServiceClient, memory_service_client::MemoryServiceClient},
     service::Services,
     transport::server::Server,
@@ -24,7 +24,7 @@ pub struct Running {
     pub database: postgres::Database,
     channel: Channel,
     serving: JoinHandle<()>,
-    _opened: Opened,
+    _opened: DatabaseGuard,
 }
 
 impl Running {
@@ -40,9 +40,9 @@ impl Running {
     }
 
     async fn serve(config: &Config, embedder: Arc<dyn Embedder>) -> Outcome<Self> {
-        let database = postgres::Database::from_config(&config.stores.memory)?;
+        let database = postgres::Database::from_config(&config.stores.database)?;
         let opened = database.open(Arc::new(|_| {})).await?;
-        let services = Services::with_embedder(config, database.roles(), embedder)?;
+        let services = Services::with_embedder(config, database.pools(), embedder)?;
         let engine = services.engine.clone();
         let server = Server::bind(&config.server, services).await?;
         let address = server.address();

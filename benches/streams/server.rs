@@ -163,8 +163,8 @@ async fn serve(
             _ => return None,
         })
     })?;
-    let database = Database::from_config(&config.stores.memory)?;
-    let services = Services::from_config(&config, database.roles())?;
+    let database = Database::from_config(&config.stores.database)?;
+    let services = Services::from_config(&config, database.pools())?;
     let server = Server::bind(&config.server, services).await?;
     let address = server.address();
     let (ready, is_ready) = watch::channel(false);
@@ -178,7 +178,7 @@ async fn serve(
     };
     let keeping = async {
         match role {
-            Role::Retrieval | Role::Keeper => Ok(database.keep(&ready, Arc::new(|_| {})).await?),
+            Role::Retrieval | Role::Keeper => Ok(database.supervise(&ready, Arc::new(|_| {})).await?),
             _ => std::future::pending().await,
         }
     };

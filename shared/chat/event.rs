@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::TurnRecord;
 use crate::{
-    conversation::Ticket,
+    conversation::PendingTurnId,
     llm::{Finish, ModelError, TokenUsage, ToolCall},
     memory::Memory,
     tools::ToolFailure,
@@ -12,21 +12,21 @@ use crate::{
 
 /// Something that happened in a turn.
 #[derive(Debug)]
-pub enum Event {
+pub enum TurnEvent {
     /// A new stage has begun.
-    Entered(Stage),
+    StageEntered(Stage),
     /// Memories were found for the question, best first; never empty.
-    Recalled(Vec<Recalled>),
+    Recalled(Vec<RecalledMemory>),
     /// The next piece of the answer, never empty.
     Delta(String),
     /// A tool that the server runs has run.
-    Ran(Ran),
+    ToolExecuted(ToolExecution),
     /// A tool that the client is to run.
-    Called(ToolCall),
+    ToolCalled(ToolCall),
     /// What the turn cost.
-    Spent(Spent),
+    Usage(UsageReport),
     /// What is to be kept of the turn, just before its end. It is not for the client.
-    Closing(Box<Closing>),
+    Closing(Box<TurnClosing>),
     /// The end: the whole answer, equal to the joined deltas.
     Answered {
         /// The whole answer.
@@ -39,21 +39,21 @@ pub enum Event {
     /// The end for now: a result was taken, and others are missing.
     AwaitsMoreResults,
     /// The end: no answer.
-    Failed(Failure),
+    Failed(TurnFailure),
 }
 
-impl Event {
+impl TurnEvent {
     /// Whether it is the last one of its call.
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
             Self::Answered { .. } | Self::AwaitsTools | Self::AwaitsMoreResults | Self::Failed(_) => true,
-            Self::Entered(_)
+            Self::StageEntered(_)
             | Self::Recalled(_)
             | Self::Delta(_)
-            | Self::Ran(_)
-            | Self::Called(_)
-            | Self::Spent(_)
+            | Self::ToolExecuted(_)
+            | Self::ToolCalled(_)
+            | Self::Usage(_)
             | Self::Closing(_) => false,
         }
     }
@@ -61,16 +61,16 @@ impl Event {
 
 /// What is to be kept of a turn that ends.
 #[derive(Debug, Default)]
-pub struct Closing {
+pub struct TurnClosing {
     /// The turn, if it is over and worth keeping.
-    pub turn: Option<ClosedTurn>,
+    pub turn: Option<FinishedTurn>,
     /// Of a turn that waited for tools and went on in this call.
-    pub resumed: Option<Ticket>,
+    pub resumed_turn: Option<PendingTurnId>,
 }
 
 /// A turn that is over.
 #[derive(Debug)]
-pub struct ClosedTurn {
+pub struct FinishedTurn {
     /// What was said.
     pub record: TurnRecord,
     /// Whether it came to its end; otherwise it was interrupted.
@@ -95,7 +95,7 @@ pub enum Stage {
 
 /// A memory that a turn is grounded in.
 #[derive(Debug, Clone)]
-pub struct Recalled {
+pub struct RecalledMemory {
     /// The memory.
     pub memory: Memory,
     /// How well it fits, 0 to 1.
@@ -104,7 +104,7 @@ pub struct Recalled {
 
 /// A tool that the server has run.
 #[derive(Debug)]
-pub struct Ran {
+pub struct ToolExecution {
     /// The call that it answers.
     pub call_id: String,
     /// The tool.
@@ -115,13 +115,13 @@ pub struct Ran {
 
 /// Tokens that a call has spent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spent {
+pub struct UsageReport {
     /// All together.
     pub usage: TokenUsage,
     /// What they cost, in micro-dollars; `None` = for some of them nobody knows.
     pub cost_micro_usd: Option<i64>,
     /// Whether we guessed some of them, because the model did not tell.
-    pub estimated: bool,
+    pub is_estimated: bool,
     /// Who answered.
     pub model: String,
     /// Each model's share, where several were asked.
@@ -130,19 +130,19 @@ pub struct Spent {
 
 /// Why a turn has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum TurnFailure {
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The model called tools in a way that they can not be called in, and did so again after it was told.
     #[error("the model called a tool wrongly, twice")]
-    WrongToolCall,
+    InvalidToolCall,
     /// The model called tools again and again.
     #[error("the model called tools too often in one turn")]
-    TooManyToolRounds,
+    ToolRoundsExceeded,
     /// The conversation can not be read or kept.
     #[error("the conversation can not be read or kept")]
-    NotKept,
+    NotPersisted,
     /// The user stopped it.
     #[error("the user stopped the turn")]
     Cancelled,
@@ -154,20 +154,24 @@ pub enum Failure {
     ShuttingDown,
     /// The way in has no more time for the turn.
     #[error("the time for the call is over")]
-    OutOfTime,
+    DeadlineExceeded,
     /// A defect of ours.
     #[error("an internal defect")]
     Internal,
 }
 
-impl Failure {
+impl TurnFailure {
     /// Whether the same request may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Model(error) => error.kind.is_retryable(),
-            Self::WrongToolCall | Self::NotKept | Self::Abandoned | Self::ShuttingDown | Self::OutOfTime => true,
-            Self::TooManyToolRounds | Self::Cancelled | Self::Internal => false,
+            Self::InvalidToolCall
+            | Self::NotPersisted
+            | Self::Abandoned
+            | Self::ShuttingDown
+            | Self::DeadlineExceeded => true,
+            Self::ToolRoundsExceeded | Self::Cancelled | Self::Internal => false,
         }
     }
 }

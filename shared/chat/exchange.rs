@@ -6,17 +6,17 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
-    RecordedCitation, RecordedUsage, Spent, TurnFinish, TurnRecord,
-    request::{HistoryMessage, Speaker, ToolResult},
+    RecordedCitation, RecordedUsage, TurnFinish, TurnRecord, UsageReport,
+    input::{HistoryMessage, Speaker, ToolResult},
 };
 use crate::{
     llm::{Message, ModelRequest, ToolCall},
     memory::Filter,
-    tools::Offer,
+    tools::ToolOffer,
 };
 
 /// Most rounds of tools in one turn; then the model has to answer.
-pub(super) const MAX_ROUNDS: u32 = 8;
+pub(super) const MAX_TOOL_ROUNDS: u32 = 8;
 
 /// The messages of a turn, and what it was asked with.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// What the model is asked next.
-    pub(super) fn request(&self, offer: &Offer, deadline: Instant) -> ModelRequest {
+    pub(super) fn model_request(&self, offer: &ToolOffer, deadline: Instant) -> ModelRequest {
         ModelRequest {
             model: self.model.clone(),
             messages: self.messages.clone(),
@@ -56,7 +56,7 @@ impl Exchange {
 
     /// Whether there were so many rounds that the model has to answer.
     pub(super) fn must_answer(&self) -> bool {
-        self.rounds >= MAX_ROUNDS
+        self.rounds >= MAX_TOOL_ROUNDS
     }
 
     pub(super) fn push(&mut self, message: Message) {
@@ -65,7 +65,7 @@ impl Exchange {
     }
 
     /// Adds results in the order of the calls, which are those of the model's last message.
-    pub(super) fn push_results(&mut self, mut results: Vec<(String, String)>) {
+    pub(super) fn push_tool_results(&mut self, mut results: Vec<(String, String)>) {
         let calls = self.messages.iter().rev().find_map(|message| match message {
             Message::Assistant { calls, .. } => Some(calls.iter().map(|call| call.id.clone()).collect::<Vec<_>>()),
             _ => None,
@@ -79,7 +79,13 @@ impl Exchange {
 
     /// What is kept of the turn, with the text that the model said last. A call that nobody answered is left out, because no
     /// provider takes a conversation in which one stands alone.
-    pub(super) fn record(&self, said: &str, model: &str, spent: Option<&Spent>, finish: TurnFinish) -> TurnRecord {
+    pub(super) fn to_record(
+        &self,
+        said: &str,
+        model: &str,
+        spent: Option<&UsageReport>,
+        finish: TurnFinish,
+    ) -> TurnRecord {
         let mut messages = self.messages.get(self.begin..).unwrap_or_default().to_vec();
         let is_answered = |call: &ToolCall, after: &[Message]| {
             after.iter().any(|message| matches!(message, Message::Tool { call_id, .. } if *call_id == call.id))
@@ -106,13 +112,13 @@ impl Exchange {
     }
 
     /// Which memories a tool may search.
-    pub(super) fn filter(&self) -> Filter {
-        Filter { documents: self.documents.clone().unwrap_or_default(), ..Filter::default() }
+    pub(super) fn memory_filter(&self) -> Filter {
+        Filter { document_ids: self.documents.clone().unwrap_or_default(), ..Filter::default() }
     }
 }
 
 /// What a model reads of a result of the client's tool. An error is told as one.
-pub(super) fn result_content(result: ToolResult) -> String {
+pub(super) fn tool_result_content(result: ToolResult) -> String {
     match result.outcome {
         Ok(json) => json,
         Err(message) => error_content(&message),
@@ -135,7 +141,7 @@ pub(super) fn repair_messages(calls: &[ToolCall], problems: &[Option<String>]) -
     })
 }
 
-pub(super) fn message_of_history(HistoryMessage { speaker, content }: HistoryMessage) -> Message {
+pub(super) fn history_message(HistoryMessage { speaker, content }: HistoryMessage) -> Message {
     match speaker {
         Speaker::User => Message::User(content),
         Speaker::Assistant => Message::Assistant { content, reasoning: None, calls: Vec::new() },
@@ -181,7 +187,7 @@ mod tests {
     #[test]
     fn results_stand_in_the_order_of_the_calls_however_they_came() {
         let mut exchange = exchange();
-        exchange.push_results(vec![("b".into(), "2".into()), ("a".into(), "1".into())]);
+        exchange.push_tool_results(vec![("b".into(), "2".into()), ("a".into(), "1".into())]);
         let last: Vec<_> = exchange.messages[2..].iter().collect();
         let tool = |call_id: &str, content: &str| Message::Tool { call_id: call_id.into(), content: content.into() };
         assert_eq!(last, [&tool("a", "1"), &tool("b", "2")]);

@@ -4,21 +4,21 @@
 
 mod event;
 mod exchange;
+mod input;
 mod interruption;
 mod prompt;
 mod record;
-mod request;
 mod rounds;
 mod tally;
 mod turn;
 
 use std::{sync::Arc, time::Duration};
 
-pub use event::{ClosedTurn, Closing, Event, Failure, Ran, Recalled, Spent, Stage};
+pub use event::{FinishedTurn, RecalledMemory, Stage, ToolExecution, TurnClosing, TurnEvent, TurnFailure, UsageReport};
+pub use input::{HistoryMessage, Profile, Speaker, ToolResult, TurnInput};
 pub use prompt::{PROMPT_VERSIONS, Prompts};
 pub use record::{RecordError, RecordedCitation, RecordedUsage, TurnFinish, TurnRecord};
-pub use request::{HistoryMessage, Profile, Speaker, ToolResult, TurnRequest};
-pub use turn::{ResumedTurn, Taken};
+pub use turn::{ResumedTurn, ToolResultDecision};
 
 use crate::{
     conversation::ConversationStore,
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Most tokens of earlier turns that a model is told word for word.
-pub const HISTORY_TOKENS: u32 = 6_000;
+pub const HISTORY_TOKEN_BUDGET: u32 = 6_000;
 
 /// Everything that a turn needs and that turns share.
 pub struct Assistant {

@@ -7,7 +7,7 @@ use minijinja::{Environment, value::Serde};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Profile, Recalled};
+use super::{Profile, RecalledMemory};
 use crate::language::Language;
 
 const ENGLISH: &str = include_str!("prompts/system.en.md");
@@ -23,7 +23,7 @@ pub struct Prompts {
 
 /// What the templates are filled with.
 #[derive(Serialize)]
-struct Context<'a> {
+struct PromptContext<'a> {
     nickname: &'a str,
     level: i32,
     is_pro: bool,
@@ -33,13 +33,13 @@ struct Context<'a> {
     preferences: BTreeMap<&'a str, &'a str>,
     profile_context: &'a Value,
     extra_context: &'a Value,
-    memories: Vec<ContextMemory<'a>>,
+    memories: Vec<PromptMemory<'a>>,
     /// Of what was said before the messages; empty = there is nothing.
     summary: &'a str,
 }
 
 #[derive(Serialize)]
-struct ContextMemory<'a> {
+struct PromptMemory<'a> {
     n: usize,
     date: String,
     source: &'a str,
@@ -73,24 +73,24 @@ impl Prompts {
         &self,
         profile: &Profile,
         extra_context: &Value,
-        recalled: &[Recalled],
+        recalled: &[RecalledMemory],
         summary: &str,
         now: Timestamp,
     ) -> Result<String, minijinja::Error> {
         let zone = TimeZone::get(&profile.timezone).unwrap_or(TimeZone::UTC);
         let date = |time: Timestamp| time.to_zoned(zone.clone()).strftime("%Y-%m-%d").to_string();
-        let memories = recalled.iter().enumerate().map(|(index, Recalled { memory, .. })| ContextMemory {
+        let memories = recalled.iter().enumerate().map(|(index, RecalledMemory { memory, .. })| PromptMemory {
             n: index + 1,
             date: date(memory.created_at),
             source: &memory.source_type,
             title: memory
-                .place
+                .location
                 .as_ref()
                 .map_or_else(|| memory.metadata.get("title").map_or("", String::as_str), |place| &place.title),
             content: &memory.content,
         });
         let preferences = profile.preferences.iter().filter(|(name, _)| *name != CONCISE_MODE);
-        let context = Context {
+        let context = PromptContext {
             nickname: &profile.nickname,
             level: profile.level,
             is_pro: profile.is_pro,
@@ -119,12 +119,12 @@ mod tests {
         Profile { language_tag: tag.into(), timezone: "Asia/Shanghai".into(), ..Profile::default() }
     }
 
-    fn render(profile: &Profile, extra: &Value, recalled: &[Recalled]) -> String {
+    fn render(profile: &Profile, extra: &Value, recalled: &[RecalledMemory]) -> String {
         let now = "2026-11-23T07:04:00Z".parse().unwrap();
         Prompts::compile().unwrap().system(profile, extra, recalled, "", now).unwrap()
     }
 
-    fn recalled(content: &str) -> Recalled {
+    fn recalled(content: &str) -> RecalledMemory {
         let time = "2026-11-20T23:00:00Z".parse().unwrap();
         let memory = Memory {
             id: "m".into(),
@@ -133,17 +133,17 @@ mod tests {
             tags: Vec::new(),
             metadata: Metadata::new(),
             superseded_by: None,
-            place: None,
+            location: None,
             created_at: time,
             updated_at: time,
         };
-        Recalled { memory, score: 0.5 }
+        RecalledMemory { memory, score: 0.5 }
     }
 
     #[test]
     fn the_prompt_is_in_the_language_of_the_profile_and_knows_the_local_time() {
         let chinese = render(&profile("zh-CN"), &Value::Null, &[]);
-        assert_eq!(Language::of_text(&chinese), Language::Chinese);
+        assert_eq!(Language::detect(&chinese), Language::Chinese);
         assert!(chinese.contains("2026-11-23 15:04"), "{chinese}");
         let english = render(&profile("en"), &Value::Null, &[]);
         assert!(!english.chars().any(crate::language::is_han));

@@ -3,11 +3,11 @@
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use super::{Recalled, Spent, request};
+use super::{RecalledMemory, UsageReport, input};
 use crate::llm::{Finish, Message};
 
 /// The form in which turns are written today.
-const VERSION: u32 = 1;
+const RECORD_VERSION: u32 = 1;
 /// Characters of a title that is made of a question.
 const TITLE_CHARS: usize = 40;
 /// Characters of a citation's excerpt.
@@ -100,7 +100,7 @@ pub enum RecordError {
     Malformed(#[from] serde_json::Error),
     /// A later version of the service wrote it.
     #[error("the record of a turn is of version {0}, which is not known")]
-    Unknown(u32),
+    UnknownVersion(u32),
 }
 
 impl TurnRecord {
@@ -108,7 +108,7 @@ impl TurnRecord {
     #[must_use]
     pub fn new(messages: Vec<Message>, model: String, finish: TurnFinish) -> Self {
         Self {
-            version: VERSION,
+            version: RECORD_VERSION,
             messages,
             citations: Vec::new(),
             usage: None,
@@ -137,8 +137,8 @@ impl TurnRecord {
             version: u32,
         }
         let Versioned { version } = serde_json::from_slice(bytes)?;
-        if version != VERSION {
-            return Err(RecordError::Unknown(version));
+        if version != RECORD_VERSION {
+            return Err(RecordError::UnknownVersion(version));
         }
         Ok(serde_json::from_slice(bytes)?)
     }
@@ -164,7 +164,7 @@ impl TurnRecord {
     /// Where the user's days begin; UTC where the name is of no zone.
     #[must_use]
     pub fn zone(&self) -> TimeZone {
-        request::zone(&self.timezone)
+        input::time_zone(&self.timezone)
     }
 
     /// What a conversation that begins with this turn is called until it gets a better title: the beginning of the question.
@@ -192,11 +192,11 @@ impl TurnRecord {
     }
 }
 
-impl From<&Recalled> for RecordedCitation {
-    fn from(Recalled { memory, score }: &Recalled) -> Self {
+impl From<&RecalledMemory> for RecordedCitation {
+    fn from(RecalledMemory { memory, score }: &RecalledMemory) -> Self {
         let told = |name: &str| memory.metadata.get(name).cloned().unwrap_or_default();
         let number = |name: &str| told(name).parse().unwrap_or_default();
-        let place = memory.place.as_ref();
+        let place = memory.location.as_ref();
         // A memory that is no chunk may tell by its metadata where it comes from.
         Self {
             id: memory.id.clone(),
@@ -204,17 +204,17 @@ impl From<&Recalled> for RecordedCitation {
             excerpt: memory.content.chars().take(EXCERPT_CHARS).collect(),
             score: *score,
             source_type: memory.source_type.clone(),
-            document_id: place.map(|place| place.document.clone()).unwrap_or_default(),
+            document_id: place.map(|place| place.document_id.clone()).unwrap_or_default(),
             section: place.map_or_else(|| told("section_title"), |place| place.section.clone()),
             url: place.map_or_else(|| told("url"), |place| place.url.clone()),
-            chunk: place.map_or_else(|| number("chunk_index"), |place| place.chunk),
+            chunk: place.map_or_else(|| number("chunk_index"), |place| place.chunk_index),
             page: number("page_number"),
         }
     }
 }
 
-impl From<&Spent> for RecordedUsage {
-    fn from(spent: &Spent) -> Self {
+impl From<&UsageReport> for RecordedUsage {
+    fn from(spent: &UsageReport) -> Self {
         Self { prompt: spent.usage.prompt, completion: spent.usage.completion, cost_micro_usd: spent.cost_micro_usd }
     }
 }
@@ -267,7 +267,7 @@ mod tests {
     fn a_record_that_can_not_be_read_is_an_error_that_quotes_nothing_of_it() {
         let mut bytes = record().to_bytes().unwrap();
         let later = String::from_utf8(bytes.clone()).unwrap().replace("\"version\":1", "\"version\":2");
-        assert!(matches!(TurnRecord::from_bytes(later.as_bytes()), Err(RecordError::Unknown(2))));
+        assert!(matches!(TurnRecord::from_bytes(later.as_bytes()), Err(RecordError::UnknownVersion(2))));
         bytes.truncate(40);
         assert!(matches!(TurnRecord::from_bytes(&bytes), Err(RecordError::Malformed(_))));
         let odd = br#"{"version":1,"messages":"secret"}"#;

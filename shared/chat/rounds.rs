@@ -5,78 +5,78 @@ use futures_util::{Stream, StreamExt as _};
 use tokio::time::Instant;
 
 use super::{
-    Assistant, Event, Failure, Ran, Stage, TurnFinish,
-    event::{ClosedTurn, Closing},
+    Assistant, Stage, ToolExecution, TurnEvent, TurnFailure, TurnFinish,
+    event::{FinishedTurn, TurnClosing},
     exchange::{Exchange, error_content, repair_messages},
+    input::time_zone,
     interruption::Interruption,
-    request::zone,
-    tally::Tally,
+    tally::UsageTally,
 };
 use crate::{
-    conversation::{Lease, Ticket},
+    conversation::{Lease, PendingTurnId},
     identity::UserId,
     llm::{Finish, Message, ModelEvent, ToolCall, estimate_tokens},
-    tools::{CheckedCall, Offer, RunContext, Runner, Wanted},
+    tools::{ToolContext, ToolOffer, ToolRunner, ToolSelection, ValidatedCall},
 };
 
 /// A turn that has come to the model.
-pub(super) struct Running {
+pub(super) struct RunningTurn {
     pub(super) user: UserId,
     /// The right to keep the turn; `None` = nothing of it is kept.
     pub(super) lease: Option<Lease>,
     pub(super) exchange: Exchange,
-    pub(super) offer: Offer,
+    pub(super) offer: ToolOffer,
     pub(super) recall_failed: bool,
     pub(super) deadline: Instant,
     /// Of a turn that was resumed.
-    pub(super) ticket: Option<Ticket>,
+    pub(super) ticket: Option<PendingTurnId>,
 }
 
-impl Running {
-    fn closing(&mut self, turn: Option<ClosedTurn>) -> Event {
-        Event::Closing(Box::new(Closing { turn, resumed: self.ticket.take() }))
+impl RunningTurn {
+    fn closing(&mut self, turn: Option<FinishedTurn>) -> TurnEvent {
+        TurnEvent::Closing(Box::new(TurnClosing { turn, resumed_turn: self.ticket.take() }))
     }
 }
 
 /// How a round ended that did not fail.
-enum Ended {
+enum RoundOutcome {
     Finished(Finish),
     Called { calls: Vec<ToolCall>, reasoning: Option<String> },
 }
 
 impl Assistant {
     /// The tools for a turn; those of clients only where the turn can be kept meanwhile.
-    pub(super) fn offer(&self, wanted: &Wanted, may_search: bool, may_keep: bool) -> Offer {
-        self.tools.offer(wanted, self.memory.is_there(), may_search, may_keep)
+    pub(super) fn offer(&self, wanted: &ToolSelection, may_search: bool, may_keep: bool) -> ToolOffer {
+        self.tools.offer(wanted, self.memory.is_configured(), may_search, may_keep)
     }
 
     /// Asks the model until it answers, fails, or wants the client to run tools.
     pub(super) fn rounds<'a, I>(
         &'a self,
-        mut turn: Running,
+        mut turn: RunningTurn,
         interruption: &'a mut Interruption<I>,
-    ) -> impl Stream<Item = Event> + Send + 'a
+    ) -> impl Stream<Item = TurnEvent> + Send + 'a
     where
-        I: Future<Output = Failure> + Send,
+        I: Future<Output = TurnFailure> + Send,
     {
         stream! {
-            let mut tally = Tally::default();
+            let mut tally = UsageTally::default();
             let mut answering = self.model.name(turn.exchange.model.as_deref()).to_owned();
             let mut text = String::new();
             // How much of the text is in the exchange already.
             let mut said_before;
             // A call that is wrong may be repeated once before the next tools run.
             let mut was_told = false;
-            yield Event::Entered(Stage::Generating { recall_failed: turn.recall_failed });
+            yield TurnEvent::StageEntered(Stage::Generating { recall_failed: turn.recall_failed });
             let failure = 'rounds: loop {
                 said_before = text.len();
                 let mut counted = None;
-                let mut answer = self.model.clone().answer(turn.exchange.request(&turn.offer, turn.deadline));
+                let mut answer = self.model.clone().answer(turn.exchange.model_request(&turn.offer, turn.deadline));
                 let ended = loop {
                     match interruption.unless(answer.next()).await {
                         Ok(Some(Ok(ModelEvent::Delta(delta)))) => {
                             text.push_str(&delta);
-                            yield Event::Delta(delta);
+                            yield TurnEvent::Delta(delta);
                         }
                         Ok(Some(Ok(ModelEvent::Usage { model, tokens }))) => {
                             counted = Some(model.clone());
@@ -84,56 +84,56 @@ impl Assistant {
                         }
                         Ok(Some(Ok(ModelEvent::Finished { model, finish }))) => {
                             answering = model;
-                            break Ok(Ended::Finished(finish));
+                            break Ok(RoundOutcome::Finished(finish));
                         }
-                        Ok(Some(Ok(ModelEvent::Called { model, calls, reasoning }))) => {
+                        Ok(Some(Ok(ModelEvent::ToolsCalled { model, calls, reasoning }))) => {
                             answering = model;
-                            break Ok(Ended::Called { calls, reasoning });
+                            break Ok(RoundOutcome::Called { calls, reasoning });
                         }
                         Ok(Some(Err(error))) => break Err(error.into()),
                         // A model ends its stream by an event; one that does not has a defect.
-                        Ok(None) => break Err(Failure::Internal),
+                        Ok(None) => break Err(TurnFailure::Internal),
                         Err(failure) => break Err(failure),
                     }
                 };
                 drop(answer);
                 // Whose words broke off need not be the model that was asked first.
-                if let Err(Failure::Model(error)) = &ended
+                if let Err(TurnFailure::Model(error)) = &ended
                     && let Some(origin) = &error.origin
                 {
                     answering.clone_from(&origin.model);
                 }
                 let said = &text[said_before..];
                 if counted.is_none_or(|model| model != answering) && (ended.is_ok() || !said.is_empty()) {
-                    tally.estimate(answering.clone(), turn.exchange.estimate_tokens(), estimate_of(said, &ended));
+                    tally.add_estimate(answering.clone(), turn.exchange.estimate_tokens(), estimate_of(said, &ended));
                 }
                 let (calls, reasoning) = match ended {
-                    Ok(Ended::Called { calls, reasoning }) => (calls, reasoning),
-                    Ok(Ended::Finished(finish)) => {
-                        let spent = tally.spent(&answering, &self.prices);
+                    Ok(RoundOutcome::Called { calls, reasoning }) => (calls, reasoning),
+                    Ok(RoundOutcome::Finished(finish)) => {
+                        let spent = tally.report(&answering, &self.prices);
                         if turn.lease.is_some() {
-                            let record = turn.exchange.record(said, &answering, spent.as_ref(), finish.into());
-                            yield turn.closing(Some(ClosedTurn { record, is_complete: true }));
+                            let record = turn.exchange.to_record(said, &answering, spent.as_ref(), finish.into());
+                            yield turn.closing(Some(FinishedTurn { record, is_complete: true }));
                         }
                         if let Some(spent) = spent {
-                            yield Event::Spent(spent);
+                            yield TurnEvent::Usage(spent);
                         }
-                        yield Event::Answered { text, finish };
+                        yield TurnEvent::Answered { text, finish };
                         return;
                     }
                     Err(failure) => break failure,
                 };
 
                 if turn.exchange.must_answer() {
-                    break Failure::TooManyToolRounds;
+                    break TurnFailure::ToolRoundsExceeded;
                 }
                 turn.exchange.rounds += 1;
-                let checked: Vec<_> = calls.iter().map(|call| turn.offer.check(call)).collect();
+                let checked: Vec<_> = calls.iter().map(|call| turn.offer.validate(call)).collect();
                 let content = said.to_owned();
                 turn.exchange.push(Message::Assistant { content, reasoning, calls: calls.clone() });
                 if checked.iter().any(Result::is_err) {
                     if std::mem::replace(&mut was_told, true) {
-                        break Failure::WrongToolCall;
+                        break TurnFailure::InvalidToolCall;
                     }
                     let problems: Vec<_> = checked.into_iter().map(Result::err).collect();
                     for message in repair_messages(&calls, &problems) {
@@ -143,92 +143,95 @@ impl Assistant {
                 }
                 was_told = false;
 
-                yield Event::Entered(Stage::ExecutingTools);
+                yield TurnEvent::StageEntered(Stage::ExecutingTools);
                 let mut awaited = Vec::new();
                 for (call, checked) in calls.into_iter().zip(checked.into_iter().flatten()) {
-                    if checked.runner == Runner::Client {
+                    if checked.runner == ToolRunner::Client {
                         awaited.push(call);
                         continue;
                     }
                     if Instant::now() >= turn.deadline {
-                        break 'rounds Failure::OutOfTime;
+                        break 'rounds TurnFailure::DeadlineExceeded;
                     }
-                    match interruption.unless(self.run(&mut turn, call, checked)).await {
-                        Ok(ran) => yield Event::Ran(ran),
+                    match interruption.unless(self.execute_tool(&mut turn, call, checked)).await {
+                        Ok(ran) => yield TurnEvent::ToolExecuted(ran),
                         Err(failure) => break 'rounds failure,
                     }
                 }
                 if awaited.is_empty() {
-                    yield Event::Entered(Stage::Generating { recall_failed: turn.recall_failed });
+                    yield TurnEvent::StageEntered(Stage::Generating { recall_failed: turn.recall_failed });
                     continue;
                 }
-                match interruption.unless(self.keep(&turn, &awaited)).await {
+                match interruption.unless(self.store_pending_turn(&turn, &awaited)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(failure)) | Err(failure) => break failure,
                 }
                 for call in awaited {
-                    yield Event::Called(call);
+                    yield TurnEvent::ToolCalled(call);
                 }
-                if let Some(spent) = tally.spent(&answering, &self.prices) {
-                    yield Event::Spent(spent);
+                if let Some(spent) = tally.report(&answering, &self.prices) {
+                    yield TurnEvent::Usage(spent);
                 }
-                yield Event::AwaitsTools;
+                yield TurnEvent::AwaitsTools;
                 return;
             };
-            let spent = tally.spent(&answering, &self.prices);
+            let spent = tally.report(&answering, &self.prices);
             if turn.lease.is_some() {
-                let is_stopped = matches!(failure, Failure::Cancelled | Failure::Abandoned);
+                let is_stopped = matches!(failure, TurnFailure::Cancelled | TurnFailure::Abandoned);
                 // A turn that may be tried again is no turn yet, unless the user has seen a part of it.
                 let is_worth_keeping = is_stopped || !text.is_empty();
                 let finish = if is_stopped { TurnFinish::Cancelled } else { TurnFinish::Failed };
-                let record = || turn.exchange.record(&text[said_before..], &answering, spent.as_ref(), finish);
-                let kept = is_worth_keeping.then(|| ClosedTurn { record: record(), is_complete: false });
+                let record = || turn.exchange.to_record(&text[said_before..], &answering, spent.as_ref(), finish);
+                let kept = is_worth_keeping.then(|| FinishedTurn { record: record(), is_complete: false });
                 yield turn.closing(kept);
             }
             if let Some(spent) = spent {
-                yield Event::Spent(spent);
+                yield TurnEvent::Usage(spent);
             }
-            yield Event::Failed(failure);
+            yield TurnEvent::Failed(failure);
         }
     }
 
     /// Runs a tool of the server and tells the model what came of it.
-    async fn run(&self, turn: &mut Running, call: ToolCall, checked: CheckedCall) -> Ran {
+    async fn execute_tool(&self, turn: &mut RunningTurn, call: ToolCall, checked: ValidatedCall) -> ToolExecution {
         let ToolCall { id, name, .. } = call;
-        let context =
-            RunContext { user: turn.user.clone(), zone: zone(&turn.exchange.timezone), filter: turn.exchange.filter() };
+        let context = ToolContext {
+            user: turn.user.clone(),
+            zone: time_zone(&turn.exchange.timezone),
+            filter: turn.exchange.memory_filter(),
+        };
         let outcome = match checked.runner {
-            Runner::Server(tool) => tool.run(&self.memory, &context, checked.arguments).await,
-            Runner::Client => Ok(checked.arguments),
+            ToolRunner::Server(tool) => tool.run(&self.memory, &context, checked.arguments).await,
+            ToolRunner::Client => Ok(checked.arguments),
         };
         let content = match &outcome {
             Ok(value) => value.to_string(),
             Err(failure) => error_content(&format!("{}; {}", failure.message, failure.suggestion)),
         };
         turn.exchange.push(Message::Tool { call_id: id.clone(), content });
-        Ran { call_id: id, name, outcome }
+        ToolExecution { call_id: id, name, outcome }
     }
 
     /// Keeps a turn until the client has run these calls.
-    async fn keep(&self, turn: &Running, awaited: &[ToolCall]) -> Result<(), Failure> {
+    async fn store_pending_turn(&self, turn: &RunningTurn, awaited: &[ToolCall]) -> Result<(), TurnFailure> {
         // Without a place to keep turns no tool of the client is offered.
         let (Some(conversations), Some(lease)) = (&self.conversations, &turn.lease) else {
-            return Err(Failure::Internal);
+            return Err(TurnFailure::Internal);
         };
-        let state = serde_json::to_vec(&turn.exchange).map_err(|_| Failure::Internal)?;
+        let state = serde_json::to_vec(&turn.exchange).map_err(|_| TurnFailure::Internal)?;
         let calls: Vec<&str> = awaited.iter().map(|call| call.id.as_str()).collect();
-        conversations.keep(lease, &state, &calls).await.map_err(|error| {
+        conversations.store_pending_turn(lease, &state, &calls).await.map_err(|error| {
             tracing::warn!(%error, "the turn can not be kept");
-            Failure::NotKept
+            TurnFailure::NotPersisted
         })
     }
 }
 
 /// Tokens of what a model said in a round whose provider did not count them.
-fn estimate_of(said: &str, ended: &Result<Ended, Failure>) -> u32 {
+fn estimate_of(said: &str, ended: &Result<RoundOutcome, TurnFailure>) -> u32 {
     let text = estimate_tokens(said);
     match ended {
-        Ok(Ended::Called { calls, reasoning }) => {
+        Ok(RoundOutcome::Called { calls, reasoning }) => {
             let message =
                 Message::Assistant { content: String::new(), reasoning: reasoning.clone(), calls: calls.clone() };
             text.saturating_add(message.estimate_tokens())

@@ -9,17 +9,17 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    Assistant, Event, Failure, HISTORY_TOKENS, Recalled, RecordedCitation, Stage, TurnRecord,
-    exchange::{Exchange, message_of_history, result_content},
+    Assistant, HISTORY_TOKEN_BUDGET, RecalledMemory, RecordedCitation, Stage, TurnEvent, TurnFailure, TurnRecord,
+    exchange::{Exchange, history_message, tool_result_content},
+    input::{ToolResult, TurnInput},
     interruption::Interruption,
-    request::{ToolResult, TurnRequest},
-    rounds::Running,
+    rounds::RunningTurn,
 };
 use crate::{
-    conversation::{Accepted, Lease, Past, StoreError, StoredTurn, Ticket},
+    conversation::{History, Lease, PendingTurnId, StoreError, StoredTurn, ToolResultOutcome},
     llm::Message,
-    memory::{CHAT, DEFAULT_ALPHA, MAX_QUERY_BYTES, Memory, Query},
-    tools::Wanted,
+    memory::{CHAT_SOURCE_TYPE, DEFAULT_ALPHA, MAX_QUERY_BYTES, Memory, RetrievalQuery},
+    tools::ToolSelection,
 };
 
 /// Most memories that a turn is grounded in.
@@ -31,17 +31,17 @@ const RECALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What becomes of a tool's result.
 #[derive(Debug)]
-pub enum Taken {
+pub enum ToolResultDecision {
     /// No turn of this user and session waits for it.
-    Unknown,
+    UnknownCall,
     /// It was given already.
     Duplicate,
     /// Others are still missing.
-    Waiting,
+    Pending,
     /// It would be the last, but the conversation answers another request, for about so long.
     Busy(Duration),
     /// It was the last: the turn goes on.
-    Resumed(Box<ResumedTurn>),
+    Complete(Box<ResumedTurn>),
 }
 
 /// A turn that goes on, because all results of its tools are in.
@@ -49,7 +49,7 @@ pub enum Taken {
 pub struct ResumedTurn {
     lease: Lease,
     exchange: Exchange,
-    ticket: Ticket,
+    ticket: PendingTurnId,
 }
 
 impl ResumedTurn {
@@ -71,57 +71,57 @@ impl Assistant {
     /// turn with its provider call.
     ///
     /// The events are those of the contract, in its order; the last one is the only one of which [`Event::is_last`] is true.
-    pub fn turn(
+    pub fn run_turn(
         self: Arc<Self>,
-        request: TurnRequest,
-        interrupted: impl Future<Output = Failure> + Send + 'static,
-    ) -> impl Stream<Item = Event> + Send + 'static {
+        request: TurnInput,
+        interrupted: impl Future<Output = TurnFailure> + Send + 'static,
+    ) -> impl Stream<Item = TurnEvent> + Send + 'static {
         let span = Span::current();
         stream! {
             let mut interruption = Interruption::new(interrupted);
             let deadline = Instant::now() + self.total_timeout;
-            yield Event::Entered(Stage::Thinking);
+            yield TurnEvent::StageEntered(Stage::Thinking);
             if !self.thinking_delay.is_zero()
                 && let Err(failure) = interruption.unless(sleep(self.thinking_delay)).await
             {
-                yield Event::Closing(Box::new(request.broken_off()));
-                yield Event::Failed(failure);
+                yield TurnEvent::Closing(Box::new(request.broken_off()));
+                yield TurnEvent::Failed(failure);
                 return;
             }
 
-            let searches = request.recall.is_some() && self.memory.is_there();
+            let searches = request.recall.is_some() && self.memory.is_configured();
             if searches {
-                yield Event::Entered(Stage::Searching);
+                yield TurnEvent::StageEntered(Stage::Searching);
             }
             let recall = async {
                 if searches { self.recall(&request).await } else { Some(Vec::new()) }
             };
-            let known = async { tokio::join!(recall, self.past(&request)) }.instrument(span);
+            let known = async { tokio::join!(recall, self.load_history(&request)) }.instrument(span);
             let (recalled, past) = match interruption.unless(known).await {
                 Ok((recalled, Ok(past))) => (recalled, past),
                 Ok((_, Err(error))) => {
                     // An answer that knows nothing of what was said would be taken for one that does.
                     tracing::warn!(%error, "the conversation can not be read");
-                    yield Event::Failed(Failure::NotKept);
+                    yield TurnEvent::Failed(TurnFailure::NotPersisted);
                     return;
                 }
                 Err(failure) => {
-                    yield Event::Closing(Box::new(request.broken_off()));
-                    yield Event::Failed(failure);
+                    yield TurnEvent::Closing(Box::new(request.broken_off()));
+                    yield TurnEvent::Failed(failure);
                     return;
                 }
             };
             let recall_failed = recalled.is_none();
             let recalled = recalled.unwrap_or_default();
             if !recalled.is_empty() {
-                yield Event::Recalled(recalled.clone());
+                yield TurnEvent::Recalled(recalled.clone());
             }
 
-            let running = match self.prepare(request, past, &recalled, recall_failed, deadline) {
+            let running = match self.build_turn(request, past, &recalled, recall_failed, deadline) {
                 Ok(running) => running,
                 Err(error) => {
                     tracing::error!(%error, "the prompt can not be made");
-                    yield Event::Failed(Failure::Internal);
+                    yield TurnEvent::Failed(TurnFailure::Internal);
                     return;
                 }
             };
@@ -134,20 +134,20 @@ impl Assistant {
     }
 
     /// Goes on with a turn whose tools have run, as [`Assistant::turn`] does.
-    pub fn resume(
+    pub fn resume_turn(
         self: Arc<Self>,
         turn: ResumedTurn,
-        interrupted: impl Future<Output = Failure> + Send + 'static,
-    ) -> impl Stream<Item = Event> + Send + 'static {
+        interrupted: impl Future<Output = TurnFailure> + Send + 'static,
+    ) -> impl Stream<Item = TurnEvent> + Send + 'static {
         stream! {
             let mut interruption = Interruption::new(interrupted);
             let deadline = Instant::now() + self.total_timeout;
-            yield Event::Entered(Stage::Thinking);
+            yield TurnEvent::StageEntered(Stage::Thinking);
             let ResumedTurn { lease, exchange, ticket } = turn;
-            let wanted = Wanted::Named(exchange.tools.clone());
+            let wanted = ToolSelection::Named(exchange.tools.clone());
             let offer = self.offer(&wanted, exchange.documents.is_some(), true);
             let user = lease.key.user.clone();
-            let running = Running {
+            let running = RunningTurn {
                 user,
                 lease: Some(lease),
                 exchange,
@@ -164,61 +164,67 @@ impl Assistant {
     }
 
     /// A call that brought a result while others are still missing.
-    pub fn wait() -> impl Stream<Item = Event> + Send + 'static {
-        futures_util::stream::iter([Event::Entered(Stage::Thinking), Event::AwaitsMoreResults])
+    pub fn await_more_results() -> impl Stream<Item = TurnEvent> + Send + 'static {
+        futures_util::stream::iter([TurnEvent::StageEntered(Stage::Thinking), TurnEvent::AwaitsMoreResults])
     }
 
     /// Takes what came of a tool that the client ran.
     ///
     /// # Errors
     /// The store failed or took too long; then the result is not taken.
-    pub async fn accept(&self, lease: &Lease, result: ToolResult) -> Result<Taken, StoreError> {
-        let Some(conversations) = &self.conversations else { return Ok(Taken::Unknown) };
+    pub async fn record_tool_result(
+        &self,
+        lease: &Lease,
+        result: ToolResult,
+    ) -> Result<ToolResultDecision, StoreError> {
+        let Some(conversations) = &self.conversations else { return Ok(ToolResultDecision::UnknownCall) };
         let call_id = result.call_id.clone();
-        let content = result_content(result);
-        let accepted = conversations.accept(lease, &call_id, content.as_bytes()).await?;
+        let content = tool_result_content(result);
+        let accepted = conversations.record_tool_result(lease, &call_id, content.as_bytes()).await?;
         Ok(match accepted {
-            Accepted::Unknown => Taken::Unknown,
-            Accepted::Duplicate => Taken::Duplicate,
-            Accepted::Waiting => Taken::Waiting,
-            Accepted::Busy { retry_after } => Taken::Busy(retry_after),
-            Accepted::Complete { state, results, ticket } => match serde_json::from_slice::<Exchange>(&state) {
-                Ok(mut exchange) => {
-                    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-                    exchange.push_results(results.into_iter().map(|(id, bytes)| (id, text(bytes))).collect());
-                    Taken::Resumed(Box::new(ResumedTurn { lease: lease.clone(), exchange, ticket }))
+            ToolResultOutcome::UnknownCall => ToolResultDecision::UnknownCall,
+            ToolResultOutcome::Duplicate => ToolResultDecision::Duplicate,
+            ToolResultOutcome::Pending => ToolResultDecision::Pending,
+            ToolResultOutcome::Busy { retry_after } => ToolResultDecision::Busy(retry_after),
+            ToolResultOutcome::Complete { state, results, pending_turn: ticket } => {
+                match serde_json::from_slice::<Exchange>(&state) {
+                    Ok(mut exchange) => {
+                        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+                        exchange.push_tool_results(results.into_iter().map(|(id, bytes)| (id, text(bytes))).collect());
+                        ToolResultDecision::Complete(Box::new(ResumedTurn { lease: lease.clone(), exchange, ticket }))
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "a turn was kept by another version of the service and is given up");
+                        ToolResultDecision::UnknownCall
+                    }
                 }
-                Err(error) => {
-                    tracing::error!(%error, "a turn was kept by another version of the service and is given up");
-                    Taken::Unknown
-                }
-            },
+            }
         })
     }
 
     /// What was said before in the conversation.
-    async fn past(&self, request: &TurnRequest) -> Result<Past, StoreError> {
+    async fn load_history(&self, request: &TurnInput) -> Result<History, StoreError> {
         match (&self.conversations, &request.lease) {
             (Some(conversations), Some(lease)) => {
-                conversations.past(&lease.key.user, &lease.key.session, HISTORY_TOKENS).await
+                conversations.load_history(&lease.key.user, &lease.key.session, HISTORY_TOKEN_BUDGET).await
             }
-            _ => Ok(Past::default()),
+            _ => Ok(History::default()),
         }
     }
 
     /// What the memory knows about the question; `None` where it failed.
-    async fn recall(&self, request: &TurnRequest) -> Option<Vec<Recalled>> {
-        let query = Query {
+    async fn recall(&self, request: &TurnInput) -> Option<Vec<RecalledMemory>> {
+        let query = RetrievalQuery {
             text: head(&request.message, MAX_QUERY_BYTES).to_owned(),
             limit: RECALL_LIMIT,
             min_score: RECALL_MIN_SCORE,
             filter: request.recall.clone().unwrap_or_default(),
             alpha: DEFAULT_ALPHA,
-            zone: request.profile.zone(),
+            time_zone: request.profile.zone(),
         };
         match timeout(RECALL_TIMEOUT, self.memory.retrieve(&request.user, &query)).await {
             Ok(Ok(found)) => {
-                let recalled = found.hits.into_iter().map(|(memory, score)| Recalled { memory, score });
+                let recalled = found.hits.into_iter().map(|(memory, score)| RecalledMemory { memory, score });
                 Some(recalled.filter(|recalled| !is_echo(&recalled.memory, &request.message)).collect())
             }
             Ok(Err(error)) => {
@@ -236,22 +242,22 @@ impl Assistant {
     }
 
     /// Everything that the model is asked with.
-    fn prepare(
+    fn build_turn(
         &self,
-        request: TurnRequest,
-        past: Past,
-        recalled: &[Recalled],
+        request: TurnInput,
+        past: History,
+        recalled: &[RecalledMemory],
         recall_failed: bool,
         deadline: Instant,
-    ) -> Result<Running, minijinja::Error> {
+    ) -> Result<RunningTurn, minijinja::Error> {
         let summary = past.summary.as_ref().map_or("", |summary| summary.text.as_str());
         let (profile, context) = (&request.profile, &request.extra_context);
         let system = self.prompts.system(profile, context, recalled, summary, Timestamp::now())?;
         let mut messages = vec![Message::System(system)];
-        if past == Past::default() {
-            messages.extend(request.history.into_iter().map(message_of_history));
+        if past == History::default() {
+            messages.extend(request.history.into_iter().map(history_message));
         } else {
-            messages.extend(past.turns.iter().flat_map(messages_of_past));
+            messages.extend(past.turns.iter().flat_map(messages_of_turn));
         }
         let begin = messages.len();
         messages.push(Message::User(request.message));
@@ -267,20 +273,20 @@ impl Assistant {
             rounds: 0,
             language_tag: request.profile.language_tag,
             timezone: request.profile.timezone,
-            documents: request.recall.map(|filter| filter.documents),
+            documents: request.recall.map(|filter| filter.document_ids),
         };
         let (user, lease) = (request.user, request.lease);
-        Ok(Running { user, lease, exchange, offer, recall_failed, deadline, ticket: None })
+        Ok(RunningTurn { user, lease, exchange, offer, recall_failed, deadline, ticket: None })
     }
 }
 
 /// Whether a memory is the question itself, from when it was asked before: it fits best of all and tells nothing.
 fn is_echo(memory: &Memory, question: &str) -> bool {
-    memory.source_type == CHAT && memory.content.trim() == question.trim()
+    memory.source_type == CHAT_SOURCE_TYPE && memory.content.trim() == question.trim()
 }
 
 /// What a model is told of an earlier turn. What it thought then is of no use any more.
-fn messages_of_past(turn: &StoredTurn) -> Vec<Message> {
+fn messages_of_turn(turn: &StoredTurn) -> Vec<Message> {
     let record = match TurnRecord::from_bytes(&turn.record) {
         Ok(record) => record,
         Err(error) => {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{MemoryStoreConfig, Reader};
-use crate::conversation::Limits;
+use super::{DatabaseConfig, EnvReader};
+use crate::conversation::UserQuotas;
 
 pub(super) const CONVERSATIONS: &str = "CONVERSATIONS";
 pub(super) const RESUME_GRACE_SECONDS: &str = "RESUME_GRACE_SECONDS";
@@ -21,7 +21,7 @@ pub struct ConversationsConfig {
     /// How long an answer goes on whose client is lost; zero = it stops at once.
     pub resume_grace: Duration,
     /// What users may use; `None` = as much as they like.
-    pub limits: Option<LimitsByPlan>,
+    pub quotas: Option<QuotasByPlan>,
     /// Most answers of one process at the same time.
     pub max_concurrent_streams: usize,
 }
@@ -42,43 +42,43 @@ pub enum ConversationStoreConfig {
 
 /// What users may use, by their plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LimitsByPlan {
+pub struct QuotasByPlan {
     /// Of everybody else.
-    pub standard: Limits,
+    pub standard: UserQuotas,
     /// Of users with `is_pro`.
-    pub pro: Limits,
+    pub pro: UserQuotas,
 }
 
-impl LimitsByPlan {
+impl QuotasByPlan {
     /// The limits of a user.
     #[must_use]
-    pub fn of(&self, is_pro: bool) -> Limits {
+    pub fn for_plan(&self, is_pro: bool) -> UserQuotas {
         if is_pro { self.pro } else { self.standard }
     }
 }
 
 /// Far above what a person can do, so that only a program that has gone wild meets them.
-const STANDARD: Limits = Limits { requests_per_minute: 120, concurrent_streams: 16, tokens_per_day: 2_000_000 };
-const PRO: Limits = Limits { requests_per_minute: 600, concurrent_streams: 64, tokens_per_day: 20_000_000 };
+const STANDARD: UserQuotas = UserQuotas { requests_per_minute: 120, concurrent_streams: 16, tokens_per_day: 2_000_000 };
+const PRO: UserQuotas = UserQuotas { requests_per_minute: 600, concurrent_streams: 64, tokens_per_day: 20_000_000 };
 
 impl ConversationsConfig {
-    pub(super) fn read(reader: &mut Reader<'_>, memory: &MemoryStoreConfig) -> Self {
+    pub(super) fn read(reader: &mut EnvReader<'_>, memory: &DatabaseConfig) -> Self {
         let grace = reader.seconds(RESUME_GRACE_SECONDS, 15.0, false);
         let max_streams = reader.integer(MAX_CONCURRENT_STREAMS, 1, 1_000_000, "2000").unwrap_or(2_000);
         Self {
             store: read_store(reader, memory),
             resume_grace: grace,
-            limits: read_limits(reader),
+            quotas: read_limits(reader),
             max_concurrent_streams: usize::try_from(max_streams).unwrap_or(usize::MAX),
         }
     }
 }
 
-fn read_store(reader: &mut Reader<'_>, memory: &MemoryStoreConfig) -> ConversationStoreConfig {
+fn read_store(reader: &mut EnvReader<'_>, memory: &DatabaseConfig) -> ConversationStoreConfig {
     let has_database = match memory {
-        MemoryStoreConfig::Embedded { .. } => true,
-        MemoryStoreConfig::Postgres { only_reads, .. } => !only_reads,
-        MemoryStoreConfig::Absent => false,
+        DatabaseConfig::Embedded { .. } => true,
+        DatabaseConfig::Postgres { is_read_only: only_reads, .. } => !only_reads,
+        DatabaseConfig::Absent => false,
     };
     let Some(text) = reader.text(CONVERSATIONS) else {
         return if has_database { ConversationStoreConfig::Postgres } else { ConversationStoreConfig::Off };
@@ -89,7 +89,7 @@ fn read_store(reader: &mut Reader<'_>, memory: &MemoryStoreConfig) -> Conversati
             && table.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'));
         if !is_name {
             let problem = "names no table: 3 to 255 letters, digits, and _ - . after dynamodb://";
-            reader.mistake(CONVERSATIONS, problem, "dynamodb://agent-conversations");
+            reader.report(CONVERSATIONS, problem, "dynamodb://agent-conversations");
         }
         return ConversationStoreConfig::DynamoDb { table: table.to_owned() };
     }
@@ -97,22 +97,22 @@ fn read_store(reader: &mut Reader<'_>, memory: &MemoryStoreConfig) -> Conversati
         "off" => ConversationStoreConfig::Off,
         "postgres" if has_database => ConversationStoreConfig::Postgres,
         "postgres" => {
-            reader.mistake(CONVERSATIONS, "is postgres, but DATABASE_URL is not set", "off");
+            reader.report(CONVERSATIONS, "is postgres, but DATABASE_URL is not set", "off");
             ConversationStoreConfig::Off
         }
         _ => {
-            reader.mistake(CONVERSATIONS, "is not one of postgres, dynamodb://TABLE, off", "postgres");
+            reader.report(CONVERSATIONS, "is not one of postgres, dynamodb://TABLE, off", "postgres");
             ConversationStoreConfig::Off
         }
     }
 }
 
-fn read_limits(reader: &mut Reader<'_>) -> Option<LimitsByPlan> {
+fn read_limits(reader: &mut EnvReader<'_>) -> Option<QuotasByPlan> {
     let standard = reader.text(RATE_LIMITS);
     let pro = reader.text(RATE_LIMITS_PRO);
     if standard.as_deref() == Some("off") {
         if pro.is_some() {
-            reader.mistake(RATE_LIMITS_PRO, "is set, but RATE_LIMITS is off", EXAMPLE);
+            reader.report(RATE_LIMITS_PRO, "is set, but RATE_LIMITS is off", EXAMPLE);
         }
         return None;
     }
@@ -121,15 +121,15 @@ fn read_limits(reader: &mut Reader<'_>) -> Option<LimitsByPlan> {
         limits(&text, default).unwrap_or_else(|| {
             let problem = "is not off, nor a list of requests_per_minute, concurrent_streams and tokens_per_day, each with \
                            a whole number above zero";
-            reader.mistake(variable, problem, EXAMPLE);
+            reader.report(variable, problem, EXAMPLE);
             default
         })
     };
-    Some(LimitsByPlan { standard: read(RATE_LIMITS, standard, STANDARD), pro: read(RATE_LIMITS_PRO, pro, PRO) })
+    Some(QuotasByPlan { standard: read(RATE_LIMITS, standard, STANDARD), pro: read(RATE_LIMITS_PRO, pro, PRO) })
 }
 
 /// Limits as a list of `name=number`; those that are not named are as by default.
-fn limits(text: &str, default: Limits) -> Option<Limits> {
+fn limits(text: &str, default: UserQuotas) -> Option<UserQuotas> {
     let mut limits = default;
     for entry in text.split(',') {
         let (name, number) = entry.split_once('=')?;
@@ -147,37 +147,37 @@ fn limits(text: &str, default: Limits) -> Option<Limits> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Mistakes, Place};
+    use crate::config::{Config, ConfigErrors, EntryPoint};
 
-    fn read(place: Place, variables: &[(&str, &str)]) -> Result<ConversationsConfig, Mistakes> {
+    fn read(place: EntryPoint, variables: &[(&str, &str)]) -> Result<ConversationsConfig, ConfigErrors> {
         let value = |name: &str| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
         Config::read_for(place, &value).map(|config| config.conversations)
     }
 
     fn wrong(variables: &[(&str, &str)]) -> Vec<&'static str> {
-        let mistakes = read(Place::Server, variables).unwrap_err();
+        let mistakes = read(EntryPoint::Server, variables).unwrap_err();
         mistakes.0.into_iter().map(|mistake| mistake.variable).collect()
     }
 
     #[test]
     fn conversations_are_kept_where_there_is_a_database_unless_it_is_said_otherwise() {
         let store = |place, variables: &[_]| read(place, variables).unwrap().store;
-        assert_eq!(store(Place::Server, &[]), ConversationStoreConfig::Postgres);
-        assert_eq!(store(Place::Function, &[]), ConversationStoreConfig::Off);
-        assert_eq!(store(Place::Server, &[(CONVERSATIONS, "off")]), ConversationStoreConfig::Off);
+        assert_eq!(store(EntryPoint::Server, &[]), ConversationStoreConfig::Postgres);
+        assert_eq!(store(EntryPoint::Function, &[]), ConversationStoreConfig::Off);
+        assert_eq!(store(EntryPoint::Server, &[(CONVERSATIONS, "off")]), ConversationStoreConfig::Off);
         assert_eq!(wrong(&[(CONVERSATIONS, "redis")]), [CONVERSATIONS]);
         assert_eq!(wrong(&[(CONVERSATIONS, "dynamodb://a b")]), [CONVERSATIONS]);
-        assert!(read(Place::Function, &[(CONVERSATIONS, "postgres")]).is_err());
+        assert!(read(EntryPoint::Function, &[(CONVERSATIONS, "postgres")]).is_err());
     }
 
     #[test]
     fn limits_are_named_one_by_one_and_the_rest_is_as_by_default() {
-        let limits = |variables: &[_]| read(Place::Server, variables).unwrap().limits;
+        let limits = |variables: &[_]| read(EntryPoint::Server, variables).unwrap().quotas;
         assert_eq!(limits(&[(RATE_LIMITS, "off")]), None);
-        assert_eq!(limits(&[]).unwrap(), LimitsByPlan { standard: STANDARD, pro: PRO });
+        assert_eq!(limits(&[]).unwrap(), QuotasByPlan { standard: STANDARD, pro: PRO });
         let set = limits(&[(RATE_LIMITS, "requests_per_minute=3, tokens_per_day=9")]).unwrap();
-        assert_eq!(set.of(false), Limits { requests_per_minute: 3, tokens_per_day: 9, ..STANDARD });
-        assert_eq!(set.of(true), PRO);
+        assert_eq!(set.for_plan(false), UserQuotas { requests_per_minute: 3, tokens_per_day: 9, ..STANDARD });
+        assert_eq!(set.for_plan(true), PRO);
         for text in ["requests_per_minute", "requests_per_minute=0", "requests_per_hour=1", "none"] {
             assert_eq!(wrong(&[(RATE_LIMITS, text)]), [RATE_LIMITS], "{text}");
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{ModelConfig, Patience, Provider, Reader, Secret};
+use super::{EnvReader, ModelConfig, Provider, RetryConfig, Secret};
 
 pub(super) const EMBEDDING_PROVIDER: &str = "EMBEDDING_PROVIDER";
 pub(super) const EMBEDDING_API_BASE_URL: &str = "EMBEDDING_API_BASE_URL";
@@ -35,22 +35,26 @@ pub enum EmbeddingConfig {
         /// Length of its vectors.
         dimension: usize,
         /// Whether the model has to be asked for this length, because it is not its own.
-        shortened: bool,
+        sends_dimension: bool,
         /// How often it is asked, and when no more.
-        patience: Patience,
+        retry: RetryConfig,
     },
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum EmbeddingProvider {
     OpenAi,
     Local,
     Hashed,
 }
 
 impl EmbeddingConfig {
-    pub(super) fn read(reader: &mut Reader<'_>, model: &ModelConfig, patience: Patience) -> Self {
-        let kinds = [("openai", Kind::OpenAi), ("local", Kind::Local), ("hashed", Kind::Hashed)];
+    pub(super) fn read(reader: &mut EnvReader<'_>, model: &ModelConfig, patience: RetryConfig) -> Self {
+        let kinds = [
+            ("openai", EmbeddingProvider::OpenAi),
+            ("local", EmbeddingProvider::Local),
+            ("hashed", EmbeddingProvider::Hashed),
+        ];
         let chosen = reader.choice(EMBEDDING_PROVIDER, &kinds);
         let model_dir = reader.directory(EMBEDDING_MODEL_DIR, "models/all-MiniLM-L6-v2");
         let own_url = reader.base_url(EMBEDDING_API_BASE_URL, "https://api.openai.com/v1");
@@ -62,12 +66,12 @@ impl EmbeddingConfig {
             ModelConfig::Demo(_) => None,
         };
         match (chosen, provider) {
-            (Some(Kind::Local), _) => return Self::local(reader, model_dir),
-            (Some(Kind::Hashed), _) | (None, None) => return Self::Hashed,
+            (Some(EmbeddingProvider::Local), _) => return Self::local(reader, model_dir),
+            (Some(EmbeddingProvider::Hashed), _) | (None, None) => return Self::Hashed,
             (None, Some(config)) if config.provider == Provider::DeepSeek && own_url.is_none() => {
                 let problem = "is not set, and DeepSeek has no embeddings: set it to openai with EMBEDDING_API_KEY, or \
                                to hashed for keyword-like vectors at no cost";
-                reader.mistake(EMBEDDING_PROVIDER, problem, "openai");
+                reader.report(EMBEDDING_PROVIDER, problem, "openai");
                 return Self::Hashed;
             }
             _ => {}
@@ -83,31 +87,31 @@ impl EmbeddingConfig {
         });
         let Some(model) = model else {
             let problem = "is not set, but LLM_PROVIDER=compatible has no default; or set EMBEDDING_PROVIDER=hashed";
-            reader.mistake(EMBEDDING_MODEL, problem, "nomic-embed-text");
+            reader.report(EMBEDDING_MODEL, problem, "nomic-embed-text");
             return Self::Hashed;
         };
         let known = known_dimension(&model);
         let Some(dimension) = own_dimension.or(known) else {
-            reader.mistake(EMBEDDING_DIM, "is not set, and the dimension of EMBEDDING_MODEL is not known", "768");
+            reader.report(EMBEDDING_DIM, "is not set, and the dimension of EMBEDDING_MODEL is not known", "768");
             return Self::Hashed;
         };
         if base_url.is_none() && api_key.is_none() {
-            reader.mistake(EMBEDDING_API_KEY, "is not set, but the embeddings of OpenAI need a key", "sk-...");
+            reader.report(EMBEDDING_API_KEY, "is not set, but the embeddings of OpenAI need a key", "sk-...");
         }
         Self::OpenAi {
             base_url: base_url.unwrap_or_else(|| "https://api.openai.com/v1".to_owned()),
             api_key,
             model,
-            shortened: known.is_some_and(|known| known != dimension),
+            sends_dimension: known.is_some_and(|known| known != dimension),
             dimension: usize::try_from(dimension).unwrap_or_default(),
-            patience,
+            retry: patience,
         }
     }
 
-    fn local(reader: &mut Reader<'_>, model_dir: Option<PathBuf>) -> Self {
+    fn local(reader: &mut EnvReader<'_>, model_dir: Option<PathBuf>) -> Self {
         if model_dir.is_none() && reader.text(EMBEDDING_MODEL_DIR).is_none() {
             let problem = "is not set, but EMBEDDING_PROVIDER=local needs the directory of a model";
-            reader.mistake(EMBEDDING_MODEL_DIR, problem, "models/all-MiniLM-L6-v2");
+            reader.report(EMBEDDING_MODEL_DIR, problem, "models/all-MiniLM-L6-v2");
         }
         Self::Local { model_dir: model_dir.unwrap_or_default() }
     }

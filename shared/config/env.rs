@@ -6,7 +6,7 @@ use reqwest::Url;
 
 /// A variable with a value that can not be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
+pub struct InvalidSetting {
     /// Name of the variable.
     pub variable: &'static str,
     /// What is wrong. It never repeats the value, which may be a secret.
@@ -17,12 +17,12 @@ pub struct Mistake {
 
 /// Every mistake of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Mistakes(pub Vec<Mistake>);
+pub struct ConfigErrors(pub Vec<InvalidSetting>);
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the configuration can not be used:")?;
-        for Mistake { variable, problem, example } in &self.0 {
+        for InvalidSetting { variable, problem, example } in &self.0 {
             write!(f, "\n  {variable}: {problem} (for example {variable}={example})")?;
         }
         Ok(())
@@ -33,24 +33,24 @@ impl fmt::Display for Mistakes {
 ///
 /// Every reader returns its default after a mistake, so that reading goes on and finds the next one; the result is used
 /// only if [`Reader::finish`] found none.
-pub struct Reader<'a> {
+pub struct EnvReader<'a> {
     source: &'a dyn Fn(&str) -> Option<String>,
-    mistakes: Vec<Mistake>,
+    mistakes: Vec<InvalidSetting>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> EnvReader<'a> {
     /// A reader of `source`, which gives the value of a variable by its name.
     pub fn new(source: &'a dyn Fn(&str) -> Option<String>) -> Self {
         Self { source, mistakes: Vec::new() }
     }
 
     /// Notes a mistake that concerns a variable.
-    pub fn mistake(&mut self, variable: &'static str, problem: impl Into<String>, example: &'static str) {
-        self.mistakes.push(Mistake { variable, problem: problem.into(), example });
+    pub fn report(&mut self, variable: &'static str, problem: impl Into<String>, example: &'static str) {
+        self.mistakes.push(InvalidSetting { variable, problem: problem.into(), example });
     }
 
     /// Whether a mistake that concerns a variable was noted.
-    pub(super) fn has_mistake(&self, variable: &str) -> bool {
+    pub(super) fn has_error(&self, variable: &str) -> bool {
         self.mistakes.iter().any(|mistake| mistake.variable == variable)
     }
 
@@ -67,7 +67,7 @@ impl<'a> Reader<'a> {
             "true" | "1" | "yes" | "on" => Some(true),
             "false" | "0" | "no" | "off" => Some(false),
             _ => {
-                self.mistake(variable, "is neither true nor false", "true");
+                self.report(variable, "is neither true nor false", "true");
                 None
             }
         }
@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
         let chosen = choices.iter().find(|(word, _)| word.eq_ignore_ascii_case(&value));
         if chosen.is_none() {
             let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
-            self.mistake(variable, format!("is not one of {}", words.join(", ")), words.first().unwrap_or(&""));
+            self.report(variable, format!("is not one of {}", words.join(", ")), words.first().unwrap_or(&""));
         }
         chosen.map(|(_, value)| *value)
     }
@@ -90,7 +90,7 @@ impl<'a> Reader<'a> {
         match value.parse() {
             Ok(number) if (least..=most).contains(&number) => Some(number),
             _ => {
-                self.mistake(variable, format!("is not a whole number from {least} to {most}"), example);
+                self.report(variable, format!("is not a whole number from {least} to {most}"), example);
                 None
             }
         }
@@ -114,7 +114,7 @@ impl<'a> Reader<'a> {
         match value.parse() {
             Ok(number) if (least..=most).contains(&number) => number,
             _ => {
-                self.mistake(variable, format!("is not a number from {least} to {most}"), example);
+                self.report(variable, format!("is not a number from {least} to {most}"), example);
                 default
             }
         }
@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
             }
             _ => {
                 let range = if positive { "above 0 and at most 86400" } else { "from 0 to 86400" };
-                self.mistake(variable, format!("is not a number of seconds {range}"), "5");
+                self.report(variable, format!("is not a number of seconds {range}"), "5");
                 fallback
             }
         }
@@ -146,14 +146,14 @@ impl<'a> Reader<'a> {
     pub fn url(&mut self, variable: &'static str, schemes: &[&str], example: &'static str) -> Option<String> {
         let value = self.text(variable)?;
         let url = check_url(&value, schemes);
-        url.map_err(|problem| self.mistake(variable, problem, example)).ok()
+        url.map_err(|problem| self.report(variable, problem, example)).ok()
     }
 
     /// The base URL of a provider's API, without its trailing slash.
     pub fn base_url(&mut self, variable: &'static str, example: &'static str) -> Option<String> {
         let value = self.text(variable)?;
         let url = check_base_url(&value);
-        url.map_err(|problem| self.mistake(variable, problem, example)).ok()
+        url.map_err(|problem| self.report(variable, problem, example)).ok()
     }
 
     /// The path of a file that can be read.
@@ -162,11 +162,11 @@ impl<'a> Reader<'a> {
         match File::open(&path).and_then(|file| file.metadata()) {
             Ok(metadata) if metadata.is_file() => Some(path),
             Ok(_) => {
-                self.mistake(variable, "is not a file", example);
+                self.report(variable, "is not a file", example);
                 None
             }
             Err(error) => {
-                self.mistake(variable, format!("can not be read: {error}"), example);
+                self.report(variable, format!("can not be read: {error}"), example);
                 None
             }
         }
@@ -176,7 +176,7 @@ impl<'a> Reader<'a> {
     pub fn directory(&mut self, variable: &'static str, example: &'static str) -> Option<PathBuf> {
         let path = PathBuf::from(self.text(variable)?);
         if !path.is_dir() {
-            self.mistake(variable, "is not a directory", example);
+            self.report(variable, "is not a directory", example);
             return None;
         }
         Some(path)
@@ -193,8 +193,8 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// All mistakes that were noted.
-    pub fn finish<T>(self, value: T) -> Result<T, Mistakes> {
-        if self.mistakes.is_empty() { Ok(value) } else { Err(Mistakes(self.mistakes)) }
+    pub fn finish<T>(self, value: T) -> Result<T, ConfigErrors> {
+        if self.mistakes.is_empty() { Ok(value) } else { Err(ConfigErrors(self.mistakes)) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is learned from turns.
 
-use super::Reader;
+use super::EnvReader;
 
 pub(super) const LEARNING: &str = "LEARNING";
 
@@ -17,13 +17,13 @@ pub enum LearningConfig {
 }
 
 impl LearningConfig {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+    pub(super) fn read(reader: &mut EnvReader<'_>) -> Self {
         match reader.text(LEARNING).as_deref() {
             None | Some("on") => Self::On,
             Some("verbatim") => Self::Verbatim,
             Some("off") => Self::Off,
             Some(_) => {
-                reader.mistake(LEARNING, "is not one of on, verbatim, off", "on");
+                reader.report(LEARNING, "is not one of on, verbatim, off", "on");
                 Self::On
             }
         }

@@ -1,6 +1,6 @@
 //! How memories are searched.
 
-use super::Reader;
+use super::EnvReader;
 
 pub(super) const BM25_K1: &str = "BM25_K1";
 pub(super) const BM25_B: &str = "BM25_B";
@@ -18,7 +18,7 @@ pub struct MemoryConfig {
 }
 
 impl MemoryConfig {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+    pub(super) fn read(reader: &mut EnvReader<'_>) -> Self {
         let threshold = reader.integer(VECTOR_INDEX_THRESHOLD, 1_000, 1_000_000_000, "20000").unwrap_or(20_000);
         Self {
             k1: reader.decimal(BM25_K1, (0.0, 10.0), 1.2, "1.2"),

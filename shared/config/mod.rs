@@ -1,26 +1,28 @@
 //! The configuration: environment variables, parsed once into one struct per concern.
 
-mod callers;
+mod auth;
 mod conversations;
+mod database;
 mod embedding;
 mod env;
 mod learning;
 mod memory;
 mod model;
 mod server;
-mod stores;
 
 use std::fmt;
 
-pub use callers::{Auth, CallersConfig, TokenConfig, TokenKeys};
-pub use conversations::{ConversationStoreConfig, ConversationsConfig, LimitsByPlan};
+pub use auth::{AuthConfig, AuthMode, TokenConfig, TokenKeys};
+pub use conversations::{ConversationStoreConfig, ConversationsConfig, QuotasByPlan};
+pub use database::{DatabaseConfig, StoresConfig};
 pub use embedding::EmbeddingConfig;
-pub use env::{Mistake, Mistakes, Reader};
+pub use env::{ConfigErrors, EnvReader, InvalidSetting};
 pub use learning::LearningConfig;
 pub use memory::MemoryConfig;
-pub use model::{DemoConfig, DemoReason, EndpointConfig, Limits, ModelConfig, Patience, Provider, ProviderConfig};
+pub use model::{
+    DemoConfig, DemoReason, EndpointConfig, ModelConfig, ModelTimeouts, Provider, ProviderConfig, RetryConfig,
+};
 pub use server::{ServerConfig, TlsFiles};
-pub use stores::{MemoryStoreConfig, StoresConfig};
 
 /// Every variable that the service reads, in the order of the table in the README.
 pub const VARIABLES: &[&str] = &[
@@ -33,12 +35,12 @@ pub const VARIABLES: &[&str] = &[
     server::WEB_PAGE,
     server::SHUTDOWN_GRACE_SECONDS,
     server::ALLOWED_ORIGINS,
-    callers::AUTH,
-    callers::JWT_SECRET,
-    callers::JWT_JWKS_URL,
-    callers::JWT_ISSUER,
-    callers::JWT_AUDIENCE,
-    callers::INTERNAL_API_KEY,
+    auth::AUTH,
+    auth::JWT_SECRET,
+    auth::JWT_JWKS_URL,
+    auth::JWT_ISSUER,
+    auth::JWT_AUDIENCE,
+    auth::INTERNAL_API_KEY,
     model::DEMO_MODE,
     model::DEMO_THINKING_DELAY_MS,
     model::DEMO_CHUNK_DELAY_MS,
@@ -70,12 +72,12 @@ pub const VARIABLES: &[&str] = &[
     memory::BM25_K1,
     memory::BM25_B,
     memory::VECTOR_INDEX_THRESHOLD,
-    stores::DATABASE_URL,
-    stores::DATABASE_READ_URL,
-    stores::DATABASE_ADMIN_URL,
-    stores::DATABASE_PREPARED_STATEMENTS,
-    stores::AGENT_DATA_DIR,
-    stores::ADMISSION_TIMEOUT_MS,
+    database::DATABASE_URL,
+    database::DATABASE_READ_URL,
+    database::DATABASE_ADMIN_URL,
+    database::DATABASE_PREPARED_STATEMENTS,
+    database::AGENT_DATA_DIR,
+    database::ADMISSION_TIMEOUT_MS,
     conversations::CONVERSATIONS,
     conversations::RESUME_GRACE_SECONDS,
     conversations::RATE_LIMITS,
@@ -88,7 +90,7 @@ pub const VARIABLES: &[&str] = &[
 
 /// Where the service runs, which some defaults depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum EntryPoint {
     /// A server of one's own, which brings what it needs.
     Server,
     /// A function in the cloud: nobody stands before it, and nothing is there that was not given.
@@ -101,7 +103,7 @@ pub struct Config {
     /// Where and how the server listens.
     pub server: ServerConfig,
     /// How callers prove who they are.
-    pub callers: CallersConfig,
+    pub auth: AuthConfig,
     /// Who answers.
     pub model: ModelConfig,
     /// Who turns text into vectors.
@@ -123,8 +125,8 @@ impl Config {
     ///
     /// # Errors
     /// Every mistake in it, each with the variable's name and an example.
-    pub fn read(source: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
-        Self::read_for(Place::Server, source)
+    pub fn read(source: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
+        Self::read_for(EntryPoint::Server, source)
     }
 
     /// Reads the configuration of a service that runs in some place. A function that has anything to guard has to be told
@@ -132,30 +134,30 @@ impl Config {
     ///
     /// # Errors
     /// As [`Config::read`].
-    pub fn read_for(place: Place, source: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
-        let mut reader = Reader::new(source);
-        let patience = Patience::read(&mut reader);
+    pub fn read_for(place: EntryPoint, source: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
+        let mut reader = EnvReader::new(source);
+        let patience = RetryConfig::read(&mut reader);
         let model = ModelConfig::read(&mut reader, patience);
-        let callers = CallersConfig::read(&mut reader, place);
+        let callers = AuthConfig::read(&mut reader, place);
         let stores = StoresConfig::read(&mut reader, place);
         let config = Self {
-            server: ServerConfig::read(&mut reader, callers.auth),
-            callers,
+            server: ServerConfig::read(&mut reader, callers.mode),
+            auth: callers,
             embedding: EmbeddingConfig::read(&mut reader, &model, patience),
             memory: MemoryConfig::read(&mut reader),
-            conversations: ConversationsConfig::read(&mut reader, &stores.memory),
+            conversations: ConversationsConfig::read(&mut reader, &stores.database),
             learning: LearningConfig::read(&mut reader),
             stores,
             log_format: crate::telemetry::LogFormat::read(&mut reader),
             model,
         };
         let guards_nothing =
-            matches!(config.model, ModelConfig::Demo(_)) && matches!(config.stores.memory, MemoryStoreConfig::Absent);
-        let is_told = reader.text(callers::AUTH).is_some() || reader.has_mistake(callers::AUTH);
-        if place == Place::Function && !guards_nothing && !is_told {
+            matches!(config.model, ModelConfig::Demo(_)) && matches!(config.stores.database, DatabaseConfig::Absent);
+        let is_told = reader.text(auth::AUTH).is_some() || reader.has_error(auth::AUTH);
+        if place == EntryPoint::Function && !guards_nothing && !is_told {
             let problem = "is not set: a function can be called by anyone; set it to jwt with JWT_SECRET or JWT_JWKS_URL, \
                            or say none";
-            reader.mistake(callers::AUTH, problem, "jwt");
+            reader.report(auth::AUTH, problem, "jwt");
         }
         if let ModelConfig::Provider(provider) = &config.model
             && provider.tools_file.is_some()
@@ -163,12 +165,12 @@ impl Config {
         {
             let problem = "is set, but turns that wait for tools are kept with conversations, and CONVERSATIONS is off, or \
                            DATABASE_URL is not set";
-            reader.mistake(model::TOOLS_FILE, problem, "");
+            reader.report(model::TOOLS_FILE, problem, "");
         }
-        if place == Place::Function && matches!(config.embedding, EmbeddingConfig::Local { .. }) {
+        if place == EntryPoint::Function && matches!(config.embedding, EmbeddingConfig::Local { .. }) {
             let problem = "is local, but a function has no model of its own, and vectors of different models are never compared; \
                            set it to openai or hashed, and in agent-local likewise";
-            reader.mistake(embedding::EMBEDDING_PROVIDER, problem, "openai");
+            reader.report(embedding::EMBEDDING_PROVIDER, problem, "openai");
         }
         reader.finish(config)
     }
@@ -177,7 +179,7 @@ impl Config {
     ///
     /// # Errors
     /// As [`Config::read`].
-    pub fn from_env() -> Result<Self, Mistakes> {
+    pub fn from_env() -> Result<Self, ConfigErrors> {
         // What is no Unicode is no value of any variable, and is told so by its own reader.
         Self::read(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
@@ -210,7 +212,7 @@ impl fmt::Debug for Secret {
 mod tests {
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Config, Mistakes> {
+    fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
         let variables: std::collections::HashMap<_, _> =
             variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Config::read(&|name| variables.get(name).cloned())
@@ -227,7 +229,7 @@ mod tests {
         assert_eq!(demo.reason, DemoReason::NoKey);
         assert_eq!((demo.thinking_delay.as_millis(), demo.chunk_delay.as_millis()), (1000, 30));
         assert!(matches!(config.embedding, EmbeddingConfig::Hashed));
-        assert!(matches!(config.stores.memory, MemoryStoreConfig::Embedded { .. }));
+        assert!(matches!(config.stores.database, DatabaseConfig::Embedded { .. }));
         assert_eq!(config.server.port, 50051);
         assert!(config.server.host.is_loopback());
     }
@@ -301,7 +303,7 @@ mod tests {
             _ => None,
         };
         assert!(Config::read(&source).is_ok());
-        let mistakes = Config::read_for(Place::Function, &source).unwrap_err();
+        let mistakes = Config::read_for(EntryPoint::Function, &source).unwrap_err();
         assert!(
             mistakes.to_string().contains("EMBEDDING_PROVIDER: is local, but a function has no model"),
             "{mistakes}"

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{Reader, Secret};
+use super::{EnvReader, Secret};
 use crate::provider::BreakerSettings;
 
 mod fallbacks;
@@ -89,7 +89,7 @@ impl Provider {
     }
 
     /// Whose API is at an address.
-    fn of_url(url: &str) -> Self {
+    fn from_url(url: &str) -> Self {
         let is = |host: &str| url.contains(host);
         match () {
             () if is("://api.openai.com") => Self::OpenAi,
@@ -132,20 +132,20 @@ pub struct EndpointConfig {
     /// The variable that holds the key, for whoever looks for a mistake.
     pub key_variable: String,
     /// The variable that holds the address.
-    pub address_variable: &'static str,
+    pub url_variable: &'static str,
 }
 
 impl EndpointConfig {
     /// Whether the API is really OpenAI's, which knows less than others and is stricter.
     #[must_use]
-    pub fn is_openai_itself(&self) -> bool {
-        Provider::of_url(&self.base_url) == Provider::OpenAi
+    pub fn is_openai_api(&self) -> bool {
+        Provider::from_url(&self.base_url) == Provider::OpenAi
     }
 
     /// Whether the API is DeepSeek's, whatever it was configured as.
     #[must_use]
     pub fn is_deepseek(&self) -> bool {
-        self.provider == Provider::DeepSeek || Provider::of_url(&self.base_url) == Provider::DeepSeek
+        self.provider == Provider::DeepSeek || Provider::from_url(&self.base_url) == Provider::DeepSeek
     }
 }
 
@@ -159,9 +159,9 @@ pub struct ProviderConfig {
     /// Models that a request may name; empty = any.
     pub allowed_models: Vec<String>,
     /// How long to wait for what.
-    pub limits: Limits,
+    pub timeouts: ModelTimeouts,
     /// How often a model is asked for one answer, and when no more.
-    pub patience: Patience,
+    pub retry: RetryConfig,
     /// Most tokens of an answer, whatever a request says; `None` = the provider's own limit.
     pub max_tokens: Option<u32>,
     /// What tokens cost, if other than known.
@@ -172,15 +172,15 @@ pub struct ProviderConfig {
 
 /// How often providers are asked, for answers and for vectors alike.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct RetryConfig {
     /// Most requests for one answer to each model, at least 1.
     pub max_attempts: u32,
     /// When a model that is dead is no longer asked.
     pub breaker: BreakerSettings,
 }
 
-impl Patience {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+impl RetryConfig {
+    pub(super) fn read(reader: &mut EnvReader<'_>) -> Self {
         Self {
             max_attempts: reader.number(LLM_MAX_ATTEMPTS, 1, 10, "3").unwrap_or(3),
             breaker: BreakerSettings {
@@ -193,7 +193,7 @@ impl Patience {
 
 /// How long a turn waits for its provider.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ModelTimeouts {
     /// To connect.
     pub connect: Duration,
     /// From the request to the first event that carries something.
@@ -219,11 +219,11 @@ impl ModelConfig {
         match self {
             // Canned answers end by themselves.
             Self::Demo(_) => Duration::from_hours(1),
-            Self::Provider(provider) => provider.limits.total,
+            Self::Provider(provider) => provider.timeouts.total,
         }
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>, patience: Patience) -> Self {
+    pub(super) fn read(reader: &mut EnvReader<'_>, patience: RetryConfig) -> Self {
         // All variables are read in either mode, so that a mistake is found before the mode is changed.
         let demo = DemoConfig {
             reason: DemoReason::Chosen,
@@ -231,7 +231,7 @@ impl ModelConfig {
             chunk_delay: reader.milliseconds(DEMO_CHUNK_DELAY_MS, 30),
             responses_file: reader.file(DEMO_RESPONSES_FILE, "responses.json"),
         };
-        let limits = Limits {
+        let limits = ModelTimeouts {
             connect: reader.seconds(LLM_CONNECT_TIMEOUT_SECONDS, 5.0, true),
             first_token: reader.seconds(LLM_FIRST_TOKEN_TIMEOUT_SECONDS, 30.0, true),
             idle: reader.seconds(LLM_IDLE_TIMEOUT_SECONDS, 20.0, true),
@@ -257,7 +257,7 @@ impl ModelConfig {
         };
         let Some(provider) = provider else {
             if demo_mode == Some(false) {
-                reader.mistake(LLM_API_KEY, "is not set, but DEMO_MODE=false asks for a real model", "sk-...");
+                reader.report(LLM_API_KEY, "is not set, but DEMO_MODE=false asks for a real model", "sk-...");
             }
             // Mistakes in it are told in demo mode, too.
             fallbacks::read(reader, None);
@@ -273,8 +273,8 @@ impl ModelConfig {
             fallbacks: fallbacks::read(reader, Some(&primary)),
             primary,
             allowed_models,
-            limits,
-            patience,
+            timeouts: limits,
+            retry: patience,
             max_tokens,
             prices_file,
             tools_file,
@@ -284,7 +284,7 @@ impl ModelConfig {
 
 impl EndpointConfig {
     fn read(
-        reader: &mut Reader<'_>,
+        reader: &mut EnvReader<'_>,
         provider: Provider,
         key: Option<String>,
         deepseek_key: Option<String>,
@@ -301,21 +301,24 @@ impl EndpointConfig {
         };
         if api_key.is_none() && provider != Provider::Compatible {
             let problem = format!("is not set, but LLM_PROVIDER={} needs a key", provider.name());
-            reader.mistake(key_variable, problem, "sk-...");
+            reader.report(key_variable, problem, "sk-...");
         }
         let base_url = base_url.or(provider.default_base_url().map(str::to_owned)).unwrap_or_else(|| {
-            reader.mistake(
-                LLM_API_BASE_URL,
-                "is not set, but LLM_PROVIDER=compatible has no default",
-                BASE_URL_EXAMPLE,
-            );
+            reader.report(LLM_API_BASE_URL, "is not set, but LLM_PROVIDER=compatible has no default", BASE_URL_EXAMPLE);
             String::new()
         });
         let model = reader.text(LLM_MODEL_NAME).or(provider.default_model().map(str::to_owned)).unwrap_or_else(|| {
-            reader.mistake(LLM_MODEL_NAME, "is not set, but LLM_PROVIDER=compatible has no default", "qwen3:8b");
+            reader.report(LLM_MODEL_NAME, "is not set, but LLM_PROVIDER=compatible has no default", "qwen3:8b");
             String::new()
         });
         let api_key = api_key.map(Secret::new);
-        Self { provider, base_url, api_key, model, key_variable: key_variable.to_owned(), address_variable }
+        Self {
+            provider,
+            base_url,
+            api_key,
+            model,
+            key_variable: key_variable.to_owned(),
+            url_variable: address_variable,
+        }
     }
 }

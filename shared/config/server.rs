@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Auth, Reader};
+use super::{AuthMode, EnvReader};
 
 pub(super) const GRPC_HOST: &str = "GRPC_HOST";
 pub(super) const GRPC_PORT: &str = "GRPC_PORT";
@@ -36,7 +36,7 @@ pub struct ServerConfig {
     /// How long open streams may go on after a signal to stop.
     pub shutdown_grace: Duration,
     /// Whether callers prove who they are, or a gateway does. If not, calls of pages of other origins are refused.
-    pub callers_are_known: bool,
+    pub authenticates_callers: bool,
     /// Origins of web pages that may call; empty = pages on this machine.
     pub allowed_origins: Vec<String>,
 }
@@ -57,12 +57,12 @@ impl ServerConfig {
         SocketAddr::new(self.host, self.port)
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>, auth: Auth) -> Self {
+    pub(super) fn read(reader: &mut EnvReader<'_>, auth: AuthMode) -> Self {
         let host = read_host(reader);
-        if auth == Auth::None && !host.is_loopback() {
+        if auth == AuthMode::None && !host.is_loopback() {
             let problem = "opens the port to other machines, but no caller is authenticated; stay on this machine, or \
                            set AUTH=jwt, or AUTH=gateway where only a trusted gateway can reach the port";
-            reader.mistake(GRPC_HOST, problem, "127.0.0.1");
+            reader.report(GRPC_HOST, problem, "127.0.0.1");
         }
         Self {
             host,
@@ -72,38 +72,38 @@ impl ServerConfig {
             health: reader.switch(GRPC_HEALTH).unwrap_or(true),
             web_page: reader.switch(WEB_PAGE).unwrap_or(true),
             shutdown_grace: reader.seconds(SHUTDOWN_GRACE_SECONDS, 5.0, false),
-            callers_are_known: auth != Auth::None,
+            authenticates_callers: auth != AuthMode::None,
             allowed_origins: read_origins(reader),
         }
     }
 }
 
-fn read_host(reader: &mut Reader<'_>) -> IpAddr {
+fn read_host(reader: &mut EnvReader<'_>) -> IpAddr {
     let host = reader.text(GRPC_HOST).unwrap_or_else(|| "localhost".to_owned());
     if host == "localhost" {
         return Ipv4Addr::LOCALHOST.into();
     }
     host.parse().unwrap_or_else(|_| {
-        reader.mistake(GRPC_HOST, "is not an IP address", "127.0.0.1");
+        reader.report(GRPC_HOST, "is not an IP address", "127.0.0.1");
         Ipv4Addr::LOCALHOST.into()
     })
 }
 
-fn read_tls(reader: &mut Reader<'_>) -> Option<TlsFiles> {
+fn read_tls(reader: &mut EnvReader<'_>) -> Option<TlsFiles> {
     let is_set = |variable| reader.text(variable).is_some();
     let (has_certificate, has_key) = (is_set(TLS_CERT_FILE), is_set(TLS_KEY_FILE));
     if has_certificate && !has_key {
-        reader.mistake(TLS_KEY_FILE, "is not set, but TLS_CERT_FILE is", "key.pem");
+        reader.report(TLS_KEY_FILE, "is not set, but TLS_CERT_FILE is", "key.pem");
     }
     if has_key && !has_certificate {
-        reader.mistake(TLS_CERT_FILE, "is not set, but TLS_KEY_FILE is", "cert.pem");
+        reader.report(TLS_CERT_FILE, "is not set, but TLS_KEY_FILE is", "cert.pem");
     }
     let certificate = reader.file(TLS_CERT_FILE, "cert.pem")?;
     let key = reader.file(TLS_KEY_FILE, "key.pem")?;
     Some(TlsFiles { certificate, key })
 }
 
-fn read_origins(reader: &mut Reader<'_>) -> Vec<String> {
+fn read_origins(reader: &mut EnvReader<'_>) -> Vec<String> {
     const EXAMPLE: &str = "https://app.example.com,http://localhost:5173";
     let origins = reader.list(ALLOWED_ORIGINS);
     // An Origin header has no path, not even a slash: such an entry would never match.
@@ -113,7 +113,7 @@ fn read_origins(reader: &mut Reader<'_>) -> Vec<String> {
         })
     };
     if !origins.iter().all(|origin| origin == "*" || is_origin(origin)) {
-        reader.mistake(ALLOWED_ORIGINS, "is not a list of origins without paths, separated by commas, or *", EXAMPLE);
+        reader.report(ALLOWED_ORIGINS, "is not a list of origins without paths, separated by commas, or *", EXAMPLE);
     }
     origins
 }

@@ -4,20 +4,22 @@
 
 #[cfg(feature = "dynamodb")]
 pub mod dynamodb;
-mod limits;
 mod pending;
 mod postgres;
+mod quotas;
 mod run;
 mod session;
 
-pub use limits::{Limit, Limits};
-pub use pending::{Accepted, Ticket};
+pub use pending::{PendingTurnId, ToolResultOutcome};
 pub use postgres::PostgresConversations;
+pub use quotas::{QuotaKind, UserQuotas};
 pub use run::{
-    Admission, AfterResumption, Chunk, Ending, Followed, LEASE, Lease, NewRun, NewTurn, Outcome, REMEMBERED, RunKey,
-    RunState, Signals, WATCHED,
+    AdmitOutcome, FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun, NewTurn, PendingTurnDisposition,
+    RunEnding, RunKey, RunOutcome, RunSignals, RunSnapshot, RunState, WATCH_WINDOW,
 };
-pub use session::{Finding, MAX_TITLE_BYTES, Past, Session, SessionCursor, Sessions, StoredTurn, Summary};
+pub use session::{
+    History, MAX_TITLE_BYTES, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, Summary,
+};
 
 use std::sync::Arc;
 
@@ -26,7 +28,7 @@ use tokio::sync::Notify;
 use crate::{
     config::{Config, ConversationStoreConfig},
     identity::{RequestId, SessionId, UserId},
-    postgres::Roles,
+    postgres::RolePools,
 };
 
 /// Why the store does not do what it is asked. It holds no text of the user.
@@ -55,7 +57,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether nobody is there who could answer, which is not to be taken for one who is slow.
     #[must_use]
-    pub fn is_out_of_reach(&self) -> bool {
+    pub fn is_unreachable(&self) -> bool {
         match self {
             Self::Database(error) => matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_)),
             Self::Unreachable => true,
@@ -71,33 +73,33 @@ pub trait ConversationStore: Send + Sync {
     ///
     /// # Errors
     /// The store failed or took longer than the time for admission.
-    async fn admit(&self, run: &NewRun) -> Result<Admission, StoreError>;
+    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError>;
 
     /// Takes back the admission of a run that was refused after all.
     ///
     /// # Errors
     /// The store failed; then the run ends with its lease.
-    async fn abandon(&self, lease: &Lease) -> Result<(), StoreError>;
+    async fn revoke_admission(&self, lease: &Lease) -> Result<(), StoreError>;
 
     /// Keeps frames of a run, gives a sign of life, and fetches what others have left for it. Without frames it only gives
     /// the sign.
     ///
     /// # Errors
     /// The store failed, or the lease is lost.
-    async fn checkpoint(&self, lease: &Lease, chunk: Option<&Chunk>) -> Result<Signals, StoreError>;
+    async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals, StoreError>;
 
     /// Ends a run and gives up its lease: when this returns, everything of `ending` is kept.
     ///
     /// # Errors
     /// The store failed; then nothing of it is kept. The lease is lost; then nothing of it is kept but its tokens, which count.
-    async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<(), StoreError>;
+    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError>;
 
     /// What is kept of a run, with frames after number `after`. The one who asks waits for the rest, so that it counts as
     /// watched.
     ///
     /// # Errors
     /// The store failed.
-    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<Followed>, StoreError>;
+    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>, StoreError>;
 
     /// Asks a run to stop: that of a request, or the one that has the conversation.
     /// Returns the request of the run that will stop.
@@ -115,27 +117,32 @@ pub trait ConversationStore: Send + Sync {
     ///
     /// # Errors
     /// The store failed or the lease is lost; then nothing is kept.
-    async fn keep(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError>;
+    async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError>;
 
     /// Takes the result of a call. Of several calls that answer at once exactly one is the last, and takes the conversation.
     /// The same request with the same result again is no duplicate as long as others are missing.
     ///
     /// # Errors
     /// The store failed or took longer than the time for admission; then the same request may give the result again.
-    async fn accept(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<Accepted, StoreError>;
+    async fn record_tool_result(
+        &self,
+        lease: &Lease,
+        call: &str,
+        result: &[u8],
+    ) -> Result<ToolResultOutcome, StoreError>;
 
     /// The last turns of a conversation, of at most so many tokens together but at least one turn, and its summary. No turn
     /// that is in the summary is given.
     ///
     /// # Errors
     /// The store failed.
-    async fn past(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<Past, StoreError>;
+    async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History, StoreError>;
 
     /// Conversations, latest first.
     ///
     /// # Errors
     /// The store failed.
-    async fn sessions(
+    async fn list_sessions(
         &self,
         user: &UserId,
         limit: usize,
@@ -146,13 +153,13 @@ pub trait ConversationStore: Send + Sync {
     ///
     /// # Errors
     /// The store failed.
-    async fn session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError>;
+    async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError>;
 
     /// Turns of a conversation, latest first, those before number `before`.
     ///
     /// # Errors
     /// The store failed.
-    async fn turns(
+    async fn list_turns(
         &self,
         user: &UserId,
         session: &SessionId,
@@ -164,27 +171,37 @@ pub trait ConversationStore: Send + Sync {
     ///
     /// # Errors
     /// The store failed.
-    async fn rename(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>, StoreError>;
+    async fn rename_session(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        title: &str,
+    ) -> Result<Option<Session>, StoreError>;
 
     /// Keeps what was found out about a conversation, if it is still there.
     ///
     /// # Errors
     /// The store failed.
-    async fn note(&self, user: &UserId, session: &SessionId, finding: &Finding) -> Result<(), StoreError>;
+    async fn update_session(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        finding: &SessionUpdate,
+    ) -> Result<(), StoreError>;
 
     /// Deletes conversations with everything of them, and stops what runs in them. What counts against the user's limits stays.
     /// Returns how many there were.
     ///
     /// # Errors
     /// The store failed; then some may be deleted and others not.
-    async fn delete(&self, user: &UserId, sessions: &Sessions) -> Result<u32, StoreError>;
+    async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError>;
 
     /// Opens the connection that the first call uses. What fails is tried again then.
     async fn warm_up(&self);
 
     /// Rings when a turn was kept by this process that is to be learned from, where such turns wait in a queue of the
     /// database; `None` = whoever learns is told by the store itself.
-    fn queue_bell(&self) -> Option<Arc<Notify>> {
+    fn learning_wakeup(&self) -> Option<Arc<Notify>> {
         None
     }
 }
@@ -208,7 +225,7 @@ pub enum ConversationSetupError {
 /// The store can not be built.
 pub fn from_config(
     config: &Config,
-    database: &Roles,
+    database: &RolePools,
 ) -> Result<Option<Arc<dyn ConversationStore>>, ConversationSetupError> {
     let (longest_turn, admission) = (config.model.total_timeout(), config.stores.admission_timeout);
     Ok(match &config.conversations.store {

@@ -6,13 +6,13 @@ use crate::identity::{SessionId, UserId};
 
 /// What becomes of a result.
 #[derive(Debug)]
-pub enum Accepted {
+pub enum ToolResultOutcome {
     /// No turn waits for it: the call was never made in this session, is over, or belongs to somebody else.
-    Unknown,
+    UnknownCall,
     /// It was given already.
     Duplicate,
     /// Others are still missing.
-    Waiting,
+    Pending,
     /// It would be the last, but another run has the conversation: it is not taken.
     Busy {
         /// When the lease of the other one ends, unless it is renewed.
@@ -25,14 +25,14 @@ pub enum Accepted {
         /// The results by the ids of their calls.
         results: Vec<(String, Vec<u8>)>,
         /// To be handed back when the turn has ended.
-        ticket: Ticket,
+        pending_turn: PendingTurnId,
     },
 }
 
 /// A turn that goes on. Until it is handed back the turn is not over; after a while without a word its last result may be
 /// given again.
 #[derive(Debug, Clone)]
-pub struct Ticket {
+pub struct PendingTurnId {
     pub(super) user: UserId,
     pub(super) session: SessionId,
     pub(super) turn: String,

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Limit, Limits};
+use super::{QuotaKind, UserQuotas};
 use crate::identity::{RequestId, SessionId, UserId};
 
 /// How long a run holds its conversation without a sign of life. After this its process is taken for dead.
-pub const LEASE: Duration = Duration::from_secs(30);
+pub const LEASE_DURATION: Duration = Duration::from_secs(30);
 /// How long a request and its frames are remembered after it ended: a repetition of it within this time runs nothing.
-pub const REMEMBERED: Duration = Duration::from_hours(7 * 24);
+pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(7 * 24);
 /// How long a look from another process counts as somebody who waits for the answer.
-pub const WATCHED: Duration = Duration::from_secs(5);
+pub const WATCH_WINDOW: Duration = Duration::from_secs(5);
 
 /// Which run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,12 +40,12 @@ pub struct NewRun {
     /// Whether the client has seen a part of it: then it must be known already, and nothing is started.
     pub resumes: bool,
     /// What the user may use; `None` = as much as they like.
-    pub limits: Option<Limits>,
+    pub quotas: Option<UserQuotas>,
 }
 
 /// What becomes of a run that asked to be let in. In every case but the first nothing has changed.
 #[derive(Debug)]
-pub enum Admission {
+pub enum AdmitOutcome {
     /// It runs, and counts.
     Started {
         /// To be shown with everything that the run does.
@@ -69,9 +69,9 @@ pub enum Admission {
         retry_after: Duration,
     },
     /// The user has used up what they may.
-    Over {
+    QuotaExceeded {
         /// What of it.
-        limit: Limit,
+        quota: QuotaKind,
         /// When it may be had again.
         retry_after: Duration,
     },
@@ -83,12 +83,12 @@ pub struct Lease {
     /// Of which run.
     pub key: RunKey,
     /// Who holds it: new for each start.
-    pub holder: Uuid,
+    pub lease_token: Uuid,
 }
 
 /// Frames that follow each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chunk {
+pub struct FrameChunk {
     /// Number of the first one; that of the run's first frame is 1.
     pub first: u32,
     /// How many.
@@ -99,7 +99,7 @@ pub struct Chunk {
 
 /// What others have left for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Signals {
+pub struct RunSignals {
     /// Somebody wants it to stop.
     pub is_cancelled: bool,
     /// Somebody looked at it from another process within [`WATCHED`].
@@ -119,18 +119,18 @@ pub enum RunState {
 
 /// What is kept of a run.
 #[derive(Debug)]
-pub struct Followed {
+pub struct RunSnapshot {
     /// How it stands.
     pub state: RunState,
     /// What all its frames have in common.
     pub head: Vec<u8>,
     /// Those chunks that hold frames after the one that was asked for, in order.
-    pub chunks: Vec<Chunk>,
+    pub chunks: Vec<FrameChunk>,
 }
 
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RunOutcome {
     /// A repetition of the request gets the same frames.
     Final,
     /// It failed before it came to anything: a repetition of the request runs anew.
@@ -139,26 +139,26 @@ pub enum Outcome {
 
 /// The end of a run: everything of it is kept, or nothing.
 #[derive(Debug)]
-pub struct Ending {
+pub struct RunEnding {
     /// The last frames, which no checkpoint holds.
-    pub chunk: Chunk,
+    pub chunk: FrameChunk,
     /// How it ends.
-    pub outcome: Outcome,
+    pub outcome: RunOutcome,
     /// The turn, where one is over.
     pub turn: Option<NewTurn>,
     /// Tokens that count against the user's limit.
     pub tokens: u32,
     /// What becomes of the turn that waited for tools and went on in this run.
-    pub resumed: Option<(super::Ticket, AfterResumption)>,
+    pub resumed_turn: Option<(super::PendingTurnId, PendingTurnDisposition)>,
     /// The user's profile, where it changed.
     pub profile: Option<Vec<u8>>,
 }
 
 /// What becomes of a turn that waited for tools and went on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AfterResumption {
+pub enum PendingTurnDisposition {
     /// It is over, or waits for other tools.
-    Over,
+    Done,
     /// Its last result may be given again.
     Reopened,
 }

@@ -43,7 +43,7 @@ pub struct StoredTurn {
 
 /// What a model is told of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Past {
+pub struct History {
     /// The last turns, oldest first, without a gap.
     pub turns: Vec<StoredTurn>,
     /// What was before them.
@@ -70,7 +70,7 @@ pub struct SessionCursor {
 
 /// Something that was found out about a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Finding {
+pub enum SessionUpdate {
     /// A title, which takes the place of the provisional one and of no other.
     Title(String),
     /// A summary, which takes the place of one that reaches less far.
@@ -79,9 +79,9 @@ pub enum Finding {
 
 /// Which conversations.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sessions {
+pub enum SessionSelection {
     /// These.
-    These(Vec<SessionId>),
+    Listed(Vec<SessionId>),
     /// All of the user, and everything else that is kept of them here.
     All,
 }

@@ -66,7 +66,7 @@ mod tests {
             self.calls.fetch_add(1, Ordering::Relaxed);
             let refused = texts.contains(&"bad");
             let vectors = texts.iter().map(|text| vec![text.len() as f32]).collect();
-            Box::pin(async move { if refused { Err(EmbedError::Refused(503)) } else { Ok(vectors) } })
+            Box::pin(async move { if refused { Err(EmbedError::Rejected(503)) } else { Ok(vectors) } })
         }
     }
 

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::yield_now;
 use unicode_segmentation::UnicodeSegmentation as _;
 
-use super::{EmbedError, Embedder, EmbeddingModel, normalised};
+use super::{EmbedError, Embedder, EmbeddingModel, normalize};
 use crate::language::is_han;
 
 /// Length of the vectors.
@@ -94,7 +94,7 @@ fn embed(text: &str) -> Vec<f32> {
             add(&mut vector, &word[piece[0]..piece[PIECE_LETTERS]], PIECE);
         }
     }
-    normalised(vector).unwrap_or_else(|| {
+    normalize(vector).unwrap_or_else(|| {
         // Nothing but punctuation or stop words: the text as a whole is the only feature.
         let mut vector = vec![0.0; DIMENSION];
         add(&mut vector, &text, WORD);

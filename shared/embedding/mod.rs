@@ -50,8 +50,8 @@ pub trait Embedder: Send + Sync {
     fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
         Box::pin(async move {
             let vector = self.embed(&[text]).await?.pop();
-            let vector = vector.ok_or_else(|| EmbedError::Unusable("no vector".to_owned()))?;
-            Ok(QueryVector { vector, known_share: 1.0 })
+            let vector = vector.ok_or_else(|| EmbedError::InvalidResponse("no vector".to_owned()))?;
+            Ok(QueryVector { vector, vocabulary_coverage: 1.0 })
         })
     }
 }
@@ -63,7 +63,7 @@ pub struct QueryVector {
     pub vector: Vec<f32>,
     /// The share of the query that the model has words for, 0 to 1: of a language that it was never taught, vectors mean
     /// next to nothing. 1 where the model does not tell.
-    pub known_share: f32,
+    pub vocabulary_coverage: f32,
 }
 
 /// Why there are no vectors. It holds no text of the user and no key.
@@ -74,10 +74,10 @@ pub enum EmbedError {
     Unreachable(String),
     /// The provider refused.
     #[error("the embedding provider answered with status {0}")]
-    Refused(u16),
+    Rejected(u16),
     /// The provider's answer is not what was asked for.
     #[error("the embedding provider's answer can not be used: {0}")]
-    Unusable(String),
+    InvalidResponse(String),
     /// The model in this process failed.
     #[error("the local embedding model failed: {0}")]
     Local(String),
@@ -89,8 +89,8 @@ impl EmbedError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable(_) => true,
-            Self::Refused(status) => matches!(status, 408 | 429) || *status >= 500,
-            Self::Unusable(_) | Self::Local(_) => false,
+            Self::Rejected(status) => matches!(status, 408 | 429) || *status >= 500,
+            Self::InvalidResponse(_) | Self::Local(_) => false,
         }
     }
 }
@@ -107,7 +107,7 @@ pub enum EmbedderSetupError {
     Model(#[from] LocalModelError),
     /// This build has no models of its own.
     #[error("this build has no local embeddings: set EMBEDDING_PROVIDER to openai or hashed")]
-    NoLocalModels,
+    LocalModelsUnsupported,
 }
 
 /// Builds the embedder that the configuration names. A local model is read, which blocks for a moment.
@@ -120,8 +120,15 @@ pub fn from_config(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, Embedd
         #[cfg(feature = "local-embeddings")]
         EmbeddingConfig::Local { model_dir } => Arc::new(LocalEmbedder::load(model_dir)?),
         #[cfg(not(feature = "local-embeddings"))]
-        EmbeddingConfig::Local { .. } => return Err(EmbedderSetupError::NoLocalModels),
-        EmbeddingConfig::OpenAi { base_url, api_key, model, dimension, shortened, patience } => {
+        EmbeddingConfig::Local { .. } => return Err(EmbedderSetupError::LocalModelsUnsupported),
+        EmbeddingConfig::OpenAi {
+            base_url,
+            api_key,
+            model,
+            dimension,
+            sends_dimension: shortened,
+            retry: patience,
+        } => {
             let model = EmbeddingModel { name: model.clone(), dimension: *dimension };
             Arc::new(OpenAiEmbedder::new(base_url, api_key.clone(), model, *shortened, *patience)?)
         }
@@ -129,7 +136,7 @@ pub fn from_config(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, Embedd
 }
 
 /// Scales a vector to length 1; `None` where it has no direction.
-fn normalised(mut vector: Vec<f32>) -> Option<Vec<f32>> {
+fn normalize(mut vector: Vec<f32>) -> Option<Vec<f32>> {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     if !length.is_normal() {
         return None;

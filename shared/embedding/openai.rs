@@ -13,11 +13,11 @@ use reqwest::Client;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::{EmbedError, Embedder, EmbeddingModel, normalised};
+use super::{EmbedError, Embedder, EmbeddingModel, normalize};
 use crate::{
-    config::{Patience, Secret},
+    config::{RetryConfig, Secret},
     llm::estimate_tokens,
-    provider::{Breaker, Refusal, bounded_body, transport_problem, wait_after},
+    provider::{CircuitBreaker, ErrorResponse, backoff_delay, read_bounded_body, transport_problem},
 };
 
 /// Texts of one request, until the provider refuses so many. DashScope is known to take no more than 10.
@@ -44,7 +44,7 @@ pub struct OpenAiEmbedder {
     /// Whether the model has to be asked for the dimension, because it is not its own.
     shortened: bool,
     max_attempts: u32,
-    breaker: Arc<Breaker>,
+    breaker: Arc<CircuitBreaker>,
     /// Most texts of one request; smaller once the provider has refused so many.
     batch: AtomicUsize,
 }
@@ -94,7 +94,7 @@ impl OpenAiEmbedder {
         api_key: Option<Secret>,
         model: EmbeddingModel,
         shortened: bool,
-        patience: Patience,
+        patience: RetryConfig,
     ) -> Result<Self, reqwest::Error> {
         Ok(Self {
             client: crate::http_client(CONNECT_TIMEOUT)?,
@@ -103,7 +103,7 @@ impl OpenAiEmbedder {
             model,
             shortened,
             max_attempts: patience.max_attempts,
-            breaker: Arc::new(Breaker::new(patience.breaker)),
+            breaker: Arc::new(CircuitBreaker::new(patience.breaker)),
             batch: AtomicUsize::new(if base_url.contains("dashscope") { DASHSCOPE_BATCH } else { BATCH }),
         })
     }
@@ -113,7 +113,7 @@ impl OpenAiEmbedder {
         async move {
             if texts.len() <= self.batch.load(Ordering::Relaxed) {
                 match self.embed_with_patience(texts).await {
-                    Err(EmbedError::Refused(400 | 413 | 422)) if texts.len() > 1 => {}
+                    Err(EmbedError::Rejected(400 | 413 | 422)) if texts.len() > 1 => {}
                     done => return done,
                 }
             }
@@ -143,15 +143,15 @@ impl OpenAiEmbedder {
             // A status of 4xx is about the request, not about the provider.
             let is_outage = match error {
                 EmbedError::Unreachable(_) => true,
-                EmbedError::Refused(status) => status >= 500,
-                EmbedError::Unusable(_) | EmbedError::Local(_) => false,
+                EmbedError::Rejected(status) => status >= 500,
+                EmbedError::InvalidResponse(_) | EmbedError::Local(_) => false,
             };
             if is_outage {
                 permit.failed();
             } else {
                 permit.succeeded();
             }
-            let wait = wait_after(attempt, retry_after);
+            let wait = backoff_delay(attempt, retry_after);
             if !error.is_transient() || attempt >= self.max_attempts || wait > LONGEST_WAIT {
                 return Err(error);
             }
@@ -171,35 +171,36 @@ impl OpenAiEmbedder {
         }
         let mut response = call.send().await.map_err(unreachable)?;
         if !response.status().is_success() {
-            let refusal = Refusal::read(response).await;
-            return Err(Failed { error: EmbedError::Refused(refusal.status), retry_after: refusal.retry_after });
+            let refusal = ErrorResponse::read(response).await;
+            return Err(Failed { error: EmbedError::Rejected(refusal.status), retry_after: refusal.retry_after });
         }
-        let bytes = bounded_body(&mut response, MAX_ANSWER_BYTES).await.map_err(unreachable)?;
-        let bytes = bytes.ok_or_else(|| EmbedError::Unusable(format!("it is longer than {MAX_ANSWER_BYTES} bytes")))?;
+        let bytes = read_bounded_body(&mut response, MAX_ANSWER_BYTES).await.map_err(unreachable)?;
+        let bytes =
+            bytes.ok_or_else(|| EmbedError::InvalidResponse(format!("it is longer than {MAX_ANSWER_BYTES} bytes")))?;
         // The parser's own words could quote the answer.
         let answer = serde_json::from_slice(&bytes)
-            .map_err(|_| EmbedError::Unusable("it is not the expected JSON".to_owned()))?;
+            .map_err(|_| EmbedError::InvalidResponse("it is not the expected JSON".to_owned()))?;
         Ok(self.in_order(answer, texts.len())?)
     }
 
     /// Puts the vectors into the order of the texts, and refuses what could not be compared later.
     fn in_order(&self, answer: Answer, texts: usize) -> Result<Vec<Vec<f32>>, EmbedError> {
         if answer.data.len() != texts {
-            return Err(EmbedError::Unusable(format!("{} vectors for {texts} texts", answer.data.len())));
+            return Err(EmbedError::InvalidResponse(format!("{} vectors for {texts} texts", answer.data.len())));
         }
         let mut vectors = vec![Vec::new(); texts];
         for (position, Embedding { index, embedding }) in answer.data.into_iter().enumerate() {
             let expected = self.model.dimension;
             if embedding.len() != expected {
                 let found = embedding.len();
-                return Err(EmbedError::Unusable(format!(
+                return Err(EmbedError::InvalidResponse(format!(
                     "a vector has {found} dimensions, EMBEDDING_DIM is {expected}"
                 )));
             }
-            let vector =
-                normalised(embedding).ok_or_else(|| EmbedError::Unusable("a vector has no direction".to_owned()))?;
+            let vector = normalize(embedding)
+                .ok_or_else(|| EmbedError::InvalidResponse("a vector has no direction".to_owned()))?;
             let slot = vectors.get_mut(index.unwrap_or(position)).filter(|slot| slot.is_empty());
-            *slot.ok_or_else(|| EmbedError::Unusable("two vectors for one text".to_owned()))? = vector;
+            *slot.ok_or_else(|| EmbedError::InvalidResponse("two vectors for one text".to_owned()))? = vector;
         }
         Ok(vectors)
     }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Unproven;
+use super::CredentialError;
 use crate::http_client;
 
 /// Keys are fetched no more often than this many times in this long, whatever tokens ask for.
@@ -24,23 +24,23 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// How long keys count.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ages {
+pub(super) struct KeyLifetimes {
     /// After this, they are fetched again with the next token, which does not wait for that.
-    fresh: Duration,
+    refresh_after: Duration,
     /// After this, they count no longer.
-    stale: Duration,
+    expire_after: Duration,
 }
 
-impl Default for Ages {
+impl Default for KeyLifetimes {
     fn default() -> Self {
-        Self { fresh: Duration::from_mins(10), stale: Duration::from_hours(12) }
+        Self { refresh_after: Duration::from_mins(10), expire_after: Duration::from_hours(12) }
     }
 }
 
 /// The keys of one issuer.
 pub(super) struct KeySet {
     issuer: Arc<Issuer>,
-    ages: Ages,
+    ages: KeyLifetimes,
     /// The fetch of keys that nobody waits for. It ends with this.
     refresh: Mutex<Option<AbortOnDropHandle<()>>>,
 }
@@ -48,13 +48,13 @@ pub(super) struct KeySet {
 struct Issuer {
     url: String,
     client: reqwest::Client,
-    kept: RwLock<Kept>,
+    kept: RwLock<CachedKeys>,
     /// One fetch at a time.
-    fetching: Arc<AsyncMutex<Fetching>>,
+    fetching: Arc<AsyncMutex<FetchState>>,
 }
 
 #[derive(Default)]
-struct Fetching {
+struct FetchState {
     /// When the latest began.
     began: VecDeque<Instant>,
     /// When the last one ended.
@@ -63,7 +63,7 @@ struct Fetching {
     failed: bool,
 }
 
-impl Fetching {
+impl FetchState {
     /// Whether it is not too early for another.
     fn is_due(&mut self) -> bool {
         let (most, within) = FETCHES;
@@ -73,7 +73,7 @@ impl Fetching {
 }
 
 #[derive(Default)]
-struct Kept {
+struct CachedKeys {
     keys: Arc<[Key]>,
     since: Option<Instant>,
 }
@@ -85,7 +85,7 @@ struct Key {
 }
 
 impl KeySet {
-    pub(super) fn new(url: &str, ages: Ages) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(url: &str, ages: KeyLifetimes) -> Result<Self, reqwest::Error> {
         let issuer = Issuer {
             url: url.to_owned(),
             client: http_client(TIMEOUT)?,
@@ -96,7 +96,11 @@ impl KeySet {
     }
 
     /// The keys that a token may be signed by: those of its id, or all of their kind where it names none.
-    pub(super) async fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Result<Vec<DecodingKey>, Unproven> {
+    pub(super) async fn find(
+        &self,
+        id: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<Vec<DecodingKey>, CredentialError> {
         let found = self.known(id, algorithm);
         if !found.is_empty() {
             return Ok(found);
@@ -106,20 +110,20 @@ impl KeySet {
         match (found.is_empty(), fetched) {
             (false, _) => Ok(found),
             // The key may be one that could not be fetched.
-            (true, false) => Err(Unproven::NoKeys),
-            (true, true) => Err(Unproven::Invalid),
+            (true, false) => Err(CredentialError::KeysUnavailable),
+            (true, true) => Err(CredentialError::Invalid),
         }
     }
 
     /// What is kept and still counts.
     fn known(&self, id: Option<&str>, algorithm: Algorithm) -> Vec<DecodingKey> {
         let (keys, age) = self.issuer.kept();
-        if age.is_none_or(|age| age >= self.ages.stale) {
+        if age.is_none_or(|age| age >= self.ages.expire_after) {
             return Vec::new();
         }
         let fitting = keys.iter().filter(|key| key.algorithm == algorithm && (id.is_none() || key.id.as_deref() == id));
         let found: Vec<_> = fitting.map(|key| key.key.clone()).collect();
-        if !found.is_empty() && age.is_some_and(|age| age >= self.ages.fresh) {
+        if !found.is_empty() && age.is_some_and(|age| age >= self.ages.refresh_after) {
             self.begin_refresh();
         }
         found
@@ -157,7 +161,7 @@ impl Issuer {
         self.fetch_now(fetching).await
     }
 
-    async fn fetch_now(&self, mut fetching: OwnedMutexGuard<Fetching>) -> bool {
+    async fn fetch_now(&self, mut fetching: OwnedMutexGuard<FetchState>) -> bool {
         fetching.began.push_back(Instant::now());
         // So it stays if the caller gives up meanwhile.
         fetching.failed = true;
@@ -167,7 +171,7 @@ impl Issuer {
         match downloaded {
             Ok(keys) => {
                 let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-                *kept = Kept { keys: keys.into(), since: Some(Instant::now()) };
+                *kept = CachedKeys { keys: keys.into(), since: Some(Instant::now()) };
                 true
             }
             Err(error) => {

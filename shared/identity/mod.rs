@@ -1,12 +1,12 @@
 //! Who calls and what a call is about: identifiers that are parsed once at the edge and passed on as proof.
 
-mod caller;
+mod authenticator;
 mod keys;
 mod token;
 
 use std::{fmt, sync::Arc};
 
-pub use caller::{Caller, Callers, Claim, Refusal, Unproven};
+pub use authenticator::{Authenticator, AuthnError, CredentialError, Credentials, Principal};
 
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -80,7 +80,7 @@ impl UserId {
     ///
     /// # Errors
     /// Neither is given, both are and differ, or the one that counts is no identifier.
-    pub fn of_call(body: &str, metadata: Option<&str>) -> Result<Self, InvalidArgument> {
+    pub fn from_call(body: &str, metadata: Option<&str>) -> Result<Self, InvalidArgument> {
         let metadata = metadata.unwrap_or_default();
         if !body.is_empty() && !metadata.is_empty() && body != metadata {
             return Err(InvalidArgument::new("user_id", Problem::Contradicts { other: "the metadata user-id" }));
@@ -120,7 +120,7 @@ impl TraceId {
     /// The trace of a call: from `traceparent` (W3C Trace Context), else `x-trace-id`, else the client's request id,
     /// else a new one. What is malformed counts as absent: a trace must never make a call fail.
     #[must_use]
-    pub fn of_call(traceparent: Option<&str>, x_trace_id: Option<&str>, request_id: &str) -> Self {
+    pub fn from_call(traceparent: Option<&str>, x_trace_id: Option<&str>, request_id: &str) -> Self {
         let id = traceparent
             .and_then(w3c_trace_id)
             .or_else(|| x_trace_id.filter(|id| check_id("x-trace-id", id).is_ok()))
@@ -158,11 +158,11 @@ mod tests {
 
     #[test]
     fn the_user_comes_from_the_body_or_the_metadata_but_never_from_two_different_ones() {
-        assert_eq!(UserId::of_call("", Some("ann")).unwrap().as_str(), "ann");
-        assert_eq!(UserId::of_call("ann", None).unwrap().as_str(), "ann");
-        assert_eq!(UserId::of_call("ann", Some("ann")).unwrap().as_str(), "ann");
-        assert_eq!(UserId::of_call("ann", Some("bob")).unwrap_err().field, "user_id");
-        assert_eq!(UserId::of_call("", None).unwrap_err().problem, Problem::Missing);
+        assert_eq!(UserId::from_call("", Some("ann")).unwrap().as_str(), "ann");
+        assert_eq!(UserId::from_call("ann", None).unwrap().as_str(), "ann");
+        assert_eq!(UserId::from_call("ann", Some("ann")).unwrap().as_str(), "ann");
+        assert_eq!(UserId::from_call("ann", Some("bob")).unwrap_err().field, "user_id");
+        assert_eq!(UserId::from_call("", None).unwrap_err().problem, Problem::Missing);
     }
 
     #[test]
@@ -178,11 +178,11 @@ mod tests {
     #[test]
     fn a_trace_is_taken_from_the_best_source_that_is_well_formed() {
         let w3c = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(TraceId::of_call(Some(w3c), Some("x"), "r").as_str(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert_eq!(TraceId::of_call(Some("00-zz"), Some("x"), "r").as_str(), "x");
-        assert_eq!(TraceId::of_call(None, Some("a/b"), "r").as_str(), "r");
-        assert_eq!(TraceId::of_call(None, None, "").as_str().len(), 32);
+        assert_eq!(TraceId::from_call(Some(w3c), Some("x"), "r").as_str(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(TraceId::from_call(Some("00-zz"), Some("x"), "r").as_str(), "x");
+        assert_eq!(TraceId::from_call(None, Some("a/b"), "r").as_str(), "r");
+        assert_eq!(TraceId::from_call(None, None, "").as_str().len(), 32);
         let zero = format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32));
-        assert_eq!(TraceId::of_call(Some(&zero), Some("x"), "").as_str(), "x");
+        assert_eq!(TraceId::from_call(Some(&zero), Some("x"), "").as_str(), "x");
     }
 }

@@ -4,8 +4,8 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
 use serde::Deserialize;
 
 use super::{
-    Caller, Unproven, UserId,
-    keys::{Ages, KeySet},
+    CredentialError, Principal, UserId,
+    keys::{KeyLifetimes, KeySet},
 };
 use crate::config::{TokenConfig, TokenKeys};
 
@@ -48,7 +48,7 @@ impl TokenVerifier {
                 }
                 Keys::Shared(DecodingKey::from_secret(secret.expose().as_bytes()))
             }
-            TokenKeys::Published(url) => Keys::Published(KeySet::new(url, Ages::default())?),
+            TokenKeys::JwksUrl(url) => Keys::Published(KeySet::new(url, KeyLifetimes::default())?),
         };
         let mut validation = Validation::new(Algorithm::HS256);
         validation.leeway = LEEWAY;
@@ -67,29 +67,31 @@ impl TokenVerifier {
     }
 
     /// Whom a token proves.
-    pub(super) async fn prove(&self, token: &str) -> Result<Caller, Unproven> {
+    pub(super) async fn verify(&self, token: &str) -> Result<Principal, CredentialError> {
         match &self.keys {
             Keys::Shared(key) => self.check(token, key, Algorithm::HS256),
             Keys::Published(keys) => {
-                let header = jsonwebtoken::decode_header(token).map_err(|_| Unproven::Invalid)?;
+                let header = jsonwebtoken::decode_header(token).map_err(|_| CredentialError::Invalid)?;
                 if !matches!(header.alg, Algorithm::RS256 | Algorithm::ES256) {
-                    return Err(Unproven::Invalid);
+                    return Err(CredentialError::Invalid);
                 }
                 let fitting = keys.find(header.kid.as_deref(), header.alg).await?;
                 let mut checked = fitting.iter().map(|key| self.check(token, key, header.alg));
                 // Only a key that fits gets further than the signature.
-                checked.find(|checked| *checked != Err(Unproven::Invalid)).unwrap_or(Err(Unproven::Invalid))
+                checked
+                    .find(|checked| *checked != Err(CredentialError::Invalid))
+                    .unwrap_or(Err(CredentialError::Invalid))
             }
         }
     }
 
-    fn check(&self, token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<Caller, Unproven> {
+    fn check(&self, token: &str, key: &DecodingKey, algorithm: Algorithm) -> Result<Principal, CredentialError> {
         let validation = Validation { algorithms: vec![algorithm], ..self.validation.clone() };
         let decoded = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|error| match error.kind() {
-            ErrorKind::ExpiredSignature => Unproven::Expired,
-            _ => Unproven::Invalid,
+            ErrorKind::ExpiredSignature => CredentialError::Expired,
+            _ => CredentialError::Invalid,
         })?;
-        let user = UserId::parse("sub", &decoded.claims.sub).map_err(|_| Unproven::Invalid)?;
-        Ok(Caller { user, is_pro: Some(decoded.claims.is_pro) })
+        let user = UserId::parse("sub", &decoded.claims.sub).map_err(|_| CredentialError::Invalid)?;
+        Ok(Principal { user, is_pro: Some(decoded.claims.is_pro) })
     }
 }

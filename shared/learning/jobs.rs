@@ -9,7 +9,7 @@ use sqlx::Row as _;
 
 use crate::{
     identity::{SessionId, UserId},
-    postgres::{RoleDatabase, Roles},
+    postgres::{RolePool, RolePools},
 };
 
 /// Most that one call to the database may take.
@@ -49,7 +49,7 @@ const PUT_BACK: &str = "
 
 /// A turn that this process is at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Job {
+pub(super) struct ExtractionJob {
     pub(super) user: UserId,
     pub(super) session: SessionId,
     /// Its place in the conversation.
@@ -60,7 +60,7 @@ pub(super) struct Job {
 
 /// What became of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum JobOutcome {
     /// There is nothing more to do.
     Done,
     /// It failed, and is to be tried again after a while.
@@ -73,19 +73,22 @@ pub(super) enum Outcome {
 
 /// The queue.
 #[derive(Debug, Clone)]
-pub(super) struct Jobs {
-    service: RoleDatabase,
-    maintenance: RoleDatabase,
+pub(super) struct ExtractionQueue {
+    service: RolePool,
+    maintenance: RolePool,
 }
 
-impl Jobs {
-    pub(super) fn new(database: &Roles) -> Self {
-        Self { service: database.service.within(TIMEOUT), maintenance: database.maintenance.within(TIMEOUT) }
+impl ExtractionQueue {
+    pub(super) fn new(database: &RolePools) -> Self {
+        Self {
+            service: database.service.with_statement_timeout(TIMEOUT),
+            maintenance: database.maintenance.with_statement_timeout(TIMEOUT),
+        }
     }
 
     /// Users for whom something is to be done.
     pub(super) async fn users_due(&self, limit: usize) -> Result<Vec<UserId>, sqlx::Error> {
-        let mut transaction = self.maintenance.begin_for_nobody().await?;
+        let mut transaction = self.maintenance.begin_without_user().await?;
         let query = transaction.query(USERS_DUE).bind(i64::try_from(limit).unwrap_or(i64::MAX));
         let rows = query.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
@@ -94,7 +97,7 @@ impl Jobs {
     }
 
     /// Takes the next job of a user, unless somebody is at one of theirs.
-    pub(super) async fn claim(&self, user: &UserId) -> Result<Option<Job>, sqlx::Error> {
+    pub(super) async fn claim(&self, user: &UserId) -> Result<Option<ExtractionJob>, sqlx::Error> {
         let mut transaction = self.service.begin(user).await?;
         for statement in [LOCK_USER, SWEEP] {
             transaction.query(statement).bind(user.as_str()).execute(&mut *transaction).await?;
@@ -106,16 +109,16 @@ impl Jobs {
         let whole = |column| Ok::<_, sqlx::Error>(u32::try_from(row.try_get::<i32, _>(column)?).unwrap_or_default());
         let session = SessionId::parse("session_id", row.try_get("session_id")?);
         let session = session.map_err(|_| sqlx::Error::Decode("the id of a conversation is none".into()))?;
-        Ok(Some(Job { user: user.clone(), session, turn: whole("turn")?, attempt: whole("attempts")? }))
+        Ok(Some(ExtractionJob { user: user.clone(), session, turn: whole("turn")?, attempt: whole("attempts")? }))
     }
 
     /// Says what became of a job, unless somebody else has begun with it since, or it is gone.
-    pub(super) async fn settle(&self, job: &Job, outcome: Outcome) -> Result<(), sqlx::Error> {
+    pub(super) async fn settle(&self, job: &ExtractionJob, outcome: JobOutcome) -> Result<(), sqlx::Error> {
         let (statement, wait) = match outcome {
-            Outcome::Done => (DONE, None),
-            Outcome::Again(wait) => (AGAIN, Some(wait)),
-            Outcome::GivenUp => (GIVE_UP, None),
-            Outcome::PutBack => (PUT_BACK, None),
+            JobOutcome::Done => (DONE, None),
+            JobOutcome::Again(wait) => (AGAIN, Some(wait)),
+            JobOutcome::GivenUp => (GIVE_UP, None),
+            JobOutcome::PutBack => (PUT_BACK, None),
         };
         let mut transaction = self.service.begin(&job.user).await?;
         let whole = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);

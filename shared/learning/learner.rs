@@ -3,18 +3,18 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Extractor, Fact, HISTORY_TOKENS, KnownFact, LearnError, ModelExtractor, ModelNarrator, Narrator, Refusal,
-    RuleExtractor, RuleNarrator, SUMMARISE_ABOVE, SUMMARISE_TO, Said, Spoken, Standing, guard, own_words::own_words,
-    verbatim,
+    Exchange, Extractor, Fact, FactRejection, FactStatus, HISTORY_TOKENS, KnownFact, LearnError, ModelExtractor,
+    ModelSummarizer, RuleExtractor, RuleSummarizer, SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS, Statement, Summarizer,
+    guard, own_words::own_words, verbatim,
 };
 use crate::{
     chat::TurnRecord,
     config::{Config, LearningConfig, ModelConfig},
-    conversation::{ConversationStore, Finding, StoredTurn, Summary},
+    conversation::{ConversationStore, SessionUpdate, StoredTurn, Summary},
     identity::{SessionId, UserId},
     language::Language,
     llm::ChatModel,
-    memory::{DEFAULT_ALPHA, Filter, Kept, Lesson, MemoryEngine, NewMemory, Query},
+    memory::{DEFAULT_ALPHA, Filter, MemoryEngine, NewMemory, RetrievalQuery, TurnMemories, TurnWriteOutcome},
 };
 
 /// What kind of source a fact is.
@@ -31,10 +31,10 @@ const PAGE: usize = 20;
 const MOST_TURNS: usize = 100;
 
 /// Learns from turns.
-pub struct Learner {
+pub struct TurnLearner {
     memory: Arc<MemoryEngine>,
     conversations: Arc<dyn ConversationStore>,
-    narrator: Arc<dyn Narrator>,
+    narrator: Arc<dyn Summarizer>,
     /// `None` = turns are remembered and nothing is looked for in them.
     extractor: Option<Arc<dyn Extractor>>,
     /// Whether anything is put into the memory.
@@ -43,30 +43,30 @@ pub struct Learner {
 
 /// What was learned from a turn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Learned {
+pub struct ExtractionOutcome {
     /// Memories of the turn, word for word.
-    pub remembered: usize,
+    pub memories: usize,
     /// Facts that are new or take the place of others.
     pub facts: usize,
     /// Of these, those that take the place of others.
-    pub changes: usize,
+    pub superseding: usize,
     /// Facts that were known already.
-    pub repeats: usize,
+    pub duplicates: usize,
     /// Facts that take the place of what the user said later, because their turn was late: they are left out.
     pub outdated: usize,
     /// What an extractor gave and the user did not say.
-    pub not_said: usize,
+    pub unsupported: usize,
     /// What an extractor gave and is an instruction.
     pub instructions: usize,
     /// Whether nothing was to be learned: it was before, or the user had everything forgotten since.
-    pub is_settled: bool,
+    pub was_settled: bool,
     /// Whether the conversation got a title.
     pub titled: bool,
     /// Whether a part of the conversation was summed up.
-    pub summarised: bool,
+    pub summarized: bool,
 }
 
-impl Learner {
+impl TurnLearner {
     /// The one that the configuration asks for: by a model or, in demo mode, by rules.
     #[must_use]
     pub fn from_config(
@@ -75,16 +75,16 @@ impl Learner {
         conversations: Arc<dyn ConversationStore>,
         model: Arc<dyn ChatModel>,
     ) -> Self {
-        let (extractor, narrator): (Arc<dyn Extractor>, Arc<dyn Narrator>) = match config.model {
-            ModelConfig::Demo(_) => (Arc::new(RuleExtractor), Arc::new(RuleNarrator)),
+        let (extractor, narrator): (Arc<dyn Extractor>, Arc<dyn Summarizer>) = match config.model {
+            ModelConfig::Demo(_) => (Arc::new(RuleExtractor), Arc::new(RuleSummarizer)),
             ModelConfig::Provider(_) => {
-                (Arc::new(ModelExtractor::new(model.clone())), Arc::new(ModelNarrator::new(model)))
+                (Arc::new(ModelExtractor::new(model.clone())), Arc::new(ModelSummarizer::new(model)))
             }
         };
         let learner = Self::new(memory, conversations, extractor, narrator);
         match config.learning {
             LearningConfig::On => learner,
-            LearningConfig::Verbatim => learner.verbatim(),
+            LearningConfig::Verbatim => learner.verbatim_only(),
             LearningConfig::Off => learner.without_memory(),
         }
     }
@@ -95,14 +95,14 @@ impl Learner {
         memory: Arc<MemoryEngine>,
         conversations: Arc<dyn ConversationStore>,
         extractor: Arc<dyn Extractor>,
-        narrator: Arc<dyn Narrator>,
+        narrator: Arc<dyn Summarizer>,
     ) -> Self {
         Self { memory, conversations, narrator, extractor: Some(extractor), remembers: true }
     }
 
     /// The same that remembers word for word and finds no facts.
     #[must_use]
-    pub fn verbatim(self) -> Self {
+    pub fn verbatim_only(self) -> Self {
         Self { extractor: None, ..self }
     }
 
@@ -116,9 +116,14 @@ impl Learner {
     ///
     /// # Errors
     /// Something failed, after which what was done stays done; the same call goes on with the rest.
-    pub async fn learn(&self, user: &UserId, session: &SessionId, turn: &StoredTurn) -> Result<Learned, LearnError> {
+    pub async fn learn(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        turn: &StoredTurn,
+    ) -> Result<ExtractionOutcome, LearnError> {
         let record = TurnRecord::from_bytes(&turn.record)?;
-        let mut learned = Learned::default();
+        let mut learned = ExtractionOutcome::default();
         let remembered = self.remember(user, session, turn, &record, &mut learned).await;
         let noted = self.narrate(user, session, turn, &record, &mut learned).await;
         remembered?;
@@ -132,22 +137,23 @@ impl Learner {
         session: &SessionId,
         turn: &StoredTurn,
         record: &TurnRecord,
-        learned: &mut Learned,
+        learned: &mut ExtractionOutcome,
     ) -> Result<(), LearnError> {
         let (request, said_at) = (&turn.request, turn.created_at);
-        if !self.remembers || !self.memory.is_there() {
+        if !self.remembers || !self.memory.is_configured() {
             return Ok(());
         }
-        if self.memory.is_settled(user, session, request, said_at).await? {
-            learned.is_settled = true;
+        if self.memory.is_turn_settled(user, session, request, said_at).await? {
+            learned.was_settled = true;
             return Ok(());
         }
         let memories = verbatim::memories(session, turn, record);
-        let lesson = Lesson { session, request, said_at, memories, is_last: self.extractor.is_none() };
-        match self.memory.learn(user, lesson).await? {
-            Kept::Added(added) => learned.remembered = added.added,
-            Kept::LearnedBefore | Kept::Forgotten => {
-                learned.is_settled = true;
+        let lesson =
+            TurnMemories { session, request, turn_ended_at: said_at, memories, is_final: self.extractor.is_none() };
+        match self.memory.add_turn_memories(user, lesson).await? {
+            TurnWriteOutcome::Added(added) => learned.memories = added.added,
+            TurnWriteOutcome::AlreadyExtracted | TurnWriteOutcome::UserErased => {
+                learned.was_settled = true;
                 return Ok(());
             }
         }
@@ -155,10 +161,10 @@ impl Learner {
         let facts = self.facts(&**extractor, user, turn, record).await?;
         let memories = memories_of(facts, session, turn, learned);
         let facts = memories.len();
-        let lesson = Lesson { session, request, said_at, memories, is_last: true };
-        match self.memory.learn(user, lesson).await? {
-            Kept::Added(_) => learned.facts = facts,
-            Kept::LearnedBefore | Kept::Forgotten => learned.is_settled = true,
+        let lesson = TurnMemories { session, request, turn_ended_at: said_at, memories, is_final: true };
+        match self.memory.add_turn_memories(user, lesson).await? {
+            TurnWriteOutcome::Added(_) => learned.facts = facts,
+            TurnWriteOutcome::AlreadyExtracted | TurnWriteOutcome::UserErased => learned.was_settled = true,
         }
         Ok(())
     }
@@ -176,14 +182,14 @@ impl Learner {
         if !words.contains(char::is_alphanumeric) || guard::is_take_over(&words) {
             return Ok(Vec::new());
         }
-        let language = Language::of_text(&words);
-        let said = Said { words, language, at: turn.created_at, zone: record.zone() };
+        let language = Language::detect(&words);
+        let said = Statement { text: words, language, said_at: turn.created_at, zone: record.zone() };
         let known = self.known(user, &said, &extractor.topics(&said)).await?;
         let facts = extractor.extract(&said, &known).await?;
-        let said_later = |id: &String| known.iter().any(|known| known.id == *id && known.said_at > said.at);
+        let said_later = |id: &String| known.iter().any(|known| known.id == *id && known.said_at > said.said_at);
         let checked = |fact: Fact| {
-            let standing = match &fact.standing {
-                Standing::Replaces(old) if old.iter().any(said_later) => Err(Rejection::Outdated),
+            let standing = match &fact.status {
+                FactStatus::Supersedes(old) if old.iter().any(said_later) => Err(Rejection::Outdated),
                 _ => fact.check(&said).map_err(Rejection::Refused),
             };
             (fact, standing)
@@ -192,16 +198,16 @@ impl Learner {
     }
 
     /// Facts that are known and may be what is spoken of, each once.
-    async fn known(&self, user: &UserId, said: &Said, topics: &[String]) -> Result<Vec<KnownFact>, LearnError> {
+    async fn known(&self, user: &UserId, said: &Statement, topics: &[String]) -> Result<Vec<KnownFact>, LearnError> {
         let mut known: BTreeMap<String, (KnownFact, f32)> = BTreeMap::new();
         for topic in topics.iter().take(MOST_TOPICS).filter(|topic| !topic.trim().is_empty()) {
-            let query = Query {
+            let query = RetrievalQuery {
                 text: topic.clone(),
                 limit: KNOWN_BY_TOPIC,
                 min_score: 0.0,
                 filter: Filter { source_types: vec![FACT.to_owned()], ..Filter::default() },
                 alpha: DEFAULT_ALPHA,
-                zone: said.zone.clone(),
+                time_zone: said.zone.clone(),
             };
             for (memory, score) in self.memory.retrieve(user, &query).await?.hits {
                 let fact = KnownFact {
@@ -226,43 +232,44 @@ impl Learner {
         session: &SessionId,
         turn: &StoredTurn,
         record: &TurnRecord,
-        learned: &mut Learned,
+        learned: &mut ExtractionOutcome,
     ) -> Result<(), LearnError> {
         if turn.seq == 1 && self.is_untitled(user, session, record).await? {
-            let title = self.narrator.title(&Spoken::of(record)).await?;
-            self.conversations.note(user, session, &Finding::Title(title)).await?;
+            let title = self.narrator.generate_title(&Exchange::from_record(record)).await?;
+            self.conversations.update_session(user, session, &SessionUpdate::Title(title)).await?;
             learned.titled = true;
         }
-        let summary = self.conversations.past(user, session, HISTORY_TOKENS).await?.summary;
+        let summary = self.conversations.load_history(user, session, HISTORY_TOKENS).await?.summary;
         let through = summary.as_ref().map_or(0, |summary| summary.through);
         let mut turns = self.turns_after(user, session, through).await?;
         let tokens = |turns: &[StoredTurn]| turns.iter().fold(0_u32, |sum, turn| sum.saturating_add(turn.tokens));
-        if tokens(&turns) <= SUMMARISE_ABOVE {
+        if tokens(&turns) <= SUMMARIZE_ABOVE_TOKENS {
             return Ok(());
         }
         // The last one stays in any case: it is what the next question is about.
-        let left = (1..turns.len()).find(|from| tokens(&turns[*from..]) <= SUMMARISE_TO).unwrap_or(turns.len() - 1);
+        let left =
+            (1..turns.len()).find(|from| tokens(&turns[*from..]) <= SUMMARIZE_TO_TOKENS).unwrap_or(turns.len() - 1);
         turns.truncate(left);
         let Some(last) = turns.last() else { return Ok(()) };
         let through = last.seq;
-        let spoken: Vec<Spoken> = turns
+        let spoken: Vec<Exchange> = turns
             .iter()
             // One that can not be read is left out, rather than that nothing is ever summed up again.
             .filter_map(|turn| TurnRecord::from_bytes(&turn.record).ok())
-            .map(|record| Spoken::of(&record))
+            .map(|record| Exchange::from_record(&record))
             .filter(|spoken| !spoken.user.is_empty())
             .collect();
         let before = summary.map(|summary| summary.text).unwrap_or_default();
-        let text = self.narrator.summary(&before, &spoken).await?;
-        self.conversations.note(user, session, &Finding::Summary(Summary { text, through })).await?;
-        learned.summarised = true;
+        let text = self.narrator.summarize(&before, &spoken).await?;
+        self.conversations.update_session(user, session, &SessionUpdate::Summary(Summary { text, through })).await?;
+        learned.summarized = true;
         Ok(())
     }
 
     /// Whether a conversation has the title that it began with, and something was said that it could be called by.
     async fn is_untitled(&self, user: &UserId, session: &SessionId, first: &TurnRecord) -> Result<bool, LearnError> {
         let says_something = first.question().unwrap_or_default().contains(char::is_alphanumeric);
-        let session = if says_something { self.conversations.session(user, session).await? } else { None };
+        let session = if says_something { self.conversations.get_session(user, session).await? } else { None };
         Ok(session.is_some_and(|session| session.title == first.provisional_title()))
     }
 
@@ -276,7 +283,7 @@ impl Learner {
         let mut turns: Vec<StoredTurn> = Vec::new();
         while turns.len() < MOST_TURNS {
             let before = turns.last().map(|turn| turn.seq);
-            let page = self.conversations.turns(user, session, before, PAGE).await?;
+            let page = self.conversations.list_turns(user, session, before, PAGE).await?;
             let is_last = page.len() < PAGE || page.iter().any(|turn| turn.seq <= through);
             turns.extend(page.into_iter().filter(|turn| turn.seq > through));
             if is_last {
@@ -290,7 +297,7 @@ impl Learner {
 
 /// Why a fact is left out.
 enum Rejection {
-    Refused(Refusal),
+    Refused(FactRejection),
     /// Something was said later that it would replace.
     Outdated,
 }
@@ -300,7 +307,7 @@ fn memories_of(
     facts: Vec<(Fact, Result<(), Rejection>)>,
     session: &SessionId,
     turn: &StoredTurn,
-    learned: &mut Learned,
+    learned: &mut ExtractionOutcome,
 ) -> Vec<NewMemory> {
     let mut memories: Vec<NewMemory> = Vec::new();
     for (fact, checked) in facts {
@@ -310,25 +317,25 @@ fn memories_of(
                 learned.outdated += 1;
                 continue;
             }
-            Err(Rejection::Refused(Refusal::Instruction)) => {
+            Err(Rejection::Refused(FactRejection::Instruction)) => {
                 learned.instructions += 1;
                 continue;
             }
-            Err(Rejection::Refused(Refusal::NotSaid | Refusal::Form)) => {
-                learned.not_said += 1;
+            Err(Rejection::Refused(FactRejection::Unsupported | FactRejection::Malformed)) => {
+                learned.unsupported += 1;
                 continue;
             }
         }
-        let supersedes = match fact.standing {
-            Standing::SameAs(_) => {
-                learned.repeats += 1;
+        let supersedes = match fact.status {
+            FactStatus::Duplicate(_) => {
+                learned.duplicates += 1;
                 continue;
             }
-            Standing::Replaces(old) => {
-                learned.changes += 1;
+            FactStatus::Supersedes(old) => {
+                learned.superseding += 1;
                 old
             }
-            Standing::New => Vec::new(),
+            FactStatus::New => Vec::new(),
         };
         let content = fact.content.trim().to_owned();
         let id = format!("fact-{}", verbatim::digest(&[session.as_str(), turn.request.as_str(), &content]));

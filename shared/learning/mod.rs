@@ -9,35 +9,35 @@ mod guard;
 mod jobs;
 mod learner;
 mod model;
-mod narrator;
 mod own_words;
-mod queue;
 mod rules;
 #[cfg(feature = "dynamodb")]
 mod stream;
+mod summarizer;
 mod verbatim;
+mod worker;
 
-pub use fact::{Extractor, Fact, FactKind, KnownFact, Refusal, Said, Standing};
-pub use learner::{Learned, Learner};
+pub use fact::{Extractor, Fact, FactKind, FactRejection, FactStatus, KnownFact, Statement};
+pub use learner::{ExtractionOutcome, TurnLearner};
 pub use model::ModelExtractor;
-pub use narrator::{ModelNarrator, Narrator, RuleNarrator, Spoken};
-pub use queue::Learning;
 pub use rules::RuleExtractor;
 #[cfg(feature = "dynamodb")]
-pub use stream::{Failures, learn_from_records};
+pub use stream::{BatchItemFailures, learn_from_records};
+pub use summarizer::{Exchange, ModelSummarizer, RuleSummarizer, Summarizer};
+pub use worker::ExtractionWorker;
 
 use crate::{chat::RecordError, conversation::StoreError, llm::ModelError, memory::MemoryError};
 
 /// Tokens of the last turns that a model is told of word for word.
 pub const HISTORY_TOKENS: u32 = 6_000;
 /// When more tokens of turns than this are in no summary, the oldest of them are summed up …
-pub const SUMMARISE_ABOVE: u32 = 4_500;
+pub const SUMMARIZE_ABOVE_TOKENS: u32 = 4_500;
 /// … until no more than this are left. Between both there is room for the turns that end while that is done.
-pub const SUMMARISE_TO: u32 = 2_500;
+pub const SUMMARIZE_TO_TOKENS: u32 = 2_500;
 /// Most tokens of a summary.
-pub const SUMMARY_TOKENS: u32 = 600;
+pub const MAX_SUMMARY_TOKENS: u32 = 600;
 /// Most characters of a title.
-pub const TITLE_CHARS: usize = 60;
+pub const MAX_TITLE_CHARS: usize = 60;
 
 /// Why something could not be learned. It holds no text of the user.
 #[derive(Debug, thiserror::Error)]

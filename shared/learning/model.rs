@@ -8,7 +8,9 @@ use minijinja::Environment;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
-use super::{Extractor, Fact, FactKind, KnownFact, LearnError, Said, Standing, fact::MAX_FACTS, own_words::sentences};
+use super::{
+    Extractor, Fact, FactKind, FactStatus, KnownFact, LearnError, Statement, fact::MAX_FACTS, own_words::sentences,
+};
 use crate::{
     language::Language,
     llm::{ChatModel, Finish, Message, ModelEvent, ModelRequest},
@@ -79,8 +81,8 @@ impl ModelExtractor {
 
 #[async_trait::async_trait]
 impl Extractor for ModelExtractor {
-    fn topics(&self, said: &Said) -> Vec<String> {
-        let words = said.words.as_str();
+    fn topics(&self, said: &Statement) -> Vec<String> {
+        let words = said.text.as_str();
         let ranges = sentences(words);
         // A long message is about several things, each of which may be known.
         let each = ranges.iter().take(MAX_TOPICS).map(|range| &words[range.clone()]);
@@ -88,7 +90,7 @@ impl Extractor for ModelExtractor {
         topics.into_iter().map(|topic| topic[..topic.floor_char_boundary(MAX_QUERY_BYTES)].to_owned()).collect()
     }
 
-    async fn extract(&self, said: &Said, known: &[KnownFact]) -> Result<Vec<Fact>, LearnError> {
+    async fn extract(&self, said: &Statement, known: &[KnownFact]) -> Result<Vec<Fact>, LearnError> {
         let question = serde_json::to_string(&Question::new(said, known))
             .map_err(|_| LearnError::Malformed("the question can not be written"))?;
         let instructions = prompt(said.language.pick(ENGLISH, CHINESE), said.language)?;
@@ -105,7 +107,7 @@ impl Extractor for ModelExtractor {
 }
 
 impl<'a> Question<'a> {
-    fn new(said: &'a Said, known: &'a [KnownFact]) -> Self {
+    fn new(said: &'a Statement, known: &'a [KnownFact]) -> Self {
         let day = |date: Date| date.strftime("%Y-%m-%d %A").to_string();
         let today = said.today();
         let calendar = (1..=CALENDAR_DAYS).filter_map(|ahead| today.checked_add(ahead.days()).ok()).map(day).collect();
@@ -114,7 +116,7 @@ impl<'a> Question<'a> {
             said_on: fact.said_at.to_zoned(said.zone.clone()).date().to_string(),
             fact: &fact.content,
         });
-        Self { today: day(today), calendar, known_facts: known_facts.collect(), message: &said.words }
+        Self { today: day(today), calendar, known_facts: known_facts.collect(), message: &said.text }
     }
 }
 
@@ -130,9 +132,9 @@ impl FactOfAnswer {
             Ok::<_, LearnError>((*id).to_owned())
         };
         let standing = match (&self.same_as, self.replaces.as_slice()) {
-            (None, []) => Standing::New,
-            (Some(same), []) => Standing::SameAs(known(same)?),
-            (None, replaced) => Standing::Replaces(replaced.iter().map(known).collect::<Result<_, _>>()?),
+            (None, []) => FactStatus::New,
+            (Some(same), []) => FactStatus::Duplicate(known(same)?),
+            (None, replaced) => FactStatus::Supersedes(replaced.iter().map(known).collect::<Result<_, _>>()?),
             (Some(_), _) => return Err(LearnError::Malformed("a fact repeats one and replaces another")),
         };
         let date = self.date.map(|date| date.parse()).transpose();
@@ -141,7 +143,7 @@ impl FactOfAnswer {
             content: self.fact.trim().to_owned(),
             quote: self.quote,
             date: date.map_err(|_| LearnError::Malformed("a date is none"))?,
-            standing,
+            status: standing,
             metadata: Metadata::new(),
         })
     }
@@ -190,7 +192,7 @@ pub(super) async fn ask(
                 ModelEvent::Finished { finish: Finish::ContentFilter, .. } => {
                     return Err(LearnError::Malformed("the provider's filter cut it"));
                 }
-                ModelEvent::Called { .. } => return Err(LearnError::Malformed("it called a tool")),
+                ModelEvent::ToolsCalled { .. } => return Err(LearnError::Malformed("it called a tool")),
             }
         }
         Err(LearnError::Malformed("it has no end"))
@@ -216,7 +218,7 @@ mod tests {
     fn the_prompts_can_be_made_and_show_no_marks_of_their_template() {
         for (template, language) in [(ENGLISH, Language::English), (CHINESE, Language::Chinese)] {
             let prompt = prompt(template, language).unwrap();
-            assert_eq!(Language::of_text(&prompt), language);
+            assert_eq!(Language::detect(&prompt), language);
             assert!(!prompt.contains("{#") && prompt.contains("\"facts\""));
             for kind in ["identity", "preference", "goal", "event", "education", "work", "place", "language", "health"]
             {
@@ -231,7 +233,7 @@ mod tests {
                        "date": "2026-12-04", "same_as": null, "replaces": ["k2"]}]}"#;
         for json in [json.to_owned(), format!("```json\n{json}\n```")] {
             let facts = parse(&json).unwrap();
-            assert_eq!(facts[0].standing, Standing::Replaces(vec!["m-2".into()]));
+            assert_eq!(facts[0].status, FactStatus::Supersedes(vec!["m-2".into()]));
             assert_eq!(facts[0].date.unwrap().to_string(), "2026-12-04");
         }
         assert_eq!(parse(r#"{"facts": []}"#).unwrap(), []);

@@ -7,11 +7,11 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-use super::{LearnError, Learned, Learner};
+use super::{ExtractionOutcome, LearnError, TurnLearner};
 use crate::{
     conversation::{
         ConversationStore,
-        dynamodb::{KeptTurn, kept_turn, sequence_number},
+        dynamodb::{FinishedTurnItem, finished_turn, sequence_number},
     },
     identity::UserId,
 };
@@ -23,7 +23,7 @@ const LEAST_TIME: Duration = Duration::from_secs(20);
 
 /// Which records have to come again. Where there are several, the source begins anew at the first of them.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Failures {
+pub struct BatchItemFailures {
     #[serde(rename = "batchItemFailures")]
     failures: Vec<Failure>,
 }
@@ -34,7 +34,7 @@ struct Failure {
     sequence_number: String,
 }
 
-impl Failures {
+impl BatchItemFailures {
     /// Whether everything was done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -45,24 +45,24 @@ impl Failures {
 /// A record that a user's turns are learned from, or why it can not be read.
 struct Told<'r> {
     sequence_number: &'r str,
-    turn: KeptTurn,
+    turn: FinishedTurnItem,
 }
 
 /// Learns from the turns that some records tell of, in their order for each user, and names those that failed. What can not
 /// be read has failed as well; the source gives it up after some times and tells of it elsewhere. No turn is begun for which
 /// there may be no time `until` then.
 pub async fn learn_from_records(
-    learner: &Learner,
+    learner: &TurnLearner,
     conversations: &Arc<dyn ConversationStore>,
     records: &[Value],
     until: Instant,
-) -> Failures {
+) -> BatchItemFailures {
     let mut failed: Vec<&str> = Vec::new();
     let mut users: HashMap<UserId, Vec<Told<'_>>> = HashMap::new();
     for record in records {
         // Without a number it can only be said that all have failed, which an empty one says.
         let sequence_number = sequence_number(record).unwrap_or_default();
-        match kept_turn(record) {
+        match finished_turn(record) {
             Ok(Some(turn)) => users.entry(turn.user.clone()).or_default().push(Told { sequence_number, turn }),
             Ok(None) => {}
             Err(error) => {
@@ -75,12 +75,12 @@ pub async fn learn_from_records(
         users.into_values().map(|turns| learn_in_order(learner, conversations, turns, until)).collect();
     let of_users: Vec<Vec<String>> = stream::iter(of_users).buffer_unordered(AT_ONCE).collect().await;
     let failed = failed.into_iter().map(str::to_owned).chain(of_users.into_iter().flatten());
-    Failures { failures: failed.map(|sequence_number| Failure { sequence_number }).collect() }
+    BatchItemFailures { failures: failed.map(|sequence_number| Failure { sequence_number }).collect() }
 }
 
 /// Learns from turns of one user, and names those that have to come again.
 async fn learn_in_order(
-    learner: &Learner,
+    learner: &TurnLearner,
     conversations: &Arc<dyn ConversationStore>,
     turns: Vec<Told<'_>>,
     until: Instant,
@@ -101,20 +101,20 @@ async fn learn_in_order(
 }
 
 async fn learn_from(
-    learner: &Learner,
+    learner: &TurnLearner,
     conversations: &Arc<dyn ConversationStore>,
-    KeptTurn { user, session, seq }: &KeptTurn,
+    FinishedTurnItem { user, session, seq }: &FinishedTurnItem,
     until: Instant,
-) -> Result<Learned, LearnError> {
+) -> Result<ExtractionOutcome, LearnError> {
     if Instant::now() + LEAST_TIME > until {
         return Err(LearnError::Timeout);
     }
     let learn = async {
-        let turns = conversations.turns(user, session, seq.checked_add(1), 1).await?;
+        let turns = conversations.list_turns(user, session, seq.checked_add(1), 1).await?;
         // The conversation may have been deleted.
         match turns.into_iter().find(|turn| turn.seq == *seq && turn.is_complete) {
             Some(turn) => learner.learn(user, session, &turn).await,
-            None => Ok(Learned::default()),
+            None => Ok(ExtractionOutcome::default()),
         }
     };
     timeout_at(until, learn).await.map_err(|_| LearnError::Timeout)?

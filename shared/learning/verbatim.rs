@@ -7,7 +7,7 @@ use crate::{
     conversation::StoredTurn,
     identity::SessionId,
     llm::DEMO_MODEL,
-    memory::{CHAT, Metadata, NewMemory},
+    memory::{CHAT_SOURCE_TYPE, Metadata, NewMemory},
 };
 
 /// Most bytes of a memory.
@@ -30,7 +30,7 @@ pub(super) fn memories(session: &SessionId, turn: &StoredTurn, record: &TurnReco
                 // In the order of what was said, because both have the same time.
                 id: Some(format!("turn-{}-{place}-{speaker}", digest(&[session.as_str(), turn.request.as_str()]))),
                 content: head(text, MAX_BYTES).to_owned(),
-                source_type: CHAT.to_owned(),
+                source_type: CHAT_SOURCE_TYPE.to_owned(),
                 tags: Vec::new(),
                 created_at: Some(turn.created_at),
                 metadata,

@@ -19,37 +19,37 @@ pub const DEMO_MODEL: &str = "demo";
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DemoResponses {
-    responses: Vec<Response>,
-    fallback: Fallback,
+    responses: Vec<CannedResponse>,
+    fallback: FallbackAnswers,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Response {
+struct CannedResponse {
     questions: Vec<String>,
-    answer: Answer,
+    answer: CannedAnswer,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Fallback {
-    zh: Answer,
-    en: Answer,
+struct FallbackAnswers {
+    zh: CannedAnswer,
+    en: CannedAnswer,
 }
 
 /// A text and where its chunks end: cut once, not in every turn.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(from = "String")]
-struct Answer(Arc<(String, Vec<usize>)>);
+struct CannedAnswer(Arc<(String, Vec<usize>)>);
 
-impl From<String> for Answer {
+impl From<String> for CannedAnswer {
     fn from(text: String) -> Self {
         let ends = chunk_ends(&text);
         Self(Arc::new((text, ends)))
     }
 }
 
-impl Answer {
+impl CannedAnswer {
     fn text(&self) -> &str {
         &self.0.0
     }
@@ -69,7 +69,7 @@ pub enum DemoResponsesError {
         "the demo answers are not of the form {{\"responses\": [{{\"questions\": [\"…\"], \"answer\": \"…\"}}], \
          \"fallback\": {{\"zh\": \"…\", \"en\": \"…\"}}}}: {0}"
     )]
-    Form(#[from] serde_json::Error),
+    Malformed(#[from] serde_json::Error),
     /// An entry could never be used, or would answer with nothing.
     #[error("the demo answers have an empty question or answer (entry {index}, counted from 0)")]
     Empty {
@@ -116,13 +116,13 @@ impl DemoResponses {
 
     /// The answer to a question: of the entry that has exactly this question, else of the longest question that the
     /// message contains, else the fallback in the message's language.
-    fn answer_to(&self, message: &str) -> Answer {
+    fn answer_to(&self, message: &str) -> CannedAnswer {
         let asked = normalise(message);
         let entries =
             || self.responses.iter().flat_map(|r| r.questions.iter().map(move |question| (question, &r.answer)));
         let exact = entries().find(|(question, _)| **question == asked);
         let contained = || entries().filter(|(q, _)| asked.contains(q.as_str())).max_by_key(|(q, _)| q.len());
-        let fallback = Language::of_text(message).pick(&self.fallback.en, &self.fallback.zh);
+        let fallback = Language::detect(message).pick(&self.fallback.en, &self.fallback.zh);
         exact.or_else(contained).map_or(fallback, |(_, answer)| answer).clone()
     }
 }
@@ -220,7 +220,7 @@ mod tests {
             let answer = responses.answer_to(question);
             let answer = answer.text();
             assert!((300..=1000).contains(&answer.chars().count()), "{question}: {}", answer.chars().count());
-            assert_eq!(Language::of_text(answer), Language::of_text(question), "{question}");
+            assert_eq!(Language::detect(answer), Language::detect(question), "{question}");
         }
         for response in &responses.responses {
             assert!((300..=1000).contains(&response.answer.text().chars().count()), "{:?}", response.questions);
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_file_that_can_not_be_used_is_refused_with_its_reason() {
-        assert!(matches!(DemoResponses::parse("{}"), Err(DemoResponsesError::Form(_))));
+        assert!(matches!(DemoResponses::parse("{}"), Err(DemoResponsesError::Malformed(_))));
         let empty = r#"{"responses": [{"questions": ["?"], "answer": "a"}], "fallback": {"zh": "z", "en": "e"}}"#;
         assert!(matches!(DemoResponses::parse(empty), Err(DemoResponsesError::Empty { index: 0 })));
     }

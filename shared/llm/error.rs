@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::provider::{Refusal, Report};
+use crate::provider::{ErrorReport, ErrorResponse};
 
 /// A failed answer. It holds no text of the user and no key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,20 +19,20 @@ pub struct ModelError {
     /// What failed on the way to the provider, in a word that stays the same: `dns`, `tls`, …
     pub problem: Option<&'static str>,
     /// Whose failure it is.
-    pub origin: Option<Box<Origin>>,
+    pub origin: Option<Box<ErrorOrigin>>,
     /// For the log: what happened, in our words.
     pub detail: String,
 }
 
 /// Whose failure it is, for whoever runs the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub struct ErrorOrigin {
     /// The provider, as it is configured.
     pub provider: String,
     /// The model.
     pub model: String,
     /// The variables to look at.
-    pub check: Vec<String>,
+    pub variables_to_check: Vec<String>,
     /// What is wrong with the address, if that can be told from itself.
     pub address_hint: Option<&'static str>,
 }
@@ -61,11 +61,11 @@ pub enum ModelErrorKind {
     /// The provider took too long.
     Timeout,
     /// The stream broke off before the answer was complete.
-    Cut,
+    Truncated,
     /// The provider sent what the protocol does not allow.
     Malformed,
     /// The provider ended without any text.
-    Empty,
+    EmptyAnswer,
     /// The model thought and then said nothing.
     OnlyReasoning,
 }
@@ -80,9 +80,9 @@ impl ModelErrorKind {
             Self::RateLimited
             | Self::Unavailable
             | Self::Timeout
-            | Self::Cut
+            | Self::Truncated
             | Self::Malformed
-            | Self::Empty
+            | Self::EmptyAnswer
             | Self::OnlyReasoning => true,
             Self::Unauthorized
             | Self::QuotaExhausted
@@ -207,12 +207,12 @@ impl ModelError {
 
     /// A failure that the provider reported: its code counts more than the HTTP status, because 429 stands for an
     /// empty account too.
-    pub(super) fn reported(status: Option<u16>, report: &Report) -> Self {
+    pub(super) fn from_report(status: Option<u16>, report: &ErrorReport) -> Self {
         let status = status.or(report.status);
         let kind = [&report.code, &report.kind]
             .into_iter()
             .find_map(|code| Kind::from_code(code.as_deref()?))
-            .or_else(|| Kind::from_sentence(&report.sentence, status))
+            .or_else(|| Kind::from_sentence(&report.message, status))
             .or_else(|| status.map(Kind::from_status))
             .unwrap_or(Kind::Unavailable);
         let provider_code = report.code.clone().or_else(|| report.kind.clone());
@@ -223,14 +223,14 @@ impl ModelError {
     /// the request.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        let is_trouble = matches!(self.kind, Kind::Unavailable | Kind::Timeout | Kind::Cut | Kind::Malformed);
+        let is_trouble = matches!(self.kind, Kind::Unavailable | Kind::Timeout | Kind::Truncated | Kind::Malformed);
         is_trouble && !self.status.is_some_and(|status| (400..500).contains(&status))
     }
 }
 
-impl From<Refusal> for ModelError {
-    fn from(refusal: Refusal) -> Self {
-        Self { retry_after: refusal.retry_after, ..Self::reported(Some(refusal.status), &refusal.report) }
+impl From<ErrorResponse> for ModelError {
+    fn from(refusal: ErrorResponse) -> Self {
+        Self { retry_after: refusal.retry_after, ..Self::from_report(Some(refusal.status), &refusal.report) }
     }
 }
 
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     fn kind(status: u16, body: &str) -> ModelErrorKind {
-        ModelError::reported(Some(status), &Report::of_body(body.as_bytes())).kind
+        ModelError::from_report(Some(status), &ErrorReport::from_body(body.as_bytes())).kind
     }
 
     /// As documented by the providers, or as their servers' sources write them.

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 pub use chain::ModelChain;
 pub use demo::{DEMO_MODEL, DemoModel, DemoResponses, DemoResponsesError};
-pub use error::{ModelError, ModelErrorKind, Origin};
+pub use error::{ErrorOrigin, ModelError, ModelErrorKind};
 #[cfg(fuzzing)]
 pub use openai::parse_pieces;
 pub use prices::{Price, Prices, PricesError};
@@ -117,7 +117,7 @@ pub enum ModelEvent {
         finish: Finish,
     },
     /// The end: the model of this name wants tools to be called, at least one.
-    Called {
+    ToolsCalled {
         /// Who wants them.
         model: String,
         /// In the order in which it named them.

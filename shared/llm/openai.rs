@@ -6,27 +6,27 @@ use async_stream::try_stream;
 use reqwest::{Client, Response, header};
 use tokio::time::{Instant, timeout_at};
 
-use super::{ModelError, ModelErrorKind, ModelEvent, ModelRequest, ModelStream, Origin};
+use super::{ErrorOrigin, ModelError, ModelErrorKind, ModelEvent, ModelRequest, ModelStream};
 use crate::{
-    config::{EndpointConfig, Limits},
-    provider::{Refusal, bounded_body, transport_problem},
+    config::{EndpointConfig, ModelTimeouts},
+    provider::{ErrorResponse, read_bounded_body, transport_problem},
 };
 
 mod answer;
 mod calls;
 mod chunk;
-mod events;
 mod request;
+mod sse;
 
-use answer::{Answer, Ended};
+use answer::{AnswerOutcome, PartialAnswer};
 use chunk::Chunk;
-use events::Events;
-use request::Body;
+use request::RequestBody;
+use sse::SseChunks;
 
 /// How long to wait for the end of a response whose answer is complete.
-const LAST_BYTES: Duration = Duration::from_millis(100);
+const TRAILING_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long to wait for the usage of an answer whose end was told.
-const LAST_USAGE: Duration = Duration::from_secs(2);
+const TRAILING_USAGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of an answer, its thought and its calls together: no model says that much, and a defect must not fill the
 /// memory.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
@@ -38,15 +38,19 @@ const MAX_TOKEN_BYTES: usize = 16;
 pub(super) struct Endpoint {
     client: Client,
     pub(super) config: EndpointConfig,
-    limits: Limits,
+    timeouts: ModelTimeouts,
     /// Most tokens of an answer, whatever a request says.
     max_tokens: Option<u32>,
 }
 
 impl Endpoint {
     /// An endpoint that keeps connections to its provider open between answers.
-    pub(super) fn new(config: EndpointConfig, limits: Limits, max_tokens: Option<u32>) -> Result<Self, reqwest::Error> {
-        Ok(Self { client: crate::http_client(limits.connect)?, config, limits, max_tokens })
+    pub(super) fn new(
+        config: EndpointConfig,
+        limits: ModelTimeouts,
+        max_tokens: Option<u32>,
+    ) -> Result<Self, reqwest::Error> {
+        Ok(Self { client: crate::http_client(limits.connect)?, config, timeouts: limits, max_tokens })
     }
 
     /// One answer of a model. Nothing is asked before the stream is polled; dropping it cancels the request.
@@ -54,14 +58,14 @@ impl Endpoint {
         Box::pin(try_stream! {
             let end = request.deadline;
             let max_tokens = [request.max_tokens, self.max_tokens].into_iter().flatten().min();
-            let mut due = end.min(Instant::now() + self.limits.first_token);
-            let opening = self.open(&request, &model, max_tokens);
+            let mut due = end.min(Instant::now() + self.timeouts.first_token);
+            let opening = self.send(&request, &model, max_tokens);
             let response = timeout_at(due, opening).await.map_err(|_| timed_out("no answer began in time"))??;
             let limit = max_tokens.map_or(MAX_ANSWER_BYTES, |tokens| {
                 usize::try_from(tokens).unwrap_or(usize::MAX).saturating_mul(MAX_TOKEN_BYTES).min(MAX_ANSWER_BYTES)
             });
-            let mut answer = Answer::new(limit);
-            let mut chunks = timeout_at(due, Chunks::of(response)).await.map_err(|_| timed_out("no answer came in time"))??;
+            let mut answer = PartialAnswer::new(limit);
+            let mut chunks = timeout_at(due, ResponseChunks::from_response(response)).await.map_err(|_| timed_out("no answer came in time"))??;
             let ended = loop {
                 // A provider that never pauses would never be found late otherwise.
                 if Instant::now() >= end {
@@ -75,8 +79,8 @@ impl Endpoint {
                     Err(_) if answer.has_finished() => break Ok(()),
                     Err(_) => break Err(timed_out("the answer stalled")),
                 };
-                let alive = chunk.carries_something();
-                match answer.take(chunk) {
+                let alive = chunk.shows_progress();
+                match answer.push(chunk) {
                     Ok(Some(delta)) => yield ModelEvent::Delta(delta),
                     Ok(None) => {}
                     Err(error) => break Err(error),
@@ -84,11 +88,11 @@ impl Endpoint {
                 if answer.is_full() {
                     break Ok(());
                 } else if answer.is_complete() {
-                    due = due.min(Instant::now() + LAST_BYTES);
+                    due = due.min(Instant::now() + TRAILING_BYTES_TIMEOUT);
                 } else if answer.has_finished() {
-                    due = due.min(Instant::now() + LAST_USAGE);
+                    due = due.min(Instant::now() + TRAILING_USAGE_TIMEOUT);
                 } else if alive {
-                    due = end.min(Instant::now() + self.limits.idle);
+                    due = end.min(Instant::now() + self.timeouts.idle);
                 }
             };
             // What was spent is told however it ended.
@@ -96,26 +100,26 @@ impl Endpoint {
                 yield ModelEvent::Usage { model: model.clone(), tokens };
             }
             ended?;
-            let ended = answer.end(chunks.is_done())?;
-            chunks.rest().await;
+            let ended = answer.finish(chunks.is_done())?;
+            chunks.drain().await;
             yield match ended {
-                Ended::Finished(finish) => ModelEvent::Finished { model, finish },
-                Ended::Called { calls, reasoning } => ModelEvent::Called { model, calls, reasoning },
+                AnswerOutcome::Finished(finish) => ModelEvent::Finished { model, finish },
+                AnswerOutcome::ToolsCalled { calls, reasoning } => ModelEvent::ToolsCalled { model, calls, reasoning },
             };
         })
     }
 
-    async fn open(&self, request: &ModelRequest, model: &str, max_tokens: Option<u32>) -> Result<Response, ModelError> {
+    async fn send(&self, request: &ModelRequest, model: &str, max_tokens: Option<u32>) -> Result<Response, ModelError> {
         let mut call = self
             .client
             .post(format!("{}/chat/completions", self.config.base_url))
             .header(header::ACCEPT, "text/event-stream")
-            .json(&Body::new(&self.config, request, model, max_tokens));
+            .json(&RequestBody::new(&self.config, request, model, max_tokens));
         if let Some(key) = &self.config.api_key {
             call = call.bearer_auth(key.expose());
         }
-        let response = call.send().await.map_err(unreachable)?;
-        if response.status().is_success() { Ok(response) } else { Err(Refusal::read(response).await.into()) }
+        let response = call.send().await.map_err(transport_error)?;
+        if response.status().is_success() { Ok(response) } else { Err(ErrorResponse::read(response).await.into()) }
     }
 
     /// Opens a connection. Without the key: any answer will do.
@@ -124,9 +128,9 @@ impl Endpoint {
     }
 
     /// Whose failure it is, for whoever runs the service.
-    pub(super) fn origin(&self, model: &str, kind: ModelErrorKind) -> Box<Origin> {
+    pub(super) fn origin(&self, model: &str, kind: ModelErrorKind) -> Box<ErrorOrigin> {
         use ModelErrorKind as Kind;
-        let address = self.config.address_variable.to_owned();
+        let address = self.config.url_variable.to_owned();
         let check = match kind {
             Kind::Unauthorized | Kind::QuotaExhausted => vec![self.config.key_variable.clone()],
             Kind::AddressNotFound | Kind::Malformed => vec![address],
@@ -135,10 +139,10 @@ impl Endpoint {
             _ => Vec::new(),
         };
         let address_hint = (kind == Kind::AddressNotFound).then(|| address_hint(&self.config.base_url)).flatten();
-        Box::new(Origin {
+        Box::new(ErrorOrigin {
             provider: self.config.provider.name().to_owned(),
             model: model.to_owned(),
-            check,
+            variables_to_check: check,
             address_hint,
         })
     }
@@ -159,32 +163,32 @@ fn timed_out(detail: &str) -> ModelError {
     ModelError::new(ModelErrorKind::Timeout, detail)
 }
 
-fn unreachable(error: reqwest::Error) -> ModelError {
+fn transport_error(error: reqwest::Error) -> ModelError {
     let problem = transport_problem(error);
     let kind = if problem.is_timeout { ModelErrorKind::Timeout } else { ModelErrorKind::Unavailable };
-    ModelError { problem: Some(problem.word), ..ModelError::new(kind, problem.detail) }
+    ModelError { problem: Some(problem.code), ..ModelError::new(kind, problem.detail) }
 }
 
 /// The chunks of a response: of a stream, or the single one of a server that does not stream.
-enum Chunks {
-    Stream(Box<Events>),
+enum ResponseChunks {
+    Stream(Box<SseChunks>),
     Whole(Option<Chunk>),
 }
 
-impl Chunks {
-    async fn of(mut response: Response) -> Result<Self, ModelError> {
+impl ResponseChunks {
+    async fn from_response(mut response: Response) -> Result<Self, ModelError> {
         let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         match content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim() {
             "text/html" => Err(ModelError::new(ModelErrorKind::Malformed, "a web page came instead of an answer")),
             "application/json" => {
-                let body = bounded_body(&mut response, MAX_ANSWER_BYTES)
+                let body = read_bounded_body(&mut response, MAX_ANSWER_BYTES)
                     .await
-                    .map_err(|error| ModelError::new(ModelErrorKind::Cut, transport_problem(error).detail))?;
+                    .map_err(|error| ModelError::new(ModelErrorKind::Truncated, transport_problem(error).detail))?;
                 let body = body.ok_or_else(|| ModelError::new(ModelErrorKind::Malformed, "the answer is too large"))?;
                 Ok(Self::Whole(Some(Chunk::parse(&body)?)))
             }
             // Some servers do not name the type of a stream.
-            _ => Ok(Self::Stream(Box::new(Events::new(response.bytes_stream())))),
+            _ => Ok(Self::Stream(Box::new(SseChunks::new(response.bytes_stream())))),
         }
     }
 
@@ -197,17 +201,17 @@ impl Chunks {
 
     fn is_done(&self) -> bool {
         match self {
-            Self::Stream(events) => events.done(),
+            Self::Stream(events) => events.is_done(),
             Self::Whole(_) => true,
         }
     }
 
     /// Reads to the end: a response that was read whole leaves its connection for the next answer.
-    async fn rest(&mut self) {
+    async fn drain(&mut self) {
         if let Self::Stream(events) = self
-            && events.done()
+            && events.is_done()
         {
-            let _ = tokio::time::timeout(LAST_BYTES, events.rest()).await;
+            let _ = tokio::time::timeout(TRAILING_BYTES_TIMEOUT, events.drain()).await;
         }
     }
 }
@@ -217,15 +221,15 @@ impl Chunks {
 #[cfg(any(test, fuzzing))]
 pub async fn parse_pieces(pieces: Vec<bytes::Bytes>) -> (String, String) {
     let pieces = pieces.into_iter().map(Ok::<_, std::io::Error>);
-    let mut events = Events::new(futures_util::stream::iter(pieces));
-    let (mut answer, mut text) = (Answer::new(MAX_ANSWER_BYTES), String::new());
+    let mut events = SseChunks::new(futures_util::stream::iter(pieces));
+    let (mut answer, mut text) = (PartialAnswer::new(MAX_ANSWER_BYTES), String::new());
     let ended = loop {
         match events.next().await {
-            Ok(Some(chunk)) => match answer.take(chunk) {
+            Ok(Some(chunk)) => match answer.push(chunk) {
                 Ok(delta) => text.extend(delta),
                 Err(error) => break Err(error),
             },
-            Ok(None) => break answer.end(events.done()),
+            Ok(None) => break answer.finish(events.is_done()),
             Err(error) => break Err(error),
         }
     };

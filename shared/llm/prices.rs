@@ -54,10 +54,10 @@ pub enum PricesError {
     #[error(
         "PRICES_FILE is not like {{\"gpt-4o-mini\": {{\"input\": 0.15, \"cached_input\": 0.075, \"output\": 0.6}}}}: {0}"
     )]
-    Form(#[from] serde_json::Error),
+    Malformed(#[from] serde_json::Error),
     /// A price is no price.
     #[error("PRICES_FILE: a price of {model} is negative or no number")]
-    Price {
+    InvalidPrice {
         /// The model.
         model: String,
     },
@@ -90,7 +90,7 @@ impl Prices {
             all.into_iter().flatten().any(|price| !price.is_finite() || price < 0.0)
         };
         match prices.iter().find(|(_, price)| is_wrong(price)) {
-            Some((model, _)) => Err(PricesError::Price { model: model.clone() }),
+            Some((model, _)) => Err(PricesError::InvalidPrice { model: model.clone() }),
             None => Ok(Self(prices)),
         }
     }
@@ -161,8 +161,11 @@ mod tests {
         for price in built_in.0.values() {
             assert!(price.cached_input.unwrap_or(price.input) <= price.input);
         }
-        assert!(matches!(Prices::parse("[]"), Err(PricesError::Form(_))));
-        assert!(matches!(Prices::parse(r#"{"m": {"input": 1, "output": 1, "typo": 1}}"#), Err(PricesError::Form(_))));
+        assert!(matches!(Prices::parse("[]"), Err(PricesError::Malformed(_))));
+        assert!(matches!(
+            Prices::parse(r#"{"m": {"input": 1, "output": 1, "typo": 1}}"#),
+            Err(PricesError::Malformed(_))
+        ));
         let negative = Prices::parse(r#"{"m": {"input": -1, "output": 1}}"#);
         assert!(negative.unwrap_err().to_string().contains('m'));
     }

@@ -6,10 +6,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     MemoryEngine, MemoryError, NewDocument,
-    engine::{MANY_ROWS_TIMEOUT, digest, in_time, within},
-    indexed::vector_text,
-    splitter::{self, Chunk},
-    store::{self, NewRow, NewVector},
+    engine::{BULK_TIMEOUT, digest, within, within_timeout},
+    index_input::vector_text,
+    splitter::{self, TextChunk},
+    store::{self, NewMemoryRow, NewVector},
 };
 use crate::identity::UserId;
 
@@ -27,12 +27,12 @@ impl MemoryEngine {
         const ATTEMPTS: usize = 3;
         // A long document takes a second, for which no other call is to wait.
         let split = tokio::task::spawn_blocking(move || (chunks_of(&document), document));
-        let (mut chunks, document) = split.await.map_err(|_| MemoryError::Defect)?;
+        let (mut chunks, document) = split.await.map_err(|_| MemoryError::Internal)?;
         let ids: Vec<String> = chunks.iter().map(|chunk| chunk.id.clone()).collect();
         for _ in 0..ATTEMPTS {
             self.embed_chunks(user, &document, &mut chunks).await?;
             let write = self.write_chunks(user, &document, &ids, &chunks);
-            if within(MANY_ROWS_TIMEOUT, write).await? {
+            if within(BULK_TIMEOUT, write).await? {
                 return Ok(chunks.len());
             }
         }
@@ -46,9 +46,9 @@ impl MemoryEngine {
         document: &NewDocument,
         chunks: &mut [ChunkRow],
     ) -> Result<(), MemoryError> {
-        let known = in_time(async {
+        let known = within_timeout(async {
             let mut transaction = self.service.begin(user).await?;
-            let known = store::vector_digests(&mut transaction, user, &document.id, &self.model).await?;
+            let known = store::vector_digests(&mut transaction, user, &document.id, &self.model_key).await?;
             transaction.commit().await?;
             Ok(known)
         });
@@ -74,25 +74,25 @@ impl MemoryEngine {
         ids: &[String],
         chunks: &[ChunkRow],
     ) -> Result<bool, sqlx::Error> {
-        let rows: Vec<NewRow<'_>> = chunks
+        let rows: Vec<NewMemoryRow<'_>> = chunks
             .iter()
             .enumerate()
-            .map(|(place, chunk)| NewRow {
+            .map(|(place, chunk)| NewMemoryRow {
                 id: &chunk.id,
                 content: &chunk.text,
                 source_type: DOCUMENT,
                 tags: &document.tags,
                 metadata: &document.metadata,
                 created_at: None,
-                place: Some((&chunk.section, place)),
+                location: Some((&chunk.section, place)),
                 vector: NewVector { id: &chunk.id, digest: chunk.digest, embedding: chunk.vector.as_deref() },
             })
             .collect();
-        let mut change = self.change_many(user).await?;
+        let mut change = self.begin_bulk(user).await?;
         let known: Vec<&str> = ids.iter().map(String::as_str).collect();
         change.replace_document(document, &known).await?;
-        change.upsert(&rows, &document.id, &self.model).await?;
-        if !change.without_vector(ids, &self.model).await?.is_empty() {
+        change.upsert(&rows, &document.id, &self.model_key).await?;
+        if !change.ids_without_vector(ids, &self.model_key).await?.is_empty() {
             return Ok(false);
         }
         change.commit().await?;
@@ -115,7 +115,7 @@ struct ChunkRow {
 fn chunks_of(document: &NewDocument) -> Vec<ChunkRow> {
     let chunks = splitter::split(&document.content);
     let ids = chunk_ids(&document.id, &chunks);
-    let row = |(chunk, id): (Chunk<'_>, String)| ChunkRow {
+    let row = |(chunk, id): (TextChunk<'_>, String)| ChunkRow {
         id,
         digest: digest(&vector_text(&document.title, &chunk.section, chunk.text)),
         text: chunk.text.to_owned(),
@@ -127,7 +127,7 @@ fn chunks_of(document: &NewDocument) -> Vec<ChunkRow> {
 
 /// Ids of a document's chunks: the same for the same text in the same document, wherever it stands, so that what did not
 /// change keeps its id and its vector.
-fn chunk_ids(document: &str, chunks: &[Chunk<'_>]) -> Vec<String> {
+fn chunk_ids(document: &str, chunks: &[TextChunk<'_>]) -> Vec<String> {
     let mut seen: HashMap<&str, u32> = HashMap::new();
     let mut ids = Vec::with_capacity(chunks.len());
     for chunk in chunks {

@@ -13,65 +13,66 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    Added, Correction, Exported, Filter, Memory, MemoryError, Metadata, NewMemory, Page, PageToken, Selection,
-    indexed::vector_text,
-    store::{self, Change, NewRow, NewVector, Writers, nearest::NearestIndex, search::Tuning},
+    AddOutcome, ExportedMemory, Filter, Memory, MemoryError, MemoryPage, MemoryUpdate, Metadata, NewMemory, PageToken,
+    Selection,
+    index_input::vector_text,
+    store::{self, MemoryTransaction, NewMemoryRow, NewVector, WriteLocks, knn::VectorIndex, search::Bm25Params},
 };
 use crate::{
     config::MemoryConfig,
     embedding::{Embedder, QueryCache},
     identity::{MAX_ID_BYTES, UserId},
-    postgres::{RoleDatabase, Roles},
+    postgres::{RolePool, RolePools},
 };
 
 /// Most that one call to the database may take.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Most that writing many rows may take: a document of 20,000 chunks, 1,000 long memories, or forgetting as many.
-pub(super) const MANY_ROWS_TIMEOUT: Duration = Duration::from_mins(5);
+pub(super) const BULK_TIMEOUT: Duration = Duration::from_mins(5);
 /// Memories that an export reads at once.
 const EXPORT_PAGE: usize = 200;
 
 /// The memory of all users.
 pub struct MemoryEngine {
-    pub(super) service: RoleDatabase,
-    pub(super) reader: RoleDatabase,
-    pub(super) maintenance: RoleDatabase,
-    pub(super) writers: Writers,
+    pub(super) service: RolePool,
+    pub(super) reader: RolePool,
+    pub(super) maintenance: RolePool,
+    pub(super) writers: WriteLocks,
     pub(super) embedder: Arc<dyn Embedder>,
-    pub(super) queries: QueryCache,
+    pub(super) query_cache: QueryCache,
     /// What vectors of the embedder are kept under.
-    pub(super) model: String,
-    pub(super) nearest: NearestIndex,
-    pub(super) tuning: Tuning,
+    pub(super) model_key: String,
+    pub(super) vector_index: VectorIndex,
+    pub(super) bm25: Bm25Params,
 }
 
 impl MemoryEngine {
     /// A memory in a database, with vectors of an embedder.
     #[must_use]
-    pub fn new(config: MemoryConfig, database: Roles, embedder: Arc<dyn Embedder>) -> Self {
+    pub fn new(config: MemoryConfig, database: RolePools, embedder: Arc<dyn Embedder>) -> Self {
         Self {
             service: database.service,
             reader: database.reader,
             maintenance: database.maintenance,
-            writers: Writers::default(),
-            model: store::model_key(embedder.model()),
-            nearest: NearestIndex::new(embedder.model(), config.vector_index_threshold),
-            tuning: Tuning { k1: config.k1, b: config.b },
-            queries: QueryCache::new(embedder.clone()),
+            writers: WriteLocks::default(),
+            model_key: store::model_key(embedder.model()),
+            vector_index: VectorIndex::new(embedder.model(), config.vector_index_threshold),
+            bm25: Bm25Params { k1: config.k1, b: config.b },
+            query_cache: QueryCache::new(embedder.clone()),
             embedder,
         }
     }
 
     /// Whether there is a database to search.
     #[must_use]
-    pub fn is_there(&self) -> bool {
-        self.reader.is_there()
+    pub fn is_configured(&self) -> bool {
+        self.reader.is_configured()
     }
 
     /// Opens the connections that the first search uses. What fails is tried again then.
     pub async fn warm_up(&self) {
         let database = async {
-            if let Ok(transaction) = self.reader.begin_for_nobody().await {
+            if let Ok(transaction) = self.reader.begin_without_user().await {
                 drop(transaction.commit().await);
             }
         };
@@ -83,27 +84,28 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The embedder or the database failed.
-    pub async fn add(&self, user: &UserId, memories: Vec<NewMemory>) -> Result<Added, MemoryError> {
+    pub async fn add(&self, user: &UserId, memories: Vec<NewMemory>) -> Result<AddOutcome, MemoryError> {
         let count = memories.len();
-        let mut batch = Batch::of(memories);
-        within(MANY_ROWS_TIMEOUT, self.leave_out_known(user, &mut batch)).await?;
+        let mut batch = WriteBatch::from_memories(memories);
+        within(BULK_TIMEOUT, self.drop_unchanged(user, &mut batch)).await?;
         let texts: Vec<&str> = batch.texts().collect();
         let vectors = self.embed(&texts).await?;
         let vectors: HashMap<String, Vec<f32>> = batch.row_ids().cloned().zip(vectors).collect();
-        let added = within(MANY_ROWS_TIMEOUT, self.write(user, &mut batch, &vectors)).await?;
-        Ok(Added { ids: batch.ids(), added, unchanged: count - added })
+        let added = within(BULK_TIMEOUT, self.write(user, &mut batch, &vectors)).await?;
+        Ok(AddOutcome { ids: batch.ids(), added, unchanged: count - added })
     }
 
     /// Takes those memories out of a batch that are kept already, before anything is embedded.
-    pub(super) async fn leave_out_known(&self, user: &UserId, batch: &mut Batch) -> Result<(), sqlx::Error> {
-        let mut transaction = self.service.within(MANY_ROWS_TIMEOUT).begin(user).await?;
+    pub(super) async fn drop_unchanged(&self, user: &UserId, batch: &mut WriteBatch) -> Result<(), sqlx::Error> {
+        let mut transaction = self.service.with_statement_timeout(BULK_TIMEOUT).begin(user).await?;
         let (ids, contents): (Vec<&str>, Vec<&str>) =
             batch.rows.iter().map(|(id, memory)| (id.as_str(), memory.content.as_str())).unzip();
         let digests: Vec<[u8; 32]> = contents.iter().map(|content| digest(content)).collect();
-        let unchanged = store::unchanged(&mut transaction, user, &ids, &contents, &digests, &self.model).await?;
+        let unchanged =
+            store::unchanged_ids(&mut transaction, user, &ids, &contents, &digests, &self.model_key).await?;
         batch.rows.retain(|id, _| !unchanged.contains(id));
         let (new, texts) = batch.without_client_id();
-        let existing = store::existing(&mut transaction, user, (&texts.0, &texts.1)).await?;
+        let existing = store::existing_ids(&mut transaction, user, (&texts.0, &texts.1)).await?;
         batch.take_existing(new, existing);
         transaction.commit().await
     }
@@ -111,41 +113,41 @@ impl MemoryEngine {
     async fn write(
         &self,
         user: &UserId,
-        batch: &mut Batch,
+        batch: &mut WriteBatch,
         vectors: &HashMap<String, Vec<f32>>,
     ) -> Result<usize, sqlx::Error> {
         if batch.rows.is_empty() && batch.supersedes.is_empty() {
             return Ok(0);
         }
-        let mut change = self.change_many(user).await?;
-        let written = self.write_in(user, &mut change, batch, vectors).await?;
+        let mut change = self.begin_bulk(user).await?;
+        let written = self.write_batch(user, &mut change, batch, vectors).await?;
         change.commit().await?;
         Ok(written)
     }
 
     /// Writes a batch in a change that goes on.
-    pub(super) async fn write_in(
+    pub(super) async fn write_batch(
         &self,
         user: &UserId,
-        change: &mut Change<'_>,
-        batch: &mut Batch,
+        change: &mut MemoryTransaction<'_>,
+        batch: &mut WriteBatch,
         vectors: &HashMap<String, Vec<f32>>,
     ) -> Result<usize, sqlx::Error> {
         // Somebody may have kept the same content meanwhile.
         let (new, texts) = batch.without_client_id();
-        let existing = store::existing(change.transaction(), user, (&texts.0, &texts.1)).await?;
+        let existing = store::existing_ids(change.inner(), user, (&texts.0, &texts.1)).await?;
         batch.take_existing(new, existing);
-        let rows: Vec<NewRow<'_>> = batch
+        let rows: Vec<NewMemoryRow<'_>> = batch
             .rows
             .iter()
-            .map(|(id, memory)| NewRow {
+            .map(|(id, memory)| NewMemoryRow {
                 id,
                 content: &memory.content,
                 source_type: &memory.source_type,
                 tags: &memory.tags,
                 metadata: &memory.metadata,
                 created_at: memory.created_at,
-                place: None,
+                location: None,
                 vector: NewVector {
                     id,
                     digest: digest(&memory.content),
@@ -154,8 +156,8 @@ impl MemoryEngine {
             })
             .collect();
         let superseded = batch.superseded();
-        change.restore(&superseded).await?;
-        let written = change.upsert(&rows, "", &self.model).await?;
+        change.break_supersede_cycles(&superseded).await?;
+        let written = change.upsert(&rows, "", &self.model_key).await?;
         change.supersede(&superseded).await?;
         Ok(written.len())
     }
@@ -164,17 +166,17 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// There is no such memory, or the embedder or the database failed.
-    pub async fn update(&self, user: &UserId, correction: &Correction) -> Result<Memory, MemoryError> {
+    pub async fn update(&self, user: &UserId, correction: &MemoryUpdate) -> Result<Memory, MemoryError> {
         let vector = match &correction.content {
             Some(content) => self.vector_of_correction(user, &correction.id, content).await?,
             None => None,
         };
-        let corrected = in_time(async {
-            let mut change = Change::begin(&self.service, &self.writers, user).await?;
+        let corrected = within_timeout(async {
+            let mut change = MemoryTransaction::begin(&self.service, &self.writers, user).await?;
             let vector = vector.as_ref().map(|(vector, digest)| {
-                (NewVector { id: &correction.id, digest: *digest, embedding: Some(vector) }, self.model.as_str())
+                (NewVector { id: &correction.id, digest: *digest, embedding: Some(vector) }, self.model_key.as_str())
             });
-            let corrected = change.correct(correction, vector).await?;
+            let corrected = change.update(correction, vector).await?;
             change.commit().await?;
             Ok(corrected)
         });
@@ -188,14 +190,14 @@ impl MemoryEngine {
         id: &str,
         content: &str,
     ) -> Result<Option<(Vec<f32>, [u8; 32])>, MemoryError> {
-        let memory = in_time(async {
+        let memory = within_timeout(async {
             let mut transaction = self.service.begin(user).await?;
             let memory = store::memory(&mut transaction, user, id).await?;
             transaction.commit().await?;
             Ok(memory)
         });
         let Some(memory) = memory.await? else { return Err(MemoryError::NotFound) };
-        let (title, section) = memory.place.as_ref().map_or(("", ""), |place| (&place.title, &place.section));
+        let (title, section) = memory.location.as_ref().map_or(("", ""), |place| (&place.title, &place.section));
         let text = vector_text(title, section, content);
         let vector = self.embed(&[&text]).await?.pop();
         Ok(vector.map(|vector| (vector, digest(&text))))
@@ -211,8 +213,8 @@ impl MemoryEngine {
         filter: &Filter,
         page_size: usize,
         after: Option<&PageToken>,
-    ) -> Result<Page, MemoryError> {
-        in_time(async {
+    ) -> Result<MemoryPage, MemoryError> {
+        within_timeout(async {
             let mut transaction = self.reader.begin(user).await?;
             let page = store::page(&mut transaction, user, filter, page_size, after).await?;
             transaction.commit().await?;
@@ -225,28 +227,31 @@ impl MemoryEngine {
     /// several parts, each with the memory. It is read page by page, as fast as it is polled.
     ///
     /// The stream ends with the first error: the database failed.
-    pub fn export(self: Arc<Self>, user: UserId) -> impl Stream<Item = Result<Exported, MemoryError>> + Send + 'static {
+    pub fn export(
+        self: Arc<Self>,
+        user: UserId,
+    ) -> impl Stream<Item = Result<ExportedMemory, MemoryError>> + Send + 'static {
         try_stream! {
             let filter = Filter::default();
             let mut after = None;
             loop {
-                let (page, corrected) = in_time(async {
+                let (page, corrected) = within_timeout(async {
                     let mut transaction = self.reader.begin(&user).await?;
                     let page = store::page(&mut transaction, &user, &filter, EXPORT_PAGE, after.as_ref()).await?;
                     let ids: Vec<&str> = page.memories.iter().map(|memory| memory.id.as_str()).collect();
-                    let corrected = store::corrected(&mut transaction, &user, &ids).await?;
+                    let corrected = store::ids_with_history(&mut transaction, &user, &ids).await?;
                     transaction.commit().await?;
                     Ok((page, corrected))
                 })
                 .await?;
                 for memory in page.memories {
                     if !corrected.contains(&memory.id) {
-                        yield Exported { memory, history: Vec::new() };
+                        yield ExportedMemory { memory, history: Vec::new() };
                         continue;
                     }
                     let mut version = Some(0);
                     while let Some(from) = version {
-                        let (history, next) = in_time(async {
+                        let (history, next) = within_timeout(async {
                             let mut transaction = self.reader.begin(&user).await?;
                             let part = store::history(&mut transaction, &user, &memory.id, from).await?;
                             transaction.commit().await?;
@@ -254,7 +259,7 @@ impl MemoryEngine {
                         })
                         .await?;
                         version = next;
-                        yield Exported { memory: memory.clone(), history };
+                        yield ExportedMemory { memory: memory.clone(), history };
                     }
                 }
                 after = page.next;
@@ -271,17 +276,17 @@ impl MemoryEngine {
     /// The database failed.
     pub async fn delete(&self, user: &UserId, selection: &Selection) -> Result<usize, MemoryError> {
         let delete = async {
-            let mut change = self.change_many(user).await?;
+            let mut change = self.begin_bulk(user).await?;
             let deleted = change.delete(selection).await?;
             change.commit().await?;
             Ok(deleted)
         };
-        within(MANY_ROWS_TIMEOUT, delete).await
+        within(BULK_TIMEOUT, delete).await
     }
 
     /// Begins a change of rows that may be many.
-    pub(super) async fn change_many<'u>(&'u self, user: &'u UserId) -> Result<Change<'u>, sqlx::Error> {
-        Change::begin(&self.service.within(MANY_ROWS_TIMEOUT), &self.writers, user).await
+    pub(super) async fn begin_bulk<'u>(&'u self, user: &'u UserId) -> Result<MemoryTransaction<'u>, sqlx::Error> {
+        MemoryTransaction::begin(&self.service.with_statement_timeout(BULK_TIMEOUT), &self.writers, user).await
     }
 
     /// Vectors of texts, of which there may be none.
@@ -294,7 +299,7 @@ impl MemoryEngine {
 }
 
 /// Memories on their way into the store.
-pub(super) struct Batch {
+pub(super) struct WriteBatch {
     /// The id of each memory of the request, in its order.
     given: Vec<String>,
     /// What is to be written, by id: two writers take their locks in the same order.
@@ -305,8 +310,8 @@ pub(super) struct Batch {
     supersedes: Vec<(String, String)>,
 }
 
-impl Batch {
-    pub(super) fn of(memories: Vec<NewMemory>) -> Self {
+impl WriteBatch {
+    pub(super) fn from_memories(memories: Vec<NewMemory>) -> Self {
         let mut batch = Self {
             given: Vec::with_capacity(memories.len()),
             rows: BTreeMap::new(),
@@ -401,7 +406,7 @@ pub(super) fn digest(text: &str) -> [u8; 32] {
     Sha256::digest(text).into()
 }
 
-pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, MemoryError> {
+pub(super) async fn within_timeout<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, MemoryError> {
     within(DATABASE_TIMEOUT, work).await
 }
 

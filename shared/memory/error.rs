@@ -13,13 +13,13 @@ pub enum MemoryError {
     Timeout,
     /// Words alone were to be searched, and their index is still being made.
     #[error("the index of the words is being made")]
-    Indexing,
+    IndexIncomplete,
     /// There is no vector to store or to search with.
     #[error(transparent)]
     Embedding(#[from] EmbedError),
     /// A defect of ours.
     #[error("an internal defect")]
-    Defect,
+    Internal,
     /// The user has no memory with this id.
     #[error("there is no such memory")]
     NotFound,
@@ -31,9 +31,9 @@ impl MemoryError {
     pub fn is_transient(&self) -> bool {
         use sqlx::Error;
         match self {
-            Self::Timeout | Self::Indexing => true,
+            Self::Timeout | Self::IndexIncomplete => true,
             Self::Embedding(error) => error.is_transient(),
-            Self::Defect | Self::NotFound => false,
+            Self::Internal | Self::NotFound => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
             // Connections (08), resources (53), an operator's intervention such as a restart, or a statement that took too
             // long (57), a collision of transactions (40001, 40P01), a lock that another holds

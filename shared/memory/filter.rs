@@ -14,7 +14,7 @@ pub struct Filter {
     /// Its source type is one of these; empty = any.
     pub source_types: Vec<String>,
     /// It is a chunk of one of these documents; empty = any memory.
-    pub documents: Vec<String>,
+    pub document_ids: Vec<String>,
 }
 
 impl Filter {

@@ -7,27 +7,27 @@ mod document;
 mod engine;
 mod error;
 mod filter;
-mod indexed;
-mod keyword;
-mod learn;
-mod maintain;
+mod index_input;
+mod lexical;
+mod maintenance;
 mod record;
 mod retrieve;
 mod splitter;
 mod store;
 mod temporal;
 mod tokenizer;
+mod turn_memories;
 
 pub use engine::MemoryEngine;
 pub use error::MemoryError;
 pub use filter::Filter;
-pub use learn::{Kept, Lesson};
-pub use maintain::Reembedded;
+pub use maintenance::ReembedProgress;
 pub use record::{
-    Added, CHAT, Correction, Exported, Found, Leg, Memory, Metadata, NewDocument, NewMemory, Page, Place, Query,
-    Selection, Version,
+    AddOutcome, CHAT_SOURCE_TYPE, ChunkLocation, ExportedMemory, Memory, MemoryPage, MemoryUpdate, MemoryVersion,
+    Metadata, NewDocument, NewMemory, RetrievalQuery, RetrievalResult, Retriever, Selection,
 };
 pub use store::PageToken;
+pub use turn_memories::{TurnMemories, TurnWriteOutcome};
 
 /// Most bytes of a query.
 pub const MAX_QUERY_BYTES: usize = 10_000;
@@ -40,5 +40,5 @@ pub const DEFAULT_ALPHA: f32 = 0.5;
 
 /// The distinct search terms of a text, at most 256.
 pub(crate) fn terms(text: &str) -> Vec<String> {
-    keyword::terms(text)
+    lexical::query_terms(text)
 }

@@ -10,7 +10,7 @@ use super::{Filter, PageToken};
 pub type Metadata = BTreeMap<String, String>;
 
 /// What kind of source a turn of a conversation is, kept word for word.
-pub const CHAT: &str = "chat";
+pub const CHAT_SOURCE_TYPE: &str = "chat";
 
 /// A memory to keep. The edge has checked its sizes.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +33,7 @@ pub struct NewMemory {
 
 /// What became of memories that were added.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Added {
+pub struct AddOutcome {
     /// An id for each, in the order given.
     pub ids: Vec<String>,
     /// How many rows were written.
@@ -61,7 +61,7 @@ pub struct NewDocument {
 
 /// A correction; `None` = as it is.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Correction {
+pub struct MemoryUpdate {
     /// Which memory.
     pub id: String,
     /// The right text.
@@ -92,14 +92,14 @@ pub struct Memory {
     /// The memory that replaced it, after which it is kept and never found.
     pub superseded_by: Option<String>,
     /// Where it stands, if it is a chunk of a document.
-    pub place: Option<Place>,
+    pub location: Option<ChunkLocation>,
 }
 
 /// Where a chunk stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct ChunkLocation {
     /// Its document.
-    pub document: String,
+    pub document_id: String,
     /// What the document is called; may be empty.
     pub title: String,
     /// Where it can be opened; may be empty.
@@ -107,12 +107,12 @@ pub struct Place {
     /// The headings above the chunk, outermost first; empty before the first.
     pub section: String,
     /// Its number in the document, from 0.
-    pub chunk: u32,
+    pub chunk_index: u32,
 }
 
 /// A memory as it was before a correction.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Version {
+pub struct MemoryVersion {
     /// The text.
     pub content: String,
     /// Its labels.
@@ -125,16 +125,16 @@ pub struct Version {
 
 /// A memory with all that is held of it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Exported {
+pub struct ExportedMemory {
     /// As it is now.
     pub memory: Memory,
     /// What it was before corrections, oldest first.
-    pub history: Vec<Version>,
+    pub history: Vec<MemoryVersion>,
 }
 
 /// A question to the memory.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Query {
+pub struct RetrievalQuery {
     /// What to look for; not blank.
     pub text: String,
     /// Most memories to give.
@@ -146,32 +146,32 @@ pub struct Query {
     /// How much meaning counts against words, 0 to 1.
     pub alpha: f32,
     /// Where the user's days begin, for what a query says of time.
-    pub zone: TimeZone,
+    pub time_zone: TimeZone,
 }
 
 /// Memories that were found.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Found {
+pub struct RetrievalResult {
     /// Best first, each with its score from 0 to 1.
     pub hits: Vec<(Memory, f32)>,
     /// How many passed filter and floor, counted up to [`MAX_COUNTED`](super::MAX_COUNTED).
     pub total: usize,
     /// The one leg that could be searched where both were asked for; `None` = what was asked for was searched.
-    pub only: Option<Leg>,
+    pub degraded_to: Option<Retriever>,
 }
 
 /// What memories are found by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leg {
+pub enum Retriever {
     /// By words.
-    Keywords,
+    Lexical,
     /// By meaning.
-    Vectors,
+    Vector,
 }
 
 /// A page of memories.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Page {
+pub struct MemoryPage {
     /// Newest first.
     pub memories: Vec<Memory>,
     /// Where the next page begins; `None` on the last.
@@ -188,5 +188,5 @@ pub enum Selection {
     /// Those that match a filter with at least one part set.
     Matching(Filter),
     /// All of the user's.
-    Everything,
+    All,
 }

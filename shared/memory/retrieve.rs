@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Found, Leg, MemoryEngine, MemoryError, Query,
-    engine::in_time,
-    keyword,
+    MemoryEngine, MemoryError, RetrievalQuery, RetrievalResult, Retriever,
+    engine::within_timeout,
+    lexical,
     store::{
-        self, Advance, nearest,
-        search::{self, Legs, Search, Statistics},
+        self, IndexAdvance, knn,
+        search::{self, LexicalStatistics, Search, SearchMode},
     },
     temporal,
 };
@@ -50,12 +50,12 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The database failed, or the one leg that was wanted can not be searched.
-    pub async fn retrieve(&self, user: &UserId, query: &Query) -> Result<Found, MemoryError> {
+    pub async fn retrieve(&self, user: &UserId, query: &RetrievalQuery) -> Result<RetrievalResult, MemoryError> {
         let (words, meaning) = (query.alpha < 1.0, query.alpha >= KEYWORDS_ALONE);
         let vector = match (meaning, words) {
             (false, _) => Ok(None),
-            (true, false) => self.queries.embed(&query.text).await.map(Some),
-            (true, true) => match timeout(EMBED_TIME_BESIDE_WORDS, self.queries.embed(&query.text)).await {
+            (true, false) => self.query_cache.embed(&query.text).await.map(Some),
+            (true, true) => match timeout(EMBED_TIME_BESIDE_WORDS, self.query_cache.embed(&query.text)).await {
                 Ok(vector) => vector.map(Some),
                 Err(_) => Err(EmbedError::Unreachable("it took too long".to_owned())),
             },
@@ -67,32 +67,32 @@ impl MemoryEngine {
             }
             vector => (vector?, false),
         };
-        let found = in_time(async {
+        let found = within_timeout(async {
             let Some((mut search, mut transaction)) = self.prepare(user, query, vector).await? else { return Ok(None) };
             // Nothing is changed, and nobody waits for the end of the transaction.
             let found = search.run(&mut transaction).await?;
-            let only = match search.legs {
-                _ if failed => Some(Leg::Keywords),
-                Legs::Vectors(_) if words => Some(Leg::Vectors),
+            let only = match search.mode {
+                _ if failed => Some(Retriever::Lexical),
+                SearchMode::Vector(_) if words => Some(Retriever::Vector),
                 _ => None,
             };
-            Ok(Some(Found { only, ..found }))
+            Ok(Some(RetrievalResult { degraded_to: only, ..found }))
         });
-        found.await?.ok_or(MemoryError::Indexing)
+        found.await?.ok_or(MemoryError::IndexIncomplete)
     }
 
     /// How the database goes about a query, as it tells by `explain`: for those who tune it.
     ///
     /// # Errors
     /// As [`MemoryEngine::retrieve`].
-    pub async fn explain(&self, user: &UserId, query: &Query) -> Result<String, MemoryError> {
+    pub async fn explain(&self, user: &UserId, query: &RetrievalQuery) -> Result<String, MemoryError> {
         let meaning = query.alpha >= KEYWORDS_ALONE;
-        let vector = if meaning { Some(self.queries.embed(&query.text).await?) } else { None };
-        let plan = in_time(async {
+        let vector = if meaning { Some(self.query_cache.embed(&query.text).await?) } else { None };
+        let plan = within_timeout(async {
             let Some((search, mut transaction)) = self.prepare(user, query, vector).await? else { return Ok(None) };
             search.explain(&mut transaction).await.map(Some)
         });
-        plan.await?.ok_or(MemoryError::Indexing)
+        plan.await?.ok_or(MemoryError::IndexIncomplete)
     }
 
     /// The search for a query, and the transaction in which it is run; `None` where there is nothing to search by, because
@@ -100,18 +100,18 @@ impl MemoryEngine {
     async fn prepare<'a>(
         &'a self,
         user: &'a UserId,
-        query: &'a Query,
+        query: &'a RetrievalQuery,
         vector: Option<Arc<QueryVector>>,
     ) -> Result<Option<(Search<'a>, RoleTransaction)>, sqlx::Error> {
         // Of a query in a language that the model does not know the words alone say something.
-        let known_share = vector.as_ref().map_or(0.0, |vector| vector.known_share);
+        let known_share = vector.as_ref().map_or(0.0, |vector| vector.vocabulary_coverage);
         let alpha = if query.alpha < 1.0 { query.alpha * known_share } else { 1.0 };
         let vector = vector.filter(|_| alpha >= KEYWORDS_ALONE).map(|vector| vector.vector.clone());
         let mut transaction = self.reader.begin(user).await?;
         let mut statistics = None;
         if query.alpha < 1.0 {
-            let terms = keyword::terms(&query.text);
-            statistics = search::statistics(&mut transaction, user, &terms).await?;
+            let terms = lexical::query_terms(&query.text);
+            statistics = search::lexical_statistics(&mut transaction, user, &terms).await?;
             if statistics.is_none() {
                 // Their index is missing, or of an older tokeniser. Whoever waits for it holds no connection.
                 transaction.commit().await?;
@@ -119,31 +119,31 @@ impl MemoryEngine {
                     tracing::warn!(%error, "the keyword index can not be made");
                 }
                 transaction = self.reader.begin(user).await?;
-                statistics = search::statistics(&mut transaction, user, &terms).await?;
+                statistics = search::lexical_statistics(&mut transaction, user, &terms).await?;
             }
         }
-        let many = |statistics: &Statistics| self.nearest.is_worth(statistics.memories);
+        let many = |statistics: &LexicalStatistics| self.vector_index.pays_off_for(statistics.memories);
         // A filter may leave few of many memories, which the index would have to look for among all.
         let may_use_index = vector.is_some() && query.filter.is_empty() && statistics.as_ref().is_none_or(many);
-        let candidates = nearest::candidates(query.limit, query.min_score);
+        let candidates = knn::candidate_count(query.limit, query.min_score);
         let memories =
-            if may_use_index { self.nearest.is_for(&mut transaction, user, candidates).await? } else { None };
-        let nearest = memories.map(|memories| (&self.nearest, memories));
+            if may_use_index { self.vector_index.usable_size(&mut transaction, user, candidates).await? } else { None };
+        let nearest = memories.map(|memories| (&self.vector_index, memories));
         let legs = match (statistics, vector) {
-            (Some(statistics), Some(vector)) => Legs::Both(statistics, vector),
-            (None, Some(vector)) => Legs::Vectors(vector),
-            (Some(statistics), None) => Legs::Keywords(statistics),
+            (Some(statistics), Some(vector)) => SearchMode::Hybrid(statistics, vector),
+            (None, Some(vector)) => SearchMode::Vector(vector),
+            (Some(statistics), None) => SearchMode::Lexical(statistics),
             (None, None) => return Ok(None),
         };
         let search = Search {
             user,
             query,
-            legs,
+            mode: legs,
             alpha: alpha.into(),
-            spans: temporal::spans(&query.text, Timestamp::now(), &query.zone),
-            model: &self.model,
-            nearest,
-            tuning: self.tuning,
+            spans: temporal::spans(&query.text, Timestamp::now(), &query.time_zone),
+            model_key: &self.model_key,
+            vector_index: nearest,
+            bm25: self.bm25,
         };
         Ok(Some((search, transaction)))
     }
@@ -154,7 +154,7 @@ impl MemoryEngine {
         let time = if has_vector { INDEX_TIME_BESIDE_VECTORS } else { INDEX_TIME };
         let began = Instant::now();
         while began.elapsed() < time {
-            let turn = if has_vector { self.writers.try_enter(user) } else { Some(self.writers.enter(user).await?) };
+            let turn = if has_vector { self.writers.try_lock(user) } else { Some(self.writers.lock(user).await?) };
             let advance = match &turn {
                 Some(_) => {
                     let mut transaction = self.service.begin(user).await?;
@@ -162,13 +162,13 @@ impl MemoryEngine {
                     transaction.commit().await?;
                     advance
                 }
-                None => Advance::Elsewhere,
+                None => IndexAdvance::Contended,
             };
             drop(turn);
             match advance {
-                Advance::Part => {}
-                Advance::Elsewhere if !has_vector => sleep(INDEX_PAUSE).await,
-                Advance::Whole | Advance::Elsewhere => break,
+                IndexAdvance::Partial => {}
+                IndexAdvance::Contended if !has_vector => sleep(INDEX_PAUSE).await,
+                IndexAdvance::Complete | IndexAdvance::Contended => break,
             }
         }
         Ok(())

@@ -17,14 +17,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::config::{MemoryStoreConfig, Secret};
+use crate::config::{DatabaseConfig, Secret};
 
 #[cfg(embedded_postgres_archive)]
 pub mod embedded;
 mod isolation;
-mod user;
+mod role;
 
-pub use user::{Argument, Role, RoleDatabase, RoleTransaction};
+pub use role::{Role, RolePool, RoleTransaction, SqlArgument};
 
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrations = sqlx::migrate!("infra/migrations");
@@ -80,7 +80,7 @@ const GRANTS: &str = "
 
 /// A step on the way to a database that is ready, told as it begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum StartupStep {
     /// The embedded Postgres is unpacked; only once.
     Unpacking,
     /// An empty database is made; only once.
@@ -96,7 +96,7 @@ pub enum Step {
 pub enum DatabaseError {
     /// The address can not be used.
     #[error("{variable} can not be used: {problem}")]
-    Address {
+    InvalidUrl {
         /// The variable that holds it.
         variable: &'static str,
         /// What is wrong, without the address.
@@ -119,16 +119,16 @@ pub enum DatabaseError {
     #[error(
         "the owner of the tables may not grant the service's roles, which docs/database.md tells how to prepare: {0}"
     )]
-    Roles(#[source] sqlx::Error),
+    RoleGrant(#[source] sqlx::Error),
     /// It could show one user's rows to another.
     #[error("the database does not keep users apart: {0}")]
     NotIsolated(String),
     /// None is configured.
     #[error("there is no database: set DATABASE_URL, for example postgres://agent@127.0.0.1/agent")]
-    Absent,
+    NotConfigured,
     /// This build has no embedded Postgres.
     #[error("this build has no Postgres of its own: set DATABASE_URL, for example postgres://agent@127.0.0.1/agent")]
-    NoEmbedded,
+    EmbeddedUnsupported,
 }
 
 /// A database that may not be ready yet.
@@ -154,9 +154,9 @@ impl Database {
     ///
     /// # Errors
     /// An address can not be used.
-    pub fn from_config(config: &MemoryStoreConfig) -> Result<Self, DatabaseError> {
+    pub fn from_config(config: &DatabaseConfig) -> Result<Self, DatabaseError> {
         match config {
-            MemoryStoreConfig::Postgres { url, read_url, admin_url, prepared_statements, only_reads } => {
+            DatabaseConfig::Postgres { url, read_url, admin_url, prepared_statements, is_read_only: only_reads } => {
                 let service = parse_url("DATABASE_URL", url.expose())?;
                 let parse = |variable, url: &Option<Secret>| {
                     url.as_ref().map(|url| parse_url(variable, url.expose())).transpose()
@@ -171,8 +171,8 @@ impl Database {
                     data_dir: None,
                 })
             }
-            MemoryStoreConfig::Embedded { data_dir } => Self::embedded(data_dir.clone()),
-            MemoryStoreConfig::Absent => Err(DatabaseError::Absent),
+            DatabaseConfig::Embedded { data_dir } => Self::embedded(data_dir.clone()),
+            DatabaseConfig::Absent => Err(DatabaseError::NotConfigured),
         }
     }
 
@@ -191,18 +191,18 @@ impl Database {
 
     #[cfg(not(embedded_postgres_archive))]
     fn embedded(_data_dir: PathBuf) -> Result<Self, DatabaseError> {
-        Err(DatabaseError::NoEmbedded)
+        Err(DatabaseError::EmbeddedUnsupported)
     }
 
     /// The database for each role; it connects when it is first used.
     #[must_use]
-    pub fn roles(&self) -> Roles {
-        self.roles_with(MAX_CONNECTIONS)
+    pub fn pools(&self) -> RolePools {
+        self.pools_with_limit(MAX_CONNECTIONS)
     }
 
     /// The database for each role, by at most so many connections to each address.
     #[must_use]
-    pub fn roles_with(&self, max_connections: u32) -> Roles {
+    pub fn pools_with_limit(&self, max_connections: u32) -> RolePools {
         let pool_with = |options: &PgConnectOptions, max_connections, acquire_timeout| {
             PgPoolOptions::new()
                 .max_connections(max_connections)
@@ -224,8 +224,8 @@ impl Database {
         let most = max_connections.min(MAX_FOR_CONVERSATIONS);
         let conversations = pool_with(&self.service, most, ACQUIRE_TIMEOUT_FOR_CONVERSATIONS);
         let reader = self.reader.as_ref().map_or_else(|| service.clone(), pool);
-        let role = |pool: &PgPool, role| RoleDatabase::new(Some(pool.clone()), role, self.prepared_statements);
-        Roles {
+        let role = |pool: &PgPool, role| RolePool::new(Some(pool.clone()), role, self.prepared_statements);
+        RolePools {
             reader: role(&reader, Role::Reader),
             service: role(&service, Role::Service),
             conversations: role(&conversations, Role::Service),
@@ -249,7 +249,7 @@ impl Database {
         for (login, roles) in logins {
             let named = "select set_config('agent.login', $1, true), set_config('agent.roles', $2, true)";
             sqlx::query(named).bind(login).bind(roles).execute(&mut *transaction).await?;
-            transaction.execute(GRANTS).await.map_err(DatabaseError::Roles)?;
+            transaction.execute(GRANTS).await.map_err(DatabaseError::RoleGrant)?;
         }
         transaction.commit().await?;
         Ok(owner.close().await?)
@@ -306,7 +306,7 @@ impl Database {
     ///
     /// # Errors
     /// The database can not be reached, or does not keep users apart.
-    pub async fn open(&self, progress: Progress) -> Result<Opened, DatabaseError> {
+    pub async fn open(&self, progress: StartupProgress) -> Result<DatabaseGuard, DatabaseError> {
         let running = match connect(&self.service).await {
             Ok(connection) => {
                 connection.close().await?;
@@ -315,7 +315,7 @@ impl Database {
             Err(_) => self.start_embedded(progress).await?,
         };
         self.prepare().await?;
-        Ok(Opened { _running: running })
+        Ok(DatabaseGuard { _running: running })
     }
 
     /// A connection as the owner of the tables.
@@ -329,7 +329,7 @@ impl Database {
     /// # Errors
     /// The embedded Postgres can not run, or the database does not keep users apart. A database elsewhere that can not be
     /// reached is no error: it is tried again.
-    pub async fn keep(&self, ready: &watch::Sender<bool>, progress: Progress) -> Result<(), DatabaseError> {
+    pub async fn supervise(&self, ready: &watch::Sender<bool>, progress: StartupProgress) -> Result<(), DatabaseError> {
         let _running = self.start_embedded(progress.clone()).await?;
         let mut reported = false;
         while let Err(error) = self.prepare().await {
@@ -341,7 +341,7 @@ impl Database {
             }
             sleep(CHECK_INTERVAL).await;
         }
-        progress(Step::Ready);
+        progress(StartupStep::Ready);
         let mut connection = None;
         loop {
             let reachable = timeout(CHECK_TIMEOUT, check(&mut connection, &self.service)).await;
@@ -360,7 +360,7 @@ impl Database {
     }
 
     #[cfg(embedded_postgres_archive)]
-    async fn start_embedded(&self, progress: Progress) -> Result<Option<Running>, DatabaseError> {
+    async fn start_embedded(&self, progress: StartupProgress) -> Result<Option<Running>, DatabaseError> {
         let Some(data_dir) = self.data_dir.clone() else { return Ok(None) };
         let start = move || embedded::EmbeddedPostgres::start(&data_dir, &*progress);
         match tokio::task::spawn_blocking(start).await {
@@ -370,7 +370,7 @@ impl Database {
     }
 
     #[cfg(not(embedded_postgres_archive))]
-    async fn start_embedded(&self, _progress: Progress) -> Result<Option<Running>, DatabaseError> {
+    async fn start_embedded(&self, _progress: StartupProgress) -> Result<Option<Running>, DatabaseError> {
         Ok(None)
     }
 }
@@ -382,28 +382,28 @@ type Running = std::convert::Infallible;
 
 /// A database that is ready. Dropping it stops an embedded Postgres that was started for it.
 #[must_use]
-pub struct Opened {
+pub struct DatabaseGuard {
     _running: Option<Running>,
 }
 
 /// The database for each role.
 #[derive(Debug, Clone)]
-pub struct Roles {
+pub struct RolePools {
     /// For what changes a user's rows.
-    pub service: RoleDatabase,
+    pub service: RolePool,
     /// The same for conversations, by connections of their own.
-    pub conversations: RoleDatabase,
+    pub conversations: RolePool,
     /// For what reads a user's rows.
-    pub reader: RoleDatabase,
+    pub reader: RolePool,
     /// For what is done for all users.
-    pub maintenance: RoleDatabase,
+    pub maintenance: RolePool,
 }
 
-impl Roles {
+impl RolePools {
     /// No database: every transaction fails.
     #[must_use]
     pub fn absent() -> Self {
-        let role = |role| RoleDatabase::new(None, role, false);
+        let role = |role| RolePool::new(None, role, false);
         Self {
             service: role(Role::Service),
             conversations: role(Role::Service),
@@ -414,7 +414,7 @@ impl Roles {
 }
 
 /// Called before each step on the way to a database that is ready.
-pub type Progress = Arc<dyn Fn(Step) + Send + Sync>;
+pub type StartupProgress = Arc<dyn Fn(StartupStep) + Send + Sync>;
 
 /// Asks whether the tables can be used, on a connection of its own, so that a busy pool does not look like a dead database.
 async fn check(connection: &mut Option<PgConnection>, options: &PgConnectOptions) -> Result<(), sqlx::Error> {
@@ -437,5 +437,5 @@ fn parse_url(variable: &'static str, url: &str) -> Result<PgConnectOptions, Data
     PgConnectOptions::from_str(url)
         // Poolers refuse settings that they do not know.
         .map(|options| options.application_name("agent-service").extra_float_digits(None))
-        .map_err(|_| DatabaseError::Address { variable, problem: "it is not a valid Postgres URL".to_owned() })
+        .map_err(|_| DatabaseError::InvalidUrl { variable, problem: "it is not a valid Postgres URL".to_owned() })
 }

@@ -19,30 +19,30 @@ pub struct BreakerSettings {
 /// Lets calls through until too many in a row have failed. Then it refuses them for a while; after that it lets one call
 /// through at a time, and the first that is answered closes it.
 #[derive(Debug)]
-pub struct Breaker {
+pub struct CircuitBreaker {
     settings: BreakerSettings,
-    state: Mutex<State>,
+    state: Mutex<BreakerState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BreakerState {
     /// In a row.
     failures: u32,
     /// When it opened; `None` = it is closed.
-    opened: Option<Instant>,
+    opened_at: Option<Instant>,
     /// Whether a call is under way that shows whether the provider is back.
-    is_probed: bool,
+    is_probing: bool,
 }
 
 /// The breaker is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many calls in a row have failed; none is made for {0:?}")]
-pub struct Open(
+pub struct CircuitOpen(
     /// Until a call is let through again; zero where one is under way that shows whether that helps.
     pub Duration,
 );
 
-impl Breaker {
+impl CircuitBreaker {
     /// A closed breaker.
     #[must_use]
     pub fn new(settings: BreakerSettings) -> Self {
@@ -53,23 +53,23 @@ impl Breaker {
     ///
     /// # Errors
     /// The breaker is open.
-    pub fn admit(self: &Arc<Self>) -> Result<Permit, Open> {
+    pub fn admit(self: &Arc<Self>) -> Result<Permit, CircuitOpen> {
         let mut state = self.state();
-        let is_probe = match state.opened {
+        let is_probe = match state.opened_at {
             None => false,
             Some(opened) => {
                 let rest = self.settings.cooldown.saturating_sub(opened.elapsed());
-                if !rest.is_zero() || state.is_probed {
-                    return Err(Open(rest));
+                if !rest.is_zero() || state.is_probing {
+                    return Err(CircuitOpen(rest));
                 }
-                state.is_probed = true;
+                state.is_probing = true;
                 true
             }
         };
         Ok(Permit { breaker: self.clone(), is_probe })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BreakerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -78,28 +78,28 @@ impl Breaker {
 #[derive(Debug)]
 #[must_use]
 pub struct Permit {
-    breaker: Arc<Breaker>,
+    breaker: Arc<CircuitBreaker>,
     is_probe: bool,
 }
 
 impl Permit {
     /// The provider has begun to answer. That closes an open breaker; but until an answer is complete, a single failure
     /// opens it again.
-    pub fn is_answered(&mut self) {
+    pub fn answer_began(&mut self) {
         if std::mem::take(&mut self.is_probe) {
             let mut state = self.breaker.state();
-            state.opened = None;
-            state.is_probed = false;
+            state.opened_at = None;
+            state.is_probing = false;
             state.failures = self.breaker.settings.failures.saturating_sub(1);
         }
     }
 
     /// The call succeeded.
     pub fn succeeded(mut self) {
-        self.is_answered();
+        self.answer_began();
         let mut state = self.breaker.state();
         // A call from before it opened says nothing about now.
-        if state.opened.is_none() {
+        if state.opened_at.is_none() {
             state.failures = 0;
         }
     }
@@ -108,13 +108,13 @@ impl Permit {
     pub fn failed(mut self) {
         let mut state = self.breaker.state();
         if std::mem::take(&mut self.is_probe) {
-            state.is_probed = false;
-            state.opened = Some(Instant::now());
-        } else if state.opened.is_none() {
+            state.is_probing = false;
+            state.opened_at = Some(Instant::now());
+        } else if state.opened_at.is_none() {
             state.failures = state.failures.saturating_add(1);
             let most = self.breaker.settings.failures;
             if most > 0 && state.failures >= most {
-                state.opened = Some(Instant::now());
+                state.opened_at = Some(Instant::now());
             }
         }
     }
@@ -123,7 +123,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.is_probe {
-            self.breaker.state().is_probed = false;
+            self.breaker.state().is_probing = false;
         }
     }
 }
@@ -136,11 +136,11 @@ mod tests {
 
     const COOLDOWN: Duration = Duration::from_secs(10);
 
-    fn breaker(failures: u32) -> Arc<Breaker> {
-        Arc::new(Breaker::new(BreakerSettings { failures, cooldown: COOLDOWN }))
+    fn breaker(failures: u32) -> Arc<CircuitBreaker> {
+        Arc::new(CircuitBreaker::new(BreakerSettings { failures, cooldown: COOLDOWN }))
     }
 
-    fn fail(breaker: &Arc<Breaker>, times: usize) {
+    fn fail(breaker: &Arc<CircuitBreaker>, times: usize) {
         for _ in 0..times {
             breaker.admit().unwrap().failed();
         }
@@ -152,12 +152,12 @@ mod tests {
         fail(&breaker, 2);
         breaker.admit().unwrap().succeeded();
         fail(&breaker, 3);
-        assert_eq!(breaker.admit().unwrap_err(), Open(COOLDOWN));
+        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(COOLDOWN));
         advance(COOLDOWN).await;
         let probe = breaker.admit().unwrap();
-        assert_eq!(breaker.admit().unwrap_err(), Open(Duration::ZERO), "one at a time");
+        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(Duration::ZERO), "one at a time");
         probe.failed();
-        assert_eq!(breaker.admit().unwrap_err(), Open(COOLDOWN), "it begins anew");
+        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(COOLDOWN), "it begins anew");
         advance(COOLDOWN).await;
         breaker.admit().unwrap().succeeded();
         fail(&breaker, 2);
@@ -180,7 +180,7 @@ mod tests {
         fail(&breaker, 3);
         advance(COOLDOWN).await;
         let mut probe = breaker.admit().unwrap();
-        probe.is_answered();
+        probe.answer_began();
         assert!(breaker.admit().is_ok(), "others need not wait for the end of the first answer");
         probe.failed();
         assert!(breaker.admit().is_err());
@@ -194,7 +194,7 @@ mod tests {
         advance(COOLDOWN / 2).await;
         slow.failed();
         slower.succeeded();
-        assert_eq!(breaker.admit().unwrap_err(), Open(COOLDOWN / 2));
+        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(COOLDOWN / 2));
         let never = self::breaker(0);
         fail(&never, 100);
         assert!(never.admit().is_ok());

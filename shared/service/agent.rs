@@ -13,29 +13,29 @@ use tracing::Instrument as _;
 
 use super::{
     Deadline, Drain,
-    admission::{Admitted, Door, Way},
-    call::{Call, Gate, trace_of, unary},
+    admission::{Admission, AdmittedCall, FrameSource},
+    call::{RpcCall, RpcContext, trace_of, unary},
     frames::Envelope,
     memory::item,
     parse,
 };
 use crate::{
-    chat::Failure,
+    chat::TurnFailure,
     language::Language,
-    memory::{Leg, MemoryEngine},
+    memory::{MemoryEngine, Retriever},
     proto::agent_v1::{self as pb, agent_service_server::AgentService},
 };
 
 /// Answers `agent.v1.AgentService`.
 #[derive(Clone)]
 pub struct AgentApi {
-    door: Arc<Door>,
+    door: Arc<Admission>,
     memory: Arc<MemoryEngine>,
-    gate: Gate,
+    gate: RpcContext,
 }
 
 impl AgentApi {
-    pub(super) fn new(door: Door, memory: Arc<MemoryEngine>, gate: Gate) -> Self {
+    pub(super) fn new(door: Admission, memory: Arc<MemoryEngine>, gate: RpcContext) -> Self {
         Self { door: Arc::new(door), memory, gate }
     }
 }
@@ -49,15 +49,15 @@ impl AgentService for AgentApi {
         let trace = trace_of(&metadata, &request.request_id);
         let language =
             request.user_profile.as_ref().map_or(Language::default(), |profile| Language::from_tag(&profile.language));
-        let mut call = Call::begin("StreamChat", &trace, &self.gate.drain);
+        let mut call = RpcCall::begin("StreamChat", &trace, &self.gate.drain);
         let over = interrupted(&self.gate.drain, extensions.get::<Deadline>().copied());
         let admitting = self.door.admit(&call, &metadata, trace, request, over).instrument(call.span().clone());
         let admitted = match admitting.await {
             Ok(admitted) => admitted,
             Err(refused) => return Err(call.turned_away(&refused, language)),
         };
-        let Admitted { envelope, way } = admitted;
-        Ok(Response::new(ChatFrames { way, envelope, call, ended: false }))
+        let AdmittedCall { envelope, source } = admitted;
+        Ok(Response::new(ChatFrames { way: source, envelope, call, ended: false }))
     }
 
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
@@ -70,7 +70,7 @@ impl AgentService for AgentApi {
         })
         .await?
         .into_inner();
-        let only = found.only;
+        let only = found.degraded_to;
         let mut response = Response::new(pb::MemoryResult {
             items: found.hits.into_iter().map(|(memory, score)| item(memory, score)).collect(),
             total_found: i32::try_from(found.total).unwrap_or(i32::MAX),
@@ -78,8 +78,8 @@ impl AgentService for AgentApi {
         if let Some(leg) = only {
             // The message has no place for it: the answer is right, but not as good as it could be.
             let told = match leg {
-                Leg::Keywords => "keywords-only",
-                Leg::Vectors => "vectors-only",
+                Retriever::Lexical => "keywords-only",
+                Retriever::Vector => "vectors-only",
             };
             response.metadata_mut().insert("x-retrieval", MetadataValue::from_static(told));
         }
@@ -88,8 +88,8 @@ impl AgentService for AgentApi {
 }
 
 /// What ends a turn from outside: the server stops, or the way in has no more time.
-fn interrupted(drain: &Drain, deadline: Option<Deadline>) -> impl Future<Output = Failure> + Send + 'static {
-    let over = drain.over();
+fn interrupted(drain: &Drain, deadline: Option<Deadline>) -> impl Future<Output = TurnFailure> + Send + 'static {
+    let over = drain.cancelled();
     async move {
         let out_of_time = async {
             match deadline {
@@ -98,17 +98,17 @@ fn interrupted(drain: &Drain, deadline: Option<Deadline>) -> impl Future<Output 
             }
         };
         tokio::select! {
-            () = over => Failure::ShuttingDown,
-            () = out_of_time => Failure::OutOfTime,
+            () = over => TurnFailure::ShuttingDown,
+            () = out_of_time => TurnFailure::DeadlineExceeded,
         }
     }
 }
 
 /// The frames of one call. They always end with one that bears a `finish_reason`, even where the turn panics.
 pub struct ChatFrames {
-    way: Way,
+    way: FrameSource,
     envelope: Envelope,
-    call: Call,
+    call: RpcCall,
     ended: bool,
 }
 

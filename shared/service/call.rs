@@ -11,10 +11,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Code, Response, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field, info_span};
 
-use super::{Drain, admission::TurnedAway, frames, status};
+use super::{Drain, admission::AdmissionError, frames, status};
 use crate::{
     error::{InvalidArgument, Problem},
-    identity::{Caller, Callers, Claim, Refusal, RequestId, SessionId, TraceId, UserId},
+    identity::{Authenticator, AuthnError, Credentials, Principal, RequestId, SessionId, TraceId, UserId},
     language::Language,
     memory::MemoryError,
     proto::agent_v1::{self as pb, chat_response::Content},
@@ -22,41 +22,41 @@ use crate::{
 
 /// What every call passes: who calls is found out, and the call counts as under way.
 #[derive(Clone)]
-pub(super) struct Gate {
-    pub(super) callers: Arc<Callers>,
+pub(super) struct RpcContext {
+    pub(super) authenticator: Arc<Authenticator>,
     pub(super) drain: Drain,
 }
 
-impl Gate {
+impl RpcContext {
     /// The caller's user.
-    pub(super) async fn user(&self, body_user: &str, metadata: &MetadataMap) -> Result<UserId, Refusal> {
-        Ok(self.caller(body_user, metadata).await?.user)
+    pub(super) async fn user(&self, body_user: &str, metadata: &MetadataMap) -> Result<UserId, AuthnError> {
+        Ok(self.authenticate(body_user, metadata).await?.user)
     }
 
     /// Who calls.
-    pub(super) async fn caller(&self, body_user: &str, metadata: &MetadataMap) -> Result<Caller, Refusal> {
+    pub(super) async fn authenticate(&self, body_user: &str, metadata: &MetadataMap) -> Result<Principal, AuthnError> {
         let header = |name| metadata.get(name).map(|value| value.as_bytes());
         let user_id = metadata.get("user-id").map(|value| value.to_str()).transpose().map_err(|_| {
             InvalidArgument::new("user_id", Problem::Malformed { expected: "visible ASCII where it is call metadata" })
         })?;
-        let claim = Claim {
+        let claim = Credentials {
             body_user,
             user_id,
             authorization: header("authorization"),
             internal_api_key: header("x-internal-api-key"),
         };
-        self.callers.caller(claim).await
+        self.authenticator.authenticate(claim).await
     }
 }
 
 /// The caller's trace.
 pub(super) fn trace_of(metadata: &MetadataMap, request_id: &str) -> TraceId {
     let header = |name| metadata.get(name).and_then(|value| value.to_str().ok());
-    TraceId::of_call(header("traceparent"), header("x-trace-id"), request_id)
+    TraceId::from_call(header("traceparent"), header("x-trace-id"), request_id)
 }
 
 /// A call from its admission to its end. Dropping it logs one line.
-pub(super) struct Call {
+pub(super) struct RpcCall {
     method: &'static str,
     span: Span,
     began: Instant,
@@ -67,7 +67,7 @@ pub(super) struct Call {
     _under_way: TaskTrackerToken,
 }
 
-impl Call {
+impl RpcCall {
     pub(super) fn begin(method: &'static str, trace: &TraceId, drain: &Drain) -> Self {
         let span = info_span!(
             "call",
@@ -86,7 +86,7 @@ impl Call {
             frames: 0,
             // What is true if nothing else happens before the call is dropped.
             outcome: "cancelled",
-            _under_way: drain.enter(),
+            _under_way: drain.track_call(),
         }
     }
 
@@ -96,52 +96,56 @@ impl Call {
     }
 
     /// Notes who calls.
-    pub(super) fn is_of(&self, user: &UserId) {
+    pub(super) fn set_user(&self, user: &UserId) {
         self.span.record("user", user.digest());
     }
 
     /// Notes what is asked for: all at once, because a span in JSON is written anew with each record.
-    pub(super) fn is_for(&self, session: &SessionId, request: &RequestId, model: &str) {
+    pub(super) fn set_request(&self, session: &SessionId, request: &RequestId, model: &str) {
         tracing::record_all!(self.span, session = session.as_str(), request = request.as_str(), model = model);
     }
 
     /// Ends a chat before it begins.
-    pub(super) fn turned_away(&mut self, why: &TurnedAway, language: Language) -> Status {
+    pub(super) fn turned_away(&mut self, why: &AdmissionError, language: Language) -> Status {
         self.outcome = match why {
-            TurnedAway::Refused(refusal) => return self.refused(refusal, language),
-            TurnedAway::Store(_) => "unavailable",
-            TurnedAway::Busy(_) => "busy",
-            TurnedAway::Over(..) => "over_limit",
-            TurnedAway::Full => "overloaded",
+            AdmissionError::Authn(refusal) => return self.refused(refusal, language),
+            AdmissionError::StoreUnavailable(_) => "unavailable",
+            AdmissionError::Busy(_) => "busy",
+            AdmissionError::QuotaExceeded(..) => "over_limit",
+            AdmissionError::Overloaded => "overloaded",
         };
         self.span.in_scope(|| match why {
-            TurnedAway::Store(error) => tracing::warn!(%error, "the store of conversations is out of reach"),
+            AdmissionError::StoreUnavailable(error) => {
+                tracing::warn!(%error, "the store of conversations is out of reach")
+            }
             why => tracing::debug!(?why, "the call was turned away"),
         });
         status::turned_away(why, language)
     }
 
     /// Ends the call before it begins.
-    pub(super) fn refused(&mut self, refusal: &Refusal, language: Language) -> Status {
+    pub(super) fn refused(&mut self, refusal: &AuthnError, language: Language) -> Status {
         self.outcome = match refusal {
-            Refusal::Invalid(_) => "invalid_argument",
-            Refusal::Unproven(_) => "unauthenticated",
-            Refusal::Foreign => "permission_denied",
+            AuthnError::Invalid(_) => "invalid_argument",
+            AuthnError::Unauthenticated(_) => "unauthenticated",
+            AuthnError::PermissionDenied => "permission_denied",
         };
         self.span.in_scope(|| match refusal {
-            Refusal::Invalid(error) => tracing::debug!(field = error.field, "an argument was refused"),
-            Refusal::Unproven(_) | Refusal::Foreign => tracing::debug!(%refusal, "the caller was refused"),
+            AuthnError::Invalid(error) => tracing::debug!(field = error.field, "an argument was refused"),
+            AuthnError::Unauthenticated(_) | AuthnError::PermissionDenied => {
+                tracing::debug!(%refusal, "the caller was refused")
+            }
         });
         status::refused(refusal, language)
     }
 
     /// Ends the call well.
-    pub(super) fn succeeded(&mut self) {
+    pub(super) fn succeed(&mut self) {
         self.outcome = "ok";
     }
 
     /// Ends the call by a status.
-    pub(super) fn failed(&mut self, status: Status) -> Status {
+    pub(super) fn fail(&mut self, status: Status) -> Status {
         self.outcome = match status.code() {
             Code::Unavailable => "unavailable",
             Code::NotFound => "not_found",
@@ -172,7 +176,7 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for RpcCall {
     fn drop(&mut self) {
         let _in_span = self.span.enter();
         tracing::info!(
@@ -187,7 +191,7 @@ impl Drop for Call {
 }
 
 /// Why the work of a call with one answer fails.
-pub(super) trait CallError {
+pub(super) trait RpcError {
     /// A defect of ours.
     fn defect() -> Self;
 
@@ -195,9 +199,9 @@ pub(super) trait CallError {
     fn status(&self) -> Status;
 }
 
-impl CallError for MemoryError {
+impl RpcError for MemoryError {
     fn defect() -> Self {
-        Self::Defect
+        Self::Internal
     }
 
     fn status(&self) -> Status {
@@ -208,7 +212,7 @@ impl CallError for MemoryError {
 /// A call with one answer: admit the caller, do the work, log how it ended.
 pub(super) async fn unary<C, T, W, E>(
     method: &'static str,
-    gate: &Gate,
+    gate: &RpcContext,
     metadata: &MetadataMap,
     user_id: &str,
     command: Result<C, InvalidArgument>,
@@ -216,9 +220,9 @@ pub(super) async fn unary<C, T, W, E>(
 ) -> Result<Response<T>, Status>
 where
     W: Future<Output = Result<T, E>>,
-    E: CallError,
+    E: RpcError,
 {
-    let mut call = Call::begin(method, &trace_of(metadata, ""), &gate.drain);
+    let mut call = RpcCall::begin(method, &trace_of(metadata, ""), &gate.drain);
     let user = gate.user(user_id, metadata).await;
     let admitted = user.and_then(|user| Ok((user, command?)));
     let (user, command) = admitted.map_err(|refusal| call.refused(&refusal, Language::default()))?;
@@ -226,12 +230,12 @@ where
     let done = AssertUnwindSafe(work(user, command)).catch_unwind().instrument(call.span.clone()).await;
     match done.unwrap_or(Err(E::defect())) {
         Ok(done) => {
-            call.succeeded();
+            call.succeed();
             Ok(Response::new(done))
         }
         Err(error) => {
             let status = call.span.in_scope(|| error.status());
-            Err(call.failed(status))
+            Err(call.fail(status))
         }
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{CallError, Gate, unary},
+    call::{RpcContext, RpcError, unary},
     memory::proto_time,
     parse::conversation as parse,
-    run::Runs,
+    run::RunRegistry,
     status,
 };
 use crate::{
@@ -22,8 +22,8 @@ use crate::{
 #[derive(Clone)]
 pub struct ConversationApi {
     /// `None` = conversations are not kept.
-    runs: Option<Runs>,
-    gate: Gate,
+    runs: Option<RunRegistry>,
+    gate: RpcContext,
 }
 
 /// Why a call fails.
@@ -43,7 +43,7 @@ pub(super) enum ConversationError {
     Defect,
 }
 
-impl CallError for ConversationError {
+impl RpcError for ConversationError {
     fn defect() -> Self {
         Self::Defect
     }
@@ -61,11 +61,11 @@ impl CallError for ConversationError {
 }
 
 impl ConversationApi {
-    pub(super) fn new(runs: Option<Runs>, gate: Gate) -> Self {
+    pub(super) fn new(runs: Option<RunRegistry>, gate: RpcContext) -> Self {
         Self { runs, gate }
     }
 
-    fn runs(&self) -> Result<&Runs, ConversationError> {
+    fn runs(&self) -> Result<&RunRegistry, ConversationError> {
         self.runs.as_ref().ok_or(ConversationError::Off)
     }
 
@@ -84,7 +84,7 @@ impl ConversationService for ConversationApi {
         let listing = parse::listing(&request);
         unary("ListSessions", &self.gate, &metadata, &request.user_id, listing, |user, (size, after)| async move {
             // One more than is shown tells whether there are more.
-            let mut sessions = self.store()?.sessions(&user, size + 1, after.as_ref()).await?;
+            let mut sessions = self.store()?.list_sessions(&user, size + 1, after.as_ref()).await?;
             let has_more = sessions.len() > size;
             sessions.truncate(size);
             let last = sessions.last().filter(|_| has_more);
@@ -105,8 +105,8 @@ impl ConversationService for ConversationApi {
         let reading = parse::reading(&request);
         unary("GetSession", &self.gate, &metadata, &request.user_id, reading, |user, (id, size, before)| async move {
             let store = self.store()?;
-            let session = store.session(&user, &id);
-            let turns = store.turns(&user, &id, before, size + 1);
+            let session = store.get_session(&user, &id);
+            let turns = store.list_turns(&user, &id, before, size + 1);
             let (session, turns) = tokio::join!(session, turns);
             let (session, mut turns) = (session?.ok_or(ConversationError::NotFound)?, turns?);
             let has_more = turns.len() > size;
@@ -130,7 +130,7 @@ impl ConversationService for ConversationApi {
         let user_id = std::mem::take(&mut request.user_id);
         let renaming = parse::renaming(request);
         unary("RenameSession", &self.gate, &metadata, &user_id, renaming, |user, (id, title)| async move {
-            let renamed = self.store()?.rename(&user, &id, &title).await?;
+            let renamed = self.store()?.rename_session(&user, &id, &title).await?;
             renamed.map(told).ok_or(ConversationError::NotFound)
         })
         .await
@@ -144,7 +144,7 @@ impl ConversationService for ConversationApi {
         let user_id = std::mem::take(&mut request.user_id);
         let deletion = parse::deletion(request);
         unary("DeleteSessions", &self.gate, &metadata, &user_id, deletion, |user, sessions| async move {
-            let deleted = self.store()?.delete(&user, &sessions).await?;
+            let deleted = self.store()?.delete_sessions(&user, &sessions).await?;
             Ok::<_, ConversationError>(pb::DeleteSessionsResponse { deleted: int(deleted) })
         })
         .await

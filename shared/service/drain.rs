@@ -14,7 +14,7 @@ pub struct Drain {
 
 impl Drain {
     /// Counts a call until the token is dropped.
-    pub(super) fn enter(&self) -> TaskTrackerToken {
+    pub(super) fn track_call(&self) -> TaskTrackerToken {
         self.calls.token()
     }
 
@@ -24,18 +24,18 @@ impl Drain {
     }
 
     /// Resolves when calls must end.
-    pub(super) fn over(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub(super) fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
         self.over.clone().cancelled_owned()
     }
 
     /// Waits until no call is under way. New ones may still begin meanwhile.
-    pub async fn idle(&self) {
+    pub async fn wait_until_idle(&self) {
         self.calls.close();
         self.calls.wait().await;
     }
 
     /// Makes every stream end with an error that says that trying again helps.
-    pub fn end(&self) {
+    pub fn cancel_calls(&self) {
         self.over.cancel();
     }
 }

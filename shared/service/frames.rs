@@ -12,11 +12,11 @@ use uuid::Uuid;
 
 use super::wording;
 use crate::{
-    chat::{Event, Failure, Prompts, Ran, Recalled, Spent, Stage},
+    chat::{Prompts, RecalledMemory, Stage, ToolExecution, TurnEvent, TurnFailure, UsageReport},
     identity::{RequestId, SessionId, TraceId},
     language::Language,
     llm::{Finish, ModelError, ModelErrorKind, ToolCall},
-    memory::Place,
+    memory::ChunkLocation,
     proto::agent_v1::{self as pb, chat_response::Content},
 };
 
@@ -47,7 +47,7 @@ impl Envelope {
     /// The same stream again, from what [`Envelope::to_bytes`] gave.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let head = pb::ChatResponse::decode(bytes).ok()?;
-        let trace = TraceId::of_call(None, Some(&head.trace_id), "");
+        let trace = TraceId::from_call(None, Some(&head.trace_id), "");
         Some(Self {
             response_id: head.response_id,
             session: SessionId::parse("session_id", &head.session_id).ok()?,
@@ -92,7 +92,7 @@ impl Envelope {
 }
 
 /// Makes the frames of one stream, without their envelope.
-pub(super) struct FrameMaker {
+pub(super) struct FrameBuilder {
     language: Language,
     whole_citations: bool,
     recall_failed: bool,
@@ -100,7 +100,7 @@ pub(super) struct FrameMaker {
     not_kept: bool,
 }
 
-impl FrameMaker {
+impl FrameBuilder {
     pub(super) fn new(language: Language, whole_citations: bool) -> Self {
         Self { language, whole_citations, recall_failed: false, not_kept: false }
     }
@@ -111,11 +111,11 @@ impl FrameMaker {
     }
 
     /// The frame of an event; `None` = it is not for the client.
-    pub(super) fn frame(&mut self, event: Event) -> Option<pb::ChatResponse> {
+    pub(super) fn build(&mut self, event: TurnEvent) -> Option<pb::ChatResponse> {
         let mut frame = self.blank();
         match event {
-            Event::Delta(delta) => frame.content = Some(Content::Delta(delta)),
-            Event::Entered(stage) => {
+            TurnEvent::Delta(delta) => frame.content = Some(Content::Delta(delta)),
+            TurnEvent::StageEntered(stage) => {
                 if matches!(stage, Stage::Generating { recall_failed: true }) {
                     self.recall_failed = true;
                     frame.metadata.insert("recall".to_owned(), "failed".to_owned());
@@ -125,21 +125,21 @@ impl FrameMaker {
                 }
                 frame.content = Some(Content::StatusUpdate(status(self.language, stage)));
             }
-            Event::Recalled(recalled) => {
+            TurnEvent::Recalled(recalled) => {
                 let citations = recalled.into_iter().map(|recalled| citation(recalled, self.whole_citations)).collect();
                 frame.content = Some(Content::Citations(pb::CitationBlock { citations }));
             }
-            Event::Ran(ran) => frame.content = Some(Content::ToolResult(tool_result(ran))),
-            Event::Called(ToolCall { id, name, arguments }) => {
+            TurnEvent::ToolExecuted(ran) => frame.content = Some(Content::ToolResult(tool_result(ran))),
+            TurnEvent::ToolCalled(ToolCall { id, name, arguments }) => {
                 frame.content = Some(Content::ToolCall(pb::ToolCall { id, name, arguments }));
             }
-            Event::AwaitsTools => frame.set_finish_reason(pb::FinishReason::ToolCalls),
-            Event::AwaitsMoreResults => frame.set_finish_reason(pb::FinishReason::Continue),
-            Event::Spent(spent) => {
+            TurnEvent::AwaitsTools => frame.set_finish_reason(pb::FinishReason::ToolCalls),
+            TurnEvent::AwaitsMoreResults => frame.set_finish_reason(pb::FinishReason::Continue),
+            TurnEvent::Usage(spent) => {
                 frame.metadata = spent_metadata(&spent);
                 frame.content = Some(Content::Usage(usage(&spent)));
             }
-            Event::Answered { text, finish } => {
+            TurnEvent::Answered { text, finish } => {
                 frame.content = Some(Content::FullText(text));
                 frame.set_finish_reason(match finish {
                     Finish::Stop => pb::FinishReason::Stop,
@@ -153,11 +153,11 @@ impl FrameMaker {
                     frame.metadata.insert("conversation".to_owned(), "not-kept".to_owned());
                 }
             }
-            Event::Failed(failure) => {
+            TurnEvent::Failed(failure) => {
                 frame.content = Some(Content::Error(error(self.language, &failure)));
                 frame.set_finish_reason(pb::FinishReason::Error);
             }
-            Event::Closing(_) => return None,
+            TurnEvent::Closing(_) => return None,
         }
         Some(frame)
     }
@@ -187,18 +187,18 @@ fn status(language: Language, stage: Stage) -> pb::AgentStatus {
     pb::AgentStatus { state: state.into(), details, ..Default::default() }
 }
 
-fn citation(Recalled { memory, score }: Recalled, whole: bool) -> pb::Citation {
+fn citation(RecalledMemory { memory, score }: RecalledMemory, whole: bool) -> pb::Citation {
     let told = |name: &str| memory.metadata.get(name).cloned().unwrap_or_default();
     let number = |name: &str| told(name).parse::<u32>().unwrap_or_default();
     let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     let page_number = number("page_number");
     // A memory that is no chunk may tell by its metadata where it comes from.
-    let place = memory.place.clone().unwrap_or_else(|| Place {
-        document: String::new(),
+    let place = memory.location.clone().unwrap_or_else(|| ChunkLocation {
+        document_id: String::new(),
         title: told("title"),
         url: told("url"),
         section: told("section_title"),
-        chunk: number("chunk_index"),
+        chunk_index: number("chunk_index"),
     });
     let mut content = memory.content;
     if !whole && let Some((end, _)) = content.char_indices().nth(EXCERPT_CHARS) {
@@ -211,14 +211,14 @@ fn citation(Recalled { memory, score }: Recalled, whole: bool) -> pb::Citation {
         source_type: memory.source_type,
         url: place.url,
         score,
-        file_id: place.document,
+        file_id: place.document_id,
         page_number: int(page_number),
-        chunk_index: int(place.chunk),
+        chunk_index: int(place.chunk_index),
         section_title: place.section,
     }
 }
 
-fn usage(spent: &Spent) -> pb::Usage {
+fn usage(spent: &UsageReport) -> pb::Usage {
     let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     pb::Usage {
         prompt_tokens: int(spent.usage.prompt),
@@ -228,10 +228,10 @@ fn usage(spent: &Spent) -> pb::Usage {
     }
 }
 
-fn spent_metadata(spent: &Spent) -> BTreeMap<String, String> {
+fn spent_metadata(spent: &UsageReport) -> BTreeMap<String, String> {
     let mut metadata = BTreeMap::new();
     let mut tell = |name: &str, value: String| metadata.insert(name.to_owned(), value);
-    tell("usage_source", if spent.estimated { "estimated" } else { "provider" }.to_owned());
+    tell("usage_source", if spent.is_estimated { "estimated" } else { "provider" }.to_owned());
     tell("model", spent.model.clone());
     if spent.cost_micro_usd.is_none() {
         // Zero is a price, and this is none.
@@ -253,7 +253,7 @@ fn spent_metadata(spent: &Spent) -> BTreeMap<String, String> {
 }
 
 /// What came of a tool that the server ran.
-fn tool_result(Ran { call_id, name, outcome }: Ran) -> pb::ToolResultPayload {
+fn tool_result(ToolExecution { call_id, name, outcome }: ToolExecution) -> pb::ToolResultPayload {
     let mut payload = pb::ToolResultPayload { tool_name: name, tool_call_id: call_id, ..Default::default() };
     match outcome {
         Ok(Value::Object(fields)) => {
@@ -286,18 +286,18 @@ fn proto_value(value: Value) -> ProtoValue {
 }
 
 /// The stable code of a failure and its class.
-fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
+fn code(failure: &TurnFailure) -> (&'static str, pb::ErrorCode) {
     use pb::ErrorCode;
     match failure {
-        Failure::ShuttingDown => ("SERVER_SHUTTING_DOWN", ErrorCode::Unavailable),
-        Failure::OutOfTime => ("DEADLINE_EXCEEDED", ErrorCode::Timeout),
-        Failure::WrongToolCall => ("TOOL_CALL_INVALID", ErrorCode::Unavailable),
-        Failure::TooManyToolRounds => ("TOOL_ROUNDS_EXCEEDED", ErrorCode::Internal),
-        Failure::NotKept => ("TURN_NOT_KEPT", ErrorCode::Unavailable),
-        Failure::Cancelled => ("CANCELLED", ErrorCode::Unknown),
-        Failure::Abandoned => ("ABANDONED", ErrorCode::Unavailable),
-        Failure::Internal => ("INTERNAL", ErrorCode::Internal),
-        Failure::Model(error) => match error.kind {
+        TurnFailure::ShuttingDown => ("SERVER_SHUTTING_DOWN", ErrorCode::Unavailable),
+        TurnFailure::DeadlineExceeded => ("DEADLINE_EXCEEDED", ErrorCode::Timeout),
+        TurnFailure::InvalidToolCall => ("TOOL_CALL_INVALID", ErrorCode::Unavailable),
+        TurnFailure::ToolRoundsExceeded => ("TOOL_ROUNDS_EXCEEDED", ErrorCode::Internal),
+        TurnFailure::NotPersisted => ("TURN_NOT_KEPT", ErrorCode::Unavailable),
+        TurnFailure::Cancelled => ("CANCELLED", ErrorCode::Unknown),
+        TurnFailure::Abandoned => ("ABANDONED", ErrorCode::Unavailable),
+        TurnFailure::Internal => ("INTERNAL", ErrorCode::Internal),
+        TurnFailure::Model(error) => match error.kind {
             ModelErrorKind::Unauthorized => ("PROVIDER_UNAUTHORIZED", ErrorCode::Unauthorized),
             ModelErrorKind::QuotaExhausted => ("PROVIDER_QUOTA_EXHAUSTED", ErrorCode::RateLimited),
             ModelErrorKind::RateLimited => ("PROVIDER_RATE_LIMITED", ErrorCode::RateLimited),
@@ -308,9 +308,9 @@ fn code(failure: &Failure) -> (&'static str, pb::ErrorCode) {
             ModelErrorKind::Rejected => ("PROVIDER_REJECTED", ErrorCode::InvalidArgument),
             ModelErrorKind::Unavailable => ("PROVIDER_UNAVAILABLE", ErrorCode::Unavailable),
             ModelErrorKind::Timeout => ("PROVIDER_TIMEOUT", ErrorCode::Timeout),
-            ModelErrorKind::Cut => ("PROVIDER_STREAM_CUT", ErrorCode::Unavailable),
+            ModelErrorKind::Truncated => ("PROVIDER_STREAM_CUT", ErrorCode::Unavailable),
             ModelErrorKind::Malformed => ("PROVIDER_MALFORMED", ErrorCode::Unavailable),
-            ModelErrorKind::Empty => ("PROVIDER_EMPTY_ANSWER", ErrorCode::Unavailable),
+            ModelErrorKind::EmptyAnswer => ("PROVIDER_EMPTY_ANSWER", ErrorCode::Unavailable),
             ModelErrorKind::OnlyReasoning => ("PROVIDER_ONLY_REASONING", ErrorCode::Unavailable),
         },
     }
@@ -330,10 +330,10 @@ pub(super) fn outcome(code: &str) -> &'static str {
     }
 }
 
-fn error(language: Language, failure: &Failure) -> pb::Error {
+fn error(language: Language, failure: &TurnFailure) -> pb::Error {
     let (code, class) = code(failure);
     let details = match failure {
-        Failure::Model(error) => details(error),
+        TurnFailure::Model(error) => details(error),
         _ => BTreeMap::new(),
     };
     let retryable = failure.is_retryable();
@@ -356,7 +356,7 @@ fn details(error: &ModelError) -> BTreeMap<String, String> {
     if let Some(origin) = &error.origin {
         tell("provider", Some(origin.provider.clone()));
         tell("model", Some(origin.model.clone()));
-        tell("check", Some(origin.check.join(", ")));
+        tell("check", Some(origin.variables_to_check.join(", ")));
         tell("address", origin.address_hint.map(str::to_owned));
     }
     details

@@ -6,13 +6,13 @@ use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{Call, Gate, trace_of, unary},
-    export::Records,
+    call::{RpcCall, RpcContext, trace_of, unary},
+    export::MemoryRecordStream,
     parse,
 };
 use crate::{
     language::Language,
-    memory::{Memory, MemoryEngine, MemoryError, Version},
+    memory::{Memory, MemoryEngine, MemoryError, MemoryVersion},
     proto::agent_v1::{self as pb, memory_service_server::MemoryService},
 };
 
@@ -20,11 +20,11 @@ use crate::{
 #[derive(Clone)]
 pub struct MemoryApi {
     memory: Arc<MemoryEngine>,
-    gate: Gate,
+    gate: RpcContext,
 }
 
 impl MemoryApi {
-    pub(super) fn new(memory: Arc<MemoryEngine>, gate: Gate) -> Self {
+    pub(super) fn new(memory: Arc<MemoryEngine>, gate: RpcContext) -> Self {
         Self { memory, gate }
     }
 }
@@ -107,16 +107,19 @@ impl MemoryService for MemoryApi {
         .await
     }
 
-    type ExportMemoriesStream = Records;
+    type ExportMemoriesStream = MemoryRecordStream;
 
-    async fn export_memories(&self, request: Request<pb::ExportMemoriesRequest>) -> Result<Response<Records>, Status> {
+    async fn export_memories(
+        &self,
+        request: Request<pb::ExportMemoriesRequest>,
+    ) -> Result<Response<MemoryRecordStream>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let mut call = Call::begin("ExportMemories", &trace_of(&metadata, ""), &self.gate.drain);
+        let mut call = RpcCall::begin("ExportMemories", &trace_of(&metadata, ""), &self.gate.drain);
         let user = self.gate.user(&request.user_id, &metadata).await;
         let user = user.map_err(|refusal| call.refused(&refusal, Language::default()))?;
-        call.is_of(&user);
+        call.set_user(&user);
         let records = call.span().in_scope(|| self.memory.clone().export(user));
-        Ok(Response::new(Records::new(Box::pin(records), Box::pin(self.gate.drain.over()), call)))
+        Ok(Response::new(MemoryRecordStream::new(Box::pin(records), Box::pin(self.gate.drain.cancelled()), call)))
     }
 }
 
@@ -134,8 +137,8 @@ pub(super) fn proto_time(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-pub(super) fn record(memory: Memory, history: Vec<Version>) -> pb::MemoryRecord {
-    let version = |version: Version| pb::MemoryVersion {
+pub(super) fn record(memory: Memory, history: Vec<MemoryVersion>) -> pb::MemoryRecord {
+    let version = |version: MemoryVersion| pb::MemoryVersion {
         content: version.content,
         tags: version.tags,
         metadata: version.metadata.into_iter().collect(),
@@ -153,12 +156,12 @@ pub(super) fn record(memory: Memory, history: Vec<Version>) -> pb::MemoryRecord 
         history: history.into_iter().map(version).collect(),
         ..Default::default()
     };
-    if let Some(place) = memory.place {
-        record.document_id = place.document;
+    if let Some(place) = memory.location {
+        record.document_id = place.document_id;
         record.title = place.title;
         record.url = place.url;
         record.section_title = place.section;
-        record.chunk_index = i32::try_from(place.chunk).unwrap_or(i32::MAX);
+        record.chunk_index = i32::try_from(place.chunk_index).unwrap_or(i32::MAX);
     }
     record
 }
@@ -169,11 +172,11 @@ pub(super) fn item(memory: Memory, score: f32) -> pb::MemoryItem {
     let mut tell = |name: &str, value: String| metadata.insert(name.to_owned(), value);
     tell("source_type", memory.source_type);
     tell("tags", memory.tags.join(","));
-    if let Some(place) = memory.place {
-        tell("document_id", place.document);
+    if let Some(place) = memory.location {
+        tell("document_id", place.document_id);
         tell("title", place.title);
         tell("section_title", place.section);
-        tell("chunk_index", place.chunk.to_string());
+        tell("chunk_index", place.chunk_index.to_string());
         if !place.url.is_empty() {
             tell("url", place.url);
         }

@@ -18,12 +18,12 @@ use std::{sync::Arc, time::Duration};
 pub use agent::{AgentApi, ChatFrames};
 pub use conversation::ConversationApi;
 pub use drain::Drain;
-pub use export::Records;
+pub use export::MemoryRecordStream;
 pub use memory::MemoryApi;
 
-use admission::Door;
-use call::Gate;
-use run::Runs;
+use admission::Admission;
+use call::RpcContext;
+use run::RunRegistry;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -31,12 +31,12 @@ use crate::{
     config::{Config, ModelConfig},
     conversation::{ConversationSetupError, ConversationStore},
     embedding::{self, Embedder, EmbedderSetupError},
-    identity::Callers,
-    learning::{Learner, Learning},
+    identity::Authenticator,
+    learning::{ExtractionWorker, TurnLearner},
     llm::{self, ChatModel, ModelSetupError, Prices, PricesError},
     memory::MemoryEngine,
-    postgres::Roles,
-    tools::{Toolbox, ToolsError},
+    postgres::RolePools,
+    tools::{Toolbox, ToolsFileError},
 };
 
 /// When a call must have ended, put into the extensions of its request by a way in that has only so much time.
@@ -58,9 +58,9 @@ pub struct Services {
     /// `agent.v1.ConversationService`.
     pub conversation: ConversationApi,
     /// Learns from turns, where conversations are kept.
-    pub learner: Option<Arc<Learner>>,
+    pub learner: Option<Arc<TurnLearner>>,
     /// Works on the queue of turns to learn from, where there is one.
-    pub learning: Option<Arc<Learning>>,
+    pub extraction_worker: Option<Arc<ExtractionWorker>>,
     /// Ends what is still running when the server stops.
     pub drain: Drain,
 }
@@ -82,7 +82,7 @@ pub enum SetupError {
     Prices(#[from] PricesError),
     /// A tool can not be used.
     #[error(transparent)]
-    Tools(#[from] ToolsError),
+    Tools(#[from] ToolsFileError),
     /// The store of conversations can not be built.
     #[error(transparent)]
     Conversations(#[from] ConversationSetupError),
@@ -96,7 +96,7 @@ impl Services {
     ///
     /// # Errors
     /// A part can not be built, for example because a file can not be read.
-    pub fn from_config(config: &Config, database: impl Into<Option<Roles>>) -> Result<Self, SetupError> {
+    pub fn from_config(config: &Config, database: impl Into<Option<RolePools>>) -> Result<Self, SetupError> {
         Self::with_embedder(config, database, embedding::from_config(&config.embedding)?)
     }
 
@@ -106,10 +106,10 @@ impl Services {
     /// As [`Services::from_config`].
     pub fn with_embedder(
         config: &Config,
-        database: impl Into<Option<Roles>>,
+        database: impl Into<Option<RolePools>>,
         embedder: Arc<dyn Embedder>,
     ) -> Result<Self, SetupError> {
-        let database = database.into().unwrap_or_else(Roles::absent);
+        let database = database.into().unwrap_or_else(RolePools::absent);
         let conversations = crate::conversation::from_config(config, &database)?;
         let memory = Arc::new(MemoryEngine::new(config.memory, database.clone(), embedder));
         let (thinking_delay, prices_file, tools_file) = match &config.model {
@@ -131,21 +131,22 @@ impl Services {
         };
         let learner = conversations
             .clone()
-            .map(|store| Arc::new(Learner::from_config(config, memory.clone(), store, model.clone())));
+            .map(|store| Arc::new(TurnLearner::from_config(config, memory.clone(), store, model.clone())));
         let learning = learner.clone().zip(conversations.clone()).and_then(|(learner, store)| {
-            let bell = store.queue_bell()?;
-            Some(Arc::new(Learning::new(&database, learner, store, bell)))
+            let bell = store.learning_wakeup()?;
+            Some(Arc::new(ExtractionWorker::new(&database, learner, store, bell)))
         });
-        let callers = Callers::from_config(&config.callers).map_err(SetupError::Callers)?;
-        let gate = Gate { callers: Arc::new(callers), drain: Drain::default() };
-        let runs =
-            conversations.clone().map(|store| Runs::new(store, config.conversations.resume_grace, gate.drain.clone()));
-        let door = Door {
+        let callers = Authenticator::from_config(&config.auth).map_err(SetupError::Callers)?;
+        let gate = RpcContext { authenticator: Arc::new(callers), drain: Drain::default() };
+        let runs = conversations
+            .clone()
+            .map(|store| RunRegistry::new(store, config.conversations.resume_grace, gate.drain.clone()));
+        let door = Admission {
             assistant: Arc::new(assistant),
-            gate: gate.clone(),
+            context: gate.clone(),
             runs: runs.clone(),
-            limits: config.conversations.limits,
-            places: Arc::new(Semaphore::new(config.conversations.max_concurrent_streams.min(Semaphore::MAX_PERMITS))),
+            limits: config.conversations.quotas,
+            permits: Arc::new(Semaphore::new(config.conversations.max_concurrent_streams.min(Semaphore::MAX_PERMITS))),
         };
         Ok(Self {
             conversations,
@@ -155,7 +156,7 @@ impl Services {
             memory: MemoryApi::new(memory, gate.clone()),
             conversation: ConversationApi::new(runs, gate.clone()),
             learner,
-            learning,
+            extraction_worker: learning,
             drain: gate.drain,
         })
     }

@@ -8,12 +8,12 @@ use tonic::{
 };
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{admission::TurnedAway, wording};
+use super::{admission::AdmissionError, wording};
 use crate::{
     conversation::StoreError,
     embedding::EmbedError,
     error::InvalidArgument,
-    identity::{Refusal, Unproven},
+    identity::{AuthnError, CredentialError},
     language::Language,
     memory::MemoryError,
 };
@@ -24,16 +24,16 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const LONGEST_PUSHBACK: Duration = Duration::from_secs(60);
 
 /// INVALID_ARGUMENT that names the field, UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE where nobody could be let in.
-pub(super) fn refused(refusal: &Refusal, language: Language) -> Status {
+pub(super) fn refused(refusal: &AuthnError, language: Language) -> Status {
     let message = wording::refusal(language, refusal);
     match refusal {
-        Refusal::Invalid(error) => invalid_argument(error, language),
-        Refusal::Unproven(Unproven::NoKeys) => {
+        AuthnError::Invalid(error) => invalid_argument(error, language),
+        AuthnError::Unauthenticated(CredentialError::KeysUnavailable) => {
             let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             Status::with_error_details(Code::Unavailable, message, details)
         }
-        Refusal::Unproven(_) => Status::unauthenticated(message),
-        Refusal::Foreign => Status::permission_denied(message),
+        AuthnError::Unauthenticated(_) => Status::unauthenticated(message),
+        AuthnError::PermissionDenied => Status::permission_denied(message),
     }
 }
 
@@ -46,25 +46,25 @@ fn invalid_argument(error: &InvalidArgument, language: Language) -> Status {
 
 /// Why a chat does not begin: INVALID_ARGUMENT and its like, ABORTED where the conversation is busy, RESOURCE_EXHAUSTED over a
 /// limit, UNAVAILABLE where the store or the process can not.
-pub(super) fn turned_away(why: &TurnedAway, language: Language) -> Status {
+pub(super) fn turned_away(why: &AdmissionError, language: Language) -> Status {
     match why {
-        TurnedAway::Refused(refusal) => refused(refusal, language),
-        TurnedAway::Store(_) => {
+        AdmissionError::Authn(refusal) => refused(refusal, language),
+        AdmissionError::StoreUnavailable(_) => {
             let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             Status::with_error_details(Code::Unavailable, wording::store_failure(language), details)
         }
-        TurnedAway::Busy(retry_after) => {
+        AdmissionError::Busy(retry_after) => {
             let mut details = ErrorDetails::with_error_info("CONFLICT", "agent.v1", HashMap::<String, String>::new());
             details.set_retry_info(Some(*retry_after));
             Status::with_error_details(Code::Aborted, wording::busy(language), details)
         }
-        TurnedAway::Over(limit, retry_after) => {
+        AdmissionError::QuotaExceeded(limit, retry_after) => {
             let message = wording::too_much(language, *limit);
             let mut details = ErrorDetails::with_retry_info(Some(*retry_after));
             details.add_quota_failure_violation(limit.name(), message);
             pushed_back(Code::ResourceExhausted, message, details, *retry_after)
         }
-        TurnedAway::Full => {
+        AdmissionError::Overloaded => {
             let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             pushed_back(Code::Unavailable, wording::full(language), details, RETRY_AFTER)
         }
@@ -101,7 +101,7 @@ pub(super) fn memory_failure(error: &MemoryError) -> Status {
     } else {
         tracing::error!(%error, "the memory failed");
         Status::internal(match error {
-            MemoryError::Embedding(EmbedError::Refused(401 | 403)) => {
+            MemoryError::Embedding(EmbedError::Rejected(401 | 403)) => {
                 "the embedding provider refused the service's key; whoever runs the service should check EMBEDDING_API_KEY"
             }
             _ => "the memory failed",

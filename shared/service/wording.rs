@@ -1,9 +1,9 @@
 //! What the service says to users, in each of its languages.
 
 use crate::{
-    chat::{Failure, Stage},
-    conversation::Limit,
-    identity::{Refusal, Unproven},
+    chat::{Stage, TurnFailure},
+    conversation::QuotaKind,
+    identity::{AuthnError, CredentialError},
     language::Language,
     llm::ModelErrorKind,
 };
@@ -22,48 +22,48 @@ pub(super) fn stage(language: Language, stage: Stage) -> &'static str {
 }
 
 /// Why there is no answer, and what helps.
-pub(super) fn failure(language: Language, failure: &Failure) -> &'static str {
+pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str {
     match failure {
-        Failure::Model(error) => model_failure(language, error.kind),
-        Failure::ShuttingDown => {
+        TurnFailure::Model(error) => model_failure(language, error.kind),
+        TurnFailure::ShuttingDown => {
             language.pick("The server is restarting. Please try again in a moment.", "服务正在重启，请稍后重试。")
         }
-        Failure::OutOfTime => language.pick(
+        TurnFailure::DeadlineExceeded => language.pick(
             "The answer took longer than this call may take. Please try again.",
             "回答超出了本次调用的时间限制，请重试。",
         ),
-        Failure::WrongToolCall => language.pick(
+        TurnFailure::InvalidToolCall => language.pick(
             "The model asked for a tool in a way that does not work. Please try again.",
             "模型调用工具的方式有误，请重试。",
         ),
-        Failure::TooManyToolRounds => language.pick(
+        TurnFailure::ToolRoundsExceeded => language.pick(
             "The model used tools again and again without coming to an answer. Please ask in another way.",
             "模型反复调用工具而没有给出回答，请换一种问法。",
         ),
-        Failure::NotKept => language.pick(
+        TurnFailure::NotPersisted => language.pick(
             "The conversation can not be read or kept right now. Please try again in a moment.",
             "暂时无法读取或保存会话，请稍后重试。",
         ),
-        Failure::Cancelled => language.pick("The answer was stopped.", "回答已停止。"),
-        Failure::Abandoned => language.pick(
+        TurnFailure::Cancelled => language.pick("The answer was stopped.", "回答已停止。"),
+        TurnFailure::Abandoned => language.pick(
             "The connection was lost for too long, and the answer was given up. Please ask again.",
             "连接中断过久，回答已放弃，请重新提问。",
         ),
-        Failure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
+        TurnFailure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
     }
 }
 
 /// Why a call has to wait, or is too much.
-pub(super) fn too_much(language: Language, limit: Limit) -> &'static str {
+pub(super) fn too_much(language: Language, limit: QuotaKind) -> &'static str {
     match limit {
-        Limit::RequestsPerMinute => {
+        QuotaKind::RequestsPerMinute => {
             language.pick("too many requests in this minute; wait a moment", "本分钟内请求过多，请稍候")
         }
-        Limit::ConcurrentStreams => language.pick(
+        QuotaKind::ConcurrentStreams => language.pick(
             "too many answers at the same time; wait until one has ended",
             "同时进行的回答过多，请等待其中一个结束",
         ),
-        Limit::TokensPerDay => language.pick(
+        QuotaKind::TokensPerDay => language.pick(
             "the tokens of today are used up; they come back at midnight UTC",
             "今日的 token 额度已用完，将于 UTC 零点恢复",
         ),
@@ -89,22 +89,22 @@ pub(super) fn store_failure(language: Language) -> &'static str {
 }
 
 /// Why a caller is not let in, but for what an argument says itself.
-pub(super) fn refusal(language: Language, refusal: &Refusal) -> &'static str {
+pub(super) fn refusal(language: Language, refusal: &AuthnError) -> &'static str {
     match refusal {
-        Refusal::Invalid(_) => "",
-        Refusal::Foreign => language
+        AuthnError::Invalid(_) => "",
+        AuthnError::PermissionDenied => language
             .pick("user_id must be the subject of the token, or empty", "user_id 必须与令牌的 subject 一致，或者留空"),
-        Refusal::Unproven(Unproven::Missing) => {
+        AuthnError::Unauthenticated(CredentialError::Missing) => {
             language.pick("the call needs a token: authorization: Bearer …", "调用缺少令牌：authorization: Bearer …")
         }
-        Refusal::Unproven(Unproven::Expired) => {
+        AuthnError::Unauthenticated(CredentialError::Expired) => {
             language.pick("the token has expired; sign in again", "令牌已过期，请重新登录")
         }
-        Refusal::Unproven(Unproven::Invalid) => language.pick("the token is not valid", "令牌无效"),
-        Refusal::Unproven(Unproven::WrongKey) => {
+        AuthnError::Unauthenticated(CredentialError::Invalid) => language.pick("the token is not valid", "令牌无效"),
+        AuthnError::Unauthenticated(CredentialError::WrongInternalKey) => {
             language.pick("x-internal-api-key is wrong", "x-internal-api-key 不正确")
         }
-        Refusal::Unproven(Unproven::NoKeys) => {
+        AuthnError::Unauthenticated(CredentialError::KeysUnavailable) => {
             language.pick("tokens can not be checked right now; try again", "暂时无法校验令牌，请稍后重试")
         }
     }
@@ -146,7 +146,7 @@ fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
         ModelErrorKind::Timeout => {
             language.pick("The model took too long to answer. Please try again.", "模型响应超时，请重试。")
         }
-        ModelErrorKind::Cut => language.pick(
+        ModelErrorKind::Truncated => language.pick(
             "The connection to the model broke off in the middle of the answer. Please try again.",
             "与模型服务的连接中断，回答不完整，请重试。",
         ),
@@ -154,7 +154,7 @@ fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
             "The model provider sent something unreadable. Please try again.",
             "模型服务返回了无法识别的数据，请重试。",
         ),
-        ModelErrorKind::Empty => {
+        ModelErrorKind::EmptyAnswer => {
             language.pick("The model gave an empty answer. Please try again.", "模型返回了空回答，请重试。")
         }
         ModelErrorKind::OnlyReasoning => language.pick(

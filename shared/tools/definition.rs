@@ -18,7 +18,7 @@ const MAX_PROBLEM_CHARS: usize = 300;
 
 /// Why tools can not be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ToolsError {
+pub enum ToolsFileError {
     /// The file can not be read.
     #[error("TOOLS_FILE can not be read: {0}")]
     Read(#[from] std::io::Error),
@@ -30,31 +30,31 @@ pub enum ToolsError {
         "TOOLS_FILE is not a JSON array of entries like \
          {{\"type\": \"function\", \"function\": {{\"name\": …, \"description\": …, \"parameters\": …}}}}: {0}"
     )]
-    Form(#[from] serde_json::Error),
+    Malformed(#[from] serde_json::Error),
     /// There are too many.
     #[error("TOOLS_FILE has more than {MAX_TOOLS} tools")]
     TooMany,
     /// An entry is of a kind that models do not call.
     #[error("TOOLS_FILE: the type of {name:?} must be \"function\"")]
-    Kind {
+    NotAFunction {
         /// Which tool.
         name: String,
     },
     /// A name that models can not use.
     #[error("TOOLS_FILE: the name {name:?} must be 1 to 64 letters, digits, _ and -")]
-    Name {
+    InvalidName {
         /// The name.
         name: String,
     },
     /// Two tools have one name.
     #[error("TOOLS_FILE: there are two tools of the name {name:?}, one of which may be the service's own")]
-    Taken {
+    DuplicateName {
         /// The name.
         name: String,
     },
     /// The parameters are no schema.
     #[error("TOOLS_FILE: the parameters of {name:?} are no JSON schema of an object: {problem}")]
-    Schema {
+    InvalidSchema {
         /// Which tool.
         name: String,
         /// What is wrong with them.
@@ -63,11 +63,11 @@ pub enum ToolsError {
 }
 
 /// A tool that can be offered, and whose calls can be checked.
-pub(super) struct Definition {
+pub(super) struct ToolDefinition {
     pub(super) name: String,
     /// The entry as it was written.
     pub(super) json: Box<RawValue>,
-    arguments: Validator,
+    argument_schema: Validator,
 }
 
 #[derive(Deserialize)]
@@ -83,48 +83,51 @@ struct Function {
     parameters: Option<Value>,
 }
 
-impl Definition {
+impl ToolDefinition {
     /// Reads tools from a file.
-    pub(super) fn load(path: &Path) -> Result<Vec<Self>, ToolsError> {
+    pub(super) fn load(path: &Path) -> Result<Vec<Self>, ToolsFileError> {
         if fs::metadata(path)?.len() > MAX_FILE_BYTES {
-            return Err(ToolsError::TooLarge);
+            return Err(ToolsFileError::TooLarge);
         }
         Self::parse(&fs::read_to_string(path)?)
     }
 
-    pub(super) fn parse(json: &str) -> Result<Vec<Self>, ToolsError> {
+    pub(super) fn parse(json: &str) -> Result<Vec<Self>, ToolsFileError> {
         let entries: Vec<Box<RawValue>> = serde_json::from_str(json)?;
         if entries.len() > MAX_TOOLS {
-            return Err(ToolsError::TooMany);
+            return Err(ToolsFileError::TooMany);
         }
         let definitions = entries.into_iter().map(Self::new).collect::<Result<Vec<_>, _>>()?;
         let mut seen = HashSet::new();
         match definitions.iter().find(|definition| !seen.insert(definition.name.as_str())) {
-            Some(twice) => Err(ToolsError::Taken { name: twice.name.clone() }),
+            Some(twice) => Err(ToolsFileError::DuplicateName { name: twice.name.clone() }),
             None => Ok(definitions),
         }
     }
 
-    fn new(json: Box<RawValue>) -> Result<Self, ToolsError> {
+    fn new(json: Box<RawValue>) -> Result<Self, ToolsFileError> {
         let Entry { kind, function: Function { name, parameters } } = serde_json::from_str(json.get())?;
         if kind != "function" {
-            return Err(ToolsError::Kind { name });
+            return Err(ToolsFileError::NotAFunction { name });
         }
         let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(is_good) {
-            return Err(ToolsError::Name { name });
+            return Err(ToolsFileError::InvalidName { name });
         }
         // Without parameters nothing is checked but that the arguments are an object.
         let schema = parameters.unwrap_or_else(|| json!({"type": "object"}));
         if schema["type"] != "object" {
-            return Err(ToolsError::Schema { name, problem: "their type is not \"object\"".to_owned() });
+            return Err(ToolsFileError::InvalidSchema { name, problem: "their type is not \"object\"".to_owned() });
         }
         if let Some(reference) = dangling_reference(&schema, &schema) {
-            return Err(ToolsError::Schema { name, problem: format!("{reference:?} refers to nothing in them") });
+            return Err(ToolsFileError::InvalidSchema {
+                name,
+                problem: format!("{reference:?} refers to nothing in them"),
+            });
         }
         match jsonschema::validator_for(&schema) {
-            Ok(arguments) => Ok(Self { name, json, arguments }),
-            Err(error) => Err(ToolsError::Schema { name, problem: error.to_string() }),
+            Ok(arguments) => Ok(Self { name, json, argument_schema: arguments }),
+            Err(error) => Err(ToolsFileError::InvalidSchema { name, problem: error.to_string() }),
         }
     }
 
@@ -132,13 +135,14 @@ impl Definition {
     ///
     /// # Errors
     /// What is wrong, for the model to read.
-    pub(super) fn check(&self, arguments: &str) -> Result<Value, String> {
+    pub(super) fn validate(&self, arguments: &str) -> Result<Value, String> {
         let value: Value =
             serde_json::from_str(arguments).map_err(|error| format!("the arguments are not JSON: {error}"))?;
-        let problems = self.arguments.validate(&value).err().into_iter().flatten().take(MAX_PROBLEMS).map(|error| {
-            let problem = format!("{}: {error}", error.instance_path);
-            problem.chars().take(MAX_PROBLEM_CHARS).collect::<String>()
-        });
+        let problems =
+            self.argument_schema.validate(&value).err().into_iter().flatten().take(MAX_PROBLEMS).map(|error| {
+                let problem = format!("{}: {error}", error.instance_path);
+                problem.chars().take(MAX_PROBLEM_CHARS).collect::<String>()
+            });
         let problems: Vec<_> = problems.collect();
         if problems.is_empty() { Ok(value) } else { Err(problems.join("; ")) }
     }
@@ -165,7 +169,7 @@ mod tests {
     use super::*;
 
     fn problem(json: &str) -> String {
-        Definition::parse(json).err().unwrap().to_string()
+        ToolDefinition::parse(json).err().unwrap().to_string()
     }
 
     #[test]
@@ -185,7 +189,7 @@ mod tests {
         let dangling = remote.replace("https://example.com/schema", "#/$defs/x");
         assert!(problem(&format!("[{}]", tool("f", &dangling))).contains("#/$defs/x"));
         let defined = dangling.replace("{\"type\": \"object\", ", "{\"type\": \"object\", \"$defs\": {\"x\": {}}, ");
-        assert!(Definition::parse(&format!("[{}]", tool("f", &defined))).is_ok(), "{defined}");
+        assert!(ToolDefinition::parse(&format!("[{}]", tool("f", &defined))).is_ok(), "{defined}");
         let search = r#"[{"type": "web_search", "function": {"name": "w"}}]"#;
         assert!(problem(search).contains("\"function\""));
     }
@@ -193,8 +197,8 @@ mod tests {
     #[test]
     fn an_entry_is_offered_as_it_was_written_and_needs_no_parameters() {
         let json = r#"[{"type": "function", "function": {"strict": true, "name": "now", "description": "d"}}]"#;
-        let definition = &Definition::parse(json).unwrap()[0];
+        let definition = &ToolDefinition::parse(json).unwrap()[0];
         assert_eq!(definition.json.get(), &json[1..json.len() - 1]);
-        assert!(definition.check("{}").is_ok() && definition.check("[]").is_err());
+        assert!(definition.validate("{}").is_ok() && definition.validate("[]").is_err());
     }
 }

@@ -9,15 +9,15 @@ use tokio::time::timeout;
 
 use crate::{
     identity::UserId,
-    memory::{DEFAULT_ALPHA, Filter, MemoryEngine, MemoryError, Metadata, NewMemory, Query, Selection},
+    memory::{DEFAULT_ALPHA, Filter, MemoryEngine, MemoryError, Metadata, NewMemory, RetrievalQuery, Selection},
 };
 
 /// Longest that one tool runs: a model that waits costs the user's patience.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TOOL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Memories that a search gives where the model says no number.
 const SEARCH_LIMIT: usize = 8;
 /// What kind of source a memory is that a model saves.
-const FACT: &str = "fact";
+const FACT_SOURCE_TYPE: &str = "fact";
 
 /// A tool that the server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub enum MemoryTool {
 
 /// For whom a tool is run, and where it may look.
 #[derive(Debug, Clone)]
-pub struct RunContext {
+pub struct ToolContext {
     /// Whose memory it is.
     pub user: UserId,
     /// Where the user's days begin.
@@ -70,7 +70,7 @@ struct ForgetArguments {
 }
 
 impl MemoryTool {
-    pub(super) fn of_name(name: &str) -> Option<Self> {
+    pub(super) fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "search_memory" => Self::Search,
             "save_memory" => Self::Save,
@@ -86,17 +86,17 @@ impl MemoryTool {
     pub async fn run(
         self,
         memory: &MemoryEngine,
-        context: &RunContext,
+        context: &ToolContext,
         arguments: Value,
     ) -> Result<Value, ToolFailure> {
         let run = async {
             match self {
-                Self::Search => search(memory, context, parsed(arguments)?).await,
-                Self::Save => save(memory, context, parsed(arguments)?).await,
-                Self::Forget => forget(memory, context, parsed(arguments)?).await,
+                Self::Search => search(memory, context, parse_arguments(arguments)?).await,
+                Self::Save => save(memory, context, parse_arguments(arguments)?).await,
+                Self::Forget => forget(memory, context, parse_arguments(arguments)?).await,
             }
         };
-        match timeout(TIMEOUT, run).await {
+        match timeout(TOOL_TIMEOUT, run).await {
             Ok(done) => done,
             Err(_) => Err(ToolFailure { message: "the memory took too long", suggestion: "try again later" }),
         }
@@ -104,7 +104,7 @@ impl MemoryTool {
 }
 
 /// The schema has passed them, but for what it can not say: text must be more than white space and without NUL.
-fn parsed<T: for<'de> Deserialize<'de>>(arguments: Value) -> Result<T, ToolFailure> {
+fn parse_arguments<T: for<'de> Deserialize<'de>>(arguments: Value) -> Result<T, ToolFailure> {
     let failure = ToolFailure { message: "an argument is blank or holds a NUL", suggestion: "say it in words" };
     if !is_usable(&arguments) {
         return Err(failure);
@@ -121,22 +121,26 @@ fn is_usable(arguments: &Value) -> bool {
     }
 }
 
-async fn search(memory: &MemoryEngine, context: &RunContext, arguments: SearchArguments) -> Result<Value, ToolFailure> {
-    let query = Query {
+async fn search(
+    memory: &MemoryEngine,
+    context: &ToolContext,
+    arguments: SearchArguments,
+) -> Result<Value, ToolFailure> {
+    let query = RetrievalQuery {
         text: arguments.query,
         limit: arguments.limit.unwrap_or(SEARCH_LIMIT),
         min_score: 0.0,
         filter: context.filter.clone(),
         alpha: DEFAULT_ALPHA,
-        zone: context.zone.clone(),
+        time_zone: context.zone.clone(),
     };
-    let found = memory.retrieve(&context.user, &query).await.map_err(failure)?;
+    let found = memory.retrieve(&context.user, &query).await.map_err(tool_failure)?;
     let memories: Vec<_> = found
         .hits
         .into_iter()
         .map(|(memory, score)| {
             let date = memory.created_at.to_zoned(context.zone.clone()).strftime("%Y-%m-%d").to_string();
-            let title = memory.place.map(|place| place.title).unwrap_or_default();
+            let title = memory.location.map(|place| place.title).unwrap_or_default();
             let score = (f64::from(score) * 1e3).round() / 1e3;
             json!({"id": memory.id, "date": date, "source": memory.source_type, "title": title, "content": memory.content, "score": score})
         })
@@ -144,26 +148,30 @@ async fn search(memory: &MemoryEngine, context: &RunContext, arguments: SearchAr
     Ok(json!({ "memories": memories }))
 }
 
-async fn save(memory: &MemoryEngine, context: &RunContext, arguments: SaveArguments) -> Result<Value, ToolFailure> {
+async fn save(memory: &MemoryEngine, context: &ToolContext, arguments: SaveArguments) -> Result<Value, ToolFailure> {
     let new = NewMemory {
         id: None,
         content: arguments.content,
-        source_type: FACT.to_owned(),
+        source_type: FACT_SOURCE_TYPE.to_owned(),
         tags: arguments.tags,
         created_at: None,
         metadata: Metadata::new(),
         supersedes: Vec::new(),
     };
-    let added = memory.add(&context.user, vec![new]).await.map_err(failure)?;
+    let added = memory.add(&context.user, vec![new]).await.map_err(tool_failure)?;
     Ok(json!({"id": added.ids.first(), "was_known": added.added == 0}))
 }
 
-async fn forget(memory: &MemoryEngine, context: &RunContext, arguments: ForgetArguments) -> Result<Value, ToolFailure> {
-    let forgotten = memory.delete(&context.user, &Selection::Ids(arguments.ids)).await.map_err(failure)?;
+async fn forget(
+    memory: &MemoryEngine,
+    context: &ToolContext,
+    arguments: ForgetArguments,
+) -> Result<Value, ToolFailure> {
+    let forgotten = memory.delete(&context.user, &Selection::Ids(arguments.ids)).await.map_err(tool_failure)?;
     Ok(json!({ "forgotten": forgotten }))
 }
 
-fn failure(error: MemoryError) -> ToolFailure {
+fn tool_failure(error: MemoryError) -> ToolFailure {
     tracing::warn!(%error, "a tool of the memory failed");
     if error.is_transient() {
         ToolFailure { message: "the memory can not be reached right now", suggestion: "try again later" }
@@ -179,8 +187,8 @@ mod tests {
     #[test]
     fn arguments_that_say_nothing_or_hold_a_nul_are_refused_wherever_they_stand() {
         for arguments in [json!({"ids": ["a", " "]}), json!({"ids": ["a\0"]}), json!({"ids": "a"})] {
-            assert!(parsed::<ForgetArguments>(arguments).is_err());
+            assert!(parse_arguments::<ForgetArguments>(arguments).is_err());
         }
-        assert_eq!(parsed::<ForgetArguments>(json!({"ids": ["a"]})).unwrap().ids, ["a"]);
+        assert_eq!(parse_arguments::<ForgetArguments>(json!({"ids": ["a"]})).unwrap().ids, ["a"]);
     }
 }

@@ -3,19 +3,19 @@
 //! A client that leaves is told to nobody here, and nothing runs after an answer has ended. So a call has a deadline: the
 //! function's remaining time, or the client's `grpc-timeout`.
 
-mod answer;
-mod call;
+mod adapter;
 mod event;
 #[cfg(feature = "dynamodb")]
 mod learn;
+mod response_body;
 mod secrets;
 
 use std::{convert::Infallible, process::ExitCode, time::Duration};
 
-pub use answer::AnswerBody;
-pub use call::{Adapter, Served};
+pub use adapter::{Adapter, GrpcService};
 #[cfg(feature = "dynamodb")]
 pub use learn::learn;
+pub use response_body::ResponseBody;
 
 use lambda_runtime::{LambdaEvent, MetadataPrelude, Runtime, StreamResponse, layers::TracingLayer};
 use serde_json::Value;
@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use tower::util::{MapFutureLayer, service_fn};
 
 use crate::{
-    config::{Config, MemoryStoreConfig, Place},
+    config::{Config, DatabaseConfig, EntryPoint},
     postgres::{Database, DatabaseError},
     service::{Drain, Services},
     telemetry,
@@ -83,13 +83,13 @@ fn run(handle: impl AsyncFnOnce(Services) -> Result<(), lambda_runtime::Error>) 
 async fn start() -> Result<(Services, Option<Database>), Box<dyn std::error::Error>> {
     let secrets = secrets::from_env().await?;
     let source = |name: &str| secrets.get(name).cloned().or_else(|| std::env::var(name).ok());
-    let config = Config::read_for(Place::Function, &source)?;
+    let config = Config::read_for(EntryPoint::Function, &source)?;
     telemetry::init(config.log_format);
-    let database = match &config.stores.memory {
-        MemoryStoreConfig::Absent => None,
+    let database = match &config.stores.database {
+        DatabaseConfig::Absent => None,
         stores => Some(Database::from_config(stores)?),
     };
-    let roles = database.as_ref().map(|database| database.roles_with(MAX_CONNECTIONS));
+    let roles = database.as_ref().map(|database| database.pools_with_limit(MAX_CONNECTIONS));
     Ok((Services::from_config(&config, roles)?, database))
 }
 
@@ -105,7 +105,7 @@ async fn check(database: Option<&Database>) -> Result<(), DatabaseError> {
 /// last byte has been taken. Lambda sends SIGTERM to a function that has an extension.
 async fn serve_until_stopped(adapter: &Adapter, drain: &Drain) -> Result<(), lambda_runtime::Error> {
     let handler = service_fn(move |event: LambdaEvent<Value>| async move {
-        let (head, stream) = adapter.answer(event.payload, event.context.deadline).await.into_parts();
+        let (head, stream) = adapter.handle(event.payload, event.context.deadline).await.into_parts();
         let metadata_prelude = MetadataPrelude { status_code: head.status, headers: head.headers, cookies: Vec::new() };
         Ok::<_, Infallible>(StreamResponse { metadata_prelude, stream })
     });
@@ -121,7 +121,7 @@ async fn serve_until_stopped(adapter: &Adapter, drain: &Drain) -> Result<(), lam
             ended = &mut serving => return ended,
             _ = terminate.recv() => {}
         }
-        drain.end();
+        drain.cancel_calls();
         under_way.close();
         return tokio::select! {
             ended = serving => ended,

@@ -1,14 +1,14 @@
 //! Ways in. Only this room and [`service`](crate::service) know gRPC.
 
-#[cfg(any(feature = "lambda", feature = "server"))]
-mod admission;
 pub mod codec;
 #[cfg(feature = "lambda")]
 pub mod lambda;
+#[cfg(any(feature = "lambda", feature = "server"))]
+mod request_filter;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(any(feature = "lambda", feature = "server"))]
-mod statuses;
+mod status_layer;
 
 use crate::{
     proto::agent_v1::{

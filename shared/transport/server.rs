@@ -1,8 +1,8 @@
 //! The local server: gRPC and gRPC-Web on one port, for a gateway, a browser and the command line.
 
 mod cors;
+mod lingering_close;
 mod page;
-mod unread;
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -33,7 +33,7 @@ use crate::{
         },
     },
     service::{AgentApi, ConversationApi, MemoryApi, Services},
-    transport::{admission, agent_service, conversation_service, memory_service, statuses::StatusLayer},
+    transport::{agent_service, conversation_service, memory_service, request_filter, status_layer::StatusLayer},
 };
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ pub struct Listener {
     server: TonicServer,
     socket: TcpListener,
     address: SocketAddr,
-    origins: cors::Origins,
+    origins: cors::AllowedOrigins,
     page: page::PageLayer,
 }
 
@@ -102,7 +102,7 @@ impl Listener {
     /// A TLS file or an origin can not be used, or the address can not be listened on.
     pub async fn bind(config: &ServerConfig) -> Result<Self, ServerError> {
         let server = configured(config)?;
-        let origins = cors::Origins::from_config(config)?;
+        let origins = cors::AllowedOrigins::from_config(config)?;
         let address = config.address();
         let bind = |source| ServerError::Bind { address, source };
         let socket = listen(address).map_err(bind)?;
@@ -127,8 +127,8 @@ impl Listener {
         self.server
             .layer(origins.layer())
             .layer(self.page)
-            .layer(unread::UnreadLayer)
-            .layer(ValidateRequestHeaderLayer::custom(Gate { origins }))
+            .layer(lingering_close::LingeringCloseLayer)
+            .layer(ValidateRequestHeaderLayer::custom(RequestValidator { origins }))
             .layer(tonic_web::GrpcWebLayer::new())
             .layer(StatusLayer)
             .add_routes(routes)
@@ -216,11 +216,11 @@ impl Server {
             report(&reporter, false).await;
             let grace_over = Instant::now() + config.shutdown_grace;
             tokio::select! {
-                () = drain.idle() => {}
+                () = drain.wait_until_idle() => {}
                 () = sleep_until(grace_over) => {
-                    drain.end();
+                    drain.cancel_calls();
                     // Whoever does not read its last frame by then has had its chance.
-                    let _ = timeout(LAST_WORDS, drain.idle()).await;
+                    let _ = timeout(LAST_WORDS, drain.wait_until_idle()).await;
                 }
             }
         };
@@ -259,18 +259,19 @@ fn configured(config: &ServerConfig) -> Result<TonicServer, ServerError> {
 
 /// Lets calls of gRPC and gRPC-Web pass, but for those of pages that must not call.
 #[derive(Clone)]
-struct Gate {
-    origins: cors::Origins,
+struct RequestValidator {
+    origins: cors::AllowedOrigins,
 }
 
-impl<B> ValidateRequest<B> for Gate {
+impl<B> ValidateRequest<B> for RequestValidator {
     type ResponseBody = Body;
 
     fn validate(&mut self, request: &mut Request<B>) -> Result<(), Response<Body>> {
         let method = request.method().clone();
-        let admitted = admission::admit(&method, request.headers_mut(), admission::GRPC_AND_GRPC_WEB);
+        let admitted =
+            request_filter::require_grpc_post(&method, request.headers_mut(), request_filter::GRPC_AND_GRPC_WEB);
         admitted.map(drop).map_err(|refused| refused.map(|()| Body::empty()))?;
-        if self.origins.refuse(request.headers()) {
+        if self.origins.rejects(request.headers()) {
             let mut refused = Response::new(Body::empty());
             *refused.status_mut() = StatusCode::FORBIDDEN;
             return Err(refused);

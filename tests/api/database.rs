@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::harness::{PATIENCE, TestDatabase, TestServer, by_pooler, config};
 
 fn database(variables: &[(&str, &str)]) -> Database {
-    Database::from_config(&config(variables).stores.memory).unwrap()
+    Database::from_config(&config(variables).stores.database).unwrap()
 }
 
 #[tokio::test]
@@ -43,7 +43,7 @@ async fn a_login_that_may_not_change_tables_serves_after_the_owner_migrated() {
     let (ready, mut is_ready) = watch::channel(false);
     let kept = database(&service);
     tokio::select! {
-        kept = kept.keep(&ready, std::sync::Arc::new(|_| {})) => panic!("{kept:?}"),
+        kept = kept.supervise(&ready, std::sync::Arc::new(|_| {})) => panic!("{kept:?}"),
         ready = tokio::time::timeout(PATIENCE, is_ready.wait_for(|ready| *ready)) => drop(ready.unwrap().unwrap()),
     }
     let server = TestServer::start_on(&url, &[]).await;
@@ -62,10 +62,10 @@ async fn a_login_that_may_not_change_tables_serves_after_the_owner_migrated() {
 #[tokio::test]
 async fn every_transaction_says_whose_rights_it_has_and_how_long_its_statements_may_take() {
     let database = TestDatabase::create().await;
-    let roles = self::database(&[("DATABASE_URL", &database.service_url())]).roles();
+    let roles = self::database(&[("DATABASE_URL", &database.service_url())]).pools();
     let ann = UserId::parse("user_id", "ann").unwrap();
-    let many = roles.service.within(Duration::from_secs(300));
-    let alone = roles.service.within(Duration::from_secs(5)).idle_within(Duration::from_secs(10));
+    let many = roles.service.with_statement_timeout(Duration::from_secs(300));
+    let alone = roles.service.with_statement_timeout(Duration::from_secs(5)).with_idle_timeout(Duration::from_secs(10));
     for (role, expected) in [
         (&roles.service, ["agent_service", "off", "20s", "20s", "1min"]),
         (&roles.reader, ["agent_reader", "on", "10s", "20s", "1min"]),
@@ -73,7 +73,7 @@ async fn every_transaction_says_whose_rights_it_has_and_how_long_its_statements_
         (&many, ["agent_service", "off", "5min", "20s", "1min"]),
         (&alone, ["agent_service", "off", "5s", "20s", "10s"]),
     ] {
-        for mut transaction in [role.begin(&ann).await.unwrap(), role.begin_for_nobody().await.unwrap()] {
+        for mut transaction in [role.begin(&ann).await.unwrap(), role.begin_without_user().await.unwrap()] {
             let said = "select current_user::text, current_setting('transaction_read_only'),
                                current_setting('statement_timeout'), current_setting('lock_timeout'),
                                current_setting('idle_in_transaction_session_timeout')";
@@ -90,9 +90,9 @@ async fn a_statement_that_takes_too_long_is_ended_by_the_database() {
         return;
     }
     let database = TestDatabase::create().await;
-    let roles = self::database(&[("DATABASE_URL", &database.service_url())]).roles();
-    let brief = roles.service.within(Duration::from_millis(50));
-    let mut transaction = brief.begin_for_nobody().await.unwrap();
+    let roles = self::database(&[("DATABASE_URL", &database.service_url())]).pools();
+    let brief = roles.service.with_statement_timeout(Duration::from_millis(50));
+    let mut transaction = brief.begin_without_user().await.unwrap();
     let ended = transaction.execute("select pg_sleep(60)").await.unwrap_err();
     assert_eq!(ended.as_database_error().unwrap().code().as_deref(), Some("57014"));
     assert!(MemoryError::from(ended).is_transient());

@@ -57,8 +57,8 @@ impl TestServer {
         ];
         all.extend(variables);
         let config = config(&all);
-        let database = Database::from_config(&config.stores.memory).unwrap();
-        let services = Services::from_config(&config, database.roles()).unwrap();
+        let database = Database::from_config(&config.stores.database).unwrap();
+        let services = Services::from_config(&config, database.pools()).unwrap();
         let engine = services.engine.clone();
         let server = Server::bind(&config.server, services).await.unwrap();
         let address = server.address();

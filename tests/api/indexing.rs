@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agent_service::{
     embedding::HashedEmbedder,
     identity::UserId,
-    memory::{Filter, Leg, MemoryEngine, Query},
+    memory::{Filter, MemoryEngine, RetrievalQuery, Retriever},
     postgres::Database,
     proto::agent_v1 as pb,
 };
@@ -18,8 +18,15 @@ fn user(id: &str) -> UserId {
     UserId::parse("user_id", id).unwrap()
 }
 
-fn query(text: &str, alpha: f32) -> Query {
-    Query { text: text.into(), limit: 10, min_score: 0.0, filter: Filter::default(), alpha, zone: TimeZone::UTC }
+fn query(text: &str, alpha: f32) -> RetrievalQuery {
+    RetrievalQuery {
+        text: text.into(),
+        limit: 10,
+        min_score: 0.0,
+        filter: Filter::default(),
+        alpha,
+        time_zone: TimeZone::UTC,
+    }
 }
 
 async fn add(server: &TestServer, memories: std::ops::Range<usize>) {
@@ -48,7 +55,7 @@ async fn whoever_waits_for_an_index_that_another_process_makes_keeps_no_connecti
     behind.execute("begin; select from memory_users where user_id = 'ann' for update").await.unwrap();
 
     let config = config(&[("DATABASE_URL", &database.service_url())]);
-    let roles = Database::from_config(&config.stores.memory).unwrap().roles_with(2);
+    let roles = Database::from_config(&config.stores.database).unwrap().pools_with_limit(2);
     let engine = Arc::new(MemoryEngine::new(config.memory, roles, Arc::new(HashedEmbedder::new())));
     let search = |id: &'static str, alpha: f32| {
         let engine = engine.clone();
@@ -57,10 +64,14 @@ async fn whoever_waits_for_an_index_that_another_process_makes_keeps_no_connecti
     let by_words: Vec<_> = (0..4).map(|_| search("ann", 0.0)).collect();
     let by_both: Vec<_> = (0..4).map(|_| search("ann", 0.5)).collect();
     let of_another = tokio::time::timeout(PATIENCE, search("bob", 0.5)).await.unwrap().unwrap().unwrap();
-    assert_eq!((of_another.hits.len(), of_another.only), (1, None));
+    assert_eq!((of_another.hits.len(), of_another.degraded_to), (1, None));
     for found in by_both {
         let found = found.await.unwrap().unwrap();
-        assert_eq!((found.hits.len(), found.only), (3, Some(Leg::Vectors)), "meaning alone finds something");
+        assert_eq!(
+            (found.hits.len(), found.degraded_to),
+            (3, Some(Retriever::Vector)),
+            "meaning alone finds something"
+        );
     }
     let over_the_wire = pb::MemoryQuery { user_id: "ann".into(), query_text: "zork".into(), ..Default::default() };
     let told = server.agent().retrieve_memory(over_the_wire).await.unwrap();
@@ -72,7 +83,7 @@ async fn whoever_waits_for_an_index_that_another_process_makes_keeps_no_connecti
         assert_eq!(found.await.unwrap().unwrap().hits.len(), 3);
     }
     let found = engine.retrieve(&user("ann"), &query("zork", 0.5)).await.unwrap();
-    assert_eq!((found.hits.len(), found.only), (3, None));
+    assert_eq!((found.hits.len(), found.degraded_to), (3, None));
 }
 
 #[tokio::test]
@@ -88,7 +99,7 @@ async fn an_index_of_a_newer_version_is_read_and_kept_up_and_never_begun_anew() 
     // One that the newer version is still making is left to it.
     behind.execute("update memory_users set indexed_to = 'm1'").await.unwrap();
     let found = find("zork", 0.5).await.unwrap();
-    assert_eq!((found.hits.len(), found.only), (5, Some(Leg::Vectors)));
+    assert_eq!((found.hits.len(), found.degraded_to), (5, Some(Retriever::Vector)));
     let untouched = "select count(*) from memory_users where tokenizer = 1000 and indexed_to = 'm1'";
     assert_eq!(number(&mut behind, untouched).await, 1);
 }

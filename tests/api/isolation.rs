@@ -7,8 +7,8 @@ use std::{
 
 use agent_service::{
     identity::UserId,
-    memory::{Filter, MemoryEngine, Query},
-    postgres::{Database, Role, RoleTransaction, Roles},
+    memory::{Filter, MemoryEngine, RetrievalQuery},
+    postgres::{Database, Role, RolePools, RoleTransaction},
     proto::agent_v1::{self as pb},
 };
 use jiff::tz::TimeZone;
@@ -31,8 +31,8 @@ fn user(id: &str) -> UserId {
     UserId::parse("user_id", id).unwrap()
 }
 
-fn roles(url: &str) -> Roles {
-    Database::from_config(&config(&[("DATABASE_URL", url)]).stores.memory).unwrap().roles()
+fn roles(url: &str) -> RolePools {
+    Database::from_config(&config(&[("DATABASE_URL", url)]).stores.database).unwrap().pools()
 }
 
 fn input(id: &str, content: &str) -> pb::MemoryInput {
@@ -126,14 +126,14 @@ async fn a_statement_without_its_user_predicate_touches_rows_of_that_user_alone(
             assert_eq!(seen.len() as u64, own, "{table}");
             let others = number(&mut transaction, format!("select count(*) from {table} where user_id = 'bob'")).await;
             assert_eq!(others, 0, "{table}");
-            let mut nobody = role.begin_for_nobody().await.unwrap();
+            let mut nobody = role.begin_without_user().await.unwrap();
             assert_eq!(number(&mut nobody, format!("select count(*) from {table}")).await, 0, "{table}");
         }
         // Each is undone when its transaction is dropped.
         for statement in [format!("update {table} set user_id = user_id"), format!("delete from {table}")] {
             let mut transaction = roles.service.begin(&user("ann")).await.unwrap();
             assert_eq!(affected(&mut transaction, statement.clone()).await, own, "{statement}");
-            let mut nobody = roles.service.begin_for_nobody().await.unwrap();
+            let mut nobody = roles.service.begin_without_user().await.unwrap();
             assert_eq!(affected(&mut nobody, statement.clone()).await, 0, "{statement}");
         }
         let columns = strings(
@@ -182,7 +182,7 @@ async fn a_search_without_its_user_predicates_finds_memories_of_that_user_alone(
     // A session that keeps statements by name tells what the service has really sent.
     let database = server.database.as_ref().unwrap();
     let variables = [("DATABASE_URL", database.url.as_str()), ("DATABASE_PREPARED_STATEMENTS", "on")];
-    let roles = Database::from_config(&config(&variables).stores.memory).unwrap().roles();
+    let roles = Database::from_config(&config(&variables).stores.database).unwrap().pools();
     let embedder = agent_service::embedding::from_config(&config(&[("EMBEDDING_PROVIDER", "hashed")]).embedding);
     let engine = MemoryEngine::new(config(&[]).memory, roles.clone(), embedder.unwrap());
     let mut query = query("kat");
@@ -323,22 +323,22 @@ async fn a_reader_writes_nothing_and_maintenance_reads_no_content() {
         "select term from memory_terms",
         "select title from documents",
     ] {
-        let mut maintenance = roles.maintenance.begin_for_nobody().await.unwrap();
+        let mut maintenance = roles.maintenance.begin_without_user().await.unwrap();
         assert_eq!(refusal(&mut maintenance, statement).await, INSUFFICIENT_PRIVILEGE, "{statement}");
     }
-    let mut maintenance = roles.maintenance.begin_for_nobody().await.unwrap();
+    let mut maintenance = roles.maintenance.begin_without_user().await.unwrap();
     let users = strings(&mut maintenance, "select distinct user_id from memories").await;
     assert_eq!(users, ["ann"], "it sees who there is");
 }
 
-fn query(text: &str) -> Query {
-    Query {
+fn query(text: &str) -> RetrievalQuery {
+    RetrievalQuery {
         text: text.to_owned(),
         limit: 100,
         min_score: 0.0,
         filter: Filter::default(),
         alpha: 0.5,
-        zone: TimeZone::UTC,
+        time_zone: TimeZone::UTC,
     }
 }
 
@@ -369,7 +369,8 @@ async fn a_search_under_the_policies_reads_the_index_of_the_user_alone() {
     assert_eq!(number(&mut behind, "select count(*) from memories").await, 6_000);
 
     for alpha in [0.0, 0.5, 1.0] {
-        let plan = server.engine.explain(&user("ann"), &Query { alpha, ..query("kat x17 bort") }).await.unwrap();
+        let plan =
+            server.engine.explain(&user("ann"), &RetrievalQuery { alpha, ..query("kat x17 bort") }).await.unwrap();
         assert!(!plan.contains("Seq Scan on memor"), "alpha {alpha}:\n{plan}");
         // The condition stands below the index that it is of.
         let lines: Vec<_> = plan.lines().collect();
@@ -404,9 +405,9 @@ async fn what_reads_goes_by_the_reading_login_which_may_do_nothing_else() {
     let url = database.service_url();
 
     let (ready, mut is_ready) = watch::channel(false);
-    let kept = Database::from_config(&config(&[("DATABASE_URL", &url), read[0]]).stores.memory).unwrap();
+    let kept = Database::from_config(&config(&[("DATABASE_URL", &url), read[0]]).stores.database).unwrap();
     tokio::select! {
-        kept = kept.keep(&ready, Arc::new(|_| {})) => panic!("{kept:?}"),
+        kept = kept.supervise(&ready, Arc::new(|_| {})) => panic!("{kept:?}"),
         ready = tokio::time::timeout(PATIENCE, is_ready.wait_for(|ready| *ready)) => drop(ready.unwrap().unwrap()),
     }
     let server = TestServer::start_on(&url, &read).await;
@@ -431,13 +432,13 @@ async fn what_reads_goes_by_the_reading_login_which_may_do_nothing_else() {
     // That login may act as the reader and as nobody else.
     let alone = roles(read_url.as_str());
     assert!(alone.reader.begin(&user("ann")).await.is_ok());
-    for refused in [alone.service.begin(&user("ann")).await, alone.maintenance.begin_for_nobody().await] {
+    for refused in [alone.service.begin(&user("ann")).await, alone.maintenance.begin_without_user().await] {
         let error = refused.err().unwrap().into_database_error().unwrap();
         assert_eq!(error.code().as_deref(), Some(INSUFFICIENT_PRIVILEGE));
     }
     // Whoever comes next gets the very connection that was refused.
-    let one = Database::from_config(&config(&[("DATABASE_URL", read_url.as_str())]).stores.memory).unwrap();
-    let one = one.roles_with(1);
+    let one = Database::from_config(&config(&[("DATABASE_URL", read_url.as_str())]).stores.database).unwrap();
+    let one = one.pools_with_limit(1);
     one.service.begin(&user("ann")).await.err().unwrap();
     one.reader.begin(&user("ann")).await.unwrap();
     drop((server, alone, one));

@@ -8,7 +8,7 @@ use std::sync::{
 use agent_service::{
     embedding::{EmbedError, Embedder, EmbeddingModel, QueryVector},
     identity::UserId,
-    memory::{Filter, MemoryEngine, MemoryError, NewMemory, Query, Reembedded, Selection},
+    memory::{Filter, MemoryEngine, MemoryError, NewMemory, ReembedProgress, RetrievalQuery, Selection},
     postgres::Database,
     proto::agent_v1 as pb,
     service::Services,
@@ -28,12 +28,19 @@ fn engine(database: &TestDatabase, variables: &[(&str, &str)]) -> (Arc<MemoryEng
     let mut all = vec![("DATABASE_URL", database.url.as_str()), ("EMBEDDING_PROVIDER", "hashed")];
     all.extend(variables);
     let config = config(&all);
-    let database = Database::from_config(&config.stores.memory).unwrap();
-    (Services::from_config(&config, database.roles()).unwrap().engine, database)
+    let database = Database::from_config(&config.stores.database).unwrap();
+    (Services::from_config(&config, database.pools()).unwrap().engine, database)
 }
 
-fn by_meaning(text: &str) -> Query {
-    Query { text: text.into(), limit: 10, min_score: 0.0, filter: Filter::default(), alpha: 1.0, zone: TimeZone::UTC }
+fn by_meaning(text: &str) -> RetrievalQuery {
+    RetrievalQuery {
+        text: text.into(),
+        limit: 10,
+        min_score: 0.0,
+        filter: Filter::default(),
+        alpha: 1.0,
+        time_zone: TimeZone::UTC,
+    }
 }
 
 /// Sentences of words that repeat here and there, the same in each run.
@@ -77,18 +84,19 @@ async fn the_index_finds_what_comparing_all_vectors_finds_and_is_used_only_where
     let (indexed, owner) = engine(database, &[("VECTOR_INDEX_THRESHOLD", "1000")]);
     let (exact, _) = engine(database, &[]);
     let ann = user("ann");
-    let plan = async |engine: &MemoryEngine, user: &UserId, query: &Query| engine.explain(user, query).await.unwrap();
+    let plan =
+        async |engine: &MemoryEngine, user: &UserId, query: &RetrievalQuery| engine.explain(user, query).await.unwrap();
     assert!(!plan(&indexed, &ann, &by_meaning("river")).await.contains("<=>"), "there is no index yet");
 
-    indexed.index_vectors(&owner).await.unwrap();
-    indexed.index_vectors(&owner).await.unwrap();
+    indexed.build_vector_index(&owner).await.unwrap();
+    indexed.build_vector_index(&owner).await.unwrap();
     let mut behind = database.connect().await;
     assert_eq!(indexes(&mut behind).await, [true], "building it again does nothing");
-    let filtered = Query {
+    let filtered = RetrievalQuery {
         filter: Filter { source_types: vec!["note".into()], ..Filter::default() },
         ..by_meaning("river matrix")
     };
-    let hybrid = Query { alpha: 0.5, ..by_meaning("river matrix") };
+    let hybrid = RetrievalQuery { alpha: 0.5, ..by_meaning("river matrix") };
     for (is_used, engine, user, query) in [
         (true, &indexed, &ann, &by_meaning("river matrix")),
         (true, &indexed, &ann, &hybrid),
@@ -103,7 +111,7 @@ async fn the_index_finds_what_comparing_all_vectors_finds_and_is_used_only_where
     for alpha in [1.0, 0.5] {
         let (mut found, mut all) = (0, 0);
         for number in 0..60 {
-            let query = Query { alpha, ..by_meaning(&sentence(10_000 + number)) };
+            let query = RetrievalQuery { alpha, ..by_meaning(&sentence(10_000 + number)) };
             let best = exact.retrieve(&ann, &query).await.unwrap();
             let near = indexed.retrieve(&ann, &query).await.unwrap();
             assert!(near.hits.iter().all(|(memory, _)| memory.id.starts_with("ann-")));
@@ -124,7 +132,7 @@ async fn the_index_finds_what_comparing_all_vectors_finds_and_is_used_only_where
     let forget = pb::DeleteMemoriesRequest { user_id: "ann".into(), ids, ..Default::default() };
     server.memory().delete_memories(forget).await.unwrap();
     assert!(indexed.retrieve(&ann, &own).await.unwrap().hits.iter().all(|(memory, _)| memory.id != "ann-7000"));
-    let above = Query { min_score: 0.6, ..own };
+    let above = RetrievalQuery { min_score: 0.6, ..own };
     let (near, best) = (indexed.retrieve(&ann, &above).await.unwrap(), exact.retrieve(&ann, &above).await.unwrap());
     assert_eq!(near, best, "a floor counts what is above it");
 }
@@ -144,7 +152,7 @@ async fn two_who_build_the_index_at_once_leave_one_that_is_whole() {
     let mut behind = database.connect().await;
     for _ in 0..4 {
         let builders: Vec<_> = (0..3).map(|_| engine(database, &variables)).collect();
-        let building = builders.iter().map(|(engine, owner)| engine.index_vectors(owner));
+        let building = builders.iter().map(|(engine, owner)| engine.build_vector_index(owner));
         let built = futures_util::future::try_join_all(building);
         tokio::time::timeout(PATIENCE, built).await.expect("they wait for each other").unwrap();
         assert_eq!(indexes(&mut behind).await, [true]);
@@ -184,7 +192,7 @@ async fn a_user_among_many_whose_vectors_are_nearer_is_found_all_the_same() {
         .unwrap();
     let (indexed, owner) = engine(database, &[("VECTOR_INDEX_THRESHOLD", "1000")]);
     let (exact, _) = engine(database, &[]);
-    indexed.index_vectors(&owner).await.unwrap();
+    indexed.build_vector_index(&owner).await.unwrap();
     let plan = indexed.explain(&user("ann"), &by_meaning("river matrix")).await.unwrap();
     assert!(!plan.contains("<=>"), "hers are known to be few");
     // As it was when the others had less.
@@ -192,8 +200,8 @@ async fn a_user_among_many_whose_vectors_are_nearer_is_found_all_the_same() {
     let ann = user("ann");
     for query in [
         by_meaning("river matrix"),
-        Query { alpha: 0.5, ..by_meaning("river matrix") },
-        Query { alpha: 0.5, ..by_meaning("zebra unheard") },
+        RetrievalQuery { alpha: 0.5, ..by_meaning("river matrix") },
+        RetrievalQuery { alpha: 0.5, ..by_meaning("zebra unheard") },
     ] {
         assert!(indexed.explain(&ann, &query).await.unwrap().contains("<=>"), "the index is tried");
         let (found, best) =
@@ -217,7 +225,7 @@ impl Embedder for NewModel {
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         let works = self.works.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
         let vectors = vec![vec![0.0, 1.0]; texts.len()];
-        Box::pin(async move { if works { Ok(vectors) } else { Err(EmbedError::Refused(503)) } })
+        Box::pin(async move { if works { Ok(vectors) } else { Err(EmbedError::Rejected(503)) } })
     }
 }
 
@@ -239,10 +247,10 @@ async fn a_store_moves_to_another_model_while_it_is_searched_and_goes_on_where_i
     let database = old.database.as_ref().unwrap();
     let embedder = Arc::new(NewModel { model: EmbeddingModel { name: "new".into(), dimension: 2 }, works: 1.into() });
     let config = config(&[("DATABASE_URL", &database.url)]);
-    let roles = Database::from_config(&config.stores.memory).unwrap().roles();
+    let roles = Database::from_config(&config.stores.database).unwrap().pools();
     let new = MemoryEngine::new(config.memory, roles, embedder.clone());
     let seen = Mutex::new(Vec::new());
-    let progress = |at: Reembedded| seen.lock().unwrap().push((at.done, at.missing));
+    let progress = |at: ReembedProgress| seen.lock().unwrap().push((at.done, at.total));
 
     // The first batch goes well, and the second does not.
     let broken_off = new.reembed(&progress).await;
@@ -258,12 +266,12 @@ async fn a_store_moves_to_another_model_while_it_is_searched_and_goes_on_where_i
     assert_eq!((found.items[0].id.as_str(), found.total_found), ("ann-7", 300), "the old model's vectors are there");
 
     embedder.works.store(usize::MAX, Ordering::Relaxed);
-    assert_eq!(new.reembed(&progress).await.unwrap(), Reembedded { done: 64, missing: 64, refused: 0 });
-    assert_eq!(new.reembed(&progress).await.unwrap(), Reembedded::default());
+    assert_eq!(new.reembed(&progress).await.unwrap(), ReembedProgress { done: 64, total: 64, rejected: 0 });
+    assert_eq!(new.reembed(&progress).await.unwrap(), ReembedProgress::default());
     let found = new.retrieve(&user("ann"), &by_meaning("anything")).await.unwrap();
     assert_eq!(found.total, 300, "every memory but the replaced one");
 
-    assert_eq!(new.forget_other_models().await.unwrap(), 320);
+    assert_eq!(new.delete_other_models().await.unwrap(), 320);
     let found = old.agent().retrieve_memory(by_old()).await.unwrap().into_inner();
     assert_eq!(found.total_found, 0);
     assert_eq!(new.retrieve(&user("ann"), &by_meaning("anything")).await.unwrap().total, 300);
@@ -285,7 +293,7 @@ impl Choosy {
 
     fn engine(self: &Arc<Self>, database: &TestDatabase) -> MemoryEngine {
         let config = config(&[("DATABASE_URL", &database.service_url())]);
-        let roles = Database::from_config(&config.stores.memory).unwrap().roles();
+        let roles = Database::from_config(&config.stores.database).unwrap().pools();
         MemoryEngine::new(config.memory, roles, self.clone())
     }
 }
@@ -298,14 +306,14 @@ impl Embedder for Choosy {
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let refuses = texts.iter().any(|text| text.contains("frint"));
-        let made = if refuses { Err(EmbedError::Refused(400)) } else { Ok(vec![vec![0.0, 1.0]; texts.len()]) };
+        let made = if refuses { Err(EmbedError::Rejected(400)) } else { Ok(vec![vec![0.0, 1.0]; texts.len()]) };
         Box::pin(std::future::ready(made))
     }
 
     fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
         Box::pin(async move {
             let vector = self.embed(&[text]).await?.remove(0);
-            Ok(QueryVector { vector, known_share: self.known_share })
+            Ok(QueryVector { vector, vocabulary_coverage: self.known_share })
         })
     }
 }
@@ -328,9 +336,9 @@ async fn a_text_that_the_new_model_refuses_is_passed_over_and_keeps_its_old_vect
     add(&old, "ann", 0..20).await;
     old.remember("ann", &["frint"]).await;
     let new = Choosy::new(1.0).engine(old.database.as_ref().unwrap());
-    assert_eq!(new.reembed(&|_| {}).await.unwrap(), Reembedded { done: 20, missing: 21, refused: 1 });
-    assert_eq!(new.count_missing().await.unwrap(), 1);
-    assert_eq!(new.forget_other_models().await.unwrap(), 20);
+    assert_eq!(new.reembed(&|_| {}).await.unwrap(), ReembedProgress { done: 20, total: 21, rejected: 1 });
+    assert_eq!(new.count_missing_vectors().await.unwrap(), 1);
+    assert_eq!(new.delete_other_models().await.unwrap(), 20);
     let by_old = pb::MemoryQuery {
         user_id: "ann".into(),
         query_text: "frint".into(),
@@ -347,8 +355,8 @@ async fn a_query_that_the_model_has_no_words_for_is_answered_as_by_words_alone()
     let memories = (0..30).map(|n| new_memory(&format!("m{n}"), &sentence(n))).collect();
     engine.add(&user("ann"), memories).await.unwrap();
     for text in ["river matrix", "violin", "unheard"] {
-        let query = Query { alpha: 0.5, ..by_meaning(text) };
-        let words = engine.retrieve(&user("ann"), &Query { alpha: 0.0, ..query.clone() }).await.unwrap();
+        let query = RetrievalQuery { alpha: 0.5, ..by_meaning(text) };
+        let words = engine.retrieve(&user("ann"), &RetrievalQuery { alpha: 0.0, ..query.clone() }).await.unwrap();
         assert_eq!(engine.retrieve(&user("ann"), &query).await.unwrap(), words, "{text}");
     }
 }

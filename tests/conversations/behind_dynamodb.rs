@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use agent_service::conversation::{
-    Admission, Chunk, ConversationStore as _, Ending, NewRun, RunKey, Sessions, StoreError,
-    dynamodb::{DynamoConversations, turn_of_item},
+    AdmitOutcome, ConversationStore as _, FrameChunk, NewRun, RunEnding, RunKey, SessionSelection, StoreError,
+    dynamodb::{DynamoConversations, parse_turn_item},
 };
 use agent_service::identity::UserId;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ fn run(session: &str, request: &str) -> NewRun {
         head: b"head".to_vec(),
         takes_session: true,
         resumes: false,
-        limits: None,
+        quotas: None,
     }
 }
 
@@ -56,15 +56,15 @@ fn kinds(items: &[Attributes]) -> HashMap<&str, usize> {
 async fn what_is_long_is_divided_over_items_of_which_none_is_too_large() {
     let Some((table, store)) = table().await else { return };
     let lease = started(store.admit(&run("s", "r1")).await.unwrap());
-    store.keep(&lease, &vec![1; 2_000_000], &["c"]).await.unwrap();
+    store.store_pending_turn(&lease, &vec![1; 2_000_000], &["c"]).await.unwrap();
     store.finish(&lease, &ending(1)).await.unwrap();
     let lease = started(store.admit(&NewRun { takes_session: false, ..run("s", "r2") }).await.unwrap());
-    store.accept(&lease, "c", &vec![2; 1_000_000]).await.unwrap();
-    let long = Chunk { first: 1, count: 9, frames: vec![3; 3_000_000] };
+    store.record_tool_result(&lease, "c", &vec![2; 1_000_000]).await.unwrap();
+    let long = FrameChunk { first: 1, count: 9, frames: vec![3; 3_000_000] };
     store.checkpoint(&lease, Some(&long)).await.unwrap();
-    let last = Chunk { first: 10, count: 1, frames: vec![4; 2_000_000] };
+    let last = FrameChunk { first: 10, count: 1, frames: vec![4; 2_000_000] };
     let profile = Some(vec![5; 500_000]);
-    let end = Ending { chunk: last, turn: Some(turn(&vec![6; 2_000_000])), profile, ..ending(10) };
+    let end = RunEnding { chunk: last, turn: Some(turn(&vec![6; 2_000_000])), profile, ..ending(10) };
     store.finish(&lease, &end).await.unwrap();
     let items = table.items("").await;
     for item in &items {
@@ -73,22 +73,22 @@ async fn what_is_long_is_divided_over_items_of_which_none_is_too_large() {
     let found = kinds(&items);
     assert_eq!((found["turn"], found["chunk"]), (1, 3));
     assert!(found["part"] >= 6 + 3 + 8 + 6 + 2 + 6, "{found:?}");
-    assert_eq!(store.turns(&ann(), &session("s"), None, 1).await.unwrap()[0].record, vec![6; 2_000_000]);
+    assert_eq!(store.list_turns(&ann(), &session("s"), None, 1).await.unwrap()[0].record, vec![6; 2_000_000]);
 }
 
 #[tokio::test]
 async fn all_that_passes_has_an_expiry_and_nothing_else_does() {
     let Some((table, store)) = table().await else { return };
     let lease = started(store.admit(&run("s", "r1")).await.unwrap());
-    store.keep(&lease, b"state", &["c"]).await.unwrap();
+    store.store_pending_turn(&lease, b"state", &["c"]).await.unwrap();
     store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
     let profile = Some(vec![5; 500_000]);
-    let end = Ending { turn: Some(turn(&vec![6; 800_000])), profile, tokens: 9, ..ending(2) };
+    let end = RunEnding { turn: Some(turn(&vec![6; 800_000])), profile, tokens: 9, ..ending(2) };
     store.finish(&lease, &end).await.unwrap();
     started(store.admit(&run("s", "r2")).await.unwrap());
     for item in table.items("").await {
         let name = text(&item, "item_id");
-        let belongs_to_a_turn = name.starts_with(&format!("part/session/s/{}", lease.holder));
+        let belongs_to_a_turn = name.starts_with(&format!("part/session/s/{}", lease.lease_token));
         let is_lasting = belongs_to_a_turn
             || ["turn/", "session/", "profile", "part/profile/"].iter().any(|kind| name.starts_with(kind));
         assert_eq!(item.contains_key("expires_at"), !is_lasting, "{name}");
@@ -99,7 +99,7 @@ async fn all_that_passes_has_an_expiry_and_nothing_else_does() {
 async fn what_expired_counts_for_nothing_though_dynamodb_has_not_deleted_it() {
     let Some((table, store)) = table().await else { return };
     let lease = started(store.admit(&run("s", "r1")).await.unwrap());
-    store.keep(&lease, b"state", &["c"]).await.unwrap();
+    store.store_pending_turn(&lease, b"state", &["c"]).await.unwrap();
     store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
     let before = table.items("").await.len();
     for mut item in table.items("").await {
@@ -111,8 +111,8 @@ async fn what_expired_counts_for_nothing_though_dynamodb_has_not_deleted_it() {
     assert_eq!(table.items("").await.len(), before);
     assert!(store.follow(&ann(), &request("r1"), 0).await.unwrap().is_none());
     let lease = started(store.admit(&NewRun { takes_session: false, ..run("s", "r2") }).await.unwrap());
-    let accepted = store.accept(&lease, "c", b"1").await.unwrap();
-    assert!(matches!(accepted, agent_service::conversation::Accepted::Unknown), "{accepted:?}");
+    let accepted = store.record_tool_result(&lease, "c", b"1").await.unwrap();
+    assert!(matches!(accepted, agent_service::conversation::ToolResultOutcome::UnknownCall), "{accepted:?}");
     // The lease of the first one is in nobody's way.
     started(store.admit(&run("s", "r1")).await.unwrap());
 }
@@ -122,21 +122,21 @@ async fn what_is_deleted_leaves_no_item() {
     let Some((table, store)) = table().await else { return };
     for id in ["s", "t"] {
         let lease = started(store.admit(&run(id, &format!("{id}1"))).await.unwrap());
-        store.keep(&lease, &vec![1; 500_000], &["c"]).await.unwrap();
-        store.checkpoint(&lease, Some(&Chunk { first: 1, count: 1, frames: vec![3; 500_000] })).await.unwrap();
-        let end = Ending { turn: Some(turn(&vec![6; 500_000])), tokens: 9, ..ending(2) };
+        store.store_pending_turn(&lease, &vec![1; 500_000], &["c"]).await.unwrap();
+        store.checkpoint(&lease, Some(&FrameChunk { first: 1, count: 1, frames: vec![3; 500_000] })).await.unwrap();
+        let end = RunEnding { turn: Some(turn(&vec![6; 500_000])), tokens: 9, ..ending(2) };
         store.finish(&lease, &end).await.unwrap();
         let giving = NewRun { takes_session: false, ..run(id, &format!("{id}2")) };
         let lease = started(store.admit(&giving).await.unwrap());
-        store.accept(&lease, "c", &vec![2; 500_000]).await.unwrap();
+        store.record_tool_result(&lease, "c", &vec![2; 500_000]).await.unwrap();
     }
-    assert_eq!(store.delete(&ann(), &Sessions::These(vec![session("s")])).await.unwrap(), 1);
+    assert_eq!(store.delete_sessions(&ann(), &SessionSelection::Listed(vec![session("s")])).await.unwrap(), 1);
     for item in table.items("").await {
         let name = text(&item, "item_id");
         assert!(!name.split('/').any(|part| ["s", "s1", "s2"].contains(&part)), "{name}");
         assert!(!Value::Object(item.clone()).to_string().contains("/s2\""), "{name}");
     }
-    assert_eq!(store.delete(&ann(), &Sessions::All).await.unwrap(), 1);
+    assert_eq!(store.delete_sessions(&ann(), &SessionSelection::All).await.unwrap(), 1);
     // What counts against the limits of the day, in numbers.
     let left = table.items("").await;
     assert!(left.iter().all(|item| text(item, "item_id").starts_with("usage/")), "{left:?}");
@@ -149,10 +149,10 @@ async fn whoever_lost_the_lease_leaves_no_frames() {
     for run in table.items("run/").await {
         table.delete(&run).await;
     }
-    let long = Chunk { first: 1, count: 1, frames: vec![3; 500_000] };
+    let long = FrameChunk { first: 1, count: 1, frames: vec![3; 500_000] };
     let lost = store.checkpoint(&lease, Some(&long)).await;
     assert!(matches!(lost, Err(StoreError::LeaseLost)), "{lost:?}");
-    let lost = store.finish(&lease, &Ending { chunk: long, turn: Some(turn(b"x")), ..ending(1) }).await;
+    let lost = store.finish(&lease, &RunEnding { chunk: long, turn: Some(turn(b"x")), ..ending(1) }).await;
     assert!(matches!(lost, Err(StoreError::LeaseLost)), "{lost:?}");
     let items = table.items("").await;
     let left = kinds(&items);
@@ -163,10 +163,10 @@ async fn whoever_lost_the_lease_leaves_no_frames() {
 async fn the_item_of_a_turn_tells_which_it_is() {
     let Some((table, store)) = table().await else { return };
     let lease = started(store.admit(&run("a#b c", "r1")).await.unwrap());
-    store.finish(&lease, &Ending { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
+    store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
     let items = table.items("turn/").await;
     assert_eq!(items.len(), 1);
-    assert_eq!(turn_of_item(text(&items[0], "item_id")), Some((session("a#b c"), 1)));
+    assert_eq!(parse_turn_item(text(&items[0], "item_id")), Some((session("a#b c"), 1)));
     assert_eq!(items[0]["may_be_learned"], json!({"BOOL": true}));
     assert_eq!(items[0]["is_complete"], json!({"BOOL": true}));
 }
@@ -175,7 +175,7 @@ async fn the_item_of_a_turn_tells_which_it_is() {
 async fn a_table_that_is_not_there_is_named() {
     let Some((table, _)) = table().await else { return };
     let store = DynamoConversations::new("no-such-table".to_owned(), ADMISSION, ADMISSION).unwrap();
-    let failed = store.admit(&run("s", "r")).await.map(|admitted| matches!(admitted, Admission::Started { .. }));
+    let failed = store.admit(&run("s", "r")).await.map(|admitted| matches!(admitted, AdmitOutcome::Started { .. }));
     let failed = failed.unwrap_err().to_string();
     assert!(failed.contains("ResourceNotFound"), "{failed}");
     drop(table);

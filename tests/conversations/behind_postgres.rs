@@ -3,9 +3,9 @@
 use std::{future::poll_fn, pin::pin, str::FromStr as _, task::Poll, time::Duration};
 
 use agent_service::{
-    conversation::{Admission, ConversationStore as _, Ending, NewRun, RunKey, Sessions},
+    conversation::{AdmitOutcome, ConversationStore as _, NewRun, RunEnding, RunKey, SessionSelection},
     identity::UserId,
-    postgres::{Argument, Database},
+    postgres::{Database, SqlArgument},
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::{
@@ -33,7 +33,7 @@ fn run(user: &str, session: &str, request: &str) -> NewRun {
         head: b"head".to_vec(),
         takes_session: true,
         resumes: false,
-        limits: None,
+        quotas: None,
     }
 }
 
@@ -92,7 +92,7 @@ async fn an_admission_that_takes_too_long_is_given_up() {
     let patient = postgres_store(&database.service_url(), ADMISSION);
     // As soon as what was too late is taken back, nothing is in the way.
     let free = async {
-        while !matches!(patient.admit(&run("ann", "s", "r2")).await.unwrap(), Admission::Started { .. }) {
+        while !matches!(patient.admit(&run("ann", "s", "r2")).await.unwrap(), AdmitOutcome::Started { .. }) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -141,19 +141,19 @@ async fn a_complete_turn_that_may_be_learned_from_waits_to_be() {
     let ends = [Some(turn(b"x")), Some(interrupted), None, Some(private), Some(turn(b"x"))];
     for (number, turn) in ends.into_iter().enumerate() {
         let lease = started(store.admit(&run("ann", "s", &format!("r{number}"))).await.unwrap());
-        let end = Ending { turn, ..ending(1) };
+        let end = RunEnding { turn, ..ending(1) };
         store.finish(&lease, &end).await.unwrap();
         store.finish(&lease, &end).await.unwrap();
     }
     let other = started(store.admit(&run("ann", "t", "t1")).await.unwrap());
-    store.finish(&other, &Ending { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
+    store.finish(&other, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
     let waiting =
         "select coalesce(string_agg(session_id || turn, ' ' order by session_id, turn), '') from learning_jobs";
     let mut waiting = async || sqlx::query_scalar::<_, String>(waiting).fetch_one(&mut behind).await.unwrap();
     assert_eq!(waiting().await, "s1 s4 t1");
-    store.delete(&other.key.user, &Sessions::These(vec![session("s")])).await.unwrap();
+    store.delete_sessions(&other.key.user, &SessionSelection::Listed(vec![session("s")])).await.unwrap();
     assert_eq!(waiting().await, "t1");
-    store.delete(&other.key.user, &Sessions::All).await.unwrap();
+    store.delete_sessions(&other.key.user, &SessionSelection::All).await.unwrap();
     assert_eq!(waiting().await, "");
 }
 
@@ -169,7 +169,7 @@ async fn a_login_that_may_only_act_as_the_service_keeps_conversations() {
     url.set_username(&login).unwrap();
     let url = by_pooler(url.as_str());
     let variables = [("DATABASE_URL", url.as_str()), ("DATABASE_ADMIN_URL", database.url.as_str())];
-    Database::from_config(&config(&variables).stores.memory).unwrap().migrate().await.unwrap();
+    Database::from_config(&config(&variables).stores.database).unwrap().migrate().await.unwrap();
 
     let store = postgres_store(&url, ADMISSION);
     // More often than a statement is planned anew, on each of several connections.
@@ -178,7 +178,7 @@ async fn a_login_that_may_only_act_as_the_service_keeps_conversations() {
         futures_util::future::join_all(runs.iter().map(async |run| {
             let lease = started(store.admit(run).await.unwrap());
             store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
-            store.finish(&lease, &Ending { turn: Some(turn(b"x")), ..ending(2) }).await.unwrap();
+            store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(2) }).await.unwrap();
         }))
         .await;
     }
@@ -196,51 +196,51 @@ async fn a_login_that_may_only_act_as_the_service_keeps_conversations() {
 #[tokio::test]
 async fn a_function_that_is_told_of_another_user_is_refused() {
     let database = TestDatabase::create().await;
-    let roles = Database::from_config(&config(&[("DATABASE_URL", &database.service_url())]).stores.memory);
-    let roles = roles.unwrap().roles();
+    let roles = Database::from_config(&config(&[("DATABASE_URL", &database.service_url())]).stores.database);
+    let roles = roles.unwrap().pools();
     let store = postgres_store(&database.service_url(), ADMISSION);
     let bobs = started(store.admit(&run("bob", "s", "r")).await.unwrap());
     let ann = UserId::parse("user_id", "ann").unwrap();
     let arguments = |user| {
         [
-            Argument::Text(user),
-            Argument::Text("t"),
-            Argument::Text("r2"),
-            Argument::Bytes(Some(b"")),
-            Argument::Bytes(Some(b"")),
-            Argument::Bytes(Some(b"")),
-            Argument::Flag(true),
-            Argument::Flag(false),
-            Argument::Seconds(Duration::from_secs(30)),
-            Argument::Seconds(Duration::from_secs(30)),
-            Argument::Number(None),
-            Argument::Number(None),
-            Argument::Number(None),
+            SqlArgument::Text(user),
+            SqlArgument::Text("t"),
+            SqlArgument::Text("r2"),
+            SqlArgument::Bytes(Some(b"")),
+            SqlArgument::Bytes(Some(b"")),
+            SqlArgument::Bytes(Some(b"")),
+            SqlArgument::Bool(true),
+            SqlArgument::Bool(false),
+            SqlArgument::Seconds(Duration::from_secs(30)),
+            SqlArgument::Seconds(Duration::from_secs(30)),
+            SqlArgument::Number(None),
+            SqlArgument::Number(None),
+            SqlArgument::Number(None),
         ]
     };
     let code = |failed: sqlx::Error| failed.into_database_error().unwrap().code().unwrap().into_owned();
-    let refused = roles.service.call(&ann, "admit_run", &arguments("bob")).await.map(drop);
+    let refused = roles.service.call_function(&ann, "admit_run", &arguments("bob")).await.map(drop);
     assert_eq!(code(refused.unwrap_err()), "42501");
     let sign_of_life = [
-        Argument::Text("bob"),
-        Argument::Text("r"),
-        Argument::Bytes(Some(bobs.holder.as_bytes())),
-        Argument::Seconds(Duration::from_secs(30)),
-        Argument::Number(None),
-        Argument::Number(None),
-        Argument::Bytes(None),
+        SqlArgument::Text("bob"),
+        SqlArgument::Text("r"),
+        SqlArgument::Bytes(Some(bobs.lease_token.as_bytes())),
+        SqlArgument::Seconds(Duration::from_secs(30)),
+        SqlArgument::Number(None),
+        SqlArgument::Number(None),
+        SqlArgument::Bytes(None),
     ];
-    assert!(roles.service.call(&ann, "checkpoint_run", &sign_of_life).await.unwrap().is_none());
+    assert!(roles.service.call_function(&ann, "checkpoint_run", &sign_of_life).await.unwrap().is_none());
     for role in [&roles.reader, &roles.maintenance] {
-        let refused = role.call(&ann, "admit_run", &arguments("ann")).await.map(drop);
+        let refused = role.call_function(&ann, "admit_run", &arguments("ann")).await.map(drop);
         assert_eq!(code(refused.unwrap_err()), "42501");
     }
     // And whatever stands in a text is text.
     for text in ["'; drop table runs; --", "\\", "' || current_user || '", "$1", "中"] {
         let odd = run(text, text, text);
         let lease = started(store.admit(&odd).await.unwrap());
-        store.finish(&lease, &Ending { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
-        let listed = store.sessions(&odd.key.user, 10, None).await.unwrap();
+        store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
+        let listed = store.list_sessions(&odd.key.user, 10, None).await.unwrap();
         assert_eq!(listed[0].id.as_str(), text);
     }
 }

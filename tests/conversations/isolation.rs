@@ -1,7 +1,8 @@
 //! No call shows or changes anything of another user, also where all ids are the same.
 
 use agent_service::conversation::{
-    Accepted, Admission, AfterResumption, Ending, Finding, Lease, Limits, NewRun, RunKey, Sessions, StoreError, Summary,
+    AdmitOutcome, Lease, NewRun, PendingTurnDisposition, RunEnding, RunKey, SessionSelection, SessionUpdate,
+    StoreError, Summary, ToolResultOutcome, UserQuotas,
 };
 
 use crate::place::{Place, chunk, ending, request, session, turn};
@@ -14,10 +15,10 @@ fn of(place: &Place, user: &str, run: &NewRun) -> NewRun {
 /// What a user sees, all of it.
 async fn everything(place: &Place, user: &str) -> String {
     let (user, s, store) = (place.user(user), session("s"), &place.store);
-    let mut seen = format!("{:?}\n", store.sessions(&user, 10, None).await.unwrap());
-    seen += &format!("{:?}\n", store.session(&user, &s).await.unwrap());
-    seen += &format!("{:?}\n", store.turns(&user, &s, None, 10).await.unwrap());
-    seen += &format!("{:?}\n", store.past(&user, &s, 1_000).await.unwrap());
+    let mut seen = format!("{:?}\n", store.list_sessions(&user, 10, None).await.unwrap());
+    seen += &format!("{:?}\n", store.get_session(&user, &s).await.unwrap());
+    seen += &format!("{:?}\n", store.list_turns(&user, &s, None, 10).await.unwrap());
+    seen += &format!("{:?}\n", store.load_history(&user, &s, 1_000).await.unwrap());
     for id in ["r1", "r2", "r3"] {
         seen += &format!("{:?}\n", store.follow(&user, &request(id), 0).await.unwrap());
     }
@@ -26,82 +27,98 @@ async fn everything(place: &Place, user: &str) -> String {
 
 pub async fn users_have_nothing_in_common(place: &Place) {
     let store = &place.store;
-    let limits = Limits { requests_per_minute: 1_000, concurrent_streams: 3, tokens_per_day: 1_000 };
-    let run = NewRun { limits: Some(limits), ..place.run("s", "r1") };
+    let limits = UserQuotas { requests_per_minute: 1_000, concurrent_streams: 3, tokens_per_day: 1_000 };
+    let run = NewRun { quotas: Some(limits), ..place.run("s", "r1") };
     let ann = place.user("ann");
     let nothing = everything(place, "bob").await;
 
     // All that there can be of ann.
     let lease = place.start(&run).await;
-    let end = Ending { turn: Some(turn(b"of ann")), tokens: 999, profile: Some(b"of ann".to_vec()), ..ending(1) };
+    let end = RunEnding { turn: Some(turn(b"of ann")), tokens: 999, profile: Some(b"of ann".to_vec()), ..ending(1) };
     store.finish(&lease, &end).await.unwrap();
-    store.note(&ann, &session("s"), &Finding::Summary(Summary { text: "of ann".into(), through: 1 })).await.unwrap();
+    store
+        .update_session(&ann, &session("s"), &SessionUpdate::Summary(Summary { text: "of ann".into(), through: 1 }))
+        .await
+        .unwrap();
     place.talk("s", "r2", b"of ann too").await;
     let asking = place.start(&place.run("s", "r3")).await;
-    store.keep(&asking, b"of ann", &["c"]).await.unwrap();
+    store.store_pending_turn(&asking, b"of ann", &["c"]).await.unwrap();
     store.checkpoint(&asking, Some(&chunk(1, 1))).await.unwrap();
     let ann_sees = everything(place, "ann").await;
     assert_eq!(everything(place, "bob").await, nothing);
 
     // Everything that bob can try, first while nothing of it is there for him.
     let bob = place.user("bob");
-    let as_bob = |lease: &Lease| Lease { key: RunKey { user: bob.clone(), ..lease.key.clone() }, holder: lease.holder };
+    let as_bob = |lease: &Lease| Lease {
+        key: RunKey { user: bob.clone(), ..lease.key.clone() },
+        lease_token: lease.lease_token,
+    };
     let stolen = as_bob(&asking);
-    store.abandon(&stolen).await.unwrap();
+    store.revoke_admission(&stolen).await.unwrap();
     for refused in [
         store.checkpoint(&stolen, Some(&chunk(2, 1))).await.map(drop),
-        store.keep(&stolen, b"of bob", &["c"]).await,
-        store.accept(&stolen, "c", b"of bob").await.map(drop),
-        store.finish(&stolen, &Ending { turn: Some(turn(b"of bob")), ..ending(2) }).await,
+        store.store_pending_turn(&stolen, b"of bob", &["c"]).await,
+        store.record_tool_result(&stolen, "c", b"of bob").await.map(drop),
+        store.finish(&stolen, &RunEnding { turn: Some(turn(b"of bob")), ..ending(2) }).await,
     ] {
         assert!(matches!(refused, Err(StoreError::LeaseLost)), "{refused:?}");
     }
     assert_eq!(store.cancel(&bob, &session("s"), None).await.unwrap(), None);
     assert_eq!(store.cancel(&bob, &session("s"), Some(&request("r3"))).await.unwrap(), None);
-    assert_eq!(store.rename(&bob, &session("s"), "of bob").await.unwrap(), None);
-    store.note(&bob, &session("s"), &Finding::Title("of bob".into())).await.unwrap();
-    store.note(&bob, &session("s"), &Finding::Summary(Summary { text: "of bob".into(), through: 9 })).await.unwrap();
-    assert_eq!(store.delete(&bob, &Sessions::These(vec![session("s")])).await.unwrap(), 0);
-    assert_eq!(store.delete(&bob, &Sessions::All).await.unwrap(), 0);
+    assert_eq!(store.rename_session(&bob, &session("s"), "of bob").await.unwrap(), None);
+    store.update_session(&bob, &session("s"), &SessionUpdate::Title("of bob".into())).await.unwrap();
+    store
+        .update_session(&bob, &session("s"), &SessionUpdate::Summary(Summary { text: "of bob".into(), through: 9 }))
+        .await
+        .unwrap();
+    assert_eq!(store.delete_sessions(&bob, &SessionSelection::Listed(vec![session("s")])).await.unwrap(), 0);
+    assert_eq!(store.delete_sessions(&bob, &SessionSelection::All).await.unwrap(), 0);
     let signals = store.checkpoint(&asking, None).await.unwrap();
     assert!(!signals.is_cancelled);
     assert_eq!(everything(place, "bob").await, nothing);
 
     // Then with the same ids of his own: neither ann's conversation, nor her limits, nor her profile are in his way.
     for id in ["r1", "r2", "r3"] {
-        let run = NewRun { limits: Some(limits), ..of(place, "bob", &place.run("s", id)) };
+        let run = NewRun { quotas: Some(limits), ..of(place, "bob", &place.run("s", id)) };
         let resuming = NewRun { resumes: true, ..run.clone() };
         let unknown = store.admit(&resuming).await.unwrap();
-        assert!(matches!(unknown, Admission::Unknown), "{unknown:?}");
+        assert!(matches!(unknown, AdmitOutcome::Unknown), "{unknown:?}");
         let admitted = store.admit(&run).await.unwrap();
-        let Admission::Started { lease, profile } = admitted else { panic!("{admitted:?}") };
+        let AdmitOutcome::Started { lease, profile } = admitted else { panic!("{admitted:?}") };
         assert_eq!(profile, (id != "r1").then(|| b"of bob".to_vec()));
-        let accepted = store.accept(&lease, "c", b"of bob").await.unwrap();
-        assert!(matches!(accepted, Accepted::Unknown), "{accepted:?}");
-        let end = Ending { turn: Some(turn(b"of bob")), profile: Some(b"of bob".to_vec()), tokens: 1, ..ending(1) };
+        let accepted = store.record_tool_result(&lease, "c", b"of bob").await.unwrap();
+        assert!(matches!(accepted, ToolResultOutcome::UnknownCall), "{accepted:?}");
+        let end = RunEnding { turn: Some(turn(b"of bob")), profile: Some(b"of bob".to_vec()), tokens: 1, ..ending(1) };
         store.finish(&lease, &end).await.unwrap();
     }
-    store.rename(&bob, &session("s"), "of bob").await.unwrap().unwrap();
-    store.note(&bob, &session("s"), &Finding::Summary(Summary { text: "of bob".into(), through: 3 })).await.unwrap();
+    store.rename_session(&bob, &session("s"), "of bob").await.unwrap().unwrap();
+    store
+        .update_session(&bob, &session("s"), &SessionUpdate::Summary(Summary { text: "of bob".into(), through: 3 }))
+        .await
+        .unwrap();
     assert!(!everything(place, "bob").await.contains(&format!("{:?}", b"of ann")));
-    assert_eq!(store.delete(&bob, &Sessions::All).await.unwrap(), 1);
+    assert_eq!(store.delete_sessions(&bob, &SessionSelection::All).await.unwrap(), 1);
 
     // Nothing of it has changed for ann, whose turn still waits, goes on, and ends.
     assert_eq!(everything(place, "ann").await, ann_sees);
     store.finish(&asking, &ending(2)).await.unwrap();
     let giving = place.start(&NewRun { takes_session: false, ..place.run("s", "r4") }).await;
-    let Accepted::Complete { state, results, ticket } = store.accept(&giving, "c", b"1").await.unwrap() else {
+    let ToolResultOutcome::Complete { state, results, pending_turn: ticket } =
+        store.record_tool_result(&giving, "c", b"1").await.unwrap()
+    else {
         panic!("not complete")
     };
     assert_eq!((&*state, results), (&b"of ann"[..], vec![("c".to_owned(), b"1".to_vec())]));
     // A ticket is of one user as well.
     let lease = place.start(&of(place, "bob", &place.run("s", "r5"))).await;
-    let _ = store.finish(&lease, &Ending { resumed: Some((ticket.clone(), AfterResumption::Over)), ..ending(1) }).await;
-    let end = Ending { resumed: Some((ticket, AfterResumption::Reopened)), ..ending(1) };
+    let _ = store
+        .finish(&lease, &RunEnding { resumed_turn: Some((ticket.clone(), PendingTurnDisposition::Done)), ..ending(1) })
+        .await;
+    let end = RunEnding { resumed_turn: Some((ticket, PendingTurnDisposition::Reopened)), ..ending(1) };
     store.finish(&giving, &end).await.unwrap();
     let again = place.start(&NewRun { takes_session: false, ..place.run("s", "r6") }).await;
-    assert!(matches!(store.accept(&again, "c", b"1").await.unwrap(), Accepted::Complete { .. }));
-    let limits = Some(Limits { concurrent_streams: 1, ..limits });
-    let over = store.admit(&NewRun { limits, ..place.run("t", "r7") }).await.unwrap();
-    assert!(matches!(over, Admission::Over { .. }), "{over:?}");
+    assert!(matches!(store.record_tool_result(&again, "c", b"1").await.unwrap(), ToolResultOutcome::Complete { .. }));
+    let limits = Some(UserQuotas { concurrent_streams: 1, ..limits });
+    let over = store.admit(&NewRun { quotas: limits, ..place.run("t", "r7") }).await.unwrap();
+    assert!(matches!(over, AdmitOutcome::QuotaExceeded { .. }), "{over:?}");
 }

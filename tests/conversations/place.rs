@@ -8,7 +8,8 @@ use std::{
 
 use agent_service::{
     conversation::{
-        Admission, Chunk, ConversationStore, Ending, Lease, NewRun, NewTurn, Outcome, PostgresConversations, RunKey,
+        AdmitOutcome, ConversationStore, FrameChunk, Lease, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
+        RunOutcome,
     },
     identity::{RequestId, SessionId, UserId},
     postgres::Database,
@@ -62,7 +63,7 @@ pub async fn in_dynamodb() -> Option<Place> {
 
 /// The store of a database.
 pub fn postgres_store(url: &str, admission: Duration) -> PostgresConversations {
-    let roles = Database::from_config(&config(&[("DATABASE_URL", url)]).stores.memory).unwrap().roles();
+    let roles = Database::from_config(&config(&[("DATABASE_URL", url)]).stores.database).unwrap().pools();
     PostgresConversations::new(roles.conversations, LONGEST_TURN, admission)
 }
 
@@ -122,7 +123,7 @@ impl Place {
             head: b"head".to_vec(),
             takes_session: true,
             resumes: false,
-            limits: None,
+            quotas: None,
         }
     }
 
@@ -134,12 +135,12 @@ impl Place {
     /// Starts a request of `ann` and ends it with a turn.
     pub async fn talk(&self, session: &str, request: &str, record: &[u8]) {
         let lease = self.start(&self.run(session, request)).await;
-        self.store.finish(&lease, &Ending { turn: Some(turn(record)), ..ending(1) }).await.unwrap();
+        self.store.finish(&lease, &RunEnding { turn: Some(turn(record)), ..ending(1) }).await.unwrap();
     }
 
     /// Lets so much time pass that nobody is taken to be alive any more.
     pub async fn let_leases_expire(&self) {
-        self.backdoor.let_pass(agent_service::conversation::LEASE + Duration::from_secs(1)).await;
+        self.backdoor.let_pass(agent_service::conversation::LEASE_DURATION + Duration::from_secs(1)).await;
     }
 }
 
@@ -177,22 +178,29 @@ pub fn request(id: &str) -> RequestId {
     RequestId::parse("request_id", id).unwrap()
 }
 
-pub fn started(admission: Admission) -> Lease {
+pub fn started(admission: AdmitOutcome) -> Lease {
     match admission {
-        Admission::Started { lease, .. } => lease,
+        AdmitOutcome::Started { lease, .. } => lease,
         other => panic!("not started but {other:?}"),
     }
 }
 
 /// Frames whose bytes tell their numbers.
-pub fn chunk(first: u32, count: u32) -> Chunk {
+pub fn chunk(first: u32, count: u32) -> FrameChunk {
     let frames = (first..first + count).map(|number| format!("frame {number};")).collect::<String>();
-    Chunk { first, count, frames: frames.into_bytes() }
+    FrameChunk { first, count, frames: frames.into_bytes() }
 }
 
 /// An end with one last frame and without a turn.
-pub fn ending(last: u32) -> Ending {
-    Ending { chunk: chunk(last, 1), outcome: Outcome::Final, turn: None, tokens: 0, resumed: None, profile: None }
+pub fn ending(last: u32) -> RunEnding {
+    RunEnding {
+        chunk: chunk(last, 1),
+        outcome: RunOutcome::Final,
+        turn: None,
+        tokens: 0,
+        resumed_turn: None,
+        profile: None,
+    }
 }
 
 pub fn turn(record: &[u8]) -> NewTurn {

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use agent_service::conversation::{
-    Admission, Chunk, Ending, Followed, NewRun, NewTurn, Outcome, RunState, Sessions, Signals, StoreError, WATCHED,
+    AdmitOutcome, FrameChunk, NewRun, NewTurn, RunEnding, RunOutcome, RunSignals, RunSnapshot, RunState,
+    SessionSelection, StoreError, WATCH_WINDOW,
 };
 
 use crate::place::{Place, chunk, ending, request, session, turn, within};
 
-async fn follow(place: &Place, id: &str, after: u32) -> Followed {
+async fn follow(place: &Place, id: &str, after: u32) -> RunSnapshot {
     place.store.follow(&place.user("ann"), &request(id), after).await.unwrap().unwrap()
 }
 
@@ -22,7 +23,7 @@ pub async fn frames_can_be_read_from_any_of_them_on(place: &Place) {
         let seen = follow(place, "r", 0).await;
         assert_eq!((seen.state, seen.chunks), (RunState::Running, chunks[..=stored].to_vec()));
     }
-    let last = Ending { chunk: chunks[4].clone(), ..ending(0) };
+    let last = RunEnding { chunk: chunks[4].clone(), ..ending(0) };
     place.store.finish(&lease, &last).await.unwrap();
     for after in 0..=20 {
         let seen = follow(place, "r", after).await;
@@ -41,7 +42,7 @@ pub async fn frames_that_come_again_take_their_own_place(place: &Place) {
         place.store.checkpoint(&lease, Some(&chunk(3, count))).await.unwrap();
     }
     assert_eq!(follow(place, "r", 0).await.chunks, [chunk(1, 2), chunk(3, 5)]);
-    let last = Ending { chunk: chunk(3, 7), ..ending(0) };
+    let last = RunEnding { chunk: chunk(3, 7), ..ending(0) };
     place.store.finish(&lease, &last).await.unwrap();
     assert_eq!(follow(place, "r", 0).await.chunks, [chunk(1, 2), chunk(3, 7)]);
 }
@@ -60,29 +61,29 @@ pub async fn megabytes_come_back_byte_for_byte(place: &Place) {
     let lease = place.start(&place.run("s", "r")).await;
     let frames = [noise(3 << 20, 1), noise(400 << 10, 2), noise(1 << 20, 3)];
     let chunks: Vec<_> =
-        (1..).zip(&frames).map(|(first, frames)| Chunk { first, count: 1, frames: frames.clone() }).collect();
+        (1..).zip(&frames).map(|(first, frames)| FrameChunk { first, count: 1, frames: frames.clone() }).collect();
     for one in &chunks[..2] {
         place.store.checkpoint(&lease, Some(one)).await.unwrap();
     }
     let record = noise(2 << 20, 4);
     let profile = noise(8 << 10, 5);
     let end =
-        Ending { chunk: chunks[2].clone(), turn: Some(turn(&record)), profile: Some(profile.clone()), ..ending(0) };
+        RunEnding { chunk: chunks[2].clone(), turn: Some(turn(&record)), profile: Some(profile.clone()), ..ending(0) };
     place.store.finish(&lease, &end).await.unwrap();
     let user = place.user("ann");
     for after in 0..=3 {
         // No diff of megabytes.
         assert!(follow(place, "r", after).await.chunks == chunks[after as usize..], "after {after}");
     }
-    let turns = place.store.turns(&user, &session("s"), None, 10).await.unwrap();
+    let turns = place.store.list_turns(&user, &session("s"), None, 10).await.unwrap();
     assert!(turns.len() == 1 && turns[0].record == record);
-    let past = place.store.past(&user, &session("s"), 1_000).await.unwrap();
+    let past = place.store.load_history(&user, &session("s"), 1_000).await.unwrap();
     assert!(past.turns == turns);
-    let Admission::Started { profile: kept, .. } = place.store.admit(&place.run("s", "r2")).await.unwrap() else {
+    let AdmitOutcome::Started { profile: kept, .. } = place.store.admit(&place.run("s", "r2")).await.unwrap() else {
         panic!("not started")
     };
     assert!(kept == Some(profile));
-    assert_eq!(place.store.delete(&user, &Sessions::These(vec![session("s")])).await.unwrap(), 1);
+    assert_eq!(place.store.delete_sessions(&user, &SessionSelection::Listed(vec![session("s")])).await.unwrap(), 1);
     assert!(place.store.follow(&user, &request("r"), 0).await.unwrap().is_none());
 }
 
@@ -94,66 +95,68 @@ pub async fn sizes_near_every_bound_come_back_whole(place: &Place) {
         let name = format!("r{number}");
         let lease = place.start(&place.run(&name, &name)).await;
         let bytes = noise(size, 9);
-        let whole = Chunk { first: 1, count: 1, frames: bytes.clone() };
+        let whole = FrameChunk { first: 1, count: 1, frames: bytes.clone() };
         place.store.checkpoint(&lease, Some(&whole)).await.unwrap();
-        let last = Chunk { first: 2, count: 1, frames: bytes.clone() };
-        let end = Ending { chunk: last.clone(), turn: Some(turn(&bytes)), ..ending(0) };
+        let last = FrameChunk { first: 2, count: 1, frames: bytes.clone() };
+        let end = RunEnding { chunk: last.clone(), turn: Some(turn(&bytes)), ..ending(0) };
         place.store.finish(&lease, &end).await.unwrap();
         assert!(follow(place, &name, 0).await.chunks == [whole, last], "{size}");
-        let turns = place.store.turns(&place.user("ann"), &session(&name), None, 10).await.unwrap();
+        let turns = place.store.list_turns(&place.user("ann"), &session(&name), None, 10).await.unwrap();
         assert!(turns.len() == 1 && turns[0].record == bytes, "{size}");
     }
 }
 
 pub async fn an_end_that_is_told_twice_is_kept_once(place: &Place) {
     let lease = place.start(&place.run("s", "r")).await;
-    let end = || Ending { turn: Some(turn(b"x")), profile: Some(b"one".to_vec()), ..ending(1) };
+    let end = || RunEnding { turn: Some(turn(b"x")), profile: Some(b"one".to_vec()), ..ending(1) };
     place.store.finish(&lease, &end()).await.unwrap();
     // Somebody else has gone on meanwhile.
     let other = place.start(&place.run("s", "r2")).await;
-    place.store.finish(&lease, &Ending { profile: Some(b"two".to_vec()), ..end() }).await.unwrap();
+    place.store.finish(&lease, &RunEnding { profile: Some(b"two".to_vec()), ..end() }).await.unwrap();
     place.store.checkpoint(&other, None).await.unwrap();
-    let kept = place.store.session(&lease.key.user, &session("s")).await.unwrap().unwrap();
+    let kept = place.store.get_session(&lease.key.user, &session("s")).await.unwrap().unwrap();
     assert_eq!((kept.turns, kept.running), (1, Some(request("r2"))));
     place.store.finish(&other, &ending(1)).await.unwrap();
-    let Admission::Started { profile, .. } = place.store.admit(&place.run("s", "r3")).await.unwrap() else { panic!() };
+    let AdmitOutcome::Started { profile, .. } = place.store.admit(&place.run("s", "r3")).await.unwrap() else {
+        panic!()
+    };
     assert_eq!(profile.unwrap(), b"one");
     // The end is the end.
     let late = place.store.checkpoint(&lease, Some(&chunk(2, 1))).await;
     assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
-    let late = place.store.keep(&lease, b"state", &["c"]).await;
+    let late = place.store.store_pending_turn(&lease, b"state", &["c"]).await;
     assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
     assert_eq!(follow(place, "r", 0).await.chunks, [chunk(1, 1)]);
 }
 
 pub async fn ends_that_come_at_once_are_kept_once(place: &Place) {
     let lease = place.start(&place.run("s", "r")).await;
-    let end = Ending { turn: Some(turn(b"x")), ..ending(1) };
+    let end = RunEnding { turn: Some(turn(b"x")), ..ending(1) };
     let ends = futures_util::future::join_all((0..8).map(|_| place.store.finish(&lease, &end))).await;
     // Where one hears that it lost against another, it asks again.
     assert!(ends.iter().any(Result::is_ok), "{ends:?}");
     place.store.finish(&lease, &end).await.unwrap();
-    let turns = place.store.turns(&lease.key.user, &session("s"), None, 10).await.unwrap();
+    let turns = place.store.list_turns(&lease.key.user, &session("s"), None, 10).await.unwrap();
     assert_eq!(turns.iter().map(|turn| turn.seq).collect::<Vec<_>>(), [1]);
 }
 
 pub async fn a_run_that_came_to_nothing_is_repeated(place: &Place) {
     let run = place.run("s", "r");
-    let nothing = || Ending { outcome: Outcome::Repeatable, ..ending(1) };
+    let nothing = || RunEnding { outcome: RunOutcome::Repeatable, ..ending(1) };
     let lease = place.start(&run).await;
     place.store.checkpoint(&lease, Some(&chunk(1, 4))).await.unwrap();
-    place.store.finish(&lease, &Ending { chunk: chunk(5, 1), ..nothing() }).await.unwrap();
+    place.store.finish(&lease, &RunEnding { chunk: chunk(5, 1), ..nothing() }).await.unwrap();
     // Whoever saw it may still read it to its end.
     assert_eq!(follow(place, "r", 2).await.chunks, [chunk(1, 4), chunk(5, 1)]);
-    assert!(place.store.session(&lease.key.user, &session("s")).await.unwrap().is_none());
+    assert!(place.store.get_session(&lease.key.user, &session("s")).await.unwrap().is_none());
     let again = place.start(&run).await;
-    assert_ne!(again.holder, lease.holder);
+    assert_ne!(again.lease_token, lease.lease_token);
     let anew = follow(place, "r", 0).await;
     assert_eq!((anew.state, anew.chunks.len()), (RunState::Running, 0));
     let late = place.store.finish(&lease, &nothing()).await;
     assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
-    place.store.finish(&again, &Ending { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
-    assert!(matches!(place.store.admit(&run).await.unwrap(), Admission::Known { .. }));
+    place.store.finish(&again, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
+    assert!(matches!(place.store.admit(&run).await.unwrap(), AdmitOutcome::Known { .. }));
     assert_eq!(follow(place, "r", 0).await.chunks, [chunk(1, 1)]);
 }
 
@@ -162,20 +165,20 @@ pub async fn whoever_looks_is_seen_for_a_while(place: &Place) {
     within(slack, async |attempt| {
         let name = format!("r{attempt}");
         let lease = place.start(&place.run(&name, &name)).await;
-        let unseen = Signals { is_cancelled: false, is_watched: false };
-        let seen = Signals { is_cancelled: false, is_watched: true };
+        let unseen = RunSignals { is_cancelled: false, is_watched: false };
+        let seen = RunSignals { is_cancelled: false, is_watched: true };
         assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), unseen);
         for _ in 0..2 {
             follow(place, &name, 0).await;
             assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), seen);
             assert_eq!(place.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap(), seen);
-            place.backdoor.let_pass(WATCHED - slack).await;
+            place.backdoor.let_pass(WATCH_WINDOW - slack).await;
             assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), seen);
             // A look makes it last, also where the last one is not long ago.
             follow(place, &name, 0).await;
-            place.backdoor.let_pass(WATCHED - slack).await;
+            place.backdoor.let_pass(WATCH_WINDOW - slack).await;
             assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), seen);
-            place.backdoor.let_pass(WATCHED).await;
+            place.backdoor.let_pass(WATCH_WINDOW).await;
             assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), unseen);
         }
     })
@@ -207,8 +210,8 @@ pub async fn a_run_can_be_stopped_by_its_request_or_its_conversation(place: &Pla
     assert!(place.store.checkpoint(&beside, None).await.unwrap().is_cancelled);
     // Nothing else happens to it: it ends as it sees fit.
     let cut = NewTurn { is_complete: false, ..turn(b"cut") };
-    place.store.finish(&lease, &Ending { turn: Some(cut), ..ending(2) }).await.unwrap();
-    assert!(!place.store.turns(&user, &s, None, 1).await.unwrap()[0].is_complete);
+    place.store.finish(&lease, &RunEnding { turn: Some(cut), ..ending(2) }).await.unwrap();
+    assert!(!place.store.list_turns(&user, &s, None, 1).await.unwrap()[0].is_complete);
     assert_eq!(cancel("s", None).await, None);
     assert_eq!(cancel("s", Some("r1")).await, None);
     // Nor does it reach the next one, or stop what is dead.
@@ -237,29 +240,29 @@ pub async fn whatever_happens_at_once_ends_well(place: &Place) {
             number += 1;
             let mut run = place.run(s.as_str(), &format!("r{}", number % 5));
             run.takes_session = side < 9;
-            let Admission::Started { lease, .. } = store.admit(&run).await.unwrap() else { continue };
+            let AdmitOutcome::Started { lease, .. } = store.admit(&run).await.unwrap() else { continue };
             for step in 1..4 {
                 match roll(9) {
-                    Some(0) => fine(store.keep(&lease, b"state", &["c"]).await),
-                    Some(1) => fine(store.accept(&lease, "c", b"1").await.map(drop)),
+                    Some(0) => fine(store.store_pending_turn(&lease, b"state", &["c"]).await),
+                    Some(1) => fine(store.record_tool_result(&lease, "c", b"1").await.map(drop)),
                     Some(2) => fine(store.cancel(&user, &s, None).await.map(drop)),
                     Some(3) => fine(store.follow(&user, &lease.key.request, 0).await.map(drop)),
                     Some(4) => place.let_leases_expire().await,
                     Some(5) if client == 0 => {
-                        fine(store.delete(&user, &Sessions::These(vec![s.clone()])).await.map(drop))
+                        fine(store.delete_sessions(&user, &SessionSelection::Listed(vec![s.clone()])).await.map(drop))
                     }
                     _ => fine(store.checkpoint(&lease, Some(&chunk(step, 1))).await.map(drop)),
                 }
             }
-            let outcome = if side % 3 == 0 { Outcome::Repeatable } else { Outcome::Final };
-            fine(store.finish(&lease, &Ending { turn: Some(turn(b"x")), outcome, ..ending(4) }).await);
+            let outcome = if side % 3 == 0 { RunOutcome::Repeatable } else { RunOutcome::Final };
+            fine(store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), outcome, ..ending(4) }).await);
         }
     });
     futures_util::future::join_all(clients).await;
     // Each turn has its place.
     for id in ["s", "t"] {
-        let turns = place.store.turns(&user, &session(id), None, 1_000).await.unwrap();
-        let kept = place.store.session(&user, &session(id)).await.unwrap().map_or(0, |session| session.turns);
+        let turns = place.store.list_turns(&user, &session(id), None, 1_000).await.unwrap();
+        let kept = place.store.get_session(&user, &session(id)).await.unwrap().map_or(0, |session| session.turns);
         assert_eq!(turns.iter().map(|turn| turn.seq).collect::<Vec<_>>(), (1..=kept).rev().collect::<Vec<_>>());
     }
 }

@@ -2,8 +2,8 @@
 
 use agent_service::{
     conversation::{
-        Accepted, Admission, Ending, Finding, Limit, Limits, NewRun, NewTurn, Outcome, Past, Session, SessionCursor,
-        Sessions, StoreError, Summary,
+        AdmitOutcome, History, NewRun, NewTurn, QuotaKind, RunEnding, RunOutcome, Session, SessionCursor,
+        SessionSelection, SessionUpdate, StoreError, Summary, ToolResultOutcome, UserQuotas,
     },
     identity::UserId,
 };
@@ -13,20 +13,20 @@ use crate::place::{Place, chunk, ending, request, session, turn, within_one_minu
 
 pub async fn a_conversation_is_there_from_its_first_turn_on(place: &Place) {
     let (user, s) = (place.user("ann"), session("s"));
-    let seen = async || place.store.session(&user, &s).await.unwrap();
+    let seen = async || place.store.get_session(&user, &s).await.unwrap();
     let lease = place.start(&place.run("s", "r1")).await;
     assert_eq!(seen().await, None);
-    place.store.finish(&lease, &Ending { outcome: Outcome::Repeatable, ..ending(1) }).await.unwrap();
+    place.store.finish(&lease, &RunEnding { outcome: RunOutcome::Repeatable, ..ending(1) }).await.unwrap();
     assert_eq!(seen().await, None);
-    assert!(place.store.sessions(&user, 10, None).await.unwrap().is_empty());
-    assert!(place.store.turns(&user, &s, None, 10).await.unwrap().is_empty());
-    assert_eq!(place.store.past(&user, &s, 1_000).await.unwrap(), Past::default());
+    assert!(place.store.list_sessions(&user, 10, None).await.unwrap().is_empty());
+    assert!(place.store.list_turns(&user, &s, None, 10).await.unwrap().is_empty());
+    assert_eq!(place.store.load_history(&user, &s, 1_000).await.unwrap(), History::default());
 
     let before = place.backdoor.now();
     let lease = place.start(&place.run("s", "r2")).await;
     let said =
         NewTurn { tokens: 4_000_000_000, is_complete: false, provisional_title: "Ein Anfang ✓".into(), ..turn(b"1") };
-    place.store.finish(&lease, &Ending { turn: Some(said), ..ending(1) }).await.unwrap();
+    place.store.finish(&lease, &RunEnding { turn: Some(said), ..ending(1) }).await.unwrap();
     let first = seen().await.unwrap();
     assert_eq!((first.id.as_str(), first.title.as_str(), first.turns, &first.running), ("s", "Ein Anfang ✓", 1, &None));
     assert_eq!(first.created_at, first.updated_at);
@@ -35,13 +35,13 @@ pub async fn a_conversation_is_there_from_its_first_turn_on(place: &Place) {
     let lease = place.start(&place.run("s", "r3")).await;
     assert_eq!(seen().await, Some(Session { running: Some(request("r3")), ..first.clone() }));
     let again = NewTurn { provisional_title: "Something else".into(), ..turn(b"2") };
-    place.store.finish(&lease, &Ending { turn: Some(again), ..ending(1) }).await.unwrap();
+    place.store.finish(&lease, &RunEnding { turn: Some(again), ..ending(1) }).await.unwrap();
     let second = seen().await.unwrap();
     assert!(second.updated_at > first.updated_at);
     assert_eq!(second, Session { turns: 2, updated_at: second.updated_at, ..first.clone() });
-    assert_eq!(place.store.sessions(&user, 10, None).await.unwrap(), std::slice::from_ref(&second));
+    assert_eq!(place.store.list_sessions(&user, 10, None).await.unwrap(), std::slice::from_ref(&second));
 
-    let turns = place.store.turns(&user, &s, None, 10).await.unwrap();
+    let turns = place.store.list_turns(&user, &s, None, 10).await.unwrap();
     let told: Vec<_> = turns
         .iter()
         .map(|turn| (turn.seq, turn.request.as_str(), &*turn.record, turn.tokens, turn.is_complete))
@@ -54,7 +54,7 @@ pub async fn a_conversation_is_there_from_its_first_turn_on(place: &Place) {
     place.store.finish(&beside, &ending(1)).await.unwrap();
     place.start(&place.run("s", "r5")).await;
     place.let_leases_expire().await;
-    let listed = place.store.sessions(&user, 10, None).await.unwrap();
+    let listed = place.store.list_sessions(&user, 10, None).await.unwrap();
     assert_eq!(listed.iter().map(|one| (&one.running, one.turns)).collect::<Vec<_>>(), [(&None, 2)]);
     assert_eq!(seen().await.unwrap().running, None);
 }
@@ -63,7 +63,7 @@ pub async fn a_conversation_is_there_from_its_first_turn_on(place: &Place) {
 async fn pages(place: &Place, user: &UserId, size: usize) -> Vec<Session> {
     let (mut all, mut after): (Vec<Session>, _) = (Vec::new(), None);
     loop {
-        let page = place.store.sessions(user, size, after.as_ref()).await.unwrap();
+        let page = place.store.list_sessions(user, size, after.as_ref()).await.unwrap();
         assert!(page.len() <= size);
         let Some(last) = page.last() else { return all };
         after = Some(SessionCursor { updated_at: last.updated_at, id: last.id.clone() });
@@ -99,10 +99,10 @@ pub async fn pages_show_each_conversation_once_the_latest_first(place: &Place) {
     let moments: Vec<_> = pages(place, &user, 50).await.iter().map(|one| one.updated_at).collect();
     assert!(moments[1..11].iter().all(|moment| *moment == moments[1]), "{moments:?}");
     // A place in the list is one also where nothing is any more.
-    let latest = place.store.sessions(&user, 3, None).await.unwrap().pop().unwrap();
+    let latest = place.store.list_sessions(&user, 3, None).await.unwrap().pop().unwrap();
     let after = SessionCursor { updated_at: latest.updated_at, id: latest.id.clone() };
-    place.store.delete(&user, &Sessions::These(vec![latest.id])).await.unwrap();
-    let next = place.store.sessions(&user, 50, Some(&after)).await.unwrap();
+    place.store.delete_sessions(&user, &SessionSelection::Listed(vec![latest.id])).await.unwrap();
+    let next = place.store.list_sessions(&user, 50, Some(&after)).await.unwrap();
     assert_eq!(ids(&next), expected[3..]);
 }
 
@@ -113,7 +113,7 @@ pub async fn turns_come_page_by_page_the_latest_first(place: &Place) {
     }
     place.talk("s2", "other", b"other").await;
     let numbers = async |before, limit| {
-        let turns = place.store.turns(&user, &s, before, limit).await.unwrap();
+        let turns = place.store.list_turns(&user, &s, before, limit).await.unwrap();
         assert!(turns.iter().all(|turn| turn.record == format!("turn {}", turn.seq).as_bytes()));
         turns.iter().map(|turn| turn.seq).collect::<Vec<_>>()
     };
@@ -128,13 +128,13 @@ pub async fn turns_come_page_by_page_the_latest_first(place: &Place) {
 pub async fn a_model_is_told_the_last_turns_within_a_budget(place: &Place) {
     let (user, s) = (place.user("ann"), session("s"));
     let told = async |max_tokens| {
-        let past = place.store.past(&user, &s, max_tokens).await.unwrap();
+        let past = place.store.load_history(&user, &s, max_tokens).await.unwrap();
         (past.turns.iter().map(|turn| turn.seq).collect::<Vec<_>>(), past.summary.map(|summary| summary.text))
     };
     for (number, tokens) in [(1, 50), (2, 10), (3, 0), (4, 20), (5, 30)] {
         let lease = place.start(&place.run("s", &format!("r{number}"))).await;
         let said = NewTurn { tokens, ..turn(format!("turn {number}").as_bytes()) };
-        place.store.finish(&lease, &Ending { turn: Some(said), ..ending(1) }).await.unwrap();
+        place.store.finish(&lease, &RunEnding { turn: Some(said), ..ending(1) }).await.unwrap();
     }
     for (budget, expected) in [
         (0, vec![5]),
@@ -151,14 +151,14 @@ pub async fn a_model_is_told_the_last_turns_within_a_budget(place: &Place) {
     ] {
         assert_eq!(told(budget).await, (expected, None), "{budget}");
     }
-    let past = place.store.past(&user, &s, 50).await.unwrap();
-    let mut listed = place.store.turns(&user, &s, None, 2).await.unwrap();
+    let past = place.store.load_history(&user, &s, 50).await.unwrap();
+    let mut listed = place.store.list_turns(&user, &s, None, 2).await.unwrap();
     listed.reverse();
     assert_eq!(past.turns, listed);
 
     let note = async |through, text: &str| {
-        let summary = Finding::Summary(Summary { text: text.to_owned(), through });
-        place.store.note(&user, &s, &summary).await.unwrap();
+        let summary = SessionUpdate::Summary(Summary { text: text.to_owned(), through });
+        place.store.update_session(&user, &s, &summary).await.unwrap();
     };
     note(2, "two").await;
     let summary = |text: &str| Some(text.to_owned());
@@ -170,7 +170,7 @@ pub async fn a_model_is_told_the_last_turns_within_a_budget(place: &Place) {
         assert_eq!(told(1_000).await, (vec![3, 4, 5], summary("two")));
     }
     note(4, "four").await;
-    assert_eq!(place.store.past(&user, &s, 0).await.unwrap().summary.unwrap().through, 4);
+    assert_eq!(place.store.load_history(&user, &s, 0).await.unwrap().summary.unwrap().through, 4);
     assert_eq!(told(0).await, (vec![5], summary("four")));
     // One that reaches further than the conversation is of another one, which was deleted.
     note(6, "of another").await;
@@ -183,21 +183,23 @@ pub async fn a_model_is_told_the_last_turns_within_a_budget(place: &Place) {
 
 pub async fn a_title_of_the_model_replaces_the_provisional_one_alone(place: &Place) {
     let (user, s) = (place.user("ann"), session("s"));
-    let title = async || place.store.session(&user, &s).await.unwrap().unwrap().title;
-    let note = async |title: &str| place.store.note(&user, &s, &Finding::Title(title.to_owned())).await.unwrap();
+    let title = async || place.store.get_session(&user, &s).await.unwrap().unwrap().title;
+    let note = async |title: &str| {
+        place.store.update_session(&user, &s, &SessionUpdate::Title(title.to_owned())).await.unwrap()
+    };
     place.talk("s", "r1", b"x").await;
-    let before = place.store.session(&user, &s).await.unwrap().unwrap();
+    let before = place.store.get_session(&user, &s).await.unwrap().unwrap();
     note("Of the model ✓").await;
     assert_eq!(title().await, "Of the model ✓");
     note("Of the model again").await;
     assert_eq!(title().await, "Of the model ✓");
-    let renamed = place.store.rename(&user, &s, "Of the user").await.unwrap();
+    let renamed = place.store.rename_session(&user, &s, "Of the user").await.unwrap();
     // It is no reason to show it further up.
     assert_eq!(renamed, Some(Session { title: "Of the user".to_owned(), ..before }));
-    assert_eq!(renamed, place.store.session(&user, &s).await.unwrap());
+    assert_eq!(renamed, place.store.get_session(&user, &s).await.unwrap());
     note("Too late").await;
     assert_eq!(title().await, "Of the user");
-    place.store.rename(&user, &s, "Of the user again").await.unwrap().unwrap();
+    place.store.rename_session(&user, &s, "Of the user again").await.unwrap().unwrap();
     assert_eq!(title().await, "Of the user again");
     place.talk("s", "r2", b"y").await;
     assert_eq!(title().await, "Of the user again");
@@ -205,33 +207,35 @@ pub async fn a_title_of_the_model_replaces_the_provisional_one_alone(place: &Pla
     // The user may be faster than the model.
     place.talk("t", "r3", b"x").await;
     let running = place.start(&place.run("t", "r4")).await;
-    let renamed = place.store.rename(&user, &session("t"), "First").await.unwrap().unwrap();
+    let renamed = place.store.rename_session(&user, &session("t"), "First").await.unwrap().unwrap();
     assert_eq!(renamed.running, Some(running.key.request));
-    place.store.note(&user, &session("t"), &Finding::Title("Second".into())).await.unwrap();
-    assert_eq!(place.store.session(&user, &session("t")).await.unwrap().unwrap().title, "First");
+    place.store.update_session(&user, &session("t"), &SessionUpdate::Title("Second".into())).await.unwrap();
+    assert_eq!(place.store.get_session(&user, &session("t")).await.unwrap().unwrap().title, "First");
 }
 
 pub async fn what_is_found_out_about_nothing_is_not_kept(place: &Place) {
     let (user, s) = (place.user("ann"), session("s"));
-    let findings =
-        [Finding::Title("Title".to_owned()), Finding::Summary(Summary { text: "Summary".to_owned(), through: 1 })];
+    let findings = [
+        SessionUpdate::Title("Title".to_owned()),
+        SessionUpdate::Summary(Summary { text: "Summary".to_owned(), through: 1 }),
+    ];
     for finding in &findings {
-        place.store.note(&user, &s, finding).await.unwrap();
+        place.store.update_session(&user, &s, finding).await.unwrap();
     }
-    assert_eq!(place.store.rename(&user, &s, "Title").await.unwrap(), None);
-    assert_eq!(place.store.session(&user, &s).await.unwrap(), None);
-    assert!(place.store.sessions(&user, 10, None).await.unwrap().is_empty());
+    assert_eq!(place.store.rename_session(&user, &s, "Title").await.unwrap(), None);
+    assert_eq!(place.store.get_session(&user, &s).await.unwrap(), None);
+    assert!(place.store.list_sessions(&user, 10, None).await.unwrap().is_empty());
     place.talk("s", "r", b"x").await;
-    assert_eq!(place.store.session(&user, &s).await.unwrap().unwrap().title, "Provisional");
-    assert_eq!(place.store.past(&user, &s, 100).await.unwrap().summary, None);
+    assert_eq!(place.store.get_session(&user, &s).await.unwrap().unwrap().title, "Provisional");
+    assert_eq!(place.store.load_history(&user, &s, 100).await.unwrap().summary, None);
 }
 
 /// Whether nothing is left of a conversation.
 async fn is_gone(place: &Place, id: &str, requests: &[&str]) {
     let (user, s) = (place.user("ann"), session(id));
-    assert_eq!(place.store.session(&user, &s).await.unwrap(), None);
-    assert!(place.store.turns(&user, &s, None, 10).await.unwrap().is_empty());
-    assert_eq!(place.store.past(&user, &s, 1_000).await.unwrap(), Past::default());
+    assert_eq!(place.store.get_session(&user, &s).await.unwrap(), None);
+    assert!(place.store.list_turns(&user, &s, None, 10).await.unwrap().is_empty());
+    assert_eq!(place.store.load_history(&user, &s, 1_000).await.unwrap(), History::default());
     for one in requests {
         assert!(place.store.follow(&user, &request(one), 0).await.unwrap().is_none(), "{one}");
     }
@@ -241,27 +245,27 @@ pub async fn conversations_are_deleted_with_everything_of_them(place: &Place) {
     let (user, store) = (place.user("ann"), &place.store);
     for id in ["s", "t", "u"] {
         place.talk(id, &format!("{id}1"), id.as_bytes()).await;
-        let note = Finding::Summary(Summary { text: "Summary".to_owned(), through: 1 });
-        store.note(&user, &session(id), &note).await.unwrap();
+        let note = SessionUpdate::Summary(Summary { text: "Summary".to_owned(), through: 1 });
+        store.update_session(&user, &session(id), &note).await.unwrap();
         let asking = place.start(&place.run(id, &format!("{id}2"))).await;
-        store.keep(&asking, b"state", &["c", "d"]).await.unwrap();
-        let end = Ending { profile: Some(b"profile".to_vec()), ..ending(1) };
+        store.store_pending_turn(&asking, b"state", &["c", "d"]).await.unwrap();
+        let end = RunEnding { profile: Some(b"profile".to_vec()), ..ending(1) };
         store.finish(&asking, &end).await.unwrap();
     }
     let running = place.start(&place.run("s", "s3")).await;
     store.checkpoint(&running, Some(&chunk(1, 1))).await.unwrap();
     let beside = place.start(&NewRun { takes_session: false, ..place.run("s", "s4") }).await;
-    let which = Sessions::These(vec![session("s"), session("none"), session("u")]);
-    assert_eq!(store.delete(&user, &which).await.unwrap(), 2);
+    let which = SessionSelection::Listed(vec![session("s"), session("none"), session("u")]);
+    assert_eq!(store.delete_sessions(&user, &which).await.unwrap(), 2);
     is_gone(place, "s", &["s1", "s2", "s3", "s4"]).await;
     is_gone(place, "u", &["u1", "u2"]).await;
-    assert_eq!(ids(&store.sessions(&user, 10, None).await.unwrap()), ["t"]);
-    assert_eq!(store.delete(&user, &which).await.unwrap(), 0);
-    assert_eq!(store.delete(&user, &Sessions::These(Vec::new())).await.unwrap(), 0);
+    assert_eq!(ids(&store.list_sessions(&user, 10, None).await.unwrap()), ["t"]);
+    assert_eq!(store.delete_sessions(&user, &which).await.unwrap(), 0);
+    assert_eq!(store.delete_sessions(&user, &SessionSelection::Listed(Vec::new())).await.unwrap(), 0);
 
     // What ran there has to stop, and brings nothing back.
     for lease in [&running, &beside] {
-        let end = || Ending { turn: Some(turn(b"back")), profile: Some(b"back".to_vec()), tokens: 7, ..ending(2) };
+        let end = || RunEnding { turn: Some(turn(b"back")), profile: Some(b"back".to_vec()), tokens: 7, ..ending(2) };
         match store.checkpoint(lease, Some(&chunk(2, 1))).await {
             Ok(signals) => assert!(signals.is_cancelled),
             Err(StoreError::LeaseLost) => {}
@@ -269,24 +273,24 @@ pub async fn conversations_are_deleted_with_everything_of_them(place: &Place) {
         }
         let ended = store.finish(lease, &end()).await;
         assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
-        let kept = store.keep(lease, b"back", &["c"]).await;
+        let kept = store.store_pending_turn(lease, b"back", &["c"]).await;
         assert!(matches!(kept, Err(StoreError::LeaseLost)), "{kept:?}");
     }
     is_gone(place, "s", &["s1", "s2", "s3", "s4"]).await;
     // Nothing waits there any more, nor is anything remembered; the conversation next to it is as it was.
     let giving = |id: &str, request: &str| NewRun { takes_session: false, ..place.run(id, request) };
     let lease = place.start(&giving("s", "s5")).await;
-    assert!(matches!(store.accept(&lease, "c", b"1").await.unwrap(), Accepted::Unknown));
+    assert!(matches!(store.record_tool_result(&lease, "c", b"1").await.unwrap(), ToolResultOutcome::UnknownCall));
     let lease = place.start(&giving("t", "t5")).await;
-    assert!(matches!(store.accept(&lease, "c", b"1").await.unwrap(), Accepted::Waiting));
-    let past = store.past(&user, &session("t"), 10).await.unwrap();
+    assert!(matches!(store.record_tool_result(&lease, "c", b"1").await.unwrap(), ToolResultOutcome::Pending));
+    let past = store.load_history(&user, &session("t"), 10).await.unwrap();
     assert_eq!(past.summary.unwrap().text, "Summary");
-    assert!(matches!(store.admit(&place.run("t", "t1")).await.unwrap(), Admission::Known { .. }));
-    let Admission::Started { lease, profile } = store.admit(&place.run("s", "s1")).await.unwrap() else { panic!() };
+    assert!(matches!(store.admit(&place.run("t", "t1")).await.unwrap(), AdmitOutcome::Known { .. }));
+    let AdmitOutcome::Started { lease, profile } = store.admit(&place.run("s", "s1")).await.unwrap() else { panic!() };
     assert_eq!(profile.unwrap(), b"profile");
     // It begins from the beginning.
-    store.finish(&lease, &Ending { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
-    let new = store.past(&user, &session("s"), 10).await.unwrap();
+    store.finish(&lease, &RunEnding { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
+    let new = store.load_history(&user, &session("s"), 10).await.unwrap();
     assert_eq!((new.turns.len(), new.turns[0].seq, new.summary), (1, 1, None));
 }
 
@@ -296,47 +300,47 @@ pub async fn all_of_a_user_can_be_deleted(place: &Place) {
         place.talk(id, &format!("{id}1"), id.as_bytes()).await;
     }
     let lease = place.start(&place.run("s", "s2")).await;
-    let end = Ending { profile: Some(b"profile".to_vec()), tokens: 100, ..ending(1) };
+    let end = RunEnding { profile: Some(b"profile".to_vec()), tokens: 100, ..ending(1) };
     store.finish(&lease, &end).await.unwrap();
     let asking = place.start(&place.run("v", "v1")).await;
-    store.keep(&asking, b"state", &["c"]).await.unwrap();
-    assert_eq!(store.delete(&user, &Sessions::All).await.unwrap(), 2);
+    store.store_pending_turn(&asking, b"state", &["c"]).await.unwrap();
+    assert_eq!(store.delete_sessions(&user, &SessionSelection::All).await.unwrap(), 2);
     is_gone(place, "s", &["s1", "s2"]).await;
     is_gone(place, "t", &["t1"]).await;
     is_gone(place, "v", &["v1"]).await;
-    assert!(store.sessions(&user, 10, None).await.unwrap().is_empty());
-    let ended = store.finish(&asking, &Ending { turn: Some(turn(b"back")), ..ending(1) }).await;
+    assert!(store.list_sessions(&user, 10, None).await.unwrap().is_empty());
+    let ended = store.finish(&asking, &RunEnding { turn: Some(turn(b"back")), ..ending(1) }).await;
     assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
-    let Admission::Started { lease, profile } = store.admit(&place.run("u", "u1")).await.unwrap() else {
+    let AdmitOutcome::Started { lease, profile } = store.admit(&place.run("u", "u1")).await.unwrap() else {
         panic!("not started")
     };
     assert_eq!(profile, None);
     store.finish(&lease, &ending(1)).await.unwrap();
     let giving = place.start(&NewRun { takes_session: false, ..place.run("v", "v2") }).await;
-    assert!(matches!(store.accept(&giving, "c", b"1").await.unwrap(), Accepted::Unknown));
-    assert_eq!(store.delete(&user, &Sessions::All).await.unwrap(), 0);
+    assert!(matches!(store.record_tool_result(&giving, "c", b"1").await.unwrap(), ToolResultOutcome::UnknownCall));
+    assert_eq!(store.delete_sessions(&user, &SessionSelection::All).await.unwrap(), 0);
 }
 
 pub async fn what_was_used_counts_although_all_is_deleted(place: &Place) {
     within_one_minute(place, async |attempt| {
         let mut run = place.run("s", "r1");
         run.key.user = place.user(&format!("ann{attempt}"));
-        run.limits = Some(Limits { requests_per_minute: 1, concurrent_streams: 1, tokens_per_day: 100 });
+        run.quotas = Some(UserQuotas { requests_per_minute: 1, concurrent_streams: 1, tokens_per_day: 100 });
         let lease = place.start(&run).await;
-        assert_eq!(place.store.delete(&run.key.user, &Sessions::All).await.unwrap(), 0);
+        assert_eq!(place.store.delete_sessions(&run.key.user, &SessionSelection::All).await.unwrap(), 0);
         run.key.request = request("r2");
         let by = |admission| match admission {
-            Admission::Over { limit, .. } => limit,
+            AdmitOutcome::QuotaExceeded { quota: limit, .. } => limit,
             other => panic!("let in: {other:?}"),
         };
-        assert_eq!(by(place.store.admit(&run).await.unwrap()), Limit::RequestsPerMinute);
+        assert_eq!(by(place.store.admit(&run).await.unwrap()), QuotaKind::RequestsPerMinute);
         // What ran meanwhile has spent something, too.
-        let ended = place.store.finish(&lease, &Ending { tokens: 100, ..ending(1) }).await;
+        let ended = place.store.finish(&lease, &RunEnding { tokens: 100, ..ending(1) }).await;
         assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
-        place.store.delete(&run.key.user, &Sessions::All).await.unwrap();
-        run.limits = Some(Limits { requests_per_minute: 9, concurrent_streams: 1, tokens_per_day: 100 });
-        assert_eq!(by(place.store.admit(&run).await.unwrap()), Limit::TokensPerDay);
-        run.limits = Some(Limits { requests_per_minute: 9, concurrent_streams: 1, tokens_per_day: 101 });
+        place.store.delete_sessions(&run.key.user, &SessionSelection::All).await.unwrap();
+        run.quotas = Some(UserQuotas { requests_per_minute: 9, concurrent_streams: 1, tokens_per_day: 100 });
+        assert_eq!(by(place.store.admit(&run).await.unwrap()), QuotaKind::TokensPerDay);
+        run.quotas = Some(UserQuotas { requests_per_minute: 9, concurrent_streams: 1, tokens_per_day: 101 });
         place.start(&run).await;
     })
     .await;
@@ -349,9 +353,10 @@ pub async fn a_deletion_beside_an_end_leaves_nothing_by_halves(place: &Place) {
         let (id, name) = (format!("s{round}"), format!("r{round}"));
         place.talk(&id, &format!("{name}-before"), b"x").await;
         let lease = place.start(&place.run(&id, &name)).await;
-        let end = Ending { turn: Some(turn(b"y")), ..ending(1) };
-        let which = if round % 2 == 0 { Sessions::These(vec![session(&id)]) } else { Sessions::All };
-        let (ended, deleted) = tokio::join!(place.store.finish(&lease, &end), place.store.delete(&user, &which));
+        let end = RunEnding { turn: Some(turn(b"y")), ..ending(1) };
+        let which = if round % 2 == 0 { SessionSelection::Listed(vec![session(&id)]) } else { SessionSelection::All };
+        let (ended, deleted) =
+            tokio::join!(place.store.finish(&lease, &end), place.store.delete_sessions(&user, &which));
         assert_eq!(deleted.unwrap(), 1);
         assert!(matches!(ended, Ok(()) | Err(StoreError::LeaseLost)), "{ended:?}");
         is_gone(place, &id, &[&name]).await;
@@ -362,19 +367,19 @@ pub async fn a_deletion_beside_a_run_without_the_lease_leaves_nothing_by_halves(
     let user = place.user("ann");
     for round in 0..16 {
         let id = format!("s{round}");
-        let which = Sessions::These(vec![session(&id)]);
+        let which = SessionSelection::Listed(vec![session(&id)]);
         let talk = async {
             // So that the end meets the deletion at each of its steps.
             for _ in 0..round {
-                place.store.session(&user, &session(&id)).await.unwrap();
+                place.store.get_session(&user, &session(&id)).await.unwrap();
             }
             let run = NewRun { takes_session: false, ..place.run(&id, &format!("r{round}")) };
             let lease = place.start(&run).await;
-            place.store.finish(&lease, &Ending { turn: Some(turn(b"y")), ..ending(1) }).await
+            place.store.finish(&lease, &RunEnding { turn: Some(turn(b"y")), ..ending(1) }).await
         };
-        let (deleted, ended) = tokio::join!(place.store.delete(&user, &which), talk);
-        let there = place.store.session(&user, &session(&id)).await.unwrap().map_or(0, |session| session.turns);
-        let turns = place.store.turns(&user, &session(&id), None, 10).await.unwrap();
+        let (deleted, ended) = tokio::join!(place.store.delete_sessions(&user, &which), talk);
+        let there = place.store.get_session(&user, &session(&id)).await.unwrap().map_or(0, |session| session.turns);
+        let turns = place.store.list_turns(&user, &session(&id), None, 10).await.unwrap();
         assert_eq!(turns.len(), there as usize, "{deleted:?}, {ended:?}");
         assert!(matches!(ended, Ok(()) | Err(StoreError::LeaseLost)), "{ended:?}");
     }

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use agent_service::{
     identity::{RequestId, UserId},
-    learning::{RuleExtractor, RuleNarrator},
-    memory::{Kept, Lesson, Metadata, NewMemory, Selection},
+    learning::{RuleExtractor, RuleSummarizer},
+    memory::{Metadata, NewMemory, Selection, TurnMemories, TurnWriteOutcome},
 };
 use jiff::{Timestamp, ToSpan as _};
 use tokio::sync::Semaphore;
@@ -27,7 +27,7 @@ async fn rows(world: &World, user: &UserId) -> i64 {
 }
 
 async fn forget(world: &World, user: &UserId) {
-    world.memory.delete(user, &Selection::Everything).await.unwrap();
+    world.memory.delete(user, &Selection::All).await.unwrap();
 }
 
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn a_turn_that_is_being_learned_from_meanwhile_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whichever_comes_first_nothing_of_before_is_left_in_the_end() {
     let world = Arc::new(World::new().await);
-    let learner = Arc::new(world.learner(Arc::new(RuleExtractor), Arc::new(RuleNarrator)));
+    let learner = Arc::new(world.learner(Arc::new(RuleExtractor), Arc::new(RuleSummarizer)));
     for round in 0..10 {
         let ann = user(&format!("ann-{round}"));
         let turn = world.keep(&ann, &session("s"), &record("I live in Rome.", "Noted.")).await;
@@ -87,7 +87,7 @@ async fn whichever_comes_first_nothing_of_before_is_left_in_the_end() {
         learned.unwrap();
         assert_eq!(rows(&world, &ann).await, 0);
         let again = learner.learn(&ann, &s, &turn).await.unwrap();
-        assert!(again.is_settled);
+        assert!(again.was_settled);
         assert_eq!(rows(&world, &ann).await, 0);
     }
 }
@@ -109,11 +109,17 @@ async fn a_lesson_counts_by_when_it_was_said() {
             supersedes: Vec::new(),
         };
         let request = RequestId::generate();
-        let lesson = Lesson { session: &s, request: &request, said_at, memories: vec![memory], is_last: true };
-        let kept = world.memory.learn(&ann, lesson.clone()).await.unwrap();
-        assert_eq!(matches!(kept, Kept::Added(_)), is_kept, "{kept:?}");
-        let again = world.memory.learn(&ann, lesson).await.unwrap();
-        assert_eq!(again, if is_kept { Kept::LearnedBefore } else { Kept::Forgotten });
+        let lesson = TurnMemories {
+            session: &s,
+            request: &request,
+            turn_ended_at: said_at,
+            memories: vec![memory],
+            is_final: true,
+        };
+        let kept = world.memory.add_turn_memories(&ann, lesson.clone()).await.unwrap();
+        assert_eq!(matches!(kept, TurnWriteOutcome::Added(_)), is_kept, "{kept:?}");
+        let again = world.memory.add_turn_memories(&ann, lesson).await.unwrap();
+        assert_eq!(again, if is_kept { TurnWriteOutcome::AlreadyExtracted } else { TurnWriteOutcome::UserErased });
     }
     assert_eq!(world.count("memories").await, 1);
 }

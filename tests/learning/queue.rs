@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use agent_service::{
-    conversation::Sessions,
-    learning::{Learning, RuleExtractor, RuleNarrator},
+    conversation::SessionSelection,
+    learning::{ExtractionWorker, RuleExtractor, RuleSummarizer},
 };
 use sqlx::{PgConnection, Row as _};
 use tokio::{
@@ -53,7 +53,7 @@ async fn a_turn_waits_in_the_queue_until_it_is_learned_from() {
     assert_eq!(world.count("learning_jobs").await, 1);
     assert_eq!(work(&learning).await, 1);
     assert_eq!((world.count("learning_jobs").await, world.fact_texts(&ann).await.len()), (0, 1));
-    assert_eq!(world.store.session(&ann, &s).await.unwrap().unwrap().title, "I live in Rome");
+    assert_eq!(world.store.get_session(&ann, &s).await.unwrap().unwrap().title, "I live in Rome");
 }
 
 #[tokio::test]
@@ -63,9 +63,9 @@ async fn jobs_of_conversations_that_are_deleted_go_with_them() {
     for name in ["a", "b", "c"] {
         world.keep(&ann, &session(name), &record("I live in Rome.", "Noted.")).await;
     }
-    world.store.delete(&ann, &Sessions::These(vec![session("a")])).await.unwrap();
+    world.store.delete_sessions(&ann, &SessionSelection::Listed(vec![session("a")])).await.unwrap();
     assert_eq!(world.count("learning_jobs").await, 2);
-    world.store.delete(&ann, &Sessions::All).await.unwrap();
+    world.store.delete_sessions(&ann, &SessionSelection::All).await.unwrap();
     assert_eq!(world.count("learning_jobs").await, 0);
 }
 
@@ -164,7 +164,7 @@ async fn a_process_that_was_taken_for_dead_changes_nothing_any_more() {
 }
 
 /// Runs what works on the queue while something else is done, and then stops it.
-async fn beside(learning: &Learning, ready: watch::Receiver<bool>, work: impl AsyncFnOnce()) {
+async fn beside(learning: &ExtractionWorker, ready: watch::Receiver<bool>, work: impl AsyncFnOnce()) {
     let stop = CancellationToken::new();
     let done = async {
         work().await;
@@ -178,9 +178,9 @@ async fn beside(learning: &Learning, ready: watch::Receiver<bool>, work: impl As
 async fn a_turn_of_the_same_process_is_learned_from_at_once_when_the_database_is_ready() {
     let world = World::new().await;
     let (ann, s) = (user("ann"), session("s"));
-    let learner = Arc::new(world.learner(Arc::new(RuleExtractor), Arc::new(RuleNarrator)));
-    let bell = world.store.queue_bell().unwrap();
-    let learning = Learning::new(&world.roles, learner, world.store.clone(), bell);
+    let learner = Arc::new(world.learner(Arc::new(RuleExtractor), Arc::new(RuleSummarizer)));
+    let bell = world.store.learning_wakeup().unwrap();
+    let learning = ExtractionWorker::new(&world.roles, learner, world.store.clone(), bell);
     let (ready, is_ready) = watch::channel(false);
     beside(&learning, is_ready, async || {
         world.keep(&ann, &s, &record("I live in Rome.", "Noted.")).await;

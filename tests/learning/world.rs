@@ -9,15 +9,15 @@ use std::{
 use agent_service::{
     chat::{RecordedCitation, TurnFinish, TurnRecord},
     conversation::{
-        Admission, Chunk, ConversationStore, Ending, NewRun, NewTurn, Outcome, PostgresConversations, RunKey,
-        StoredTurn,
+        AdmitOutcome, ConversationStore, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
+        RunOutcome, StoredTurn,
     },
     embedding,
     identity::{RequestId, SessionId, UserId},
-    learning::{Extractor, Learner, Learning, ModelExtractor, Narrator, RuleExtractor, RuleNarrator},
+    learning::{ExtractionWorker, Extractor, ModelExtractor, RuleExtractor, RuleSummarizer, Summarizer, TurnLearner},
     llm::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream},
-    memory::{Exported, Memory, MemoryEngine, Metadata},
-    postgres::{Database, Roles},
+    memory::{ExportedMemory, Memory, MemoryEngine, Metadata},
+    postgres::{Database, RolePools},
 };
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
@@ -34,7 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A place to learn in.
 pub struct World {
     pub database: TestDatabase,
-    pub roles: Roles,
+    pub roles: RolePools,
     pub memory: Arc<MemoryEngine>,
     pub store: Arc<dyn ConversationStore>,
 }
@@ -47,19 +47,19 @@ impl World {
     }
 
     /// The same database as another process sees it.
-    pub fn process(&self, extractor: Arc<dyn Extractor>) -> Learning {
+    pub fn process(&self, extractor: Arc<dyn Extractor>) -> ExtractionWorker {
         let (roles, memory, store) = parts(&self.database);
-        let learner = Learner::new(memory, store.clone(), extractor, Arc::new(RuleNarrator));
-        let bell = store.queue_bell().unwrap();
-        Learning::new(&roles, Arc::new(learner), store, bell)
+        let learner = TurnLearner::new(memory, store.clone(), extractor, Arc::new(RuleSummarizer));
+        let bell = store.learning_wakeup().unwrap();
+        ExtractionWorker::new(&roles, Arc::new(learner), store, bell)
     }
 
-    pub fn learner(&self, extractor: Arc<dyn Extractor>, narrator: Arc<dyn Narrator>) -> Learner {
-        Learner::new(self.memory.clone(), self.store.clone(), extractor, narrator)
+    pub fn learner(&self, extractor: Arc<dyn Extractor>, narrator: Arc<dyn Summarizer>) -> TurnLearner {
+        TurnLearner::new(self.memory.clone(), self.store.clone(), extractor, narrator)
     }
 
-    pub fn learner_by_rules(&self) -> Learner {
-        self.learner(Arc::new(RuleExtractor), Arc::new(RuleNarrator))
+    pub fn learner_by_rules(&self) -> TurnLearner {
+        self.learner(Arc::new(RuleExtractor), Arc::new(RuleSummarizer))
     }
 
     pub async fn behind(&self) -> PgConnection {
@@ -75,9 +75,9 @@ impl World {
             head: Vec::new(),
             takes_session: true,
             resumes: false,
-            limits: None,
+            quotas: None,
         };
-        let Admission::Started { lease, .. } = self.store.admit(&run).await.unwrap() else { panic!("not started") };
+        let AdmitOutcome::Started { lease, .. } = self.store.admit(&run).await.unwrap() else { panic!("not started") };
         let turn = NewTurn {
             record: record.to_bytes().unwrap(),
             tokens: record.estimate_tokens(),
@@ -85,12 +85,12 @@ impl World {
             provisional_title: record.provisional_title(),
             may_be_learned: true,
         };
-        let ending = Ending {
-            chunk: Chunk { first: 1, count: 1, frames: b"frame".to_vec() },
-            outcome: Outcome::Final,
+        let ending = RunEnding {
+            chunk: FrameChunk { first: 1, count: 1, frames: b"frame".to_vec() },
+            outcome: RunOutcome::Final,
             turn: Some(turn),
             tokens: 0,
-            resumed: None,
+            resumed_turn: None,
             profile: None,
         };
         self.store.finish(&lease, &ending).await.unwrap();
@@ -98,7 +98,7 @@ impl World {
     }
 
     pub async fn last_turn(&self, user: &UserId, session: &SessionId) -> StoredTurn {
-        self.store.turns(user, session, None, 1).await.unwrap().remove(0)
+        self.store.list_turns(user, session, None, 1).await.unwrap().remove(0)
     }
 
     /// Makes it as if the last turn was kept at another time.
@@ -111,7 +111,7 @@ impl World {
 
     /// Everything that is remembered of a user, the oldest first.
     pub async fn everything(&self, user: &UserId) -> Vec<Memory> {
-        let mut exported: Vec<Exported> =
+        let mut exported: Vec<ExportedMemory> =
             Box::pin(self.memory.clone().export(user.clone())).map(Result::unwrap).collect().await;
         exported.reverse();
         exported.into_iter().map(|exported| exported.memory).collect()
@@ -141,10 +141,10 @@ impl World {
     }
 }
 
-fn parts(database: &TestDatabase) -> (Roles, Arc<MemoryEngine>, Arc<dyn ConversationStore>) {
+fn parts(database: &TestDatabase) -> (RolePools, Arc<MemoryEngine>, Arc<dyn ConversationStore>) {
     let url = database.service_url();
     let config = config(&[("DATABASE_URL", &url), ("EMBEDDING_PROVIDER", "hashed")]);
-    let roles = Database::from_config(&config.stores.memory).unwrap().roles();
+    let roles = Database::from_config(&config.stores.database).unwrap().pools();
     let embedder = embedding::from_config(&config.embedding).unwrap();
     let memory = Arc::new(MemoryEngine::new(config.memory, roles.clone(), embedder));
     // A test machine may be slower than a real one.
@@ -153,7 +153,7 @@ fn parts(database: &TestDatabase) -> (Roles, Arc<MemoryEngine>, Arc<dyn Conversa
 }
 
 /// Works on everything in the queue that is due now.
-pub async fn work(learning: &Learning) -> usize {
+pub async fn work(learning: &ExtractionWorker) -> usize {
     let worked = learning.run_until_idle(Instant::now() + PATIENCE);
     tokio::time::timeout(PATIENCE, worked).await.expect("the queue does not end").unwrap()
 }

@@ -63,7 +63,7 @@ async fn create_database(url: &str, name: &str, template: &str) {
 }
 
 fn database(url: &str) -> Database {
-    Database::from_config(&config(&[("DATABASE_URL", url)]).stores.memory).unwrap()
+    Database::from_config(&config(&[("DATABASE_URL", url)]).stores.database).unwrap()
 }
 
 /// Where a server reaches a database whose URL is this: through the pooler of `TEST_POOLER_URL`, if there is one.

@@ -70,7 +70,7 @@ impl Session {
             .arguments
             .language
             .clone()
-            .unwrap_or_else(|| Language::of_text(&message).pick("en", "zh-CN").to_owned());
+            .unwrap_or_else(|| Language::detect(&message).pick("en", "zh-CN").to_owned());
         let request = pb::ChatRequest {
             user_id: self.arguments.connection.user.clone(),
             session_id: self.session_id.clone(),

@@ -9,11 +9,11 @@ use std::{
 };
 
 use agent_service::{
-    config::{Auth, Config, DemoReason, EmbeddingConfig, MemoryStoreConfig, ModelConfig},
+    config::{AuthMode, Config, DatabaseConfig, DemoReason, EmbeddingConfig, ModelConfig},
     embedding::EmbedderSetupError,
     llm::ModelSetupError,
     memory::MemoryEngine,
-    postgres::{Database, DatabaseError, Step},
+    postgres::{Database, DatabaseError, StartupStep},
     service::{Services, SetupError},
     transport::server::{Server, ServerError},
 };
@@ -25,11 +25,11 @@ use crate::{EXIT_INTERRUPTED, Outcome, misconfigured, options};
 /// Runs the server until a signal stops it.
 pub async fn run(config: Config) -> Outcome {
     let mut signals = Signals::install()?;
-    let database = match Database::from_config(&config.stores.memory) {
-        Err(error @ DatabaseError::Address { .. }) => return Ok(misconfigured(&error)),
+    let database = match Database::from_config(&config.stores.database) {
+        Err(error @ DatabaseError::InvalidUrl { .. }) => return Ok(misconfigured(&error)),
         database => database?,
     };
-    let services = match Services::from_config(&config, database.roles()) {
+    let services = match Services::from_config(&config, database.pools()) {
         Err(
             error @ (SetupError::Model(ModelSetupError::Responses(_))
             | SetupError::Embedder(EmbedderSetupError::Model(_))
@@ -39,7 +39,7 @@ pub async fn run(config: Config) -> Outcome {
         ) => return Ok(misconfigured(&error)),
         services => services?,
     };
-    let (engine, learning) = (services.engine.clone(), services.learning.clone());
+    let (engine, learning) = (services.engine.clone(), services.extraction_worker.clone());
     let server = match Server::bind(&config.server, services).await {
         Err(error @ (ServerError::TlsFile { .. } | ServerError::Tls(_))) => return Ok(misconfigured(&error)),
         server => server?,
@@ -77,7 +77,7 @@ pub async fn run(config: Config) -> Outcome {
             ExitCode::SUCCESS
         }
         // The database is kept until the last stream has ended.
-        result = database.keep(&ready, progress()) => {
+        result = database.supervise(&ready, progress()) => {
             result?;
             ExitCode::FAILURE
         }
@@ -94,7 +94,7 @@ async fn keep_index(engine: &MemoryEngine, database: &Database, mut ready: watch
     loop {
         // The sender lives as long as this.
         if ready.wait_for(|ready| *ready).await.is_ok()
-            && let Err(error) = engine.index_vectors(database).await
+            && let Err(error) = engine.build_vector_index(database).await
         {
             tracing::warn!(%error, "the index of vectors can not be built; large searches are slow without it");
         }
@@ -104,12 +104,12 @@ async fn keep_index(engine: &MemoryEngine, database: &Database, mut ready: watch
 
 /// Brings the tables up to date.
 pub async fn migrate(config: Config) -> Outcome {
-    if matches!(config.stores.memory, MemoryStoreConfig::Embedded { .. }) {
+    if matches!(config.stores.database, DatabaseConfig::Embedded { .. }) {
         return Err(
             "there is nothing to migrate: without DATABASE_URL the server keeps its own Postgres up to date".into()
         );
     }
-    Database::from_config(&config.stores.memory)?.migrate().await?;
+    Database::from_config(&config.stores.database)?.migrate().await?;
     println!("The tables are up to date.");
     Ok(ExitCode::SUCCESS)
 }
@@ -152,12 +152,12 @@ impl Signals {
 }
 
 /// Tells people what the first start is busy with.
-fn progress() -> Arc<dyn Fn(Step) + Send + Sync> {
+fn progress() -> Arc<dyn Fn(StartupStep) + Send + Sync> {
     Arc::new(|step| match step {
-        Step::Unpacking => say("Unpacking the embedded Postgres (only once) …"),
-        Step::Initialising => say("Making an empty database (only once) …"),
-        Step::Starting => say("Starting the database …"),
-        Step::Ready => say("Ready."),
+        StartupStep::Unpacking => say("Unpacking the embedded Postgres (only once) …"),
+        StartupStep::Initialising => say("Making an empty database (only once) …"),
+        StartupStep::Starting => say("Starting the database …"),
+        StartupStep::Ready => say("Ready."),
     })
 }
 
@@ -178,20 +178,20 @@ fn print_banner(config: &Config, address: SocketAddr) {
             format!("{} by {} at {}{then}", primary.model, primary.provider.name(), primary.base_url)
         }
     };
-    let memory = match &config.stores.memory {
-        MemoryStoreConfig::Embedded { data_dir } => format!("embedded Postgres in {}", data_dir.display()),
-        MemoryStoreConfig::Postgres { .. } => "Postgres at DATABASE_URL".to_owned(),
-        MemoryStoreConfig::Absent => "none".to_owned(),
+    let memory = match &config.stores.database {
+        DatabaseConfig::Embedded { data_dir } => format!("embedded Postgres in {}", data_dir.display()),
+        DatabaseConfig::Postgres { .. } => "Postgres at DATABASE_URL".to_owned(),
+        DatabaseConfig::Absent => "none".to_owned(),
     };
     let embedding = match &config.embedding {
         EmbeddingConfig::Hashed => "hashed n-grams (spelling, not meaning)".to_owned(),
         EmbeddingConfig::Local { model_dir } => format!("the model in {}", model_dir.display()),
         EmbeddingConfig::OpenAi { model, dimension, .. } => format!("{model}, {dimension} dimensions"),
     };
-    let callers = match config.callers.auth {
-        Auth::None => "not authenticated: only this machine can reach the port",
-        Auth::Jwt => "by bearer tokens (AUTH=jwt)",
-        Auth::Gateway => "authenticated by the gateway (AUTH=gateway): nobody else may reach the port",
+    let callers = match config.auth.mode {
+        AuthMode::None => "not authenticated: only this machine can reach the port",
+        AuthMode::Jwt => "by bearer tokens (AUTH=jwt)",
+        AuthMode::Gateway => "authenticated by the gateway (AUTH=gateway): nobody else may reach the port",
     };
     // Whoever listens on all addresses is reached on this one as well.
     let reachable = match address.ip() {

@@ -16,6 +16,6 @@ const CONVERSATION: &[&str] = &["ListSessions", "GetSession", "RenameSession", "
 fn main() -> ExitCode {
     lambda::serve(|services| {
         Adapter::new(memory_service(services.memory), MEMORY)
-            .with(conversation_service(services.conversation), CONVERSATION)
+            .add_service(conversation_service(services.conversation), CONVERSATION)
     })
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{EndpointConfig, LLM_FALLBACKS, Provider};
-use crate::config::{Reader, Secret, env::check_base_url};
+use crate::config::{EnvReader, Secret, env::check_base_url};
 
 /// Most models of a chain, because each adds its own waits to a turn.
 const MOST: usize = 8;
@@ -20,31 +20,31 @@ struct Entry {
 }
 
 /// Reads the list. Without a `primary`, in demo mode, it is only checked.
-pub(super) fn read(reader: &mut Reader<'_>, primary: Option<&EndpointConfig>) -> Vec<EndpointConfig> {
+pub(super) fn read(reader: &mut EnvReader<'_>, primary: Option<&EndpointConfig>) -> Vec<EndpointConfig> {
     let Some(json) = reader.text(LLM_FALLBACKS) else { return Vec::new() };
     let entries: Vec<Entry> = match serde_json::from_str(&json) {
         Ok(entries) => entries,
         Err(error) => {
             // The parser's own words could quote the value.
             let place = format!("is not a JSON list of models (line {}, column {})", error.line(), error.column());
-            reader.mistake(LLM_FALLBACKS, place, EXAMPLE);
+            reader.report(LLM_FALLBACKS, place, EXAMPLE);
             return Vec::new();
         }
     };
     if entries.len() > MOST {
-        reader.mistake(LLM_FALLBACKS, format!("has more than {MOST} entries"), EXAMPLE);
+        reader.report(LLM_FALLBACKS, format!("has more than {MOST} entries"), EXAMPLE);
     }
     let mut endpoints = Vec::with_capacity(entries.len());
     for (number, entry) in entries.into_iter().enumerate() {
         match endpoint(reader, entry, primary) {
             Ok(endpoint) => endpoints.push(endpoint),
-            Err(problem) => reader.mistake(LLM_FALLBACKS, format!("entry {}: {problem}", number + 1), EXAMPLE),
+            Err(problem) => reader.report(LLM_FALLBACKS, format!("entry {}: {problem}", number + 1), EXAMPLE),
         }
     }
     endpoints
 }
 
-fn endpoint(reader: &Reader<'_>, entry: Entry, primary: Option<&EndpointConfig>) -> Result<EndpointConfig, String> {
+fn endpoint(reader: &EnvReader<'_>, entry: Entry, primary: Option<&EndpointConfig>) -> Result<EndpointConfig, String> {
     if entry.model.trim().is_empty() {
         return Err("model is blank".to_owned());
     }
@@ -62,12 +62,12 @@ fn endpoint(reader: &Reader<'_>, entry: Entry, primary: Option<&EndpointConfig>)
         },
     };
     Ok(EndpointConfig {
-        provider: shared.map_or_else(|| Provider::of_url(&base_url), |primary| primary.provider),
+        provider: shared.map_or_else(|| Provider::from_url(&base_url), |primary| primary.provider),
         base_url,
         api_key,
         model: entry.model,
         key_variable,
-        address_variable: LLM_FALLBACKS,
+        url_variable: LLM_FALLBACKS,
     })
 }
 

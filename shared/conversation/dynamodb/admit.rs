@@ -10,15 +10,20 @@ use uuid::Uuid;
 
 use super::{
     DynamoConversations, in_time,
-    item::{Item, Read as _, expiry, number, set, until},
-    keys::{Key, of_stream, stream},
+    item::{Item, ItemExt as _, duration_until, expiry, number, set},
+    keys::{Key, split_stream_member, stream_member},
+    lease::{
+        ALIVE_UNTIL, ExpiredLease, FINGERPRINT, LEASE_TOKEN, LeaseState, SESSION, has_lease_token, is_alive, start_run,
+        take_lease,
+    },
     parts::PROFILE,
-    runs::{ALIVE_UNTIL, Dead, FINGERPRINT, HOLDER, Holding, SESSION, is_alive, is_held_by, start, take},
     table::Table,
-    write::{Refusals, Transacted, Write},
+    write::{FailedConditions, TransactOutcome, Write},
 };
 use crate::{
-    conversation::{Admission, LEASE, Lease, Limit, Limits, NewRun, REMEMBERED, StoreError},
+    conversation::{
+        AdmitOutcome, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun, QuotaKind, StoreError, UserQuotas,
+    },
     identity::{SessionId, UserId},
 };
 
@@ -33,7 +38,7 @@ const TRIES: u32 = 8;
 /// How much longer than its caller an admission waits for DynamoDB, to take back what became of it.
 const AFTERMATH: Duration = Duration::from_secs(10);
 /// How long a day's use is kept. It only matters on that day.
-pub(super) const USAGE_KEPT: Duration = Duration::from_hours(48);
+pub(super) const USAGE_RETENTION: Duration = Duration::from_hours(48);
 /// Minutes before this one whose counts are removed with the next request.
 const OLD_MINUTES: i64 = 5;
 
@@ -47,35 +52,35 @@ const LOST: usize = 4;
 impl DynamoConversations {
     /// Lets a run in. Whoever asked may leave, or lose patience, while DynamoDB lets the run in: nobody would run it, and its
     /// conversation would be taken until the lease ends. So the question is asked by a task, which takes such an admission back.
-    pub(super) async fn admit_run(&self, run: &NewRun) -> Result<Admission, StoreError> {
+    pub(super) async fn admit_run(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
         let (answer, answered) = oneshot::channel();
         let (store, run) = (self.clone(), run.clone());
-        let patience = self.admission + AFTERMATH;
+        let patience = self.admit_timeout + AFTERMATH;
         drop(tokio::spawn(async move {
             let admitted = in_time(patience, store.ask(&run)).await;
-            if let Err(Ok(Admission::Started { lease, .. })) = answer.send(admitted)
+            if let Err(Ok(AdmitOutcome::Started { lease, .. })) = answer.send(admitted)
                 && let Err(error) = in_time(AFTERMATH, store.abandon_run(&lease)).await
             {
                 tracing::warn!(%error, "an admission that came too late holds its conversation until its lease ends");
             }
         }));
-        match timeout(self.admission, answered).await {
+        match timeout(self.admit_timeout, answered).await {
             Ok(Ok(admitted)) => admitted,
             // The runtime stops.
             Ok(Err(_)) | Err(_) => Err(StoreError::Timeout),
         }
     }
 
-    async fn ask(&self, run: &NewRun) -> Result<Admission, StoreError> {
+    async fn ask(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
         if run.resumes {
             let known = self.table.get(Key::run(&run.key.user, run.key.request.as_str())).await?;
-            return known.as_ref().map_or(Ok(Admission::Unknown), known_as);
+            return known.as_ref().map_or(Ok(AdmitOutcome::Unknown), known_as);
         }
         let holder = Uuid::now_v7();
         let (admission, profile) = join!(self.let_in(run, holder), self.profile(&run.key.user));
         match (admission?, profile) {
-            (Admission::Started { lease, .. }, Ok(profile)) => Ok(Admission::Started { lease, profile }),
-            (Admission::Started { lease, .. }, Err(error)) => {
+            (AdmitOutcome::Started { lease, .. }, Ok(profile)) => Ok(AdmitOutcome::Started { lease, profile }),
+            (AdmitOutcome::Started { lease, .. }, Err(error)) => {
                 // If this fails too, the run ends with its lease.
                 let _gone = self.abandon_run(&lease).await;
                 Err(error)
@@ -84,28 +89,28 @@ impl DynamoConversations {
         }
     }
 
-    async fn let_in(&self, run: &NewRun, holder: Uuid) -> Result<Admission, StoreError> {
+    async fn let_in(&self, run: &NewRun, holder: Uuid) -> Result<AdmitOutcome, StoreError> {
         let (mut dead, mut counts_streams) = (None, true);
         for _ in 0..TRIES {
             let now = Timestamp::now();
             let refusals = match self.table.transact(entry(run, holder, dead.as_ref(), counts_streams, now)).await? {
-                Transacted::Done => return Ok(started(run, holder)),
-                Transacted::Refused(refusals) => refusals,
+                TransactOutcome::Done => return Ok(started(run, holder)),
+                TransactOutcome::Refused(refusals) => refusals,
             };
-            if let Some(known) = refusals.of(RUN) {
+            if let Some(known) = refusals.get(RUN) {
                 // An earlier try got in, but its answer was lost.
-                let is_this = is_held_by(known, &holder.to_string());
+                let is_this = has_lease_token(known, &holder.to_string());
                 return if is_this { Ok(started(run, holder)) } else { known_as(known) };
             }
-            if refusals.of(LOST).is_some() {
+            if refusals.get(LOST).is_some() {
                 // It is alive after all, or somebody else took its place.
                 dead = None;
                 continue;
             }
-            if let Some(lease) = refusals.of(TAKEN) {
-                match self.table.holding(&run.key.user, run.key.request.as_str(), lease).await? {
-                    Holding::Alive(retry_after) => return Ok(Admission::Busy { retry_after }),
-                    Holding::Dead(found) => dead = Some(found),
+            if let Some(lease) = refusals.get(TAKEN) {
+                match self.table.lease_state(&run.key.user, run.key.request.as_str(), lease).await? {
+                    LeaseState::Active(retry_after) => return Ok(AdmitOutcome::Busy { retry_after }),
+                    LeaseState::Expired(found) => dead = Some(found),
                 }
                 continue;
             }
@@ -120,32 +125,32 @@ impl DynamoConversations {
     async fn over(
         &self,
         run: &NewRun,
-        refusals: &Refusals,
+        refusals: &FailedConditions,
         counts_streams: &mut bool,
         now: Timestamp,
-    ) -> Result<Option<Admission>, StoreError> {
+    ) -> Result<Option<AdmitOutcome>, StoreError> {
         let used = |name: &str| {
-            let number = refusals.of(USAGE)?.get(name)?.as_n().ok()?.parse::<u64>().ok()?;
+            let number = refusals.get(USAGE)?.get(name)?.as_n().ok()?.parse::<u64>().ok()?;
             Some(number)
         };
-        let limits = run.limits.filter(|_| refusals.of(USAGE).is_some());
-        let is_over = |of: fn(&Limits) -> u64, name: &str| {
+        let limits = run.quotas.filter(|_| refusals.get(USAGE).is_some());
+        let is_over = |of: fn(&UserQuotas) -> u64, name: &str| {
             limits.is_some_and(|limits| used(name).unwrap_or_default() >= of(&limits))
         };
-        let over = |limit, retry_after| Ok(Some(Admission::Over { limit, retry_after }));
+        let over = |limit, retry_after| Ok(Some(AdmitOutcome::QuotaExceeded { quota: limit, retry_after }));
         if is_over(|limits| limits.requests_per_minute.into(), &minute_of(now)) {
-            return over(Limit::RequestsPerMinute, until_next(now, 60));
+            return over(QuotaKind::RequestsPerMinute, until_next(now, 60));
         }
-        if let Some(streams) = refusals.of(STREAM) {
+        if let Some(streams) = refusals.get(STREAM) {
             let freed = self.table.forget_dead_streams(&run.key.user, streams).await?;
             match freed {
                 Freed::Some => {}
-                Freed::None(_) if run.limits.is_none() => *counts_streams = false,
-                Freed::None(retry_after) => return over(Limit::ConcurrentStreams, retry_after),
+                Freed::None(_) if run.quotas.is_none() => *counts_streams = false,
+                Freed::None(retry_after) => return over(QuotaKind::ConcurrentStreams, retry_after),
             }
         }
         if is_over(|limits| limits.tokens_per_day, TOKENS) {
-            return over(Limit::TokensPerDay, until_next(now, 24 * 60 * 60));
+            return over(QuotaKind::TokensPerDay, until_next(now, 24 * 60 * 60));
         }
         Ok(None)
     }
@@ -153,58 +158,58 @@ impl DynamoConversations {
     /// The profile of a user.
     async fn profile(&self, user: &UserId) -> Result<Option<Vec<u8>>, StoreError> {
         let Some(item) = self.table.get(Key::profile(user)).await? else { return Ok(None) };
-        self.table.value(user, PROFILE, &item).await.map(Some)
+        self.table.read_value(user, PROFILE, &item).await.map(Some)
     }
 }
 
-fn started(run: &NewRun, holder: Uuid) -> Admission {
-    Admission::Started { lease: Lease { key: run.key.clone(), holder }, profile: None }
+fn started(run: &NewRun, holder: Uuid) -> AdmitOutcome {
+    AdmitOutcome::Started { lease: Lease { key: run.key.clone(), lease_token: holder }, profile: None }
 }
 
-fn known_as(run: &Item) -> Result<Admission, StoreError> {
+fn known_as(run: &Item) -> Result<AdmitOutcome, StoreError> {
     let session = SessionId::parse(SESSION, run.text(SESSION)?).map_err(|_| StoreError::Malformed(SESSION))?;
     let fingerprint = run.bytes(FINGERPRINT)?.try_into().map_err(|_| StoreError::Malformed(FINGERPRINT))?;
-    Ok(Admission::Known { session, fingerprint })
+    Ok(AdmitOutcome::Known { session, fingerprint })
 }
 
 /// All that lets a run in.
-fn entry(run: &NewRun, holder: Uuid, dead: Option<&Dead>, counts_streams: bool, now: Timestamp) -> Vec<Write> {
-    let limits = run.limits;
-    let mut writes = vec![start(run, holder, now), use_minute(&run.key.user, limits, now)];
+fn entry(run: &NewRun, holder: Uuid, dead: Option<&ExpiredLease>, counts_streams: bool, now: Timestamp) -> Vec<Write> {
+    let limits = run.quotas;
+    let mut writes = vec![start_run(run, holder, now), use_minute(&run.key.user, limits, now)];
     let most = match limits {
         Some(limits) => Some(limits.concurrent_streams),
         None => counts_streams.then_some(MANY),
     };
-    writes.push(enter(&run.key.user, &stream(holder, &run.key.request), most, now));
+    writes.push(enter(&run.key.user, &stream_member(holder, &run.key.request), most, now));
     if run.takes_session {
-        writes.extend(take(&run.key, holder, dead, now));
+        writes.extend(take_lease(&run.key, holder, dead, now));
     }
     writes
 }
 
 /// Counts the request, if there is one left in this minute and a token on this day.
-fn use_minute(user: &UserId, limits: Option<Limits>, now: Timestamp) -> Write {
+fn use_minute(user: &UserId, limits: Option<UserQuotas>, now: Timestamp) -> Write {
     let minute = minute_number(now);
     let old: Vec<_> = (1..=OLD_MINUTES).map(|ago| minute - ago).filter(|minute| *minute >= 0).collect();
     let removed: Vec<_> = old.iter().map(|old| attribute_of_minute(*old)).collect();
     let remove = if removed.is_empty() { String::new() } else { format!(" REMOVE {}", removed.join(", ")) };
     let count = attribute_of_minute(minute);
     let write = Write::update(Key::usage(user, now), format!("ADD {count} :one SET expires_at = :expires{remove}"));
-    let write = write.value(":one", number(1)).value(":expires", expiry(now, USAGE_KEPT));
+    let write = write.bind(":one", number(1)).bind(":expires", expiry(now, USAGE_RETENTION));
     let Some(limits) = limits else { return write };
     let (requests, tokens) = (limits.requests_per_minute, limits.tokens_per_day);
     let condition = [below(&count, requests.into(), ":requests"), below(TOKENS, tokens, ":tokens")].join(" AND ");
-    let write = if requests > 0 { write.value(":requests", number(requests)) } else { write };
-    let write = if tokens > 0 { write.value(":tokens", number(tokens)) } else { write };
-    write.when(condition)
+    let write = if requests > 0 { write.bind(":requests", number(requests)) } else { write };
+    let write = if tokens > 0 { write.bind(":tokens", number(tokens)) } else { write };
+    write.condition(condition)
 }
 
 /// Gives back what a request used of its minute, while that is not over.
-pub(super) fn give_back(user: &UserId, used: Timestamp, now: Timestamp) -> Option<Write> {
+pub(super) fn refund_request(user: &UserId, used: Timestamp, now: Timestamp) -> Option<Write> {
     let minute = minute_of(now);
     let is_this_minute = used.as_second().div_euclid(60) == now.as_second().div_euclid(60);
     is_this_minute
-        .then(|| Write::update(Key::usage(user, now), format!("ADD {minute} :less")).value(":less", number(-1)))
+        .then(|| Write::update(Key::usage(user, now), format!("ADD {minute} :less")).bind(":less", number(-1)))
 }
 
 /// That an attribute that counts is below a number.
@@ -220,28 +225,30 @@ const NEVER: &str = "attribute_exists(nothing)";
 
 /// Counts a stream, if there is one left.
 fn enter(user: &UserId, stream: &str, most: Option<u32>, now: Timestamp) -> Write {
-    let write = count(user, set([stream.to_owned()]), now);
+    let write = add_streams(user, set([stream.to_owned()]), now);
     match most {
         None => write,
-        Some(0) => write.when(NEVER),
-        Some(most) => write.when("attribute_not_exists(streams) OR size(streams) < :most").value(":most", number(most)),
+        Some(0) => write.condition(NEVER),
+        Some(most) => {
+            write.condition("attribute_not_exists(streams) OR size(streams) < :most").bind(":most", number(most))
+        }
     }
 }
 
 /// Does not count streams any more.
-pub(super) fn leave(user: &UserId, streams: AttributeValue, now: Timestamp) -> Write {
+pub(super) fn remove_streams(user: &UserId, streams: AttributeValue, now: Timestamp) -> Write {
     change_streams(user, "DELETE streams :streams", streams, now)
 }
 
 /// Counts streams, whether or not there are any left.
-pub(super) fn count(user: &UserId, streams: AttributeValue, now: Timestamp) -> Write {
+pub(super) fn add_streams(user: &UserId, streams: AttributeValue, now: Timestamp) -> Write {
     change_streams(user, "ADD streams :streams", streams, now)
 }
 
 fn change_streams(user: &UserId, change: &str, streams: AttributeValue, now: Timestamp) -> Write {
     Write::update(Key::streams(user), format!("{change} SET expires_at = :expires"))
-        .value(":streams", streams)
-        .value(":expires", expiry(now, REMEMBERED))
+        .bind(":streams", streams)
+        .bind(":expires", expiry(now, IDEMPOTENCY_WINDOW))
 }
 
 /// What came of the search for streams that died.
@@ -255,22 +262,22 @@ impl Table {
     /// Takes those runs out of a user's streams that died or ended.
     async fn forget_dead_streams(&self, user: &UserId, streams: &Item) -> Result<Freed, StoreError> {
         let streams = streams.set(STREAMS);
-        let requests = streams.iter().filter_map(|stream| of_stream(stream));
+        let requests = streams.iter().filter_map(|stream| split_stream_member(stream));
         let keys: Vec<_> = requests.map(|(_, request)| Key::run(user, request)).collect();
-        let runs = self.get_many(keys).await?;
+        let runs = self.batch_get(keys).await?;
         let now = Timestamp::now();
         let alive_until = |stream: &str| {
-            let (holder, request) = of_stream(stream)?;
+            let (holder, request) = split_stream_member(stream)?;
             let run = runs.get(&Key::run(user, request).item)?;
-            let is_alive = run.text(HOLDER).ok()? == holder && is_alive(run, now);
-            is_alive.then(|| run.moment(ALIVE_UNTIL).ok())?
+            let is_alive = run.text(LEASE_TOKEN).ok()? == holder && is_alive(run, now);
+            is_alive.then(|| run.millis(ALIVE_UNTIL).ok())?
         };
         let dead: Vec<String> = streams.iter().filter(|stream| alive_until(stream).is_none()).cloned().collect();
         if dead.is_empty() {
             let first = streams.iter().filter_map(|stream| alive_until(stream)).min();
-            return Ok(Freed::None(first.map_or(LEASE, |first| until(now, first))));
+            return Ok(Freed::None(first.map_or(LEASE_DURATION, |first| duration_until(now, first))));
         }
-        self.apply(leave(user, set(dead), now)).await?;
+        self.write(remove_streams(user, set(dead), now)).await?;
         Ok(Freed::Some)
     }
 }
@@ -291,7 +298,7 @@ fn minute_of(now: Timestamp) -> String {
 /// Until the clock shows a multiple of so many seconds.
 fn until_next(now: Timestamp, seconds: i64) -> Duration {
     let next = (now.as_second().div_euclid(seconds) + 1) * seconds;
-    Timestamp::from_second(next).map_or(Duration::ZERO, |next| until(now, next))
+    Timestamp::from_second(next).map_or(Duration::ZERO, |next| duration_until(now, next))
 }
 
 #[cfg(test)]

@@ -10,16 +10,16 @@ use uuid::Uuid;
 
 use super::{
     DELETION, DynamoConversations,
-    admit::leave,
-    item::{Item, Read as _, set, text},
-    keys::{ITEM, Key, request_owner, session_owner, stream as stream_of, turns_of},
-    runs::{HOLDER, SESSION, lease_of_nobody},
+    admit::remove_streams,
+    item::{Item, ItemExt as _, set, text},
+    keys::{ITEM_ID, Key, request_owner, session_owner, stream_member as stream_of, turn_prefix},
+    lease::{LEASE_TOKEN, SESSION, deletion_lease},
     session::TURNS,
-    table::{Pages, Query, Table, failed, of_key},
-    write::{Transacted, Write, may_pass, wait},
+    table::{PageCursor, Query, Table, key_attributes, store_error},
+    write::{TransactOutcome, Write, backoff, is_transient},
 };
 use crate::{
-    conversation::{Sessions, StoreError},
+    conversation::{SessionSelection, StoreError},
     identity::{RequestId, SessionId, UserId},
 };
 
@@ -33,10 +33,10 @@ const PASSES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl DynamoConversations {
-    pub(super) async fn remove(&self, user: &UserId, sessions: &Sessions) -> Result<u32, StoreError> {
+    pub(super) async fn remove(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
         match sessions {
-            Sessions::All => self.remove_all(user).await,
-            Sessions::These(sessions) => {
+            SessionSelection::All => self.remove_all(user).await,
+            SessionSelection::Listed(sessions) => {
                 let mut seen = HashSet::new();
                 let sessions: Vec<_> = sessions.iter().filter(|session| seen.insert(session.as_str())).collect();
                 let removed: Vec<_> = sessions.iter().map(|session| self.remove_one(user, session)).collect();
@@ -53,10 +53,10 @@ impl DynamoConversations {
         let mut count = 0;
         for _ in 0..PASSES {
             let is_over = self.table.delete_prefix(user, "run/").await? == 0;
-            let mut pages = Pages::of(Query::everything(user).only("item_id, turns").with_expired());
+            let mut pages = PageCursor::new(Query::everything(user).project("item_id, turns").include_expired());
             let mut is_empty = true;
-            while let Some(mut page) = self.table.next(&mut pages).await? {
-                page.retain(|item| item.text(ITEM).is_ok_and(|item| !item.starts_with("usage/")));
+            while let Some(mut page) = self.table.next_page(&mut pages).await? {
+                page.retain(|item| item.text(ITEM_ID).is_ok_and(|item| !item.starts_with("usage/")));
                 is_empty &= page.is_empty();
                 let heads = page.iter().filter(|item| is_session(item)).count();
                 count += u32::try_from(heads).unwrap_or(u32::MAX);
@@ -75,42 +75,42 @@ impl DynamoConversations {
         let (head, held) = (Key::session(user, session), Key::lease(user, session));
         for pass in 1..=PASSES {
             let holder = Uuid::now_v7();
-            let lease = lease_of_nobody(holder, Timestamp::now(), DELETION);
-            self.table.apply(Write::put(held.clone(), lease)).await?;
+            let lease = deletion_lease(holder, Timestamp::now(), DELETION);
+            self.table.write(Write::put(held.clone(), lease)).await?;
             self.remove_runs(user, session).await?;
             let turns = self.table.get(head.clone()).await?.and_then(|mut head| head.remove(TURNS));
             let owned = format!("part/{}/", session_owner(session));
             // First, so that no result comes any more.
-            self.table.apply(Write::delete(Key::pending(user, session))).await?;
-            for prefix in [turns_of(session), owned, format!("result/{session}/")] {
+            self.table.write(Write::delete(Key::pending(user, session))).await?;
+            for prefix in [turn_prefix(session), owned, format!("result/{session}/")] {
                 self.table.delete_prefix(user, &prefix).await?;
             }
             let was_there = turns.is_some();
-            let free = Write::delete(held.clone()).when("holder = :holder").value(":holder", text(holder));
+            let free = Write::delete(held.clone()).condition("holder = :holder").bind(":holder", text(holder));
             let gone = match turns {
-                Some(turns) => Write::delete(head.clone()).when("turns = :turns").value(":turns", turns),
-                None => Write::check(head.clone()).when("attribute_not_exists(turns)"),
+                Some(turns) => Write::delete(head.clone()).condition("turns = :turns").bind(":turns", turns),
+                None => Write::check(head.clone()).condition("attribute_not_exists(turns)"),
             };
             // Where the lease is lost, something may have begun; and a turn that had waited may have ended beside it.
             let last = vec![free, gone, Write::delete(Key::pending(user, session))];
-            if let Transacted::Done = self.table.transact(last).await? {
+            if let TransactOutcome::Done = self.table.transact(last).await? {
                 return Ok(was_there);
             }
-            wait(pass).await;
+            backoff(pass).await;
         }
         Err(StoreError::Timeout)
     }
 
     /// The runs of a conversation with their frames. Those that are going on find themselves gone.
     async fn remove_runs(&self, user: &UserId, session: &SessionId) -> Result<(), StoreError> {
-        let runs = Query::prefix(user, "run/").only("item_id, session_id, holder");
-        let mut runs = self.table.rest(runs).await?;
+        let runs = Query::prefix(user, "run/").project("item_id, session_id, holder");
+        let mut runs = self.table.query_all(runs).await?;
         runs.retain(|run| run.text(SESSION).is_ok_and(|of| of == session.as_str()));
         let mut streams = Vec::new();
         for run in &runs {
-            let request = run.text(ITEM)?.trim_start_matches("run/");
-            self.table.apply(Write::delete(Key::run(user, request))).await?;
-            if let (Ok(request), Ok(holder)) = (RequestId::parse(ITEM, request), run.text(HOLDER)?.parse()) {
+            let request = run.text(ITEM_ID)?.trim_start_matches("run/");
+            self.table.write(Write::delete(Key::run(user, request))).await?;
+            if let (Ok(request), Ok(holder)) = (RequestId::parse(ITEM_ID, request), run.text(LEASE_TOKEN)?.parse()) {
                 streams.push(stream_of(holder, &request));
             }
             for prefix in [format!("chunk/{request}/"), format!("part/{}/", request_owner(request))] {
@@ -118,22 +118,22 @@ impl DynamoConversations {
             }
         }
         if !streams.is_empty() {
-            self.table.apply(leave(user, set(streams), Timestamp::now())).await?;
+            self.table.write(remove_streams(user, set(streams), Timestamp::now())).await?;
         }
         Ok(())
     }
 }
 
 fn is_session(item: &Item) -> bool {
-    item.contains_key(TURNS) && item.text(ITEM).is_ok_and(|item| item.starts_with("session/"))
+    item.contains_key(TURNS) && item.text(ITEM_ID).is_ok_and(|item| item.starts_with("session/"))
 }
 
 impl Table {
     /// Deletes all items of a user whose names begin so. Returns how many there were.
     async fn delete_prefix(&self, user: &UserId, prefix: &str) -> Result<usize, StoreError> {
-        let mut pages = Pages::of(Query::prefix(user, prefix).only("item_id").with_expired());
+        let mut pages = PageCursor::new(Query::prefix(user, prefix).project("item_id").include_expired());
         let mut count = 0;
-        while let Some(page) = self.next(&mut pages).await? {
+        while let Some(page) = self.next_page(&mut pages).await? {
             count += page.len();
             self.delete_all(user, page).await?;
         }
@@ -143,7 +143,8 @@ impl Table {
     async fn delete_all(&self, user: &UserId, items: Vec<Item>) -> Result<(), StoreError> {
         let mut left = Vec::with_capacity(items.len());
         for item in &items {
-            let key = DeleteRequest::builder().set_key(Some(of_key(Key::new(user, item.text(ITEM)?)))).build();
+            let key =
+                DeleteRequest::builder().set_key(Some(key_attributes(Key::new(user, item.text(ITEM_ID)?)))).build();
             let key = key.map_err(|error| StoreError::Dynamo(error.to_string()))?;
             left.push(WriteRequest::builder().delete_request(key).build());
         }
@@ -153,8 +154,8 @@ impl Table {
             let unwritten: Vec<_> = match request.send().await {
                 Ok(answer) => answer.unprocessed_items.into_iter().flatten().flat_map(|(_, writes)| writes).collect(),
                 // In a moment it may be done.
-                Err(error) if may_pass(&error) => batch,
-                Err(error) => return Err(failed(error)),
+                Err(error) if is_transient(&error) => batch,
+                Err(error) => return Err(store_error(error)),
             };
             if !unwritten.is_empty() {
                 sleep(PAUSE).await;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, str::FromStr, time::Duration};
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use jiff::Timestamp;
 
-use super::keys::EXPIRES;
+use super::keys::EXPIRES_AT;
 use crate::conversation::StoreError;
 
 /// The attributes of an item by their names.
@@ -33,42 +33,42 @@ pub(super) fn set(values: impl IntoIterator<Item = String>) -> AttributeValue {
 }
 
 /// A time within a run.
-pub(super) fn moment(time: Timestamp) -> AttributeValue {
+pub(super) fn millis(time: Timestamp) -> AttributeValue {
     number(time.as_millisecond())
 }
 
 /// When the item may be deleted.
 pub(super) fn expiry(now: Timestamp, after: Duration) -> AttributeValue {
-    number(later(now, after).as_second())
+    number(add(now, after).as_second())
 }
 
 /// A time to be shown, and to sort by.
-pub(super) fn time(time: Timestamp) -> String {
+pub(super) fn iso_time(time: Timestamp) -> String {
     format!("{time:.6}")
 }
 
-pub(super) fn later(time: Timestamp, by: Duration) -> Timestamp {
+pub(super) fn add(time: Timestamp, by: Duration) -> Timestamp {
     time.checked_add(by).unwrap_or(Timestamp::MAX)
 }
 
 /// How long it is until then; zero if that is past.
-pub(super) fn until(now: Timestamp, then: Timestamp) -> Duration {
+pub(super) fn duration_until(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or_default()
 }
 
 /// Reading an item. What should be there and is not is an error that names it.
-pub(super) trait Read {
+pub(super) trait ItemExt {
     fn text(&self, name: &'static str) -> Result<&str, StoreError>;
     fn number<N: FromStr>(&self, name: &'static str) -> Result<N, StoreError>;
     fn bytes(&self, name: &'static str) -> Result<&[u8], StoreError>;
-    fn moment(&self, name: &'static str) -> Result<Timestamp, StoreError>;
+    fn millis(&self, name: &'static str) -> Result<Timestamp, StoreError>;
     fn time(&self, name: &'static str) -> Result<Timestamp, StoreError>;
     fn flag(&self, name: &'static str) -> bool;
     fn set(&self, name: &'static str) -> &[String];
     fn is_expired(&self, now: Timestamp) -> bool;
 }
 
-impl Read for Item {
+impl ItemExt for Item {
     fn text(&self, name: &'static str) -> Result<&str, StoreError> {
         let text = self.get(name).and_then(|value| value.as_s().ok());
         text.map(String::as_str).ok_or(StoreError::Malformed(name))
@@ -84,7 +84,7 @@ impl Read for Item {
         bytes.map(AsRef::as_ref).ok_or(StoreError::Malformed(name))
     }
 
-    fn moment(&self, name: &'static str) -> Result<Timestamp, StoreError> {
+    fn millis(&self, name: &'static str) -> Result<Timestamp, StoreError> {
         Timestamp::from_millisecond(self.number(name)?).map_err(|_| StoreError::Malformed(name))
     }
 
@@ -102,7 +102,7 @@ impl Read for Item {
 
     fn is_expired(&self, now: Timestamp) -> bool {
         // DynamoDB may take days to delete it.
-        self.number::<i64>(EXPIRES).is_ok_and(|expires| expires <= now.as_second())
+        self.number::<i64>(EXPIRES_AT).is_ok_and(|expires| expires <= now.as_second())
     }
 }
 
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn times_sort_as_text_and_keep_their_microseconds() {
         let times = ["2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000001Z", "2026-01-01T00:00:00.1Z"];
-        let written = times.map(|text| time(text.parse().unwrap()));
+        let written = times.map(|text| iso_time(text.parse().unwrap()));
         assert!(written.is_sorted());
         assert_eq!(written[2], "2026-01-01T00:00:00.100000Z");
     }
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn what_has_expired_is_gone_though_it_is_there() {
         let now = Timestamp::from_second(1_000).unwrap();
-        let item = |expires: i64| Item::from([(EXPIRES.to_owned(), number(expires))]);
+        let item = |expires: i64| Item::from([(EXPIRES_AT.to_owned(), number(expires))]);
         assert!(item(1_000).is_expired(now));
         assert!(!item(1_001).is_expired(now));
         assert!(!Item::new().is_expired(now));

@@ -8,13 +8,13 @@ use uuid::Uuid;
 use crate::identity::{RequestId, SessionId, UserId};
 
 /// The user: the table's partition key.
-pub const USER: &str = "user_id";
+pub const USER_ID: &str = "user_id";
 /// What it is of the user: the table's sort key.
-pub const ITEM: &str = "item_id";
+pub const ITEM_ID: &str = "item_id";
 /// When the item may be deleted, in seconds since 1970. What is past it counts as gone.
-pub const EXPIRES: &str = "expires_at";
+pub const EXPIRES_AT: &str = "expires_at";
 /// The index that lists conversations, and its sort key.
-pub(super) const LATEST: &str = "sessions_latest";
+pub(super) const LATEST_INDEX: &str = "sessions_latest";
 pub(super) const UPDATED: &str = "updated";
 
 /// Names one item.
@@ -43,11 +43,11 @@ impl Key {
 
     /// A chunk is named by its last frame, so that those with frames after a certain one follow each other.
     pub(super) fn chunk(user: &UserId, request: &RequestId, holder: &str, last: u32) -> Self {
-        Self::new(user, format!("{}{last:010}", chunks_of(request.as_str(), holder)))
+        Self::new(user, format!("{}{last:010}", chunk_prefix(request.as_str(), holder)))
     }
 
     pub(super) fn turn(user: &UserId, session: &SessionId, seq: u32) -> Self {
-        Self::new(user, format!("{}{seq:010}", turns_of(session)))
+        Self::new(user, format!("{}{seq:010}", turn_prefix(session)))
     }
 
     pub(super) fn pending(user: &UserId, session: &SessionId) -> Self {
@@ -55,7 +55,7 @@ impl Key {
     }
 
     pub(super) fn result(user: &UserId, session: &SessionId, turn: &str, call: &str) -> Self {
-        Self::new(user, format!("{}{call}", results_of(session, turn)))
+        Self::new(user, format!("{}{call}", result_prefix(session, turn)))
     }
 
     pub(super) fn profile(user: &UserId) -> Self {
@@ -72,23 +72,23 @@ impl Key {
     }
 
     pub(super) fn part(user: &UserId, owner: &str, id: &str, number: usize) -> Self {
-        Self::new(user, format!("{}{number:04}", parts_of(owner, id)))
+        Self::new(user, format!("{}{number:04}", part_prefix(owner, id)))
     }
 }
 
-pub(super) fn turns_of(session: &SessionId) -> String {
+pub(super) fn turn_prefix(session: &SessionId) -> String {
     format!("turn/{session}/")
 }
 
-pub(super) fn chunks_of(request: &str, holder: &str) -> String {
+pub(super) fn chunk_prefix(request: &str, holder: &str) -> String {
     format!("chunk/{request}/{holder}/")
 }
 
-pub(super) fn results_of(session: &SessionId, turn: &str) -> String {
+pub(super) fn result_prefix(session: &SessionId, turn: &str) -> String {
     format!("result/{session}/{turn}/")
 }
 
-pub(super) fn parts_of(owner: &str, id: &str) -> String {
+pub(super) fn part_prefix(owner: &str, id: &str) -> String {
     format!("part/{owner}/{id}/")
 }
 
@@ -102,17 +102,17 @@ pub(super) fn request_owner(request: &str) -> String {
 }
 
 /// A run among those of its user at the moment. The request may hold anything but a slash.
-pub(super) fn stream(holder: Uuid, request: &RequestId) -> String {
+pub(super) fn stream_member(holder: Uuid, request: &RequestId) -> String {
     format!("{holder}/{request}")
 }
 
-pub(super) fn of_stream(stream: &str) -> Option<(&str, &str)> {
+pub(super) fn split_stream_member(stream: &str) -> Option<(&str, &str)> {
     stream.split_once('/')
 }
 
 /// The conversation and the number of a turn, if that is what an item of this name is: for whoever reads the table's stream.
 #[must_use]
-pub fn turn_of_item(item: &str) -> Option<(SessionId, u32)> {
+pub fn parse_turn_item(item: &str) -> Option<(SessionId, u32)> {
     let (session, seq) = item.strip_prefix("turn/")?.split_once('/')?;
     Some((SessionId::parse("session_id", session).ok()?, seq.parse().ok()?))
 }
@@ -130,9 +130,9 @@ mod tests {
         let session = SessionId::parse("session_id", "a#b c").unwrap();
         let keys = [9, 10, 4_000_000_000].map(|seq| Key::turn(&user(), &session, seq).item);
         assert!(keys.is_sorted());
-        assert_eq!(turn_of_item(&keys[1]), Some((session, 10)));
+        assert_eq!(parse_turn_item(&keys[1]), Some((session, 10)));
         for other in ["turn/x", "turn//1", "turn/a/b/c", "session/a", ""] {
-            assert_eq!(turn_of_item(other), None, "{other}");
+            assert_eq!(parse_turn_item(other), None, "{other}");
         }
     }
 

@@ -8,10 +8,10 @@ mod finish;
 mod http;
 mod item;
 mod keys;
+mod lease;
 mod parts;
 mod pending;
 mod run;
-mod runs;
 mod session;
 mod stream;
 mod table;
@@ -24,14 +24,14 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-pub use keys::{EXPIRES, ITEM, USER, turn_of_item};
-pub use stream::{KeptTurn, MalformedRecord, kept_turn, sequence_number};
+pub use keys::{EXPIRES_AT, ITEM_ID, USER_ID, parse_turn_item};
+pub use stream::{FinishedTurnItem, MalformedRecord, finished_turn, sequence_number};
 pub use table::DynamoSetupError;
 
 use self::{keys::Key, table::Table};
 use super::{
-    Accepted, Admission, Chunk, ConversationStore, Ending, Finding, Followed, Lease, NewRun, Past, Session,
-    SessionCursor, Sessions, Signals, StoreError, StoredTurn,
+    AdmitOutcome, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals, RunSnapshot, Session,
+    SessionCursor, SessionSelection, SessionUpdate, StoreError, StoredTurn, ToolResultOutcome,
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
@@ -50,9 +50,9 @@ const DAY: Duration = Duration::from_hours(24);
 pub struct DynamoConversations {
     table: Table,
     /// Longest that a turn runs: after this, one that was resumed and did not end is taken for lost.
-    longest_turn: Duration,
+    max_turn_duration: Duration,
     /// Most that an admission, or taking a result, may take.
-    admission: Duration,
+    admit_timeout: Duration,
 }
 
 impl DynamoConversations {
@@ -63,30 +63,30 @@ impl DynamoConversations {
     /// # Errors
     /// One of them is missing, or there is no HTTP client.
     pub fn new(table: String, longest_turn: Duration, admission: Duration) -> Result<Self, DynamoSetupError> {
-        Ok(Self { table: Table::from_env(table)?, longest_turn, admission })
+        Ok(Self { table: Table::from_env(table)?, max_turn_duration: longest_turn, admit_timeout: admission })
     }
 }
 
 #[async_trait::async_trait]
 impl ConversationStore for DynamoConversations {
-    async fn admit(&self, run: &NewRun) -> Result<Admission, StoreError> {
+    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
         self.admit_run(run).await
     }
 
-    async fn abandon(&self, lease: &Lease) -> Result<(), StoreError> {
+    async fn revoke_admission(&self, lease: &Lease) -> Result<(), StoreError> {
         in_time(SHORT, self.abandon_run(lease)).await
     }
 
-    async fn checkpoint(&self, lease: &Lease, chunk: Option<&Chunk>) -> Result<Signals, StoreError> {
-        in_time(LONG, self.keep_alive(lease, chunk)).await
+    async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals, StoreError> {
+        in_time(LONG, self.checkpoint_run(lease, chunk)).await
     }
 
-    async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<(), StoreError> {
-        in_time(LONG, self.end_run(lease, ending)).await
+    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
+        in_time(LONG, self.finish_run(lease, ending)).await
     }
 
-    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<Followed>, StoreError> {
-        in_time(LONG, self.look_at(user, request, after)).await
+    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>, StoreError> {
+        in_time(LONG, self.snapshot_run(user, request, after)).await
     }
 
     async fn cancel(
@@ -98,19 +98,24 @@ impl ConversationStore for DynamoConversations {
         in_time(SHORT, self.cancel_run(user, session, request)).await
     }
 
-    async fn keep(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
+    async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
         in_time(LONG, self.keep_pending(lease, state, calls)).await
     }
 
-    async fn accept(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<Accepted, StoreError> {
-        in_time(self.admission, self.accept_result(lease, call, result)).await
+    async fn record_tool_result(
+        &self,
+        lease: &Lease,
+        call: &str,
+        result: &[u8],
+    ) -> Result<ToolResultOutcome, StoreError> {
+        in_time(self.admit_timeout, self.accept_result(lease, call, result)).await
     }
 
-    async fn past(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<Past, StoreError> {
+    async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History, StoreError> {
         in_time(LONG, self.recent(user, session, max_tokens)).await
     }
 
-    async fn sessions(
+    async fn list_sessions(
         &self,
         user: &UserId,
         limit: usize,
@@ -119,11 +124,11 @@ impl ConversationStore for DynamoConversations {
         in_time(SHORT, self.list(user, limit, after)).await
     }
 
-    async fn session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
+    async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
         in_time(SHORT, self.one(user, session)).await
     }
 
-    async fn turns(
+    async fn list_turns(
         &self,
         user: &UserId,
         session: &SessionId,
@@ -133,15 +138,25 @@ impl ConversationStore for DynamoConversations {
         in_time(LONG, self.read_turns(user, session, before, limit)).await
     }
 
-    async fn rename(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>, StoreError> {
+    async fn rename_session(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        title: &str,
+    ) -> Result<Option<Session>, StoreError> {
         in_time(SHORT, self.give_title(user, session, title)).await
     }
 
-    async fn note(&self, user: &UserId, session: &SessionId, finding: &Finding) -> Result<(), StoreError> {
+    async fn update_session(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        finding: &SessionUpdate,
+    ) -> Result<(), StoreError> {
         in_time(SHORT, self.keep_finding(user, session, finding)).await
     }
 
-    async fn delete(&self, user: &UserId, sessions: &Sessions) -> Result<u32, StoreError> {
+    async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
         in_time(DELETION, self.remove(user, sessions)).await
     }
 

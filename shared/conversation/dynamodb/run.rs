@@ -7,19 +7,21 @@ use uuid::Uuid;
 
 use super::{
     DynamoConversations,
-    admit::{count, give_back, leave},
-    item::{Item, Read as _, flag, later, moment, number, set, text},
-    keys::{EXPIRES, Key, chunks_of, request_owner, stream},
-    parts::Prepared,
-    runs::{
-        CANCELLED, ENDED, FRAMES, HEAD, HOLDER, HOLDS_SESSION, PHASE, REQUEST, RUNNING, STARTED_AT, WATCHED_UNTIL,
-        is_alive, of_mine, renew,
+    admit::{add_streams, refund_request, remove_streams},
+    item::{Item, ItemExt as _, add, flag, millis, number, set, text},
+    keys::{EXPIRES_AT, Key, chunk_prefix, request_owner, stream_member},
+    lease::{
+        CANCELLED, ENDED, FRAMES, HEAD, HOLDS_SESSION, LEASE_TOKEN, PHASE, REQUEST, RUNNING, STARTED_AT, WATCHED_UNTIL,
+        is_alive, renew_lease, require_lease,
     },
+    parts::StagedValue,
     table::Query,
-    write::{Applied, Write},
+    write::{Write, WriteOutcome},
 };
 use crate::{
-    conversation::{Chunk, Followed, Lease, REMEMBERED, RunState, Signals, StoreError, WATCHED},
+    conversation::{
+        FrameChunk, IDEMPOTENCY_WINDOW, Lease, RunSignals, RunSnapshot, RunState, StoreError, WATCH_WINDOW,
+    },
     identity::{RequestId, SessionId, UserId},
 };
 
@@ -30,41 +32,47 @@ const FRAME_COUNT: &str = "frame_count";
 impl DynamoConversations {
     /// Undoes an admission, with what it counted. Whose lease is lost, or who has ended, takes nothing back.
     pub(super) async fn abandon_run(&self, lease: &Lease) -> Result<(), StoreError> {
-        let Lease { key, holder } = lease;
+        let Lease { key, lease_token: holder } = lease;
         let place = Key::run(&key.user, key.request.as_str());
         let Some(run) = self.table.get(place.clone()).await? else { return Ok(()) };
         let now = Timestamp::now();
-        let mut writes =
-            vec![of_mine(Write::delete(place), *holder), leave(&key.user, set([stream(*holder, &key.request)]), now)];
-        writes.extend(give_back(&key.user, run.moment(STARTED_AT)?, now));
+        let mut writes = vec![
+            require_lease(Write::delete(place), *holder),
+            remove_streams(&key.user, set([stream_member(*holder, &key.request)]), now),
+        ];
+        writes.extend(refund_request(&key.user, run.millis(STARTED_AT)?, now));
         if run.flag(HOLDS_SESSION) {
             let lease = Write::delete(Key::lease(&key.user, &key.session));
-            writes.push(lease.when("holder = :holder").value(":holder", text(*holder)));
+            writes.push(lease.condition("holder = :holder").bind(":holder", text(*holder)));
         }
         self.table.transact(writes).await?;
         Ok(())
     }
 
-    pub(super) async fn keep_alive(&self, lease: &Lease, chunk: Option<&Chunk>) -> Result<Signals, StoreError> {
-        let Lease { key, holder } = lease;
+    pub(super) async fn checkpoint_run(
+        &self,
+        lease: &Lease,
+        chunk: Option<&FrameChunk>,
+    ) -> Result<RunSignals, StoreError> {
+        let Lease { key, lease_token: holder } = lease;
         let now = Timestamp::now();
         let chunk = match chunk.filter(|chunk| chunk.count > 0) {
-            Some(chunk) => Some((chunk, self.prepare_chunk(lease, chunk, now).await?)),
+            Some(chunk) => Some((chunk, self.stage_chunk(lease, chunk, now).await?)),
             None => None,
         };
-        let mut sign = renew(key, *holder, now);
+        let mut sign = renew_lease(key, *holder, now);
         if let Some((chunk, _)) = &chunk {
-            sign = sign.also(", frames = :frames").value(":frames", number(last_of(chunk)));
+            sign = sign.append(", frames = :frames").bind(":frames", number(last_frame(chunk)));
         }
         // The frames bear the holder's name, so that those of one who lost the lease are seen by nobody.
         let keep = async {
             match &chunk {
-                Some((chunk, prepared)) => self.table.apply(put_chunk(lease, chunk, prepared, now)).await.map(|_| ()),
+                Some((chunk, prepared)) => self.table.write(put_chunk(lease, chunk, prepared, now)).await.map(|_| ()),
                 None => Ok(()),
             }
         };
-        let (signed, kept) = join!(self.table.apply(sign.returning_old()), keep);
-        let Applied::Done(run) = signed? else {
+        let (signed, kept) = join!(self.table.write(sign.returning_old()), keep);
+        let WriteOutcome::Done(run) = signed? else {
             if let Some((chunk, prepared)) = &chunk {
                 self.forget_chunk(lease, chunk, prepared).await;
             }
@@ -73,40 +81,40 @@ impl DynamoConversations {
         kept?;
         if !is_alive(&run, now) {
             // It may have been taken for dead by an admission that counted.
-            self.table.apply(count(&key.user, set([stream(*holder, &key.request)]), now)).await?;
+            self.table.write(add_streams(&key.user, set([stream_member(*holder, &key.request)]), now)).await?;
         }
-        let is_watched = run.moment(WATCHED_UNTIL).is_ok_and(|watched| watched > now);
-        Ok(Signals { is_cancelled: run.flag(CANCELLED), is_watched })
+        let is_watched = run.millis(WATCHED_UNTIL).is_ok_and(|watched| watched > now);
+        Ok(RunSignals { is_cancelled: run.flag(CANCELLED), is_watched })
     }
 
     /// Prepares the frames of a chunk.
-    pub(super) async fn prepare_chunk(
+    pub(super) async fn stage_chunk(
         &self,
         lease: &Lease,
-        chunk: &Chunk,
+        chunk: &FrameChunk,
         now: Timestamp,
-    ) -> Result<Prepared, StoreError> {
+    ) -> Result<StagedValue, StoreError> {
         let Lease { key, .. } = lease;
         let owner = request_owner(key.request.as_str());
-        self.table.prepare(&key.user, &owner, Uuid::now_v7(), &chunk.frames, &chunk_expiry(now)).await
+        self.table.stage_value(&key.user, &owner, Uuid::now_v7(), &chunk.frames, &chunk_expiry(now)).await
     }
 
     /// Does not leave behind what nobody can see.
-    async fn forget_chunk(&self, lease: &Lease, chunk: &Chunk, prepared: &Prepared) {
+    async fn forget_chunk(&self, lease: &Lease, chunk: &FrameChunk, prepared: &StagedValue) {
         let key = chunk_key(lease, chunk);
         // What is left all the same has an expiry.
-        let _gone = self.table.apply(Write::delete(key)).await;
-        if let Some(divided) = &prepared.divided {
-            self.table.discard(divided).await;
+        let _gone = self.table.write(Write::delete(key)).await;
+        if let Some(divided) = &prepared.parts {
+            self.table.delete_parts(divided).await;
         }
     }
 
-    pub(super) async fn look_at(
+    pub(super) async fn snapshot_run(
         &self,
         user: &UserId,
         request: &RequestId,
         after: u32,
-    ) -> Result<Option<Followed>, StoreError> {
+    ) -> Result<Option<RunSnapshot>, StoreError> {
         // First the run and then its frames, so that all of them are there if it has ended.
         let Some(run) = self.table.get(Key::run(user, request.as_str())).await? else { return Ok(None) };
         let now = Timestamp::now();
@@ -116,16 +124,17 @@ impl DynamoConversations {
             _ => RunState::Lost,
         };
         let watch = async {
-            let is_known = run.moment(WATCHED_UNTIL).is_ok_and(|watched| watched > later(now, WATCHED / 2));
+            let is_known = run.millis(WATCHED_UNTIL).is_ok_and(|watched| watched > add(now, WATCH_WINDOW / 2));
             if state == RunState::Running && !is_known {
                 let watch = Write::update(Key::run(user, request.as_str()), "SET watched_until = :watched");
-                let watch = watch.when("attribute_exists(holder)").value(":watched", moment(later(now, WATCHED)));
-                self.table.apply(watch).await?;
+                let watch =
+                    watch.condition("attribute_exists(holder)").bind(":watched", millis(add(now, WATCH_WINDOW)));
+                self.table.write(watch).await?;
             }
             Ok(())
         };
         let ((), chunks) = try_join(watch, self.chunks(user, request, &run, after)).await?;
-        Ok(Some(Followed { state, head: run.bytes(HEAD)?.to_vec(), chunks }))
+        Ok(Some(RunSnapshot { state, head: run.bytes(HEAD)?.to_vec(), chunks }))
     }
 
     /// The frames of a run after a number, as far as there is no gap.
@@ -135,23 +144,23 @@ impl DynamoConversations {
         request: &RequestId,
         run: &Item,
         after: u32,
-    ) -> Result<Vec<Chunk>, StoreError> {
+    ) -> Result<Vec<FrameChunk>, StoreError> {
         let frames: u32 = run.number(FRAMES).unwrap_or_default();
         if frames <= after {
             return Ok(Vec::new());
         }
-        let prefix = chunks_of(request.as_str(), run.text(HOLDER)?);
+        let prefix = chunk_prefix(request.as_str(), run.text(LEASE_TOKEN)?);
         let query = Query::between(user, &format!("{prefix}{:010}", after + 1), &format!("{prefix}{frames:010}"));
-        let mut chunks: Vec<Chunk> = Vec::new();
-        for item in self.table.rest(query).await? {
-            let chunk = Chunk {
+        let mut chunks: Vec<FrameChunk> = Vec::new();
+        for item in self.table.query_all(query).await? {
+            let chunk = FrameChunk {
                 first: item.number(FIRST_FRAME)?,
                 count: item.number(FRAME_COUNT)?,
-                frames: self.table.value(user, &request_owner(request.as_str()), &item).await?,
+                frames: self.table.read_value(user, &request_owner(request.as_str()), &item).await?,
             };
             // A try whose answer was lost may have left a shorter one.
             while chunks.pop_if(|earlier| earlier.first >= chunk.first).is_some() {}
-            if chunk.first > chunks.last().map_or(after, last_of) + 1 {
+            if chunk.first > chunks.last().map_or(after, last_frame) + 1 {
                 break;
             }
             chunks.push(chunk);
@@ -172,49 +181,49 @@ impl DynamoConversations {
                 // A lease without a request is that of nobody who could stop.
                 let Ok(request) = lease.text(REQUEST) else { return Ok(None) };
                 let request = RequestId::parse(REQUEST, request).map_err(|_| StoreError::Malformed(REQUEST))?;
-                (request, Some(lease.text(HOLDER)?.to_owned()))
+                (request, Some(lease.text(LEASE_TOKEN)?.to_owned()))
             }
         };
         let mut condition = "session_id = :session AND phase = :running AND alive_until > :now".to_owned();
         let mut cancel = Write::update(Key::run(user, request.as_str()), "SET cancelled = :yes");
         if let Some(holder) = &holder {
             condition.push_str(" AND holder = :holder");
-            cancel = cancel.value(":holder", text(holder));
+            cancel = cancel.bind(":holder", text(holder));
         }
         let cancel = cancel
-            .when(condition)
-            .value(":session", text(session.as_str()))
-            .value(":running", text(RUNNING))
-            .value(":now", moment(Timestamp::now()))
-            .value(":yes", flag(true));
-        Ok(match self.table.apply(cancel).await? {
-            Applied::Done(_) => Some(request),
-            Applied::Refused => None,
+            .condition(condition)
+            .bind(":session", text(session.as_str()))
+            .bind(":running", text(RUNNING))
+            .bind(":now", millis(Timestamp::now()))
+            .bind(":yes", flag(true));
+        Ok(match self.table.write(cancel).await? {
+            WriteOutcome::Done(_) => Some(request),
+            WriteOutcome::Refused => None,
         })
     }
 }
 
 /// Number of a chunk's last frame.
-pub(super) fn last_of(chunk: &Chunk) -> u32 {
+pub(super) fn last_frame(chunk: &FrameChunk) -> u32 {
     chunk.first.saturating_add(chunk.count).saturating_sub(1)
 }
 
-pub(super) fn put_chunk(lease: &Lease, chunk: &Chunk, prepared: &Prepared, now: Timestamp) -> Write {
+pub(super) fn put_chunk(lease: &Lease, chunk: &FrameChunk, prepared: &StagedValue, now: Timestamp) -> Write {
     let mut attributes = prepared.attributes.clone();
     attributes.extend([
         (FIRST_FRAME, number(chunk.first)),
         (FRAME_COUNT, number(chunk.count)),
-        (EXPIRES, chunk_expiry(now)),
+        (EXPIRES_AT, chunk_expiry(now)),
     ]);
     Write::put(chunk_key(lease, chunk), attributes)
 }
 
-fn chunk_key(lease: &Lease, chunk: &Chunk) -> Key {
-    let holder = lease.holder.to_string();
-    Key::chunk(&lease.key.user, &lease.key.request, &holder, last_of(chunk))
+fn chunk_key(lease: &Lease, chunk: &FrameChunk) -> Key {
+    let holder = lease.lease_token.to_string();
+    Key::chunk(&lease.key.user, &lease.key.request, &holder, last_frame(chunk))
 }
 
 /// Later than the run is forgotten, whose end is not known yet.
 pub(super) fn chunk_expiry(now: Timestamp) -> AttributeValue {
-    super::item::expiry(now, REMEMBERED + super::DAY)
+    super::item::expiry(now, IDEMPOTENCY_WINDOW + super::DAY)
 }

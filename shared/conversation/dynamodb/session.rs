@@ -4,13 +4,13 @@ use jiff::Timestamp;
 
 use super::{
     DynamoConversations,
-    item::{Item, Read as _, flag, number, text, time},
-    keys::{ITEM, Key, UPDATED},
-    table::{Pages, Query},
-    write::{Applied, Write},
+    item::{Item, ItemExt as _, flag, iso_time, number, text},
+    keys::{ITEM_ID, Key, UPDATED},
+    table::{PageCursor, Query},
+    write::{Write, WriteOutcome},
 };
 use crate::{
-    conversation::{Finding, Session, SessionCursor, StoreError, Summary},
+    conversation::{Session, SessionCursor, SessionUpdate, StoreError, Summary},
     identity::{RequestId, SessionId, UserId},
 };
 
@@ -21,7 +21,7 @@ const SUMMARY: &str = "summary";
 const SUMMARY_THROUGH: &str = "summary_through";
 
 /// Where a conversation stands in a list: the time of its last turn, and its id where two have the same.
-pub(super) fn place(updated: &str, session: &str) -> String {
+pub(super) fn latest_sort_key(updated: &str, session: &str) -> String {
     format!("{updated}/{session}")
 }
 
@@ -35,27 +35,27 @@ impl DynamoConversations {
         if limit == 0 {
             return Ok(Vec::new());
         }
-        let before = after.map(|cursor| place(&time(cursor.updated_at), cursor.id.as_str()));
-        let mut pages = Pages::of(Query::latest(user, before.as_deref()).limit(limit));
+        let before = after.map(|cursor| latest_sort_key(&iso_time(cursor.updated_at), cursor.id.as_str()));
+        let mut pages = PageCursor::new(Query::latest(user, before.as_deref()).limit(limit));
         let mut found: Vec<Item> = Vec::new();
         let listing = async {
             while found.len() < limit {
-                let Some(page) = self.table.next(&mut pages).await? else { break };
+                let Some(page) = self.table.next_page(&mut pages).await? else { break };
                 found.extend(page);
             }
             found.truncate(limit);
             Ok(found)
         };
-        let (found, running) = futures_util::future::try_join(listing, self.table.running(user)).await?;
+        let (found, running) = futures_util::future::try_join(listing, self.table.running_sessions(user)).await?;
         found.iter().map(|item| session_of(item, &running)).collect()
     }
 
     pub(super) async fn one(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
         let (key, lease) = (Key::session(user, session), Key::lease(user, session));
-        let mut items = self.table.get_many(vec![key.clone(), lease.clone()]).await?;
+        let mut items = self.table.batch_get(vec![key.clone(), lease.clone()]).await?;
         let Some(item) = items.remove(&key.item) else { return Ok(None) };
         let running = match items.remove(&lease.item) {
-            Some(lease) => self.table.running_of(user, vec![lease]).await?,
+            Some(lease) => self.table.running_sessions_of(user, vec![lease]).await?,
             None => Vec::new(),
         };
         session_of(&item, &running).map(Some)
@@ -69,13 +69,13 @@ impl DynamoConversations {
     ) -> Result<Option<Session>, StoreError> {
         let key = Key::session(user, session);
         let rename = Write::update(key, "SET title = :title, is_titled = :yes")
-            .when("attribute_exists(turns)")
-            .value(":title", text(title))
-            .value(":yes", flag(true))
+            .condition("attribute_exists(turns)")
+            .bind(":title", text(title))
+            .bind(":yes", flag(true))
             .returning_new();
-        let Applied::Done(item) = self.table.apply(rename).await? else { return Ok(None) };
+        let WriteOutcome::Done(item) = self.table.write(rename).await? else { return Ok(None) };
         let lease = self.table.get(Key::lease(user, session)).await?;
-        let running = self.table.running_of(user, lease.into_iter().collect()).await?;
+        let running = self.table.running_sessions_of(user, lease.into_iter().collect()).await?;
         session_of(&item, &running).map(Some)
     }
 
@@ -83,26 +83,26 @@ impl DynamoConversations {
         &self,
         user: &UserId,
         session: &SessionId,
-        finding: &Finding,
+        finding: &SessionUpdate,
     ) -> Result<(), StoreError> {
         let key = Key::session(user, session);
         let note = match finding {
-            Finding::Title(title) => Write::update(key, "SET title = :title, is_titled = :yes")
-                .when("attribute_exists(turns) AND attribute_not_exists(is_titled)")
-                .value(":title", text(title))
-                .value(":yes", flag(true)),
-            Finding::Summary(Summary { text: summary, through }) => {
+            SessionUpdate::Title(title) => Write::update(key, "SET title = :title, is_titled = :yes")
+                .condition("attribute_exists(turns) AND attribute_not_exists(is_titled)")
+                .bind(":title", text(title))
+                .bind(":yes", flag(true)),
+            SessionUpdate::Summary(Summary { text: summary, through }) => {
                 Write::update(key, "SET summary = :summary, summary_through = :through")
-                    .when(
+                    .condition(
                         "turns >= :through \
                          AND (attribute_not_exists(summary_through) OR summary_through < :through)",
                     )
-                    .value(":summary", text(summary))
-                    .value(":through", number(through))
+                    .bind(":summary", text(summary))
+                    .bind(":through", number(through))
             }
         };
         // A better one that is there already is as good.
-        self.table.apply(note).await?;
+        self.table.write(note).await?;
         Ok(())
     }
 }
@@ -116,8 +116,8 @@ pub(super) fn summary_of(session: &Item) -> Result<Option<Summary>, StoreError> 
 }
 
 fn session_of(item: &Item, running: &[(SessionId, String)]) -> Result<Session, StoreError> {
-    let id = item.text(ITEM)?.strip_prefix("session/").ok_or(StoreError::Malformed(ITEM))?;
-    let id = SessionId::parse(ITEM, id).map_err(|_| StoreError::Malformed(ITEM))?;
+    let id = item.text(ITEM_ID)?.strip_prefix("session/").ok_or(StoreError::Malformed(ITEM_ID))?;
+    let id = SessionId::parse(ITEM_ID, id).map_err(|_| StoreError::Malformed(ITEM_ID))?;
     let updated = item.text(UPDATED)?.split('/').next().and_then(|time| time.parse::<Timestamp>().ok());
     let running = running.iter().find(|(session, _)| *session == id);
     let running = running.and_then(|(_, request)| RequestId::parse("request_id", request).ok());

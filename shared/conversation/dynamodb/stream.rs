@@ -4,14 +4,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    keys::turn_of_item,
+    keys::parse_turn_item,
     turns::{IS_COMPLETE, MAY_BE_LEARNED},
 };
 use crate::identity::{SessionId, UserId};
 
 /// A turn that was kept, of which something may be learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptTurn {
+pub struct FinishedTurnItem {
     /// Whose it is.
     pub user: UserId,
     /// Its conversation.
@@ -63,13 +63,13 @@ pub fn sequence_number(record: &Value) -> Option<&str> {
 ///
 /// # Errors
 /// It is no record of the table's stream.
-pub fn kept_turn(record: &Value) -> Result<Option<KeptTurn>, MalformedRecord> {
+pub fn finished_turn(record: &Value) -> Result<Option<FinishedTurnItem>, MalformedRecord> {
     let Change { kind, dynamodb: Item { keys, image } } =
         Change::deserialize(record).map_err(|_| MalformedRecord("item"))?;
     if kind != "INSERT" {
         return Ok(None);
     }
-    let Some((session, seq)) = turn_of_item(&keys.item_id.text) else { return Ok(None) };
+    let Some((session, seq)) = parse_turn_item(&keys.item_id.text) else { return Ok(None) };
     let is_off = |name: &str| {
         let value = image.as_ref().map(|image| image.get(name).and_then(|value| value.get("BOOL")));
         value.is_some_and(|value| value != Some(&Value::Bool(true)))
@@ -78,7 +78,7 @@ pub fn kept_turn(record: &Value) -> Result<Option<KeptTurn>, MalformedRecord> {
         return Ok(None);
     }
     let user = UserId::parse("user_id", &keys.user_id.text).map_err(|_| MalformedRecord("user"))?;
-    Ok(Some(KeptTurn { user, session, seq }))
+    Ok(Some(FinishedTurnItem { user, session, seq }))
 }
 
 #[cfg(test)]
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn a_new_turn_that_may_be_learned_from_is_told_from_all_else() {
         let new = record("INSERT", "turn/s 1/0000000003", true);
-        let turn = kept_turn(&new).unwrap().unwrap();
+        let turn = finished_turn(&new).unwrap().unwrap();
         assert_eq!((turn.user.as_str(), turn.session.as_str(), turn.seq), ("ann", "s 1", 3));
         assert_eq!(sequence_number(&new), Some("111"));
         for other in [
@@ -112,11 +112,11 @@ mod tests {
             record("INSERT", "session/s", true),
             record("INSERT", "part/session/s/x/0001", true),
         ] {
-            assert_eq!(kept_turn(&other), Ok(None), "{other}");
+            assert_eq!(finished_turn(&other), Ok(None), "{other}");
         }
         let mut keys_only = new;
         keys_only["dynamodb"].as_object_mut().unwrap().remove("NewImage");
-        assert!(kept_turn(&keys_only).unwrap().is_some());
+        assert!(finished_turn(&keys_only).unwrap().is_some());
     }
 
     #[test]
@@ -126,7 +126,7 @@ mod tests {
         for odd in
             [odd, json!({}), json!("secret"), json!({"eventName": "INSERT", "dynamodb": {"Keys": {"secret": 1}}})]
         {
-            assert!(!kept_turn(&odd).unwrap_err().to_string().contains("secret"));
+            assert!(!finished_turn(&odd).unwrap_err().to_string().contains("secret"));
         }
         assert_eq!(sequence_number(&json!({"dynamodb": {"SequenceNumber": 1}})), None);
     }

@@ -12,8 +12,8 @@ use jiff::Timestamp;
 
 use super::{
     http::Http,
-    item::{Item, Read as _, text},
-    keys::{ITEM, Key, LATEST, UPDATED, USER},
+    item::{Item, ItemExt as _, text},
+    keys::{ITEM_ID, Key, LATEST_INDEX, UPDATED, USER_ID},
 };
 use crate::{conversation::StoreError, identity::UserId};
 
@@ -87,28 +87,30 @@ impl Table {
 
     /// An item as it is now.
     pub(super) async fn get(&self, key: Key) -> Result<Option<Item>, StoreError> {
-        let request = self.client.get_item().table_name(&self.name).set_key(Some(of_key(key))).consistent_read(true);
-        let answer = request.send().await.map_err(failed)?;
+        let request =
+            self.client.get_item().table_name(&self.name).set_key(Some(key_attributes(key))).consistent_read(true);
+        let answer = request.send().await.map_err(store_error)?;
         let now = Timestamp::now();
         Ok(answer.item.filter(|item| !item.is_expired(now)))
     }
 
     /// Those of a user's items that are there now, by their names.
-    pub(super) async fn get_many(&self, mut keys: Vec<Key>) -> Result<HashMap<String, Item>, StoreError> {
+    pub(super) async fn batch_get(&self, mut keys: Vec<Key>) -> Result<HashMap<String, Item>, StoreError> {
         let mut found = HashMap::new();
         // A request must not name one twice.
         keys.sort_by(|one, other| one.item.cmp(&other.item));
         keys.dedup();
-        let mut left: Vec<Item> = keys.into_iter().map(of_key).collect();
+        let mut left: Vec<Item> = keys.into_iter().map(key_attributes).collect();
         while !left.is_empty() {
             let batch = left.split_off(left.len().saturating_sub(KEYS));
             let keys = KeysAndAttributes::builder().set_keys(Some(batch)).consistent_read(true).build();
             let keys = keys.map_err(|error| StoreError::Dynamo(error.to_string()))?;
-            let answer = self.client.batch_get_item().request_items(&self.name, keys).send().await.map_err(failed)?;
+            let answer =
+                self.client.batch_get_item().request_items(&self.name, keys).send().await.map_err(store_error)?;
             let now = Timestamp::now();
             for item in answer.responses.into_iter().flatten().flat_map(|(_, items)| items) {
                 if !item.is_expired(now) {
-                    found.insert(item.text(ITEM)?.to_owned(), item);
+                    found.insert(item.text(ITEM_ID)?.to_owned(), item);
                 }
             }
             let unread = answer.unprocessed_keys.into_iter().flatten();
@@ -118,22 +120,22 @@ impl Table {
     }
 
     /// All items of a user whose names begin so, in order.
-    pub(super) async fn all(&self, user: &UserId, prefix: &str) -> Result<Vec<Item>, StoreError> {
-        self.rest(Query::prefix(user, prefix)).await
+    pub(super) async fn query_prefix(&self, user: &UserId, prefix: &str) -> Result<Vec<Item>, StoreError> {
+        self.query_all(Query::prefix(user, prefix)).await
     }
 
     /// All items that a query finds.
-    pub(super) async fn rest(&self, query: Query) -> Result<Vec<Item>, StoreError> {
-        let mut pages = Pages::of(query);
+    pub(super) async fn query_all(&self, query: Query) -> Result<Vec<Item>, StoreError> {
+        let mut pages = PageCursor::new(query);
         let mut items = Vec::new();
-        while let Some(page) = self.next(&mut pages).await? {
+        while let Some(page) = self.next_page(&mut pages).await? {
             items.extend(page);
         }
         Ok(items)
     }
 
     /// The next of what a query finds, up to a megabyte or its limit; `None` = that was all.
-    pub(super) async fn next(&self, pages: &mut Pages) -> Result<Option<Vec<Item>>, StoreError> {
+    pub(super) async fn next_page(&self, pages: &mut PageCursor) -> Result<Option<Vec<Item>>, StoreError> {
         if pages.is_over {
             return Ok(None);
         }
@@ -141,10 +143,10 @@ impl Table {
         let request = self.client.query().table_name(&self.name).consistent_read(true);
         let request = request.key_condition_expression(&query.condition);
         let request = request.set_expression_attribute_values(Some(query.values.clone()));
-        let request = request.set_index_name(query.is_latest.then(|| LATEST.to_owned()));
+        let request = request.set_index_name(query.is_latest.then(|| LATEST_INDEX.to_owned()));
         let request = request.set_projection_expression(query.only.map(str::to_owned));
         let request = request.scan_index_forward(!query.is_descending).set_limit(query.limit);
-        let answer = request.set_exclusive_start_key(pages.from.take()).send().await.map_err(failed)?;
+        let answer = request.set_exclusive_start_key(pages.from.take()).send().await.map_err(store_error)?;
         pages.is_over = answer.last_evaluated_key.is_none();
         pages.from = answer.last_evaluated_key;
         let now = Timestamp::now();
@@ -218,37 +220,37 @@ impl Query {
     }
 
     /// Only these attributes, separated by commas. They do not make it cheaper, but less to carry.
-    pub(super) fn only(self, only: &'static str) -> Self {
+    pub(super) fn project(self, only: &'static str) -> Self {
         Self { only: Some(only), ..self }
     }
 
     /// With what has expired and is still there.
-    pub(super) fn with_expired(self) -> Self {
+    pub(super) fn include_expired(self) -> Self {
         Self { has_expired: true, ..self }
     }
 }
 
 /// How far a query has been read.
 #[derive(Debug)]
-pub(super) struct Pages {
+pub(super) struct PageCursor {
     query: Query,
     from: Option<Item>,
     is_over: bool,
 }
 
-impl Pages {
-    pub(super) fn of(query: Query) -> Self {
+impl PageCursor {
+    pub(super) fn new(query: Query) -> Self {
         Self { query, from: None, is_over: false }
     }
 }
 
 /// The key as attributes.
-pub(super) fn of_key(key: Key) -> HashMap<String, AttributeValue> {
-    HashMap::from([(USER.to_owned(), text(key.user)), (ITEM.to_owned(), text(key.item))])
+pub(super) fn key_attributes(key: Key) -> HashMap<String, AttributeValue> {
+    HashMap::from([(USER_ID.to_owned(), text(key.user)), (ITEM_ID.to_owned(), text(key.item))])
 }
 
 /// Why a request failed, without anything of a user.
-pub(super) fn failed<E>(error: SdkError<E>) -> StoreError
+pub(super) fn store_error<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {

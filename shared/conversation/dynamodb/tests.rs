@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::*;
-use crate::conversation::{NewTurn, Outcome, RunKey};
+use crate::conversation::{NewTurn, RunKey, RunOutcome};
 
 type Answer = Box<dyn Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync>;
 
@@ -59,7 +59,7 @@ impl Double {
         let http = SharedHttpClient::new(self.clone());
         let table = Table::new("table".to_owned(), http, credentials, "us-east-1".to_owned(), None);
         let patience = Duration::from_secs(60);
-        DynamoConversations { table, longest_turn: patience, admission: patience }
+        DynamoConversations { table, max_turn_duration: patience, admit_timeout: patience }
     }
 
     fn operations(&self) -> Vec<String> {
@@ -90,14 +90,14 @@ fn run() -> NewRun {
         session: SessionId::parse("session_id", "s").unwrap(),
         request: RequestId::parse("request_id", "r").unwrap(),
     };
-    NewRun { key, fingerprint: [7; 32], head: vec![1], takes_session: true, resumes: false, limits: None }
+    NewRun { key, fingerprint: [7; 32], head: vec![1], takes_session: true, resumes: false, quotas: None }
 }
 
 fn lease() -> Lease {
-    Lease { key: run().key, holder: Uuid::nil() }
+    Lease { key: run().key, lease_token: Uuid::nil() }
 }
 
-fn ending(record: Vec<u8>) -> Ending {
+fn ending(record: Vec<u8>) -> RunEnding {
     let turn = NewTurn {
         record,
         tokens: 1,
@@ -105,12 +105,12 @@ fn ending(record: Vec<u8>) -> Ending {
         provisional_title: "Secret title".to_owned(),
         may_be_learned: true,
     };
-    Ending {
-        chunk: Chunk { first: 1, count: 1, frames: b"frames".to_vec() },
-        outcome: Outcome::Final,
+    RunEnding {
+        chunk: FrameChunk { first: 1, count: 1, frames: b"frames".to_vec() },
+        outcome: RunOutcome::Final,
         turn: Some(turn),
         tokens: 1,
-        resumed: None,
+        resumed_turn: None,
         profile: None,
     }
 }
@@ -127,7 +127,7 @@ fn running() -> Value {
 async fn an_admission_is_one_transaction_beside_the_read_of_the_profile() {
     let double = Double::new(|_, _, _| (200, json!({})));
     let admitted = double.store().admit(&run()).await.unwrap();
-    assert!(matches!(admitted, Admission::Started { profile: None, .. }));
+    assert!(matches!(admitted, AdmitOutcome::Started { profile: None, .. }));
     let mut operations = double.operations();
     operations.sort();
     assert_eq!(operations, ["GetItem", "TransactWriteItems"]);
@@ -152,7 +152,7 @@ async fn an_admission_that_meets_another_transaction_is_tried_again() {
         _ => (200, json!({})),
     });
     let admitted = double.store().admit(&run()).await.unwrap();
-    assert!(matches!(admitted, Admission::Started { .. }), "{admitted:?}");
+    assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
     let tokens: Vec<_> =
         double.bodies("TransactWriteItems").iter().map(|body| body["ClientRequestToken"].clone()).collect();
     assert_eq!(tokens.len(), 2);
@@ -171,7 +171,7 @@ async fn an_admission_whose_answer_was_lost_is_one() {
         _ => (200, json!({})),
     });
     let admitted = double.store().admit(&run()).await.unwrap();
-    assert!(matches!(admitted, Admission::Started { .. }), "{admitted:?}");
+    assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
 }
 
 #[tokio::test]
@@ -271,7 +271,7 @@ async fn what_went_wrong_is_told_without_the_user() {
     let failed = double.store().finish(&lease(), &ending(b"record".to_vec())).await.unwrap_err();
     assert_eq!(failed.to_string(), "DynamoDB failed: ValidationException");
     let double = Double::new(|_, _, _| (400, json!({"__type": "x#AccessDeniedException", "Message": "not allowed"})));
-    let failed = double.store().session(&run().key.user, &run().key.session).await.unwrap_err();
+    let failed = double.store().get_session(&run().key.user, &run().key.session).await.unwrap_err();
     assert_eq!(failed.to_string(), "DynamoDB failed: AccessDeniedException: not allowed");
 }
 
@@ -281,6 +281,6 @@ async fn what_is_left_of_a_batch_is_asked_for_again() {
         ("BatchGetItem", 0) => (200, json!({"UnprocessedKeys": body["RequestItems"]})),
         _ => (200, json!({})),
     });
-    assert!(double.store().session(&run().key.user, &run().key.session).await.unwrap().is_none());
+    assert!(double.store().get_session(&run().key.user, &run().key.session).await.unwrap().is_none());
     assert_eq!(double.operations(), ["BatchGetItem", "BatchGetItem"]);
 }

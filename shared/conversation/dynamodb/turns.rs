@@ -5,14 +5,14 @@ use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join, stream};
 use super::{
     DynamoConversations,
     admit::TOKENS,
-    item::{Item, Read as _},
-    keys::{ITEM, Key, session_owner, turn_of_item, turns_of},
-    runs::REQUEST,
+    item::{Item, ItemExt as _},
+    keys::{ITEM_ID, Key, parse_turn_item, session_owner, turn_prefix},
+    lease::REQUEST,
     session::{CREATED, summary_of},
-    table::{Pages, Query},
+    table::{PageCursor, Query},
 };
 use crate::{
-    conversation::{Past, StoreError, StoredTurn},
+    conversation::{History, StoreError, StoredTurn},
     identity::{RequestId, SessionId, UserId},
 };
 
@@ -25,10 +25,15 @@ const PAGE: usize = 16;
 const AT_ONCE: usize = 4;
 
 impl DynamoConversations {
-    pub(super) async fn recent(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<Past, StoreError> {
+    pub(super) async fn recent(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        max_tokens: u32,
+    ) -> Result<History, StoreError> {
         let head = self.table.get(Key::session(user, session));
-        let mut pages = Pages::of(before(user, session, None).limit(PAGE));
-        let (head, first) = try_join(head, self.table.next(&mut pages)).await?;
+        let mut pages = PageCursor::new(before(user, session, None).limit(PAGE));
+        let (head, first) = try_join(head, self.table.next_page(&mut pages)).await?;
         let summary = head.as_ref().map(summary_of).transpose()?.flatten();
         let through = summary.as_ref().map_or(0, |summary| summary.through);
         let (mut turns, mut page, mut left) = (Vec::new(), first, max_tokens);
@@ -42,10 +47,10 @@ impl DynamoConversations {
                 left = left.saturating_sub(tokens);
                 turns.push(item);
             }
-            page = self.table.next(&mut pages).await?;
+            page = self.table.next_page(&mut pages).await?;
         }
         turns.reverse();
-        Ok(Past { turns: self.turns_of(user, session, turns).await?, summary })
+        Ok(History { turns: self.turns_of(user, session, turns).await?, summary })
     }
 
     pub(super) async fn read_turns(
@@ -58,10 +63,10 @@ impl DynamoConversations {
         if limit == 0 {
             return Ok(Vec::new());
         }
-        let mut pages = Pages::of(before(user, session, before_seq).limit(limit));
+        let mut pages = PageCursor::new(before(user, session, before_seq).limit(limit));
         let mut found = Vec::new();
         while found.len() < limit {
-            let Some(page) = self.table.next(&mut pages).await? else { break };
+            let Some(page) = self.table.next_page(&mut pages).await? else { break };
             found.extend(page);
         }
         found.truncate(limit);
@@ -84,7 +89,7 @@ impl DynamoConversations {
         Ok(StoredTurn {
             seq: seq_of(item)?,
             request: RequestId::parse(REQUEST, item.text(REQUEST)?).map_err(|_| StoreError::Malformed(REQUEST))?,
-            record: self.table.value(user, owner, item).await?,
+            record: self.table.read_value(user, owner, item).await?,
             tokens: item.number(TOKENS)?,
             is_complete: item.flag(IS_COMPLETE),
             created_at: item.time(CREATED)?,
@@ -94,7 +99,7 @@ impl DynamoConversations {
 
 /// Turns of a conversation, latest first, those before a number.
 fn before(user: &UserId, session: &SessionId, seq: Option<u32>) -> Query {
-    let turns = turns_of(session);
+    let turns = turn_prefix(session);
     match seq {
         None => Query::prefix(user, &turns),
         // Turns are counted from 1.
@@ -104,5 +109,5 @@ fn before(user: &UserId, session: &SessionId, seq: Option<u32>) -> Query {
 }
 
 fn seq_of(item: &Item) -> Result<u32, StoreError> {
-    turn_of_item(item.text(ITEM)?).map(|(_, seq)| seq).ok_or(StoreError::Malformed(ITEM))
+    parse_turn_item(item.text(ITEM_ID)?).map(|(_, seq)| seq).ok_or(StoreError::Malformed(ITEM_ID))
 }

@@ -16,12 +16,12 @@ use tokio::time::sleep;
 use super::{
     item::{Item, size},
     keys::Key,
-    table::{Table, failed, of_key},
+    table::{Table, key_attributes, store_error},
 };
 use crate::conversation::StoreError;
 
 /// Largest item, by the rules of DynamoDB.
-pub(super) const ITEM_BYTES: usize = 400 * 1_024;
+pub(super) const MAX_ITEM_BYTES: usize = 400 * 1_024;
 /// Most items of one transaction, and their bytes together.
 const TRANSACTION_ITEMS: usize = 100;
 const TRANSACTION_BYTES: usize = 4 * 1_024 * 1_024;
@@ -77,7 +77,7 @@ impl Write {
     }
 
     /// With more at the end of its update expression.
-    pub(super) fn also(mut self, more: &str) -> Self {
+    pub(super) fn append(mut self, more: &str) -> Self {
         if let Kind::Update(expression) = &mut self.kind {
             expression.push_str(more);
         }
@@ -85,13 +85,13 @@ impl Write {
     }
 
     /// Only if this holds.
-    pub(super) fn when(mut self, condition: impl Into<String>) -> Self {
+    pub(super) fn condition(mut self, condition: impl Into<String>) -> Self {
         self.condition = Some(condition.into());
         self
     }
 
     /// A value that the expressions name.
-    pub(super) fn value(mut self, placeholder: &str, value: AttributeValue) -> Self {
+    pub(super) fn bind(mut self, placeholder: &str, value: AttributeValue) -> Self {
         self.values.insert(placeholder.to_owned(), value);
         self
     }
@@ -112,7 +112,7 @@ impl Write {
 
     /// The whole item that is put.
     fn item(&self, attributes: &Item) -> Item {
-        attributes.clone().into_iter().chain(of_key(self.key.clone())).collect()
+        attributes.clone().into_iter().chain(key_attributes(self.key.clone())).collect()
     }
 
     /// Bytes that it adds to a transaction, as far as they can be known without the item.
@@ -121,7 +121,7 @@ impl Write {
             Kind::Put(attributes) => size(attributes),
             _ => 0,
         };
-        attributes + size(&self.values) + size(&of_key(self.key.clone()))
+        attributes + size(&self.values) + size(&key_attributes(self.key.clone()))
     }
 
     fn into_transact(self, table: &str) -> Result<TransactWriteItem, BuildError> {
@@ -142,7 +142,7 @@ impl Write {
             Kind::Update(expression) => item.update(
                 Update::builder()
                     .table_name(table)
-                    .set_key(Some(of_key(self.key)))
+                    .set_key(Some(key_attributes(self.key)))
                     .update_expression(expression)
                     .set_condition_expression(condition)
                     .set_expression_attribute_values(values)
@@ -152,7 +152,7 @@ impl Write {
             Kind::Delete => item.delete(
                 Delete::builder()
                     .table_name(table)
-                    .set_key(Some(of_key(self.key)))
+                    .set_key(Some(key_attributes(self.key)))
                     .set_condition_expression(condition)
                     .set_expression_attribute_values(values)
                     .set_return_values_on_condition_check_failure(told)
@@ -161,7 +161,7 @@ impl Write {
             Kind::Check => item.condition_check(
                 ConditionCheck::builder()
                     .table_name(table)
-                    .set_key(Some(of_key(self.key)))
+                    .set_key(Some(key_attributes(self.key)))
                     .set_condition_expression(condition)
                     .set_expression_attribute_values(values)
                     .set_return_values_on_condition_check_failure(told)
@@ -177,7 +177,7 @@ pub(super) type Attribute = (&'static str, AttributeValue);
 
 /// What became of a change of one item.
 #[derive(Debug)]
-pub(super) enum Applied {
+pub(super) enum WriteOutcome {
     /// It is done. The item as it was or is, if that was asked for and there is one.
     Done(Item),
     /// Its condition does not hold.
@@ -186,37 +186,37 @@ pub(super) enum Applied {
 
 /// What became of a transaction.
 #[derive(Debug)]
-pub(super) enum Transacted {
+pub(super) enum TransactOutcome {
     /// All of it is done.
     Done,
     /// Nothing of it is done, because conditions do not hold.
-    Refused(Refusals),
+    Refused(FailedConditions),
 }
 
 /// The conditions of a transaction that do not hold.
 #[derive(Debug)]
-pub(super) struct Refusals(Vec<Option<Item>>);
+pub(super) struct FailedConditions(Vec<Option<Item>>);
 
-impl Refusals {
+impl FailedConditions {
     /// Whether the condition of that write does not hold. The item as it is, if there is one.
-    pub(super) fn of(&self, index: usize) -> Option<&Item> {
+    pub(super) fn get(&self, index: usize) -> Option<&Item> {
         self.0.get(index)?.as_ref()
     }
 }
 
 impl Table {
     /// Changes one item.
-    pub(super) async fn apply(&self, write: Write) -> Result<Applied, StoreError> {
+    pub(super) async fn write(&self, write: Write) -> Result<WriteOutcome, StoreError> {
         check(std::slice::from_ref(&write))?;
         let mut tries = 1;
         loop {
             let refused = match self.apply_once(&write).await {
-                Ok(item) => return Ok(Applied::Done(item.unwrap_or_default())),
+                Ok(item) => return Ok(WriteOutcome::Done(item.unwrap_or_default())),
                 Err(refused) => refused,
             };
             match refused {
-                Refused::Condition => return Ok(Applied::Refused),
-                Refused::Conflict(_) if tries < TRIES => wait(tries).await,
+                Refused::Condition => return Ok(WriteOutcome::Refused),
+                Refused::Conflict(_) if tries < TRIES => backoff(tries).await,
                 Refused::Conflict(error) | Refused::Failed(error) => return Err(error),
             }
             tries += 1;
@@ -225,7 +225,7 @@ impl Table {
 
     async fn apply_once(&self, write: &Write) -> Result<Option<Item>, Refused> {
         let values = write.values();
-        let (key, condition) = (Some(of_key(write.key.clone())), write.condition.clone());
+        let (key, condition) = (Some(key_attributes(write.key.clone())), write.condition.clone());
         Ok(match &write.kind {
             Kind::Put(attributes) => {
                 let request = self.client.put_item().table_name(&self.name).set_item(Some(write.item(attributes)));
@@ -250,7 +250,7 @@ impl Table {
     }
 
     /// Changes several items at once, or none. Each is another one.
-    pub(super) async fn transact(&self, writes: Vec<Write>) -> Result<Transacted, StoreError> {
+    pub(super) async fn transact(&self, writes: Vec<Write>) -> Result<TransactOutcome, StoreError> {
         check(&writes)?;
         let items: Result<Vec<_>, _> = writes.into_iter().map(|write| write.into_transact(&self.name)).collect();
         let items = items.map_err(|error| StoreError::Dynamo(error.to_string()))?;
@@ -259,14 +259,14 @@ impl Table {
             // Each of these has a token of its own, by which a try of the SDK whose answer was lost is not done twice.
             let request = self.client.transact_write_items().set_transact_items(Some(items.clone()));
             let error = match request.send().await {
-                Ok(_) => return Ok(Transacted::Done),
+                Ok(_) => return Ok(TransactOutcome::Done),
                 Err(error) => error,
             };
             match reasons_of(&error).map(judged) {
-                Some(Judged::Refused(refusals)) => return Ok(Transacted::Refused(refusals)),
-                Some(Judged::Conflict) if tries < TRIES => wait(tries).await,
+                Some(Judged::Refused(refusals)) => return Ok(TransactOutcome::Refused(refusals)),
+                Some(Judged::Conflict) if tries < TRIES => backoff(tries).await,
                 Some(Judged::Failed(code)) => return Err(StoreError::Dynamo(code)),
-                _ => return Err(failed(error)),
+                _ => return Err(store_error(error)),
             }
             tries += 1;
         }
@@ -282,7 +282,7 @@ enum Refused {
 
 /// Whether it was refused for a moment: an item is part of a transaction, or there was too much to do even for the SDK's
 /// patience, as with megabytes in one second.
-pub(super) fn may_pass<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+pub(super) fn is_transient<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     const CODES: [&str; 3] =
         ["TransactionConflictException", "ThrottlingException", "ProvisionedThroughputExceededException"];
     let code = error.as_service_error().and_then(|refusal| refusal.meta().code());
@@ -295,8 +295,8 @@ where
 {
     match error.as_service_error().and_then(|refusal| refusal.meta().code()) {
         Some("ConditionalCheckFailedException") => Refused::Condition,
-        _ if may_pass(&error) => Refused::Conflict(failed(error)),
-        _ => Refused::Failed(failed(error)),
+        _ if is_transient(&error) => Refused::Conflict(store_error(error)),
+        _ => Refused::Failed(store_error(error)),
     }
 }
 
@@ -310,7 +310,7 @@ fn reasons_of(error: &SdkError<TransactWriteItemsError>) -> Option<&[Cancellatio
 /// What the reasons say why a transaction was not done.
 #[derive(Debug)]
 enum Judged {
-    Refused(Refusals),
+    Refused(FailedConditions),
     /// Another one was at the same items, or there was too much to do.
     Conflict,
     Failed(String),
@@ -330,12 +330,12 @@ fn judged(reasons: &[CancellationReason]) -> Judged {
     let refusal = |reason: &CancellationReason| {
         (reason.code() == Some("ConditionalCheckFailed")).then(|| reason.item().cloned().unwrap_or_default())
     };
-    Judged::Refused(Refusals(reasons.iter().map(refusal).collect()))
+    Judged::Refused(FailedConditions(reasons.iter().map(refusal).collect()))
 }
 
 /// What DynamoDB would refuse. What stands in for it in tests takes more, so this is where it is noticed.
 fn check(writes: &[Write]) -> Result<(), StoreError> {
-    if writes.iter().any(|write| write.size() > ITEM_BYTES) {
+    if writes.iter().any(|write| write.size() > MAX_ITEM_BYTES) {
         return Err(StoreError::Malformed("an item above 400 KB"));
     }
     if writes.len() > TRANSACTION_ITEMS {
@@ -352,7 +352,7 @@ fn check(writes: &[Write]) -> Result<(), StoreError> {
 }
 
 /// Longer each time and never the same, so that those who met do not meet again.
-pub(super) async fn wait(tries: u32) {
+pub(super) async fn backoff(tries: u32) {
     let longest = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(tries)).min(LONGEST_WAIT);
     sleep(longest.mul_f64(fastrand::f64())).await;
 }

@@ -19,8 +19,8 @@ fn reason(code: &str) -> CancellationReason {
 #[test]
 fn an_item_is_at_most_as_large_as_dynamodb_takes() {
     let around = "user_id".len() + 1 + "item_id".len() + 1 + "content".len();
-    assert!(check(&[put("a", ITEM_BYTES - around)]).is_ok());
-    assert!(matches!(check(&[put("a", ITEM_BYTES - around + 1)]), Err(StoreError::Malformed(_))));
+    assert!(check(&[put("a", MAX_ITEM_BYTES - around)]).is_ok());
+    assert!(matches!(check(&[put("a", MAX_ITEM_BYTES - around + 1)]), Err(StoreError::Malformed(_))));
 }
 
 #[test]
@@ -45,10 +45,10 @@ fn conditions_that_do_not_hold_are_told_with_their_items() {
     let Judged::Refused(refusals) = judged(&[reason("None"), with_item, reason("ConditionalCheckFailed")]) else {
         panic!("not refused");
     };
-    assert!(refusals.of(0).is_none());
-    assert!(refusals.of(1).unwrap().contains_key("holder"));
-    assert!(refusals.of(2).unwrap().is_empty());
-    assert!(refusals.of(3).is_none());
+    assert!(refusals.get(0).is_none());
+    assert!(refusals.get(1).unwrap().contains_key("holder"));
+    assert!(refusals.get(2).unwrap().is_empty());
+    assert!(refusals.get(3).is_none());
 }
 
 #[test]

@@ -16,12 +16,12 @@ use tokio::{
 };
 
 use super::{
-    Accepted, Admission, Chunk, ConversationStore, Ending, Finding, Followed, Lease, NewRun, Past, Session,
-    SessionCursor, Sessions, Signals, StoreError, StoredTurn,
+    AdmitOutcome, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals, RunSnapshot, Session,
+    SessionCursor, SessionSelection, SessionUpdate, StoreError, StoredTurn, ToolResultOutcome,
 };
 use crate::{
     identity::{RequestId, SessionId, UserId},
-    postgres::{RoleDatabase, RoleTransaction},
+    postgres::{RolePool, RoleTransaction},
 };
 
 /// Most that a call takes, unless it says otherwise.
@@ -45,15 +45,15 @@ const HAS_LEASE: &str = "select from runs where user_id = $1 and request_id = $2
 /// Conversations of all users in a database.
 #[derive(Debug, Clone)]
 pub struct PostgresConversations {
-    database: RoleDatabase,
+    database: RolePool,
     /// Longest that a turn runs: after this, one that was resumed and did not end is taken for lost.
-    longest_turn: Duration,
+    max_turn_duration: Duration,
     /// Most that an admission takes, once it has its turn.
-    admission: Duration,
+    admit_timeout: Duration,
     /// Rings when a turn was kept that is to be learned from.
-    bell: Arc<Notify>,
+    learning_wakeup: Arc<Notify>,
     /// Admissions wait for each other here, and not for the database: of very many that come at once, each is quick.
-    queue: Arc<Semaphore>,
+    admit_permits: Arc<Semaphore>,
 }
 
 impl PostgresConversations {
@@ -61,15 +61,21 @@ impl PostgresConversations {
     /// was heard of it, its last result may be given again; `admission` is how long it may take to let a run in, or to take
     /// a result.
     #[must_use]
-    pub fn new(database: RoleDatabase, longest_turn: Duration, admission: Duration) -> Self {
+    pub fn new(database: RolePool, longest_turn: Duration, admission: Duration) -> Self {
         let queue = Arc::new(Semaphore::new(ADMISSIONS_AT_ONCE));
-        let database = database.within(TIMEOUT).idle_within(IDLE_LIMIT);
-        Self { database, longest_turn, admission, bell: Arc::default(), queue }
+        let database = database.with_statement_timeout(TIMEOUT).with_idle_timeout(IDLE_LIMIT);
+        Self {
+            database,
+            max_turn_duration: longest_turn,
+            admit_timeout: admission,
+            learning_wakeup: Arc::default(),
+            admit_permits: queue,
+        }
     }
 
     /// Begins a transaction that no other one of the user's runs beside, but for signs of life.
-    async fn begin_alone(&self, user: &UserId, limit: Duration) -> Result<RoleTransaction, StoreError> {
-        let mut transaction = self.database.within(limit).begin(user).await?;
+    async fn begin_locked(&self, user: &UserId, limit: Duration) -> Result<RoleTransaction, StoreError> {
+        let mut transaction = self.database.with_statement_timeout(limit).begin(user).await?;
         let lock = transaction.query(LOCK_USER).bind(user.as_str());
         lock.execute(&mut *transaction).await?;
         Ok(transaction)
@@ -79,7 +85,7 @@ impl PostgresConversations {
 /// Makes sure that a lease is good. The user has to be locked.
 async fn check_lease(transaction: &mut RoleTransaction, lease: &Lease) -> Result<(), StoreError> {
     let has_lease = transaction.query(HAS_LEASE).bind(lease.key.user.as_str()).bind(lease.key.request.as_str());
-    let found = has_lease.bind(lease.holder.as_bytes()).fetch_optional(&mut **transaction).await?;
+    let found = has_lease.bind(lease.lease_token.as_bytes()).fetch_optional(&mut **transaction).await?;
     found.map(drop).ok_or(StoreError::LeaseLost)
 }
 
@@ -106,27 +112,27 @@ fn request_id(row: &PgRow, column: &str) -> Result<RequestId, StoreError> {
 
 #[async_trait::async_trait]
 impl ConversationStore for PostgresConversations {
-    async fn admit(&self, run: &NewRun) -> Result<Admission, StoreError> {
+    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
         self.admit_run(run).await
     }
 
-    async fn abandon(&self, lease: &Lease) -> Result<(), StoreError> {
+    async fn revoke_admission(&self, lease: &Lease) -> Result<(), StoreError> {
         in_time(TIMEOUT, self.abandon_run(lease)).await
     }
 
-    async fn checkpoint(&self, lease: &Lease, chunk: Option<&Chunk>) -> Result<Signals, StoreError> {
+    async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals, StoreError> {
         in_time(TIMEOUT, self.checkpoint_run(lease, chunk)).await
     }
 
-    async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<(), StoreError> {
+    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
         in_time(ENDING_TIMEOUT, self.finish_run(lease, ending)).await?;
         if ending.turn.as_ref().is_some_and(|turn| turn.is_complete && turn.may_be_learned) {
-            self.bell.notify_one();
+            self.learning_wakeup.notify_one();
         }
         Ok(())
     }
 
-    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<Followed>, StoreError> {
+    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>, StoreError> {
         in_time(TIMEOUT, self.follow_run(user, request, after)).await
     }
 
@@ -139,19 +145,24 @@ impl ConversationStore for PostgresConversations {
         in_time(TIMEOUT, self.cancel_run(user, session, request)).await
     }
 
-    async fn keep(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
+    async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
         in_time(TIMEOUT, self.keep_pending(lease, state, calls)).await
     }
 
-    async fn accept(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<Accepted, StoreError> {
-        in_time(self.admission, self.accept_result(lease, call, result)).await
+    async fn record_tool_result(
+        &self,
+        lease: &Lease,
+        call: &str,
+        result: &[u8],
+    ) -> Result<ToolResultOutcome, StoreError> {
+        in_time(self.admit_timeout, self.accept_result(lease, call, result)).await
     }
 
-    async fn past(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<Past, StoreError> {
+    async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History, StoreError> {
         in_time(TIMEOUT, self.last_turns(user, session, max_tokens)).await
     }
 
-    async fn sessions(
+    async fn list_sessions(
         &self,
         user: &UserId,
         limit: usize,
@@ -160,11 +171,11 @@ impl ConversationStore for PostgresConversations {
         in_time(TIMEOUT, self.list(user, limit, after)).await
     }
 
-    async fn session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
+    async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
         in_time(TIMEOUT, self.one(user, session)).await
     }
 
-    async fn turns(
+    async fn list_turns(
         &self,
         user: &UserId,
         session: &SessionId,
@@ -174,25 +185,35 @@ impl ConversationStore for PostgresConversations {
         in_time(TIMEOUT, self.turns_before(user, session, before, limit)).await
     }
 
-    async fn rename(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>, StoreError> {
+    async fn rename_session(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        title: &str,
+    ) -> Result<Option<Session>, StoreError> {
         in_time(TIMEOUT, self.give_title(user, session, title)).await
     }
 
-    async fn note(&self, user: &UserId, session: &SessionId, finding: &Finding) -> Result<(), StoreError> {
+    async fn update_session(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        finding: &SessionUpdate,
+    ) -> Result<(), StoreError> {
         in_time(TIMEOUT, self.keep_finding(user, session, finding)).await
     }
 
-    async fn delete(&self, user: &UserId, sessions: &Sessions) -> Result<u32, StoreError> {
+    async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
         in_time(DELETION_TIMEOUT, self.delete_sessions(user, sessions)).await
     }
 
     async fn warm_up(&self) {
-        if let Ok(Ok(transaction)) = timeout(TIMEOUT, self.database.begin_for_nobody()).await {
+        if let Ok(Ok(transaction)) = timeout(TIMEOUT, self.database.begin_without_user()).await {
             drop(timeout(TIMEOUT, transaction.commit()).await);
         }
     }
 
-    fn queue_bell(&self) -> Option<Arc<Notify>> {
-        Some(self.bell.clone())
+    fn learning_wakeup(&self) -> Option<Arc<Notify>> {
+        Some(self.learning_wakeup.clone())
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{PostgresConversations, TIMEOUT, check_lease};
 use crate::{
-    conversation::{Accepted, Lease, StoreError, Ticket},
+    conversation::{Lease, PendingTurnId, StoreError, ToolResultOutcome},
     identity::{SessionId, UserId},
     postgres::RoleTransaction,
 };
@@ -73,22 +73,27 @@ const TAKE_SESSION: &str = "update runs set holds_session = true where user_id =
 
 impl PostgresConversations {
     pub(super) async fn keep_pending(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
-        let mut transaction = self.begin_alone(&lease.key.user, TIMEOUT).await?;
+        let mut transaction = self.begin_locked(&lease.key.user, TIMEOUT).await?;
         check_lease(&mut transaction, lease).await?;
         keep(&mut transaction, &lease.key.user, &lease.key.session, state, calls).await?;
         Ok(transaction.commit().await?)
     }
 
-    pub(super) async fn accept_result(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<Accepted, StoreError> {
+    pub(super) async fn accept_result(
+        &self,
+        lease: &Lease,
+        call: &str,
+        result: &[u8],
+    ) -> Result<ToolResultOutcome, StoreError> {
         let key = &lease.key;
-        let mut transaction = self.begin_alone(&key.user, self.admission).await?;
+        let mut transaction = self.begin_locked(&key.user, self.admit_timeout).await?;
         check_lease(&mut transaction, lease).await?;
-        let accepted = accept(&mut transaction, lease, call, result, self.longest_turn).await?;
-        if matches!(accepted, Accepted::Complete { .. })
+        let accepted = accept(&mut transaction, lease, call, result, self.max_turn_duration).await?;
+        if matches!(accepted, ToolResultOutcome::Complete { .. })
             && let Some(retry_after) = take_session(&mut transaction, lease).await?
         {
             // What was done is undone: the result may be given again.
-            return Ok(Accepted::Busy { retry_after });
+            return Ok(ToolResultOutcome::Busy { retry_after });
         }
         transaction.commit().await?;
         Ok(accepted)
@@ -134,35 +139,37 @@ async fn accept(
     call: &str,
     result: &[u8],
     longest_turn: Duration,
-) -> Result<Accepted, StoreError> {
+) -> Result<ToolResultOutcome, StoreError> {
     let key = &lease.key;
     let (user_id, session_id, request_id) = (key.user.as_str(), key.session.as_str(), key.request.as_str());
     let turn = transaction.query(LOCK).bind(user_id).bind(session_id);
     let turn = turn.bind(KEPT.as_secs_f64()).bind(longest_turn.as_secs_f64());
-    let Some(turn) = turn.fetch_optional(&mut **transaction).await? else { return Ok(Accepted::Unknown) };
+    let Some(turn) = turn.fetch_optional(&mut **transaction).await? else { return Ok(ToolResultOutcome::UnknownCall) };
     // A turn that went on and was lost with its process: whoever waits for it may give the last result again.
     let is_running = turn.try_get::<Option<bool>, _>("is_running")?;
     let taken = transaction.query(RESULT).bind(user_id).bind(session_id).bind(call).bind(result);
     let taken = taken.bind(is_running == Some(false)).bind(request_id);
     if taken.fetch_optional(&mut **transaction).await?.is_none() {
         let known = transaction.query(KNOWN).bind(user_id).bind(session_id).bind(call).bind(request_id);
-        let Some(known) = known.fetch_optional(&mut **transaction).await? else { return Ok(Accepted::Unknown) };
+        let Some(known) = known.fetch_optional(&mut **transaction).await? else {
+            return Ok(ToolResultOutcome::UnknownCall);
+        };
         // The same request again, of which nobody heard that it had succeeded.
         let is_again = is_running.is_none() && known.try_get("is_again")?;
-        return Ok(if is_again { Accepted::Waiting } else { Accepted::Duplicate });
+        return Ok(if is_again { ToolResultOutcome::Pending } else { ToolResultOutcome::Duplicate });
     }
     let missing = transaction.query(MISSING).bind(user_id).bind(session_id);
     if missing.fetch_optional(&mut **transaction).await?.is_some() {
-        return Ok(Accepted::Waiting);
+        return Ok(ToolResultOutcome::Pending);
     }
-    let resumed = transaction.query(RESUME).bind(user_id).bind(session_id).bind(lease.holder.as_bytes());
+    let resumed = transaction.query(RESUME).bind(user_id).bind(session_id).bind(lease.lease_token.as_bytes());
     let resumed = resumed.fetch_one(&mut **transaction).await?;
     let results = transaction.query(RESULTS).bind(user_id).bind(session_id).fetch_all(&mut **transaction).await?;
     let results = results.iter().map(|row| Ok((row.try_get("call_id")?, row.try_get("result")?)));
-    Ok(Accepted::Complete {
+    Ok(ToolResultOutcome::Complete {
         state: resumed.try_get("state")?,
         results: results.collect::<Result<_, sqlx::Error>>()?,
-        ticket: Ticket {
+        pending_turn: PendingTurnId {
             user: key.user.clone(),
             session: key.session.clone(),
             turn: turn.try_get("turn_id")?,
@@ -172,7 +179,10 @@ async fn accept(
 }
 
 /// Ends a turn that went on: nothing of it is kept.
-pub(in crate::conversation) async fn end(transaction: &mut RoleTransaction, ticket: &Ticket) -> Result<(), StoreError> {
+pub(in crate::conversation) async fn end(
+    transaction: &mut RoleTransaction,
+    ticket: &PendingTurnId,
+) -> Result<(), StoreError> {
     let end = transaction.query(END).bind(ticket.user.as_str()).bind(ticket.session.as_str()).bind(&ticket.turn);
     end.execute(&mut **transaction).await?;
     Ok(())
@@ -181,7 +191,7 @@ pub(in crate::conversation) async fn end(transaction: &mut RoleTransaction, tick
 /// Takes back that a turn went on, because it failed in a way that may pass: its last result may be given again.
 pub(in crate::conversation) async fn reopen(
     transaction: &mut RoleTransaction,
-    ticket: &Ticket,
+    ticket: &PendingTurnId,
 ) -> Result<(), StoreError> {
     let reopen = transaction.query(REOPEN).bind(ticket.user.as_str()).bind(ticket.session.as_str());
     reopen.bind(&ticket.turn).bind(&ticket.last_call).execute(&mut **transaction).await?;

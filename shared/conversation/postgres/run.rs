@@ -5,11 +5,11 @@ use sqlx::{Row as _, postgres::PgRow};
 use super::{ENDING_TIMEOUT, PostgresConversations, StoreError, count, pending, request_id};
 use crate::{
     conversation::{
-        AfterResumption, Chunk, Ending, Followed, LEASE, Lease, NewTurn, Outcome, REMEMBERED, RunState, Signals,
-        WATCHED,
+        FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewTurn, PendingTurnDisposition, RunEnding, RunOutcome,
+        RunSignals, RunSnapshot, RunState, WATCH_WINDOW,
     },
     identity::{RequestId, SessionId, UserId},
-    postgres::{Argument, RoleTransaction},
+    postgres::{RoleTransaction, SqlArgument},
 };
 
 /// Most runs that one which ends forgets.
@@ -83,29 +83,34 @@ const CANCEL: &str = "
     returning request_id";
 
 impl PostgresConversations {
-    pub(super) async fn checkpoint_run(&self, lease: &Lease, chunk: Option<&Chunk>) -> Result<Signals, StoreError> {
+    pub(super) async fn checkpoint_run(
+        &self,
+        lease: &Lease,
+        chunk: Option<&FrameChunk>,
+    ) -> Result<RunSignals, StoreError> {
         let arguments = [
-            Argument::Text(lease.key.user.as_str()),
-            Argument::Text(lease.key.request.as_str()),
-            Argument::Bytes(Some(lease.holder.as_bytes())),
-            Argument::Seconds(LEASE),
-            Argument::Number(chunk.map(|chunk| chunk.first.into())),
-            Argument::Number(chunk.map(|chunk| chunk.count.into())),
-            Argument::Bytes(chunk.map(|chunk| &*chunk.frames)),
+            SqlArgument::Text(lease.key.user.as_str()),
+            SqlArgument::Text(lease.key.request.as_str()),
+            SqlArgument::Bytes(Some(lease.lease_token.as_bytes())),
+            SqlArgument::Seconds(LEASE_DURATION),
+            SqlArgument::Number(chunk.map(|chunk| chunk.first.into())),
+            SqlArgument::Number(chunk.map(|chunk| chunk.count.into())),
+            SqlArgument::Bytes(chunk.map(|chunk| &*chunk.frames)),
         ];
-        let row = self.database.call(&lease.key.user, "checkpoint_run", &arguments).await?;
+        let row = self.database.call_function(&lease.key.user, "checkpoint_run", &arguments).await?;
         let row = row.ok_or(StoreError::LeaseLost)?;
-        Ok(Signals { is_cancelled: row.try_get("cancelled")?, is_watched: row.try_get("watched")? })
+        Ok(RunSignals { is_cancelled: row.try_get("cancelled")?, is_watched: row.try_get("watched")? })
     }
 
-    pub(super) async fn finish_run(&self, lease: &Lease, ending: &Ending) -> Result<(), StoreError> {
+    pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
         let user = lease.key.user.as_str();
-        let mut transaction = self.database.within(ENDING_TIMEOUT).begin(&lease.key.user).await?;
+        let mut transaction = self.database.with_statement_timeout(ENDING_TIMEOUT).begin(&lease.key.user).await?;
         let tokens = transaction.query(COUNT_TOKENS).bind(user).bind(i64::from(ending.tokens));
         tokens.execute(&mut *transaction).await?;
         if !end(&mut transaction, lease, ending).await? {
             let has_ended = transaction.query(HAS_ENDED).bind(user).bind(lease.key.request.as_str());
-            let has_ended = has_ended.bind(lease.holder.as_bytes()).fetch_optional(&mut *transaction).await?.is_some();
+            let has_ended =
+                has_ended.bind(lease.lease_token.as_bytes()).fetch_optional(&mut *transaction).await?.is_some();
             if has_ended {
                 return Ok(());
             }
@@ -116,9 +121,9 @@ impl PostgresConversations {
         if let Some(turn) = &ending.turn {
             keep_turn(&mut transaction, lease, turn).await?;
         }
-        match &ending.resumed {
-            Some((ticket, AfterResumption::Over)) => pending::end(&mut transaction, ticket).await?,
-            Some((ticket, AfterResumption::Reopened)) => pending::reopen(&mut transaction, ticket).await?,
+        match &ending.resumed_turn {
+            Some((ticket, PendingTurnDisposition::Done)) => pending::end(&mut transaction, ticket).await?,
+            Some((ticket, PendingTurnDisposition::Reopened)) => pending::reopen(&mut transaction, ticket).await?,
             None => {}
         }
         Ok(transaction.commit().await?)
@@ -129,10 +134,10 @@ impl PostgresConversations {
         user: &UserId,
         request: &RequestId,
         after: u32,
-    ) -> Result<Option<Followed>, StoreError> {
+    ) -> Result<Option<RunSnapshot>, StoreError> {
         let mut transaction = self.database.begin(user).await?;
         let look = transaction.query(LOOK).bind(user.as_str()).bind(request.as_str());
-        let look = look.bind(WATCHED.as_secs_f64()).bind(REMEMBERED.as_secs_f64());
+        let look = look.bind(WATCH_WINDOW.as_secs_f64()).bind(IDEMPOTENCY_WINDOW.as_secs_f64());
         let Some(run) = look.fetch_optional(&mut *transaction).await? else { return Ok(None) };
         // After how it stands: all frames of a run that has ended are there.
         let chunks = transaction.query(CHUNKS_AFTER).bind(user.as_str()).bind(request.as_str()).bind(i64::from(after));
@@ -144,7 +149,7 @@ impl PostgresConversations {
             (false, false) => RunState::Lost,
         };
         let chunks = chunks.iter().map(chunk).collect::<Result<_, _>>()?;
-        Ok(Some(Followed { state, head: run.try_get("head")?, chunks }))
+        Ok(Some(RunSnapshot { state, head: run.try_get("head")?, chunks }))
     }
 
     pub(super) async fn cancel_run(
@@ -162,16 +167,16 @@ impl PostgresConversations {
 }
 
 /// Ends a run, unless its lease is lost.
-async fn end(transaction: &mut RoleTransaction, lease: &Lease, ending: &Ending) -> Result<bool, StoreError> {
+async fn end(transaction: &mut RoleTransaction, lease: &Lease, ending: &RunEnding) -> Result<bool, StoreError> {
     let end = transaction
         .query(END)
         .bind(lease.key.user.as_str())
         .bind(lease.key.request.as_str())
-        .bind(lease.holder.as_bytes());
-    let end = end.bind(ending.outcome == Outcome::Repeatable);
+        .bind(lease.lease_token.as_bytes());
+    let end = end.bind(ending.outcome == RunOutcome::Repeatable);
     let chunk = &ending.chunk;
     let end = end.bind(i64::from(chunk.first)).bind(i64::from(chunk.count)).bind(&*chunk.frames);
-    let end = end.bind(ending.profile.as_deref()).bind(REMEMBERED.as_secs_f64()).bind(FORGOTTEN_AT_ONCE);
+    let end = end.bind(ending.profile.as_deref()).bind(IDEMPOTENCY_WINDOW.as_secs_f64()).bind(FORGOTTEN_AT_ONCE);
     Ok(end.fetch_optional(&mut **transaction).await?.is_some())
 }
 
@@ -184,6 +189,10 @@ async fn keep_turn(transaction: &mut RoleTransaction, lease: &Lease, turn: &NewT
     Ok(())
 }
 
-fn chunk(row: &PgRow) -> Result<Chunk, StoreError> {
-    Ok(Chunk { first: count(row, "first_frame")?, count: count(row, "frame_count")?, frames: row.try_get("frames")? })
+fn chunk(row: &PgRow) -> Result<FrameChunk, StoreError> {
+    Ok(FrameChunk {
+        first: count(row, "first_frame")?,
+        count: count(row, "frame_count")?,
+        frames: row.try_get("frames")?,
+    })
 }

@@ -6,7 +6,7 @@ use sqlx::{Row as _, postgres::PgRow};
 
 use super::{DELETION_TIMEOUT, PostgresConversations, StoreError, count, request_id, session_id};
 use crate::{
-    conversation::{Finding, Past, Session, SessionCursor, Sessions, StoredTurn, Summary},
+    conversation::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, Summary},
     identity::{RequestId, SessionId, UserId},
 };
 
@@ -72,17 +72,17 @@ impl PostgresConversations {
         user: &UserId,
         session: &SessionId,
         max_tokens: u32,
-    ) -> Result<Past, StoreError> {
+    ) -> Result<History, StoreError> {
         let (user_id, session_id) = (user.as_str(), session.as_str());
         let mut transaction = self.database.begin(user).await?;
         let summary = transaction.query(SUMMARY).bind(user_id).bind(session_id);
-        let Some(row) = summary.fetch_optional(&mut *transaction).await? else { return Ok(Past::default()) };
+        let Some(row) = summary.fetch_optional(&mut *transaction).await? else { return Ok(History::default()) };
         let through = count(&row, "summary_through")?;
         let text: Option<String> = row.try_get("summary")?;
         let turns = transaction.query(LAST_TURNS).bind(user_id).bind(session_id);
         let turns = turns.bind(i64::from(through)).bind(i64::from(max_tokens)).fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
-        Ok(Past {
+        Ok(History {
             turns: turns.iter().map(turn).collect::<Result<_, _>>()?,
             summary: text.map(|text| Summary { text, through }),
         })
@@ -144,14 +144,14 @@ impl PostgresConversations {
         &self,
         user: &UserId,
         session: &SessionId,
-        finding: &Finding,
+        finding: &SessionUpdate,
     ) -> Result<(), StoreError> {
         let mut transaction = self.database.begin(user).await?;
         let note = match finding {
-            Finding::Title(title) => {
+            SessionUpdate::Title(title) => {
                 transaction.query(NOTE_TITLE).bind(user.as_str()).bind(session.as_str()).bind(title)
             }
-            Finding::Summary(summary) => {
+            SessionUpdate::Summary(summary) => {
                 let note = transaction.query(NOTE_SUMMARY).bind(user.as_str()).bind(session.as_str());
                 note.bind(&summary.text).bind(i64::from(summary.through))
             }
@@ -160,12 +160,12 @@ impl PostgresConversations {
         Ok(transaction.commit().await?)
     }
 
-    pub(super) async fn delete_sessions(&self, user: &UserId, sessions: &Sessions) -> Result<u32, StoreError> {
+    pub(super) async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
         let ids: Option<Vec<&str>> = match sessions {
-            Sessions::These(ids) => Some(ids.iter().map(SessionId::as_str).collect()),
-            Sessions::All => None,
+            SessionSelection::Listed(ids) => Some(ids.iter().map(SessionId::as_str).collect()),
+            SessionSelection::All => None,
         };
-        let mut transaction = self.begin_alone(user, DELETION_TIMEOUT).await?;
+        let mut transaction = self.begin_locked(user, DELETION_TIMEOUT).await?;
         let mut deleted = 0;
         for statement in DELETE_SESSIONS {
             let delete = transaction.query(statement).bind(user.as_str()).bind(ids.as_deref());

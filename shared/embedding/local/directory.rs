@@ -54,7 +54,7 @@ pub enum LocalModelError {
 
 /// The kinds of encoder that differ in names of tensors or numbering of positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(super) enum EncoderFamily {
     Bert,
     Roberta,
     DistilBert,
@@ -62,7 +62,7 @@ pub(super) enum Family {
 
 /// The shape of an encoder. DistilBERT names some of it differently.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct Shape {
+pub(super) struct EncoderShape {
     pub(super) vocab_size: usize,
     #[serde(alias = "dim")]
     pub(super) hidden_size: usize,
@@ -92,10 +92,10 @@ const fn default_eps() -> f64 {
 
 /// Everything about a model but its weights and its tokenizer.
 #[derive(Debug)]
-pub(super) struct Directory {
-    pub(super) family: Family,
+pub(super) struct ModelDirectory {
+    pub(super) family: EncoderFamily,
     pub(super) model_type: String,
-    pub(super) shape: Shape,
+    pub(super) shape: EncoderShape,
     pub(super) activation: Activation,
     /// Number of the first position: RoBERTa's begin behind that of its padding.
     pub(super) first_position: usize,
@@ -132,7 +132,7 @@ struct TokenizerConfig {
     model_max_length: Option<f64>,
 }
 
-impl Directory {
+impl ModelDirectory {
     pub(super) fn read(dir: &Path) -> Result<Self, LocalModelError> {
         let (encoder, pooling) = Self::steps(dir)?;
         let config = encoder.join("config.json");
@@ -144,8 +144,8 @@ impl Directory {
             other => return Err(unsupported(&config, format!("the activation {other}"), "gelu, gelu_new and relu")),
         };
         let first_position = match family {
-            Family::Roberta => shape.pad_token_id.unwrap_or(1) + 1,
-            Family::Bert | Family::DistilBert => 0,
+            EncoderFamily::Roberta => shape.pad_token_id.unwrap_or(1) + 1,
+            EncoderFamily::Bert | EncoderFamily::DistilBert => 0,
         };
         let sentence: SentenceConfig = read_if_there(&encoder.join("sentence_bert_config.json"))?.unwrap_or_default();
         let longest = match sentence.max_seq_length {
@@ -200,18 +200,18 @@ impl Directory {
     }
 }
 
-fn read_shape(config: &Path) -> Result<(String, Family, Shape), LocalModelError> {
+fn read_shape(config: &Path) -> Result<(String, EncoderFamily, EncoderShape), LocalModelError> {
     let expected = "the directory should hold what SentenceTransformer.save_pretrained writes, with config.json, \
                     model.safetensors, tokenizer.json and 1_Pooling/config.json";
     let value: Value = parse(config, &read(config, expected)?)?;
     let model_type = value.get("model_type").and_then(Value::as_str).unwrap_or("no model_type").to_owned();
     let family = match model_type.as_str() {
-        "bert" => Family::Bert,
-        "roberta" | "xlm-roberta" | "camembert" => Family::Roberta,
-        "distilbert" => Family::DistilBert,
+        "bert" => EncoderFamily::Bert,
+        "roberta" | "xlm-roberta" | "camembert" => EncoderFamily::Roberta,
+        "distilbert" => EncoderFamily::DistilBert,
         other => return Err(unsupported(config, format!("the model_type {other}"), FAMILIES)),
     };
-    let shape: Shape = serde_json::from_value(value).map_err(|error| malformed(config, error))?;
+    let shape: EncoderShape = serde_json::from_value(value).map_err(|error| malformed(config, error))?;
     if let Some(kind) = shape.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
         return Err(unsupported(config, format!("{kind} position embeddings"), "absolute ones"));
     }

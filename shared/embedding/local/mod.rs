@@ -21,9 +21,9 @@ use tokenizers::{Tokenizer, TruncationParams};
 
 pub use directory::LocalModelError;
 
-use super::{EmbedError, Embedder, EmbeddingModel, QueryVector, normalised};
-use directory::{Directory, malformed, read};
-use model::Encoder;
+use super::{EmbedError, Embedder, EmbeddingModel, QueryVector, normalize};
+use directory::{ModelDirectory, malformed, read};
+use model::BertEncoder;
 use workers::Workers;
 
 /// Tokens of one batch, padding included. Larger batches are no faster: products of this size keep a core busy, and a
@@ -42,9 +42,9 @@ pub struct LocalEmbedder {
 
 /// What the threads share.
 struct Loaded {
-    directory: Directory,
+    directory: ModelDirectory,
     tokenizer: Tokenizer,
-    encoder: Encoder,
+    encoder: BertEncoder,
 }
 
 /// The tokens of one text.
@@ -64,11 +64,11 @@ impl LocalEmbedder {
     /// # Errors
     /// A file is missing or broken, or the model needs what is not implemented.
     pub fn load(dir: &Path) -> Result<Self, LocalModelError> {
-        let directory = Directory::read(dir)?;
+        let directory = ModelDirectory::read(dir)?;
         let expected = "it should hold the weights; where there is only pytorch_model.bin, load the directory with \
                         sentence-transformers and save it again with save_pretrained";
         let weights = read(&directory.weights, expected)?;
-        let encoder = Encoder::new(&directory, &directory.weights, &weights)?;
+        let encoder = BertEncoder::new(&directory, &directory.weights, &weights)?;
         let name = name(&directory, &weights);
         drop(weights);
         let tokenizer = tokenizer(&directory)?;
@@ -130,8 +130,8 @@ impl Embedder for LocalEmbedder {
         Box::pin(self.run(move |loaded| {
             let known_share = loaded.known_share(&text)?;
             let vector = loaded.encode(&loaded.tokenise(&[text])?)?.pop().map(|(_, vector)| vector);
-            let vector = vector.ok_or_else(|| EmbedError::Unusable("no vector".to_owned()))?;
-            Ok(QueryVector { vector, known_share })
+            let vector = vector.ok_or_else(|| EmbedError::InvalidResponse("no vector".to_owned()))?;
+            Ok(QueryVector { vector, vocabulary_coverage: known_share })
         }))
     }
 }
@@ -166,8 +166,8 @@ impl Loaded {
         let texts = tokens.chunks_exact(width * dimension).zip(batch);
         let pooled = texts.map(|(tokens, Input { ids, place })| {
             let vector = self.directory.pooling.pool(&tokens[..ids.len() * dimension], dimension);
-            let unusable = || EmbedError::Unusable("a vector has no direction".to_owned());
-            Ok((*place, normalised(vector).ok_or_else(unusable)?))
+            let unusable = || EmbedError::InvalidResponse("a vector has no direction".to_owned());
+            Ok((*place, normalize(vector).ok_or_else(unusable)?))
         });
         pooled.collect()
     }
@@ -193,15 +193,15 @@ fn batches(mut inputs: Vec<Input>) -> Vec<Vec<Input>> {
 
 /// A name of the model itself: a directory may be moved or called anything, and what was stored with its model is still
 /// found; another model in its place has another name.
-fn name(directory: &Directory, weights: &[u8]) -> String {
-    let Directory { model_type, shape, pooling, .. } = directory;
+fn name(directory: &ModelDirectory, weights: &[u8]) -> String {
+    let ModelDirectory { model_type, shape, pooling, .. } = directory;
     let hash: String = Sha256::digest(weights).iter().map(|byte| format!("{byte:02x}")).collect();
     let (layers, hidden, pooling) = (shape.num_hidden_layers, shape.hidden_size, pooling.name());
     format!("{model_type}-{layers}x{hidden}-{pooling}-{}", &hash[..HASH_LETTERS])
 }
 
 /// The tokenizer, with the directory's limit in place of its own and without padding, which batches are given later.
-fn tokenizer(directory: &Directory) -> Result<Tokenizer, LocalModelError> {
+fn tokenizer(directory: &ModelDirectory) -> Result<Tokenizer, LocalModelError> {
     let path = &directory.tokenizer;
     let expected = "it should hold the fast tokenizer; where there is only vocab.txt, load the directory with \
                     sentence-transformers and save it again with save_pretrained";

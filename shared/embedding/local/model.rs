@@ -8,8 +8,8 @@ use std::{collections::HashMap, iter::repeat_n, path::Path};
 use candle_core::{DType, Device, Tensor};
 
 use super::{
-    directory::{Directory, Family, LocalModelError, Shape, malformed},
-    ops::{Activation, Add, Norm, Softmax},
+    directory::{EncoderFamily, EncoderShape, LocalModelError, ModelDirectory, malformed},
+    ops::{Activation, Add, LayerNorm, Softmax},
 };
 
 /// Names of the tensors of a layer.
@@ -51,11 +51,11 @@ const DISTILBERT: Names = Names {
 
 /// Gives every token of a text a vector that depends on the whole text.
 #[derive(Debug)]
-pub(super) struct Encoder {
+pub(super) struct BertEncoder {
     words: Tensor,
     /// Embeddings of the positions that texts use, each with that of the only token type in use added.
     positions: Tensor,
-    norm: Norm,
+    norm: LayerNorm,
     layers: Vec<Layer>,
     heads: usize,
     activation: Activation,
@@ -66,10 +66,10 @@ struct Layer {
     /// Query, key and value as one matrix, because one large product is faster than three.
     attention: Linear,
     attended: Linear,
-    attention_norm: Norm,
+    attention_norm: LayerNorm,
     widen: Linear,
     narrow: Linear,
-    norm: Norm,
+    norm: LayerNorm,
 }
 
 #[derive(Debug)]
@@ -78,12 +78,12 @@ struct Linear {
     bias: Tensor,
 }
 
-impl Encoder {
+impl BertEncoder {
     /// An encoder of the weights in `content`, which is what the file at `path` holds.
-    pub(super) fn new(directory: &Directory, path: &Path, content: &[u8]) -> Result<Self, LocalModelError> {
+    pub(super) fn new(directory: &ModelDirectory, path: &Path, content: &[u8]) -> Result<Self, LocalModelError> {
         let mut weights = Weights::parse(path, content)?;
-        let Shape { hidden_size: hidden, intermediate_size: wide, .. } = directory.shape;
-        let names = if directory.family == Family::DistilBert { &DISTILBERT } else { &BERT };
+        let EncoderShape { hidden_size: hidden, intermediate_size: wide, .. } = directory.shape;
+        let names = if directory.family == EncoderFamily::DistilBert { &DISTILBERT } else { &BERT };
         let words = weights.take("embeddings.word_embeddings.weight", &[directory.shape.vocab_size, hidden])?;
         let positions = weights.positions(directory)?;
         let norm = weights.norm("embeddings.LayerNorm", directory)?;
@@ -209,19 +209,19 @@ impl<'a> Weights<'a> {
     }
 
     /// A layer normalisation, which conversions of TensorFlow's checkpoints name `gamma` and `beta`.
-    fn norm(&mut self, name: &str, directory: &Directory) -> Result<Norm, LocalModelError> {
-        let Shape { hidden_size, layer_norm_eps, .. } = directory.shape;
+    fn norm(&mut self, name: &str, directory: &ModelDirectory) -> Result<LayerNorm, LocalModelError> {
+        let EncoderShape { hidden_size, layer_norm_eps, .. } = directory.shape;
         let mut either = |new: &str, old: &str| match self.find(&format!("{name}.{old}")) {
             Some(tensor) => self.checked(tensor, old, &[hidden_size]),
             None => self.take(&format!("{name}.{new}"), &[hidden_size]),
         };
         let (weight, bias) = (either("weight", "gamma")?, either("bias", "beta")?);
         let numbers = |tensor: Tensor| tensor.to_vec1().map_err(|error| malformed(self.path, error));
-        Ok(Norm { weight: numbers(weight)?, bias: numbers(bias)?, eps: layer_norm_eps as f32 })
+        Ok(LayerNorm { weight: numbers(weight)?, bias: numbers(bias)?, eps: layer_norm_eps as f32 })
     }
 
-    fn positions(&mut self, directory: &Directory) -> Result<Tensor, LocalModelError> {
-        let Shape { hidden_size, max_position_embeddings, type_vocab_size, .. } = directory.shape;
+    fn positions(&mut self, directory: &ModelDirectory) -> Result<Tensor, LocalModelError> {
+        let EncoderShape { hidden_size, max_position_embeddings, type_vocab_size, .. } = directory.shape;
         let all = self.take("embeddings.position_embeddings.weight", &[max_position_embeddings, hidden_size])?;
         // DistilBERT has no token types, and some exports leave out those that are never used.
         let token_type = match self.find("embeddings.token_type_embeddings.weight") {

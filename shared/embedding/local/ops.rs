@@ -120,13 +120,13 @@ impl InplaceOp1 for Softmax<'_> {
 
 /// Layer normalisation, <https://arxiv.org/abs/1607.06450>.
 #[derive(Debug)]
-pub(super) struct Norm {
+pub(super) struct LayerNorm {
     pub(super) weight: Vec<f32>,
     pub(super) bias: Vec<f32>,
     pub(super) eps: f32,
 }
 
-impl InplaceOp1 for Norm {
+impl InplaceOp1 for LayerNorm {
     fn name(&self) -> &'static str {
         "layer normalisation"
     }

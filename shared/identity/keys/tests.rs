@@ -21,7 +21,7 @@ fn published(id: &str) -> Value {
 }
 
 /// An issuer, and its keys, which were fetched once and are that old ever since.
-async fn fetched(ages: Ages) -> (FakeProvider, KeySet) {
+async fn fetched(ages: KeyLifetimes) -> (FakeProvider, KeySet) {
     let mut issuer = FakeProvider::start().await;
     let keys = KeySet::new(&issuer.base_url, ages).unwrap();
     issuer.refuse(200, &json!({"keys": [published("known")]}).to_string()).await;
@@ -32,7 +32,7 @@ async fn fetched(ages: Ages) -> (FakeProvider, KeySet) {
 
 #[tokio::test]
 async fn an_issuer_that_hangs_holds_nobody_up_whose_key_is_known() {
-    let (mut issuer, keys) = fetched(Ages { fresh: Duration::ZERO, stale: FOR_EVER }).await;
+    let (mut issuer, keys) = fetched(KeyLifetimes { refresh_after: Duration::ZERO, expire_after: FOR_EVER }).await;
     issuer.script(vec![Step::AwaitGone]).await;
     for _ in 0..3 {
         assert!(keys.find(Some("known"), Algorithm::ES256).await.is_ok());
@@ -48,7 +48,7 @@ async fn an_issuer_that_hangs_holds_nobody_up_whose_key_is_known() {
 
 #[tokio::test]
 async fn keys_that_are_old_go_on_while_the_issuer_fails_and_are_replaced_when_it_answers() {
-    let (mut issuer, keys) = fetched(Ages { fresh: Duration::ZERO, stale: FOR_EVER }).await;
+    let (mut issuer, keys) = fetched(KeyLifetimes { refresh_after: Duration::ZERO, expire_after: FOR_EVER }).await;
     issuer.refuse(500, "").await;
     assert!(keys.find(Some("known"), Algorithm::ES256).await.is_ok());
     issuer.requests.recv().await.unwrap();
@@ -62,19 +62,19 @@ async fn keys_that_are_old_go_on_while_the_issuer_fails_and_are_replaced_when_it
 
 #[tokio::test]
 async fn keys_that_are_too_old_count_no_longer_and_without_an_issuer_there_are_none() {
-    let (issuer, keys) = fetched(Ages { fresh: FOR_EVER, stale: FOR_EVER }).await;
-    let keys = KeySet { ages: Ages { fresh: Duration::ZERO, stale: Duration::ZERO }, ..keys };
+    let (issuer, keys) = fetched(KeyLifetimes { refresh_after: FOR_EVER, expire_after: FOR_EVER }).await;
+    let keys = KeySet { ages: KeyLifetimes { refresh_after: Duration::ZERO, expire_after: Duration::ZERO }, ..keys };
     issuer.refuse(500, "").await;
-    assert_eq!(keys.find(Some("known"), Algorithm::ES256).await.err(), Some(Unproven::NoKeys));
+    assert_eq!(keys.find(Some("known"), Algorithm::ES256).await.err(), Some(CredentialError::KeysUnavailable));
     let url = issuer.base_url.clone();
     drop(issuer);
-    let cold = KeySet::new(&url, Ages::default()).unwrap();
-    assert_eq!(cold.find(Some("known"), Algorithm::ES256).await.err(), Some(Unproven::NoKeys));
+    let cold = KeySet::new(&url, KeyLifetimes::default()).unwrap();
+    assert_eq!(cold.find(Some("known"), Algorithm::ES256).await.err(), Some(CredentialError::KeysUnavailable));
 }
 
 #[tokio::test]
 async fn a_fetch_that_its_caller_gave_up_has_failed() {
-    let (mut issuer, keys) = fetched(Ages { fresh: FOR_EVER, stale: FOR_EVER }).await;
+    let (mut issuer, keys) = fetched(KeyLifetimes { refresh_after: FOR_EVER, expire_after: FOR_EVER }).await;
     issuer.script(vec![Step::AwaitGone]).await;
     {
         let mut asking = std::pin::pin!(keys.find(Some("unknown"), Algorithm::ES256));

@@ -10,7 +10,7 @@ use jiff::civil::Date;
 use regex::{Captures, Regex};
 
 use super::{
-    Extractor, Fact, FactKind, KnownFact, LearnError, Said, Standing,
+    Extractor, Fact, FactKind, FactStatus, KnownFact, LearnError, Statement,
     fact::MAX_FACTS,
     own_words::{folded, sentences},
 };
@@ -94,11 +94,11 @@ fn read(rules: &[Rule], clause: &str, quote: &str) -> Option<Found> {
 }
 
 /// Everything that the rules find, each subject once and as it was said last.
-fn find(said: &Said) -> Vec<Found> {
+fn find(said: &Statement) -> Vec<Found> {
     let mut found: Vec<Found> = Vec::new();
-    for range in sentences(&said.words) {
-        let sentence = said.words[range].trim();
-        let new = match Language::of_text(sentence) {
+    for range in sentences(&said.text) {
+        let sentence = said.text[range].trim();
+        let new = match Language::detect(sentence) {
             Language::Chinese => chinese::find(sentence, said.today()),
             Language::English => english::find(sentence, said.today()),
         };
@@ -112,7 +112,7 @@ fn find(said: &Said) -> Vec<Found> {
 }
 
 /// How a fact stands to those that are known.
-fn standing(found: &Found, known: &[KnownFact]) -> Standing {
+fn standing(found: &Found, known: &[KnownFact]) -> FactStatus {
     let about_the_same: Vec<&KnownFact> =
         known.iter().filter(|fact| fact.metadata.get(SUBJECT) == Some(&found.subject)).collect();
     let says_the_same = |fact: &&KnownFact| fact.metadata.get(VALUE) == Some(&found.value);
@@ -121,26 +121,26 @@ fn standing(found: &Found, known: &[KnownFact]) -> Standing {
     if let Some(same) =
         about_the_same.iter().copied().find(says_the_same).or_else(|| known.iter().find(in_the_same_words))
     {
-        return Standing::SameAs(same.id.clone());
+        return FactStatus::Duplicate(same.id.clone());
     }
     if about_the_same.is_empty() {
-        return Standing::New;
+        return FactStatus::New;
     }
-    Standing::Replaces(about_the_same.into_iter().map(|fact| fact.id.clone()).collect())
+    FactStatus::Supersedes(about_the_same.into_iter().map(|fact| fact.id.clone()).collect())
 }
 
 #[async_trait::async_trait]
 impl Extractor for RuleExtractor {
-    fn topics(&self, said: &Said) -> Vec<String> {
+    fn topics(&self, said: &Statement) -> Vec<String> {
         find(said).into_iter().map(|found| found.content).collect()
     }
 
-    async fn extract(&self, said: &Said, known: &[KnownFact]) -> Result<Vec<Fact>, LearnError> {
+    async fn extract(&self, said: &Statement, known: &[KnownFact]) -> Result<Vec<Fact>, LearnError> {
         let facts = find(said).into_iter().map(|found| {
-            let standing = standing(&found, known);
+            let status = standing(&found, known);
             let metadata: Metadata =
                 BTreeMap::from([(SUBJECT.to_owned(), found.subject), (VALUE.to_owned(), found.value)]);
-            Fact { kind: found.kind, content: found.content, quote: found.quote, date: found.date, standing, metadata }
+            Fact { kind: found.kind, content: found.content, quote: found.quote, date: found.date, status, metadata }
         });
         Ok(facts.collect())
     }

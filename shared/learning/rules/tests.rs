@@ -2,10 +2,15 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::*;
 
-fn said(words: &str) -> Said {
+fn said(words: &str) -> Statement {
     // A Monday.
     let at: Timestamp = "2026-11-23T02:00:00Z".parse().unwrap();
-    Said { words: words.into(), language: Language::of_text(words), at, zone: TimeZone::get("Asia/Shanghai").unwrap() }
+    Statement {
+        text: words.into(),
+        language: Language::detect(words),
+        said_at: at,
+        zone: TimeZone::get("Asia/Shanghai").unwrap(),
+    }
 }
 
 fn facts(words: &str) -> Vec<String> {
@@ -17,7 +22,7 @@ fn facts(words: &str) -> Vec<String> {
             content: fact.content.clone(),
             quote: fact.quote.clone(),
             date: fact.date,
-            standing: Standing::New,
+            status: FactStatus::New,
             metadata: Metadata::new(),
         };
         assert_eq!(fact.check(&said), Ok(()), "{words}: {fact:?}");
@@ -157,7 +162,7 @@ fn what_is_said_again_is_the_same_and_what_is_said_otherwise_takes_its_place() {
     let known = |id: &str, words: &str| {
         let found = find(&said(words)).remove(0);
         let metadata = BTreeMap::from([(SUBJECT.to_owned(), found.subject), (VALUE.to_owned(), found.value)]);
-        KnownFact { id: id.into(), content: found.content, said_at: said(words).at, metadata }
+        KnownFact { id: id.into(), content: found.content, said_at: said(words).said_at, metadata }
     };
     let known = [
         known("home", "I live in Berlin."),
@@ -167,16 +172,16 @@ fn what_is_said_again_is_the_same_and_what_is_said_otherwise_takes_its_place() {
         KnownFact {
             id: "saved".into(),
             content: "The user is vegan.".into(),
-            said_at: said("").at,
+            said_at: said("").said_at,
             metadata: Metadata::new(),
         },
     ];
     let standing = |words: &str| standing(&find(&said(words)).remove(0), &known);
-    assert_eq!(standing("I live in Berlin now."), Standing::SameAs("home".into()));
-    assert_eq!(standing("I moved to Rome."), Standing::Replaces(vec!["home".into()]));
-    assert_eq!(standing("I don't like tea any more."), Standing::Replaces(vec!["tea".into()]));
-    assert_eq!(standing("I like coffee."), Standing::New);
-    assert_eq!(standing("I prefer long explanations."), Standing::Replaces(vec!["length".into()]));
-    assert_eq!(standing("My calculus exam is on December 10."), Standing::Replaces(vec!["exam".into()]));
-    assert_eq!(standing("I'm vegan."), Standing::SameAs("saved".into()));
+    assert_eq!(standing("I live in Berlin now."), FactStatus::Duplicate("home".into()));
+    assert_eq!(standing("I moved to Rome."), FactStatus::Supersedes(vec!["home".into()]));
+    assert_eq!(standing("I don't like tea any more."), FactStatus::Supersedes(vec!["tea".into()]));
+    assert_eq!(standing("I like coffee."), FactStatus::New);
+    assert_eq!(standing("I prefer long explanations."), FactStatus::Supersedes(vec!["length".into()]));
+    assert_eq!(standing("My calculus exam is on December 10."), FactStatus::Supersedes(vec!["exam".into()]));
+    assert_eq!(standing("I'm vegan."), FactStatus::Duplicate("saved".into()));
 }

@@ -14,9 +14,9 @@ const MAX_ID_BYTES: usize = 256;
 
 /// Calls as far as they have come.
 #[derive(Default)]
-pub(super) struct Calls(Vec<Partial>);
+pub(super) struct PartialCalls(Vec<PartialCall>);
 
-struct Partial {
+struct PartialCall {
     /// What its pieces name it by.
     index: u32,
     id: String,
@@ -24,14 +24,14 @@ struct Partial {
     arguments: String,
 }
 
-impl Calls {
+impl PartialCalls {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Adds a piece and says how many bytes it brought. Pieces belong together by their index; servers that tell none send a
     /// call's pieces in a row, the first of which has the id.
-    pub(super) fn take(&mut self, delta: CallDelta) -> Result<usize, ModelError> {
+    pub(super) fn push(&mut self, delta: CallDelta) -> Result<usize, ModelError> {
         let id = delta.id.unwrap_or_default();
         let index = match delta.index {
             Some(index) => index,
@@ -51,7 +51,7 @@ impl Calls {
                 ));
             }
             None => {
-                self.0.push(Partial { index, id: String::new(), name: String::new(), arguments: String::new() });
+                self.0.push(PartialCall { index, id: String::new(), name: String::new(), arguments: String::new() });
                 self.0.len() - 1
             }
         };
@@ -69,10 +69,10 @@ impl Calls {
     }
 
     /// The calls in the order of their indexes, each with an id of its own.
-    pub(super) fn complete(mut self) -> Result<Vec<ToolCall>, ModelError> {
+    pub(super) fn finish(mut self) -> Result<Vec<ToolCall>, ModelError> {
         self.0.sort_by_key(|call| call.index);
         let mut calls: Vec<ToolCall> = Vec::with_capacity(self.0.len());
-        for Partial { id, name, arguments, .. } in self.0 {
+        for PartialCall { id, name, arguments, .. } in self.0 {
             if name.is_empty() {
                 return Err(ModelError::new(ModelErrorKind::Malformed, "a call of a tool has no name"));
             }
@@ -96,11 +96,11 @@ mod tests {
     use super::*;
 
     fn calls(deltas: &[Value]) -> Result<Vec<ToolCall>, ModelError> {
-        let mut calls = Calls::default();
+        let mut calls = PartialCalls::default();
         for delta in deltas {
-            calls.take(serde_json::from_value(delta.clone()).unwrap())?;
+            calls.push(serde_json::from_value(delta.clone()).unwrap())?;
         }
-        calls.complete()
+        calls.finish()
     }
 
     fn call(id: &str, name: &str, arguments: &str) -> ToolCall {

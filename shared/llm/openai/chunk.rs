@@ -10,7 +10,7 @@ use super::super::{ModelError, ModelErrorKind, TokenUsage};
 #[derive(Debug, Deserialize)]
 pub(super) struct Chunk {
     pub(super) choices: Option<Vec<Choice>>,
-    pub(super) usage: Option<Usage>,
+    pub(super) usage: Option<ChunkUsage>,
     pub(super) error: Option<Value>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Delta {
 
 impl Delta {
     /// What the model thought, if it told anything.
-    pub(super) fn thought(&self) -> Option<&str> {
+    pub(super) fn reasoning_text(&self) -> Option<&str> {
         let told = |thought: &Option<String>| thought.as_ref().is_some_and(|thought| !thought.is_empty());
         let thought = if told(&self.reasoning_content) { &self.reasoning_content } else { &self.reasoning };
         thought.as_deref().filter(|thought| !thought.is_empty())
@@ -76,7 +76,7 @@ fn json_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Er
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Usage {
+pub(super) struct ChunkUsage {
     prompt_tokens: Option<u32>,
     completion_tokens: Option<u32>,
     prompt_tokens_details: Option<PromptDetails>,
@@ -95,9 +95,9 @@ struct CompletionDetails {
     reasoning_tokens: Option<u32>,
 }
 
-impl Usage {
+impl ChunkUsage {
     /// The counts, unless both are missing.
-    pub(super) fn known(self) -> Option<TokenUsage> {
+    pub(super) fn token_usage(self) -> Option<TokenUsage> {
         let cached = self.prompt_tokens_details.and_then(|details| details.cached_tokens);
         let reasoning = self.completion_tokens_details.and_then(|details| details.reasoning_tokens);
         (self.prompt_tokens.is_some() || self.completion_tokens.is_some()).then(|| TokenUsage {
@@ -119,14 +119,14 @@ impl Chunk {
     }
 
     /// Whether the chunk shows that the model is at work.
-    pub(super) fn carries_something(&self) -> bool {
+    pub(super) fn shows_progress(&self) -> bool {
         let has = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         self.usage.is_some()
             || self.choices.iter().flatten().any(|choice| {
                 has(&choice.finish_reason)
                     || choice.delta.as_ref().is_some_and(|delta| {
                         has(&delta.content)
-                            || delta.thought().is_some()
+                            || delta.reasoning_text().is_some()
                             || delta.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty())
                     })
             })

@@ -7,7 +7,7 @@ use super::super::{Message, ModelRequest, ToolCall};
 use crate::config::{EndpointConfig, Provider};
 
 #[derive(Serialize)]
-pub(super) struct Body<'a> {
+pub(super) struct RequestBody<'a> {
     model: &'a str,
     messages: Vec<BodyMessage<'a>>,
     stream: bool,
@@ -68,7 +68,7 @@ struct BodyFunction<'a> {
     arguments: &'a str,
 }
 
-impl<'a> Body<'a> {
+impl<'a> RequestBody<'a> {
     pub(super) fn new(
         config: &'a EndpointConfig,
         request: &'a ModelRequest,
@@ -76,7 +76,7 @@ impl<'a> Body<'a> {
         limit: Option<u32>,
     ) -> Self {
         // OpenAI's newer models refuse the old name of the limit; others know only the old one.
-        let (max_tokens, max_completion_tokens) = if config.is_openai_itself() { (None, limit) } else { (limit, None) };
+        let (max_tokens, max_completion_tokens) = if config.is_openai_api() { (None, limit) } else { (limit, None) };
         let has_tools = !request.tools.is_empty();
         Self {
             model,
@@ -102,7 +102,7 @@ impl<'a> BodyMessage<'a> {
             Message::Tool { call_id, content } => Self::Tool { tool_call_id: call_id, content },
             Message::Assistant { content, reasoning, calls } => {
                 let thought = reasoning.as_deref().filter(|thought| !thought.is_empty());
-                let reasoning_content = if calls.is_empty() || config.is_openai_itself() {
+                let reasoning_content = if calls.is_empty() || config.is_openai_api() {
                     None
                 } else if config.is_deepseek() {
                     // Without it, even where there was none, a request with calls is refused.
@@ -139,7 +139,7 @@ mod tests {
             api_key: None,
             model: "m".into(),
             key_variable: "K".into(),
-            address_variable: "A",
+            url_variable: "A",
         };
         let call = ToolCall { id: "c1".into(), name: "f".into(), arguments: "{}".into() };
         let assistant = |reasoning: Option<&str>| Message::Assistant {
@@ -160,7 +160,7 @@ mod tests {
             must_answer,
             deadline: Instant::now(),
         };
-        serde_json::to_value(Body::new(&config, &request, "m", Some(7))).unwrap()
+        serde_json::to_value(RequestBody::new(&config, &request, "m", Some(7))).unwrap()
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use super::{MAX_TITLE, line_end};
 
 /// What a block is.
-pub(super) enum Kind<'a> {
+pub(super) enum BlockKind<'a> {
     /// A heading with its level, 1 to 6, and its title.
     Heading(usize, &'a str),
     /// A paragraph, list or table.
@@ -16,7 +16,7 @@ pub(super) enum Kind<'a> {
 pub(super) struct Block<'a> {
     pub(super) start: usize,
     pub(super) end: usize,
-    pub(super) kind: Kind<'a>,
+    pub(super) kind: BlockKind<'a>,
 }
 
 /// The blocks of a document: what stands between blank lines, headings and fences.
@@ -48,7 +48,7 @@ impl<'a> Iterator for Blocks<'a> {
             (line, end) = self.line(start)?;
         }
         let kind = if let Some((level, title)) = atx_heading(line) {
-            Kind::Heading(level, title)
+            BlockKind::Heading(level, title)
         } else if let Some(fence) = Fence::open(line) {
             while let Some((line, next)) = self.line(end) {
                 end = next;
@@ -56,12 +56,12 @@ impl<'a> Iterator for Blocks<'a> {
                     break;
                 }
             }
-            Kind::Code
+            BlockKind::Code
         } else if let Some((level, next)) =
             self.line(end).and_then(|(under, next)| Some((setext_level(line, under)?, next)))
         {
             end = next;
-            Kind::Heading(level, line.trim())
+            BlockKind::Heading(level, line.trim())
         } else {
             while let Some((line, next)) = self.line(end) {
                 if line.is_empty() || atx_heading(line).is_some() || Fence::open(line).is_some() {
@@ -69,7 +69,7 @@ impl<'a> Iterator for Blocks<'a> {
                 }
                 end = next;
             }
-            Kind::Text
+            BlockKind::Text
         };
         self.at = end;
         Some(Block { start, end, kind })

@@ -8,7 +8,7 @@ mod markdown;
 
 use unicode_segmentation::UnicodeSegmentation as _;
 
-use self::markdown::{Blocks, Kind};
+use self::markdown::{BlockKind, Blocks};
 
 /// Weight at which a chunk is full, about 250 tokens, which a model with a window of 256 sees whole. A Latin letter
 /// weighs 1 (four make a token) and a character of any other script 2: 1,000 Latin or 500 Chinese characters.
@@ -23,7 +23,7 @@ const MAX_TITLE: usize = 120;
 
 /// A piece of a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chunk<'a> {
+pub struct TextChunk<'a> {
     /// The headings above it, outermost first, as in `Guide > Setup`; empty before the first heading.
     pub section: String,
     /// The text as it stands in the document, with its headings; never blank.
@@ -36,14 +36,14 @@ pub struct Chunk<'a> {
 /// except within fenced code (`CommonMark` 0.31, sections 4.2, 4.3, 4.5; a setext heading is one line here, so that a
 /// rule below a paragraph makes none). Headings without a text of their own stay with what follows.
 #[must_use]
-pub fn split(content: &str) -> Vec<Chunk<'_>> {
+pub fn split(content: &str) -> Vec<TextChunk<'_>> {
     let content = content.strip_prefix('\u{FEFF}').unwrap_or(content);
     let mut splitter = Splitter { content, chunks: Vec::new(), path: Vec::new(), open: None };
     for block in Blocks::of(content) {
         match block.kind {
-            Kind::Heading(level, title) => splitter.heading(block.start, block.end, level, title),
-            Kind::Text => splitter.text(block.start, block.end, TARGET, sentence_end),
-            Kind::Code => splitter.text(block.start, block.end, LIMIT, line_end),
+            BlockKind::Heading(level, title) => splitter.heading(block.start, block.end, level, title),
+            BlockKind::Text => splitter.text(block.start, block.end, TARGET, sentence_end),
+            BlockKind::Code => splitter.text(block.start, block.end, LIMIT, line_end),
         }
     }
     splitter.close();
@@ -70,7 +70,7 @@ struct Open {
 
 struct Splitter<'a> {
     content: &'a str,
-    chunks: Vec<Chunk<'a>>,
+    chunks: Vec<TextChunk<'a>>,
     /// The headings above the text at hand, with their levels.
     path: Vec<(usize, String)>,
     open: Option<Open>,
@@ -128,7 +128,7 @@ impl Splitter<'_> {
         let text = self.content[open.start..open.end].trim_start_matches(['\n', '\r']).trim_end();
         if !text.trim_start().is_empty() {
             let titles: Vec<&str> = self.path.iter().map(|(_, title)| title.as_str()).collect();
-            self.chunks.push(Chunk { section: titles.join(" > "), text });
+            self.chunks.push(TextChunk { section: titles.join(" > "), text });
         }
     }
 }

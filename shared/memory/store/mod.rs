@@ -1,12 +1,12 @@
 //! The SQL of the memory. Every statement names the user, although the database would show no other's rows.
 
-mod change;
-mod index;
-pub(super) mod learned;
-pub(super) mod nearest;
+mod inverted_index;
+pub(super) mod knn;
 mod read;
 pub(super) mod search;
-mod writers;
+mod transaction;
+pub(super) mod turn_ledger;
+mod write_locks;
 
 use std::str::FromStr;
 
@@ -19,12 +19,15 @@ use sqlx::{
     types::Json,
 };
 
-pub(super) use change::{Change, NewRow, NewVector};
-pub(super) use index::{Advance, advance as advance_index};
-pub(super) use read::{Text, corrected, existing, history, memory, page, texts, unchanged, vector_digests};
-pub(super) use writers::Writers;
+pub(super) use inverted_index::{IndexAdvance, advance as advance_index};
+pub(super) use read::{
+    EmbeddingSource, embedding_sources, existing_ids, history, ids_with_history, memory, page, unchanged_ids,
+    vector_digests,
+};
+pub(super) use transaction::{MemoryTransaction, NewMemoryRow, NewVector};
+pub(super) use write_locks::WriteLocks;
 
-use super::{Filter, Memory, Metadata, Place, Version};
+use super::{ChunkLocation, Filter, Memory, MemoryVersion, Metadata};
 use crate::{embedding::EmbeddingModel, identity::UserId};
 
 /// What makes up a [`Memory`], of `memories` with its `documents`.
@@ -61,7 +64,7 @@ use with_documents;
 
 type Bound<'q> = SqlQuery<'q, Postgres, PgArguments>;
 
-fn matching<'q>(query: Bound<'q>, user: &'q UserId, filter: &'q Filter) -> Bound<'q> {
+fn bind_filter<'q>(query: Bound<'q>, user: &'q UserId, filter: &'q Filter) -> Bound<'q> {
     let set = |values: &'q Vec<String>| (!values.is_empty()).then_some(values);
     query
         .bind(user.as_str())
@@ -69,7 +72,7 @@ fn matching<'q>(query: Bound<'q>, user: &'q UserId, filter: &'q Filter) -> Bound
         .bind(filter.from.map(|time| time.to_sqlx()))
         .bind(filter.before.map(|time| time.to_sqlx()))
         .bind(set(&filter.source_types))
-        .bind(set(&filter.documents))
+        .bind(set(&filter.document_ids))
 }
 
 /// What vectors are kept under: only those of one model and dimension are compared.
@@ -90,7 +93,7 @@ where
     rows.iter().map(|row| row.try_get(name)).collect()
 }
 
-fn time(row: &PgRow, name: &str) -> Result<Timestamp, sqlx::Error> {
+fn timestamp(row: &PgRow, name: &str) -> Result<Timestamp, sqlx::Error> {
     Ok(row.try_get::<jiff_sqlx::Timestamp, _>(name)?.to_jiff())
 }
 
@@ -103,12 +106,12 @@ impl FromRow<'_, PgRow> for Memory {
         } else {
             let text = |name| Ok::<_, sqlx::Error>(row.try_get::<Option<String>, _>(name)?.unwrap_or_default());
             let chunk: i32 = row.try_get::<Option<i32>, _>("chunk_index")?.unwrap_or_default();
-            Some(Place {
-                document,
+            Some(ChunkLocation {
+                document_id: document,
                 title: text("title")?,
                 url: text("url")?,
                 section: row.try_get("section_title")?,
-                chunk: u32::try_from(chunk).unwrap_or_default(),
+                chunk_index: u32::try_from(chunk).unwrap_or_default(),
             })
         };
         Ok(Self {
@@ -117,22 +120,22 @@ impl FromRow<'_, PgRow> for Memory {
             source_type: row.try_get("source_type")?,
             tags: row.try_get("tags")?,
             metadata,
-            created_at: time(row, "created_at")?,
-            updated_at: time(row, "updated_at")?,
+            created_at: timestamp(row, "created_at")?,
+            updated_at: timestamp(row, "updated_at")?,
             superseded_by: row.try_get("superseded_by")?,
-            place,
+            location: place,
         })
     }
 }
 
-impl FromRow<'_, PgRow> for Version {
+impl FromRow<'_, PgRow> for MemoryVersion {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         let Json(metadata): Json<Metadata> = row.try_get("metadata")?;
         Ok(Self {
             content: row.try_get("content")?,
             tags: row.try_get("tags")?,
             metadata,
-            replaced_at: time(row, "replaced_at")?,
+            replaced_at: timestamp(row, "replaced_at")?,
         })
     }
 }

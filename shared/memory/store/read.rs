@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet};
 use jiff_sqlx::ToSqlx as _;
 use sqlx::{FromRow as _, Row as _, postgres::PgRow};
 
-use super::{PageToken, column, columns, matches_filter, matching, sql_int, with_documents};
+use super::{PageToken, bind_filter, column, columns, matches_filter, sql_int, with_documents};
 use crate::{
     identity::UserId,
-    memory::{Filter, Memory, Page, Version},
+    memory::{Filter, Memory, MemoryPage, MemoryVersion},
     postgres::RoleTransaction,
 };
 
@@ -43,8 +43,8 @@ pub(in crate::memory) async fn page(
     filter: &Filter,
     size: usize,
     after: Option<&PageToken>,
-) -> Result<Page, sqlx::Error> {
-    let query = matching(transaction.query(PAGE), user, filter)
+) -> Result<MemoryPage, sqlx::Error> {
+    let query = bind_filter(transaction.query(PAGE), user, filter)
         .bind(after.map(|token| token.created_at.to_sqlx()))
         .bind(after.map(|token| token.id.as_str()))
         .bind(sql_int(size + 1))
@@ -62,11 +62,11 @@ pub(in crate::memory) async fn page(
     let more = memories.len() < rows.len();
     let last = memories.last().filter(|_| more);
     let next = last.map(|memory| PageToken { created_at: memory.created_at, id: memory.id.clone() });
-    Ok(Page { memories, next })
+    Ok(MemoryPage { memories, next })
 }
 
 /// Those of some memories that were corrected.
-pub(in crate::memory) async fn corrected(
+pub(in crate::memory) async fn ids_with_history(
     transaction: &mut RoleTransaction,
     user: &UserId,
     ids: &[&str],
@@ -84,7 +84,7 @@ pub(in crate::memory) async fn history(
     user: &UserId,
     id: &str,
     after: i32,
-) -> Result<(Vec<Version>, Option<i32>), sqlx::Error> {
+) -> Result<(Vec<MemoryVersion>, Option<i32>), sqlx::Error> {
     const MOST: usize = 100;
     const MAX_BYTES: i64 = 3_000_000;
     let query = transaction
@@ -105,7 +105,7 @@ pub(in crate::memory) async fn history(
         .bind(sql_int(MOST))
         .bind(MAX_BYTES);
     let rows = query.fetch_all(&mut **transaction).await?;
-    let history = rows.iter().map(Version::from_row).collect::<Result<Vec<_>, _>>()?;
+    let history = rows.iter().map(MemoryVersion::from_row).collect::<Result<Vec<_>, _>>()?;
     let Some(last) = rows.last() else { return Ok((history, None)) };
     let last: i32 = last.try_get("version")?;
     let more = "select exists (select from memory_history
@@ -116,7 +116,7 @@ pub(in crate::memory) async fn history(
 }
 
 /// The ids of those memories that are kept with the same content and a vector of the same text by the model.
-pub(in crate::memory) async fn unchanged(
+pub(in crate::memory) async fn unchanged_ids(
     transaction: &mut RoleTransaction,
     user: &UserId,
     ids: &[&str],
@@ -139,7 +139,7 @@ pub(in crate::memory) async fn unchanged(
 }
 
 /// The id that each of some contents has already in its conversation, by its place; chunks and replaced memories are none.
-pub(in crate::memory) async fn existing(
+pub(in crate::memory) async fn existing_ids(
     transaction: &mut RoleTransaction,
     user: &UserId,
     (contents, sessions): (&[&str], &[String]),
@@ -203,7 +203,7 @@ pub(in crate::memory) async fn memory(
 
 /// The text of a memory that can be found, with the headings above it.
 #[derive(Debug)]
-pub(in crate::memory) struct Text {
+pub(in crate::memory) struct EmbeddingSource {
     pub(in crate::memory) id: String,
     pub(in crate::memory) title: String,
     pub(in crate::memory) section: String,
@@ -211,11 +211,11 @@ pub(in crate::memory) struct Text {
 }
 
 /// The texts of some memories.
-pub(in crate::memory) async fn texts(
+pub(in crate::memory) async fn embedding_sources(
     transaction: &mut RoleTransaction,
     user: &UserId,
     ids: &[&str],
-) -> Result<Vec<Text>, sqlx::Error> {
+) -> Result<Vec<EmbeddingSource>, sqlx::Error> {
     const TEXTS: &str = concat!(
         "select memories.id, coalesce(documents.title, '') as title, section_title, content from ",
         with_documents!("memories"),
@@ -224,7 +224,7 @@ pub(in crate::memory) async fn texts(
     let query = transaction.query(TEXTS).bind(user.as_str()).bind(ids);
     let rows = query.fetch_all(&mut **transaction).await?;
     let text = |row: &PgRow| {
-        Ok(Text {
+        Ok(EmbeddingSource {
             id: row.try_get("id")?,
             title: row.try_get("title")?,
             section: row.try_get("section_title")?,

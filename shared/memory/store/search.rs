@@ -4,16 +4,16 @@ use jiff_sqlx::ToSqlx as _;
 use sqlx::{AssertSqlSafe, FromRow as _, Row as _, postgres::PgRow};
 
 use super::{
-    Bound, columns, matches_filter, matching,
-    nearest::{self, NearestIndex},
-    sql_int, with_documents,
+    Bound, bind_filter, columns,
+    knn::{self, VectorIndex},
+    matches_filter, sql_int, with_documents,
 };
 use crate::{
     identity::UserId,
     memory::{
-        Found, MAX_COUNTED, Memory, Query, bm25,
-        keyword::{self, POSTINGS_BUDGET, WeightedTerm},
-        temporal::Span,
+        MAX_COUNTED, Memory, RetrievalQuery, RetrievalResult, bm25,
+        lexical::{self, POSTINGS_BUDGET, QueryTerm},
+        temporal::TimeSpan,
         tokenizer,
     },
     postgres::RoleTransaction,
@@ -27,7 +27,7 @@ const MAX_BYTES: usize = 3_500_000;
 
 /// How a search goes about.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::memory) struct Tuning {
+pub(in crate::memory) struct Bm25Params {
     /// How fast repeats of a term stop counting.
     pub(in crate::memory) k1: f64,
     /// How much a text longer than the average is marked down.
@@ -83,28 +83,28 @@ const WORDED: &str = "(select id from keywords order by score desc, id limit $22
 
 /// Which legs search.
 #[derive(Debug)]
-pub(in crate::memory) enum Legs {
-    Keywords(Statistics),
-    Vectors(Vec<f32>),
-    Both(Statistics, Vec<f32>),
+pub(in crate::memory) enum SearchMode {
+    Lexical(LexicalStatistics),
+    Vector(Vec<f32>),
+    Hybrid(LexicalStatistics, Vec<f32>),
 }
 
-impl Legs {
-    fn parts(&self) -> (Option<&Statistics>, Option<&[f32]>) {
+impl SearchMode {
+    fn parts(&self) -> (Option<&LexicalStatistics>, Option<&[f32]>) {
         match self {
-            Self::Keywords(statistics) => (Some(statistics), None),
-            Self::Vectors(vector) => (None, Some(vector)),
-            Self::Both(statistics, vector) => (Some(statistics), Some(vector)),
+            Self::Lexical(statistics) => (Some(statistics), None),
+            Self::Vector(vector) => (None, Some(vector)),
+            Self::Hybrid(statistics, vector) => (Some(statistics), Some(vector)),
         }
     }
 }
 
 /// What BM25 needs to know of a user.
 #[derive(Debug, Default)]
-pub(in crate::memory) struct Statistics {
+pub(in crate::memory) struct LexicalStatistics {
     /// How many memories have words.
     pub(in crate::memory) memories: u64,
-    terms: Vec<WeightedTerm>,
+    terms: Vec<QueryTerm>,
     average_length: f64,
 }
 
@@ -112,26 +112,26 @@ pub(in crate::memory) struct Statistics {
 #[derive(Debug)]
 pub(in crate::memory) struct Search<'a> {
     pub(in crate::memory) user: &'a UserId,
-    pub(in crate::memory) query: &'a Query,
-    pub(in crate::memory) legs: Legs,
+    pub(in crate::memory) query: &'a RetrievalQuery,
+    pub(in crate::memory) mode: SearchMode,
     /// How much meaning counts against words.
     pub(in crate::memory) alpha: f64,
     /// The times that the query names.
-    pub(in crate::memory) spans: Vec<Span>,
+    pub(in crate::memory) spans: Vec<TimeSpan>,
     /// What the vectors are kept under.
-    pub(in crate::memory) model: &'a str,
+    pub(in crate::memory) model_key: &'a str,
     /// Finds near vectors without comparing all of the user's, of whom this says how many there are; `None` = all are
     /// compared.
-    pub(in crate::memory) nearest: Option<(&'a NearestIndex, u64)>,
-    pub(in crate::memory) tuning: Tuning,
+    pub(in crate::memory) vector_index: Option<(&'a VectorIndex, u64)>,
+    pub(in crate::memory) bm25: Bm25Params,
 }
 
 /// The statistics for some terms; `None` where the user's index has to be made first.
-pub(in crate::memory) async fn statistics(
+pub(in crate::memory) async fn lexical_statistics(
     transaction: &mut RoleTransaction,
     user: &UserId,
     terms: &[String],
-) -> Result<Option<Statistics>, sqlx::Error> {
+) -> Result<Option<LexicalStatistics>, sqlx::Error> {
     let query = transaction.query(STATISTICS).bind(user.as_str()).bind(terms).bind(tokenizer::VERSION);
     let rows = query.fetch_all(&mut **transaction).await?;
     let Some(first) = rows.first() else { return Ok(None) };
@@ -147,12 +147,12 @@ pub(in crate::memory) async fn statistics(
     for row in &rows {
         if let Some(term) = row.try_get::<Option<String>, _>("term")? {
             let with_term = count(row, "with_term")?;
-            weighted.push(WeightedTerm { term, idf: bm25::idf(memories, with_term), memories: with_term });
+            weighted.push(QueryTerm { term, idf: bm25::idf(memories, with_term), document_frequency: with_term });
         }
     }
     #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
     let average_length = total_length / memories.max(1) as f64;
-    Ok(Some(Statistics { memories, terms: keyword::within_budget(weighted), average_length }))
+    Ok(Some(LexicalStatistics { memories, terms: lexical::within_budget(weighted), average_length }))
 }
 
 impl Search<'_> {
@@ -164,15 +164,15 @@ impl Search<'_> {
     /// The statement. Parameters from $15: alpha, the floor, how many are counted, the limit, the spans' beginnings and ends,
     /// the bonus for a time within one, and how many candidates are taken of each leg.
     fn statement(&self) -> String {
-        let (words, vector) = self.legs.parts();
+        let (words, vector) = self.mode.parts();
         let mut legs = Vec::new();
         if words.is_some() {
             legs.push(KEYWORDS.replace("{budget}", &POSTINGS_BUDGET.to_string()));
         }
         if vector.is_some() {
-            match self.nearest {
+            match self.vector_index {
                 Some((index, _)) => {
-                    legs.push(index.leg());
+                    legs.push(index.candidates_cte());
                     let worded = if words.is_some() { WORDED } else { "select null where false" };
                     legs.push(CANDIDATES.replace("{worded}", worded));
                 }
@@ -213,29 +213,29 @@ impl Search<'_> {
                 ") on true where $22 > 0 order by best.score desc, best.id"
             ),
             legs = legs.join(", "),
-            near = if self.nearest.is_some() { "(select count(*) from nearest)" } else { "null::bigint" },
+            near = if self.vector_index.is_some() { "(select count(*) from nearest)" } else { "null::bigint" },
             scored = scored,
             passed = passed,
         )
     }
 
     fn bind<'q>(&'q self, query: Bound<'q>, candidates: usize) -> Bound<'q> {
-        let (statistics, vector) = self.legs.parts();
+        let (statistics, vector) = self.mode.parts();
         let (none, limit) = ([], sql_int(self.query.limit));
         let terms = statistics.map_or(none.as_slice(), |statistics| statistics.terms.as_slice());
         let (words, idfs): (Vec<&str>, Vec<f64>) = terms.iter().map(|term| (term.term.as_str(), term.idf)).unzip();
         let (first, after): (Vec<_>, Vec<_>) =
             self.spans.iter().map(|span| (span.from.to_sqlx(), span.before.to_sqlx())).unzip();
-        matching(query, self.user, &self.query.filter)
+        bind_filter(query, self.user, &self.query.filter)
             .bind(words)
             .bind(idfs)
-            .bind(self.tuning.k1)
-            .bind(self.tuning.b)
+            .bind(self.bm25.k1)
+            .bind(self.bm25.b)
             // Where nothing is indexed nothing is divided either, but a 0 could not be bound.
             .bind(statistics.map_or(1.0, |statistics| statistics.average_length).max(1.0))
-            .bind(keyword::unit(terms).max(f64::MIN_POSITIVE))
+            .bind(lexical::reference_score(terms).max(f64::MIN_POSITIVE))
             .bind(vector)
-            .bind(self.model)
+            .bind(self.model_key)
             .bind(self.alpha)
             .bind(self.query.min_score)
             .bind(limit.max(sql_int(MAX_COUNTED)))
@@ -247,26 +247,29 @@ impl Search<'_> {
     }
 
     /// The best memories.
-    pub(in crate::memory) async fn run(&mut self, transaction: &mut RoleTransaction) -> Result<Found, sqlx::Error> {
-        let candidates = nearest::candidates(self.query.limit, self.query.min_score);
-        if let Some((_, memories)) = self.nearest {
-            nearest::prepare(transaction, candidates, memories).await?;
+    pub(in crate::memory) async fn run(
+        &mut self,
+        transaction: &mut RoleTransaction,
+    ) -> Result<RetrievalResult, sqlx::Error> {
+        let candidates = knn::candidate_count(self.query.limit, self.query.min_score);
+        if let Some((_, memories)) = self.vector_index {
+            knn::set_scan_limits(transaction, candidates, memories).await?;
         }
         let mut rows = self.rows(transaction, candidates).await?;
         let number = |rows: &[PgRow], column| {
             let number = rows.first().map_or(Ok(None), |row| row.try_get::<Option<i64>, _>(column))?;
             Ok::<_, sqlx::Error>(number.and_then(|number| usize::try_from(number).ok()).unwrap_or_default())
         };
-        if self.nearest.is_some() && number(&rows, "near")? < candidates {
+        if self.vector_index.is_some() && number(&rows, "near")? < candidates {
             // Others' vectors lie nearer than the user's, of whom there are more than the index came to.
             tracing::debug!("the index of vectors finds too few");
-            self.nearest = None;
-            nearest::give_up(transaction).await?;
+            self.vector_index = None;
+            knn::reset_planner(transaction).await?;
             rows = self.rows(transaction, candidates).await?;
         }
         let mut total = number(&rows, "total")?;
         // Without a floor everything counts, and whoever is searched by an index has more than is counted.
-        if self.nearest.is_some() && self.query.min_score <= 0.0 {
+        if self.vector_index.is_some() && self.query.min_score <= 0.0 {
             total = MAX_COUNTED;
         }
         let mut hits: Vec<(Memory, f32)> = Vec::with_capacity(rows.len());
@@ -281,22 +284,22 @@ impl Search<'_> {
             }
             hits.push((memory, score));
         }
-        Ok(Found { hits, total, only: None })
+        Ok(RetrievalResult { hits, total, degraded_to: None })
     }
 
     async fn rows(&self, transaction: &mut RoleTransaction, candidates: usize) -> Result<Vec<PgRow>, sqlx::Error> {
-        tracing::debug!(vectors = if self.nearest.is_some() { "hnsw" } else { "exact" }, "searching");
+        tracing::debug!(vectors = if self.vector_index.is_some() { "hnsw" } else { "exact" }, "searching");
         let query = self.bind(transaction.query(AssertSqlSafe(self.statement())), candidates);
         query.fetch_all(&mut **transaction).await
     }
 
     /// How the database goes about it, as it tells by `explain`.
     pub(in crate::memory) async fn explain(&self, transaction: &mut RoleTransaction) -> Result<String, sqlx::Error> {
-        let candidates = nearest::candidates(self.query.limit, self.query.min_score);
-        if let Some((_, memories)) = self.nearest {
-            nearest::prepare(transaction, candidates, memories).await?;
+        let candidates = knn::candidate_count(self.query.limit, self.query.min_score);
+        if let Some((_, memories)) = self.vector_index {
+            knn::set_scan_limits(transaction, candidates, memories).await?;
         }
-        let query = self.bind(transaction.query_once(format!("explain {}", self.statement())), candidates);
+        let query = self.bind(transaction.query_unprepared(format!("explain {}", self.statement())), candidates);
         let rows = query.fetch_all(&mut **transaction).await?;
         Ok(super::column::<String>(&rows, "QUERY PLAN")?.join("\n"))
     }
@@ -306,6 +309,6 @@ impl Search<'_> {
 fn size(memory: &Memory) -> usize {
     let metadata = memory.metadata.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
     let tags = memory.tags.iter().map(|tag| tag.len() + 2).sum::<usize>();
-    let place = memory.place.as_ref().map_or(0, |place| place.title.len() + place.url.len() + place.section.len());
+    let place = memory.location.as_ref().map_or(0, |place| place.title.len() + place.url.len() + place.section.len());
     memory.content.len() + metadata + tags + place + 300
 }

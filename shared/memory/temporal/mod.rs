@@ -15,7 +15,7 @@ use jiff::{
 
 /// A time from one instant up to, and not including, another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
+pub struct TimeSpan {
     /// Its first instant.
     pub from: Timestamp,
     /// The first instant after it.
@@ -35,13 +35,13 @@ const MAX_SPANS: usize = 16;
 /// - Seasons are those of the northern hemisphere, by months: summer is June to August.
 /// - What is before or after a time is not its span: "before May 8" gives that day. Only "since" reaches until today.
 #[must_use]
-pub fn spans(query: &str, now: Timestamp, zone: &TimeZone) -> Vec<Span> {
+pub fn spans(query: &str, now: Timestamp, zone: &TimeZone) -> Vec<TimeSpan> {
     let today = now.to_zoned(zone.clone()).date();
     let mut spans = Vec::new();
     for days in english::days(query, today).into_iter().chain(chinese::days(query, today)) {
         let instant = |date: Date| date.to_zoned(zone.clone()).ok().map(|midnight| midnight.timestamp());
         if let (Some(from), Some(before)) = (instant(days.from), instant(days.before)) {
-            let span = Span { from, before };
+            let span = TimeSpan { from, before };
             if !spans.contains(&span) {
                 spans.push(span);
             }

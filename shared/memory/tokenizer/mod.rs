@@ -33,7 +33,7 @@ const MAX_PARTS: usize = 8;
 ///
 /// No term is empty or longer than [`MAX_TERM_BYTES`]. Texts that are equal under NFKC have equal terms.
 #[must_use]
-pub fn tokens(text: &str) -> Vec<String> {
+pub fn terms(text: &str) -> Vec<String> {
     let text = normalised(text);
     let mut scan = Scan::default();
     let mut before = ' ';

@@ -12,7 +12,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tracing::{debug, info};
 
-use super::{super::Step, EmbeddedError, USER, postmaster, unpack};
+use super::{super::StartupStep, EmbeddedError, USER, postmaster, unpack};
 
 /// How often to look whether a process that is not our child has ended.
 const POLL: Duration = Duration::from_millis(10);
@@ -22,12 +22,12 @@ pub(super) fn create_if_missing(
     runtime: &Path,
     data_dir: &Path,
     cluster: &Path,
-    progress: &dyn Fn(Step),
+    progress: &dyn Fn(StartupStep),
 ) -> Result<(), EmbeddedError> {
     if cluster.is_dir() {
         return Ok(());
     }
-    progress(Step::Initialising);
+    progress(StartupStep::Initialising);
     let partial = unpack::partial_path(data_dir);
     // Trust is no risk: only who may enter the socket directory can connect at all. The locale is built into Postgres: it
     // gives the same order of text on every machine, and no machine lacks it.

@@ -11,7 +11,7 @@ use std::{
 use tracing::info;
 
 use super::{
-    super::Step,
+    super::StartupStep,
     EmbeddedError, cluster,
     postmaster::Postmaster,
     socket::{self, SocketDir},
@@ -42,7 +42,7 @@ impl EmbeddedPostgres {
     ///
     /// [`EmbeddedError::InUse`] if another server owns the directory; the other variants if the files cannot be written or
     /// Postgres does not start.
-    pub fn start(data_dir: &Path, progress: &dyn Fn(Step)) -> Result<Self, EmbeddedError> {
+    pub fn start(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result<Self, EmbeddedError> {
         let started = Instant::now();
         let data_dir = &make(data_dir)?;
 
@@ -55,7 +55,7 @@ impl EmbeddedPostgres {
         cluster::create_if_missing(&runtime, data_dir, &cluster, progress)?;
         let socket = SocketDir::create(data_dir)?;
 
-        progress(Step::Starting);
+        progress(StartupStep::Starting);
         let postmaster = Postmaster::start(&runtime, &cluster, socket.path(), &data_dir.join("postgres.log"))?;
         info!(
             data_dir = %data_dir.display(),

@@ -13,7 +13,7 @@ use ruzstd::decoding::StreamingDecoder;
 use tar::Archive;
 use tracing::debug;
 
-use super::{super::Step, EmbeddedError};
+use super::{super::StartupStep, EmbeddedError};
 
 static RUNTIME: &[u8] = include_bytes!(env!("EMBEDDED_POSTGRES_RUNTIME"));
 static PGVECTOR: &[u8] = include_bytes!(env!("EMBEDDED_POSTGRES_PGVECTOR"));
@@ -25,12 +25,12 @@ const RUNTIME_DIR: &str = concat!("runtime-", env!("EMBEDDED_POSTGRES_VERSION"))
 const PARTIAL: &str = "partial-";
 
 /// The directory of the unpacked Postgres, unpacked now if it was not before.
-pub(super) fn runtime(data_dir: &Path, progress: &dyn Fn(Step)) -> Result<PathBuf, EmbeddedError> {
+pub(super) fn runtime(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result<PathBuf, EmbeddedError> {
     let runtime = data_dir.join(RUNTIME_DIR);
     if runtime.is_dir() {
         return Ok(runtime);
     }
-    progress(Step::Unpacking);
+    progress(StartupStep::Unpacking);
     let partial = partial_path(data_dir);
     unpack(&partial).map_err(EmbeddedError::io("unpack Postgres into", &partial))?;
     flush(&partial).map_err(EmbeddedError::io("flush", &partial))?;

@@ -8,16 +8,16 @@ use super::{
     names, number, text,
 };
 use crate::{
-    chat::{HistoryMessage, Profile, Speaker, ToolResult, TurnRequest},
+    chat::{HistoryMessage, Profile, Speaker, ToolResult, TurnInput},
     error::{InvalidArgument, Problem, check_text},
     identity::{MAX_ID_BYTES, RequestId, SessionId, UserId},
     memory::Filter,
     proto::agent_v1 as pb,
-    tools::Wanted,
+    tools::ToolSelection,
 };
 
 /// A chat request that is right.
-pub(in crate::service) struct ChatCommand {
+pub(in crate::service) struct ChatCall {
     pub(in crate::service) session: SessionId,
     pub(in crate::service) request: RequestId,
     /// Whether citations hold the whole content.
@@ -29,12 +29,12 @@ pub(in crate::service) struct ChatCommand {
 
 /// What a chat request brings.
 pub(in crate::service) enum ChatInput {
-    Message(Box<TurnRequest>),
+    Message(Box<TurnInput>),
     ToolResult(ToolResult),
 }
 
 /// Parses a request of a user.
-pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parsed<ChatCommand> {
+pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parsed<ChatCall> {
     let session = match request.session_id.as_str() {
         "" => SessionId::generate(),
         id => SessionId::parse("session_id", id)?,
@@ -51,7 +51,7 @@ pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parse
         Some(pb::chat_request::Input::ToolResult(result)) => {
             let input = ChatInput::ToolResult(tool_result(result)?);
             let whole_citations = request.include_references;
-            return Ok(ChatCommand { session, request: request_id, whole_citations, language_tag, input });
+            return Ok(ChatCall { session, request: request_id, whole_citations, language_tag, input });
         }
     };
     let active_tools = names("active_tools", request.active_tools, MAX_ENTRIES)?;
@@ -62,11 +62,11 @@ pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parse
     let documents = if file_ids.is_empty() { document_filter } else { file_ids };
     let config = request.config.unwrap_or_default();
     let tools = match (active_tools.is_empty(), config.tools_enabled) {
-        (false, _) => Wanted::Named(active_tools),
-        (true, true) => Wanted::Everything,
-        (true, false) => Wanted::Nothing,
+        (false, _) => ToolSelection::Named(active_tools),
+        (true, true) => ToolSelection::All,
+        (true, false) => ToolSelection::None,
     };
-    let turn = TurnRequest {
+    let turn = TurnInput {
         user,
         session: session.clone(),
         message,
@@ -76,13 +76,16 @@ pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parse
         model: model(config.model)?,
         temperature: config.temperature.map(|t| number("config.temperature", t, 0.0..=2.0, "0 to 2")).transpose()?,
         max_tokens: config.max_tokens.map(max_tokens).transpose()?,
-        recall: request.use_document_context.unwrap_or(true).then(|| Filter { documents, ..Filter::default() }),
+        recall: request
+            .use_document_context
+            .unwrap_or(true)
+            .then(|| Filter { document_ids: documents, ..Filter::default() }),
         tools,
         lease: None,
     };
     let whole_citations = request.include_references;
     let input = ChatInput::Message(Box::new(turn));
-    Ok(ChatCommand { session, request: request_id, whole_citations, language_tag, input })
+    Ok(ChatCall { session, request: request_id, whole_citations, language_tag, input })
 }
 
 fn tool_result(result: pb::ToolResult) -> Parsed<ToolResult> {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::{Parsed, at_most, count, invalid, text};
 use crate::{
-    conversation::{MAX_TITLE_BYTES, SessionCursor, Sessions},
+    conversation::{MAX_TITLE_BYTES, SessionCursor, SessionSelection},
     error::{InvalidArgument, Problem},
     identity::{RequestId, SessionId},
     proto::agent_v1 as pb,
@@ -45,14 +45,14 @@ pub(in crate::service) fn renaming(request: pb::RenameSessionRequest) -> Parsed<
 }
 
 /// Which conversations.
-pub(in crate::service) fn deletion(request: pb::DeleteSessionsRequest) -> Parsed<Sessions> {
+pub(in crate::service) fn deletion(request: pb::DeleteSessionsRequest) -> Parsed<SessionSelection> {
     match (request.session_ids.is_empty(), request.everything) {
-        (true, true) => Ok(Sessions::All),
+        (true, true) => Ok(SessionSelection::All),
         (false, false) => {
             at_most("session_ids", &request.session_ids, MAX_SESSIONS)?;
             let ids = request.session_ids.iter().enumerate();
             let ids = ids.map(|(index, id)| SessionId::parse(&format!("session_ids[{index}]"), id));
-            Ok(Sessions::These(ids.collect::<Parsed<_>>()?))
+            Ok(SessionSelection::Listed(ids.collect::<Parsed<_>>()?))
         }
         _ => invalid("everything", Problem::ExactlyOneOf { fields: "session_ids, everything" }),
     }
@@ -110,6 +110,6 @@ mod tests {
         assert!(deletion(request(&[], false)).is_err());
         assert!(deletion(request(&["s"], true)).is_err());
         assert_eq!(deletion(request(&["s", "a/b"], false)).unwrap_err().field, "session_ids[1]");
-        assert_eq!(deletion(request(&[], true)).unwrap(), Sessions::All);
+        assert_eq!(deletion(request(&[], true)).unwrap(), SessionSelection::All);
     }
 }

@@ -11,7 +11,10 @@ use super::{
 use crate::{
     error::{InvalidArgument, Problem, check_text},
     identity::MAX_ID_BYTES,
-    memory::{Correction, DEFAULT_ALPHA, Filter, MAX_QUERY_BYTES, NewDocument, NewMemory, PageToken, Query, Selection},
+    memory::{
+        DEFAULT_ALPHA, Filter, MAX_QUERY_BYTES, MemoryUpdate, NewDocument, NewMemory, PageToken, RetrievalQuery,
+        Selection,
+    },
     proto::agent_v1 as pb,
 };
 
@@ -19,15 +22,15 @@ use crate::{
 const DEFAULT_SOURCE_TYPE: &str = "note";
 
 /// A query, and the IANA name of the time zone that it is asked in, if the caller tells one.
-pub(in crate::service) fn query(query: pb::MemoryQuery, zone: Option<&str>) -> Parsed<Query> {
-    Ok(Query {
+pub(in crate::service) fn query(query: pb::MemoryQuery, zone: Option<&str>) -> Parsed<RetrievalQuery> {
+    Ok(RetrievalQuery {
         text: text("query_text", query.query_text, MAX_QUERY_BYTES)?,
         limit: count("limit", query.limit, 10, 100)?,
         min_score: number("min_score", query.min_score, 0.0..=1.0, "0 to 1")?,
         filter: filter("filter", query.filter)?,
         alpha: number("hybrid_alpha", query.hybrid_alpha.unwrap_or(DEFAULT_ALPHA), 0.0..=1.0, "0 to 1")?,
         // As in a chat, a name of no zone counts as none.
-        zone: zone.and_then(|zone| TimeZone::get(zone).ok()).unwrap_or(TimeZone::UTC),
+        time_zone: zone.and_then(|zone| TimeZone::get(zone).ok()).unwrap_or(TimeZone::UTC),
     })
 }
 
@@ -107,10 +110,10 @@ pub(in crate::service) fn document(request: pb::IngestDocumentRequest) -> Parsed
 }
 
 /// What to correct: what the mask names or, without one, what is given.
-pub(in crate::service) fn correction(request: pb::UpdateMemoryRequest) -> Parsed<Correction> {
+pub(in crate::service) fn correction(request: pb::UpdateMemoryRequest) -> Parsed<MemoryUpdate> {
     const PATHS: &str = "content, tags, metadata";
     name("id", &request.id)?;
-    let mut correction = Correction { id: request.id, content: None, tags: None, metadata: None };
+    let mut correction = MemoryUpdate { id: request.id, content: None, tags: None, metadata: None };
     let paths: BTreeSet<String> = match request.update_mask {
         // A path that is named twice is one.
         Some(mask) => mask.paths.into_iter().collect(),
@@ -161,7 +164,7 @@ pub(in crate::service) fn selection(request: pb::DeleteMemoriesRequest) -> Parse
         return invalid("everything", Problem::ExactlyOneOf { fields: FIELDS });
     }
     if request.everything {
-        return Ok(Selection::Everything);
+        return Ok(Selection::All);
     }
     if !request.ids.is_empty() {
         return Ok(Selection::Ids(names("ids", request.ids, MAX_MEMORIES)?));

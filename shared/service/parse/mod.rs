@@ -116,6 +116,6 @@ fn filter(field: &str, filter: Option<pb::MemoryFilter>) -> Parsed<Filter> {
         from: time("start_time", filter.start_time)?,
         before: time("end_time", filter.end_time)?,
         source_types: names(&format!("{field}.source_types"), filter.source_types, MAX_ENTRIES)?,
-        documents: Vec::new(),
+        document_ids: Vec::new(),
     })
 }

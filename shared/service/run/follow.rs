@@ -7,11 +7,11 @@ use tokio::time::sleep;
 
 use super::log::frames_of;
 use crate::{
-    chat::{Event, Failure},
+    chat::{TurnEvent, TurnFailure},
     conversation::{ConversationStore, RunState, StoreError},
     identity::{RequestId, UserId},
     proto::agent_v1 as pb,
-    service::frames::{Envelope, FrameMaker},
+    service::frames::{Envelope, FrameBuilder},
 };
 
 /// Time between two looks. Frames of another process come in pieces of about this length.
@@ -34,13 +34,21 @@ pub(in crate::service) async fn follow<E: From<StoreError>>(
     user: UserId,
     request: RequestId,
     after: impl FnOnce(&Envelope) -> Result<u32, E>,
-    maker: FrameMaker,
+    maker: FrameBuilder,
 ) -> Result<Option<Followed>, E> {
     let Some(run) = store.follow(&user, &request, 0).await? else { return Ok(None) };
     let envelope = Envelope::from_bytes(&run.head).ok_or(StoreError::Malformed("the head of a run"))?;
     let after = after(&envelope)?;
-    let mut look =
-        Look { store, user, request, maker, number: after, frames: VecDeque::new(), state: run.state, failures: 0 };
+    let mut look = RunFollower {
+        store,
+        user,
+        request,
+        maker,
+        number: after,
+        frames: VecDeque::new(),
+        state: run.state,
+        failures: 0,
+    };
     look.take(&run.chunks);
     let frames = stream::unfold(Some(look), |look| async move {
         let mut look = look?;
@@ -50,11 +58,11 @@ pub(in crate::service) async fn follow<E: From<StoreError>>(
     Ok(Some(Followed { envelope, frames: Box::pin(frames) }))
 }
 
-struct Look {
+struct RunFollower {
     store: Arc<dyn ConversationStore>,
     user: UserId,
     request: RequestId,
-    maker: FrameMaker,
+    maker: FrameBuilder,
     /// Of the last frame that was taken.
     number: u32,
     frames: VecDeque<(u32, pb::ChatResponse)>,
@@ -62,8 +70,8 @@ struct Look {
     failures: u32,
 }
 
-impl Look {
-    fn take(&mut self, chunks: &[crate::conversation::Chunk]) {
+impl RunFollower {
+    fn take(&mut self, chunks: &[crate::conversation::FrameChunk]) {
         for (number, frame) in chunks.iter().flat_map(frames_of) {
             // A gap would be text that is lost without a word.
             if number == self.number + 1 {
@@ -83,7 +91,7 @@ impl Look {
             match self.state {
                 RunState::Running => {}
                 // Its last frame bears a reason; without one it is as good as lost.
-                RunState::Ended | RunState::Lost => return self.failed(Failure::Abandoned),
+                RunState::Ended | RunState::Lost => return self.failed(TurnFailure::Abandoned),
             }
             sleep(INTERVAL).await;
             match self.store.follow(&self.user, &self.request, self.number).await {
@@ -97,15 +105,15 @@ impl Look {
                     self.failures += 1;
                     if self.failures > MAX_FAILURES {
                         tracing::warn!(%error, "a run can not be followed");
-                        return self.failed(Failure::NotKept);
+                        return self.failed(TurnFailure::NotPersisted);
                     }
                 }
             }
         }
     }
 
-    fn failed(&mut self, failure: Failure) -> ((u32, pb::ChatResponse), bool) {
-        let frame = self.maker.frame(Event::Failed(failure)).unwrap_or_default();
+    fn failed(&mut self, failure: TurnFailure) -> ((u32, pb::ChatResponse), bool) {
+        let frame = self.maker.build(TurnEvent::Failed(failure)).unwrap_or_default();
         ((self.number + 1, frame), true)
     }
 }

@@ -12,7 +12,7 @@ use prost::Message as _;
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{conversation::Chunk, proto::agent_v1 as pb, service::frames::Envelope};
+use crate::{conversation::FrameChunk, proto::agent_v1 as pb, service::frames::Envelope};
 
 /// Most bytes of a run's frames. A provider that sends more has gone mad.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -42,7 +42,7 @@ struct State {
 
 /// A place between two frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct FrameCursor {
     /// Number of the frame before it.
     pub(super) number: u32,
     offset: usize,
@@ -88,7 +88,7 @@ impl FrameLog {
     }
 
     /// Frames after a place, at least one if there are any, about [`CHUNK_BYTES`] at most; and the place behind them.
-    pub(super) fn chunk(&self, after: Place) -> Option<(Chunk, Place)> {
+    pub(super) fn chunk(&self, after: FrameCursor) -> Option<(FrameChunk, FrameCursor)> {
         let state = self.state();
         let mut end = after;
         while let Some((next, _)) = state.next(end)
@@ -98,18 +98,18 @@ impl FrameLog {
         }
         let frames = state.bytes.get(after.offset..end.offset)?.to_vec();
         let count = end.number - after.number;
-        (count > 0).then_some((Chunk { first: after.number + 1, count, frames }, end))
+        (count > 0).then_some((FrameChunk { first: after.number + 1, count, frames }, end))
     }
 
     /// Whether there are frames after a place.
-    pub(super) fn has_more(&self, after: Place) -> bool {
+    pub(super) fn has_more(&self, after: FrameCursor) -> bool {
         self.state().frames > after.number
     }
 
     /// Reads the frames after number `after`, those that are there and those that come.
     pub(in crate::service) fn read(self: &Arc<Self>, after: u32) -> LogReader {
         let mut state = self.state();
-        let mut place = Place::default();
+        let mut place = FrameCursor::default();
         while place.number < after
             && let Some((next, _)) = state.next(place)
         {
@@ -122,7 +122,7 @@ impl FrameLog {
     }
 
     /// Resolves when nobody has read for so long.
-    pub(super) async fn deserted(&self, grace: Duration) {
+    pub(super) async fn wait_until_abandoned(&self, grace: Duration) {
         loop {
             let left = self.left.notified();
             if self.state().readers > 0 {
@@ -142,7 +142,7 @@ impl FrameLog {
 
 impl State {
     /// The place behind the next frame, and where its bytes begin.
-    fn next(&self, place: Place) -> Option<(Place, usize)> {
+    fn next(&self, place: FrameCursor) -> Option<(FrameCursor, usize)> {
         if place.number >= self.frames {
             return None;
         }
@@ -150,14 +150,14 @@ impl State {
         let before = rest.len();
         let length = prost::decode_length_delimiter(&mut rest).ok()?;
         let begin = place.offset + (before - rest.len());
-        Some((Place { number: place.number + 1, offset: begin + length }, begin))
+        Some((FrameCursor { number: place.number + 1, offset: begin + length }, begin))
     }
 }
 
 /// Reads a [`FrameLog`].
 pub(in crate::service) struct LogReader {
     log: Arc<FrameLog>,
-    place: Place,
+    place: FrameCursor,
 }
 
 impl LogReader {
@@ -201,7 +201,7 @@ impl Drop for LogReader {
 }
 
 /// The frames of a chunk, in order. What can not be read is left out.
-pub(super) fn frames_of(chunk: &Chunk) -> impl Iterator<Item = (u32, pb::ChatResponse)> + '_ {
+pub(super) fn frames_of(chunk: &FrameChunk) -> impl Iterator<Item = (u32, pb::ChatResponse)> + '_ {
     let mut rest = chunk.frames.as_slice();
     (chunk.first..chunk.first.saturating_add(chunk.count))
         .map_while(move |number| Some((number, pb::ChatResponse::decode_length_delimited(&mut rest).ok()?)))
@@ -216,7 +216,7 @@ mod tests {
     use crate::identity::{RequestId, SessionId, TraceId};
 
     fn log() -> Arc<FrameLog> {
-        let trace = TraceId::of_call(None, None, "");
+        let trace = TraceId::from_call(None, None, "");
         FrameLog::new(Envelope::new(SessionId::generate(), RequestId::generate(), trace))
     }
 
@@ -237,7 +237,7 @@ mod tests {
             prop_assert_eq!(all.len(), texts.len() + 1);
             let rest: Vec<_> = futures_util::FutureExt::now_or_never(log.read(after).collect::<Vec<_>>()).unwrap();
             prop_assert_eq!(&rest[..], &all[all.len().min(after as usize)..]);
-            let (chunk, end) = log.chunk(Place::default()).unwrap();
+            let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
             prop_assert_eq!(end.number as usize, all.len());
             prop_assert_eq!(frames_of(&chunk).collect::<Vec<_>>(), all);
             prop_assert!(log.chunk(end).is_none());
@@ -251,7 +251,7 @@ mod tests {
         for _ in 0..7 {
             log.push(&delta(&text));
         }
-        let (mut place, mut counts) = (Place::default(), Vec::new());
+        let (mut place, mut counts) = (FrameCursor::default(), Vec::new());
         while let Some((chunk, end)) = log.chunk(place) {
             assert!(chunk.frames.len() <= CHUNK_BYTES && chunk.first == place.number + 1);
             counts.push(chunk.count);
@@ -266,14 +266,14 @@ mod tests {
         let grace = Duration::from_secs(10);
         let (first, second) = (log.read(0), log.read(0));
         drop(first);
-        assert!(timeout(grace * 3, log.deserted(grace)).await.is_err(), "there is another reader");
+        assert!(timeout(grace * 3, log.wait_until_abandoned(grace)).await.is_err(), "there is another reader");
         drop(second);
-        assert!(timeout(grace / 2, log.deserted(grace)).await.is_err(), "not yet");
+        assert!(timeout(grace / 2, log.wait_until_abandoned(grace)).await.is_err(), "not yet");
         let back = log.read(0);
-        assert!(timeout(grace * 3, log.deserted(grace)).await.is_err(), "somebody came back");
+        assert!(timeout(grace * 3, log.wait_until_abandoned(grace)).await.is_err(), "somebody came back");
         drop(back);
-        assert!(timeout(grace * 2, log.deserted(grace)).await.is_ok());
-        assert!(timeout(grace, log.deserted(Duration::ZERO)).await.is_ok());
+        assert!(timeout(grace * 2, log.wait_until_abandoned(grace)).await.is_ok());
+        assert!(timeout(grace, log.wait_until_abandoned(Duration::ZERO)).await.is_ok());
     }
 
     #[tokio::test]

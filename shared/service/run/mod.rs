@@ -1,8 +1,8 @@
 //! Runs of this process: each has an owner, which goes on when a client is lost, and any number of readers.
 
+mod driver;
 mod follow;
 mod log;
-mod owner;
 
 use std::{
     collections::HashMap,
@@ -21,56 +21,60 @@ pub(super) use log::{FrameLog, LogReader};
 
 use super::{
     Drain,
-    frames::{Envelope, FrameMaker},
+    frames::{Envelope, FrameBuilder},
 };
 use crate::{
-    chat::{Event, Failure},
+    chat::{TurnEvent, TurnFailure},
     conversation::{ConversationStore, Lease},
     identity::{RequestId, SessionId, UserId},
 };
-use owner::{Owner, Progress};
+use driver::{Progress, RunDriver};
 
 /// The events of one call.
-pub(super) type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+pub(super) type TurnEvents = Pin<Box<dyn Stream<Item = TurnEvent> + Send>>;
 
 /// Runs that are under way in this process.
 #[derive(Clone)]
-pub(super) struct Runs {
+pub(super) struct RunRegistry {
     pub(super) store: Arc<dyn ConversationStore>,
     grace: Duration,
     drain: Drain,
-    here: Here,
+    here: LiveRuns,
 }
 
-type Here = Arc<Mutex<HashMap<(UserId, RequestId), Arc<FrameLog>>>>;
+type LiveRuns = Arc<Mutex<HashMap<(UserId, RequestId), Arc<FrameLog>>>>;
 
 /// A run that was let in.
-pub(super) struct NewOwner {
+pub(super) struct AdmittedRun {
     pub(super) lease: Lease,
     pub(super) envelope: Envelope,
-    pub(super) maker: FrameMaker,
+    pub(super) builder: FrameBuilder,
     /// The user's profile, where it changed.
     pub(super) profile: Option<Vec<u8>>,
     /// Its place among the runs of this process.
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
-impl Runs {
+impl RunRegistry {
     /// Runs whose clients may be lost for as long as `grace`.
     pub(super) fn new(store: Arc<dyn ConversationStore>, grace: Duration, drain: Drain) -> Self {
-        Self { store, grace, drain, here: Here::default() }
+        Self { store, grace, drain, here: LiveRuns::default() }
     }
 
     /// Starts a run. `begin` makes its events, from what ends them.
-    pub(super) fn start(&self, run: NewOwner, begin: impl FnOnce(oneshot::Receiver<Failure>) -> Events) -> LogReader {
-        let NewOwner { lease, envelope, maker, profile, place } = run;
+    pub(super) fn start(
+        &self,
+        run: AdmittedRun,
+        begin: impl FnOnce(oneshot::Receiver<TurnFailure>) -> TurnEvents,
+    ) -> LogReader {
+        let AdmittedRun { lease, envelope, builder: maker, profile, permit: place } = run;
         let log = FrameLog::new(envelope);
         // Read before it runs, so that it is never deserted at the start.
         let reader = log.read(0);
         let key = (lease.key.user.clone(), lease.key.request.clone());
         lock(&self.here).insert(key.clone(), log.clone());
         let (stop, stopped) = oneshot::channel();
-        let owner = Owner {
+        let owner = RunDriver {
             store: self.store.clone(),
             lease,
             maker,
@@ -97,7 +101,7 @@ impl Runs {
     }
 }
 
-fn lock(here: &Here) -> MutexGuard<'_, HashMap<(UserId, RequestId), Arc<FrameLog>>> {
+fn lock(here: &LiveRuns) -> MutexGuard<'_, HashMap<(UserId, RequestId), Arc<FrameLog>>> {
     // A map that was being changed by one call is whole all the same.
     here.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -105,7 +109,7 @@ fn lock(here: &Here) -> MutexGuard<'_, HashMap<(UserId, RequestId), Arc<FrameLog
 /// A run's place in the list, as long as it runs.
 struct Entry {
     log: Arc<FrameLog>,
-    here: Here,
+    here: LiveRuns,
     key: (UserId, RequestId),
     _place: OwnedSemaphorePermit,
 }
@@ -121,7 +125,7 @@ impl Drop for Entry {
 }
 
 /// Events of a turn, where a defect counts as a failure of the turn. A failure is logged under the span of whoever calls this.
-pub(super) fn events_or_defect(events: Events) -> impl Stream<Item = Event> + Send {
+pub(super) fn events_or_defect(events: TurnEvents) -> impl Stream<Item = TurnEvent> + Send {
     let span = Span::current();
     // After a panic the turn is never polled again, so that no broken state can be seen.
     stream::unfold(Some((events, span)), |state| async move {
@@ -129,9 +133,9 @@ pub(super) fn events_or_defect(events: Events) -> impl Stream<Item = Event> + Se
         let next = AssertUnwindSafe(events.next()).catch_unwind().instrument(span.clone()).await;
         let event = match next {
             Ok(Some(event)) => event,
-            Ok(None) | Err(_) => Event::Failed(Failure::Internal),
+            Ok(None) | Err(_) => TurnEvent::Failed(TurnFailure::Internal),
         };
-        if let Event::Failed(failure) = &event {
+        if let TurnEvent::Failed(failure) = &event {
             span.in_scope(|| tracing::warn!(error = %failure, "the turn failed"));
         }
         let is_last = event.is_last();

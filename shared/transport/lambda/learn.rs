@@ -50,7 +50,7 @@ async fn handle(services: &Services, event: &Value, until: Instant) -> Result<Va
     }
     // The schedule of EventBridge, old and new.
     let is_scheduled = matches!(event.get("source").and_then(Value::as_str), Some("aws.events" | "aws.scheduler"));
-    match &services.learning {
+    match &services.extraction_worker {
         Some(learning) if is_scheduled => Ok(json!({ "settled": learning.run_until_idle(until).await? })),
         _ => Err(NothingToLearn::OtherEvent),
     }

@@ -33,14 +33,14 @@ const MAX_AGE: Duration = Duration::from_hours(2);
 
 /// Origins of pages that may call: those that are configured or, if none is, pages that this machine serves.
 #[derive(Debug, Clone)]
-pub(super) struct Origins {
+pub(super) struct AllowedOrigins {
     /// `None` = all.
     listed: Option<Arc<[HeaderValue]>>,
     /// Whoever can reach the port is let in, because no caller proves who it is.
     is_open: bool,
 }
 
-impl Origins {
+impl AllowedOrigins {
     pub(super) fn from_config(config: &ServerConfig) -> Result<Self, InvalidHeaderValue> {
         let configured = &config.allowed_origins;
         let listed = if configured.iter().any(|origin| origin == "*") {
@@ -48,7 +48,7 @@ impl Origins {
         } else {
             Some(configured.iter().map(|origin| origin.parse()).collect::<Result<_, _>>()?)
         };
-        Ok(Self { listed, is_open: !config.callers_are_known })
+        Ok(Self { listed, is_open: !config.authenticates_callers })
     }
 
     /// Tells browsers which pages may call.
@@ -70,7 +70,7 @@ impl Origins {
 
     /// Whether a call is of a page that must not be let in. A page whose host's name comes to mean this machine only after it was
     /// loaded is of the same origin for the browser, which then asks nobody. Only where callers prove who they are is that no harm.
-    pub(super) fn refuse(&self, headers: &HeaderMap) -> bool {
+    pub(super) fn rejects(&self, headers: &HeaderMap) -> bool {
         let Some(origin) = headers.get(header::ORIGIN).filter(|_| self.is_open) else { return false };
         self.listed.as_ref().is_some_and(|listed| !listed.contains(origin) && !is_of_this_machine(origin))
     }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use agent_service::transport::lambda::{Adapter, AnswerBody};
+use agent_service::transport::lambda::{Adapter, ResponseBody};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::Map};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 type Piece = Result<Bytes, Infallible>;
-type Answered = StreamBody<Map<AnswerBody, fn(Piece) -> Result<Frame<Bytes>, Infallible>>>;
+type Answered = StreamBody<Map<ResponseBody, fn(Piece) -> Result<Frame<Bytes>, Infallible>>>;
 
 /// Answers by a function what comes to a socket.
 ///
@@ -37,7 +37,7 @@ pub async fn serve(adapter: Adapter, socket: TcpListener) -> std::io::Result<()>
 async fn answer(adapter: &Adapter, request: Request<Incoming>) -> Result<Response<Answered>, hyper::Error> {
     let event = event(request).await?;
     // A client of the suite says itself how much time there is.
-    let response = adapter.answer(event, u64::MAX).await;
+    let response = adapter.handle(event, u64::MAX).await;
     Ok(response.map(|body| StreamBody::new(body.map((|piece| piece.map(Frame::data)) as fn(Piece) -> _))))
 }
 

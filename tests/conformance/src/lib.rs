@@ -8,7 +8,7 @@ mod calls;
 pub mod front;
 mod trailers;
 
-use agent_service::transport::lambda::Served;
+use agent_service::transport::lambda::GrpcService;
 use tonic::service::LayerExt as _;
 use tower::util::MapResponseLayer;
 
@@ -34,13 +34,13 @@ pub const METHODS: &[&str] =
     &["Unary", "ServerStream", "ClientStream", "BidiStream", "Unimplemented", "IdempotentUnary"];
 
 /// The service with our codec; a request may have messages of `max_message_bytes`.
-pub fn service(max_message_bytes: usize) -> impl Served {
+pub fn service(max_message_bytes: usize) -> impl GrpcService {
     let service = proto::conformance_service_server::ConformanceServiceServer::new(calls::Conformance);
     MapResponseLayer::new(trailers::append).named_layer(service.max_decoding_message_size(max_message_bytes))
 }
 
 /// The service with tonic's codec; a request may have messages of `max_message_bytes`.
-pub fn bare_service(max_message_bytes: usize) -> impl Served {
+pub fn bare_service(max_message_bytes: usize) -> impl GrpcService {
     let service = bare::conformance_service_server::ConformanceServiceServer::new(calls::Conformance);
     MapResponseLayer::new(trailers::append).named_layer(service.max_decoding_message_size(max_message_bytes))
 }

@@ -84,7 +84,7 @@ async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> Outcome
         web_page: false,
         health: false,
         shutdown_grace: Duration::ZERO,
-        callers_are_known: true,
+        authenticates_callers: true,
         allowed_origins: Vec::new(),
     };
     let listener = Listener::bind(&config).await?;

@@ -34,9 +34,9 @@ impl TestDatabase {
         ];
         let source = |name: &str| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| value.clone());
         let config = Config::read(&source).unwrap();
-        let database = Database::from_config(&config.stores.memory).unwrap();
+        let database = Database::from_config(&config.stores.database).unwrap();
         database.migrate().await.unwrap();
-        let engine = MemoryEngine::new(config.memory, database.roles(), Arc::new(HashedEmbedder::new()));
+        let engine = MemoryEngine::new(config.memory, database.pools(), Arc::new(HashedEmbedder::new()));
         Self { engine: Arc::new(engine), socket, _running: running }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use agent_service::{
     identity::UserId,
-    memory::{DEFAULT_ALPHA, Filter, Query},
+    memory::{DEFAULT_ALPHA, Filter, RetrievalQuery},
     proto::agent_v1 as pb,
 };
 use call::{GRPC_WEB, call};
@@ -35,13 +35,13 @@ async fn what_the_function_stores_is_found_at_once_and_what_it_forgets_is_gone()
     assert_eq!(added.added, 1);
 
     let found = |user: &'static str| {
-        let query = Query {
+        let query = RetrievalQuery {
             text: "eigenvalues".into(),
             limit: 10,
             min_score: 0.0,
             filter: Filter::default(),
             alpha: DEFAULT_ALPHA,
-            zone: jiff::tz::TimeZone::UTC,
+            time_zone: jiff::tz::TimeZone::UTC,
         };
         let engine = database.engine.clone();
         async move {

@@ -16,8 +16,8 @@ use agent_service::{
     chat::{TurnFinish, TurnRecord},
     config::Config,
     conversation::{
-        Admission, Chunk, ConversationStore, Ending, NewRun, NewTurn, Outcome, PostgresConversations, RunKey,
-        dynamodb::DynamoConversations,
+        AdmitOutcome, ConversationStore, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
+        RunOutcome, dynamodb::DynamoConversations,
     },
     identity::{RequestId, SessionId, UserId},
     llm::Message,
@@ -43,7 +43,7 @@ impl World {
         let database = TestDatabase::start(directory.path()).await;
         let url = database.url("writer");
         let config = Config::read(&|name| (name == "DATABASE_URL").then(|| url.clone())).unwrap();
-        let roles = Database::from_config(&config.stores.memory).unwrap().roles();
+        let roles = Database::from_config(&config.stores.database).unwrap().pools();
         let patience = Duration::from_secs(60);
         let store = PostgresConversations::new(roles.conversations, patience, patience);
         Self { database, store, _directory: directory }
@@ -86,9 +86,9 @@ async fn keep(store: &dyn ConversationStore, user_id: &str, session_id: &str, qu
         head: Vec::new(),
         takes_session: true,
         resumes: false,
-        limits: None,
+        quotas: None,
     };
-    let Admission::Started { lease, .. } = store.admit(&run).await.unwrap() else { panic!("not started") };
+    let AdmitOutcome::Started { lease, .. } = store.admit(&run).await.unwrap() else { panic!("not started") };
     let answer = Message::Assistant { content: "Noted.".into(), reasoning: None, calls: Vec::new() };
     let messages = vec![Message::User(question.into()), answer];
     let record = TurnRecord::new(messages, "m".into(), TurnFinish::Stop);
@@ -99,12 +99,12 @@ async fn keep(store: &dyn ConversationStore, user_id: &str, session_id: &str, qu
         provisional_title: record.provisional_title(),
         may_be_learned: true,
     };
-    let ending = Ending {
-        chunk: Chunk { first: 1, count: 1, frames: b"frame".to_vec() },
-        outcome: Outcome::Final,
+    let ending = RunEnding {
+        chunk: FrameChunk { first: 1, count: 1, frames: b"frame".to_vec() },
+        outcome: RunOutcome::Final,
         turn: Some(turn),
         tokens: 0,
-        resumed: None,
+        resumed_turn: None,
         profile: None,
     };
     store.finish(&lease, &ending).await.unwrap();
@@ -182,7 +182,7 @@ async fn turns_are_learned_from_once_however_often_they_are_told() {
         assert_eq!(world.remembered("ann", "chat").await.len(), 4);
         assert_eq!(world.remembered("bob", "fact").await, ["用户的名字是小明。"]);
     }
-    let titled = world.store.session(&user("bob"), &session("t")).await.unwrap().unwrap();
+    let titled = world.store.get_session(&user("bob"), &session("t")).await.unwrap().unwrap();
     assert_eq!(titled.title, "我叫小明");
 }
 
@@ -268,7 +268,7 @@ async fn what_the_stream_of_the_table_tells_is_learned_from() {
         assert_eq!(answer(&mut function, json!({"Records": records})).await.unwrap(), failures(&[]));
         assert_eq!(world.remembered(&ann, "fact").await, ["The user lives in Oslo.", "The user lives in Rome."]);
     }
-    assert_eq!(store.session(&user(&ann), &session("s")).await.unwrap().unwrap().title, "I live in Rome");
+    assert_eq!(store.get_session(&user(&ann), &session("s")).await.unwrap().unwrap().title, "I live in Rome");
     // Notes of titles are told as well, and are no turns.
     assert_eq!(
         answer(&mut function, json!({"Records": dynamodb::records_of(&ann).await})).await.unwrap(),
@@ -281,7 +281,7 @@ async fn nothing_is_learned_of_who_had_everything_forgotten_meanwhile() {
     let world = World::new().await;
     let mut function = world.function(&[]).await;
     world.keep("ann", "s", "I live in Rome.").await;
-    world.database.engine.delete(&user("ann"), &Selection::Everything).await.unwrap();
+    world.database.engine.delete(&user("ann"), &Selection::All).await.unwrap();
     let event = json!({"Records": [kept("1", "ann", "s", 1)]});
     assert_eq!(answer(&mut function, event).await.unwrap(), failures(&[]));
     assert_eq!(world.remembered("ann", "chat").await.len(), 0);

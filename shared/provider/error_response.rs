@@ -16,16 +16,16 @@ const MAX_CODE_CHARS: usize = 64;
 
 /// An answer with an error status.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct ErrorResponse {
     /// The HTTP status.
     pub(crate) status: u16,
     /// How long the provider asks to wait.
     pub(crate) retry_after: Option<Duration>,
     /// What the body says.
-    pub(crate) report: Report,
+    pub(crate) report: ErrorReport,
 }
 
-impl Refusal {
+impl ErrorResponse {
     /// Reads an answer with an error status.
     pub(crate) async fn read(mut response: Response) -> Self {
         let status = response.status().as_u16();
@@ -40,13 +40,13 @@ impl Refusal {
             }
         };
         let _ = tokio::time::timeout(ERROR_BODY_TIMEOUT, reading).await;
-        Self { status, retry_after, report: Report::of_body(&body) }
+        Self { status, retry_after, report: ErrorReport::from_body(&body) }
     }
 }
 
 /// What a provider says about an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Report {
+pub(crate) struct ErrorReport {
     /// Its code, where that is a word.
     pub(crate) code: Option<String>,
     /// Its code, where that is a number, which is then that of a status.
@@ -55,33 +55,33 @@ pub(crate) struct Report {
     pub(crate) kind: Option<String>,
     /// Its sentence in lower case, to tell errors apart that have no code. It may repeat the question: it is neither logged
     /// nor passed on.
-    pub(crate) sentence: String,
+    pub(crate) message: String,
 }
 
-impl Report {
+impl ErrorReport {
     /// The error in the body of an answer. It stands in `error`, or with some servers at the top.
-    pub(crate) fn of_body(body: &[u8]) -> Self {
+    pub(crate) fn from_body(body: &[u8]) -> Self {
         match serde_json::from_slice::<Value>(body) {
-            Ok(value) => Self::of_error(value.get("error").filter(|error| !error.is_null()).unwrap_or(&value)),
-            Err(_) => Self { sentence: String::from_utf8_lossy(body).to_lowercase(), ..Self::default() },
+            Ok(value) => Self::from_error(value.get("error").filter(|error| !error.is_null()).unwrap_or(&value)),
+            Err(_) => Self { message: String::from_utf8_lossy(body).to_lowercase(), ..Self::default() },
         }
     }
 
     /// An error as such: an object, or with some servers a bare string.
-    pub(crate) fn of_error(error: &Value) -> Self {
-        let text = |name: &str| error[name].as_str().filter(|text| !text.is_empty()).map(word);
+    pub(crate) fn from_error(error: &Value) -> Self {
+        let text = |name: &str| error[name].as_str().filter(|text| !text.is_empty()).map(sanitize_code);
         let sentence = error.as_str().or(error["message"].as_str()).or(error["detail"].as_str()).unwrap_or_default();
         Self {
             code: text("code"),
             status: error["code"].as_u64().and_then(|code| u16::try_from(code).ok()),
             kind: text("type"),
-            sentence: sentence.to_lowercase(),
+            message: sentence.to_lowercase(),
         }
     }
 }
 
 /// A code as it may be shown: without control characters and bounded.
-fn word(text: &str) -> String {
+fn sanitize_code(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_CODE_CHARS).collect()
 }
 
@@ -100,7 +100,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// The body of a good answer, if it is no longer than `most` bytes; `None` = it is.
-pub(crate) async fn bounded_body(response: &mut Response, most: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
+pub(crate) async fn read_bounded_body(response: &mut Response, most: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(piece) = response.chunk().await? {
         if body.len() + piece.len() > most {
@@ -117,7 +117,7 @@ pub(crate) struct TransportProblem {
     /// Whether time ran out.
     pub(crate) is_timeout: bool,
     /// What failed, in a word that stays the same.
-    pub(crate) word: &'static str,
+    pub(crate) code: &'static str,
     /// What failed, for the log; without the address, which could hold a key.
     pub(crate) detail: String,
 }
@@ -140,7 +140,7 @@ pub(crate) fn transport_problem(error: reqwest::Error) -> TransportProblem {
         () if is_timeout => "timeout",
         () => "connection_lost",
     };
-    TransportProblem { is_timeout, word, detail }
+    TransportProblem { is_timeout, code: word, detail }
 }
 
 #[cfg(test)]
@@ -158,13 +158,13 @@ mod tests {
             (r#"{"detail":"M"}"#, None, None, None),
             ("M", None, None, None),
         ] {
-            let report = Report::of_body(body.as_bytes());
+            let report = ErrorReport::from_body(body.as_bytes());
             assert_eq!(report.code.as_deref(), code, "{body}");
             assert_eq!((report.status, report.kind.as_deref()), (status, kind), "{body}");
-            assert_eq!(report.sentence, "m", "{body}");
+            assert_eq!(report.message, "m", "{body}");
         }
-        assert_eq!(Report::of_body(b"{\"error\":null}"), Report::default());
-        assert_eq!(Report::of_error(&serde_json::json!({"code": "a\nb"})).code.as_deref(), Some("ab"));
+        assert_eq!(ErrorReport::from_body(b"{\"error\":null}"), ErrorReport::default());
+        assert_eq!(ErrorReport::from_error(&serde_json::json!({"code": "a\nb"})).code.as_deref(), Some("ab"));
     }
 
     #[test]

@@ -6,9 +6,9 @@ use sqlx::Row as _;
 
 use super::{
     MemoryEngine, MemoryError,
-    engine::{MANY_ROWS_TIMEOUT, digest, in_time, within},
-    indexed::vector_text,
-    store::{self, Change, NewVector},
+    engine::{BULK_TIMEOUT, digest, within, within_timeout},
+    index_input::vector_text,
+    store::{self, MemoryTransaction, NewVector},
 };
 use crate::{
     embedding::EmbedError,
@@ -38,13 +38,13 @@ const COUNT_MISSING: &str = "
 
 /// How far a move to another model is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reembedded {
+pub struct ReembedProgress {
     /// Memories that have got a vector, or were changed or forgotten meanwhile.
     pub done: u64,
     /// Memories that had no vector of the model when it was last counted, with those that are done.
-    pub missing: u64,
+    pub total: u64,
     /// Memories whose text the embedder refuses. They are found by their words.
-    pub refused: u64,
+    pub rejected: u64,
 }
 
 impl MemoryEngine {
@@ -53,15 +53,15 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The embedder failed otherwise than by refusing a text, or the database did.
-    pub async fn reembed(&self, progress: &(dyn Fn(Reembedded) + Sync)) -> Result<Reembedded, MemoryError> {
-        let mut at = Reembedded::default();
+    pub async fn reembed(&self, progress: &(dyn Fn(ReembedProgress) + Sync)) -> Result<ReembedProgress, MemoryError> {
+        let mut at = ReembedProgress::default();
         loop {
             // What others have written meanwhile is counted as well.
-            let missing = self.count_missing().await?;
-            at.missing = at.done + missing;
+            let missing = self.count_missing_vectors().await?;
+            at.total = at.done + missing;
             progress(at);
             let done = at.done;
-            at.refused = 0;
+            at.rejected = 0;
             self.reembed_once(&mut at, progress).await?;
             if at.done == done {
                 return Ok(at);
@@ -72,12 +72,12 @@ impl MemoryEngine {
     /// Goes through all memories without a vector once.
     async fn reembed_once(
         &self,
-        at: &mut Reembedded,
-        progress: &(dyn Fn(Reembedded) + Sync),
+        at: &mut ReembedProgress,
+        progress: &(dyn Fn(ReembedProgress) + Sync),
     ) -> Result<(), MemoryError> {
         let (mut user, mut id) = (String::new(), String::new());
         loop {
-            let missing = within(MANY_ROWS_TIMEOUT, self.missing(&user, &id)).await?;
+            let missing = within(BULK_TIMEOUT, self.missing(&user, &id)).await?;
             let Some(last) = missing.last() else { return Ok(()) };
             (user, id) = last.clone();
             for of_user in missing.chunk_by(|(user, _), (next, _)| user == next) {
@@ -87,7 +87,7 @@ impl MemoryEngine {
                     // Nobody can be so named, so that nobody finds these either.
                     None => ids.len(),
                 };
-                at.refused += refused as u64;
+                at.rejected += refused as u64;
                 at.done += (ids.len() - refused) as u64;
                 progress(*at);
             }
@@ -98,20 +98,20 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn count_missing(&self) -> Result<u64, MemoryError> {
+    pub async fn count_missing_vectors(&self) -> Result<u64, MemoryError> {
         let count = async {
-            let mut transaction = self.maintenance.within(MANY_ROWS_TIMEOUT).begin_for_nobody().await?;
-            let query = transaction.query(COUNT_MISSING).bind(&self.model);
+            let mut transaction = self.maintenance.with_statement_timeout(BULK_TIMEOUT).begin_without_user().await?;
+            let query = transaction.query(COUNT_MISSING).bind(&self.model_key);
             let missing: i64 = query.fetch_one(&mut *transaction).await?.try_get("missing")?;
             transaction.commit().await?;
             Ok(u64::try_from(missing).unwrap_or_default())
         };
-        within(MANY_ROWS_TIMEOUT, count).await
+        within(BULK_TIMEOUT, count).await
     }
 
     async fn missing(&self, user: &str, id: &str) -> Result<Vec<(String, String)>, sqlx::Error> {
-        let mut transaction = self.maintenance.within(MANY_ROWS_TIMEOUT).begin_for_nobody().await?;
-        let query = transaction.query(MISSING).bind(&self.model).bind(user).bind(id).bind(store::sql_int(BATCH));
+        let mut transaction = self.maintenance.with_statement_timeout(BULK_TIMEOUT).begin_without_user().await?;
+        let query = transaction.query(MISSING).bind(&self.model_key).bind(user).bind(id).bind(store::sql_int(BATCH));
         let rows = query.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
         rows.iter().map(|row| Ok((row.try_get("user_id")?, row.try_get("id")?))).collect()
@@ -119,27 +119,27 @@ impl MemoryEngine {
 
     /// Embeds some memories of a user, unless they have changed or gone meanwhile, and says how many texts the embedder refused.
     async fn embed_missing(&self, user: &UserId, ids: &[&str]) -> Result<usize, MemoryError> {
-        let texts = in_time(async {
+        let texts = within_timeout(async {
             let mut transaction = self.service.begin(user).await?;
-            let texts = store::texts(&mut transaction, user, ids).await?;
+            let texts = store::embedding_sources(&mut transaction, user, ids).await?;
             transaction.commit().await?;
             Ok(texts)
         });
         let texts: Vec<(String, String)> =
-            texts.await?.into_iter().map(|text| (text.id.clone(), text.of_vector())).collect();
+            texts.await?.into_iter().map(|text| (text.id.clone(), text.text())).collect();
         let embedded: Vec<&str> = texts.iter().map(|(_, text)| text.as_str()).collect();
         let vectors = self.embed_what_can_be(&embedded).await?;
-        let write = in_time(async {
-            let mut change = Change::begin(&self.service, &self.writers, user).await?;
-            let now = store::texts(change.transaction(), user, ids).await?;
+        let write = within_timeout(async {
+            let mut change = MemoryTransaction::begin(&self.service, &self.writers, user).await?;
+            let now = store::embedding_sources(change.inner(), user, ids).await?;
             let still: Vec<NewVector<'_>> = texts
                 .iter()
                 .zip(&vectors)
                 .filter_map(|(of, vector)| Some((of, vector.as_deref()?)))
-                .filter(|((id, text), _)| now.iter().any(|now| now.id == *id && now.of_vector() == *text))
+                .filter(|((id, text), _)| now.iter().any(|now| now.id == *id && now.text() == *text))
                 .map(|((id, text), vector)| NewVector { id, digest: digest(text), embedding: Some(vector) })
                 .collect();
-            change.upsert_vectors(&still, &self.model).await?;
+            change.upsert_vectors(&still, &self.model_key).await?;
             change.commit().await
         });
         write.await?;
@@ -154,11 +154,11 @@ impl MemoryEngine {
         while let Some(part) = waiting.pop() {
             match self.embed(part).await {
                 Ok(made) => vectors.extend(made.into_iter().map(Some)),
-                Err(MemoryError::Embedding(EmbedError::Refused(400 | 413 | 422))) if part.len() > 1 => {
+                Err(MemoryError::Embedding(EmbedError::Rejected(400 | 413 | 422))) if part.len() > 1 => {
                     let (first, second) = part.split_at(part.len() / 2);
                     waiting.extend([second, first]);
                 }
-                Err(MemoryError::Embedding(EmbedError::Refused(400 | 413 | 422))) => vectors.push(None),
+                Err(MemoryError::Embedding(EmbedError::Rejected(400 | 413 | 422))) => vectors.push(None),
                 Err(error) => return Err(error),
             }
         }
@@ -170,19 +170,19 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn forget_other_models(&self) -> Result<u64, MemoryError> {
-        let users = within(MANY_ROWS_TIMEOUT, async {
-            let mut transaction = self.maintenance.within(MANY_ROWS_TIMEOUT).begin_for_nobody().await?;
+    pub async fn delete_other_models(&self) -> Result<u64, MemoryError> {
+        let users = within(BULK_TIMEOUT, async {
+            let mut transaction = self.maintenance.with_statement_timeout(BULK_TIMEOUT).begin_without_user().await?;
             let query = transaction.query("select distinct user_id from memory_vectors where model <> $1");
-            let rows = query.bind(&self.model).fetch_all(&mut *transaction).await?;
+            let rows = query.bind(&self.model_key).fetch_all(&mut *transaction).await?;
             transaction.commit().await?;
             store::column::<String>(&rows, "user_id")
         });
         let mut forgotten = 0;
         for user in users.await?.iter().filter_map(|user| UserId::parse("user_id", user).ok()) {
-            forgotten += within(MANY_ROWS_TIMEOUT, async {
-                let mut change = self.change_many(&user).await?;
-                let forgotten = change.forget_other_models(&self.model).await?;
+            forgotten += within(BULK_TIMEOUT, async {
+                let mut change = self.begin_bulk(&user).await?;
+                let forgotten = change.delete_other_models(&self.model_key).await?;
                 change.commit().await?;
                 Ok(forgotten)
             })
@@ -196,18 +196,18 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The database failed, or the owner's login is not known.
-    pub async fn index_vectors(&self, database: &Database) -> Result<(), DatabaseError> {
-        if self.nearest.is_wanted(&self.maintenance).await? {
+    pub async fn build_vector_index(&self, database: &Database) -> Result<(), DatabaseError> {
+        if self.vector_index.is_needed(&self.maintenance).await? {
             let mut owner = database.connect_owner().await?;
-            self.nearest.build(&mut owner).await?;
+            self.vector_index.build(&mut owner).await?;
         }
         Ok(())
     }
 }
 
-impl store::Text {
+impl store::EmbeddingSource {
     /// What its vector is of.
-    fn of_vector(&self) -> String {
+    fn text(&self) -> String {
         vector_text(&self.title, &self.section, &self.content)
     }
 }

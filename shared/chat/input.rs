@@ -6,19 +6,19 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ClosedTurn, Closing, TurnFinish, TurnRecord};
+use super::{FinishedTurn, TurnClosing, TurnFinish, TurnRecord};
 use crate::{
     conversation::Lease,
     identity::{SessionId, UserId},
     language::Language,
     llm::Message,
     memory::Filter,
-    tools::Wanted,
+    tools::ToolSelection,
 };
 
 /// What a user asks.
 #[derive(Debug, Clone)]
-pub struct TurnRequest {
+pub struct TurnInput {
     /// Who asks.
     pub user: UserId,
     /// In which conversation.
@@ -40,19 +40,19 @@ pub struct TurnRequest {
     /// Which memories to search for this turn; `None` = no retrieval.
     pub recall: Option<Filter>,
     /// Tools that the model may call.
-    pub tools: Wanted,
+    pub tools: ToolSelection,
     /// The right to keep the turn; `None` = nothing of it is kept.
     pub lease: Option<Lease>,
 }
 
-impl TurnRequest {
+impl TurnInput {
     /// What is kept of a turn that is stopped before the model is asked.
-    pub(super) fn broken_off(&self) -> Closing {
+    pub(super) fn broken_off(&self) -> TurnClosing {
         let messages = vec![Message::User(self.message.clone())];
         let mut record = TurnRecord::new(messages, self.model.clone().unwrap_or_default(), TurnFinish::Cancelled);
         record.language_tag.clone_from(&self.profile.language_tag);
         record.timezone.clone_from(&self.profile.timezone);
-        Closing { turn: Some(ClosedTurn { record, is_complete: false }), resumed: None }
+        TurnClosing { turn: Some(FinishedTurn { record, is_complete: false }), resumed_turn: None }
     }
 }
 
@@ -89,12 +89,12 @@ impl Profile {
     /// Where the user's days begin; UTC where the name is of no zone.
     #[must_use]
     pub fn zone(&self) -> TimeZone {
-        zone(&self.timezone)
+        time_zone(&self.timezone)
     }
 
     /// This profile, with what it does not tell taken from an earlier one. A gateway may know a nickname and nothing else.
     #[must_use]
-    pub fn or(self, earlier: Self) -> Self {
+    pub fn with_defaults_from(self, earlier: Self) -> Self {
         if self == Self::default() {
             return earlier;
         }
@@ -121,7 +121,7 @@ impl Profile {
 }
 
 /// The time zone of a name; UTC where it is of none.
-pub(super) fn zone(name: &str) -> TimeZone {
+pub(super) fn time_zone(name: &str) -> TimeZone {
     TimeZone::get(name).unwrap_or(TimeZone::UTC)
 }
 

@@ -39,7 +39,7 @@ where
 {
     type Response = Response<Out>;
     type Error = S::Error;
-    type Future = Answer<S::Future>;
+    type Future = StatusFuture<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -49,17 +49,17 @@ where
         // A moment before tonic's own timer, which would answer CANCELLED.
         let before = |timeout: Duration| timeout.saturating_sub((timeout / 10).min(Duration::from_millis(5)));
         let deadline = timeout(request.headers()).map(|timeout| Box::pin(sleep(before(timeout))));
-        Answer { inner: Box::pin(self.inner.call(request)), deadline }
+        StatusFuture { inner: Box::pin(self.inner.call(request)), deadline }
     }
 }
 
 /// An answer with its status put right.
-pub(super) struct Answer<F> {
+pub(super) struct StatusFuture<F> {
     inner: Pin<Box<F>>,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl<F, Out, E> Future for Answer<F>
+impl<F, Out, E> Future for StatusFuture<F>
 where
     F: Future<Output = Result<Response<Out>, E>>,
     Out: Default,

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{Place, Reader, Secret};
+use super::{EntryPoint, EnvReader, Secret};
 
 pub(super) const DATABASE_URL: &str = "DATABASE_URL";
 pub(super) const DATABASE_READ_URL: &str = "DATABASE_READ_URL";
@@ -15,14 +15,14 @@ pub(super) const ADMISSION_TIMEOUT_MS: &str = "ADMISSION_TIMEOUT_MS";
 #[derive(Debug, Clone)]
 pub struct StoresConfig {
     /// Where memories are kept.
-    pub memory: MemoryStoreConfig,
+    pub database: DatabaseConfig,
     /// Most that a call may wait for a store before its first frame.
     pub admission_timeout: Duration,
 }
 
 /// Where memories are kept.
 #[derive(Debug, Clone)]
-pub enum MemoryStoreConfig {
+pub enum DatabaseConfig {
     /// A Postgres of our own in a directory.
     Embedded {
         /// Holds the unpacked Postgres and its data.
@@ -41,12 +41,12 @@ pub enum MemoryStoreConfig {
         /// Whether statements may be kept by name, which some transaction poolers do not allow.
         prepared_statements: bool,
         /// Whether `url` is a login of calls that only read, and there is no other.
-        only_reads: bool,
+        is_read_only: bool,
     },
 }
 
 impl StoresConfig {
-    pub(super) fn read(reader: &mut Reader<'_>, place: Place) -> Self {
+    pub(super) fn read(reader: &mut EnvReader<'_>, place: EntryPoint) -> Self {
         const SCHEMES: [&str; 2] = ["postgres", "postgresql"];
         const EXAMPLE: &str = "postgres://agent:password@127.0.0.1:5432/agent";
         let data_dir = reader.text(AGENT_DATA_DIR).map_or_else(default_data_dir, PathBuf::from);
@@ -56,22 +56,18 @@ impl StoresConfig {
         let memory = match reader.url(DATABASE_URL, &SCHEMES, EXAMPLE) {
             Some(url) => {
                 let url = Secret::new(url);
-                MemoryStoreConfig::Postgres { url, read_url, admin_url, prepared_statements, only_reads: false }
+                DatabaseConfig::Postgres { url, read_url, admin_url, prepared_statements, is_read_only: false }
             }
             None => match (place, read_url) {
-                (Place::Server, _) => MemoryStoreConfig::Embedded { data_dir },
+                (EntryPoint::Server, _) => DatabaseConfig::Embedded { data_dir },
                 // A function that only reads needs no login that may write.
-                (Place::Function, Some(url)) => MemoryStoreConfig::Postgres {
-                    url,
-                    read_url: None,
-                    admin_url,
-                    prepared_statements,
-                    only_reads: true,
-                },
-                (Place::Function, None) => MemoryStoreConfig::Absent,
+                (EntryPoint::Function, Some(url)) => {
+                    DatabaseConfig::Postgres { url, read_url: None, admin_url, prepared_statements, is_read_only: true }
+                }
+                (EntryPoint::Function, None) => DatabaseConfig::Absent,
             },
         };
-        Self { memory, admission_timeout: reader.milliseconds(ADMISSION_TIMEOUT_MS, 200) }
+        Self { database: memory, admission_timeout: reader.milliseconds(ADMISSION_TIMEOUT_MS, 200) }
     }
 }
 

@@ -16,12 +16,12 @@ use tonic::{Status, body::Body, server::NamedService};
 use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer as _, Service, util::BoxCloneSyncService};
 
-use super::{answer::AnswerBody, event::HttpEvent};
+use super::{event::HttpEvent, response_body::ResponseBody};
 use crate::{
     service::Deadline,
     transport::{
-        admission,
-        statuses::{self, StatusLayer, StatusService},
+        request_filter,
+        status_layer::{self, StatusLayer, StatusService},
     },
 };
 
@@ -33,7 +33,7 @@ const GRPC_WEB: HeaderValue = HeaderValue::from_static("application/grpc-web+pro
 const GRPC_WEB_TEXT: HeaderValue = HeaderValue::from_static("application/grpc-web-text+proto");
 
 /// What can be served: a service as tonic generates it.
-pub trait Served:
+pub trait GrpcService:
     Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
     + NamedService
     + Clone
@@ -43,7 +43,7 @@ pub trait Served:
 {
 }
 
-impl<S> Served for S where
+impl<S> GrpcService for S where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
         + NamedService
         + Clone
@@ -72,13 +72,13 @@ type AnyService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>
 
 impl Adapter {
     /// Answers these methods of a service, and no others.
-    pub fn new<S: Served>(service: S, methods: &'static [&'static str]) -> Self {
-        Self { routes: Vec::new() }.with(service, methods)
+    pub fn new<S: GrpcService>(service: S, methods: &'static [&'static str]) -> Self {
+        Self { routes: Vec::new() }.add_service(service, methods)
     }
 
     /// Answers these methods of another service as well.
     #[must_use]
-    pub fn with<S: Served>(mut self, service: S, methods: &'static [&'static str]) -> Self {
+    pub fn add_service<S: GrpcService>(mut self, service: S, methods: &'static [&'static str]) -> Self {
         let service = GrpcWebLayer::new().layer(StatusLayer.layer(BoxCloneSyncService::new(service)));
         self.routes.push(Route { name: S::NAME, methods, service });
         self
@@ -92,14 +92,14 @@ impl Adapter {
 
     /// Answers an event before a deadline, which Lambda tells in milliseconds since 1970. Whatever goes wrong is told in the way
     /// that the client reads.
-    pub async fn answer(&self, event: Value, deadline_ms: u64) -> Response<AnswerBody> {
+    pub async fn handle(&self, event: Value, deadline_ms: u64) -> Response<ResponseBody> {
         let Some(HttpEvent { method, path, mut headers, body }) = HttpEvent::read(event) else {
             return without_body(StatusCode::BAD_REQUEST);
         };
-        let content_type = match admission::admit(&method, &mut headers, admission::GRPC_WEB) {
+        let content_type = match request_filter::require_grpc_post(&method, &mut headers, request_filter::GRPC_WEB) {
             Ok(content_type) => content_type,
             // A preflight that comes this far is one that the edge does not answer, so that no origin is allowed.
-            Err(refused) => return refused.map(|()| AnswerBody::empty()),
+            Err(refused) => return refused.map(|()| ResponseBody::empty()),
         };
         // The answer is in the mode of the question, also where a client does not say what it accepts.
         let is_text = content_type.starts_with("application/grpc-web-text") || accepts_text(&headers);
@@ -116,7 +116,7 @@ impl Adapter {
             return refusal(Status::invalid_argument("the body of the request is not valid base64"), is_text);
         };
         let time_left = time_left(deadline_ms);
-        let time_left = statuses::timeout(&headers).map_or(time_left, |asked| asked.min(time_left));
+        let time_left = status_layer::timeout(&headers).map_or(time_left, |asked| asked.min(time_left));
         let end = Instant::now() + time_left;
 
         let mut request = Request::new(Body::new(Full::new(Bytes::from(body))));
@@ -140,8 +140,8 @@ fn defect() -> Status {
     Status::internal("an internal defect")
 }
 
-fn without_body(status: StatusCode) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody::empty());
+fn without_body(status: StatusCode) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = status;
     response
 }
@@ -173,24 +173,24 @@ fn time_left(deadline_ms: u64) -> Duration {
 }
 
 /// An answer that is nothing but a status.
-fn refusal(status: Status, is_text: bool) -> Response<AnswerBody> {
+fn refusal(status: Status, is_text: bool) -> Response<ResponseBody> {
     let (parts, ()) = status.into_http::<()>().into_parts();
     in_body(parts.headers, is_text)
 }
 
 /// An answer as it comes, with a status in its headers moved to where browsers read it.
-fn streamed(response: Response<Body>, is_text: bool, end: Instant) -> Response<AnswerBody> {
+fn streamed(response: Response<Body>, is_text: bool, end: Instant) -> Response<ResponseBody> {
     let (parts, body) = response.into_parts();
     if parts.headers.contains_key("grpc-status") {
         return in_body(parts.headers, is_text);
     }
-    Response::from_parts(parts, AnswerBody::streaming(body, is_text, end))
+    Response::from_parts(parts, ResponseBody::streaming(body, is_text, end))
 }
 
 /// The edge shows a page only the headers that it was told to, but all of the body.
-fn in_body(mut trailers: HeaderMap, is_text: bool) -> Response<AnswerBody> {
+fn in_body(mut trailers: HeaderMap, is_text: bool) -> Response<ResponseBody> {
     trailers.remove(header::CONTENT_TYPE);
-    let mut response = Response::new(AnswerBody::trailers(&trailers, is_text));
+    let mut response = Response::new(ResponseBody::trailers(&trailers, is_text));
     response.headers_mut().insert(header::CONTENT_TYPE, if is_text { GRPC_WEB_TEXT } else { GRPC_WEB });
     response
 }
@@ -241,7 +241,7 @@ mod tests {
         });
         let deadline = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + time_left;
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap();
-        let response = Adapter::new(service, &["Z"]).answer(event, deadline_ms).await;
+        let response = Adapter::new(service, &["Z"]).handle(event, deadline_ms).await;
         assert_eq!(response.status(), StatusCode::OK);
         let pieces: Vec<_> = response.into_body().map(Result::unwrap).collect().await;
         String::from_utf8_lossy(&pieces.concat()).into_owned()

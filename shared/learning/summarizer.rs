@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{
-    LearnError, SUMMARY_TOKENS, TITLE_CHARS,
+    LearnError, MAX_SUMMARY_TOKENS, MAX_TITLE_CHARS,
     guard::is_invisible,
     model::{ask, prompt},
     own_words::sentences,
@@ -31,17 +31,17 @@ const LINE_CHARS: usize = 80;
 
 /// What was said in a turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Spoken {
+pub struct Exchange {
     /// By the user.
     pub user: String,
     /// By the assistant; empty = nothing.
     pub assistant: String,
 }
 
-impl Spoken {
+impl Exchange {
     /// The words of a turn, without what tools said.
     #[must_use]
-    pub fn of(record: &TurnRecord) -> Self {
+    pub fn from_record(record: &TurnRecord) -> Self {
         let text = |text: Option<&str>| text.unwrap_or_default().trim().to_owned();
         Self { user: text(record.question()), assistant: text(record.answer()) }
     }
@@ -53,26 +53,26 @@ impl Spoken {
 
 /// Something that finds words for conversations.
 #[async_trait::async_trait]
-pub trait Narrator: Send + Sync {
+pub trait Summarizer: Send + Sync {
     /// What a conversation is called that begins with a turn: one line of at most [`TITLE_CHARS`] characters, not blank.
     ///
     /// # Errors
     /// It could not be found out.
-    async fn title(&self, first: &Spoken) -> Result<String, LearnError>;
+    async fn generate_title(&self, first: &Exchange) -> Result<String, LearnError>;
 
     /// A summary of at most [`SUMMARY_TOKENS`] that takes the place of an earlier one and of the turns after it.
     ///
     /// # Errors
     /// It could not be made.
-    async fn summary(&self, before: &str, turns: &[Spoken]) -> Result<String, LearnError>;
+    async fn summarize(&self, before: &str, turns: &[Exchange]) -> Result<String, LearnError>;
 }
 
 /// Asks a model for words.
-pub struct ModelNarrator {
+pub struct ModelSummarizer {
     model: Arc<dyn ChatModel>,
 }
 
-impl ModelNarrator {
+impl ModelSummarizer {
     /// A narrator that asks this model.
     #[must_use]
     pub fn new(model: Arc<dyn ChatModel>) -> Self {
@@ -86,54 +86,54 @@ impl ModelNarrator {
         data: &impl Serialize,
         tokens: u32,
     ) -> Result<String, LearnError> {
-        let language = Language::of_text(user);
+        let language = Language::detect(user);
         let data = serde_json::to_string(data).map_err(|_| LearnError::Malformed("the question can not be written"))?;
         ask(&self.model, prompt(language.pick(templates.0, templates.1), language)?, data, tokens).await
     }
 }
 
 #[async_trait::async_trait]
-impl Narrator for ModelNarrator {
-    async fn title(&self, first: &Spoken) -> Result<String, LearnError> {
+impl Summarizer for ModelSummarizer {
+    async fn generate_title(&self, first: &Exchange) -> Result<String, LearnError> {
         const TEMPLATES: (&str, &str) = (include_str!("prompts/title.en.md"), include_str!("prompts/title.zh.md"));
         let title = self.ask(TEMPLATES, &first.user, &first.within(TITLE_BYTES), TITLE_MAX_TOKENS).await?;
         one_line(&title).ok_or(LearnError::Malformed("the title is blank"))
     }
 
-    async fn summary(&self, before: &str, turns: &[Spoken]) -> Result<String, LearnError> {
+    async fn summarize(&self, before: &str, turns: &[Exchange]) -> Result<String, LearnError> {
         #[derive(Serialize)]
         struct Told<'a> {
             before: &'a str,
-            turns: Vec<Spoken>,
+            turns: Vec<Exchange>,
         }
         const TEMPLATES: (&str, &str) = (include_str!("prompts/summary.en.md"), include_str!("prompts/summary.zh.md"));
         let told = Told { before, turns: turns.iter().map(|turn| turn.within(SUMMARY_BYTES)).collect() };
         let user = turns.last().map_or(before, |turn| turn.user.as_str());
         let summary = self.ask(TEMPLATES, user, &told, SUMMARY_MAX_TOKENS).await?;
-        let summary = within_tokens(summary.trim(), SUMMARY_TOKENS);
+        let summary = within_tokens(summary.trim(), MAX_SUMMARY_TOKENS);
         if summary.is_empty() { Err(LearnError::Malformed("the summary is blank")) } else { Ok(summary.to_owned()) }
     }
 }
 
 /// Finds words without a model: the beginning of the first question, and what was asked.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct RuleNarrator;
+pub struct RuleSummarizer;
 
 #[async_trait::async_trait]
-impl Narrator for RuleNarrator {
-    async fn title(&self, first: &Spoken) -> Result<String, LearnError> {
+impl Summarizer for RuleSummarizer {
+    async fn generate_title(&self, first: &Exchange) -> Result<String, LearnError> {
         one_line(first_sentence(&first.user)).ok_or(LearnError::Malformed("the title is blank"))
     }
 
-    async fn summary(&self, before: &str, turns: &[Spoken]) -> Result<String, LearnError> {
+    async fn summarize(&self, before: &str, turns: &[Exchange]) -> Result<String, LearnError> {
         let user = turns.last().map_or(before, |turn| turn.user.as_str());
-        let heading = Language::of_text(user).pick("The user asked, in this order:", "用户依次问过：");
+        let heading = Language::detect(user).pick("The user asked, in this order:", "用户依次问过：");
         // Those of before begin with the dash as well.
         let asked = turns.iter().map(|turn| format!("- {}", cut(first_sentence(&turn.user), LINE_CHARS)));
         let mut lines: Vec<String> =
             before.lines().filter(|line| line.starts_with("- ")).map(str::to_owned).chain(asked).collect();
         let tokens = |lines: &[String]| lines.iter().map(|line| estimate_tokens(line) + 1).sum::<u32>();
-        while lines.len() > 1 && tokens(&lines) + estimate_tokens(heading) > SUMMARY_TOKENS {
+        while lines.len() > 1 && tokens(&lines) + estimate_tokens(heading) > MAX_SUMMARY_TOKENS {
             lines.remove(0);
         }
         Ok(format!("{heading}\n{}", lines.join("\n")))
@@ -166,7 +166,7 @@ fn one_line(title: &str) -> Option<String> {
     let words = visible.split_whitespace().collect::<Vec<_>>().join(" ");
     let quotes = |c: char| matches!(c, '"' | '“' | '”' | '「' | '」' | '\'' | '‘' | '’' | '`' | '*' | '_');
     let words = words.trim_matches(quotes).trim_end_matches(['.', '。']).trim_matches(quotes);
-    let title = cut(words.trim(), TITLE_CHARS);
+    let title = cut(words.trim(), MAX_TITLE_CHARS);
     let title = &title[..title.floor_char_boundary(MAX_TITLE_BYTES)];
     title.chars().any(char::is_alphanumeric).then(|| title.to_owned())
 }
@@ -216,7 +216,7 @@ mod tests {
             assert_eq!(one_line(given).as_deref(), Some(title));
         }
         assert_eq!(one_line("\n…\n"), None);
-        assert_eq!(one_line(&"字".repeat(100)).unwrap().chars().count(), TITLE_CHARS);
+        assert_eq!(one_line(&"字".repeat(100)).unwrap().chars().count(), MAX_TITLE_CHARS);
         assert!(one_line(&"👩‍🎓a".repeat(100)).unwrap().len() <= MAX_TITLE_BYTES);
     }
 
@@ -224,29 +224,29 @@ mod tests {
     fn a_summary_is_cut_at_the_end_of_a_sentence() {
         assert_eq!(within_tokens("One. Two.", 100), "One. Two.");
         let long = "Nine tokens are in this sentence, more or less. ".repeat(100);
-        let cut = within_tokens(&long, SUMMARY_TOKENS);
+        let cut = within_tokens(&long, MAX_SUMMARY_TOKENS);
         assert!(
             cut.ends_with("less.")
-                && estimate_tokens(cut) <= SUMMARY_TOKENS
-                && estimate_tokens(cut) > SUMMARY_TOKENS / 2
+                && estimate_tokens(cut) <= MAX_SUMMARY_TOKENS
+                && estimate_tokens(cut) > MAX_SUMMARY_TOKENS / 2
         );
         let endless = "字".repeat(2_000);
-        let cut = within_tokens(&endless, SUMMARY_TOKENS);
-        assert!((SUMMARY_TOKENS - 2..=SUMMARY_TOKENS).contains(&estimate_tokens(cut)));
+        let cut = within_tokens(&endless, MAX_SUMMARY_TOKENS);
+        assert!((MAX_SUMMARY_TOKENS - 2..=MAX_SUMMARY_TOKENS).contains(&estimate_tokens(cut)));
     }
 
     #[tokio::test]
     async fn the_rules_name_the_first_question_and_list_what_was_asked() {
-        let turn = |user: &str| Spoken { user: user.into(), assistant: String::new() };
-        let narrator = RuleNarrator;
-        assert_eq!(narrator.title(&turn("什么是极限？请举例。")).await.unwrap(), "什么是极限？");
-        let first = narrator.summary("", &[turn("What is a limit? Tell me."), turn("And a series?")]).await.unwrap();
+        let turn = |user: &str| Exchange { user: user.into(), assistant: String::new() };
+        let narrator = RuleSummarizer;
+        assert_eq!(narrator.generate_title(&turn("什么是极限？请举例。")).await.unwrap(), "什么是极限？");
+        let first = narrator.summarize("", &[turn("What is a limit? Tell me."), turn("And a series?")]).await.unwrap();
         assert_eq!(first, "The user asked, in this order:\n- What is a limit?\n- And a series?");
-        let second = narrator.summary(&first, &[turn("Thanks! Bye.")]).await.unwrap();
+        let second = narrator.summarize(&first, &[turn("Thanks! Bye.")]).await.unwrap();
         assert!(second.ends_with("- What is a limit?\n- And a series?\n- Thanks!"));
         let many: Vec<_> =
             (0..200).map(|n| turn(&format!("What is the meaning of the number {n} in this book?"))).collect();
-        let summary = narrator.summary(&second, &many).await.unwrap();
-        assert!(estimate_tokens(&summary) <= SUMMARY_TOKENS && summary.contains("number 199"), "the latest stay");
+        let summary = narrator.summarize(&second, &many).await.unwrap();
+        assert!(estimate_tokens(&summary) <= MAX_SUMMARY_TOKENS && summary.contains("number 199"), "the latest stay");
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use reqwest::Url;
 
-use super::{Place, Reader, Secret};
+use super::{EntryPoint, EnvReader, Secret};
 
 pub(super) const AUTH: &str = "AUTH";
 pub(super) const JWT_SECRET: &str = "JWT_SECRET";
@@ -17,9 +17,9 @@ const JWKS_EXAMPLE: &str = "https://issuer.example.com/.well-known/jwks.json";
 
 /// How callers prove who they are.
 #[derive(Debug, Clone)]
-pub struct CallersConfig {
+pub struct AuthConfig {
     /// By what.
-    pub auth: Auth,
+    pub mode: AuthMode,
     /// How tokens are checked; there for [`Auth::Jwt`].
     pub tokens: Option<TokenConfig>,
     /// The key of our own services, which may act for any user.
@@ -28,7 +28,7 @@ pub struct CallersConfig {
 
 /// By what callers prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Auth {
+pub enum AuthMode {
     /// Nothing: only callers on this machine are let in.
     None,
     /// Bearer tokens.
@@ -54,46 +54,46 @@ pub enum TokenKeys {
     /// A secret that the issuer shares with us (HS256).
     Secret(Secret),
     /// The issuer's public keys at a URL (RS256, ES256).
-    Published(String),
+    JwksUrl(String),
 }
 
-impl CallersConfig {
-    pub(super) fn read(reader: &mut Reader<'_>, place: Place) -> Self {
-        let choices = [("none", Auth::None), ("jwt", Auth::Jwt), ("gateway", Auth::Gateway)];
-        let auth = reader.choice(AUTH, &choices).unwrap_or(Auth::None);
-        if auth == Auth::Gateway && place == Place::Function {
+impl AuthConfig {
+    pub(super) fn read(reader: &mut EnvReader<'_>, place: EntryPoint) -> Self {
+        let choices = [("none", AuthMode::None), ("jwt", AuthMode::Jwt), ("gateway", AuthMode::Gateway)];
+        let auth = reader.choice(AUTH, &choices).unwrap_or(AuthMode::None);
+        if auth == AuthMode::Gateway && place == EntryPoint::Function {
             let problem = "is gateway, but nothing stands before a function, which anyone can call; set it to jwt with \
                            JWT_SECRET or JWT_JWKS_URL";
-            reader.mistake(AUTH, problem, "jwt");
+            reader.report(AUTH, problem, "jwt");
         }
         let keys_of_tokens = [JWT_SECRET, JWT_JWKS_URL].into_iter().find(|name| reader.text(name).is_some());
         if let (None, Some(name)) = (reader.text(AUTH), keys_of_tokens) {
             // Whoever names keys means that tokens are checked.
-            reader.mistake(AUTH, format!("is not set, but {name} is; set it to jwt, or say none"), "jwt");
+            reader.report(AUTH, format!("is not set, but {name} is; set it to jwt, or say none"), "jwt");
         }
         let secret = reader.text(JWT_SECRET).map(Secret::new);
         let url = reader.url(JWT_JWKS_URL, &["https", "http"], JWKS_EXAMPLE);
         if url.as_deref().is_some_and(can_be_changed_on_the_way) {
             let problem =
                 "begins with http://, so that whoever is on the way can put in keys; only this machine is asked so";
-            reader.mistake(JWT_JWKS_URL, problem, JWKS_EXAMPLE);
+            reader.report(JWT_JWKS_URL, problem, JWKS_EXAMPLE);
         }
         let keys = match (secret, url) {
             (Some(_), Some(_)) => {
-                reader.mistake(JWT_SECRET, "is set, and JWT_JWKS_URL too: tokens are checked by one of them", "");
+                reader.report(JWT_SECRET, "is set, and JWT_JWKS_URL too: tokens are checked by one of them", "");
                 None
             }
             (Some(secret), None) => Some(TokenKeys::Secret(secret)),
-            (None, url) => url.map(TokenKeys::Published),
+            (None, url) => url.map(TokenKeys::JwksUrl),
         };
-        if auth == Auth::Jwt && keys_of_tokens.is_none() {
+        if auth == AuthMode::Jwt && keys_of_tokens.is_none() {
             let problem = "is not set, and JWT_JWKS_URL neither, but AUTH=jwt needs one of them";
-            reader.mistake(JWT_SECRET, problem, "the-secret-of-the-gateway");
+            reader.report(JWT_SECRET, problem, "the-secret-of-the-gateway");
         }
         let (issuer, audience) = (reader.text(JWT_ISSUER), reader.text(JWT_AUDIENCE));
         Self {
-            auth,
-            tokens: keys.filter(|_| auth == Auth::Jwt).map(|keys| TokenConfig { keys, issuer, audience }),
+            mode: auth,
+            tokens: keys.filter(|_| auth == AuthMode::Jwt).map(|keys| TokenConfig { keys, issuer, audience }),
             internal_api_key: reader.text(INTERNAL_API_KEY).map(Secret::new),
         }
     }
@@ -110,14 +110,14 @@ fn can_be_changed_on_the_way(url: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Mistake};
+    use crate::config::{Config, InvalidSetting};
 
-    fn mistakes(place: Place, variables: &[(&str, &str)]) -> Vec<Mistake> {
+    fn mistakes(place: EntryPoint, variables: &[(&str, &str)]) -> Vec<InvalidSetting> {
         let value = |name: &str| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
         Config::read_for(place, &value).err().map_or_else(Vec::new, |mistakes| mistakes.0)
     }
 
-    fn problem(place: Place, variables: &[(&str, &str)]) -> String {
+    fn problem(place: EntryPoint, variables: &[(&str, &str)]) -> String {
         let mistakes = mistakes(place, variables);
         let [mistake] = mistakes.as_slice() else { panic!("{mistakes:?}") };
         format!("{} {}", mistake.variable, mistake.problem)
@@ -126,8 +126,8 @@ mod tests {
     #[test]
     fn a_function_has_no_gateway_before_it() {
         let gateway = [(AUTH, "gateway")];
-        assert!(mistakes(Place::Server, &gateway).is_empty());
-        assert!(problem(Place::Function, &gateway).starts_with("AUTH is gateway"));
+        assert!(mistakes(EntryPoint::Server, &gateway).is_empty());
+        assert!(problem(EntryPoint::Function, &gateway).starts_with("AUTH is gateway"));
     }
 
     #[test]
@@ -135,19 +135,19 @@ mod tests {
         let secret = (JWT_SECRET, "a-secret-of-thirty-two-bytes----");
         let url = (JWT_JWKS_URL, "https://issuer.example.com/keys");
         let provider = ("LLM_API_KEY", "k");
-        for place in [Place::Server, Place::Function] {
+        for place in [EntryPoint::Server, EntryPoint::Function] {
             assert!(problem(place, &[secret]).starts_with("AUTH is not set, but JWT_SECRET is"));
             assert!(problem(place, &[url, provider]).starts_with("AUTH is not set, but JWT_JWKS_URL is"));
             for said in ["none", "jwt"] {
                 assert!(mistakes(place, &[secret, (AUTH, said)]).is_empty(), "{said}");
             }
         }
-        assert!(mistakes(Place::Server, &[secret, (AUTH, "gateway")]).is_empty());
+        assert!(mistakes(EntryPoint::Server, &[secret, (AUTH, "gateway")]).is_empty());
     }
 
     #[test]
     fn keys_of_an_issuer_are_fetched_in_the_clear_from_this_machine_alone() {
-        let read = |url: &str| mistakes(Place::Server, &[(AUTH, "jwt"), (JWT_JWKS_URL, url)]);
+        let read = |url: &str| mistakes(EntryPoint::Server, &[(AUTH, "jwt"), (JWT_JWKS_URL, url)]);
         for url in
             ["http://localhost:8080/keys", "http://127.0.0.1/keys", "http://[::1]:1/keys", "https://issuer.example/"]
         {

@@ -77,7 +77,7 @@ impl Role {
 
 /// A database for one role, whichever login reaches it.
 #[derive(Debug, Clone)]
-pub struct RoleDatabase {
+pub struct RolePool {
     /// `None` = there is no database.
     pool: Option<PgPool>,
     role: Role,
@@ -89,31 +89,31 @@ pub struct RoleDatabase {
     prepared_statements: bool,
 }
 
-impl RoleDatabase {
+impl RolePool {
     pub(super) fn new(pool: Option<PgPool>, role: Role, prepared_statements: bool) -> Self {
         Self { pool, role, limit: role.limit(), idle_limit: IDLE_LIMIT, prepared_statements }
     }
 
     /// The same database for statements that may take longer, or less long, than others.
     #[must_use]
-    pub fn within(&self, limit: Duration) -> Self {
+    pub fn with_statement_timeout(&self, limit: Duration) -> Self {
         Self { limit, ..self.clone() }
     }
 
     /// The same database for transactions that others wait for, so that one whose process is frozen has to end sooner.
     #[must_use]
-    pub fn idle_within(&self, idle_limit: Duration) -> Self {
+    pub fn with_idle_timeout(&self, idle_limit: Duration) -> Self {
         Self { idle_limit, ..self.clone() }
     }
 
     /// Whether there is a database at all.
     #[must_use]
-    pub fn is_there(&self) -> bool {
+    pub fn is_configured(&self) -> bool {
         self.pool.is_some()
     }
 
     /// Whether nobody takes a connection, which is found out by asking for one.
-    pub async fn is_out_of_reach(&self) -> bool {
+    pub async fn is_unreachable(&self) -> bool {
         let Some(pool) = &self.pool else { return true };
         let options = pool.connect_options();
         match timeout(PROBE_TIMEOUT, PgConnection::connect_with(&options)).await {
@@ -141,11 +141,11 @@ impl RoleDatabase {
     ///
     /// # Errors
     /// As [`RoleDatabase::begin`], or the function failed; then it has changed nothing.
-    pub async fn call(
+    pub async fn call_function(
         &self,
         user: &UserId,
         function: &'static str,
-        arguments: &[Argument<'_>],
+        arguments: &[SqlArgument<'_>],
     ) -> Result<Option<PgRow>, sqlx::Error> {
         // Statements that come together are one transaction.
         let mut statements =
@@ -165,7 +165,7 @@ impl RoleDatabase {
     ///
     /// # Errors
     /// As [`RoleDatabase::begin`].
-    pub async fn begin_for_nobody(&self) -> Result<RoleTransaction, sqlx::Error> {
+    pub async fn begin_without_user(&self) -> Result<RoleTransaction, sqlx::Error> {
         self.begin_with(&[&self.limits()]).await
     }
 
@@ -193,27 +193,27 @@ impl RoleDatabase {
 /// Shows a transaction the rows of a user.
 fn name_user(user: &UserId) -> String {
     let mut statement = "select set_config('agent.user_id', ".to_owned();
-    Argument::Text(user.as_str()).write(&mut statement);
+    SqlArgument::Text(user.as_str()).write(&mut statement);
     statement.push_str(", true)");
     statement
 }
 
 /// An argument of a function in the database, for statements that are sent without parameters because they come together.
 #[derive(Debug, Clone, Copy)]
-pub enum Argument<'a> {
+pub enum SqlArgument<'a> {
     /// Text without NUL.
     Text(&'a str),
     /// Bytes, or null.
     Bytes(Option<&'a [u8]>),
     /// True or false.
-    Flag(bool),
+    Bool(bool),
     /// A number, or null.
     Number(Option<i64>),
     /// A time in seconds.
     Seconds(Duration),
 }
 
-impl Argument<'_> {
+impl SqlArgument<'_> {
     /// Writes it as SQL. What is written in hexadecimal digits can not be anything but a value.
     fn write(self, sql: &mut String) {
         match self {
@@ -228,7 +228,7 @@ impl Argument<'_> {
                 sql.push_str("', 'hex')");
             }
             Self::Bytes(None) | Self::Number(None) => sql.push_str("null"),
-            Self::Flag(is_set) => sql.push_str(if is_set { "true" } else { "false" }),
+            Self::Bool(is_set) => sql.push_str(if is_set { "true" } else { "false" }),
             Self::Number(Some(number)) => drop(write!(sql, "({number})::bigint")),
             Self::Seconds(time) => drop(write!(sql, "{}::float8", time.as_secs_f64())),
         }
@@ -258,7 +258,7 @@ impl RoleTransaction {
     }
 
     /// A query whose text is put together from parts of ours. It is never kept by name.
-    pub fn query_once<'q>(&self, sql: String) -> Query<'q, Postgres, PgArguments> {
+    pub fn query_unprepared<'q>(&self, sql: String) -> Query<'q, Postgres, PgArguments> {
         sqlx::query(AssertSqlSafe(sql)).persistent(false)
     }
 

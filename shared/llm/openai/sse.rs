@@ -26,17 +26,17 @@ const TOO_LARGE: &str = "an event is too large";
 
 /// Ends the last event where a server forgets the empty line, which the parser would otherwise drop. Two line ends,
 /// because the first one may only end the line.
-const END: Bytes = Bytes::from_static(b"\n\n");
+const FINAL_BLANK_LINE: Bytes = Bytes::from_static(b"\n\n");
 
 /// The chunks of one response.
-pub(super) struct Events {
+pub(super) struct SseChunks {
     sses: Pin<Box<dyn Stream<Item = Result<Sse, Error>> + Send>>,
     /// Bytes that came since the last event; shared with the stream that counts them.
     since_event: Arc<AtomicUsize>,
     done: bool,
 }
 
-impl Events {
+impl SseChunks {
     /// Reads a byte stream, however it is cut into pieces.
     pub(super) fn new<E>(bytes: impl Stream<Item = Result<Bytes, E>> + Send + 'static) -> Self
     where
@@ -44,7 +44,7 @@ impl Events {
     {
         let since_event = Arc::new(AtomicUsize::new(0));
         let counter = since_event.clone();
-        let bounded = bytes.map_err(io::Error::other).chain(stream::iter([Ok(END)])).map(move |piece| {
+        let bounded = bytes.map_err(io::Error::other).chain(stream::iter([Ok(FINAL_BLANK_LINE)])).map(move |piece| {
             let piece = piece?;
             // The piece itself is of bounded size and may hold many events: what counts is what came before it.
             if counter.fetch_add(piece.len(), Ordering::Relaxed) > MAX_EVENT_BYTES {
@@ -61,7 +61,7 @@ impl Events {
             self.since_event.store(0, Ordering::Relaxed);
             let data = match sse {
                 Ok(sse) => sse.data.unwrap_or_default(),
-                Err(Error::Body(error)) => return Err(broken(&*error)),
+                Err(Error::Body(error)) => return Err(stream_error(&*error)),
                 Err(error) => return Err(ModelError::new(ModelErrorKind::Malformed, error.to_string())),
             };
             match data.trim() {
@@ -79,20 +79,20 @@ impl Events {
     }
 
     /// Reads what is left, which is of no interest.
-    pub(super) async fn rest(&mut self) {
+    pub(super) async fn drain(&mut self) {
         while let Some(Ok(_)) = self.sses.next().await {}
     }
 
     /// Whether the server said that the answer is complete.
-    pub(super) fn done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.done
     }
 }
 
 /// Why the bytes ended early: the connection broke, or we gave up.
-fn broken(error: &(dyn std::error::Error + 'static)) -> ModelError {
+fn stream_error(error: &(dyn std::error::Error + 'static)) -> ModelError {
     let detail = with_causes(error);
-    let kind = if detail.contains(TOO_LARGE) { ModelErrorKind::Malformed } else { ModelErrorKind::Cut };
+    let kind = if detail.contains(TOO_LARGE) { ModelErrorKind::Malformed } else { ModelErrorKind::Truncated };
     ModelError::new(kind, detail)
 }
 

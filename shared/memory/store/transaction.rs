@@ -7,13 +7,13 @@ use jiff_sqlx::ToSqlx as _;
 use sqlx::{Row as _, types::Json};
 
 use super::{
-    column, index, learned, matches_filter, matching, memory, sql_int,
-    writers::{Turn, Writers},
+    bind_filter, column, inverted_index, matches_filter, memory, sql_int, turn_ledger,
+    write_locks::{WriteLocks, WritePermit},
 };
 use crate::{
     identity::UserId,
-    memory::{Correction, Memory, Metadata, NewDocument, Selection},
-    postgres::{RoleDatabase, RoleTransaction},
+    memory::{Memory, MemoryUpdate, Metadata, NewDocument, Selection},
+    postgres::{RolePool, RoleTransaction},
 };
 
 /// Most rows of one statement.
@@ -96,7 +96,7 @@ const KEEP_HISTORIES: &str = "
 
 /// A row to write.
 #[derive(Debug)]
-pub(in crate::memory) struct NewRow<'a> {
+pub(in crate::memory) struct NewMemoryRow<'a> {
     pub(in crate::memory) id: &'a str,
     pub(in crate::memory) content: &'a str,
     pub(in crate::memory) source_type: &'a str,
@@ -105,7 +105,7 @@ pub(in crate::memory) struct NewRow<'a> {
     /// `None` = now.
     pub(in crate::memory) created_at: Option<Timestamp>,
     /// The headings above a chunk, and its number.
-    pub(in crate::memory) place: Option<(&'a str, usize)>,
+    pub(in crate::memory) location: Option<(&'a str, usize)>,
     pub(in crate::memory) vector: NewVector<'a>,
 }
 
@@ -120,30 +120,30 @@ pub(in crate::memory) struct NewVector<'a> {
 }
 
 /// A change under way. Dropping it undoes it.
-pub(in crate::memory) struct Change<'u> {
+pub(in crate::memory) struct MemoryTransaction<'u> {
     transaction: RoleTransaction,
     user: &'u UserId,
     /// Up to which memory there is an index; `None` = of all.
     indexed_to: Option<String>,
     /// The memories whose index entries have to be made anew.
     touched: BTreeSet<String>,
-    _turn: Turn<'u>,
+    _turn: WritePermit<'u>,
 }
 
-impl<'u> Change<'u> {
+impl<'u> MemoryTransaction<'u> {
     /// Waits until nobody else changes the user's memories.
     pub(in crate::memory) async fn begin(
-        database: &RoleDatabase,
-        writers: &'u Writers,
+        database: &RolePool,
+        writers: &'u WriteLocks,
         user: &'u UserId,
     ) -> Result<Self, sqlx::Error> {
-        let turn = writers.enter(user).await?;
+        let turn = writers.lock(user).await?;
         let mut transaction = database.begin(user).await?;
-        let indexed_to = index::lock(&mut transaction, user).await?;
+        let indexed_to = inverted_index::lock(&mut transaction, user).await?;
         Ok(Self { transaction, user, indexed_to, touched: BTreeSet::new(), _turn: turn })
     }
 
-    pub(in crate::memory) fn transaction(&mut self) -> &mut RoleTransaction {
+    pub(in crate::memory) fn inner(&mut self) -> &mut RoleTransaction {
         &mut self.transaction
     }
 
@@ -151,16 +151,16 @@ impl<'u> Change<'u> {
     pub(in crate::memory) async fn commit(mut self) -> Result<(), sqlx::Error> {
         let is_indexed = |id: &String| self.indexed_to.as_ref().is_none_or(|to| id <= to);
         let (indexed, later): (Vec<String>, Vec<String>) = self.touched.into_iter().partition(is_indexed);
-        index::refresh(&mut self.transaction, self.user, &indexed).await?;
+        inverted_index::refresh(&mut self.transaction, self.user, &indexed).await?;
         // What the index has not come to yet it takes as it is then; what it held of it before is not right any more.
-        index::remove(&mut self.transaction, self.user, &later).await?;
+        inverted_index::remove(&mut self.transaction, self.user, &later).await?;
         self.transaction.commit().await
     }
 
     /// Notes memories that change, and those whose entries tell of them. It is called before and after a change that
     /// moves memories within their conversation.
     async fn touch(&mut self, ids: &[String]) -> Result<(), sqlx::Error> {
-        self.touched.extend(index::followers(&mut self.transaction, self.user, ids).await?);
+        self.touched.extend(inverted_index::followers(&mut self.transaction, self.user, ids).await?);
         self.touched.extend(ids.iter().cloned());
         Ok(())
     }
@@ -168,7 +168,7 @@ impl<'u> Change<'u> {
     /// Writes memories, or chunks of a document, with their vectors, and says which were new or different.
     pub(in crate::memory) async fn upsert(
         &mut self,
-        rows: &[NewRow<'_>],
+        rows: &[NewMemoryRow<'_>],
         document: &str,
         model: &str,
     ) -> Result<BTreeSet<String>, sqlx::Error> {
@@ -176,7 +176,7 @@ impl<'u> Change<'u> {
         for rows in rows.chunks(BATCH) {
             let ids: Vec<String> = rows.iter().map(|row| row.id.to_owned()).collect();
             // Those that told of a row where it was, and where it is.
-            let followers = index::followers(&mut self.transaction, self.user, &ids).await?;
+            let followers = inverted_index::followers(&mut self.transaction, self.user, &ids).await?;
             if !document.is_empty() {
                 // A chunk that was corrected is about to be what the document says again.
                 self.keep_histories(rows).await?;
@@ -194,7 +194,7 @@ impl<'u> Change<'u> {
     }
 
     /// Keeps what some memories were whose content is about to change.
-    async fn keep_histories(&mut self, rows: &[NewRow<'_>]) -> Result<(), sqlx::Error> {
+    async fn keep_histories(&mut self, rows: &[NewMemoryRow<'_>]) -> Result<(), sqlx::Error> {
         let query = self
             .transaction
             .query(KEEP_HISTORIES)
@@ -205,7 +205,7 @@ impl<'u> Change<'u> {
         Ok(())
     }
 
-    async fn upsert_rows(&mut self, rows: &[NewRow<'_>], document: &str) -> Result<Vec<String>, sqlx::Error> {
+    async fn upsert_rows(&mut self, rows: &[NewMemoryRow<'_>], document: &str) -> Result<Vec<String>, sqlx::Error> {
         let query = self
             .transaction
             .query(UPSERT)
@@ -217,8 +217,8 @@ impl<'u> Change<'u> {
             .bind(rows.iter().map(|row| Json(row.metadata)).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.created_at.map(|time| time.to_sqlx())).collect::<Vec<_>>())
             .bind(document)
-            .bind(rows.iter().map(|row| row.place.map_or("", |(section, _)| section)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.place.map(|(_, chunk)| sql_int(chunk))).collect::<Vec<_>>());
+            .bind(rows.iter().map(|row| row.location.map_or("", |(section, _)| section)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.location.map(|(_, chunk)| sql_int(chunk))).collect::<Vec<_>>());
         column(&query.fetch_all(&mut *self.transaction).await?, "id")
     }
 
@@ -251,7 +251,7 @@ impl<'u> Change<'u> {
     }
 
     /// Forgets the vectors of all other models of memories that have one of this model, and says how many there were.
-    pub(in crate::memory) async fn forget_other_models(&mut self, model: &str) -> Result<u64, sqlx::Error> {
+    pub(in crate::memory) async fn delete_other_models(&mut self, model: &str) -> Result<u64, sqlx::Error> {
         let query = self.transaction.query(
             "delete from memory_vectors where user_id = $1 and model <> $2
              and exists (select from memory_vectors kept
@@ -262,7 +262,7 @@ impl<'u> Change<'u> {
     }
 
     /// Those of some memories that could be found and have no vector of the model.
-    pub(in crate::memory) async fn without_vector(
+    pub(in crate::memory) async fn ids_without_vector(
         &mut self,
         ids: &[String],
         model: &str,
@@ -278,7 +278,10 @@ impl<'u> Change<'u> {
     }
 
     /// Lets memories be found again that are about to replace what has replaced them. It comes before their vectors.
-    pub(in crate::memory) async fn restore(&mut self, replaced: &[(String, String)]) -> Result<(), sqlx::Error> {
+    pub(in crate::memory) async fn break_supersede_cycles(
+        &mut self,
+        replaced: &[(String, String)],
+    ) -> Result<(), sqlx::Error> {
         let (old, new): (Vec<&str>, Vec<&str>) = replaced.iter().map(|(old, new)| (old.as_str(), new.as_str())).unzip();
         let query = self.transaction.query(RESTORE).bind(self.user.as_str()).bind(old).bind(new);
         let restored: Vec<String> = column(&query.fetch_all(&mut *self.transaction).await?, "id")?;
@@ -336,9 +339,9 @@ impl<'u> Change<'u> {
     /// Corrects a memory and keeps what it was, unless nothing differs. `None` where there is no such memory.
     ///
     /// A vector of the new content comes with its model.
-    pub(in crate::memory) async fn correct(
+    pub(in crate::memory) async fn update(
         &mut self,
-        correction: &Correction,
+        correction: &MemoryUpdate,
         vector: Option<(NewVector<'_>, &str)>,
     ) -> Result<Option<Memory>, sqlx::Error> {
         let id = &correction.id;
@@ -380,7 +383,7 @@ impl<'u> Change<'u> {
         const BY_FILTER: &str = concat!("select id from memories where ", matches_filter!());
         let (transaction, user) = (&self.transaction, self.user.as_str());
         let query = match selection {
-            Selection::Everything => return self.forget_user().await,
+            Selection::All => return self.forget_user().await,
             Selection::Ids(ids) => {
                 transaction.query("select id from memories where user_id = $1 and id = any($2)").bind(user).bind(ids)
             }
@@ -388,10 +391,10 @@ impl<'u> Change<'u> {
                 .query("select id from memories where user_id = $1 and document_id = $2")
                 .bind(user)
                 .bind(document),
-            Selection::Matching(filter) => matching(transaction.query(BY_FILTER), self.user, filter),
+            Selection::Matching(filter) => bind_filter(transaction.query(BY_FILTER), self.user, filter),
         };
         let ids: Vec<String> = column(&query.fetch_all(&mut *self.transaction).await?, "id")?;
-        let followers = index::followers(&mut self.transaction, self.user, &ids).await?;
+        let followers = inverted_index::followers(&mut self.transaction, self.user, &ids).await?;
         let query = self
             .transaction
             .query("delete from memories where user_id = $1 and id = any($2) returning document_id")
@@ -402,7 +405,7 @@ impl<'u> Change<'u> {
             // It may have none.
             documents.push(document.clone());
         }
-        index::remove(&mut self.transaction, self.user, &ids).await?;
+        inverted_index::remove(&mut self.transaction, self.user, &ids).await?;
         let deleted: HashSet<&String> = ids.iter().collect();
         self.touched.extend(followers.into_iter().filter(|follower| !deleted.contains(follower)));
         // A document is gone with its last chunk.
@@ -422,7 +425,7 @@ impl<'u> Change<'u> {
 
     /// Leaves nothing of the user, and lets nothing in any more that was said until now.
     async fn forget_user(&mut self) -> Result<usize, sqlx::Error> {
-        learned::forget(&mut self.transaction, self.user).await?;
+        turn_ledger::forget(&mut self.transaction, self.user).await?;
         let mut memories = 0;
         for (counted, statement) in [
             (true, "delete from memories where user_id = $1"),

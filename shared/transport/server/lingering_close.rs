@@ -24,23 +24,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// the client is still writing; its system then throws away the answer, and the client sees a broken connection
 /// (RFC 9112, section 9.6). Over HTTP/2 a stream ends by itself.
 #[derive(Debug, Clone)]
-pub(super) struct UnreadLayer;
+pub(super) struct LingeringCloseLayer;
 
-impl<S> Layer<S> for UnreadLayer {
-    type Service = UnreadService<S>;
+impl<S> Layer<S> for LingeringCloseLayer {
+    type Service = LingeringCloseService<S>;
 
-    fn layer(&self, inner: S) -> UnreadService<S> {
-        UnreadService { inner }
+    fn layer(&self, inner: S) -> LingeringCloseService<S> {
+        LingeringCloseService { inner }
     }
 }
 
 /// The service of [`UnreadLayer`].
 #[derive(Debug, Clone)]
-pub(super) struct UnreadService<S> {
+pub(super) struct LingeringCloseService<S> {
     inner: S,
 }
 
-impl<S, Out> Service<Request<Body>> for UnreadService<S>
+impl<S, Out> Service<Request<Body>> for LingeringCloseService<S>
 where
     S: Service<Request<Body>, Response = Response<Out>, Error: Send, Future: Send + 'static>,
     Out: Send,
@@ -59,7 +59,7 @@ where
         }
         let (parts, body) = request.into_parts();
         let body = Arc::new(Mutex::new(body));
-        let answer = self.inner.call(Request::from_parts(parts, Body::new(Lent(body.clone()))));
+        let answer = self.inner.call(Request::from_parts(parts, Body::new(SharedBody(body.clone()))));
         Box::pin(async move {
             let answer = answer.await;
             // Nobody else has the body: the answer does not depend on what is still to come.
@@ -82,9 +82,9 @@ async fn read(mut body: Body) {
 }
 
 /// The body of a request, which comes back when the reader has dropped it.
-struct Lent(Arc<Mutex<Body>>);
+struct SharedBody(Arc<Mutex<Body>>);
 
-impl http_body::Body for Lent {
+impl http_body::Body for SharedBody {
     type Data = Bytes;
     type Error = Status;
 

@@ -2,7 +2,7 @@
 
 /// Limits of one user. They hold across all processes that share a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct UserQuotas {
     /// Requests in one minute of the clock.
     pub requests_per_minute: u32,
     /// Runs at the same time.
@@ -13,7 +13,7 @@ pub struct Limits {
 
 /// One of [`Limits`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
+pub enum QuotaKind {
     /// Requests in one minute.
     RequestsPerMinute,
     /// Runs at the same time.
@@ -22,7 +22,7 @@ pub enum Limit {
     TokensPerDay,
 }
 
-impl Limit {
+impl QuotaKind {
     /// Its name in the configuration.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -7,7 +7,7 @@ use super::column;
 use crate::{
     identity::UserId,
     memory::{
-        indexed::{Indexed, Terms},
+        index_input::{IndexInput, TermFrequencies},
         tokenizer,
     },
     postgres::RoleTransaction,
@@ -114,13 +114,13 @@ pub(super) async fn lock(transaction: &mut RoleTransaction, user: &UserId) -> Re
 
 /// What became of an index of which a part was to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::memory) enum Advance {
+pub(in crate::memory) enum IndexAdvance {
     /// A part was made, and there may be more to do.
-    Part,
+    Partial,
     /// It is whole.
-    Whole,
+    Complete,
     /// Somebody else is at it: another process, or one with a newer tokeniser.
-    Elsewhere,
+    Contended,
 }
 
 /// Makes the next part of the index of a user who has memories and no whole one. Each part is a transaction of its own, so
@@ -128,17 +128,17 @@ pub(in crate::memory) enum Advance {
 pub(in crate::memory) async fn advance(
     transaction: &mut RoleTransaction,
     user: &UserId,
-) -> Result<Advance, sqlx::Error> {
+) -> Result<IndexAdvance, sqlx::Error> {
     if let Some(row) = transaction.query(STATE).bind(user.as_str()).fetch_optional(&mut **transaction).await? {
         let version: i32 = row.try_get("tokenizer")?;
         if version >= tokenizer::VERSION && row.try_get("is_whole")? {
-            return Ok(Advance::Whole);
+            return Ok(IndexAdvance::Complete);
         }
         if version > tokenizer::VERSION || !row.try_get::<bool, _>("is_free")? {
-            return Ok(Advance::Elsewhere);
+            return Ok(IndexAdvance::Contended);
         }
     }
-    let Some(after) = lock(transaction, user).await? else { return Ok(Advance::Whole) };
+    let Some(after) = lock(transaction, user).await? else { return Ok(IndexAdvance::Complete) };
     let query = transaction
         .query("select id from memories where user_id = $1 and id > $2 order by id limit $3")
         .bind(user.as_str())
@@ -148,7 +148,7 @@ pub(in crate::memory) async fn advance(
     refresh(transaction, user, &ids).await?;
     let query = transaction.query("update memory_users set indexed_to = $2 where user_id = $1");
     query.bind(user.as_str()).bind(ids.last()).execute(&mut **transaction).await?;
-    Ok(if ids.is_empty() { Advance::Whole } else { Advance::Part })
+    Ok(if ids.is_empty() { IndexAdvance::Complete } else { IndexAdvance::Partial })
 }
 
 /// Makes the index entries of some memories anew, some of which may be gone.
@@ -199,15 +199,15 @@ async fn add(transaction: &mut RoleTransaction, user: &UserId, ids: &[String]) -
     for row in query.fetch_all(&mut **transaction).await? {
         let id: String = row.try_get("id")?;
         let before: Vec<String> = row.try_get("before")?;
-        let indexed = Indexed {
+        let indexed = IndexInput {
             content: row.try_get("content")?,
-            created_at: super::time(&row, "created_at")?,
+            created_at: super::timestamp(&row, "created_at")?,
             speaker: row.try_get("speaker")?,
             title: row.try_get("title")?,
             section: row.try_get("section_title")?,
-            before: &before,
+            preceding_turns: &before,
         };
-        let Terms { frequencies: of_terms, length } = indexed.terms();
+        let TermFrequencies { frequencies: of_terms, length } = indexed.terms();
         drop((row, before));
         for (term, frequency) in of_terms {
             terms.push(term);

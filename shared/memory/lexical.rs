@@ -14,35 +14,35 @@ const MAX_TERMS: usize = 256;
 
 /// A term of a query.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct WeightedTerm {
+pub(super) struct QueryTerm {
     pub(super) term: String,
     /// Its inverse document frequency.
     pub(super) idf: f64,
     /// In how many memories it stands.
-    pub(super) memories: u64,
+    pub(super) document_frequency: u64,
 }
 
 /// The distinct terms of a query.
-pub(super) fn terms(query: &str) -> Vec<String> {
+pub(super) fn query_terms(query: &str) -> Vec<String> {
     let mut seen = BTreeSet::new();
-    let distinct = tokenizer::tokens(query).into_iter().filter(|term| seen.insert(term.clone()));
+    let distinct = tokenizer::terms(query).into_iter().filter(|term| seen.insert(term.clone()));
     distinct.take(MAX_TERMS).collect()
 }
 
 /// Keeps the terms that say most, within the budget; the rarest one in any case.
-pub(super) fn within_budget(mut terms: Vec<WeightedTerm>) -> Vec<WeightedTerm> {
-    terms.sort_by(|a, b| a.memories.cmp(&b.memories).then_with(|| a.term.cmp(&b.term)));
+pub(super) fn within_budget(mut terms: Vec<QueryTerm>) -> Vec<QueryTerm> {
+    terms.sort_by(|a, b| a.document_frequency.cmp(&b.document_frequency).then_with(|| a.term.cmp(&b.term)));
     let mut read = 0;
     let mut first = true;
     terms.retain(|term| {
-        read += term.memories;
+        read += term.document_frequency;
         std::mem::take(&mut first) || read <= POSTINGS_BUDGET
     });
     terms
 }
 
 /// What BM25 scores are measured by: what a memory of average length scores that has each of the terms once.
-pub(super) fn unit(terms: &[WeightedTerm]) -> f64 {
+pub(super) fn reference_score(terms: &[QueryTerm]) -> f64 {
     terms.iter().map(|term| term.idf).sum()
 }
 
@@ -51,13 +51,13 @@ mod tests {
     use super::*;
     use crate::memory::bm25;
 
-    fn term(term: &str, memories: u64) -> WeightedTerm {
-        WeightedTerm { term: term.into(), idf: bm25::idf(1_000_000, memories), memories }
+    fn term(term: &str, memories: u64) -> QueryTerm {
+        QueryTerm { term: term.into(), idf: bm25::idf(1_000_000, memories), document_frequency: memories }
     }
 
     #[test]
     fn the_terms_of_a_query_are_distinct_and_in_order() {
-        assert_eq!(terms("Algebra, algebra and 特征值"), ["algebra", "特征", "征值"]);
+        assert_eq!(query_terms("Algebra, algebra and 特征值"), ["algebra", "特征", "征值"]);
     }
 
     #[test]

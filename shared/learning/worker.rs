@@ -10,13 +10,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    LearnError, Learned, Learner,
-    jobs::{Job, Jobs, LOCKED, Outcome},
+    ExtractionOutcome, LearnError, TurnLearner,
+    jobs::{ExtractionJob, ExtractionQueue, JobOutcome, LOCKED},
 };
 use crate::{
     conversation::{ConversationStore, StoredTurn},
     identity::UserId,
-    postgres::Roles,
+    postgres::RolePools,
 };
 
 /// Users whose turns are learned from at the same time.
@@ -34,25 +34,25 @@ const LONGER: u32 = 6;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What learns from the turns of the queue.
-pub struct Learning {
-    jobs: Jobs,
-    learner: Arc<Learner>,
+pub struct ExtractionWorker {
+    jobs: ExtractionQueue,
+    learner: Arc<TurnLearner>,
     conversations: Arc<dyn ConversationStore>,
     /// Rings when a turn was kept in this process.
     bell: Arc<Notify>,
 }
 
-impl Learning {
+impl ExtractionWorker {
     /// One that learns from the turns of these conversations, whose queue is in this database. It looks when `bell` rings, and
     /// every few seconds.
     #[must_use]
     pub fn new(
-        database: &Roles,
-        learner: Arc<Learner>,
+        database: &RolePools,
+        learner: Arc<TurnLearner>,
         conversations: Arc<dyn ConversationStore>,
         bell: Arc<Notify>,
     ) -> Self {
-        Self { jobs: Jobs::new(database), learner, conversations, bell }
+        Self { jobs: ExtractionQueue::new(database), learner, conversations, bell }
     }
 
     /// Learns until it is to stop: one turn of a user at a time, and a few users at once. What is under way then is put back.
@@ -139,7 +139,7 @@ impl Learning {
             Ok(Some(job)) => {
                 let outcome = tokio::select! {
                     outcome = self.outcome(&job) => outcome,
-                    () = stop.cancelled() => Outcome::PutBack,
+                    () = stop.cancelled() => JobOutcome::PutBack,
                 };
                 let settled = self.jobs.settle(&job, outcome).await;
                 if let Err(error) = &settled {
@@ -157,13 +157,13 @@ impl Learning {
     }
 
     /// What becomes of a job.
-    async fn outcome(&self, job: &Job) -> Outcome {
+    async fn outcome(&self, job: &ExtractionJob) -> JobOutcome {
         // After a panic nothing of what it was at is used again.
         let tried = AssertUnwindSafe(timeout(JOB, self.learn(job))).catch_unwind().await;
         let error: &dyn std::fmt::Display = match &tried {
             Ok(Ok(Ok(learned))) => {
                 tracing::debug!(user = job.user.digest(), turn = job.turn, ?learned, "learned from a turn");
-                return Outcome::Done;
+                return JobOutcome::Done;
             }
             Ok(Ok(Err(error))) => error,
             Ok(Err(_)) => &"it took too long",
@@ -172,21 +172,21 @@ impl Learning {
         let (user, attempt) = (job.user.digest(), job.attempt);
         if job.attempt >= ATTEMPTS {
             tracing::warn!(%error, user, turn = job.turn, attempt, "learning from a turn is given up");
-            return Outcome::GivenUp;
+            return JobOutcome::GivenUp;
         }
         let wait = FIRST_WAIT * LONGER.pow(job.attempt.saturating_sub(1));
         tracing::warn!(%error, user, turn = job.turn, attempt, wait_seconds = wait.as_secs(), "a turn is not learned from yet");
-        Outcome::Again(wait)
+        JobOutcome::Again(wait)
     }
 
-    async fn learn(&self, job: &Job) -> Result<Learned, LearnError> {
+    async fn learn(&self, job: &ExtractionJob) -> Result<ExtractionOutcome, LearnError> {
         let before = job.turn.checked_add(1);
-        let turns = self.conversations.turns(&job.user, &job.session, before, 1).await?;
+        let turns = self.conversations.list_turns(&job.user, &job.session, before, 1).await?;
         // The conversation may have been deleted.
         let is_it = |turn: &StoredTurn| turn.seq == job.turn && turn.is_complete;
         match turns.into_iter().find(is_it) {
             Some(turn) => self.learner.learn(&job.user, &job.session, &turn).await,
-            None => Ok(Learned::default()),
+            None => Ok(ExtractionOutcome::default()),
         }
     }
 }

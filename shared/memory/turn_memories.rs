@@ -5,36 +5,36 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 
 use super::{
-    Added, MemoryEngine, MemoryError, NewMemory,
-    engine::{Batch, MANY_ROWS_TIMEOUT, in_time, within},
-    store::learned,
+    AddOutcome, MemoryEngine, MemoryError, NewMemory,
+    engine::{BULK_TIMEOUT, WriteBatch, within, within_timeout},
+    store::turn_ledger,
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
 /// What is learned from a turn.
 #[derive(Debug, Clone)]
-pub struct Lesson<'a> {
+pub struct TurnMemories<'a> {
     /// The conversation of the turn.
     pub session: &'a SessionId,
     /// The request that ended the turn.
     pub request: &'a RequestId,
     /// When the turn was over.
-    pub said_at: Timestamp,
+    pub turn_ended_at: Timestamp,
     /// What is to be kept.
     pub memories: Vec<NewMemory>,
     /// Whether nothing more is to be learned from the turn.
-    pub is_last: bool,
+    pub is_final: bool,
 }
 
 /// What became of a lesson.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
+pub enum TurnWriteOutcome {
     /// Its memories are kept.
-    Added(Added),
+    Added(AddOutcome),
     /// Everything was learned from the turn before; nothing has changed.
-    LearnedBefore,
+    AlreadyExtracted,
     /// The user had everything forgotten since the turn; nothing is kept.
-    Forgotten,
+    UserErased,
 }
 
 impl MemoryEngine {
@@ -43,32 +43,36 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The embedder or the database failed; then nothing is kept.
-    pub async fn learn(&self, user: &UserId, lesson: Lesson<'_>) -> Result<Kept, MemoryError> {
-        let Lesson { session, request, said_at, memories, is_last } = lesson;
+    pub async fn add_turn_memories(
+        &self,
+        user: &UserId,
+        lesson: TurnMemories<'_>,
+    ) -> Result<TurnWriteOutcome, MemoryError> {
+        let TurnMemories { session, request, turn_ended_at: said_at, memories, is_final: is_last } = lesson;
         let count = memories.len();
-        let mut batch = Batch::of(memories);
-        within(MANY_ROWS_TIMEOUT, self.leave_out_known(user, &mut batch)).await?;
+        let mut batch = WriteBatch::from_memories(memories);
+        within(BULK_TIMEOUT, self.drop_unchanged(user, &mut batch)).await?;
         let texts: Vec<&str> = batch.texts().collect();
         let vectors = self.embed(&texts).await?;
         let vectors: HashMap<String, Vec<f32>> = batch.row_ids().cloned().zip(vectors).collect();
         let write = async {
-            let mut change = self.change_many(user).await?;
-            let transaction = change.transaction();
-            if learned::is_forgotten(transaction, user, said_at).await? {
+            let mut change = self.begin_bulk(user).await?;
+            let transaction = change.inner();
+            if turn_ledger::is_erased_since(transaction, user, said_at).await? {
                 // Not even the lock is to stay, which would be the only row of the user.
-                return Ok(Kept::Forgotten);
+                return Ok(TurnWriteOutcome::UserErased);
             }
-            if learned::was_learned(transaction, user, session, request).await? {
-                return Ok(Kept::LearnedBefore);
+            if turn_ledger::is_extracted(transaction, user, session, request).await? {
+                return Ok(TurnWriteOutcome::AlreadyExtracted);
             }
             if is_last {
-                learned::mark(transaction, user, session, request).await?;
+                turn_ledger::mark_extracted(transaction, user, session, request).await?;
             }
-            let added = self.write_in(user, &mut change, &mut batch, &vectors).await?;
+            let added = self.write_batch(user, &mut change, &mut batch, &vectors).await?;
             change.commit().await?;
-            Ok(Kept::Added(Added { ids: batch.ids(), added, unchanged: count - added }))
+            Ok(TurnWriteOutcome::Added(AddOutcome { ids: batch.ids(), added, unchanged: count - added }))
         };
-        within(MANY_ROWS_TIMEOUT, write).await
+        within(BULK_TIMEOUT, write).await
     }
 
     /// Whether everything was learned from a turn already, or the user had everything forgotten since: then there is nothing
@@ -76,17 +80,17 @@ impl MemoryEngine {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn is_settled(
+    pub async fn is_turn_settled(
         &self,
         user: &UserId,
         session: &SessionId,
         request: &RequestId,
         said_at: Timestamp,
     ) -> Result<bool, MemoryError> {
-        in_time(async {
+        within_timeout(async {
             let mut transaction = self.service.begin(user).await?;
-            let settled = learned::is_forgotten(&mut transaction, user, said_at).await?
-                || learned::was_learned(&mut transaction, user, session, request).await?;
+            let settled = turn_ledger::is_erased_since(&mut transaction, user, said_at).await?
+                || turn_ledger::is_extracted(&mut transaction, user, session, request).await?;
             transaction.commit().await?;
             Ok(settled)
         })

@@ -19,7 +19,7 @@ use tonic::{Status, body::Body};
 const TRAILERS: u8 = 0x80;
 
 /// The body of an answer, piece by piece. It ends with trailers, or there is none.
-pub struct AnswerBody {
+pub struct ResponseBody {
     source: Source,
     is_text: bool,
 }
@@ -32,7 +32,7 @@ enum Source {
     Ended,
 }
 
-impl AnswerBody {
+impl ResponseBody {
     pub(super) fn empty() -> Self {
         Self { source: Source::Ended, is_text: false }
     }
@@ -59,7 +59,7 @@ impl AnswerBody {
     }
 }
 
-impl Stream for AnswerBody {
+impl Stream for ResponseBody {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

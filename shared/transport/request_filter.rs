@@ -27,7 +27,7 @@ pub(super) const GRPC_WEB: &[&str] = &[
 ///
 /// The content type of a call is one of `known`, and is written as it stands there: HTTP knows no case and allows parameters
 /// (which would have no meaning, because a length is before each message), but tonic-web knows these words alone.
-pub(super) fn admit(
+pub(super) fn require_grpc_post(
     method: &Method,
     headers: &mut HeaderMap,
     known: &'static [&'static str],
@@ -61,7 +61,7 @@ mod tests {
     fn admitted(method: &Method, content_type: &'static str) -> Result<&'static str, u16> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        let admitted = admit(method, &mut headers, GRPC_AND_GRPC_WEB);
+        let admitted = require_grpc_post(method, &mut headers, GRPC_AND_GRPC_WEB);
         if let Ok(content_type) = admitted {
             assert_eq!(headers[header::CONTENT_TYPE], content_type, "it is written as it is known");
         }

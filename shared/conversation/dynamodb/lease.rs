@@ -10,19 +10,19 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    item::{Item, Read as _, bytes, expiry, flag, later, moment, number, text, until},
-    keys::{EXPIRES, Key},
+    item::{Item, ItemExt as _, add, bytes, duration_until, expiry, flag, millis, number, text},
+    keys::{EXPIRES_AT, Key},
     table::Table,
     write::{Attribute, Write},
 };
 use crate::{
-    conversation::{LEASE, NewRun, REMEMBERED, RunKey, StoreError},
+    conversation::{IDEMPOTENCY_WINDOW, LEASE_DURATION, NewRun, RunKey, StoreError},
     identity::{SessionId, UserId},
 };
 
 pub(super) const SESSION: &str = "session_id";
 pub(super) const REQUEST: &str = "request_id";
-pub(super) const HOLDER: &str = "holder";
+pub(super) const LEASE_TOKEN: &str = "holder";
 pub(super) const FINGERPRINT: &str = "fingerprint";
 pub(super) const HEAD: &str = "head";
 pub(super) const PHASE: &str = "phase";
@@ -43,7 +43,7 @@ pub(super) const ENDED: &str = "ended";
 pub(super) const LOST: &str = "lost";
 
 /// The run is the one that the writer has in hand.
-pub(super) const IS_MINE: &str = "holder = :holder AND phase = :running";
+pub(super) const OWNS_LEASE: &str = "holder = :holder AND phase = :running";
 
 /// A run that does not count as known: it was never there or is forgotten, its process died, or it may be repeated.
 const MAY_START: &str = "attribute_not_exists(user_id) OR expires_at <= :second OR phase = :lost \
@@ -51,143 +51,156 @@ const MAY_START: &str = "attribute_not_exists(user_id) OR expires_at <= :second 
 
 /// Whether a run's process gives signs of life.
 pub(super) fn is_alive(run: &Item, now: Timestamp) -> bool {
-    run.text(PHASE).is_ok_and(|phase| phase == RUNNING) && run.moment(ALIVE_UNTIL).is_ok_and(|until| until > now)
+    run.text(PHASE).is_ok_and(|phase| phase == RUNNING) && run.millis(ALIVE_UNTIL).is_ok_and(|until| until > now)
 }
 
 /// Whether it is this start of a request.
-pub(super) fn is_held_by(item: &Item, holder: &str) -> bool {
-    item.text(HOLDER).is_ok_and(|known| known == holder)
+pub(super) fn has_lease_token(item: &Item, holder: &str) -> bool {
+    item.text(LEASE_TOKEN).is_ok_and(|known| known == holder)
 }
 
 /// Starts a run, if it does not count as known.
-pub(super) fn start(run: &NewRun, holder: Uuid, now: Timestamp) -> Write {
+pub(super) fn start_run(run: &NewRun, holder: Uuid, now: Timestamp) -> Write {
     let attributes = [
         (SESSION, text(run.key.session.as_str())),
         (FINGERPRINT, bytes(&run.fingerprint)),
         (HEAD, bytes(&run.head)),
-        (HOLDER, text(holder)),
+        (LEASE_TOKEN, text(holder)),
         (PHASE, text(RUNNING)),
-        (STARTED_AT, moment(now)),
-        (ALIVE_UNTIL, moment(later(now, LEASE))),
+        (STARTED_AT, millis(now)),
+        (ALIVE_UNTIL, millis(add(now, LEASE_DURATION))),
         (HOLDS_SESSION, flag(run.takes_session)),
-        (EXPIRES, forgotten(now)),
+        (EXPIRES_AT, run_expiry(now)),
     ];
     Write::put(Key::run(&run.key.user, run.key.request.as_str()), attributes)
-        .when(MAY_START)
-        .value(":second", number(now.as_second()))
-        .value(":now", moment(now))
-        .value(":running", text(RUNNING))
-        .value(":ended", text(ENDED))
-        .value(":lost", text(LOST))
-        .value(":yes", flag(true))
+        .condition(MAY_START)
+        .bind(":second", number(now.as_second()))
+        .bind(":now", millis(now))
+        .bind(":running", text(RUNNING))
+        .bind(":ended", text(ENDED))
+        .bind(":lost", text(LOST))
+        .bind(":yes", flag(true))
 }
 
 /// A change of the run that the writer has in hand.
-pub(super) fn change(key: &RunKey, holder: Uuid, expression: &str) -> Write {
-    of_mine(Write::update(Key::run(&key.user, key.request.as_str()), expression), holder)
+pub(super) fn update_run(key: &RunKey, holder: Uuid, expression: &str) -> Write {
+    require_lease(Write::update(Key::run(&key.user, key.request.as_str()), expression), holder)
 }
 
 /// A sign of life.
-pub(super) fn renew(key: &RunKey, holder: Uuid, now: Timestamp) -> Write {
-    change(key, holder, "SET alive_until = :until, expires_at = :expires")
-        .value(":until", moment(later(now, LEASE)))
-        .value(":expires", forgotten(now))
+pub(super) fn renew_lease(key: &RunKey, holder: Uuid, now: Timestamp) -> Write {
+    update_run(key, holder, "SET alive_until = :until, expires_at = :expires")
+        .bind(":until", millis(add(now, LEASE_DURATION)))
+        .bind(":expires", run_expiry(now))
 }
 
-pub(super) fn of_mine(write: Write, holder: Uuid) -> Write {
-    write.when(IS_MINE).value(":holder", text(holder)).value(":running", text(RUNNING))
+pub(super) fn require_lease(write: Write, holder: Uuid) -> Write {
+    write.condition(OWNS_LEASE).bind(":holder", text(holder)).bind(":running", text(RUNNING))
 }
 
 /// When a run is forgotten of which nothing more is heard.
-pub(super) fn forgotten(now: Timestamp) -> AttributeValue {
-    expiry(now, LEASE + REMEMBERED)
+pub(super) fn run_expiry(now: Timestamp) -> AttributeValue {
+    expiry(now, LEASE_DURATION + IDEMPOTENCY_WINDOW)
 }
 
 /// The dead run that has a conversation, and will have it no more.
 #[derive(Debug, Clone)]
-pub(super) struct Dead {
+pub(super) struct ExpiredLease {
     holder: String,
     /// Its request, if it is not the one that takes the conversation, and has not been noticed to be dead.
     request: Option<String>,
 }
 
 /// Takes a conversation, from nobody or from a dead run.
-pub(super) fn take(key: &RunKey, holder: Uuid, dead: Option<&Dead>, now: Timestamp) -> Vec<Write> {
+pub(super) fn take_lease(key: &RunKey, holder: Uuid, dead: Option<&ExpiredLease>, now: Timestamp) -> Vec<Write> {
     // It expires later than any run ends, so that it is not gone before it is given up.
-    let held = [(HOLDER, text(holder)), (REQUEST, text(key.request.as_str())), (EXPIRES, expiry(now, REMEMBERED))];
+    let held = [
+        (LEASE_TOKEN, text(holder)),
+        (REQUEST, text(key.request.as_str())),
+        (EXPIRES_AT, expiry(now, IDEMPOTENCY_WINDOW)),
+    ];
     let lease = Write::put(Key::lease(&key.user, &key.session), held);
     let from = match dead {
         None => "attribute_not_exists(user_id) OR holder = :holder",
         Some(_) => "attribute_not_exists(user_id) OR holder = :holder OR holder = :dead",
     };
-    let mut lease = lease.when(from).value(":holder", text(holder));
+    let mut lease = lease.condition(from).bind(":holder", text(holder));
     let Some(dead) = dead else { return vec![lease] };
-    lease = lease.value(":dead", text(&dead.holder));
+    lease = lease.bind(":dead", text(&dead.holder));
     let Some(request) = &dead.request else { return vec![lease] };
     let lost = Write::update(Key::run(&key.user, request), "SET phase = :lost")
-        .when("holder = :dead AND phase = :running AND alive_until <= :now")
-        .value(":dead", text(&dead.holder))
-        .value(":running", text(RUNNING))
-        .value(":lost", text(LOST))
-        .value(":now", moment(now));
+        .condition("holder = :dead AND phase = :running AND alive_until <= :now")
+        .bind(":dead", text(&dead.holder))
+        .bind(":running", text(RUNNING))
+        .bind(":lost", text(LOST))
+        .bind(":now", millis(now));
     vec![lease, lost]
 }
 
 /// What is in a lease that belongs to no run.
-pub(super) fn lease_of_nobody(holder: Uuid, now: Timestamp, held: Duration) -> [Attribute; 3] {
-    [(HOLDER, text(holder)), (HELD_UNTIL, moment(later(now, held))), (EXPIRES, expiry(now, held + REMEMBERED))]
+pub(super) fn deletion_lease(holder: Uuid, now: Timestamp, held: Duration) -> [Attribute; 3] {
+    [
+        (LEASE_TOKEN, text(holder)),
+        (HELD_UNTIL, millis(add(now, held))),
+        (EXPIRES_AT, expiry(now, held + IDEMPOTENCY_WINDOW)),
+    ]
 }
 
 /// Who has a conversation.
 #[derive(Debug)]
-pub(super) enum Holding {
+pub(super) enum LeaseState {
     /// A run that is alive until then.
-    Alive(Duration),
+    Active(Duration),
     /// One that is not.
-    Dead(Dead),
+    Expired(ExpiredLease),
 }
 
 impl Table {
     /// How a conversation is held that could not be taken for `request`.
-    pub(super) async fn holding(&self, user: &UserId, request: &str, lease: &Item) -> Result<Holding, StoreError> {
-        let holder = lease.text(HOLDER)?;
+    pub(super) async fn lease_state(
+        &self,
+        user: &UserId,
+        request: &str,
+        lease: &Item,
+    ) -> Result<LeaseState, StoreError> {
+        let holder = lease.text(LEASE_TOKEN)?;
         let Ok(other) = lease.text(REQUEST) else {
-            let (held, now) = (lease.moment(HELD_UNTIL)?, Timestamp::now());
+            let (held, now) = (lease.millis(HELD_UNTIL)?, Timestamp::now());
             return Ok(match held > now {
-                true => Holding::Alive(until(now, held)),
-                false => Holding::Dead(Dead { holder: holder.to_owned(), request: None }),
+                true => LeaseState::Active(duration_until(now, held)),
+                false => LeaseState::Expired(ExpiredLease { holder: holder.to_owned(), request: None }),
             });
         };
-        let run = self.get(Key::run(user, other)).await?.filter(|run| is_held_by(run, holder));
+        let run = self.get(Key::run(user, other)).await?.filter(|run| has_lease_token(run, holder));
         let now = Timestamp::now();
         Ok(match run {
-            Some(run) if is_alive(&run, now) => Holding::Alive(until(now, run.moment(ALIVE_UNTIL)?)),
+            Some(run) if is_alive(&run, now) => LeaseState::Active(duration_until(now, run.millis(ALIVE_UNTIL)?)),
             Some(run) if other != request && run.text(PHASE)? == RUNNING => {
-                Holding::Dead(Dead { holder: holder.to_owned(), request: Some(other.to_owned()) })
+                LeaseState::Expired(ExpiredLease { holder: holder.to_owned(), request: Some(other.to_owned()) })
             }
-            _ => Holding::Dead(Dead { holder: holder.to_owned(), request: None }),
+            _ => LeaseState::Expired(ExpiredLease { holder: holder.to_owned(), request: None }),
         })
     }
 
     /// Those of a user's runs that are alive, by their conversations' leases.
-    pub(super) async fn running(&self, user: &UserId) -> Result<Vec<(SessionId, String)>, StoreError> {
-        let leases = self.all(user, "lease/").await?;
-        self.running_of(user, leases).await
+    pub(super) async fn running_sessions(&self, user: &UserId) -> Result<Vec<(SessionId, String)>, StoreError> {
+        let leases = self.query_prefix(user, "lease/").await?;
+        self.running_sessions_of(user, leases).await
     }
 
     /// Which conversations a run has that is alive, and its request.
-    pub(super) async fn running_of(
+    pub(super) async fn running_sessions_of(
         &self,
         user: &UserId,
         leases: Vec<Item>,
     ) -> Result<Vec<(SessionId, String)>, StoreError> {
         let held: Vec<_> = leases.iter().filter_map(|lease| Some((lease, lease.text(REQUEST).ok()?))).collect();
         let keys = held.iter().map(|(_, request)| Key::run(user, request)).collect();
-        let runs = self.get_many(keys).await?;
+        let runs = self.batch_get(keys).await?;
         let now = Timestamp::now();
         let alive = held.into_iter().filter_map(|(lease, request)| {
             let run = runs.get(&Key::run(user, request).item)?;
-            let is_its_holder = is_held_by(run, lease.text(HOLDER).ok()?);
+            let is_its_holder = has_lease_token(run, lease.text(LEASE_TOKEN).ok()?);
             let session = SessionId::parse(SESSION, run.text(SESSION).ok()?).ok()?;
             (is_its_holder && is_alive(run, now)).then(|| (session, request.to_owned()))
         });

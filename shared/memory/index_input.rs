@@ -9,11 +9,11 @@ use super::tokenizer;
 
 /// How much the words of the turns before a turn count, the latest first. A short turn ("Yes, last summer!") is understood
 /// by what it answers.
-pub(super) const BEFORE: [f32; 2] = [0.5, 0.25];
+pub(super) const PRECEDING_TURN_WEIGHTS: [f32; 2] = [0.5, 0.25];
 
 /// A memory as the index sees it.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Indexed<'a> {
+pub(super) struct IndexInput<'a> {
     pub(super) content: &'a str,
     /// When it was.
     pub(super) created_at: Timestamp,
@@ -24,37 +24,37 @@ pub(super) struct Indexed<'a> {
     /// The headings above it, or empty.
     pub(super) section: &'a str,
     /// What was said before it in the same conversation, the latest first.
-    pub(super) before: &'a [String],
+    pub(super) preceding_turns: &'a [String],
 }
 
 /// The terms of a memory.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Terms {
+pub(super) struct TermFrequencies {
     /// How often each stands in it; what counts in part is counted in part.
     pub(super) frequencies: BTreeMap<String, f32>,
     /// How many there are, repeats counted.
     pub(super) length: f32,
 }
 
-impl Indexed<'_> {
+impl IndexInput<'_> {
     /// What the keyword index holds.
-    pub(super) fn terms(&self) -> Terms {
-        let mut terms = Terms::default();
+    pub(super) fn terms(&self) -> TermFrequencies {
+        let mut terms = TermFrequencies::default();
         terms.add(self.content, 1.0);
         terms.add(&date(self.created_at, self.content), 1.0);
         for heading in [self.speaker, self.title, self.section] {
             terms.add(heading, 1.0);
         }
-        for (text, weight) in self.before.iter().zip(BEFORE) {
+        for (text, weight) in self.preceding_turns.iter().zip(PRECEDING_TURN_WEIGHTS) {
             terms.add(text, weight);
         }
         terms
     }
 }
 
-impl Terms {
+impl TermFrequencies {
     fn add(&mut self, text: &str, weight: f32) {
-        for token in tokenizer::tokens(text) {
+        for token in tokenizer::terms(text) {
             *self.frequencies.entry(token).or_default() += weight;
             self.length += weight;
         }
@@ -98,13 +98,13 @@ mod tests {
     #[test]
     fn who_when_where_and_what_was_said_before_count_as_well_and_the_latter_in_part() {
         let before = ["zork kat".to_owned(), "zork".to_owned(), "unseen".to_owned()];
-        let indexed = Indexed {
+        let indexed = IndexInput {
             content: "kat",
             created_at: at("2023-05-08T13:56:00Z"),
             speaker: "Caroline",
             title: "Guide",
             section: "Setup",
-            before: &before,
+            preceding_turns: &before,
         };
         let terms = indexed.terms();
         let of = |term: &str| terms.frequencies.get(term).copied().unwrap_or_default();

@@ -9,23 +9,24 @@ use tokio::{
 };
 
 use super::{
-    Entry, Events, events_or_defect,
-    log::{FrameLog, Place},
+    Entry, TurnEvents, events_or_defect,
+    log::{FrameCursor, FrameLog},
 };
 use crate::{
-    chat::{Closing, Event, Failure},
+    chat::{TurnClosing, TurnEvent, TurnFailure},
     conversation::{
-        AfterResumption, Chunk, ConversationStore, Ending, LEASE, Lease, NewTurn, Outcome, Signals, StoreError, WATCHED,
+        ConversationStore, FrameChunk, LEASE_DURATION, Lease, NewTurn, PendingTurnDisposition, RunEnding, RunOutcome,
+        RunSignals, StoreError, WATCH_WINDOW,
     },
-    service::frames::FrameMaker,
+    service::frames::FrameBuilder,
 };
 
 /// Time between two looks at whether there is something to keep.
-const BEAT: Duration = Duration::from_millis(500);
+const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest time between two signs of life. It is also how late a wish of another process to stop may be heard.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Waits between attempts to keep the end of a run: nobody sees the last frame before.
-const PATIENCE: [Duration; 5] = [
+const FINISH_BACKOFF: [Duration; 5] = [
     Duration::from_millis(100),
     Duration::from_millis(400),
     Duration::from_secs(1),
@@ -34,14 +35,14 @@ const PATIENCE: [Duration; 5] = [
 ];
 
 /// Drives one run.
-pub(super) struct Owner {
+pub(super) struct RunDriver {
     pub(super) store: Arc<dyn ConversationStore>,
     pub(super) lease: Lease,
-    pub(super) maker: FrameMaker,
+    pub(super) maker: FrameBuilder,
     /// How long the run goes on without a reader.
     pub(super) grace: Duration,
     /// Stops the turn.
-    pub(super) stop: Option<oneshot::Sender<Failure>>,
+    pub(super) stop: Option<oneshot::Sender<TurnFailure>>,
     /// The user's profile, where it changed.
     pub(super) profile: Option<Vec<u8>>,
     /// In the list of what runs in this process.
@@ -53,26 +54,26 @@ pub(super) struct Owner {
 #[derive(Default)]
 pub(super) struct Progress {
     /// What is kept of its frames.
-    kept: Place,
+    persisted: FrameCursor,
     tokens: u32,
     has_said_something: bool,
-    closing: Option<Box<Closing>>,
+    closing: Option<Box<TurnClosing>>,
     /// The store takes no more of this run.
     is_lost: bool,
     is_over: bool,
 }
 
 /// Frames on their way to the store, and the place behind them.
-type Keeping = BoxFuture<'static, (Result<Signals, StoreError>, Place)>;
+type Keeping = BoxFuture<'static, (Result<RunSignals, StoreError>, FrameCursor)>;
 
-impl Owner {
+impl RunDriver {
     /// Runs the turn to its end.
-    pub(super) async fn run(mut self, events: Events) {
+    pub(super) async fn run(mut self, events: TurnEvents) {
         let mut events = std::pin::pin!(events_or_defect(events));
         let log = self.entry.log.clone();
-        let mut beat = interval(BEAT);
+        let mut beat = interval(FLUSH_INTERVAL);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut deserted = Box::pin(log.deserted(self.grace));
+        let mut deserted = Box::pin(log.wait_until_abandoned(self.grace));
         let mut watched_until = Instant::now();
         let mut keeping: Option<Keeping> = None;
         let mut last_sign = Instant::now();
@@ -84,71 +85,71 @@ impl Owner {
                     keeping = None;
                     match kept {
                         Ok(signals) => {
-                            self.progress.kept = place;
+                            self.progress.persisted = place;
                             if signals.is_watched {
-                                watched_until = Instant::now() + WATCHED;
+                                watched_until = Instant::now() + WATCH_WINDOW;
                             }
                             if signals.is_cancelled {
-                                self.stop(Failure::Cancelled);
+                                self.stop(TurnFailure::Cancelled);
                             }
                         }
                         Err(StoreError::LeaseLost) => {
                             self.progress.is_lost = true;
-                            self.stop(Failure::NotKept);
+                            self.stop(TurnFailure::NotPersisted);
                         }
                         Err(error) => tracing::warn!(%error, "frames are not kept yet"),
                     }
                 }
-                () = log.cancelled.cancelled(), if self.stop.is_some() => self.stop(Failure::Cancelled),
+                () = log.cancelled.cancelled(), if self.stop.is_some() => self.stop(TurnFailure::Cancelled),
                 () = &mut deserted, if self.stop.is_some() => {
                     let now = Instant::now();
                     if watched_until > now {
-                        deserted = Box::pin(log.deserted(watched_until - now));
+                        deserted = Box::pin(log.wait_until_abandoned(watched_until - now));
                     } else {
-                        self.stop(Failure::Abandoned);
+                        self.stop(TurnFailure::Abandoned);
                     }
                 }
                 _ = beat.tick() => {
-                    let is_due = log.has_more(self.progress.kept) || last_sign.elapsed() >= SIGN_OF_LIFE;
+                    let is_due = log.has_more(self.progress.persisted) || last_sign.elapsed() >= HEARTBEAT_INTERVAL;
                     if is_due && keeping.is_none() && !self.progress.is_lost {
                         last_sign = Instant::now();
                         keeping = Some(self.keep(&log));
                     }
                 }
                 event = events.next() => match event {
-                    Some(Event::Closing(closing)) => self.progress.closing = Some(closing),
+                    Some(TurnEvent::Closing(closing)) => self.progress.closing = Some(closing),
                     Some(event) if event.is_last() => break event,
                     Some(event) => {
                         self.note(&event);
-                        if let Some(frame) = self.maker.frame(event)
+                        if let Some(frame) = self.maker.build(event)
                             && !log.push(&frame)
                         {
-                            self.stop(Failure::Internal);
+                            self.stop(TurnFailure::Internal);
                         }
                     }
-                    None => break Event::Failed(Failure::Internal),
+                    None => break TurnEvent::Failed(TurnFailure::Internal),
                 },
             }
         };
         if let Some(keeping) = keeping
             && let (Ok(_), place) = keeping.await
         {
-            self.progress.kept = place;
+            self.progress.persisted = place;
         }
         self.end(&log, last).await;
     }
 
-    fn note(&mut self, event: &Event) {
+    fn note(&mut self, event: &TurnEvent) {
         match event {
-            Event::Delta(_) | Event::Ran(_) => self.progress.has_said_something = true,
-            Event::Spent(spent) => {
+            TurnEvent::Delta(_) | TurnEvent::ToolExecuted(_) => self.progress.has_said_something = true,
+            TurnEvent::Usage(spent) => {
                 self.progress.tokens = spent.usage.prompt.saturating_add(spent.usage.completion);
             }
             _ => {}
         }
     }
 
-    fn stop(&mut self, failure: Failure) {
+    fn stop(&mut self, failure: TurnFailure) {
         if let Some(stop) = self.stop.take() {
             // A turn that has just ended needs none.
             let _ = stop.send(failure);
@@ -158,28 +159,31 @@ impl Owner {
     /// Keeps the frames that are not kept yet.
     fn keep(&self, log: &FrameLog) -> Keeping {
         let (store, lease) = (self.store.clone(), self.lease.clone());
-        let (chunk, place) = match log.chunk(self.progress.kept) {
+        let (chunk, place) = match log.chunk(self.progress.persisted) {
             Some((chunk, place)) => (Some(chunk), place),
-            None => (None, self.progress.kept),
+            None => (None, self.progress.persisted),
         };
         async move { (store.checkpoint(&lease, chunk.as_ref()).await, place) }.boxed()
     }
 
     /// Keeps the end of the run, and only then shows it.
-    async fn end(mut self, log: &FrameLog, last: Event) {
+    async fn end(mut self, log: &FrameLog, last: TurnEvent) {
         let failure = match &last {
-            Event::Failed(failure) => Some(failure.clone()),
+            TurnEvent::Failed(failure) => Some(failure.clone()),
             _ => None,
         };
         let ending = self.ending(failure.as_ref());
-        let Some(frame) = self.maker.frame(last) else { return };
+        let Some(frame) = self.maker.build(last) else { return };
         match self.finish(log, ending, &frame).await {
             Ok(()) => log.end(&frame),
             Err(error) => {
                 tracing::error!(%error, "the end of a turn can not be kept");
                 // What was not kept is not shown as if it were.
-                let told =
-                    if failure.is_some() { Some(frame) } else { self.maker.frame(Event::Failed(Failure::NotKept)) };
+                let told = if failure.is_some() {
+                    Some(frame)
+                } else {
+                    self.maker.build(TurnEvent::Failed(TurnFailure::NotPersisted))
+                };
                 if let Some(frame) = told {
                     log.end(&frame);
                 }
@@ -188,18 +192,18 @@ impl Owner {
         self.progress.is_over = true;
     }
 
-    fn ending(&mut self, failure: Option<&Failure>) -> Ending {
-        let closing = self.progress.closing.take().map_or_else(Closing::default, |closing| *closing);
+    fn ending(&mut self, failure: Option<&TurnFailure>) -> RunEnding {
+        let closing = self.progress.closing.take().map_or_else(TurnClosing::default, |closing| *closing);
         // Nothing was said and nothing was spent: a repetition does what this one could not.
         let came_to_nothing = failure.is_some_and(|failure| {
             failure.is_retryable() && !self.progress.has_said_something && self.progress.tokens == 0
         });
-        let is_reopened = closing.resumed.is_some() && failure.is_some_and(Failure::is_retryable);
+        let is_reopened = closing.resumed_turn.is_some() && failure.is_some_and(TurnFailure::is_retryable);
         // What goes on again is kept when it is over, and not by halves before.
         let turn = closing.turn.filter(|_| !is_reopened);
-        Ending {
-            chunk: Chunk { first: 0, count: 0, frames: Vec::new() },
-            outcome: if came_to_nothing { Outcome::Repeatable } else { Outcome::Final },
+        RunEnding {
+            chunk: FrameChunk { first: 0, count: 0, frames: Vec::new() },
+            outcome: if came_to_nothing { RunOutcome::Repeatable } else { RunOutcome::Final },
             turn: turn.and_then(|turn| {
                 Some(NewTurn {
                     provisional_title: turn.record.provisional_title(),
@@ -211,9 +215,9 @@ impl Owner {
                 })
             }),
             tokens: self.progress.tokens,
-            resumed: closing
-                .resumed
-                .map(|ticket| (ticket, if is_reopened { AfterResumption::Reopened } else { AfterResumption::Over })),
+            resumed_turn: closing.resumed_turn.map(|ticket| {
+                (ticket, if is_reopened { PendingTurnDisposition::Reopened } else { PendingTurnDisposition::Done })
+            }),
             profile: self.profile.take(),
         }
     }
@@ -222,33 +226,35 @@ impl Owner {
     async fn finish(
         &mut self,
         log: &FrameLog,
-        mut ending: Ending,
+        mut ending: RunEnding,
         last: &crate::proto::agent_v1::ChatResponse,
     ) -> Result<(), StoreError> {
         use prost::Message as _;
 
-        let mut waits = PATIENCE.iter();
+        let mut waits = FINISH_BACKOFF.iter();
         // A run that is dead for others must not come back to life.
-        let given_up = Instant::now() + LEASE;
+        let given_up = Instant::now() + LEASE_DURATION;
         loop {
             let tried = loop {
-                let next = log.chunk(self.progress.kept);
+                let next = log.chunk(self.progress.persisted);
                 if let Some((chunk, place)) = &next
                     && log.chunk(*place).is_some()
                     && !self.progress.is_lost
                 {
                     match self.store.checkpoint(&self.lease, Some(chunk)).await {
-                        Ok(_) => self.progress.kept = *place,
+                        Ok(_) => self.progress.persisted = *place,
                         // The store takes no end either, but counts what was spent.
                         Err(StoreError::LeaseLost) => self.progress.is_lost = true,
                         Err(error) => break Err(error),
                     }
                     continue;
                 }
-                let number = self.progress.kept.number;
-                let (chunk, _) =
-                    next.unwrap_or((Chunk { first: number + 1, count: 0, frames: Vec::new() }, self.progress.kept));
-                ending.chunk = Chunk { count: chunk.count + 1, ..chunk };
+                let number = self.progress.persisted.number;
+                let (chunk, _) = next.unwrap_or((
+                    FrameChunk { first: number + 1, count: 0, frames: Vec::new() },
+                    self.progress.persisted,
+                ));
+                ending.chunk = FrameChunk { count: chunk.count + 1, ..chunk };
                 ending.chunk.frames.extend(last.encode_length_delimited_to_vec());
                 break self.store.finish(&self.lease, &ending).await;
             };
@@ -265,10 +271,10 @@ impl Owner {
     }
 }
 
-impl Drop for Owner {
+impl Drop for RunDriver {
     fn drop(&mut self) {
         if !self.progress.is_over
-            && let Some(frame) = self.maker.frame(Event::Failed(Failure::Internal))
+            && let Some(frame) = self.maker.build(TurnEvent::Failed(TurnFailure::Internal))
         {
             // A defect: whoever reads is told, and the lease ends by itself.
             self.entry.log.end(&frame);
@@ -277,7 +283,7 @@ impl Drop for Owner {
 }
 
 /// What is on its way, if anything is.
-async fn join(keeping: &mut Option<Keeping>) -> (Result<Signals, StoreError>, Place) {
+async fn join(keeping: &mut Option<Keeping>) -> (Result<RunSignals, StoreError>, FrameCursor) {
     match keeping {
         Some(keeping) => Pin::new(keeping).await,
         None => std::future::pending().await,

@@ -8,13 +8,13 @@ use crate::identity::UserId;
 
 /// Who writes in this process. Writers of one user wait for each other before they take a connection, and all of them
 /// together leave connections to those who read.
-pub(in crate::memory) struct Writers {
+pub(in crate::memory) struct WriteLocks {
     /// Users share them by a hash.
     turns: Vec<Mutex<()>>,
     slots: Semaphore,
 }
 
-impl Default for Writers {
+impl Default for WriteLocks {
     fn default() -> Self {
         const TURNS: usize = 256;
         // Half of a pool.
@@ -23,18 +23,18 @@ impl Default for Writers {
     }
 }
 
-impl Writers {
+impl WriteLocks {
     /// Waits for the user's turn, holding no connection.
-    pub(in crate::memory) async fn enter(&self, user: &UserId) -> Result<Turn<'_>, sqlx::Error> {
+    pub(in crate::memory) async fn lock(&self, user: &UserId) -> Result<WritePermit<'_>, sqlx::Error> {
         let turn = self.turn_of(user).lock().await;
         let slot = self.slots.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        Ok(Turn { _slot: slot, _turn: turn })
+        Ok(WritePermit { _slot: slot, _turn: turn })
     }
 
     /// The user's turn, if it is to be had at once.
-    pub(in crate::memory) fn try_enter(&self, user: &UserId) -> Option<Turn<'_>> {
+    pub(in crate::memory) fn try_lock(&self, user: &UserId) -> Option<WritePermit<'_>> {
         let turn = self.turn_of(user).try_lock().ok()?;
-        Some(Turn { _slot: self.slots.try_acquire().ok()?, _turn: turn })
+        Some(WritePermit { _slot: self.slots.try_acquire().ok()?, _turn: turn })
     }
 
     fn turn_of(&self, user: &UserId) -> &Mutex<()> {
@@ -46,7 +46,7 @@ impl Writers {
 }
 
 /// The right to write for a user.
-pub(in crate::memory) struct Turn<'w> {
+pub(in crate::memory) struct WritePermit<'w> {
     _slot: SemaphorePermit<'w>,
     _turn: MutexGuard<'w, ()>,
 }

@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row as _};
 use crate::{
     embedding::EmbeddingModel,
     identity::UserId,
-    postgres::{RoleDatabase, RoleTransaction},
+    postgres::{RolePool, RoleTransaction},
 };
 
 use super::{model_key, sql_int};
@@ -27,7 +27,7 @@ const MEMORY_MULTIPLIER: &str = "16";
 
 /// The index of a model's vectors.
 #[derive(Debug, Clone)]
-pub(in crate::memory) struct NearestIndex {
+pub(in crate::memory) struct VectorIndex {
     model: String,
     dimension: usize,
     name: String,
@@ -36,14 +36,14 @@ pub(in crate::memory) struct NearestIndex {
 }
 
 /// How many candidates a search for so many memories above this floor takes.
-pub(in crate::memory) fn candidates(limit: usize, floor: f32) -> usize {
+pub(in crate::memory) fn candidate_count(limit: usize, floor: f32) -> usize {
     let wanted = if floor > 0.0 { MOST_CANDIDATES } else { CANDIDATES.max(CANDIDATES_PER_HIT * limit) };
     wanted.min(MOST_CANDIDATES)
 }
 
 /// Sets how far the index is searched in this transaction: through no more vectors, whosever they are, than an exact search
 /// would compare, which is what follows where too few of the user's are among them.
-pub(super) async fn prepare(
+pub(super) async fn set_scan_limits(
     transaction: &mut RoleTransaction,
     candidates: usize,
     memories: u64,
@@ -62,12 +62,12 @@ pub(super) async fn prepare(
 }
 
 /// Takes back what makes the planner prefer the index.
-pub(super) async fn give_up(transaction: &mut RoleTransaction) -> Result<(), sqlx::Error> {
+pub(super) async fn reset_planner(transaction: &mut RoleTransaction) -> Result<(), sqlx::Error> {
     transaction.query("select set_config('enable_sort', 'on', true)").execute(&mut **transaction).await?;
     Ok(())
 }
 
-impl NearestIndex {
+impl VectorIndex {
     pub(in crate::memory) fn new(model: &EmbeddingModel, threshold: usize) -> Self {
         let model_key = model_key(model);
         let hash: String = Sha256::digest(&model_key).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
@@ -76,7 +76,7 @@ impl NearestIndex {
 
     /// The nearest memories, as a part of a statement with the parameters of a search. The model is written out, because the
     /// planner has to see that it is the index's.
-    pub(super) fn leg(&self) -> String {
+    pub(super) fn candidates_cte(&self) -> String {
         format!(
             "nearest as materialized (
                  select memory_id as id from memory_vectors
@@ -89,12 +89,12 @@ impl NearestIndex {
     }
 
     /// Whether the index is worth it for a user with so many memories.
-    pub(in crate::memory) fn is_worth(&self, memories: u64) -> bool {
+    pub(in crate::memory) fn pays_off_for(&self, memories: u64) -> bool {
         memories >= self.threshold as u64
     }
 
     /// How many memories a user has, if they are so many that the index is worth it for so many candidates, and it is there.
-    pub(in crate::memory) async fn is_for(
+    pub(in crate::memory) async fn usable_size(
         &self,
         transaction: &mut RoleTransaction,
         user: &UserId,
@@ -124,8 +124,8 @@ impl NearestIndex {
     }
 
     /// Whether any user has so many memories.
-    pub(in crate::memory) async fn is_wanted(&self, maintenance: &RoleDatabase) -> Result<bool, sqlx::Error> {
-        let mut transaction = maintenance.begin_for_nobody().await?;
+    pub(in crate::memory) async fn is_needed(&self, maintenance: &RolePool) -> Result<bool, sqlx::Error> {
+        let mut transaction = maintenance.begin_without_user().await?;
         let query = transaction.query("select from memory_users where memories >= $1 limit 1");
         let row = query.bind(sql_int(self.threshold)).fetch_optional(&mut *transaction).await?;
         transaction.commit().await?;

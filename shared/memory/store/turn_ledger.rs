@@ -36,7 +36,7 @@ const SWEEP: &str = "
     where user_digest in (select user_digest from forgotten_users where forgotten_at < now() - interval '7 days' limit 50)";
 
 /// Whether the user had everything forgotten at some time or later.
-pub(in crate::memory) async fn is_forgotten(
+pub(in crate::memory) async fn is_erased_since(
     transaction: &mut RoleTransaction,
     user: &UserId,
     since: Timestamp,
@@ -46,7 +46,7 @@ pub(in crate::memory) async fn is_forgotten(
 }
 
 /// Whether facts were learned from a turn.
-pub(in crate::memory) async fn was_learned(
+pub(in crate::memory) async fn is_extracted(
     transaction: &mut RoleTransaction,
     user: &UserId,
     session: &SessionId,
@@ -57,7 +57,7 @@ pub(in crate::memory) async fn was_learned(
 }
 
 /// Notes that facts were learned from a turn.
-pub(in crate::memory) async fn mark(
+pub(in crate::memory) async fn mark_extracted(
     transaction: &mut RoleTransaction,
     user: &UserId,
     session: &SessionId,
