@@ -18,7 +18,7 @@ pub use event::{FinishedTurn, RecalledMemory, Stage, ToolExecution, TurnClosing,
 pub use input::{HistoryMessage, Profile, Speaker, ToolResult, TurnInput};
 pub use prompt::{PROMPT_VERSIONS, Prompts};
 pub use record::{RecordError, RecordedCitation, RecordedUsage, TurnFinish, TurnRecord};
-pub use turn::{ResumedTurn, ToolResultDecision};
+pub use turn::ResumedTurn;
 
 use crate::{
     conversation::ConversationStore,

@@ -29,21 +29,6 @@ const RECALL_MIN_SCORE: f32 = 0.2;
 /// Longest wait for the memory: an answer without it is better than a late one.
 const RECALL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What becomes of a tool's result.
-#[derive(Debug)]
-pub enum ToolResultDecision {
-    /// No turn of this user and session waits for it.
-    UnknownCall,
-    /// It was given already.
-    Duplicate,
-    /// Others are still missing.
-    Pending,
-    /// It would be the last, but the conversation answers another request, for about so long.
-    Busy(Duration),
-    /// It was the last: the turn goes on.
-    Complete(Box<ResumedTurn>),
-}
-
 /// A turn that goes on, because all results of its tools are in.
 #[derive(Debug)]
 pub struct ResumedTurn {
@@ -57,12 +42,6 @@ impl ResumedTurn {
     #[must_use]
     pub fn language_tag(&self) -> &str {
         &self.exchange.language_tag
-    }
-
-    /// The model that the turn began with, if it named one.
-    #[must_use]
-    pub fn model(&self) -> Option<&str> {
-        self.exchange.model.as_deref()
     }
 }
 
@@ -176,30 +155,22 @@ impl Assistant {
         &self,
         lease: &Lease,
         result: ToolResult,
-    ) -> Result<ToolResultDecision, StoreError> {
-        let Some(conversations) = &self.conversations else { return Ok(ToolResultDecision::UnknownCall) };
+    ) -> Result<ToolResultOutcome<Box<ResumedTurn>>, StoreError> {
+        let Some(conversations) = &self.conversations else { return Ok(ToolResultOutcome::UnknownCall) };
         let call_id = result.call_id.clone();
         let content = tool_result_content(result);
-        let accepted = conversations.record_tool_result(lease, &call_id, content.as_bytes()).await?;
-        Ok(match accepted {
-            ToolResultOutcome::UnknownCall => ToolResultDecision::UnknownCall,
-            ToolResultOutcome::Duplicate => ToolResultDecision::Duplicate,
-            ToolResultOutcome::Pending => ToolResultDecision::Pending,
-            ToolResultOutcome::Busy { retry_after } => ToolResultDecision::Busy(retry_after),
-            ToolResultOutcome::Complete { state, results, pending_turn: ticket } => {
-                match serde_json::from_slice::<Exchange>(&state) {
-                    Ok(mut exchange) => {
-                        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-                        exchange.push_tool_results(results.into_iter().map(|(id, bytes)| (id, text(bytes))).collect());
-                        ToolResultDecision::Complete(Box::new(ResumedTurn { lease: lease.clone(), exchange, ticket }))
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "a turn was kept by another version of the service and is given up");
-                        ToolResultDecision::UnknownCall
-                    }
-                }
+        let outcome = conversations.record_tool_result(lease, &call_id, content.as_bytes()).await?;
+        Ok(outcome.and_then(|turn| match serde_json::from_slice::<Exchange>(&turn.state) {
+            Ok(mut exchange) => {
+                let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+                exchange.push_tool_results(turn.results.into_iter().map(|(id, bytes)| (id, text(bytes))).collect());
+                ToolResultOutcome::Complete(Box::new(ResumedTurn { lease: lease.clone(), exchange, ticket: turn.id }))
             }
-        })
+            Err(error) => {
+                tracing::error!(%error, "a pending turn of another version of the service cannot be resumed");
+                ToolResultOutcome::UnknownCall
+            }
+        }))
     }
 
     /// What was said before in the conversation.

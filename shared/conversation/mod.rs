@@ -10,7 +10,7 @@ mod quotas;
 mod run;
 mod session;
 
-pub use pending::{PendingTurnId, ToolResultOutcome};
+pub use pending::{CompletedPendingTurn, PendingTurnId, ToolResultOutcome};
 pub use postgres::PostgresConversations;
 pub use quotas::{QuotaKind, UserQuotas};
 pub use run::{

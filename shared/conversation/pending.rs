@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::identity::{SessionId, UserId};
 
-/// What becomes of a result.
+/// The effect of a tool result. `T` is the turn that goes on after the last one: as it is stored, or made ready to run.
 #[derive(Debug)]
-pub enum ToolResultOutcome {
+pub enum ToolResultOutcome<T = CompletedPendingTurn> {
     /// No turn waits for it: the call was never made in this session, is over, or belongs to somebody else.
     UnknownCall,
     /// It was given already.
@@ -19,14 +19,31 @@ pub enum ToolResultOutcome {
         retry_after: Duration,
     },
     /// It was the last: the turn goes on.
-    Complete {
-        /// The turn as it was kept.
-        state: Vec<u8>,
-        /// The results by the ids of their calls.
-        results: Vec<(String, Vec<u8>)>,
-        /// To be handed back when the turn has ended.
-        pending_turn: PendingTurnId,
-    },
+    Complete(T),
+}
+
+impl<T> ToolResultOutcome<T> {
+    /// Replaces the completed turn, or the whole outcome where that turn cannot be used.
+    pub fn and_then<U>(self, complete: impl FnOnce(T) -> ToolResultOutcome<U>) -> ToolResultOutcome<U> {
+        match self {
+            Self::UnknownCall => ToolResultOutcome::UnknownCall,
+            Self::Duplicate => ToolResultOutcome::Duplicate,
+            Self::Pending => ToolResultOutcome::Pending,
+            Self::Busy { retry_after } => ToolResultOutcome::Busy { retry_after },
+            Self::Complete(turn) => complete(turn),
+        }
+    }
+}
+
+/// A pending turn with all its tool results.
+#[derive(Debug)]
+pub struct CompletedPendingTurn {
+    /// As given to `store_pending_turn`.
+    pub state: Vec<u8>,
+    /// By the ids of their calls, in no order.
+    pub results: Vec<(String, Vec<u8>)>,
+    /// To be handed back when the turn has ended.
+    pub id: PendingTurnId,
 }
 
 /// A turn that goes on. Until it is handed back the turn is not over; after a while without a word its last result may be

@@ -22,9 +22,9 @@ use super::{
     run::{self, AdmittedRun, LogReader, RunRegistry, TurnEvents, events_or_defect},
 };
 use crate::{
-    chat::{Assistant, Profile, ToolResultDecision, TurnFailure, TurnInput},
+    chat::{Assistant, Profile, TurnFailure, TurnInput},
     config::QuotasByPlan,
-    conversation::{AdmitOutcome, Lease, NewRun, QuotaKind, RunKey, StoreError},
+    conversation::{AdmitOutcome, Lease, NewRun, QuotaKind, RunKey, StoreError, ToolResultOutcome},
     error::{InvalidArgument, Problem},
     identity::{AuthnError, Principal, RequestId, SessionId, TraceId, UserId},
     language::Language,
@@ -303,11 +303,11 @@ impl Admission {
                     }
                 };
                 match taken {
-                    ToolResultDecision::Pending => {
+                    ToolResultOutcome::Pending => {
                         let maker = wish.maker_of.with(&known.language_tag);
                         runs.start(new_owner(maker, None), |_| Box::pin(Assistant::await_more_results()))
                     }
-                    ToolResultDecision::Complete(turn) => {
+                    ToolResultOutcome::Complete(turn) => {
                         // A result need not repeat the profile that its turn began with.
                         let maker = wish.maker_of.with(turn.language_tag());
                         runs.start(new_owner(maker, None), |stop| {
@@ -317,8 +317,8 @@ impl Admission {
                     refused => {
                         abandon(runs, &lease).await;
                         return Err(match refused {
-                            ToolResultDecision::Busy(retry_after) => AdmissionError::Busy(retry_after),
-                            ToolResultDecision::Duplicate => duplicate_call().into(),
+                            ToolResultOutcome::Busy { retry_after } => AdmissionError::Busy(retry_after),
+                            ToolResultOutcome::Duplicate => duplicate_call().into(),
                             _ => unknown_call().into(),
                         });
                     }

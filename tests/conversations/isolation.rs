@@ -1,8 +1,8 @@
 //! No call shows or changes anything of another user, also where all ids are the same.
 
 use agent_service::conversation::{
-    AdmitOutcome, Lease, NewRun, PendingTurnDisposition, RunEnding, RunKey, SessionSelection, SessionUpdate,
-    StoreError, Summary, ToolResultOutcome, UserQuotas,
+    AdmitOutcome, CompletedPendingTurn, Lease, NewRun, PendingTurnDisposition, RunEnding, RunKey, SessionSelection,
+    SessionUpdate, StoreError, Summary, ToolResultOutcome, UserQuotas,
 };
 
 use crate::place::{Place, chunk, ending, request, session, turn};
@@ -103,7 +103,7 @@ pub async fn users_have_nothing_in_common(place: &Place) {
     assert_eq!(everything(place, "ann").await, ann_sees);
     store.finish(&asking, &ending(2)).await.unwrap();
     let giving = place.start(&NewRun { takes_session: false, ..place.run("s", "r4") }).await;
-    let ToolResultOutcome::Complete { state, results, pending_turn: ticket } =
+    let ToolResultOutcome::Complete(CompletedPendingTurn { state, results, id: ticket }) =
         store.record_tool_result(&giving, "c", b"1").await.unwrap()
     else {
         panic!("not complete")

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use agent_service::conversation::{
-    AdmitOutcome, LEASE_DURATION, Lease, NewRun, PendingTurnDisposition, PendingTurnId, RunEnding, StoreError,
-    ToolResultOutcome,
+    AdmitOutcome, CompletedPendingTurn, LEASE_DURATION, Lease, NewRun, PendingTurnDisposition, PendingTurnId,
+    RunEnding, StoreError, ToolResultOutcome,
 };
 use futures_util::future::join_all;
 
@@ -36,7 +36,7 @@ type Results = Vec<(String, Vec<u8>)>;
 
 fn complete(accepted: ToolResultOutcome) -> (Vec<u8>, Results, PendingTurnId) {
     match accepted {
-        ToolResultOutcome::Complete { state, mut results, pending_turn: ticket } => {
+        ToolResultOutcome::Complete(CompletedPendingTurn { state, mut results, id: ticket }) => {
             results.sort();
             (state, results, ticket)
         }
@@ -124,7 +124,7 @@ pub async fn of_results_that_come_at_once_one_is_the_last(place: &Place) {
             match one.unwrap() {
                 ToolResultOutcome::Pending => counts[0] += 1,
                 ToolResultOutcome::Duplicate => counts[1] += 1,
-                ToolResultOutcome::Complete { results, .. } => {
+                ToolResultOutcome::Complete(CompletedPendingTurn { results, .. }) => {
                     counts[2] += 1;
                     assert_eq!(results.len(), 6);
                     assert!(results.iter().all(|(call, result)| call.as_bytes() == result));

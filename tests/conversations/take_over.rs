@@ -1,6 +1,8 @@
 //! Runs whose process died, or seemed to.
 
-use agent_service::conversation::{AdmitOutcome, Lease, NewRun, RunEnding, RunState, StoreError, ToolResultOutcome};
+use agent_service::conversation::{
+    AdmitOutcome, CompletedPendingTurn, Lease, NewRun, RunEnding, RunState, StoreError, ToolResultOutcome,
+};
 
 use crate::place::{Place, chunk, ending, request, session, started, turn};
 
@@ -134,7 +136,9 @@ pub async fn a_turn_that_went_on_is_lost_with_its_run(place: &Place) {
     for request in ["r3", "r5"] {
         let lease = started(place.store.admit(&giving(request)).await.unwrap());
         let accepted = place.store.record_tool_result(&lease, "b", b"3").await.unwrap();
-        let ToolResultOutcome::Complete { state, mut results, .. } = accepted else { panic!("{accepted:?}") };
+        let ToolResultOutcome::Complete(CompletedPendingTurn { state, mut results, .. }) = accepted else {
+            panic!("{accepted:?}")
+        };
         results.sort();
         assert_eq!(state, b"state");
         assert_eq!(results, [("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"3".to_vec())]);

@@ -22,7 +22,9 @@ use super::{
     parts::StagedValue,
     write::{FailedConditions, TransactOutcome, Write},
 };
-use crate::conversation::{Lease, PendingTurnDisposition, PendingTurnId, StoreError, ToolResultOutcome};
+use crate::conversation::{
+    CompletedPendingTurn, Lease, PendingTurnDisposition, PendingTurnId, StoreError, ToolResultOutcome,
+};
 
 /// How long results are waited for. A client may have to ask a person first.
 const KEPT: Duration = Duration::from_hours(24);
@@ -137,7 +139,7 @@ impl DynamoConversations {
                     };
                     return Ok(match goes_on {
                         Some((state, results)) => {
-                            ToolResultOutcome::Complete { state, results, pending_turn: ticket() }
+                            ToolResultOutcome::Complete(CompletedPendingTurn { state, results, id: ticket() })
                         }
                         None => ToolResultOutcome::Pending,
                     });

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{PostgresConversations, TIMEOUT, check_lease};
 use crate::{
-    conversation::{Lease, PendingTurnId, StoreError, ToolResultOutcome},
+    conversation::{CompletedPendingTurn, Lease, PendingTurnId, StoreError, ToolResultOutcome},
     identity::{SessionId, UserId},
     postgres::RoleTransaction,
 };
@@ -166,16 +166,16 @@ async fn accept(
     let resumed = resumed.fetch_one(&mut **transaction).await?;
     let results = transaction.query(RESULTS).bind(user_id).bind(session_id).fetch_all(&mut **transaction).await?;
     let results = results.iter().map(|row| Ok((row.try_get("call_id")?, row.try_get("result")?)));
-    Ok(ToolResultOutcome::Complete {
+    Ok(ToolResultOutcome::Complete(CompletedPendingTurn {
         state: resumed.try_get("state")?,
         results: results.collect::<Result<_, sqlx::Error>>()?,
-        pending_turn: PendingTurnId {
+        id: PendingTurnId {
             user: key.user.clone(),
             session: key.session.clone(),
             turn: turn.try_get("turn_id")?,
             last_call: call.to_owned(),
         },
-    })
+    }))
 }
 
 /// Ends a turn that went on: nothing of it is kept.
