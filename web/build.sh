@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the web page from its sources into web/dist, which is committed so that the server needs no Node:
+# Builds the web page into web/dist. The result is committed, so that building the server needs no Node.
 #
-#   web/build.sh            builds it
-#   web/build.sh --check    fails where what is committed is not what the sources build
+#   web/build.sh            build
+#   web/build.sh --check    fail if the committed files differ from a fresh build
 #
-# Needs Node 20.19 or later with npm, and python3. What it installs is pinned; node_modules and the generated types are ignored by git.
+# Needs Node 20.19 or later with npm, and python3. All versions are pinned; git ignores node_modules and the generated types.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
@@ -15,7 +15,7 @@ if ! cmp -s package-lock.json node_modules/.installed; then
   cp package-lock.json node_modules/.installed
 fi
 
-# The compiler of protocols is that of the stubs.
+# The same protoc as infra/generate-stubs.sh.
 venv=${STUB_TOOLS:-$root/target/stubs}/venv
 [[ -x $venv/bin/python ]] || python3 -m venv "$venv"
 grpcio_tools=$(sed -n 's/^grpcio_tools=//p' "$root/infra/generate-stubs.sh")
@@ -34,8 +34,8 @@ built=$(mktemp -d)
 trap 'rm -rf "$built"' EXIT
 npm run --silent build -- --outDir "$built" --emptyOutDir
 if ! diff -r dist "$built" >/dev/null; then
-  echo "web/dist is not what the sources build: run web/build.sh and commit what it writes" >&2
+  echo "web/dist is out of date: run web/build.sh and commit the result" >&2
   diff -rq dist "$built" >&2 || true
   exit 1
 fi
-echo "web/dist is what the sources build"
+echo "web/dist is up to date"

@@ -1,6 +1,6 @@
 import { defineConfig, type Plugin } from "vite";
 
-/** Script capitals are drawn in the system's mathematical font; one of their own would be a tenth of the page. */
+/** Drops temml's script font (a tenth of the page's size); the system's math font is used instead. */
 const withoutScriptFont: Plugin = {
   name: "without-script-font",
   enforce: "pre",
@@ -8,24 +8,24 @@ const withoutScriptFont: Plugin = {
 };
 
 export default defineConfig({
-  // The page finds its files beside it, whatever path it is served from.
+  // Relative, so that the page works below any path.
   base: "./",
   plugins: [withoutScriptFont],
   build: {
     target: "es2022",
     assetsDir: ".",
-    // Everything is a file that the page's policy names; nothing is put into the page itself.
+    // The content security policy allows files of this origin only, so nothing is inlined.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     rollupOptions: {
       output: {
-        // Fixed names: the server tells a browser by an ETag whether a file is new, and a change can be read.
+        // Fixed names: browsers revalidate by ETag, and diffs of dist stay readable.
         entryFileNames: "[name].js",
         chunkFileNames: "[name].js",
         assetFileNames: "[name][extname]",
       },
     },
   },
-  // For work on the page: `npm run dev` beside a running agent-local.
+  // For `npm run dev` beside a running agent-local.
   server: { proxy: { "^/agent\\.v1\\.": "http://127.0.0.1:50051" } },
 });

@@ -1,4 +1,4 @@
-// The conversation that is open: its turns, the one that is being answered, and what a user does to it.
+// The open conversation: its turns, the running call, and the actions of the user.
 
 import { clone, create, type MessageInitShape } from "@bufbuild/protobuf";
 import { computed, signal, type Signal } from "@preact/signals";
@@ -7,137 +7,133 @@ import { ChatRequestSchema, FinishReason, type ChatRequest, type ChatResponse } 
 import { service } from "./service.ts";
 import { sessions } from "./sessions.ts";
 import { settings, userId } from "./settings.ts";
-import { frames } from "./stream.ts";
-import { keptTurn, newTurn, owed, withFrame, withText, type Failure, type ToolUse, type Turn } from "./turn.ts";
-import { forget, recalled, remember } from "./unfinished.ts";
+import { streamFrames } from "./stream.ts";
+import { turnFromStored, newTurn, pendingToolUses, applyFrame, appendText, type Failure, type ToolUse, type Turn } from "./turn.ts";
+import { removeRequests, loadRequests, saveRequests } from "./unfinished.ts";
 
-/** Turns that are asked for at a time. */
-const PAGE = 30;
-/** How often it is looked whether an answer that another page asked for has come, in milliseconds. */
-const LOOK_AGAIN_MS = 2000;
-/** How long it may take to tell the service to stop, in milliseconds. */
-const STOP_MS = 5000;
+/** Turns per page of GetSession. */
+const PAGE_SIZE = 30;
+const POLL_INTERVAL_MS = 2000;
+/** Timeout of CancelTurn. */
+const CANCEL_TIMEOUT_MS = 5000;
 
-/** A call that runs, and what belongs to it. */
-interface Running {
-  /** All requests of its turn; the last one runs. */
+interface ActiveCall {
+  /** All requests of the turn; the last one is running. */
   requests: ChatRequest[];
   abort: AbortController;
-  /** The user wants no more of it. */
-  isStopped: boolean;
+  isStopRequested: boolean;
 }
 
-/** The open conversation; empty: a new one. */
+/** Empty: a new conversation. */
 export const sessionId = signal("");
-/** Its turns, oldest first; each is a signal of its own, so that a delta touches one turn alone. */
+/** Oldest first. Each turn is a signal of its own, so that a delta renders one turn only. */
 export const turns = signal<Signal<Turn>[]>([]);
-/** Where earlier turns go on; empty: there are none. */
-export const earlier = signal("");
+/** Empty: there are no earlier turns. */
+export const earlierPageToken = signal("");
 export const isLoading = signal(false);
-/** The conversation could not be opened. */
 export const loadFailure = signal<Failure | undefined>(undefined);
-/** An answer is being made, here or for another page. */
+/** Also true while another page's request runs in this conversation. */
 export const isAnswering = signal(false);
-/** A question can be asked: what was said before is there, and nothing else is being answered. */
+/** Earlier turns have loaded, and no answer is running. */
 export const canAsk = computed(() => !isAnswering.value && loadFailure.value === undefined && !(isLoading.value && turns.value.length === 0));
-/** What is being written. */
+/** Text in the message field. */
 export const draft = signal("");
 
-/** Counts conversations that were opened: what an earlier one still brings is not wanted any more. */
-export const opened = signal(0);
+/** Incremented when another conversation is opened; async work of an older generation is discarded. */
+export const openGeneration = signal(0);
 
-let running: Running | undefined;
-/** What was sent for a turn: its question, then results of tools. */
+let activeCall: ActiveCall | undefined;
+/** Requests sent for a turn: its message, then tool results. */
 const requestsOf = new WeakMap<Signal<Turn>, ChatRequest[]>();
-/** What a turn that failed goes on with, and how it stood before. */
-const remedies = new WeakMap<Signal<Turn>, { request: ChatRequest; before: Turn }>();
+/** For a failed turn: the request to send again, and the turn as it was before. */
+const retryPlans = new WeakMap<Signal<Turn>, { request: ChatRequest; before: Turn }>();
 
 // ---- opening ----
 
 export function openNew(): void {
-  leave();
+  leaveConversation();
   sessionId.value = "";
 }
 
 export async function open(id: string): Promise<void> {
-  leave();
+  leaveConversation();
   sessionId.value = id;
-  const turnedTo = opened.value;
+  const generation = openGeneration.value;
   isLoading.value = true;
   try {
-    const { session, turns: kept, nextPageToken } = await service.conversations.getSession({ userId: userId(), sessionId: id, pageSize: PAGE });
-    if (turnedTo !== opened.value) return;
-    turns.value = kept.reverse().map((turn) => signal(keptTurn(turn)));
-    earlier.value = nextPageToken;
-    takeUp(id, session?.runningRequestId ?? "");
+    const { session, turns: storedTurns, nextPageToken } = await service.conversations.getSession({ userId: userId(), sessionId: id, pageSize: PAGE_SIZE });
+    if (generation !== openGeneration.value) return;
+    turns.value = storedTurns.reverse().map((turn) => signal(turnFromStored(turn)));
+    earlierPageToken.value = nextPageToken;
+    resumeUnfinished(id, session?.runningRequestId ?? "");
   } catch (error) {
-    if (turnedTo !== opened.value) return;
+    if (generation !== openGeneration.value) return;
     const failure = failureOf(error);
-    // The first answer of a conversation may still be on its way into it.
-    if (failure.code === "NOT_FOUND" && takeUp(id, "")) return;
+    // A new session is stored only after its first turn has started.
+    if (failure.code === "NOT_FOUND" && resumeUnfinished(id, "")) return;
     loadFailure.value = failure;
   } finally {
-    if (turnedTo === opened.value) isLoading.value = false;
+    if (generation === openGeneration.value) isLoading.value = false;
   }
 }
 
 export async function loadEarlier(): Promise<void> {
-  const [token, turnedTo] = [earlier.value, opened.value];
+  const [token, generation] = [earlierPageToken.value, openGeneration.value];
   if (token === "" || isLoading.value) return;
   isLoading.value = true;
   try {
     const page = await service.conversations.getSession({ userId: userId(), sessionId: sessionId.value, pageSize: 100, pageToken: token });
-    if (turnedTo !== opened.value) return;
-    turns.value = [...page.turns.reverse().map((turn) => signal(keptTurn(turn))), ...turns.value];
-    earlier.value = page.nextPageToken;
+    if (generation !== openGeneration.value) return;
+    turns.value = [...page.turns.reverse().map((turn) => signal(turnFromStored(turn))), ...turns.value];
+    earlierPageToken.value = page.nextPageToken;
   } catch {
-    // Scrolling on asks again.
+    // The next scroll event retries.
   } finally {
-    if (turnedTo === opened.value) isLoading.value = false;
+    if (generation === openGeneration.value) isLoading.value = false;
   }
 }
 
-/** Leaves the open conversation; an answer that is being made goes on without this page. */
-function leave(): void {
-  opened.value += 1;
-  running?.abort.abort();
-  running = undefined;
+/** Aborts the local stream only; the server continues the run for its resume grace period. */
+function leaveConversation(): void {
+  openGeneration.value += 1;
+  activeCall?.abort.abort();
+  activeCall = undefined;
   turns.value = [];
-  earlier.value = "";
+  earlierPageToken.value = "";
   isLoading.value = false;
   isAnswering.value = false;
   loadFailure.value = undefined;
 }
 
-/** Goes on with a turn that has no end yet, after the page was left or loaded again. */
-function takeUp(id: string, runningRequestId: string): boolean {
-  const requests = recalled(id);
-  const isKept = requests.length > 0 && turns.value.some((turn) => requests.some(({ requestId }) => requestId === turn.value.key));
-  if (isKept) forget(id);
-  if (requests.length > 0 && !isKept) {
+/** Resumes a turn without an end, after navigation or a reload. Returns whether there was one. */
+function resumeUnfinished(id: string, runningRequestId: string): boolean {
+  const requests = loadRequests(id);
+  const isStored = requests.length > 0 && turns.value.some((turn) => requests.some(({ requestId }) => requestId === turn.value.key));
+  if (isStored) removeRequests(id);
+  if (requests.length > 0 && !isStored) {
     const turn = addTurn(requests[0]!);
-    // Each request is answered again as it was before, up to where it is now.
+    // Every request is sent again with its request_id: the server replays finished runs and attaches to a live one.
     void (async () => {
       for (const request of requests) if (!(await call(turn, request))) return;
     })();
     return true;
   }
-  if (runningRequestId !== "") void awaitOther(id);
+  if (runningRequestId !== "") void awaitAnswerElsewhere(id);
   return false;
 }
 
-/** Another page asked, and only it knows what; the answer is seen when it is there. */
-async function awaitOther(id: string): Promise<void> {
-  const turnedTo = opened.value;
+/** Another page sent the running request and alone has its text; poll until the stored turn appears. */
+async function awaitAnswerElsewhere(id: string): Promise<void> {
+  const generation = openGeneration.value;
   isAnswering.value = true;
   for (;;) {
-    await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
-    if (turnedTo !== opened.value) return;
-    const answer = await service.conversations.getSession({ userId: userId(), sessionId: id, pageSize: PAGE }).catch(() => undefined);
-    if (turnedTo !== opened.value) return;
+    await new Promise((resolve) => setTimeout(resolve, POLL_INTERVAL_MS));
+    if (generation !== openGeneration.value) return;
+    const answer = await service.conversations.getSession({ userId: userId(), sessionId: id, pageSize: PAGE_SIZE }).catch(() => undefined);
+    if (generation !== openGeneration.value) return;
     if (answer === undefined || answer.session?.runningRequestId !== "") continue;
-    turns.value = answer.turns.reverse().map((turn) => signal(keptTurn(turn)));
-    earlier.value = answer.nextPageToken;
+    turns.value = answer.turns.reverse().map((turn) => signal(turnFromStored(turn)));
+    earlierPageToken.value = answer.nextPageToken;
     isAnswering.value = false;
     return;
   }
@@ -150,44 +146,43 @@ export async function ask(message: string): Promise<void> {
   await call(addTurn(request), request);
 }
 
-/** Goes on with what was not answered, or asks it again. */
+/** Sends the planned request of a failed turn again, or asks its question as a new turn. */
 export async function retry(failed: Signal<Turn>): Promise<void> {
-  const remedy = remedies.get(failed);
-  if (remedy !== undefined) {
-    remedies.delete(failed);
-    failed.value = remedy.before;
-    // They may have signed in meanwhile.
-    remedy.request.userId = userId();
-    return void (await call(failed, remedy.request));
+  const plan = retryPlans.get(failed);
+  if (plan !== undefined) {
+    retryPlans.delete(failed);
+    failed.value = plan.before;
+    // The user may have signed in since.
+    plan.request.userId = userId();
+    return void (await call(failed, plan.request));
   }
   const { question, parts } = failed.value;
-  // What was said so far stays, as it does in what is kept.
+  // A partial answer stays visible, as it does in the stored session.
   if (parts.length === 0) turns.value = turns.value.filter((turn) => turn !== failed);
   await ask(question);
 }
 
-/** Hands in what came of a tool that the client was asked to run. */
-export async function handIn(turn: Signal<Turn>, tool: ToolUse, result: { isError: boolean; text: string }): Promise<void> {
+export async function submitToolResult(turn: Signal<Turn>, tool: ToolUse, result: { isError: boolean; text: string }): Promise<void> {
   const value = { toolCallId: tool.id, toolName: tool.name, resultJson: result.isError ? "" : result.text, isError: result.isError, errorMessage: result.isError ? result.text : "" };
   await call(turn, requestFor({ case: "toolResult", value }));
 }
 
-/** Stops the answer that is being made. What was said so far stays. */
+/** Cancels the running answer. Text received so far stays. */
 export async function stop(): Promise<void> {
-  const stopped = running;
-  if (stopped !== undefined && sessionId.value === "") {
-    // A new conversation can be named only after its first frame, which is not waited for much longer.
-    stopped.isStopped = true;
-    setTimeout(() => stopped.abort.abort(), STOP_MS);
+  const active = activeCall;
+  if (active !== undefined && sessionId.value === "") {
+    // CancelTurn needs the session_id, which arrives with the first frame. Wait for it, but only for a limited time.
+    active.isStopRequested = true;
+    setTimeout(() => active.abort.abort(), CANCEL_TIMEOUT_MS);
     return;
   }
-  // Without a request it is the one that another page asked for.
-  const requestId = stopped?.requests.at(-1)?.requestId ?? "";
+  // Empty: the running request of the session, such as one of another page.
+  const requestId = active?.requests.at(-1)?.requestId ?? "";
   const { cancelled } = await service.conversations
-    .cancelTurn({ userId: userId(), sessionId: sessionId.value, requestId }, { timeoutMs: STOP_MS })
+    .cancelTurn({ userId: userId(), sessionId: sessionId.value, requestId }, { timeoutMs: CANCEL_TIMEOUT_MS })
     .catch(() => ({ cancelled: false }));
-  // Its stream says that it was cancelled. Where nobody could be told, the connection is closed, which stops it as well.
-  if (!cancelled) stopped?.abort.abort();
+  // Normally the stream itself reports the cancellation. If CancelTurn failed, closing the connection also stops the run.
+  if (!cancelled) active?.abort.abort();
 }
 
 function requestFor(input: NonNullable<MessageInitShape<typeof ChatRequestSchema>["input"]>): ChatRequest {
@@ -207,7 +202,7 @@ function requestFor(input: NonNullable<MessageInitShape<typeof ChatRequestSchema
   });
 }
 
-/** Unique. A page that came without TLS has no `crypto.randomUUID`. */
+/** `crypto.randomUUID` needs a secure context. */
 const newId = (): string => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 function addTurn(request: ChatRequest): Signal<Turn> {
@@ -216,42 +211,42 @@ function addTurn(request: ChatRequest): Signal<Turn> {
   return turn;
 }
 
-/** Runs one request of a turn to its end; false where the turn can not go on. */
+/** Runs one request of a turn to its end. Returns whether the turn can continue. */
 async function call(turn: Signal<Turn>, request: ChatRequest): Promise<boolean> {
   if (request.input.case === "toolResult") {
     const { toolCallId, isError, resultJson, errorMessage } = request.input.value;
-    answerTool(turn, toolCallId, { isError, text: isError ? errorMessage : resultJson });
+    setToolResult(turn, toolCallId, { isError, text: isError ? errorMessage : resultJson });
   }
   const before = turn.value;
-  const turnedTo = opened.value;
+  const generation = openGeneration.value;
   const abort = new AbortController();
   const requests = [...(requestsOf.get(turn) ?? []), request];
   requestsOf.set(turn, requests);
-  running = { requests, abort, isStopped: false };
+  activeCall = { requests, abort, isStopRequested: false };
   isAnswering.value = true;
   turn.value = { ...before, status: before.status ?? "thinking", statusText: "" };
-  remember(sessionId.value, requests);
+  saveRequests(sessionId.value, requests);
 
-  const deltas = new Deltas((text) => (turn.value = withText(turn.value, text)));
-  const lost = () => (turn.value = { ...turn.value, isReconnecting: true });
-  let isHeard = false;
+  const deltas = new DeltaBuffer((text) => (turn.value = appendText(turn.value, text)));
+  const onDisconnect = () => (turn.value = { ...turn.value, isReconnecting: true });
+  let hasReceivedFrame = false;
   let finish = FinishReason.NULL;
   try {
-    for await (const frame of frames(request, abort.signal, lost)) {
-      if (turnedTo !== opened.value) return false;
-      isHeard = true;
-      adopt(frame);
+    for await (const frame of streamFrames(request, abort.signal, onDisconnect)) {
+      if (generation !== openGeneration.value) return false;
+      hasReceivedFrame = true;
+      adoptSession(frame);
       if (frame.content.case === "delta") {
         deltas.add(frame.content.value);
         continue;
       }
       deltas.flush();
-      turn.value = withFrame(turn.value, frame);
+      turn.value = applyFrame(turn.value, frame);
       finish = frame.finishReason;
     }
     return finish !== FinishReason.ERROR;
   } catch (error) {
-    if (turnedTo !== opened.value) return false;
+    if (generation !== openGeneration.value) return false;
     deltas.flush();
     const { status: _, ...ended } = turn.value;
     turn.value = abort.signal.aborted
@@ -259,75 +254,75 @@ async function call(turn: Signal<Turn>, request: ChatRequest): Promise<boolean> 
       : { ...ended, isReconnecting: false, failure: failureOf(error) };
     return false;
   } finally {
-    deltas.drop();
-    if (turnedTo === opened.value) {
-      running = undefined;
+    deltas.clear();
+    if (generation === openGeneration.value) {
+      activeCall = undefined;
       isAnswering.value = false;
-      settle(turn, before, isHeard);
-      // A new conversation gets its title a little later.
-      void sessions.refresh().then(() => turns.value.length === 1 && sessions.refreshLater());
+      finishCall(turn, before, hasReceivedFrame);
+      // The server generates the title after the first answer.
+      void sessions.refresh().then(() => turns.value.length === 1 && sessions.scheduleRefresh());
     }
   }
 }
 
-/** Looks what is left to do for a turn after a request of it. */
-function settle(turn: Signal<Turn>, before: Turn, isHeard: boolean): void {
+/** After a request: plans a retry, restores a refused message to the draft, and drops requests that need no resume. */
+function finishCall(turn: Signal<Turn>, before: Turn, hasReceivedFrame: boolean): void {
   const sent = requestsOf.get(turn) ?? [];
   const request = sent.at(-1);
   const { failure } = turn.value;
   const isResult = request?.input.case === "toolResult";
-  const isRemedied = failure?.retryable === true && (isResult || !isHeard);
-  if (request !== undefined && isRemedied) {
+  const canRetry = failure?.retryable === true && (isResult || !hasReceivedFrame);
+  if (request !== undefined && canRetry) {
     requestsOf.set(turn, sent.slice(0, -1));
-    // What nothing was heard of may run all the same, and is still the same request. What failed has to be another one.
+    // Without any frame the run may still exist, so the retry keeps its request_id (idempotency). A failed run needs a new one.
     const next = clone(ChatRequestSchema, request);
-    if (isHeard) next.requestId = newId();
-    remedies.set(turn, { request: next, before });
+    if (hasReceivedFrame) next.requestId = newId();
+    retryPlans.set(turn, { request: next, before });
   }
-  // What the service does not take can be written in another way.
-  if (failure?.retryable === false && !isHeard && request?.input.case === "message") draft.value ||= request.input.value;
-  if (owed(turn.value).length === 0 && !(isRemedied && isResult)) forget(sessionId.value);
+  // The service refused the message; the user can edit it.
+  if (failure?.retryable === false && !hasReceivedFrame && request?.input.case === "message") draft.value ||= request.input.value;
+  if (pendingToolUses(turn.value).length === 0 && !(canRetry && isResult)) removeRequests(sessionId.value);
 }
 
-/** Learns from the first frame which conversation the server began. */
-function adopt(frame: ChatResponse): void {
+/** Takes over the session_id that the server assigned, from the first frame. */
+function adoptSession(frame: ChatResponse): void {
   if (sessionId.value === frame.sessionId) return;
   sessionId.value = frame.sessionId;
-  remember(frame.sessionId, running?.requests ?? []);
-  if (running?.isStopped) void stop();
+  saveRequests(frame.sessionId, activeCall?.requests ?? []);
+  if (activeCall?.isStopRequested) void stop();
   void sessions.refresh();
 }
 
-function answerTool(turn: Signal<Turn>, id: string, result: { isError: boolean; text: string }): void {
-  const parts = turn.value.parts.map((part) => (part.kind === "tool" && part.id === id && part.isAsked ? { ...part, result } : part));
+function setToolResult(turn: Signal<Turn>, id: string, result: { isError: boolean; text: string }): void {
+  const parts = turn.value.parts.map((part) => (part.kind === "tool" && part.id === id && part.isClientTool ? { ...part, result } : part));
   turn.value = { ...turn.value, parts };
 }
 
-/** Pieces of an answer, shown at most once for each picture that the screen draws. */
-class Deltas {
+/** Batches deltas, so that a turn renders at most once per animation frame. */
+class DeltaBuffer {
   #text = "";
-  #picture = 0;
-  readonly #show: (text: string) => void;
+  #animationFrame = 0;
+  readonly #onFlush: (text: string) => void;
 
-  constructor(show: (text: string) => void) {
-    this.#show = show;
+  constructor(onFlush: (text: string) => void) {
+    this.#onFlush = onFlush;
   }
 
   add(delta: string): void {
     this.#text += delta;
-    // A page in the background draws no pictures; what it gathers is shown when it is looked at, or at the end.
-    if (this.#picture === 0) this.#picture = requestAnimationFrame(() => this.flush());
+    // A background page runs no animation frames; its text appears when it becomes visible, or at the end.
+    if (this.#animationFrame === 0) this.#animationFrame = requestAnimationFrame(() => this.flush());
   }
 
   flush(): void {
     const text = this.#text;
-    this.drop();
-    if (text !== "") this.#show(text);
+    this.clear();
+    if (text !== "") this.#onFlush(text);
   }
 
-  drop(): void {
-    cancelAnimationFrame(this.#picture);
-    this.#picture = 0;
+  clear(): void {
+    cancelAnimationFrame(this.#animationFrame);
+    this.#animationFrame = 0;
     this.#text = "";
   }
 }

@@ -1,31 +1,29 @@
-// What went wrong with a call, as a user should read it.
+// Converts call errors into a `Failure` that the page can explain.
 
 import { Code, ConnectError } from "@connectrpc/connect";
-import { isBrokenOff, pushback } from "./service.ts";
+import { isTransportFailure, retryPushbackMs } from "./service.ts";
 import type { Failure } from "./turn.ts";
 
-/** Codes with which the same call may be answered later, or after signing in. */
+/** Codes that a later attempt or a sign-in may resolve. */
 const RETRYABLE = new Set([Code.Unavailable, Code.ResourceExhausted, Code.Aborted, Code.DeadlineExceeded, Code.Unauthenticated, Code.PermissionDenied]);
 
-/** A refusal, or a connection that was lost or never made. */
 export function failureOf(error: unknown): Failure {
-  const refused = ConnectError.from(error);
-  if (isBrokenOff(error)) return { code: "UNREACHABLE", message: "", isForUser: false, retryable: true, details: {} };
-  // The service itself refuses with a status. Where there is none, this page is not let in to it, whoever signs in.
-  if (refused.code === Code.PermissionDenied && !refused.metadata.has("grpc-status")) {
-    return { code: "FORBIDDEN", message: refused.rawMessage, isForUser: false, retryable: false, details: {} };
+  const connectError = ConnectError.from(error);
+  if (isTransportFailure(error)) return { code: "UNREACHABLE", message: "", isForUser: false, retryable: true, details: {} };
+  // The service always sends `grpc-status`. Without one, the refusal comes from the origin check in front of it, and signing in does not help.
+  if (connectError.code === Code.PermissionDenied && !connectError.metadata.has("grpc-status")) {
+    return { code: "FORBIDDEN", message: connectError.rawMessage, isForUser: false, retryable: false, details: {} };
   }
-  const waitMs = pushback(error);
+  const waitMs = retryPushbackMs(error);
   return {
-    code: (Code[refused.code] ?? "Unknown").replace(/(?<=[a-z])(?=[A-Z])/g, "_").toUpperCase(),
-    message: refused.rawMessage,
+    code: (Code[connectError.code] ?? "Unknown").replace(/(?<=[a-z])(?=[A-Z])/g, "_").toUpperCase(),
+    message: connectError.rawMessage,
     isForUser: false,
-    // A negative wait says that waiting minutes would not help.
-    retryable: RETRYABLE.has(refused.code) && !(waitMs !== undefined && waitMs < 0),
+    // A negative pushback means: do not retry within minutes.
+    retryable: RETRYABLE.has(connectError.code) && !(waitMs !== undefined && waitMs < 0),
     ...(waitMs !== undefined && waitMs > 0 ? { waitMs } : {}),
     details: {},
   };
 }
 
-/** Whether the service wants to know who calls. */
-export const wantsSignIn = (failure: Failure): boolean => failure.code === "UNAUTHENTICATED" || failure.code === "PERMISSION_DENIED";
+export const needsSignIn = (failure: Failure): boolean => failure.code === "UNAUTHENTICATED" || failure.code === "PERMISSION_DENIED";

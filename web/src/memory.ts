@@ -1,4 +1,4 @@
-// What the memory panel does: search, list, add, import, correct, delete, export and forget.
+// State and actions of the memory panel.
 
 import { toJson } from "@bufbuild/protobuf";
 import { timestampDate } from "@bufbuild/protobuf/wkt";
@@ -7,17 +7,16 @@ import { failureOf } from "./failure.ts";
 import { MemoryRecordSchema, type MemoryRecord } from "./gen/memory_service_pb.ts";
 import type { MemoryItem } from "./gen/agent_service_pb.ts";
 import { goToNew } from "./route.ts";
-import { LONG_MS, service } from "./service.ts";
+import { LONG_TIMEOUT_MS, service } from "./service.ts";
 import { sessions } from "./sessions.ts";
 import { settings, userId } from "./settings.ts";
 import type { Failure } from "./turn.ts";
 
-const PAGE = 30;
-const FOUND = 30;
-/** What the service takes of a document. */
+const PAGE_SIZE = 30;
+const RESULT_LIMIT = 30;
+/** The service's limit for one document. */
 const MAX_DOCUMENT_BYTES = 20_000_000;
 
-/** A memory in the panel: found by a search, or listed. */
 export interface Memory {
   id: string;
   content: string;
@@ -27,32 +26,31 @@ export interface Memory {
   documentId: string;
   title: string;
   section: string;
-  /** 0 to 1; undefined: it was not searched for. */
+  /** 0 to 1; only set for search results. */
   score?: number;
   supersededBy: string;
 }
 
 export const query = signal("");
 export const list = signal<Memory[]>([]);
-/** What the list shows: the query that it answers, or everything. */
-/** `told`: why it is not all that was asked for, `keywords-only` or `vectors-only`; empty: it is. */
-export const shown = signal<{ query: string; total: number; told: string } | undefined>(undefined);
-/** Where the list goes on; empty: it does not. */
-export const next = signal("");
+/** The query that `list` answers; empty query: all memories. */
+/** `degradation` is the `x-retrieval` header: `keywords-only` or `vectors-only` if a retriever was unavailable. */
+export const resultSummary = signal<{ query: string; total: number; degradation: string } | undefined>(undefined);
+export const nextPageToken = signal("");
 export const isBusy = signal(false);
 export const failure = signal<Failure | undefined>(undefined);
 
-/** What was done, for the user to read. */
-export type Done =
+/** Result of an action, shown to the user. */
+export type Notice =
   | { kind: "saved" | "known" | "corrected" }
   | { kind: "deleted" | "exported"; count: number }
   | { kind: "importing" | "tooLarge" | "notText"; name: string }
   | { kind: "imported"; name: string; chunks: number };
-export const done = signal<Done[]>([]);
+export const notices = signal<Notice[]>([]);
 
-let latest = 0;
+let latestRequest = 0;
 
-/** Does something with the service; what goes wrong is shown in the panel. */
+/** Runs an action; a failure is shown in the panel. Returns whether it succeeded. */
 async function attempt(work: () => Promise<void>): Promise<boolean> {
   isBusy.value = true;
   failure.value = undefined;
@@ -67,72 +65,72 @@ async function attempt(work: () => Promise<void>): Promise<boolean> {
   }
 }
 
-/** Shows what the query finds, or everything where it is blank. */
+/** Searches, or lists all memories if the query is blank. */
 export async function refresh(): Promise<void> {
-  const mine = (latest += 1);
-  const wanted = query.value.trim();
+  const request = (latestRequest += 1);
+  const queryText = query.value.trim();
   await attempt(async () => {
-    if (wanted === "") {
-      const page = await service.memory.listMemories({ userId: userId(), pageSize: PAGE });
-      if (mine !== latest) return;
-      list.value = page.memories.map(ofRecord);
-      next.value = page.nextPageToken;
-      shown.value = { query: "", total: list.value.length, told: "" };
+    if (queryText === "") {
+      const page = await service.memory.listMemories({ userId: userId(), pageSize: PAGE_SIZE });
+      if (request !== latestRequest) return;
+      list.value = page.memories.map(fromRecord);
+      nextPageToken.value = page.nextPageToken;
+      resultSummary.value = { query: "", total: list.value.length, degradation: "" };
       return;
     }
-    let told = "";
-    const found = await service.search.retrieveMemory(
-      { userId: userId(), queryText: wanted, limit: FOUND, hybridAlpha: settings.alpha.value },
-      { onHeader: (headers) => (told = headers.get("x-retrieval") ?? "") },
+    let degradation = "";
+    const found = await service.retrieval.retrieveMemory(
+      { userId: userId(), queryText, limit: RESULT_LIMIT, hybridAlpha: settings.alpha.value },
+      { onHeader: (headers) => (degradation = headers.get("x-retrieval") ?? "") },
     );
-    if (mine !== latest) return;
-    list.value = found.items.map(ofItem);
-    next.value = "";
-    shown.value = { query: wanted, total: found.totalFound, told };
+    if (request !== latestRequest) return;
+    list.value = found.items.map(fromItem);
+    nextPageToken.value = "";
+    resultSummary.value = { query: queryText, total: found.totalFound, degradation };
   });
 }
 
-export async function more(): Promise<void> {
-  const mine = latest;
+export async function loadMore(): Promise<void> {
+  const request = latestRequest;
   await attempt(async () => {
-    const page = await service.memory.listMemories({ userId: userId(), pageSize: PAGE, pageToken: next.value });
-    if (mine !== latest) return;
-    list.value = [...list.value, ...page.memories.map(ofRecord)];
-    next.value = page.nextPageToken;
+    const page = await service.memory.listMemories({ userId: userId(), pageSize: PAGE_SIZE, pageToken: nextPageToken.value });
+    if (request !== latestRequest) return;
+    list.value = [...list.value, ...page.memories.map(fromRecord)];
+    nextPageToken.value = page.nextPageToken;
   });
 }
 
 export async function add(content: string): Promise<boolean> {
   return attempt(async () => {
     const { added } = await service.memory.addMemories({ userId: userId(), memories: [{ content }] });
-    done.value = [{ kind: added > 0 ? "saved" : "known" }];
+    notices.value = [{ kind: added > 0 ? "saved" : "known" }];
     await refresh();
   });
 }
 
 export async function importDocuments(files: Iterable<File>): Promise<void> {
-  const told: Done[] = [];
+  const results: Notice[] = [];
   for (const file of files) {
     const { name } = file;
-    done.value = [...told, { kind: "importing", name }];
+    notices.value = [...results, { kind: "importing", name }];
     const content = file.size > MAX_DOCUMENT_BYTES ? undefined : await textOf(file);
     if (content === undefined) {
-      told.push({ kind: file.size > MAX_DOCUMENT_BYTES ? "tooLarge" : "notText", name });
+      results.push({ kind: file.size > MAX_DOCUMENT_BYTES ? "tooLarge" : "notText", name });
       continue;
     }
     const isImported = await attempt(async () => {
       const document = { userId: userId(), documentId: name, title: name.replace(/\.(md|markdown|txt)$/i, ""), content };
-      const { chunks } = await service.memory.ingestDocument(document, { timeoutMs: LONG_MS });
-      told.push({ kind: "imported", name, chunks });
+      const { chunks } = await service.memory.ingestDocument(document, { timeoutMs: LONG_TIMEOUT_MS });
+      results.push({ kind: "imported", name, chunks });
     });
     if (!isImported) break;
   }
-  done.value = told;
+  notices.value = results;
   query.value = "";
   if (failure.value === undefined) await refresh();
 }
 
-/** The text of a file; undefined: it is none. */
+/** The content of a UTF-8 text file; undefined for other files. */
 async function textOf(file: File): Promise<string | undefined> {
   try {
     const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
@@ -146,7 +144,7 @@ export async function correct(memory: Memory, content: string): Promise<boolean>
   return attempt(async () => {
     await service.memory.updateMemory({ userId: userId(), id: memory.id, content });
     list.value = list.value.map((other) => (other.id === memory.id ? { ...other, content } : other));
-    done.value = [{ kind: "corrected" }];
+    notices.value = [{ kind: "corrected" }];
   });
 }
 
@@ -154,7 +152,7 @@ export async function remove(memory: Memory): Promise<boolean> {
   return attempt(async () => {
     const { deleted } = await service.memory.deleteMemories({ userId: userId(), ids: [memory.id] });
     list.value = list.value.filter(({ id }) => id !== memory.id);
-    done.value = [{ kind: "deleted", count: deleted }];
+    notices.value = [{ kind: "deleted", count: deleted }];
   });
 }
 
@@ -162,15 +160,15 @@ export async function removeDocument(documentId: string): Promise<boolean> {
   return attempt(async () => {
     const { deleted } = await service.memory.deleteMemories({ userId: userId(), documentId });
     list.value = list.value.filter((memory) => memory.documentId !== documentId);
-    done.value = [{ kind: "deleted", count: deleted }];
+    notices.value = [{ kind: "deleted", count: deleted }];
   });
 }
 
-/** Everything that is held, one JSON object a line, as a file. */
+/** Downloads all memories as JSON Lines. */
 export async function exportAll(): Promise<void> {
   await attempt(async () => {
     const lines: string[] = [];
-    for await (const record of service.memory.exportMemories({ userId: userId() }, { timeoutMs: LONG_MS })) {
+    for await (const record of service.memory.exportMemories({ userId: userId() }, { timeoutMs: LONG_TIMEOUT_MS })) {
       lines.push(`${JSON.stringify(toJson(MemoryRecordSchema, record, { useProtoFieldName: true }))}\n`);
     }
     const address = URL.createObjectURL(new Blob(lines, { type: "application/x-ndjson" }));
@@ -178,9 +176,9 @@ export async function exportAll(): Promise<void> {
     link.href = address;
     link.download = `memories-${new Date().toISOString().slice(0, 10)}.jsonl`;
     link.click();
-    // The browser reads it after this has returned.
+    // The browser starts reading the blob after click() has returned.
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
-    done.value = [{ kind: "exported", count: lines.length }];
+    notices.value = [{ kind: "exported", count: lines.length }];
   });
 }
 
@@ -188,7 +186,7 @@ export async function forget(what: { memories: boolean; sessions: boolean }): Pr
   return attempt(async () => {
     if (what.memories) {
       const { deleted } = await service.memory.deleteMemories({ userId: userId(), everything: true });
-      done.value = [{ kind: "deleted", count: deleted }];
+      notices.value = [{ kind: "deleted", count: deleted }];
     }
     if (what.sessions) {
       await sessions.removeAll();
@@ -199,13 +197,13 @@ export async function forget(what: { memories: boolean; sessions: boolean }): Pr
   });
 }
 
-function ofRecord(record: MemoryRecord): Memory {
+function fromRecord(record: MemoryRecord): Memory {
   const { id, content, sourceType, tags, documentId, title, sectionTitle, supersededBy } = record;
   const createdAt = record.createdAt && timestampDate(record.createdAt);
   return { id, content, sourceType, tags, createdAt, documentId, title, section: sectionTitle, supersededBy };
 }
 
-function ofItem({ id, content, score, createdAt, metadata }: MemoryItem): Memory {
+function fromItem({ id, content, score, createdAt, metadata }: MemoryItem): Memory {
   return {
     id,
     content,

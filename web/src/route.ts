@@ -1,20 +1,19 @@
-// Which conversation is open stands in the address, so that a reload, a bookmark and the button Back find it.
+// Keeps the open conversation and the URL hash in sync, so that reload, bookmarks and the Back button work.
 
 import { effect } from "@preact/signals";
 import { open, openNew, sessionId } from "./chat.ts";
 
 const PREFIX = "#/c/";
 
-/** The address of a conversation; that of none begins a new one. */
-export const addressOf = (id: string): string => (id === "" ? "#/" : PREFIX + encodeURIComponent(id));
+export const hashFor = (id: string): string => (id === "" ? "#/" : PREFIX + encodeURIComponent(id));
 
-/** Begins a new conversation, at once and not only when the address is followed. */
+/** Opens a new conversation without waiting for `hashchange`. */
 export function goToNew(): void {
-  location.hash = addressOf("");
+  location.hash = hashFor("");
   openNew();
 }
 
-function addressed(): string {
+function sessionIdFromHash(): string {
   if (!location.hash.startsWith(PREFIX)) return "";
   try {
     return decodeURIComponent(location.hash.slice(PREFIX.length));
@@ -23,20 +22,19 @@ function addressed(): string {
   }
 }
 
-function follow(): void {
-  const id = addressed();
+function openFromHash(): void {
+  const id = sessionIdFromHash();
   if (id === sessionId.value) return;
   if (id === "") openNew();
   else void open(id);
 }
 
-/** Opens what the address says, and from then on keeps both in step. */
-export function route(): void {
-  addEventListener("hashchange", follow);
-  follow();
+export function startRouting(): void {
+  addEventListener("hashchange", openFromHash);
+  openFromHash();
   effect(() => {
     const id = sessionId.value;
-    // A conversation that the server has just begun takes the place of the new one.
-    if (id !== addressed() && id !== "") history.replaceState(null, "", addressOf(id));
+    // replaceState: the hash of a new conversation is replaced by the id that the server assigned.
+    if (id !== sessionIdFromHash() && id !== "") history.replaceState(null, "", hashFor(id));
   });
 }

@@ -6,40 +6,40 @@ import type { Session } from "./gen/conversation_service_pb.ts";
 import { service } from "./service.ts";
 import { userId } from "./settings.ts";
 import type { Failure } from "./turn.ts";
-import { forget, forgetAll } from "./unfinished.ts";
+import { removeRequests, removeAllRequests } from "./unfinished.ts";
 
-const PAGE = 50;
-/** A title that the model makes comes a little after the answer. */
-const TITLE_AFTER_MS = 3000;
+const PAGE_SIZE = 50;
+/** The model generates a title after the first answer has been stored. */
+const TITLE_DELAY_MS = 3000;
 
 const list = signal<Session[]>([]);
-const next = signal("");
+const nextPageToken = signal("");
 const failure = signal<Failure | undefined>(undefined);
 const isLoaded = signal(false);
-let latest = 0;
-let later: ReturnType<typeof setTimeout> | undefined;
+let latestRequest = 0;
+let refreshTimer: ReturnType<typeof setTimeout> | undefined;
 
 async function refresh(): Promise<void> {
-  const mine = (latest += 1);
-  clearTimeout(later);
+  const request = (latestRequest += 1);
+  clearTimeout(refreshTimer);
   try {
-    const pageSize = Math.min(200, Math.max(PAGE, list.value.length));
+    const pageSize = Math.min(200, Math.max(PAGE_SIZE, list.value.length));
     const page = await service.conversations.listSessions({ userId: userId(), pageSize });
-    if (mine !== latest) return;
+    if (request !== latestRequest) return;
     list.value = page.sessions;
-    next.value = page.nextPageToken;
+    nextPageToken.value = page.nextPageToken;
     failure.value = undefined;
     isLoaded.value = true;
   } catch (error) {
-    if (mine === latest) failure.value = failureOf(error);
+    if (request === latestRequest) failure.value = failureOf(error);
   }
 }
 
-async function more(): Promise<void> {
-  const page = await service.conversations.listSessions({ userId: userId(), pageSize: PAGE, pageToken: next.value });
+async function loadMore(): Promise<void> {
+  const page = await service.conversations.listSessions({ userId: userId(), pageSize: PAGE_SIZE, pageToken: nextPageToken.value });
   const known = new Set(list.value.map(({ sessionId }) => sessionId));
   list.value = [...list.value, ...page.sessions.filter(({ sessionId }) => !known.has(sessionId))];
-  next.value = page.nextPageToken;
+  nextPageToken.value = page.nextPageToken;
 }
 
 async function rename(sessionId: string, title: string): Promise<void> {
@@ -49,33 +49,31 @@ async function rename(sessionId: string, title: string): Promise<void> {
 
 async function remove(sessionId: string): Promise<void> {
   await service.conversations.deleteSessions({ userId: userId(), sessionIds: [sessionId] });
-  forget(sessionId);
+  removeRequests(sessionId);
   list.value = list.value.filter((session) => session.sessionId !== sessionId);
 }
 
 async function removeAll(): Promise<void> {
   await service.conversations.deleteSessions({ userId: userId(), everything: true });
-  forgetAll();
+  removeAllRequests();
   list.value = [];
-  next.value = "";
+  nextPageToken.value = "";
 }
 
 export const sessions = {
   list,
-  /** Where the list goes on; empty: it does not. */
-  next,
+  nextPageToken,
   failure,
   isLoaded,
   refresh,
-  /** Looks once more for a title. */
-  refreshLater: () => {
-    clearTimeout(later);
-    later = setTimeout(() => void refresh(), TITLE_AFTER_MS);
+  /** Refreshes once more, after the title has been generated. */
+  scheduleRefresh: () => {
+    clearTimeout(refreshTimer);
+    refreshTimer = setTimeout(() => void refresh(), TITLE_DELAY_MS);
   },
-  more,
+  loadMore,
   rename,
   remove,
   removeAll,
-  /** Shows what went wrong with one of these. */
-  fail: (error: unknown) => void (failure.value = failureOf(error)),
+  reportFailure: (error: unknown) => void (failure.value = failureOf(error)),
 };

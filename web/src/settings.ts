@@ -1,17 +1,17 @@
-// What a user chose in this browser. It outlives a reload; nothing of it leaves the browser but with a call.
+// User settings, stored in localStorage.
 
 import { effect, signal, type Signal } from "@preact/signals";
 
 export type Theme = "auto" | "light" | "dark";
 export type Language = "en" | "zh";
 
-/** A value that is kept in the browser under a name. Where nothing can be kept, it lives as long as the page. */
-function kept<T>(name: string, initial: T, isValid: (value: unknown) => value is T): Signal<T> {
+/** A signal stored in localStorage; without storage it lives as long as the page. */
+function persisted<T>(name: string, initial: T, isValid: (value: unknown) => value is T): Signal<T> {
   const value = signal(read(name, initial, isValid));
   let isFirst = true;
   effect(() => {
     const text = JSON.stringify(value.value);
-    // What was never chosen is not written down, so that a later default holds.
+    // The initial value is not written, so that a later default applies.
     if (!isFirst) write(name, text);
     isFirst = false;
   });
@@ -31,44 +31,42 @@ function write(name: string, text: string): void {
   try {
     localStorage.setItem(`agent.${name}`, text);
   } catch {
-    // The storage is full or forbidden.
+    // Storage is full or disabled.
   }
 }
 
 const isText = (value: unknown): value is string => typeof value === "string";
 const isFlag = (value: unknown): value is boolean => typeof value === "boolean";
-const isNumber = (value: unknown): value is number => typeof value === "number" && value >= 0 && value <= 1;
+const isUnitInterval = (value: unknown): value is number => typeof value === "number" && value >= 0 && value <= 1;
 const isOneOf =
   <T extends string>(...known: T[]) =>
   (value: unknown): value is T =>
     known.includes(value as T);
 
-const ofTheBrowser: Language = navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
+const browserLanguage: Language = navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
 
 export const settings = {
-  /** Where the service is. Empty: where the page comes from. `{function}` stands for the name of a function. */
-  address: kept("address", "", isText),
-  /** Where RetrieveMemory is answered, if that is another place. */
-  retrieveAddress: kept("retrieve-address", "", isText),
-  /** Where MemoryService and ConversationService are answered, if that is another place. */
-  manageAddress: kept("manage-address", "", isText),
-  /** Bearer token; empty: none. */
-  token: kept("token", "", isText),
-  /** Whose conversations and memories. With a token that names its user it has no meaning. */
-  user: kept("user", "me", isText),
-  /** How the assistant calls the user. */
-  nickname: kept("nickname", "", isText),
-  language: kept<Language>("language", ofTheBrowser, isOneOf("en", "zh")),
-  theme: kept<Theme>("theme", "auto", isOneOf("auto", "light", "dark")),
-  /** Whether the model may call tools. */
-  tools: kept("tools", false, isFlag),
-  /** Whether answers are grounded in memory. */
-  recall: kept("recall", true, isFlag),
-  /** 0: by words, 1: by meaning. */
-  alpha: kept("alpha", 0.5, isNumber),
+  /** Base URL of the service. Empty: this page's origin. `{function}` is replaced with the function's name. */
+  address: persisted("address", "", isText),
+  /** Base URL for RetrieveMemory, if different. */
+  retrieveAddress: persisted("retrieve-address", "", isText),
+  /** Base URL for MemoryService and ConversationService, if different. */
+  manageAddress: persisted("manage-address", "", isText),
+  token: persisted("token", "", isText),
+  /** Owner of conversations and memories. Ignored with a token, which names its subject. */
+  user: persisted("user", "me", isText),
+  /** How the assistant addresses the user. */
+  nickname: persisted("nickname", "", isText),
+  language: persisted<Language>("language", browserLanguage, isOneOf("en", "zh")),
+  theme: persisted<Theme>("theme", "auto", isOneOf("auto", "light", "dark")),
+  tools: persisted("tools", false, isFlag),
+  /** Whether answers may use memories and documents. */
+  recall: persisted("recall", true, isFlag),
+  /** Hybrid weight: 0 = lexical, 1 = vector. */
+  alpha: persisted("alpha", 0.5, isUnitInterval),
 };
 
-/** The user to send: none beside a token, whose own subject it then is. */
+/** `user_id` for requests; empty with a token, whose subject applies. */
 export function userId(): string {
   return settings.token.value === "" ? settings.user.value.trim() : "";
 }

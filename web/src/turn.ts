@@ -1,20 +1,20 @@
-// One turn as the page shows it, and what each frame adds to it. Nothing here calls anything.
+// View model of one turn, and how each frame changes it. Pure: no calls, no signals.
 
 import type { JsonObject } from "@bufbuild/protobuf";
 import { AgentStatus_State, FinishReason, type ChatResponse, type Citation, type Usage } from "./gen/agent_service_pb.ts";
-import type { Turn as KeptTurn } from "./gen/conversation_service_pb.ts";
+import type { Turn as StoredTurn } from "./gen/conversation_service_pb.ts";
 
-/** A tool that was called, by the server itself or for the client to run. */
+/** A tool call, executed by the server or by the client. */
 export interface ToolUse {
   kind: "tool";
   id: string;
   name: string;
-  /** JSON text; empty where the server does not tell. */
+  /** JSON text; empty if the server does not report it. */
   arguments: string;
-  /** What came of it; undefined: nothing yet. */
+  /** Undefined while pending. */
   result?: { isError: boolean; text: string };
-  /** The client is asked for the result. */
-  isAsked: boolean;
+  /** The client must supply the result. */
+  isClientTool: boolean;
 }
 
 export interface TextPart {
@@ -26,52 +26,47 @@ export type Part = TextPart | ToolUse;
 
 export type Status = "thinking" | "searching" | "tool" | "generating";
 
-/** Why a turn has no whole answer. */
 export interface Failure {
-  /** A stable name: that of an error frame, or of a gRPC status. */
+  /** The code of an error frame, or the name of a gRPC status. */
   code: string;
-  /** What the server said of it; empty: nothing. */
   message: string;
-  /** That is a sentence for the user in their language, as error frames bring it. */
+  /** `message` is localized text for the user, as in error frames. */
   isForUser: boolean;
-  /** Whether the same question may be answered later. */
   retryable: boolean;
-  /** How long to wait before that, in milliseconds. */
+  /** The server's retry pushback, in milliseconds. */
   waitMs?: number;
   details: Record<string, string>;
 }
 
-export interface Spent {
+export interface TokenUsage {
   promptTokens: number;
   completionTokens: number;
-  /** Millionths of a US dollar; undefined: there is no price for the model. */
+  /** Millionths of a US dollar; undefined if the model has no known price. */
   costMicroUsd?: number;
   model: string;
   isEstimated: boolean;
 }
 
 export interface Turn {
-  /** Unique on the page. */
   key: string;
   question: string;
   parts: Part[];
   citations: Citation[];
-  /** What is going on; undefined: nothing. */
+  /** Undefined once the turn has ended. */
   status?: Status;
-  /** The server's own words for it. */
+  /** Localized status text from the server. */
   statusText: string;
-  /** The connection was lost, and the page tries to come back. */
   isReconnecting: boolean;
-  usage?: Spent;
+  usage?: TokenUsage;
   failure?: Failure;
-  /** The answer broke off and was kept as it was. */
+  /** The answer was cancelled or broke off. */
   isInterrupted: boolean;
-  /** It came to the limit of tokens, or a filter cut it. */
-  cut?: "length" | "filter";
-  /** The memory could not be asked. */
+  /** The token limit or the provider's content filter ended the answer. */
+  truncatedBy?: "length" | "filter";
+  /** Retrieval failed (frame metadata `recall: failed`). */
   isWithoutMemory: boolean;
-  /** The conversation is not kept. */
-  isNotKept: boolean;
+  /** The conversation store is unavailable (frame metadata `conversation: not-kept`). */
+  isNotPersisted: boolean;
 }
 
 export function newTurn(key: string, question: string): Turn {
@@ -84,20 +79,18 @@ export function newTurn(key: string, question: string): Turn {
     isReconnecting: false,
     isInterrupted: false,
     isWithoutMemory: false,
-    isNotKept: false,
+    isNotPersisted: false,
   };
 }
 
-/** The text of an answer. */
 export const answerOf = (turn: Turn): string =>
   turn.parts
     .filter((part) => part.kind === "text")
     .map((part) => part.text)
     .join("");
 
-/** Calls whose results the client still owes. */
-export const owed = (turn: Turn): ToolUse[] =>
-  turn.parts.filter((part) => part.kind === "tool").filter((tool) => tool.isAsked && tool.result === undefined);
+export const pendingToolUses = (turn: Turn): ToolUse[] =>
+  turn.parts.filter((part) => part.kind === "tool").filter((tool) => tool.isClientTool && tool.result === undefined);
 
 const STATUS: Partial<Record<AgentStatus_State, Status>> = {
   [AgentStatus_State.THINKING]: "thinking",
@@ -106,12 +99,12 @@ const STATUS: Partial<Record<AgentStatus_State, Status>> = {
   [AgentStatus_State.GENERATING]: "generating",
 };
 
-/** Adds a frame that is no delta; deltas come often and are gathered by the caller. */
-export function withFrame(turn: Turn, frame: ChatResponse): Turn {
+/** Applies a frame. Deltas are frequent; callers batch them with `appendText`. */
+export function applyFrame(turn: Turn, frame: ChatResponse): Turn {
   const next: Turn = { ...turn, isReconnecting: false };
   const { content } = frame;
   if (frame.metadata["recall"] === "failed") next.isWithoutMemory = true;
-  if (frame.metadata["conversation"] === "not-kept") next.isNotKept = true;
+  if (frame.metadata["conversation"] === "not-kept") next.isNotPersisted = true;
   switch (content.case) {
     case "statusUpdate": {
       const status = STATUS[content.value.state];
@@ -121,27 +114,27 @@ export function withFrame(turn: Turn, frame: ChatResponse): Turn {
       break;
     }
     case "delta":
-      return withText(next, content.value);
+      return appendText(next, content.value);
     case "citations":
       next.citations = content.value.citations;
       break;
     case "toolCall": {
       const { id, name, arguments: given } = content.value;
-      next.parts = [...turn.parts, { kind: "tool", id, name, arguments: given, isAsked: true }];
+      next.parts = [...turn.parts, { kind: "tool", id, name, arguments: given, isClientTool: true }];
       break;
     }
     case "toolResult": {
       const { toolCallId: id, toolName: name, success, data, errorMessage } = content.value;
       const result = { isError: !success, text: success ? json(data) : errorMessage };
-      next.parts = [...turn.parts, { kind: "tool", id, name, arguments: "", isAsked: false, result }];
+      next.parts = [...turn.parts, { kind: "tool", id, name, arguments: "", isClientTool: false, result }];
       break;
     }
     case "usage":
-      next.usage = sum(turn.usage, spent(content.value, frame.metadata));
+      next.usage = addUsage(turn.usage, tokenUsage(content.value, frame.metadata));
       break;
     case "error": {
       const { code, message, retryable, details } = content.value;
-      // Somebody wanted it to stop: that is no failure.
+      // Cancellation by the user is not a failure.
       if (code === "CANCELLED") next.isInterrupted = true;
       else next.failure = { code, message, isForUser: true, retryable, details };
       break;
@@ -152,14 +145,13 @@ export function withFrame(turn: Turn, frame: ChatResponse): Turn {
   }
   if (frame.finishReason !== FinishReason.NULL) {
     delete next.status;
-    if (frame.finishReason === FinishReason.LENGTH) next.cut = "length";
-    if (frame.finishReason === FinishReason.CONTENT_FILTER) next.cut = "filter";
+    if (frame.finishReason === FinishReason.LENGTH) next.truncatedBy = "length";
+    if (frame.finishReason === FinishReason.CONTENT_FILTER) next.truncatedBy = "filter";
   }
   return next;
 }
 
-/** Adds a piece of the answer. */
-export function withText(turn: Turn, text: string): Turn {
+export function appendText(turn: Turn, text: string): Turn {
   const last = turn.parts.at(-1);
   const parts: Part[] =
     last?.kind === "text"
@@ -168,26 +160,25 @@ export function withText(turn: Turn, text: string): Turn {
   return { ...turn, parts, isReconnecting: false };
 }
 
-/** A turn as it was kept. */
-export function keptTurn(kept: KeptTurn): Turn {
-  const [first, ...rest] = kept.messages;
-  const turn = newTurn(kept.requestId || `kept-${kept.number}`, first?.role === "user" ? first.content : "");
+export function turnFromStored(stored: StoredTurn): Turn {
+  const [first, ...rest] = stored.messages;
+  const turn = newTurn(stored.requestId || `stored-${stored.number}`, first?.role === "user" ? first.content : "");
   const results = new Map(rest.filter(({ role }) => role === "tool").map((message) => [message.toolCallId, message.content]));
   for (const { role, content, toolCalls } of rest) {
     if (role !== "assistant") continue;
     if (content !== "") turn.parts.push({ kind: "text", text: content });
     for (const { id, name, arguments: given } of toolCalls) {
       const text = results.get(id);
-      turn.parts.push({ kind: "tool", id, name, arguments: given, isAsked: false, ...(text === undefined ? {} : { result: { isError: false, text } }) });
+      turn.parts.push({ kind: "tool", id, name, arguments: given, isClientTool: false, ...(text === undefined ? {} : { result: { isError: false, text } }) });
     }
   }
-  turn.citations = kept.citations;
-  if (kept.usage !== undefined && kept.usage.totalTokens > 0) turn.usage = spent(kept.usage, kept.usage.costMicroUsd === 0n ? { cost: "unknown" } : {});
-  turn.isInterrupted = kept.interrupted;
+  turn.citations = stored.citations;
+  if (stored.usage !== undefined && stored.usage.totalTokens > 0) turn.usage = tokenUsage(stored.usage, stored.usage.costMicroUsd === 0n ? { cost: "unknown" } : {});
+  turn.isInterrupted = stored.interrupted;
   return turn;
 }
 
-function spent(usage: Usage, metadata: Record<string, string>): Spent {
+function tokenUsage(usage: Usage, metadata: Record<string, string>): TokenUsage {
   return {
     promptTokens: usage.promptTokens,
     completionTokens: usage.completionTokens,
@@ -197,8 +188,8 @@ function spent(usage: Usage, metadata: Record<string, string>): Spent {
   };
 }
 
-/** A turn with tools of the client's is several calls. */
-function sum(before: Spent | undefined, now: Spent): Spent {
+/** A turn with client tools spans several calls, each with its own usage. */
+function addUsage(before: TokenUsage | undefined, now: TokenUsage): TokenUsage {
   if (before === undefined) return now;
   const cost = before.costMicroUsd === undefined || now.costMicroUsd === undefined ? undefined : before.costMicroUsd + now.costMicroUsd;
   return {

@@ -1,20 +1,20 @@
-// Requests of a turn without an end, kept so that the next page can go on with it.
+// Requests of turns without an end, in localStorage, so that a reload can resume them.
 
 import { fromJsonString, toJsonString } from "@bufbuild/protobuf";
 import { ChatRequestSchema, type ChatRequest } from "./gen/agent_service_pb.ts";
 
 const PREFIX = "agent.unfinished.";
 
-export function remember(sessionId: string, requests: ChatRequest[]): void {
+export function saveRequests(sessionId: string, requests: ChatRequest[]): void {
   if (sessionId === "") return;
   try {
     localStorage.setItem(PREFIX + sessionId, JSON.stringify(requests.map((request) => toJsonString(ChatRequestSchema, request))));
   } catch {
-    // Without a place to keep it, the turn can not be taken up; it is answered all the same.
+    // Without storage the turn cannot be resumed after a reload.
   }
 }
 
-export function recalled(sessionId: string): ChatRequest[] {
+export function loadRequests(sessionId: string): ChatRequest[] {
   try {
     const texts: unknown = JSON.parse(localStorage.getItem(PREFIX + sessionId) ?? "[]");
     return Array.isArray(texts) ? texts.map((text) => fromJsonString(ChatRequestSchema, String(text))) : [];
@@ -23,18 +23,18 @@ export function recalled(sessionId: string): ChatRequest[] {
   }
 }
 
-export function forget(sessionId: string): void {
+export function removeRequests(sessionId: string): void {
   try {
     localStorage.removeItem(PREFIX + sessionId);
   } catch {
-    // Nothing is kept there.
+    // Without storage there is nothing to remove.
   }
 }
 
-export function forgetAll(): void {
+export function removeAllRequests(): void {
   try {
     for (const name of Object.keys(localStorage)) if (name.startsWith(PREFIX)) localStorage.removeItem(name);
   } catch {
-    // Nothing is kept there.
+    // Without storage there is nothing to remove.
   }
 }

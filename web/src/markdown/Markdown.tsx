@@ -1,51 +1,51 @@
-// Blocks of Markdown → elements. All text becomes text nodes: HTML that a model writes is shown as it was written.
+// Renders Markdown blocks. All text becomes text nodes, so HTML from a model is displayed as source.
 
 import { Fragment, type ComponentChildren, type VNode } from "preact";
 import { useRef } from "preact/hooks";
 import { t } from "../text.ts";
 import { CopyButton } from "../view/CopyButton.tsx";
 import { Formula } from "./Formula.tsx";
-import { blocks, readable, safeAddress, type CiteToken, type MathToken, type Token, type Tokens } from "./parse.ts";
+import { parseBlocks, decodeEntities, safeAddress, type CiteToken, type MathToken, type Token, type Tokens } from "./parse.ts";
 
 interface Props {
   text: string;
-  /** How many citations there are; a greater number in brackets is no reference. */
+  /** Number of citations; a larger number in brackets is plain text. */
   citations: number;
   onCite: (number: number) => void;
 }
 
 type References = Omit<Props, "text">;
 
-interface Drawn {
+interface RenderedBlock {
   raw: string;
   citations: number;
   element: VNode;
 }
 
 export function Markdown({ text, citations, onCite }: Props) {
-  const before = useRef<{ text: string; blocks: Token[]; drawn: Drawn[] }>({ text: "", blocks: [], drawn: [] });
+  const before = useRef<{ text: string; blocks: Token[]; rendered: RenderedBlock[] }>({ text: "", blocks: [], rendered: [] });
   const last = before.current;
-  const parsed = last.text === text ? last.blocks : blocks(text, text.startsWith(last.text) ? last.blocks : []);
-  // An element that is given again is not looked at again: only a block whose text has changed costs anything.
-  const drawn = parsed.map((block, place): Drawn => {
-    const known = last.drawn[place];
-    if (known?.raw === block.raw && known.citations === citations) return known;
-    return { raw: block.raw, citations, element: <Fragment key={place}>{one(block, 0, { citations, onCite })}</Fragment> };
+  const parsed = last.text === text ? last.blocks : parseBlocks(text, text.startsWith(last.text) ? last.blocks : []);
+  // Preact skips an element that is identical to the previous one, so only changed blocks are rendered again.
+  const rendered = parsed.map((block, index): RenderedBlock => {
+    const cached = last.rendered[index];
+    if (cached?.raw === block.raw && cached.citations === citations) return cached;
+    return { raw: block.raw, citations, element: <Fragment key={index}>{renderToken(block, 0, { citations, onCite })}</Fragment> };
   });
-  before.current = { text, blocks: parsed, drawn };
-  return <div class="prose">{drawn.map(({ element }) => element)}</div>;
+  before.current = { text, blocks: parsed, rendered };
+  return <div class="prose">{rendered.map(({ element }) => element)}</div>;
 }
 
-const all = (tokens: Token[] | undefined, references: References): ComponentChildren => tokens?.map((token, place) => one(token, place, references));
+const renderTokens = (tokens: Token[] | undefined, references: References): ComponentChildren => tokens?.map((token, index) => renderToken(token, index, references));
 
-function one(token: Token, key: number, references: References): ComponentChildren {
-  const inner = (tokens: Token[] | undefined) => all(tokens, references);
+function renderToken(token: Token, key: number, references: References): ComponentChildren {
+  const inner = (tokens: Token[] | undefined) => renderTokens(tokens, references);
   switch (token.type) {
     case "space":
     case "def":
       return null;
     case "heading": {
-      // The page has its own h1 and h2.
+      // The page uses h1 and h2 itself.
       const Tag = `h${Math.min(6, token.depth + 2)}` as "h3";
       return <Tag key={key}>{inner(token.tokens)}</Tag>;
     }
@@ -85,14 +85,14 @@ function one(token: Token, key: number, references: References): ComponentChildr
     case "link":
       return <Link key={key} href={token.href} children={inner(token.tokens)} />;
     case "image":
-      // A picture would tell another server that its text was read; whoever wants to see it follows the link.
+      // Images become links: loading one would tell a third party that the answer was read.
       return <Link key={key} href={token.href} children={token.text || token.href} />;
     case "text":
-      return <Fragment key={key}>{token.tokens === undefined ? readable(token.text) : inner(token.tokens)}</Fragment>;
+      return <Fragment key={key}>{token.tokens === undefined ? decodeEntities(token.text) : inner(token.tokens)}</Fragment>;
     case "escape":
       return token.text;
     case "html":
-      // The one that is common in cells of tables.
+      // Models write <br> in table cells.
       return /^<br\s*\/?>$/i.test(token.raw.trim()) ? <br key={key} /> : token.raw;
     default:
       return token.raw;
@@ -101,7 +101,7 @@ function one(token: Token, key: number, references: References): ComponentChildr
 
 function Link({ href, children }: { href: string; children: ComponentChildren }) {
   const address = safeAddress(href);
-  // What can not be opened is shown, so that nothing is hidden.
+  // A link with a disallowed scheme stays visible as text.
   if (address === undefined) return <span title={href}>{children}</span>;
   return (
     <a href={address} target="_blank" rel="noopener noreferrer nofollow">
@@ -111,10 +111,10 @@ function Link({ href, children }: { href: string; children: ComponentChildren })
 }
 
 function List({ list, references }: { list: Tokens.List; references: References }) {
-  const items = list.items.map((item, place) => (
-    <li key={place} class={item.task ? "task" : undefined}>
+  const items = list.items.map((item, index) => (
+    <li key={index} class={item.task ? "task" : undefined}>
       {item.task && <input type="checkbox" checked={item.checked ?? false} disabled aria-label={t(item.checked ? "task.done" : "task.open")} />}
-      {all(item.tokens.filter(({ type }) => type !== "checkbox"), references)}
+      {renderTokens(item.tokens.filter(({ type }) => type !== "checkbox"), references)}
     </li>
   ));
   return list.ordered ? <ol start={Number(list.start) || 1}>{items}</ol> : <ul>{items}</ul>;
@@ -126,19 +126,19 @@ function Table({ table, references }: { table: Tokens.Table; references: Referen
       <table>
         <thead>
           <tr>
-            {table.header.map((cell, place) => (
-              <th key={place} class={cell.align ?? undefined}>
-                {all(cell.tokens, references)}
+            {table.header.map((cell, index) => (
+              <th key={index} class={cell.align ?? undefined}>
+                {renderTokens(cell.tokens, references)}
               </th>
             ))}
           </tr>
         </thead>
         <tbody>
-          {table.rows.map((row, place) => (
-            <tr key={place}>
+          {table.rows.map((row, index) => (
+            <tr key={index}>
               {row.map((cell, column) => (
                 <td key={column} class={cell.align ?? undefined}>
-                  {all(cell.tokens, references)}
+                  {renderTokens(cell.tokens, references)}
                 </td>
               ))}
             </tr>

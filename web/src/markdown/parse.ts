@@ -1,17 +1,16 @@
-// Markdown → blocks. What comes out is data; nothing here makes HTML.
+// Parses Markdown into tokens. Never produces HTML.
 
 import { Marked, type Token, type TokenizerExtension, type Tokens } from "marked";
 
 export type { Token, Tokens };
 
-/** A formula in LaTeX. */
 export interface MathToken extends Tokens.Generic {
   type: "math";
   text: string;
   display: boolean;
 }
 
-/** A number in brackets that refers to a citation. */
+/** `[n]`, a reference to citation n. */
 export interface CiteToken extends Tokens.Generic {
   type: "cite";
   number: number;
@@ -37,7 +36,7 @@ const mathInline: TokenizerExtension = {
     if (displayed !== null) {
       return { type: "math", raw: displayed[0], text: (displayed[1] ?? displayed[2] ?? "").trim(), display: true };
     }
-    // Of two prices in a line no formula is made: none begins or ends with a space, and no digit follows.
+    // "$5 and $6" is not a formula: the content has no space at either end, and no digit follows.
     const inline = /^(?:\$((?!\s)(?:\\[\s\S]|[^$\\\n])*?(?<!\s))\$(?!\d)|\\\(([\s\S]+?)\\\))/.exec(source);
     if (inline === null) return undefined;
     return { type: "math", raw: inline[0], text: (inline[1] ?? inline[2] ?? "").trim(), display: false };
@@ -54,7 +53,7 @@ const cite: TokenizerExtension = {
   },
 };
 
-// By the rules of CommonMark `**注意：**下一步` is not bold, because no space follows the colon. Chinese has no such spaces.
+// CommonMark does not treat `**注意：**下一步` as bold, because no space follows the colon. Chinese text has no such spaces.
 const strongBesideHan: TokenizerExtension = {
   name: "strongBesideHan",
   level: "inline",
@@ -70,12 +69,12 @@ const strongBesideHan: TokenizerExtension = {
 const marked = new Marked({ gfm: true, extensions: [mathBlock, mathInline, cite, strongBesideHan] });
 
 /**
- * Splits text into top-level blocks. Of a text that only grows all blocks but the last stay as they are, so that each piece of an
- * answer costs no more than the block that it belongs to: `before` is what the call before gave for the beginning of the text.
+  * Splits text into top-level blocks. `before` is the result for a prefix of the text: all but its last two blocks are reused, so
+  * that appending to an answer parses only its end.
  */
-export function blocks(given: string, before: Token[] = []): Token[] {
-  const text = given.replace(/\r\n?/g, "\n");
-  // The last two may still become one: a line below a paragraph can make it a heading or a table.
+export function parseBlocks(source: string, before: Token[] = []): Token[] {
+  const text = source.replace(/\r\n?/g, "\n");
+  // The last two blocks can still merge: a line below a paragraph can make it a heading or a table.
   const done = before.slice(0, -2);
   const length = done.reduce((sum, { raw }) => sum + raw.length, 0);
   return [...done, ...marked.lexer(text.slice(length))];
@@ -83,15 +82,15 @@ export function blocks(given: string, before: Token[] = []): Token[] {
 
 const ENTITIES: Record<string, string> = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0" };
 
-/** Text as it is read: the few entities that models write are the characters that they stand for. */
-export const readable = (text: string): string =>
+/** Decodes the few HTML entities that models write. */
+export const decodeEntities = (text: string): string =>
   text.replace(/&(?:(amp|lt|gt|quot|apos|nbsp)|#(\d{1,7}));/g, (whole, name: string | undefined, code: string | undefined) => {
     if (name !== undefined) return ENTITIES[name] ?? whole;
     const point = Number(code);
     return point > 0 && point <= 0x10ffff ? String.fromCodePoint(point) : whole;
   });
 
-/** An address that a click may open; undefined: no such one. */
+/** Returns the normalized URL if its scheme is allowed in links (http, https, mailto). */
 export function safeAddress(address: string): string | undefined {
   try {
     const { protocol, href } = new URL(address);

@@ -1,4 +1,4 @@
-// In a file of its own, so that pages without a formula do not fetch it.
+// A separate module, so that the bundler puts temml into a chunk of its own.
 import temml from "temml";
 import "temml/dist/Temml-Local.css";
 

@@ -17,7 +17,7 @@ export function App() {
   }, [title]);
   useEffect(() => {
     const onKey = (event: KeyboardEvent) => {
-      // While a word of Chinese is being composed, Escape drops it.
+      // During IME composition, Escape cancels the composition.
       if (event.key !== "Escape" || event.isComposing || event.keyCode === 229 || document.querySelector("dialog[open]") !== null) return;
       if (isListOpen.value) isListOpen.value = false;
       else if (isAnswering.value) void stop();
@@ -57,7 +57,7 @@ export function App() {
   );
 }
 
-/** The address tells which conversation is open, so that a link within the page must not change it. */
+/** The hash selects the conversation, so the skip link must not change it. */
 function skip(event: Event) {
   event.preventDefault();
   document.getElementById("conversation")?.focus();

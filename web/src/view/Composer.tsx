@@ -4,10 +4,9 @@ import { settings } from "../settings.ts";
 import { t } from "../text.ts";
 import { Icon } from "./icons.tsx";
 
-/** What the service takes of a message. */
+/** The service's limit for one message. */
 const MAX_BYTES = 100_000;
 
-/** Where a message is written. */
 export function Composer() {
   const text = draft;
   const hint = useId();
@@ -15,7 +14,7 @@ export function Composer() {
   const isTooLong = text.value.length > MAX_BYTES / 4 && new Blob([text.value]).size > MAX_BYTES;
   const canSend = text.value.trim() !== "" && !isTooLong && canAsk.value;
 
-  // Whoever opens a conversation wants to write; on a phone the keyboard would hide what there is to read.
+  // Not on touch devices, where the keyboard would cover the conversation.
   useEffect(() => {
     if (matchMedia("(hover: hover)").matches) field.current?.focus();
   }, [sessionId.value]);
@@ -27,7 +26,7 @@ export function Composer() {
     void ask(message);
   };
   const onKeyDown = (event: KeyboardEvent) => {
-    // While a word of Chinese is being composed, Enter chooses it.
+    // During IME composition, Enter confirms the composition.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     send();

@@ -1,9 +1,9 @@
-// The open conversation: a window onto its turns, which follows the answer while it is read.
+// The open conversation: renders a window of its turns, and follows the end while the user is there.
 
 import { useSignal, type Signal } from "@preact/signals";
 import type { VNode } from "preact";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
-import { ask, earlier, isAnswering, isLoading, loadEarlier, loadFailure, open, opened, sessionId, turns } from "../chat.ts";
+import { ask, earlierPageToken, isAnswering, isLoading, loadEarlier, loadFailure, open, openGeneration, sessionId, turns } from "../chat.ts";
 import { t } from "../text.ts";
 import type { Turn } from "../turn.ts";
 import { Composer } from "./Composer.tsx";
@@ -11,14 +11,14 @@ import { FailureNote } from "./FailureNote.tsx";
 import { Icon } from "./icons.tsx";
 import { TurnView } from "./Turn.tsx";
 
-/** Turns in the document at a time, so that a long conversation is as quick as a short one. */
-const WINDOW = 60;
-/** By how many the window moves. */
-const STEP = 20;
-/** How near to an end of what is drawn the window moves, in pixels. */
-const NEAR = 900;
-/** How near to the end counts as at the end, in pixels. */
-const AT_END = 48;
+/** Maximum number of turns in the DOM, so that rendering does not depend on the length of the conversation. */
+const WINDOW_TURNS = 60;
+/** Turns by which the window moves. */
+const WINDOW_STEP = 20;
+/** Distance from the window's edge at which it moves. */
+const LOAD_MARGIN_PX = 900;
+/** Distance from the end that counts as at the end. */
+const END_MARGIN_PX = 48;
 
 export function Conversation() {
   return (
@@ -30,9 +30,9 @@ export function Conversation() {
           </div>
         </div>
       ) : turns.value.length === 0 && !isLoading.value ? (
-        <Empty />
+        <EmptyState />
       ) : (
-        <Turns key={opened.value} />
+        <TurnList key={openGeneration.value} />
       )}
       <div class="bottom">
         <div class="column">
@@ -44,7 +44,7 @@ export function Conversation() {
   );
 }
 
-function Empty() {
+function EmptyState() {
   return (
     <div class="scroll empty">
       <div class="column">
@@ -64,45 +64,45 @@ function Empty() {
   );
 }
 
-function Turns() {
+function TurnList() {
   const scroll = useRef<HTMLDivElement>(null);
   const column = useRef<HTMLDivElement>(null);
-  /** Turns that follow those that are drawn. */
-  const after = useSignal(0);
-  /** The end is in view and is to stay there. */
+  /** Turns below the window. */
+  const turnsBelow = useSignal(0);
+  /** The view stays at the end while content grows. */
   const isFollowing = useSignal(true);
   const all = turns.value;
-  const end = all.length - Math.min(after.value, Math.max(0, all.length - 1));
-  const begin = Math.max(0, end - WINDOW);
-  const drawn = all.slice(begin, end);
+  const end = all.length - Math.min(turnsBelow.value, Math.max(0, all.length - 1));
+  const begin = Math.max(0, end - WINDOW_TURNS);
+  const visible = all.slice(begin, end);
 
-  // Turns that come and go in front of what is read must not move it: one that stays keeps its place on the screen.
+  // Scroll anchoring: a turn that remains in the window keeps its position on the screen while others appear above it.
   const before = useRef<Signal<Turn>[]>([]);
   const topOf = (turn: Signal<Turn>) => column.current?.querySelector(`[data-key="${CSS.escape(turn.peek().key)}"]`)?.getBoundingClientRect().top;
-  const staying = before.current[0] === drawn[0] ? undefined : drawn.find((turn) => before.current.includes(turn));
-  const top = staying && topOf(staying);
-  before.current = drawn;
+  const anchor = before.current[0] === visible[0] ? undefined : visible.find((turn) => before.current.includes(turn));
+  const top = anchor && topOf(anchor);
+  before.current = visible;
   useLayoutEffect(() => {
-    if (staying === undefined || top === undefined || scroll.current === null) return;
-    scroll.current.scrollTop += (topOf(staying) ?? top) - top;
+    if (anchor === undefined || top === undefined || scroll.current === null) return;
+    scroll.current.scrollTop += (topOf(anchor) ?? top) - top;
   });
 
   const onScroll = () => {
     const box = scroll.current;
     if (box === null) return;
     const below = box.scrollHeight - box.scrollTop - box.clientHeight;
-    isFollowing.value = after.value === 0 && below < AT_END;
-    if (box.scrollTop < NEAR && begin > 0) after.value = Math.min(after.value + STEP, all.length - 1);
-    else if (box.scrollTop < NEAR && earlier.value !== "") void loadEarlier();
-    else if (below < NEAR && after.value > 0) after.value = Math.max(0, after.value - STEP);
+    isFollowing.value = turnsBelow.value === 0 && below < END_MARGIN_PX;
+    if (box.scrollTop < LOAD_MARGIN_PX && begin > 0) turnsBelow.value = Math.min(turnsBelow.value + WINDOW_STEP, all.length - 1);
+    else if (box.scrollTop < LOAD_MARGIN_PX && earlierPageToken.value !== "") void loadEarlier();
+    else if (below < LOAD_MARGIN_PX && turnsBelow.value > 0) turnsBelow.value = Math.max(0, turnsBelow.value - WINDOW_STEP);
   };
 
-  // What was loaded is moved to at once where the top was come to already: nobody can scroll there any more.
+  // At the very top no further scroll event would come, so the window moves right after a page was loaded.
   useLayoutEffect(() => {
     if (!isFollowing.value) onScroll();
-  }, [all, after.value]);
+  }, [all, turnsBelow.value]);
 
-  // Whatever makes the text longer: pieces of an answer, a formula that is drawn, a window that is made narrower.
+  // The height changes with deltas, rendered formulas and the width of the window.
   useEffect(() => {
     const box = scroll.current;
     if (box === null || column.current === null) return undefined;
@@ -114,16 +114,16 @@ function Turns() {
     return () => observer.disconnect();
   }, []);
 
-  // Whoever asks wants to see the answer.
+  // A new question scrolls to the end.
   const count = useRef(all.length);
   useLayoutEffect(() => {
     const isNew = all.length > count.current && all.at(-1)?.value.status !== undefined;
     count.current = all.length;
-    if (isNew) toEnd();
+    if (isNew) scrollToEnd();
   }, [all]);
 
-  const toEnd = () => {
-    after.value = 0;
+  const scrollToEnd = () => {
+    turnsBelow.value = 0;
     isFollowing.value = true;
     if (scroll.current !== null) scroll.current.scrollTop = scroll.current.scrollHeight;
   };
@@ -132,12 +132,12 @@ function Turns() {
       <div ref={scroll} class="scroll" onScroll={onScroll}>
         <div ref={column} class="column" role="log" aria-live="off" aria-label={t("turn.all")}>
           {isLoading.value && <p class="status loading">{t("turn.earlier")}</p>}
-          {drawn.map(elementFor)}
+          {visible.map(elementFor)}
           {isAnswering.value && all.at(-1)?.value.status === undefined && <p class="note">{t("turn.other")}</p>}
         </div>
       </div>
       {!isFollowing.value && (
-        <button type="button" class="latest" onClick={toEnd}>
+        <button type="button" class="latest" onClick={scrollToEnd}>
           <Icon name="down" />
           {t("turn.latest")}
         </button>
@@ -146,7 +146,7 @@ function Turns() {
   );
 }
 
-/** An element that is given again is not looked at again: a turn is drawn when it changes, and not when others do. */
+/** Reuses elements, so that Preact renders a turn only when its own signal changes. */
 const elements = new WeakMap<Signal<Turn>, VNode>();
 
 function elementFor(turn: Signal<Turn>): VNode {
@@ -155,21 +155,21 @@ function elementFor(turn: Signal<Turn>): VNode {
   return element;
 }
 
-/** Says to screen readers what is going on: not each piece, but each step and the end. */
+/** Announces status changes and the end to screen readers, but not each delta. */
 function Announcer() {
   const turn = turns.value.at(-1)?.value;
-  const said = useRef("");
+  const announcement = useRef("");
   const wasRunning = useRef(false);
   if (turn?.status !== undefined) {
     wasRunning.current = true;
-    said.current = turn.isReconnecting ? t("status.reconnecting") : turn.statusText || t(`status.${turn.status}`);
+    announcement.current = turn.isReconnecting ? t("status.reconnecting") : turn.statusText || t(`status.${turn.status}`);
   } else if (wasRunning.current) {
     wasRunning.current = false;
-    said.current = turn?.failure ? "" : turn?.isInterrupted ? t("status.stopped") : t("status.done");
+    announcement.current = turn?.failure ? "" : turn?.isInterrupted ? t("status.stopped") : t("status.done");
   }
   return (
     <p class="hidden" role="status">
-      {said.current}
+      {announcement.current}
     </p>
   );
 }

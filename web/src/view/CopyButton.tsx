@@ -4,11 +4,10 @@ import { Icon } from "./icons.tsx";
 
 const SHOWN_MS = 1500;
 
-/** Copies a text, and says so. */
 export function CopyButton({ text }: { text: string }) {
   const [isCopied, setCopied] = useState(false);
   const timer = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
-  // A page that came without TLS may not write there.
+  // The clipboard API needs a secure context.
   if (!isSecureContext) return null;
   const copy = async () => {
     try {

@@ -10,7 +10,7 @@ interface Props {
   children: ComponentChildren;
 }
 
-/** A dialog over the page while it is drawn. The browser keeps the focus in it, and gives it back. */
+/** A modal dialog while mounted. The browser traps the focus; unmounting restores it. */
 export function Dialog({ title, onClose, class: kind = "", children }: Props) {
   const dialog = useRef<HTMLDialogElement>(null);
   const heading = useId();
@@ -51,7 +51,7 @@ interface ConfirmProps {
   onClose: () => void;
 }
 
-/** Asks before something that can not be undone. */
+/** Confirmation for actions that cannot be undone. */
 export function Confirm({ title, text, confirm, onConfirm, onClose }: ConfirmProps) {
   return (
     <Dialog title={title} onClose={onClose} class="narrow">

@@ -1,16 +1,15 @@
 import { useEffect, useState } from "preact/hooks";
-import { wantsSignIn } from "../failure.ts";
-import { place } from "../service.ts";
+import { needsSignIn } from "../failure.ts";
+import { serviceAddress } from "../service.ts";
 import { errorText, t } from "../text.ts";
 import type { Failure } from "../turn.ts";
 import { dialogs } from "./dialogs.ts";
 import { Icon } from "./icons.tsx";
 
-/** Says what went wrong and what to do about it. */
 export function FailureNote({ failure, onRetry }: { failure: Failure; onRetry?: (() => void) | undefined }) {
   const seconds = useCountdown(failure.waitMs);
-  // An error frame brings a sentence in the user's language; a refusal is explained here, and its own words are a detail.
-  const text = failure.isForUser ? failure.message : errorText(failure.code, place());
+  // Error frames carry localized text. For a gRPC status the page has its own text, and the server's message is a detail.
+  const text = failure.isForUser ? failure.message : errorText(failure.code, serviceAddress());
   const details = { ...(failure.isForUser || failure.message === "" ? {} : { message: failure.message }), ...failure.details };
   return (
     <div class="note failure" role="alert">
@@ -29,7 +28,7 @@ export function FailureNote({ failure, onRetry }: { failure: Failure; onRetry?: 
         </dl>
       </details>
       <div class="actions">
-        {wantsSignIn(failure) && (
+        {needsSignIn(failure) && (
           <button type="button" class="primary" onClick={() => (dialogs.value = "sign-in")}>
             {t("signin.title")}
           </button>
@@ -40,7 +39,7 @@ export function FailureNote({ failure, onRetry }: { failure: Failure; onRetry?: 
           </button>
         )}
         {failure.retryable && onRetry && (
-          <button type="button" class={wantsSignIn(failure) ? undefined : "primary"} disabled={seconds > 0} onClick={onRetry}>
+          <button type="button" class={needsSignIn(failure) ? undefined : "primary"} disabled={seconds > 0} onClick={onRetry}>
             <Icon name="retry" />
             {seconds > 0 ? t("error.wait", seconds) : t("turn.retry")}
           </button>
@@ -50,7 +49,6 @@ export function FailureNote({ failure, onRetry }: { failure: Failure; onRetry?: 
   );
 }
 
-/** Whole seconds that are left of a wait. */
 function useCountdown(milliseconds: number | undefined): number {
   const [seconds, setSeconds] = useState(Math.ceil((milliseconds ?? 0) / 1000));
   useEffect(() => {

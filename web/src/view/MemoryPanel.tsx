@@ -1,21 +1,20 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
 import * as memory from "../memory.ts";
-import type { Done, Memory } from "../memory.ts";
+import type { Notice, Memory } from "../memory.ts";
 import { settings } from "../settings.ts";
 import { t } from "../text.ts";
-import { kindOf } from "./Citations.tsx";
+import { sourceTypeLabel } from "./Citations.tsx";
 import { Confirm, Dialog } from "./Dialog.tsx";
 import { isMemoryOpen } from "./dialogs.ts";
 import { FailureNote } from "./FailureNote.tsx";
 import { useFocus } from "./focus.ts";
 import { Icon } from "./icons.tsx";
 
-/** What the assistant remembers of the user, and everything that can be done with it. */
 export function MemoryPanel() {
   const isForgetting = useSignal(false);
   useEffect(() => {
-    memory.done.value = [];
+    memory.notices.value = [];
     void memory.refresh();
   }, [settings.user.value, settings.token.value]);
   return (
@@ -26,15 +25,15 @@ export function MemoryPanel() {
           <Icon name="close" />
         </button>
       </header>
-      <Search />
-      <Add />
+      <SearchForm />
+      <AddMemory />
       <div class="done" role="status">
-        {memory.done.value.map((done, place) => (
-          <p key={place}>{textOf(done)}</p>
+        {memory.notices.value.map((notice, index) => (
+          <p key={index}>{noticeText(notice)}</p>
         ))}
       </div>
       {memory.failure.value && <FailureNote failure={memory.failure.value} onRetry={() => void memory.refresh()} />}
-      <Found />
+      <MemoryList />
       <footer>
         <button type="button" class="quiet" onClick={() => void memory.exportAll()}>
           <Icon name="download" />
@@ -45,12 +44,12 @@ export function MemoryPanel() {
           {t("memory.forget")}
         </button>
       </footer>
-      {isForgetting.value && <Forget onClose={() => (isForgetting.value = false)} />}
+      {isForgetting.value && <ForgetDialog onClose={() => (isForgetting.value = false)} />}
     </aside>
   );
 }
 
-function Search() {
+function SearchForm() {
   const [field, slider] = [useId(), useId()];
   const alpha = settings.alpha;
   const search = (event?: Event) => {
@@ -69,8 +68,8 @@ function Search() {
         value={memory.query.value}
         onInput={(event) => {
           memory.query.value = event.currentTarget.value;
-          // The cross in the field was pressed.
-          if (memory.query.value === "" && memory.shown.value?.query !== "") search();
+          // The field was cleared.
+          if (memory.query.value === "" && memory.resultSummary.value?.query !== "") search();
         }}
       />
       <button type="submit" aria-label={t("memory.search")}>
@@ -78,7 +77,7 @@ function Search() {
       </button>
       <div class="alpha">
         <label for={slider}>{t("memory.alpha")}</label>
-        <span aria-hidden="true">{t("memory.alpha.words")}</span>
+        <span aria-hidden="true">{t("memory.alpha.lexical")}</span>
         <input
           id={slider}
           type="range"
@@ -90,14 +89,14 @@ function Search() {
           onInput={(event) => (alpha.value = event.currentTarget.valueAsNumber)}
           onChange={() => memory.query.value.trim() !== "" && search()}
         />
-        <span aria-hidden="true">{t("memory.alpha.meaning")}</span>
+        <span aria-hidden="true">{t("memory.alpha.vector")}</span>
         <output for={slider}>{alpha.value.toFixed(1)}</output>
       </div>
     </form>
   );
 }
 
-function Add() {
+function AddMemory() {
   const [isOpen, setOpen] = useState(false);
   const file = useRef<HTMLInputElement>(null);
   const opener = useRef<HTMLButtonElement>(null);
@@ -121,17 +120,17 @@ function Add() {
           onChange={async (event) => {
             const input = event.currentTarget;
             await memory.importDocuments([...(input.files ?? [])]);
-            // The same file can be chosen again.
+            // Allows choosing the same file again.
             input.value = "";
           }}
         />
       </div>
-      {isOpen && <Note onClose={() => (setOpen(false), opener.current?.focus())} />}
+      {isOpen && <NoteForm onClose={() => (setOpen(false), opener.current?.focus())} />}
     </div>
   );
 }
 
-function Note({ onClose }: { onClose: () => void }) {
+function NoteForm({ onClose }: { onClose: () => void }) {
   const [text, setText] = useState("");
   const id = useId();
   const field = useFocus<HTMLTextAreaElement>();
@@ -152,43 +151,43 @@ function Note({ onClose }: { onClose: () => void }) {
   );
 }
 
-function textOf(done: Done): string {
-  switch (done.kind) {
+function noticeText(notice: Notice): string {
+  switch (notice.kind) {
     case "saved":
     case "known":
     case "corrected":
-      return t(`memory.${done.kind}`);
+      return t(`memory.${notice.kind}`);
     case "deleted":
     case "exported":
-      return t(`memory.${done.kind}`, done.count);
+      return t(`memory.${notice.kind}`, notice.count);
     case "importing":
-      return t("memory.importing", done.name);
+      return t("memory.importing", notice.name);
     case "tooLarge":
     case "notText":
-      return t(`memory.import.${done.kind}`, done.name);
+      return t(`memory.import.${notice.kind}`, notice.name);
     case "imported":
-      return t("memory.imported", done.name, done.chunks);
+      return t("memory.imported", notice.name, notice.chunks);
   }
 }
 
-function Found() {
-  const shown = memory.shown.value;
+function MemoryList() {
+  const shown = memory.resultSummary.value;
   if (shown === undefined) return null;
-  const { query, total, told } = shown;
+  const { query, total, degradation } = shown;
   if (query === "" && total === 0) return <p class="hint">{t("memory.empty")}</p>;
   return (
     <>
       <p class="hint" role="status">
         {query === "" ? t("memory.all") : t("memory.found", total)}
-        {(told === "keywords-only" || told === "vectors-only") && <> {t(`memory.${told}`)}</>}
+        {(degradation === "keywords-only" || degradation === "vectors-only") && <> {t(`memory.${degradation}`)}</>}
       </p>
       <ul class="memories">
-        {memory.list.value.map((one) => (
-          <Entry key={one.id} memory={one} />
+        {memory.list.value.map((item) => (
+          <Entry key={item.id} memory={item} />
         ))}
       </ul>
-      {memory.next.value !== "" && (
-        <button type="button" class="quiet" disabled={memory.isBusy.value} onClick={() => void memory.more()}>
+      {memory.nextPageToken.value !== "" && (
+        <button type="button" class="quiet" disabled={memory.isBusy.value} onClick={() => void memory.loadMore()}>
           {t("memory.more")}
         </button>
       )}
@@ -196,53 +195,53 @@ function Found() {
   );
 }
 
-function Entry({ memory: one }: { memory: Memory }) {
-  const [asked, setAsked] = useState<"edit" | "delete" | "delete-document">();
-  const close = () => setAsked(undefined);
-  const date = one.createdAt?.toLocaleDateString(settings.language.value === "zh" ? "zh-CN" : "en", { dateStyle: "medium" });
-  const where = [kindOf(one.sourceType), one.title, one.section, date, one.supersededBy && t("memory.superseded")];
+function Entry({ memory: item }: { memory: Memory }) {
+  const [action, setAction] = useState<"edit" | "delete" | "delete-document">();
+  const close = () => setAction(undefined);
+  const date = item.createdAt?.toLocaleDateString(settings.language.value === "zh" ? "zh-CN" : "en", { dateStyle: "medium" });
+  const where = [sourceTypeLabel(item.sourceType), item.title, item.section, date, item.supersededBy && t("memory.superseded")];
   return (
-    <li class={one.supersededBy === "" ? undefined : "superseded"}>
+    <li class={item.supersededBy === "" ? undefined : "superseded"}>
       <p class="where">
         <span>{where.filter((part) => part !== undefined && part !== "").join(" · ")}</span>
-        {one.score !== undefined && (
-          <span class="score" title={t("memory.score", one.score)}>
-            <meter min="0" max="1" value={one.score} aria-label={t("memory.score", one.score)} />
-            {one.score.toFixed(2)}
+        {item.score !== undefined && (
+          <span class="score" title={t("memory.score", item.score)}>
+            <meter min="0" max="1" value={item.score} aria-label={t("memory.score", item.score)} />
+            {item.score.toFixed(2)}
           </span>
         )}
       </p>
-      {asked === "edit" ? (
-        <Correct memory={one} onClose={close} />
+      {action === "edit" ? (
+        <CorrectionForm memory={item} onClose={close} />
       ) : (
         <>
-          <p class="content">{one.content}</p>
+          <p class="content">{item.content}</p>
           <div class="actions">
-            {one.documentId === "" && (
-              <button type="button" class="quiet small" onClick={() => setAsked("edit")}>
+            {item.documentId === "" && (
+              <button type="button" class="quiet small" onClick={() => setAction("edit")}>
                 {t("memory.edit")}
               </button>
             )}
-            <button type="button" class="quiet small" onClick={() => setAsked("delete")}>
+            <button type="button" class="quiet small" onClick={() => setAction("delete")}>
               {t("memory.delete")}
             </button>
-            {one.documentId !== "" && (
-              <button type="button" class="quiet small" onClick={() => setAsked("delete-document")}>
+            {item.documentId !== "" && (
+              <button type="button" class="quiet small" onClick={() => setAction("delete-document")}>
                 {t("memory.deleteDocument")}
               </button>
             )}
           </div>
         </>
       )}
-      {asked === "delete" && (
-        <Confirm title={t("delete.memory.title")} text={one.content.slice(0, 200)} confirm={t("dialog.delete")} onConfirm={() => void memory.remove(one)} onClose={close} />
+      {action === "delete" && (
+        <Confirm title={t("delete.memory.title")} text={item.content.slice(0, 200)} confirm={t("dialog.delete")} onConfirm={() => void memory.remove(item)} onClose={close} />
       )}
-      {asked === "delete-document" && (
+      {action === "delete-document" && (
         <Confirm
           title={t("delete.document.title")}
-          text={t("delete.document.text", one.title || one.documentId)}
+          text={t("delete.document.text", item.title || item.documentId)}
           confirm={t("dialog.delete")}
-          onConfirm={() => void memory.removeDocument(one.documentId)}
+          onConfirm={() => void memory.removeDocument(item.documentId)}
           onClose={close}
         />
       )}
@@ -250,12 +249,12 @@ function Entry({ memory: one }: { memory: Memory }) {
   );
 }
 
-function Correct({ memory: one, onClose }: { memory: Memory; onClose: () => void }) {
-  const [text, setText] = useState(one.content);
+function CorrectionForm({ memory: item, onClose }: { memory: Memory; onClose: () => void }) {
+  const [text, setText] = useState(item.content);
   const field = useFocus<HTMLTextAreaElement>();
   const save = async (event: Event) => {
     event.preventDefault();
-    if (text.trim() !== "" && (await memory.correct(one, text.trim()))) onClose();
+    if (text.trim() !== "" && (await memory.correct(item, text.trim()))) onClose();
   };
   return (
     <form onSubmit={(event) => void save(event)}>
@@ -272,7 +271,7 @@ function Correct({ memory: one, onClose }: { memory: Memory; onClose: () => void
   );
 }
 
-function Forget({ onClose }: { onClose: () => void }) {
+function ForgetDialog({ onClose }: { onClose: () => void }) {
   const memories = useSignal(true);
   const conversations = useSignal(true);
   return (

@@ -1,6 +1,6 @@
 import { batch, useSignal, type Signal } from "@preact/signals";
 import { useId } from "preact/hooks";
-import { restart, signIn } from "../restart.ts";
+import { switchAccount, signIn } from "../account.ts";
 import { settings, type Language, type Theme } from "../settings.ts";
 import { t } from "../text.ts";
 import { Dialog } from "./Dialog.tsx";
@@ -8,7 +8,6 @@ import { dialogs } from "./dialogs.ts";
 
 const close = () => (dialogs.value = "none");
 
-/** Who uses the page, how it looks, and where the service is. */
 export function SettingsDialog() {
   const { user, nickname, token, address, retrieveAddress, manageAddress, language, theme } = settings;
   const draft = {
@@ -24,10 +23,10 @@ export function SettingsDialog() {
     event.preventDefault();
     if (!isValid) return;
     const names = Object.keys(draft) as (keyof typeof draft)[];
-    const isOther = names.some((name) => settings[name].value !== draft[name].value.trim());
+    const hasChanged = names.some((name) => settings[name].value !== draft[name].value.trim());
     batch(() => names.forEach((name) => (settings[name].value = draft[name].value.trim())));
     close();
-    if (isOther) restart();
+    if (hasChanged) switchAccount();
   };
   return (
     <Dialog title={t("settings.title")} onClose={close}>
@@ -56,7 +55,6 @@ export function SettingsDialog() {
   );
 }
 
-/** Asks for a token. */
 export function SignInDialog() {
   const draft = useSignal(settings.token.value);
   const save = (event: Event) => {
@@ -82,7 +80,7 @@ export function SignInDialog() {
   );
 }
 
-/** Whether the page's policy lets calls go there. */
+/** Whether the page's content security policy (connect-src) allows the address. */
 function isAddress(text: string): boolean {
   if (text.trim() === "") return true;
   try {
@@ -97,7 +95,6 @@ interface FieldProps {
   title: string;
   hint?: string;
   value: Signal<string>;
-  /** Is not to be read over the shoulder. */
   isSecret?: boolean;
   placeholder?: string;
   isWrong?: boolean;

@@ -2,7 +2,7 @@ import { useSignal } from "@preact/signals";
 import { useId, useState } from "preact/hooks";
 import { isAnswering, openNew, sessionId } from "../chat.ts";
 import type { Session } from "../gen/conversation_service_pb.ts";
-import { addressOf, goToNew } from "../route.ts";
+import { hashFor, goToNew } from "../route.ts";
 import { sessions } from "../sessions.ts";
 import { t } from "../text.ts";
 import { Confirm, Dialog } from "./Dialog.tsx";
@@ -10,14 +10,13 @@ import { isListOpen } from "./dialogs.ts";
 import { FailureNote } from "./FailureNote.tsx";
 import { Icon } from "./icons.tsx";
 
-/** The list of conversations. */
 export function Sidebar() {
-  const asked = useSignal<{ what: "rename" | "delete"; session: Session } | undefined>(undefined);
-  const close = () => (asked.value = undefined);
-  const { list, next, failure, isLoaded } = sessions;
+  const dialog = useSignal<{ action: "rename" | "delete"; session: Session } | undefined>(undefined);
+  const close = () => (dialog.value = undefined);
+  const { list, nextPageToken, failure, isLoaded } = sessions;
   return (
     <nav class={isListOpen.value ? "sidebar open" : "sidebar"} aria-label={t("nav.open")}>
-      <a class="button new" href={addressOf("")} onClick={startNew}>
+      <a class="button new" href={hashFor("")} onClick={startNew}>
         <Icon name="plus" />
         {t("nav.new")}
       </a>
@@ -25,40 +24,40 @@ export function Sidebar() {
       {isLoaded.value && list.value.length === 0 && <p class="hint">{t("nav.empty")}</p>}
       <ul>
         {list.value.map((session) => (
-          <Entry key={session.sessionId} session={session} onAsk={(what) => (asked.value = { what, session })} />
+          <Entry key={session.sessionId} session={session} onAction={(action) => (dialog.value = { action, session })} />
         ))}
       </ul>
-      {next.value !== "" && (
-        <button type="button" class="quiet" onClick={() => void sessions.more().catch(sessions.fail)}>
+      {nextPageToken.value !== "" && (
+        <button type="button" class="quiet" onClick={() => void sessions.loadMore().catch(sessions.reportFailure)}>
           {t("nav.more")}
         </button>
       )}
-      {asked.value?.what === "rename" && <Rename session={asked.value.session} onClose={close} />}
-      {asked.value?.what === "delete" && <Delete session={asked.value.session} onClose={close} />}
+      {dialog.value?.action === "rename" && <Rename session={dialog.value.session} onClose={close} />}
+      {dialog.value?.action === "delete" && <Delete session={dialog.value.session} onClose={close} />}
     </nav>
   );
 }
 
 function startNew() {
   isListOpen.value = false;
-  // The address is that of a new conversation already, so that nobody else hears of it.
+  // The hash does not change in this case, so no `hashchange` follows.
   if (sessionId.value === "") openNew();
 }
 
-function Entry({ session, onAsk }: { session: Session; onAsk: (what: "rename" | "delete") => void }) {
+function Entry({ session, onAction }: { session: Session; onAction: (action: "rename" | "delete") => void }) {
   const title = session.title || t("nav.untitled");
   const isOpen = session.sessionId === sessionId.value;
   const isRunning = session.runningRequestId !== "" || (isOpen && isAnswering.value);
   return (
     <li class={isOpen ? "entry current" : "entry"}>
-      <a href={addressOf(session.sessionId)} aria-current={isOpen ? "page" : undefined} onClick={() => (isListOpen.value = false)}>
+      <a href={hashFor(session.sessionId)} aria-current={isOpen ? "page" : undefined} onClick={() => (isListOpen.value = false)}>
         <span>{title}</span>
         {isRunning && <span class="pulse" role="img" aria-label={t("nav.answering")} />}
       </a>
-      <button type="button" class="quiet" aria-label={`${t("nav.rename")}: ${title}`} title={t("nav.rename")} onClick={() => onAsk("rename")}>
+      <button type="button" class="quiet" aria-label={`${t("nav.rename")}: ${title}`} title={t("nav.rename")} onClick={() => onAction("rename")}>
         <Icon name="edit" />
       </button>
-      <button type="button" class="quiet" aria-label={`${t("nav.delete")}: ${title}`} title={t("nav.delete")} onClick={() => onAsk("delete")}>
+      <button type="button" class="quiet" aria-label={`${t("nav.delete")}: ${title}`} title={t("nav.delete")} onClick={() => onAction("delete")}>
         <Icon name="trash" />
       </button>
     </li>
@@ -73,7 +72,7 @@ function Rename({ session, onClose }: { session: Session; onClose: () => void })
     event.preventDefault();
     if (!isValid) return;
     onClose();
-    await sessions.rename(session.sessionId, title.trim()).catch(sessions.fail);
+    await sessions.rename(session.sessionId, title.trim()).catch(sessions.reportFailure);
   };
   return (
     <Dialog title={t("rename.title")} onClose={onClose} class="narrow">
@@ -99,7 +98,7 @@ function Delete({ session, onClose }: { session: Session; onClose: () => void })
       await sessions.remove(session.sessionId);
       if (session.sessionId === sessionId.value) goToNew();
     } catch (error) {
-      sessions.fail(error);
+      sessions.reportFailure(error);
     }
   };
   return (

@@ -9,9 +9,9 @@ interface Props {
   onResult: (result: { isError: boolean; text: string }) => void;
 }
 
-/** A tool that was called: what it was given and what it gave. One that is the client's to run asks for its result. */
+/** A tool call with its arguments and result. A client tool shows a form for its result. */
 export function Tool({ tool, onResult }: Props) {
-  const isOpen = tool.isAsked && tool.result === undefined;
+  const isOpen = tool.isClientTool && tool.result === undefined;
   return (
     <details class="tool" open={isOpen}>
       <summary>
@@ -51,7 +51,7 @@ function ResultForm({ name, onResult }: { name: string } & Pick<Props, "onResult
   const [field, hint] = [useId(), useId()];
   const send = (event: Event) => {
     event.preventDefault();
-    // A conversation takes one result at a time.
+    // A session accepts one request at a time.
     if (isAnswering.value) return;
     try {
       JSON.parse(text);

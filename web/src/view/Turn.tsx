@@ -1,11 +1,10 @@
-// A question and its answer.
 
 import type { Signal } from "@preact/signals";
 import { useState } from "preact/hooks";
-import { handIn, isAnswering, retry, turns } from "../chat.ts";
+import { submitToolResult, isAnswering, retry, turns } from "../chat.ts";
 import { Markdown } from "../markdown/Markdown.tsx";
 import { t } from "../text.ts";
-import { answerOf, type Part, type Spent, type Turn } from "../turn.ts";
+import { answerOf, type Part, type TokenUsage, type Turn } from "../turn.ts";
 import { Citations } from "./Citations.tsx";
 import { CopyButton } from "./CopyButton.tsx";
 import { FailureNote } from "./FailureNote.tsx";
@@ -28,13 +27,13 @@ export function TurnView({ turn: source }: { turn: Signal<Turn> }) {
       )}
       <div class={isRunning && turn.status === "generating" ? "answer writing" : "answer"}>
         <h2 class="hidden">{t("turn.assistant")}</h2>
-        {turn.parts.map((part, place) => (
+        {turn.parts.map((part, index) => (
           <PartView
-            key={place}
+            key={index}
             part={part}
             citations={turn.citations.length}
             onCite={setCited}
-            onResult={(tool, result) => void handIn(source, tool, result)}
+            onResult={(tool, result) => void submitToolResult(source, tool, result)}
           />
         ))}
         {isRunning && <StatusLine turn={turn} />}
@@ -50,7 +49,7 @@ export function TurnView({ turn: source }: { turn: Signal<Turn> }) {
                 {t("turn.retry")}
               </button>
             )}
-            {turn.usage && <UsageLine spent={turn.usage} />}
+            {turn.usage && <UsageLine usage={turn.usage} />}
           </footer>
         )}
       </div>
@@ -70,7 +69,7 @@ function PartView({ part, citations, onCite, onResult }: PartProps) {
   return <Tool tool={part} onResult={(result) => onResult(part, result)} />;
 }
 
-/** What is going on. It has its place as long as something is, so that nothing jumps. */
+/** Present for the whole run, so that the layout does not jump. */
 function StatusLine({ turn }: { turn: Turn }) {
   const text = turn.isReconnecting ? t("status.reconnecting") : turn.statusText || t(`status.${turn.status ?? "thinking"}`);
   return (
@@ -84,9 +83,9 @@ function StatusLine({ turn }: { turn: Turn }) {
 function Notes({ turn }: { turn: Turn }) {
   const notes = [
     turn.isInterrupted && t("turn.interrupted"),
-    turn.cut && t(`turn.cut.${turn.cut}`),
+    turn.truncatedBy && t(`turn.truncatedBy.${turn.truncatedBy}`),
     turn.isWithoutMemory && t("turn.withoutMemory"),
-    turn.isNotKept && t("turn.notKept"),
+    turn.isNotPersisted && t("turn.notPersisted"),
   ].filter((note) => typeof note === "string");
   return notes.map((note) => (
     <p key={note} class="note">
@@ -95,8 +94,8 @@ function Notes({ turn }: { turn: Turn }) {
   ));
 }
 
-function UsageLine({ spent }: { spent: Spent }) {
-  const { promptTokens, completionTokens, costMicroUsd, model, isEstimated } = spent;
+function UsageLine({ usage }: { usage: TokenUsage }) {
+  const { promptTokens, completionTokens, costMicroUsd, model, isEstimated } = usage;
   const cost = costMicroUsd === undefined ? undefined : `$${(costMicroUsd / 1e6).toFixed(costMicroUsd < 10_000 ? 6 : 4)}`;
   const parts = [model, t("usage.tokens", promptTokens + completionTokens), cost, isEstimated && t("usage.estimated")];
   return (

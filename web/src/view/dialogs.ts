@@ -1,7 +1,6 @@
 import { signal } from "@preact/signals";
 
-/** Which dialog is open. */
 export const dialogs = signal<"none" | "settings" | "sign-in">("none");
-/** Whether the list of conversations is open where it has no place of its own. */
+/** Only on narrow screens, where the list is an overlay. */
 export const isListOpen = signal(false);
 export const isMemoryOpen = signal(false);

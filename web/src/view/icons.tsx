@@ -1,4 +1,4 @@
-// Icons: strokes on a square of 24, in the colour of the text beside them.
+// Stroke icons on a 24 × 24 grid, in the current text colour.
 
 const paths = {
   menu: "M4 7h16M4 12h16M4 17h16",

@@ -1,27 +1,26 @@
-// Another token, another user, or another service.
+// Switching to another token, user or service.
 
 import { loadFailure, open, sessionId } from "./chat.ts";
 import { goToNew } from "./route.ts";
 import { sessions } from "./sessions.ts";
 import { settings } from "./settings.ts";
 import * as memory from "./memory.ts";
-import { forgetAll } from "./unfinished.ts";
+import { removeAllRequests } from "./unfinished.ts";
 
-/** What is shown belongs to another user or another service. */
-export function restart(): void {
-  forgetAll();
+export function switchAccount(): void {
+  removeAllRequests();
   goToNew();
   sessions.list.value = [];
   memory.list.value = [];
-  memory.shown.value = undefined;
+  memory.resultSummary.value = undefined;
   refresh();
 }
 
-/** Takes a token that the service asked for. Whoever only had to sign in again finds everything as it was. */
+/** Stores a new token. A token with the same subject keeps the open conversation, so that an expired one can be renewed in place. */
 export function signIn(token: string): void {
   const before = settings.token.value;
   settings.token.value = token;
-  if (before !== "" && !isOfOne(before, token)) return restart();
+  if (before !== "" && !haveSameSubject(before, token)) return switchAccount();
   refresh();
   if (loadFailure.value !== undefined) void open(sessionId.value);
 }
@@ -31,12 +30,12 @@ function refresh(): void {
   void memory.refresh();
 }
 
-function isOfOne(one: string, other: string): boolean {
+function haveSameSubject(one: string, other: string): boolean {
   const user = subjectOf(one);
   return user !== undefined && user === subjectOf(other);
 }
 
-/** Whom a token names; undefined: it can not be read here. */
+/** The unverified `sub` claim; undefined if the token is not a readable JWT. */
 function subjectOf(token: string): unknown {
   try {
     const claims = (token.split(".")[1] ?? "").replaceAll("-", "+").replaceAll("_", "/");
