@@ -1,9 +1,9 @@
-// Calls the service as web pages do:
+// Calls the service with the client libraries of web pages:
 //
-//   node checks.js PROVIDER_PORT URL_OF_THE_FUNCTIONS URL_OF_AGENT_LOCAL
+//   node checks.js PROVIDER_PORT FUNCTIONS_URL AGENT_LOCAL_URL
 //
-// The provider is a part of this program: it goes on only after the client has seen what it said before, so that an answer that
-// is held back anywhere on the way never comes to an end.
+// The model provider runs in this process and sends the next piece only after the client has received the previous one, so a
+// response that is buffered anywhere on the way never completes.
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -21,26 +21,26 @@ const provider = new Provider();
 await provider.listen(Number(providerPort));
 let failed = 0;
 
-async function check(sentence, body) {
+async function check(name, body) {
   try {
     await body();
-    console.log(`ok  ${sentence}`);
+    console.log(`ok  ${name}`);
   } catch (error) {
     failed += 1;
-    provider.hangUp();
-    console.log(`FAIL  ${sentence}`);
+    provider.reset();
+    console.log(`FAIL  ${name}`);
     console.log(error);
   }
 }
 
-/** The status with which a call is refused; a call that is answered fails the check. */
+/** Returns the error of a call that must be refused. */
 async function refusal(call) {
   const answer = await call.catch((error) => error);
   assert(answer instanceof Refused, `answered instead of refused: ${JSON.stringify(answer)?.slice(0, 400)}`);
   return answer;
 }
 
-/** How every answer must end: with the whole text, and nothing after it. */
+/** Asserts that the stream ended with `full_text` and STOP, and returns the text. */
 function answerOf(frames) {
   const { seen } = frames;
   const last = seen.at(-1);
@@ -52,11 +52,11 @@ function answerOf(frames) {
     [...seen.slice(1).map(() => FinishReason.NULL), FinishReason.STOP],
   );
   const ids = seen.map((frame) => frame.responseId);
-  assert.deepEqual(ids, [...new Set(ids)].sort(), "the ids ascend");
+  assert.deepEqual(ids, [...new Set(ids)].sort(), "response ids ascend");
   return last.content.value;
 }
 
-async function checkClient(where, Client, urls) {
+async function checkClient(target, Client, urls) {
   const chat = new Client(urls.chat);
   const retrieve = new Client(urls.retrieve);
   const manage = new Client(urls.manage);
@@ -65,18 +65,18 @@ async function checkClient(where, Client, urls) {
   const user = `user-${randomUUID()}`;
   const ask = (fields, headers) => chat.stream(streamChat, { userId: user, ...fields }, headers);
   const message = { input: { case: "message", value: "特征值是什么?" } };
-  console.log(`\n${Client.title}, ${where}`);
+  console.log(`\n${Client.title}, ${target}`);
 
-  await check("each piece is seen before the next one is made", async () => {
+  await check("deltas_arrive_before_next_is_produced", async () => {
     const frames = ask(message);
     const turn = await provider.turn();
-    assert.equal(turn.asked.messages.at(-1).content.includes("特征值是什么?"), true);
-    await frames.until(({ content }) => content.case === "statusUpdate", "a status before the provider says anything");
+    assert.equal(turn.request.messages.at(-1).content.includes("特征值是什么?"), true);
+    await frames.until(({ content }) => content.case === "statusUpdate", "a status before the provider's first piece");
     for (const piece of ["特征值", " is λ", " in Av = λv. ", "🎓"]) {
       turn.say(piece);
       let seen = "";
-      const isWhole = ({ content }) => content.case === "delta" && (seen += content.value) === piece;
-      await frames.until(isWhole, `the piece ${piece}`);
+      const isComplete = ({ content }) => content.case === "delta" && (seen += content.value) === piece;
+      await frames.until(isComplete, `the piece ${piece}`);
     }
     turn.finish();
     await frames.rest();
@@ -84,17 +84,17 @@ async function checkClient(where, Client, urls) {
     assert(frames.kinds().includes("usage"), frames.kinds().join(" "));
   });
 
-  await check("what is added is found, and by nobody else", async () => {
+  await check("added_memory_is_found_by_owner_only", async () => {
     const added = await manage.unary(addMemories, { userId: user, memories: [{ id: "m", content: MEMORY }] });
     assert.deepEqual([added.ids, added.added], [["m"], 1]);
     const query = { userId: user, queryText: "eigenvalues" };
     const { items } = await retrieve.unary(retrieveMemory, query);
     assert.deepEqual([items[0]?.id, items[0]?.content], ["m", MEMORY]);
-    const ofAnother = await retrieve.unary(retrieveMemory, { ...query, userId: `user-${randomUUID()}` });
-    assert.equal(ofAnother.items.length, 0);
+    const ofOtherUser = await retrieve.unary(retrieveMemory, { ...query, userId: `user-${randomUUID()}` });
+    assert.equal(ofOtherUser.items.length, 0);
   });
 
-  await check("an answer begins with what it is grounded in", async () => {
+  await check("answer_starts_with_citations", async () => {
     const frames = ask(message);
     const turn = await provider.turn();
     const { content } = await frames.until(({ content }) => content.case === "citations", "citations");
@@ -106,7 +106,7 @@ async function checkClient(where, Client, urls) {
     answerOf(frames);
   });
 
-  await check("a failure of the provider is the last frame", async () => {
+  await check("provider_failure_is_last_frame", async () => {
     const frames = ask(message);
     const turn = await provider.turn();
     turn.refuse(401, "wrong key");
@@ -117,7 +117,7 @@ async function checkClient(where, Client, urls) {
     assert.equal(last.finishReason, FinishReason.ERROR);
   });
 
-  await check("a refusal can be read: its code and its message", async () => {
+  await check("refusal_carries_code_and_message", async () => {
     const stream = await refusal(ask({ ...message, sessionId: "a/b" }).rest());
     assert.equal(stream.code, INVALID_ARGUMENT);
     assert.match(stream.message, /session_id/);
@@ -126,16 +126,16 @@ async function checkClient(where, Client, urls) {
     assert.match(unary.message, /query_text/);
   });
 
-  await check("a call that there is not is UNIMPLEMENTED", async () => {
+  await check("unknown_rpc_is_unimplemented", async () => {
     for (const client of [chat, retrieve, manage]) {
       const { code } = await refusal(client.unary({ ...retrieveMemory, name: "NoSuchCall" }, { userId: user }));
       assert.equal(code, UNIMPLEMENTED);
     }
   });
 
-  if (urls === underWatch) {
-    await check("at the client's deadline the last frame says that trying again helps", async () => {
-      // By the header alone: with a deadline of its own the client might not wait for the last frame.
+  if (urls === lambda) {
+    await check("client_deadline_ends_with_retryable_error", async () => {
+      // Only the header: with its own deadline the client might not wait for the last frame.
       const frames = ask(message, { "grpc-timeout": "2S" });
       const turn = await provider.turn();
       turn.say("It is");
@@ -144,11 +144,11 @@ async function checkClient(where, Client, urls) {
       assert.equal(last.content.value.code, "DEADLINE_EXCEEDED");
       assert.equal(last.content.value.retryable, true);
       assert(frames.kinds().includes("delta"), frames.kinds().join(" "));
-      provider.hangUp();
+      provider.reset();
     });
   }
 
-  await check("the next call is answered as if nothing had been", async () => {
+  await check("next_call_is_unaffected", async () => {
     const frames = ask(message);
     const turn = await provider.turn();
     turn.say("λ");
@@ -158,14 +158,14 @@ async function checkClient(where, Client, urls) {
   });
 }
 
-const underWatch = {
+const lambda = {
   chat: `${functions}/stream-chat`,
   retrieve: `${functions}/retrieve-memory`,
   manage: `${functions}/manage-memory`,
 };
 const local = { chat: server, retrieve: server, manage: server };
 for (const Client of [ConnectWeb, GrpcWeb]) {
-  await checkClient("functions", Client, underWatch);
+  await checkClient("functions", Client, lambda);
   await checkClient("agent-local", Client, local);
 }
 provider.close();

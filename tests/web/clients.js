@@ -1,4 +1,4 @@
-// The two libraries by which browsers speak gRPC-Web, behind one face: connect-web in binary mode, grpc-web in text mode.
+// One interface for both gRPC-Web libraries: connect-web in binary mode, grpc-web in text mode.
 
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { ConnectError, createClient } from "@connectrpc/connect";
@@ -7,8 +7,7 @@ import grpcWeb from "grpc-web";
 import xhr from "xmlhttprequest";
 import { Frames } from "./frames.js";
 
-// Node has no XMLHttpRequest. This one shows what has arrived so far, as those of browsers do, but would put its own */* before
-// what the client accepts; under a name in other letters that is replaced instead.
+// XMLHttpRequest for Node that exposes partial responses as browsers do. It prepends `*/*` to "Accept"; a lower-case name avoids that.
 globalThis.XMLHttpRequest = class extends xhr.XMLHttpRequest {
   constructor() {
     super();
@@ -17,15 +16,13 @@ globalThis.XMLHttpRequest = class extends xhr.XMLHttpRequest {
   }
 };
 
-/** The status with which a call was refused. */
-export class Refused extends Error {
+export class CallError extends Error {
   constructor(code, message) {
     super(message);
     this.code = code;
   }
 }
 
-/** @connectrpc/connect-web, in binary mode. */
 export class ConnectWeb {
   static title = "connect-web, binary";
 
@@ -38,32 +35,32 @@ export class ConnectWeb {
       const sent = create(method.input, request);
       return (await this.transport.unary(method, undefined, undefined, headers, sent)).message;
     } catch (error) {
-      throw refused(error);
+      throw toCallError(error);
     }
   }
 
   stream(method, request, headers) {
     const frames = new Frames();
     const client = createClient(method.parent, this.transport);
-    const answer = client[method.localName](request, { headers, signal: frames.left });
+    const answer = client[method.localName](request, { headers });
     (async () => {
       try {
         for await (const frame of answer) frames.push(frame);
         frames.end();
       } catch (error) {
-        frames.end(refused(error));
+        frames.end(toCallError(error));
       }
     })();
     return frames;
   }
 }
 
-function refused(error) {
+function toCallError(error) {
   const { code, rawMessage } = ConnectError.from(error);
-  return new Refused(code, rawMessage);
+  return new CallError(code, rawMessage);
 }
 
-/** The official grpc-web, in text mode, which is the only one in which it streams. */
+/** The official grpc-web. It streams in text mode only. */
 export class GrpcWeb {
   static title = "grpc-web, text";
 
@@ -72,7 +69,7 @@ export class GrpcWeb {
     this.client = new grpcWeb.GrpcWebClientBase({ format: "text" });
   }
 
-  /** The arguments of a call, as its generator of code writes them. */
+  /** Call arguments, as grpc-web's code generator writes them. */
   call(method, kind, request, headers) {
     const path = `/${method.parent.typeName}/${method.name}`;
     const descriptor = new grpcWeb.MethodDescriptor(
@@ -90,7 +87,7 @@ export class GrpcWeb {
     try {
       return await this.client.unaryCall(...this.call(method, grpcWeb.MethodType.UNARY, request, headers));
     } catch (error) {
-      throw new Refused(error.code, error.message);
+      throw new CallError(error.code, error.message);
     }
   }
 
@@ -99,9 +96,8 @@ export class GrpcWeb {
     const call = this.call(method, grpcWeb.MethodType.SERVER_STREAMING, request, headers);
     const answer = this.client.serverStreaming(...call);
     answer.on("data", (frame) => frames.push(frame));
-    answer.on("error", ({ code, message }) => frames.end(new Refused(code, message)));
+    answer.on("error", ({ code, message }) => frames.end(new CallError(code, message)));
     answer.on("end", () => frames.end());
-    frames.left.addEventListener("abort", () => answer.cancel());
     return frames;
   }
 }

@@ -1,17 +1,17 @@
-// What a client has seen of a stream, and what it waits for.
+// Collects the frames of a stream and waits for particular ones.
 
-const PATIENCE_MS = 30_000;
+const TIMEOUT_MS = 30_000;
 
-/** A promise that fails rather than to wait forever. No check depends on how long that is. */
+/** Rejects after a timeout. It only bounds failing checks; none depends on its length. */
 export function within(promise, what) {
   let timer;
   const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`waited in vain for ${what}`)), PATIENCE_MS);
+    timer = setTimeout(() => reject(new Error(`timed out waiting for ${what}`)), TIMEOUT_MS);
   });
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** Things that come one by one, whenever they come. */
+/** An asynchronous queue with one reader. */
 export class Queue {
   #items = [];
   #waiting = [];
@@ -21,18 +21,15 @@ export class Queue {
     waiting ? waiting(item) : this.#items.push(item);
   }
 
-  /** The next one. */
   next(what) {
     if (this.#items.length > 0) return Promise.resolve(this.#items.shift());
     return within(new Promise((resolve) => this.#waiting.push(resolve)), what);
   }
 }
 
-/** The frames of a stream. */
 export class Frames {
   #events = new Queue();
-  #leaving = new AbortController();
-  /** All that was read. */
+  /** All frames read so far. */
   seen = [];
 
   push(frame) {
@@ -43,25 +40,15 @@ export class Frames {
     this.#events.push({ end: true, error });
   }
 
-  /** Tells the client to go away. */
-  leave() {
-    this.#leaving.abort();
-  }
-
-  get left() {
-    return this.#leaving.signal;
-  }
-
-  /** Reads until a frame of this kind is seen. */
-  async until(isIt, what) {
+  /** Reads until a frame matches. */
+  async until(matches, what) {
     for (;;) {
       const frame = await this.#read(what);
       if (!frame) throw new Error(`the stream ended before ${what}: ${this.kinds().join(" ")}`);
-      if (isIt(frame)) return frame;
+      if (matches(frame)) return frame;
     }
   }
 
-  /** Reads to the end. */
   async rest() {
     while (await this.#read("the end of the stream"));
     return this.seen;
@@ -74,7 +61,7 @@ export class Frames {
     return frame;
   }
 
-  /** What was seen, in a word each. */
+  /** One word for each frame read so far. */
   kinds() {
     return this.seen.map(({ content: { case: kind, value } }) => (kind === "statusUpdate" ? STATES[value.state] : kind));
   }

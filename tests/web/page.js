@@ -1,14 +1,15 @@
-// Uses the web page as people do, in a browser:
+// Tests the web page in a browser:
 //
-//   node page.js PROVIDER_PORT URL_OF_THE_FUNCTIONS URL_OF_AGENT_LOCAL URL_OF_ONE_WITH_TOKENS JWT_SECRET FOLDER_FOR_IMAGES
+//   node page.js PROVIDER_PORT FUNCTIONS_URL AGENT_LOCAL_URL AUTHENTICATED_URL JWT_SECRET IMAGE_FOLDER
 //
-// As in checks.js, the provider goes on only after the page has shown what it said before.
+// As in checks.js, the provider sends the next piece only after the page has shown the previous one. With ONLY=TEXT, only checks
+// whose name contains TEXT run.
 
 import { Browser } from "./page/browser.js";
 import { checkChat } from "./page/chat.js";
-import { checkElsewhere } from "./page/elsewhere.js";
+import { checkDeployments } from "./page/deployments.js";
 import { checkMemory } from "./page/memory.js";
-import { checkTrouble } from "./page/trouble.js";
+import { checkFailures } from "./page/failures.js";
 import { Provider } from "./provider.js";
 
 const [providerPort, functions, url, guarded, secret, images] = process.argv.slice(2);
@@ -18,28 +19,28 @@ await provider.listen(Number(providerPort));
 const browser = await Browser.launch(images);
 let failed = 0;
 
-async function check(sentence, body) {
-  if (!sentence.includes(only)) return;
+async function check(name, body) {
+  if (!name.includes(only)) return;
   try {
     await body();
-    console.log(`ok  ${sentence}`);
+    console.log(`ok  ${name}`);
   } catch (error) {
     failed += 1;
-    provider.hangUp();
-    console.log(`FAIL  ${sentence}`);
+    provider.reset();
+    console.log(`FAIL  ${name}`);
     console.log(error);
     const pages = browser.chromium.contexts().flatMap((context) => context.pages());
     await pages.at(-1)?.screenshot({ path: `${images}/failed-${failed}.png` }).catch(() => undefined);
   }
-  for (const context of browser.chromium.contexts()) await context.close();
+  for (const open of browser.chromium.contexts()) await open.close();
 }
 
-const given = { check, browser, provider, url, functions, guarded, secret, hosts: [new URL(url).host] };
+const context = { check, browser, provider, url, functions, guarded, secret, hosts: [new URL(url).host] };
 console.log("\nthe web page");
-await checkChat(given);
-await checkMemory(given);
-await checkTrouble(given);
-await checkElsewhere(given);
+await checkChat(context);
+await checkMemory(context);
+await checkFailures(context);
+await checkDeployments(context);
 await browser.close();
 provider.close();
 process.exitCode = failed > 0 ? 1 : 0;

@@ -1,16 +1,16 @@
-// An OpenAI-compatible provider that says the next thing only when a check lets it.
+// An OpenAI-compatible provider whose output is controlled by the checks.
 
 import { createServer } from "node:http";
 import { Queue } from "./frames.js";
 
-/** One turn that the provider was asked for. */
+/** One chat completion in progress. */
 class Turn {
   #response;
 
-  constructor(asked, response) {
-    this.asked = asked;
+  constructor(request, response) {
+    this.request = request;
     this.#response = response;
-    /** The connection was closed, by whoever. */
+    /** Resolves when either side closes the connection. */
     this.closed = new Promise((resolve) => response.once("close", resolve));
   }
 
@@ -29,7 +29,7 @@ class Turn {
 
   /** Calls tools: [id, name, arguments] of each. */
   call(...calls) {
-    const tool_calls = calls.map(([id, name, given], index) => ({ index, id, type: "function", function: { name, arguments: JSON.stringify(given) } }));
+    const tool_calls = calls.map(([id, name, args], index) => ({ index, id, type: "function", function: { name, arguments: JSON.stringify(args) } }));
     this.#chunk({ tool_calls });
     this.finish("tool_calls");
   }
@@ -50,13 +50,13 @@ class Turn {
 export class Provider {
   #turns = new Queue();
   #server = createServer(async (request, response) => {
-    // Connections are warmed before the first turn.
+    // The server also opens connections in advance.
     if (!request.url.endsWith("/chat/completions") || request.method !== "POST") return response.writeHead(404).end();
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
     const turn = new Turn(JSON.parse(Buffer.concat(chunks)), response);
-    // The server asks of itself what a conversation is to be called; that is no turn of a check.
-    if (/^(You name a conversation|你为.*对话命名)/.test(turn.asked.messages[0].content)) {
+    // The title generator's requests are answered here; they do not belong to a check.
+    if (/^(You name a conversation|你为.*对话命名)/.test(turn.request.messages[0].content)) {
       turn.say("A title");
       return turn.finish();
     }
@@ -71,8 +71,8 @@ export class Provider {
     return this.#turns.next("a request to the provider");
   }
 
-  /** Ends what a failed check left open, lest it holds up the next. */
-  hangUp() {
+  /** Drops the turns and connections that a failed check left open. */
+  reset() {
     this.#turns = new Queue();
     this.#server.closeAllConnections();
   }

@@ -1,4 +1,4 @@
-// A browser, and what of it every check looks at.
+// Browser driver: pages with helpers and assertions shared by all checks.
 
 import assert from "node:assert/strict";
 import { createHmac } from "node:crypto";
@@ -8,8 +8,8 @@ import { join } from "node:path";
 import { AxeBuilder } from "@axe-core/playwright";
 import { chromium } from "playwright-core";
 
-/** What keeps the browser from calls of its own, and lets it run as root in a container. */
-const ARGUMENTS = [
+/** No background network traffic; and no sandbox, so that it runs as root in a container. */
+const LAUNCH_ARGUMENTS = [
   "--no-sandbox",
   "--disable-gpu",
   "--disable-quic",
@@ -17,13 +17,13 @@ const ARGUMENTS = [
   "--disable-background-networking",
   "--disable-component-update",
   "--disable-sync",
-  // A name that a browser does not trust as it trusts this machine.
+  // A host name that is not a secure context, unlike localhost.
   "--host-resolver-rules=MAP page.test 127.0.0.1",
 ];
 const DESKTOP = { width: 1280, height: 800 };
 export const PHONE = { width: 390, height: 844 };
 
-/** What signs a user in, for so many seconds. */
+/** A signed JWT for a user. */
 export function tokenOf(user, secret, seconds = 600) {
   const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
   const signed = `${part({ alg: "HS256", typ: "JWT" })}.${part({ sub: user, user_id: user, exp: Math.floor(Date.now() / 1000) + seconds })}`;
@@ -35,19 +35,19 @@ export class Browser {
     const browser = new Browser();
     mkdirSync(images, { recursive: true });
     browser.images = images;
-    browser.chromium = await chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args: ARGUMENTS });
+    browser.chromium = await chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args: LAUNCH_ARGUMENTS });
     return browser;
   }
 
-  /** A window of its own user, with the page of `url` in it. `kept` is what an earlier visit left in the browser. */
-  async open(url, { locale = "en-US", viewport = DESKTOP, scheme = "light", user = crypto.randomUUID(), kept = {}, path = "" } = {}) {
+  /** Opens the page in a new context with its own user. `stored` prefills localStorage. */
+  async open(url, { locale = "en-US", viewport = DESKTOP, scheme = "light", user = crypto.randomUUID(), stored = {}, path = "" } = {}) {
     const context = await this.chromium.newContext({ locale, viewport, colorScheme: scheme, acceptDownloads: true, hasTouch: viewport === PHONE });
     await context.grantPermissions(["clipboard-read", "clipboard-write"]);
     await context.addInitScript((entries) => {
       for (const [name, value] of Object.entries(entries)) {
         if (localStorage.getItem(`agent.${name}`) === null) localStorage.setItem(`agent.${name}`, JSON.stringify(value));
       }
-    }, { user, ...kept });
+    }, { user, ...stored });
     const page = await context.newPage();
     const window = new Window(this, context, page, user);
     await page.goto(url + path);
@@ -60,17 +60,17 @@ export class Browser {
 }
 
 export class Window {
-  /** What went wrong in the page: errors that nobody caught, and what its policy refused. */
-  faults = [];
-  /** Hosts that were called. */
+  /** Uncaught errors and content security policy violations. */
+  pageErrors = [];
+  /** Hosts that the page sent requests to. */
   hosts = new Set();
 
   constructor(browser, context, page, user) {
     Object.assign(this, { browser, context, page, user });
-    page.on("pageerror", (error) => this.faults.push(String(error)));
+    page.on("pageerror", (error) => this.pageErrors.push(String(error)));
     page.on("console", (message) => {
-      // What the browser itself says of a refused or broken call, or of a page without TLS, is no fault of the page.
-      if (message.type() === "error" && !/Failed to load resource|net::ERR|URL's origin was untrustworthy/.test(message.text())) this.faults.push(message.text());
+      // The browser's own messages about failed requests and insecure origins are expected.
+      if (message.type() === "error" && !/Failed to load resource|net::ERR|URL's origin was untrustworthy/.test(message.text())) this.pageErrors.push(message.text());
     });
     page.on("request", (request) => this.hosts.add(new URL(request.url()).host));
   }
@@ -91,40 +91,40 @@ export class Window {
     await this.message.press("Enter");
   }
 
-  /** Waits until a place shows a text. */
-  async shows(place, text) {
-    await place.filter({ hasText: text }).first().waitFor({ timeout: 30_000 });
+  /** Waits until a locator contains a text or matches a pattern. */
+  async shows(locator, text) {
+    await locator.filter({ hasText: text }).first().waitFor({ timeout: 30_000 });
   }
 
-  /** Waits until the answer has its end. */
+  /** Waits until the last answer is complete. */
   async answered() {
     await this.lastTurn.and(this.page.locator('[aria-busy="false"]')).locator(".under").waitFor({ timeout: 30_000 });
   }
 
-  /** A picture of the window, for the README and for whoever looks. */
-  async picture(name) {
-    // A caret that blinks would make every picture another one.
+  /** Saves a screenshot, for the documentation. */
+  async screenshot(name) {
+    // Hidden caret and no animations: screenshots must be reproducible.
     await this.page.evaluate(() => document.fonts.ready);
     await this.page.screenshot({ path: join(this.browser.images, `${name}.png`), animations: "disabled", caret: "hide" });
   }
 
-  /** Nothing serious that axe finds. */
-  async isAccessible(state) {
+  /** Asserts that axe finds no serious or critical violation. */
+  async assertAccessible(state) {
     const { violations } = await new AxeBuilder({ page: this.page }).analyze();
     const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
-    const told = serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join("\n")}`);
-    assert.equal(serious.length, 0, `${state}: ${told.join("\n")}`);
+    const details = serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join("\n")}`);
+    assert.equal(serious.length, 0, `${state}: ${details.join("\n")}`);
   }
 
-  /** Closes the window; the page must have done nothing that it may not do. */
-  async close(hosts) {
+  /** Closes the window and asserts that the page raised no errors and called only the given hosts. */
+  async close(allowedHosts) {
     await this.context.close();
-    assert.deepEqual(this.faults, []);
-    assert.deepEqual([...this.hosts].filter((host) => !hosts.includes(host)), [], "nobody else is called");
+    assert.deepEqual(this.pageErrors, []);
+    assert.deepEqual([...this.hosts].filter((host) => !allowedHosts.includes(host)), [], "only the allowed hosts are called");
   }
 }
 
-/** A way to a server that can be cut. */
+/** A TCP relay that can drop or delay traffic. */
 export class Relay {
   #sockets = new Set();
   #isDown = false;
@@ -152,7 +152,7 @@ export class Relay {
     return relay;
   }
 
-  /** Ends all connections, and lets none in until it is up again. */
+  /** Resets all connections and refuses new ones until `restore`. */
   cut() {
     this.#isDown = true;
     for (const socket of this.#sockets) socket.resetAndDestroy();
@@ -163,7 +163,7 @@ export class Relay {
     this.#isHeld = false;
   }
 
-  /** Keeps back what the server says until it is released. */
+  /** Buffers all traffic until `release`. */
   hold() {
     this.#isHeld = true;
     for (const socket of this.#sockets) socket.cork();

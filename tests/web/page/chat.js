@@ -1,4 +1,4 @@
-// What a user does with a conversation.
+// Conversations in the page.
 
 import assert from "node:assert/strict";
 import { within } from "../frames.js";
@@ -6,29 +6,29 @@ import { PHONE, Relay } from "./browser.js";
 
 const EVIL = '<img src=x onerror="window.hacked = true"> [press](javascript:window.hacked=true) <script>window.hacked = true</script>';
 
-/** Nothing of a text became more than text. */
-async function isHarmless(window) {
+/** Asserts that no untrusted text became HTML or script. */
+async function assertNoInjection(window) {
   assert.equal(await window.page.evaluate(() => window.hacked), undefined);
   assert.equal(await window.page.locator("main img, aside img, main script, [onerror], a[href^='javascript' i]").count(), 0);
 }
 
 export async function checkChat({ check, browser, provider, url, hosts }) {
-  await check("an answer is seen while it is being made, with its formulas, code and tables", async () => {
+  await check("answer_streams_with_formulas_code_and_tables", async () => {
     const window = await browser.open(url);
-    await window.picture("empty");
-    await window.isAccessible("empty");
+    await window.screenshot("empty");
+    await window.assertAccessible("empty");
     await window.ask("What is an eigenvalue?");
     const turn = await provider.turn();
-    assert.equal(turn.asked.messages.at(-1).content, "What is an eigenvalue?");
+    assert.equal(turn.request.messages.at(-1).content, "What is an eigenvalue?");
     for (const piece of ["## Eigenvalues\n\nA number **λ** with ", "$Av = \\lambda v$ for some ", "$v \\neq 0$."]) {
       turn.say(piece);
-      // Only what is seen lets the provider go on.
+      // The provider continues only after the page shows this piece.
       await window.shows(window.lastAnswer, piece.replace(/[#*]|\$.*?\$/g, "").trim().split("\n").at(-1).trim().slice(0, 12));
     }
     turn.say("\n\n```python\nimport numpy as np\nnp.linalg.eig([[2, 1], [1, 2]])\n```\n\n| λ | v |\n|---|---|\n| 3 | (1, 1) |\n| 1 | (1, -1) |\n\n$$\\det(A - \\lambda I) = 0$$\n");
     await window.lastAnswer.locator("table").waitFor();
-    await window.picture("streaming");
-    await window.isAccessible("streaming");
+    await window.screenshot("streaming");
+    await window.assertAccessible("streaming");
     turn.finish();
     await window.answered();
     assert.equal(await window.lastAnswer.locator("h4").innerText(), "Eigenvalues");
@@ -38,29 +38,29 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     assert.match(await window.lastAnswer.locator(".usage").innerText(), /test-model · 10 tokens/);
     await window.lastAnswer.locator("figure").getByRole("button").click();
     assert.match(await window.page.evaluate(() => navigator.clipboard.readText()), /^import numpy as np\n/);
-    await window.picture("answer");
+    await window.screenshot("answer");
     await window.close(hosts);
   });
 
-  await check("Chinese is bold and ends its lines as Chinese does", async () => {
+  await check("chinese_text_renders_bold_and_prices", async () => {
     const window = await browser.open(url, { locale: "zh-CN" });
     assert.equal(await window.page.locator("html").getAttribute("lang"), "zh-CN");
-    await window.picture("empty-zh");
+    await window.screenshot("empty-zh");
     await window.ask("特征值是什么？");
     const turn = await provider.turn();
-    assert.match(turn.asked.messages[0].content, /[\u4e00-\u9fff]/, "the language of the page is that of the profile");
+    assert.match(turn.request.messages[0].content, /[\u4e00-\u9fff]/, "the page's language is sent in the profile");
     turn.say("**注意：**特征值 λ 满足 $Av=\\lambda v$，费用为 $5 和 $6。\n\n- [x] 概念\n- [ ] 练习\n");
     turn.finish();
     await window.answered();
     assert.equal(await window.lastAnswer.locator("strong").innerText(), "注意：");
     await window.lastAnswer.locator("math").first().waitFor();
-    assert.equal(await window.lastAnswer.locator("math").count(), 1, "two prices are no formula");
+    assert.equal(await window.lastAnswer.locator("math").count(), 1, "two prices are not a formula");
     assert.equal(await window.lastAnswer.getByRole("checkbox").count(), 2);
-    await window.isAccessible("an answer in Chinese");
+    await window.assertAccessible("an answer in Chinese");
     await window.close(hosts);
   });
 
-  await check("stop ends the call of the provider, and keeps what was said", async () => {
+  await check("stop_cancels_provider_call_and_keeps_partial_answer", async () => {
     const window = await browser.open(url);
     await window.ask("Tell me everything.");
     const turn = await provider.turn();
@@ -70,21 +70,21 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await within(turn.closed, "the end of the provider's call");
     await window.shows(window.lastAnswer, "The answer was stopped here.");
     await window.shows(window.lastAnswer, "This is the beginning");
-    assert.equal(await window.page.getByRole("alert").count(), 0, "to stop is no failure");
+    assert.equal(await window.page.getByRole("alert").count(), 0, "stopping is not an error");
     await window.button("Try again").waitFor();
     await window.page.reload();
     await window.shows(window.lastAnswer, "The answer was stopped here.");
     await window.shows(window.lastAnswer, "This is the beginning");
     await window.button("Try again").click();
     const again = await provider.turn();
-    assert.equal(again.asked.messages.at(-1).content, "Tell me everything.");
+    assert.equal(again.request.messages.at(-1).content, "Tell me everything.");
     again.say("All of it.");
     again.finish();
     await window.answered();
     await window.close(hosts);
   });
 
-  await check("a connection that is lost in the middle is taken up again, and nothing is lost or said twice", async () => {
+  await check("lost_connection_resumes_without_gaps_or_repeats", async () => {
     const relay = await Relay.to(Number(new URL(url).port));
     const window = await browser.open(relay.url);
     await window.ask("Count.");
@@ -92,8 +92,8 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     turn.say("one ");
     await window.shows(window.lastAnswer, "one");
     relay.cut();
-    await window.shows(window.lastAnswer, "The connection was lost.");
-    await window.picture("reconnecting");
+    await window.shows(window.lastAnswer, "Connection lost.");
+    await window.screenshot("reconnecting");
     turn.say("two ");
     relay.restore();
     await window.shows(window.lastAnswer, "one two");
@@ -105,7 +105,7 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     relay.close();
   });
 
-  await check("a reload in the middle of an answer goes on with it", async () => {
+  await check("reload_resumes_running_answer", async () => {
     const window = await browser.open(url);
     await window.ask("Count.");
     const turn = await provider.turn();
@@ -120,12 +120,12 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await window.page.reload();
     await window.answered();
     assert.deepEqual(await window.page.locator(".turn .question p").allInnerTexts(), ["Count."]);
-    assert.equal(await window.lastAnswer.locator(".usage").innerText(), "10 tokens", "a model without a price costs nobody knows what");
+    assert.equal(await window.lastAnswer.locator(".usage").innerText(), "10 tokens", "no cost is shown for a model without a price");
     assert.equal(await window.lastAnswer.locator(".prose").innerText(), "one two");
     await window.close(hosts);
   });
 
-  await check("conversations are listed, opened, renamed and deleted", async () => {
+  await check("conversations_are_listed_opened_renamed_deleted", async () => {
     const window = await browser.open(url);
     for (const question of ["First question", "Second question"]) {
       await window.page.getByRole("link", { name: "New conversation" }).click();
@@ -147,16 +147,16 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await window.shows(window.lastAnswer, "Answer to: First question");
     await window.shows(entries.nth(1), "My first");
     await entries.nth(1).getByRole("button", { name: /^Delete/ }).click();
-    await window.isAccessible("a question before something is deleted");
+    await window.assertAccessible("delete confirmation");
     await window.page.getByRole("dialog").getByRole("button", { name: "Delete" }).click();
     await window.page.getByText("What do you want to understand?").waitFor();
     assert.equal(await entries.count(), 1);
     await window.page.goBack();
-    await window.page.getByText("This is not there any more.").waitFor();
+    await window.page.getByText("This no longer exists.").waitFor();
     await window.close(hosts);
   });
 
-  await check("what a model writes stays text", async () => {
+  await check("model_output_stays_text", async () => {
     const window = await browser.open(url);
     await window.ask(EVIL);
     const turn = await provider.turn();
@@ -165,25 +165,25 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await window.answered();
     await window.shows(window.lastAnswer, '<img src=x onerror="window.hacked = true">');
     await window.page.getByText("press", { exact: true }).first().click();
-    await isHarmless(window);
+    await assertNoInjection(window);
     assert.equal(await window.lastAnswer.getByRole("link", { name: "ok" }).getAttribute("rel"), "noopener noreferrer nofollow");
     await window.page.reload();
     await window.answered();
-    await isHarmless(window);
+    await assertNoInjection(window);
     await window.close(hosts);
   });
 
-  await check("a provider that fails is explained, and trying again answers", async () => {
+  await check("provider_failure_is_explained_and_retried", async () => {
     const window = await browser.open(url);
     await window.ask("Hello?");
     (await provider.turn()).refuse(503, "down");
     await window.page.getByRole("alert").waitFor();
-    await window.picture("error");
-    await window.isAccessible("error");
+    await window.screenshot("error");
+    await window.assertAccessible("error");
     assert.match(await window.page.getByRole("alert").innerText(), /PROVIDER_UNAVAILABLE/);
     await window.button("Try again").click();
     const again = await provider.turn();
-    assert.equal(again.asked.messages.at(-1).content, "Hello?");
+    assert.equal(again.request.messages.at(-1).content, "Hello?");
     again.say("Hello!");
     again.finish();
     await window.answered();
@@ -192,26 +192,26 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await window.close(hosts);
   });
 
-  await check("tools show what they were given and what they gave, and one of the client's is answered in the page", async () => {
-    const window = await browser.open(url, { kept: { tools: true } });
+  await check("tool_calls_are_shown_and_client_tool_is_answered", async () => {
+    const window = await browser.open(url, { stored: { tools: true } });
     await window.ask("What is the weather in Oslo, and do you know me?");
     const first = await provider.turn();
-    assert(first.asked.tools.some((tool) => tool.function.name === "get_weather"), JSON.stringify(first.asked.tools));
+    assert(first.request.tools.some((tool) => tool.function.name === "get_weather"), JSON.stringify(first.request.tools));
     first.call(["c1", "get_weather", { city: "Oslo" }]);
     await window.shows(window.lastAnswer.locator("details.tool"), "get_weather");
-    await window.picture("tool");
-    await window.isAccessible("a tool that asks for its result");
-    // Whoever reloads the page still owes the result.
+    await window.screenshot("tool");
+    await window.assertAccessible("client tool form");
+    // The pending tool call survives a reload.
     await window.page.reload();
     const result = window.page.getByLabel("Result of get_weather, as JSON");
     await result.fill("{");
     await window.button("Send the result").click();
-    await window.shows(window.lastAnswer, "That is not JSON.");
+    await window.shows(window.lastAnswer, "Invalid JSON.");
     await result.fill('{"celsius": -3}');
     await window.button("Send the result").click();
     const second = await provider.turn();
-    assert.equal(second.asked.messages.at(-1).role, "tool");
-    assert.match(second.asked.messages.at(-1).content, /-3/);
+    assert.equal(second.request.messages.at(-1).role, "tool");
+    assert.match(second.request.messages.at(-1).content, /-3/);
     second.call(["c2", "search_memory", { query: "me" }]);
     const third = await provider.turn();
     third.say("It is cold: -3 °C.");
@@ -225,7 +225,7 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await window.close(hosts);
   });
 
-  await check("everything can be done by the keyboard", async () => {
+  await check("keyboard_reaches_every_action", async () => {
     const window = await browser.open(url);
     const { page } = window;
     const isFocused = (name) => page.evaluate((name) => (document.activeElement?.getAttribute("aria-label") ?? document.activeElement?.textContent ?? "").trim() === name, name);
@@ -234,7 +234,7 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
         if (await isFocused(name)) return;
         await page.keyboard.press(back ? "Shift+Tab" : "Tab");
       }
-      assert.fail(`Tab never comes to ${name}`);
+      assert.fail(`Tab does not reach ${name}`);
     };
     await tabTo("Message");
     await page.keyboard.type("first line");
@@ -242,10 +242,10 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await page.keyboard.type("second line");
     await page.keyboard.press("Enter");
     const turn = await provider.turn();
-    assert.equal(turn.asked.messages.at(-1).content, "first line\nsecond line");
+    assert.equal(turn.request.messages.at(-1).content, "first line\nsecond line");
     turn.say("Here");
     await window.shows(window.lastAnswer, "Here");
-    // Escape drops a word that is being composed, and nothing else.
+    // During IME composition, Escape only cancels the composition.
     await window.message.evaluate((field) => field.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", isComposing: true, bubbles: true })));
     turn.say(" and there");
     await window.shows(window.lastAnswer, "Here and there");
@@ -269,12 +269,12 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await page.getByRole("dialog").waitFor();
     await page.keyboard.press("Escape");
     await page.getByRole("dialog").waitFor({ state: "detached" });
-    // The focus comes back.
+    // Closing the dialog restores the focus.
     await page.waitForFunction(() => document.activeElement?.getAttribute("aria-label") === "Settings");
     await window.close(hosts);
   });
 
-  await check("a phone and the dark show the same", async () => {
+  await check("phone_and_dark_theme_render", async () => {
     const window = await browser.open(url, { viewport: PHONE, scheme: "dark", locale: "zh-CN" });
     await window.ask("怎么复习？");
     const turn = await provider.turn();
@@ -282,14 +282,14 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     turn.finish();
     await window.answered();
     await window.lastAnswer.locator("math").waitFor();
-    await window.picture("phone-dark-zh");
-    await window.isAccessible("a phone in the dark");
+    await window.screenshot("phone-dark-zh");
+    await window.assertAccessible("dark theme on a phone");
     const widths = await window.page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
-    assert.equal(widths[0], widths[1], "nothing is wider than the phone");
+    assert.equal(widths[0], widths[1], "no horizontal overflow");
     await window.button("对话列表").click();
     await window.page.getByRole("link", { name: "新对话" }).waitFor();
-    await window.isAccessible("the list on a phone");
-    await window.picture("phone-list-zh");
+    await window.assertAccessible("sidebar on a phone");
+    await window.screenshot("phone-list-zh");
     await window.close(hosts);
   });
 }

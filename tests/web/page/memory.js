@@ -1,15 +1,15 @@
-// What a user does with the memory.
+// The memory panel and citations.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 
 export async function checkMemory({ check, browser, provider, url, hosts }) {
-  await check("memories are added, found on a scale from words to meaning, corrected, deleted, exported and forgotten", async () => {
+  await check("memories_are_added_searched_corrected_exported_deleted", async () => {
     const window = await browser.open(url);
     const { page } = window;
     await window.button("Memory").click();
     const panel = page.getByRole("complementary");
-    await panel.getByText("Nothing is remembered yet.").waitFor();
+    await panel.getByText("No memories yet.").waitFor();
     for (const note of ["I mix up eigenvalues and eigenvectors", "The exam is on 12 December", '<img src=x onerror="window.hacked = true">']) {
       await panel.getByRole("button", { name: "Add a note" }).click();
       await panel.getByLabel("What to remember").fill(note);
@@ -22,7 +22,7 @@ export async function checkMemory({ check, browser, provider, url, hosts }) {
       { name: "last.md", mimeType: "text/markdown", buffer: Buffer.from("The last one.\n") },
     ]);
     await panel.getByText("last.md: 1 part imported").waitFor();
-    await panel.getByText("picture.txt is not text in UTF-8.").waitFor();
+    await panel.getByText("picture.txt is not a UTF-8 text file.").waitFor();
     await window.shows(panel.locator(".memories"), "<b>linear</b> algebra · Traces");
     const search = panel.getByRole("searchbox");
     const slider = panel.getByRole("slider");
@@ -37,8 +37,8 @@ export async function checkMemory({ check, browser, provider, url, hosts }) {
       assert.deepEqual(scores, [...scores].sort((a, b) => b - a));
       assert(scores.length >= 3 && scores[0] > 0, String(scores));
     }
-    await window.picture("memory");
-    await window.isAccessible("memory");
+    await window.screenshot("memory");
+    await window.assertAccessible("memory");
     assert.equal(await page.evaluate(() => window.hacked), undefined);
     assert.equal(await page.locator("aside img, aside b").count(), 0);
 
@@ -64,15 +64,15 @@ export async function checkMemory({ check, browser, provider, url, hosts }) {
     turn.finish();
     await window.answered();
     await panel.getByRole("button", { name: "Forget everything" }).click();
-    await window.isAccessible("a question before everything is forgotten");
+    await window.assertAccessible("forget confirmation");
     await page.getByRole("dialog").getByRole("button", { name: "Forget" }).click();
-    await panel.getByText("Nothing is remembered yet.").waitFor();
+    await panel.getByText("No memories yet.").waitFor();
     await page.getByText("What do you want to understand?").waitFor();
-    assert.equal(new URL(page.url()).hash, "#/", "what is deleted is not open any more");
+    assert.equal(new URL(page.url()).hash, "#/", "a deleted conversation is closed");
     await window.close(hosts);
   });
 
-  await check("an answer says what it is grounded in, and a citation opens", async () => {
+  await check("citations_are_shown_and_open", async () => {
     const window = await browser.open(url);
     const { page } = window;
     await window.button("Memory").click();
@@ -92,8 +92,8 @@ export async function checkMemory({ check, browser, provider, url, hosts }) {
     await window.lastAnswer.getByRole("button", { name: "Source 1" }).click();
     await window.shows(window.lastAnswer.locator(".card"), "for a vector v that is not zero");
     await window.shows(window.lastAnswer.locator(".card"), "document · Linear algebra · Eigenvalues");
-    await window.picture("citations");
-    await window.isAccessible("citations");
+    await window.screenshot("citations");
+    await window.assertAccessible("citations");
     await page.reload();
     await window.answered();
     await window.lastAnswer.getByRole("button", { name: "Source 1" }).waitFor();

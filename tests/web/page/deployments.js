@@ -1,4 +1,4 @@
-// The page with a service that wants a token, with functions at another origin, and with very much to show.
+// The page with authentication, with functions at another origin, and under load.
 
 import assert from "node:assert/strict";
 import { gzipSync } from "node:zlib";
@@ -6,31 +6,31 @@ import { create, toBinary } from "@bufbuild/protobuf";
 import { GetSessionResponseSchema } from "../gen/conversation_service_pb.js";
 import { tokenOf } from "./browser.js";
 
-/** How large the page may be on the wire, in bytes. */
-const BUDGET = 150_000;
-/** Turns of a long conversation: twice as many messages. */
-const MANY = 5_000;
-/** Most turns that are in the document. */
-const WINDOW = 60;
+/** Maximum size of the page, gzipped. */
+const MAX_PAGE_BYTES = 150_000;
+/** Turns of a long conversation; each has two messages. */
+const TURN_COUNT = 5_000;
+/** Maximum number of turns in the DOM. */
+const WINDOW_TURNS = 60;
 
-export async function checkElsewhere({ check, browser, provider, url, hosts, functions, guarded, secret }) {
-  await check("a service that wants a token is signed in to, and the token names the user", async () => {
+export async function checkDeployments({ check, browser, provider, url, hosts, functions, guarded, secret }) {
+  await check("sign_in_with_token_names_user", async () => {
     const window = await browser.open(guarded);
-    await window.page.getByText("The service wants to know who you are: sign in.").first().waitFor();
+    await window.page.getByText("The service requires authentication: sign in.").first().waitFor();
     await window.button("Sign in").first().click();
-    await window.picture("sign-in");
-    await window.isAccessible("signing in");
+    await window.screenshot("sign-in");
+    await window.assertAccessible("sign-in dialog");
     await window.page.getByLabel("Access token").fill(tokenOf("ann", secret));
     await window.page.getByRole("dialog").getByRole("button", { name: "Sign in" }).click();
-    await window.page.getByText("Conversations that you have are kept here.").waitFor();
+    await window.page.getByText("Your conversations are stored here.").waitFor();
     await window.ask("What can you do");
     await window.answered();
     await window.page.getByRole("navigation").getByRole("listitem").first().waitFor();
     await window.close([new URL(guarded).host]);
   });
 
-  await check("functions at another origin answer as the server does", async () => {
-    const window = await browser.open(url, { kept: { address: `${functions}/{function}` } });
+  await check("functions_at_another_origin_answer", async () => {
+    const window = await browser.open(url, { stored: { address: `${functions}/{function}` } });
     await window.ask("What is an eigenvalue?");
     const turn = await provider.turn();
     for (const piece of ["A number ", "λ with ", "Av = λv"]) {
@@ -49,27 +49,27 @@ export async function checkElsewhere({ check, browser, provider, url, hosts, fun
     await window.close([...hosts, new URL(functions).host]);
   });
 
-  await check("a service that is not there is told from one that refuses", async () => {
-    const window = await browser.open(url, { kept: { address: "http://127.0.0.1:1" } });
+  await check("unreachable_service_is_reported", async () => {
+    const window = await browser.open(url, { stored: { address: "http://127.0.0.1:1" } });
     await window.ask("Hello?");
-    await window.shows(window.lastAnswer, "The service can not be reached at http://127.0.0.1:1.");
+    await window.shows(window.lastAnswer, "The service cannot be reached at http://127.0.0.1:1.");
     await window.close([...hosts, "127.0.0.1:1"]);
   });
 
-  await check("a conversation of ten thousand messages is as light as a short one, and one can go through it", async () => {
+  await check("long_conversation_scrolls_with_bounded_dom", async () => {
     const window = await browser.open(url);
     const { page } = window;
-    // Pages of turns as the service would send them, so that nobody has to have so long a conversation.
+    // Synthetic pages of turns in place of GetSession.
     await page.route("**/agent.v1.ConversationService/GetSession", async (route) => {
       const token = Buffer.from(route.request().postDataBuffer() ?? []).toString("latin1").match(/before-(\d+)/);
-      const last = token ? Number(token[1]) - 1 : MANY;
+      const last = token ? Number(token[1]) - 1 : TURN_COUNT;
       const first = Math.max(1, last - 99);
       const turns = [];
       for (let number = last; number >= first; number--) {
         const messages = [{ role: "user", content: `question ${number}` }, { role: "assistant", content: `answer ${number}: **bold** and \`code\`, and a line that is long enough to be two of them on most screens` }];
         turns.push({ number, requestId: `r${number}`, messages });
       }
-      const answer = create(GetSessionResponseSchema, { session: { sessionId: "long", turns: MANY }, turns, nextPageToken: first > 1 ? `before-${first}` : "" });
+      const answer = create(GetSessionResponseSchema, { session: { sessionId: "long", turns: TURN_COUNT }, turns, nextPageToken: first > 1 ? `before-${first}` : "" });
       const frame = (flags, bytes) => Buffer.concat([Buffer.from([flags, 0, 0, 0, 0]), bytes]).fill(0, 1, 5);
       const [body, trailer] = [frame(0, toBinary(GetSessionResponseSchema, answer)), frame(0x80, Buffer.from("grpc-status:0\r\n"))];
       body.writeUInt32BE(body.length - 5, 1);
@@ -77,10 +77,10 @@ export async function checkElsewhere({ check, browser, provider, url, hosts, fun
       await route.fulfill({ contentType: "application/grpc-web+proto", body: Buffer.concat([body, trailer]) });
     });
     await page.goto(`${url}/#/c/long`);
-    await window.shows(window.lastAnswer, `answer ${MANY}`);
+    await window.shows(window.lastAnswer, `answer ${TURN_COUNT}`);
     const box = page.locator(".scroll");
-    const drawn = () => page.locator(".turn").count();
-    // What is read keeps its place while turns come in front of it and go behind it.
+    const turnsInDom = () => page.locator(".turn").count();
+    // The turn at the top must not jump while the window moves.
     const top = () => box.evaluate((box) => {
       const seen = [...box.querySelectorAll(".turn")].find((turn) => turn.getBoundingClientRect().bottom > box.getBoundingClientRect().top);
       return Number(seen.textContent.match(/question (\d+)/)[1]);
@@ -88,31 +88,31 @@ export async function checkElsewhere({ check, browser, provider, url, hosts, fun
     let before = await top();
     const started = performance.now();
     for (let steps = 0; before > 1; steps++) {
-      assert(steps < MANY, `it stays at question ${before}`);
+      assert(steps < TURN_COUNT, `stuck at question ${before}`);
       await page.mouse.move(640, 300);
       await box.evaluate((box) => (box.scrollTop -= box.clientHeight * 4));
       await page.evaluate(() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn))));
       const now = await top();
       assert(now <= before && before - now < 60, `from question ${before} to ${now}`);
-      assert((await drawn()) <= WINDOW);
+      assert((await turnsInDom()) <= WINDOW_TURNS);
       before = now;
     }
-    console.log(`    through ${MANY} turns in ${Math.round(performance.now() - started)} ms`);
-    await window.button("To the latest").click();
-    await window.shows(window.lastAnswer, `answer ${MANY}`);
+    console.log(`    through ${TURN_COUNT} turns in ${Math.round(performance.now() - started)} ms`);
+    await window.button("Jump to latest").click();
+    await window.shows(window.lastAnswer, `answer ${TURN_COUNT}`);
     await window.close(hosts);
   });
 
-  await check("a hundred pieces a second are drawn while they come", async () => {
+  await check("hundred_deltas_per_second_render", async () => {
     const window = await browser.open(url);
     await window.ask("Write much.");
     const turn = await provider.turn();
     turn.say("# Long\n\n");
     await window.shows(window.lastAnswer, "Long");
     await window.page.evaluate(() => {
-      window.frames_ = [];
-      const note = (now) => (window.frames_.push(now), requestAnimationFrame(note));
-      requestAnimationFrame(note);
+      window.frameTimes = [];
+      const record = (now) => (window.frameTimes.push(now), requestAnimationFrame(record));
+      requestAnimationFrame(record);
     });
     for (let number = 0; number < 500; number++) {
       turn.say(number % 25 === 24 ? `piece ${number}.\n\n` : `piece ${number} **bold** `);
@@ -122,12 +122,12 @@ export async function checkElsewhere({ check, browser, provider, url, hosts, fun
     turn.finish();
     await window.answered();
     await window.shows(window.lastAnswer, "piece 499");
-    const gaps = await window.page.evaluate(() => window.frames_.slice(1).map((now, place) => now - window.frames_[place]).sort((a, b) => a - b));
-    console.log(`    time between two pictures: p50 ${gaps[gaps.length >> 1].toFixed(1)} ms, p99 ${gaps[Math.floor(gaps.length * 0.99)].toFixed(1)} ms`);
+    const gaps = await window.page.evaluate(() => window.frameTimes.slice(1).map((now, index) => now - window.frameTimes[index]).sort((a, b) => a - b));
+    console.log(`    frame interval: p50 ${gaps[gaps.length >> 1].toFixed(1)} ms, p99 ${gaps[Math.floor(gaps.length * 0.99)].toFixed(1)} ms`);
     await window.close(hosts);
   });
 
-  await check("the page is small", async () => {
+  await check("page_size_stays_within_limit", async () => {
     const found = new Set(["/"]);
     let bytes = 0;
     for (const path of found) {
@@ -138,22 +138,22 @@ export async function checkElsewhere({ check, browser, provider, url, hosts, fun
       for (const [, name] of text.matchAll(/["'(]\.\/([\w-]+\.(?:js|css|svg))["')]/g)) found.add(`/${name}`);
     }
     assert(found.size >= 5, [...found].join(" "));
-    assert(bytes <= BUDGET, `${bytes} bytes are more than ${BUDGET}`);
+    assert(bytes <= MAX_PAGE_BYTES, `${bytes} bytes, at most ${MAX_PAGE_BYTES} allowed`);
     console.log(`    ${bytes} bytes in ${found.size} files`);
   });
 
-  await check("both languages have settings that are understood", async () => {
+  await check("settings_work_in_both_languages", async () => {
     const window = await browser.open(url);
     await window.button("Settings").click();
-    await window.isAccessible("settings");
+    await window.assertAccessible("settings");
     await window.page.getByLabel("中文").check();
     await window.page.getByRole("dialog").getByText("服务地址").waitFor();
     await window.page.getByLabel("服务地址").fill("ftp://example.com");
-    await window.page.getByText("这不是有效地址").waitFor();
+    await window.page.getByText("地址无效").waitFor();
     assert(await window.button("保存").isDisabled());
     await window.page.getByLabel("深色").check();
-    await window.picture("settings-dark-zh");
-    await window.isAccessible("settings in the dark");
+    await window.screenshot("settings-dark-zh");
+    await window.assertAccessible("settings, dark theme");
     await window.close(hosts);
   });
 }
