@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Runs clients that are not ours (Python, Go, grpcurl, gRPC-Web by hand) against a real server.
+# Runs independent clients (Python, Go, grpcurl, hand-written gRPC-Web) against a real server.
 #
 #   tests/e2e/run.sh PATH_TO_AGENT_LOCAL
 #
-# Needs python3 and Go. All that it installs is pinned and kept in E2E_CACHE (target/e2e if not set);
-# the server gets a free port, a data folder of its own and no other configuration than the one below.
+# Needs python3 and Go. Everything installed is pinned and cached in E2E_CACHE (default target/e2e). The server gets a free port,
+# its own data directory and only the configuration below.
 set -euo pipefail
-# LEARNING is off for every server: what one check says is not to be known in the next.
 
 if (( $# != 1 )) || [[ ! -x $1 ]]; then
   echo "usage: tests/e2e/run.sh PATH_TO_AGENT_LOCAL" >&2
@@ -30,25 +29,25 @@ trap 'exit 130' INT TERM
 
 fail() { echo "FAIL  $*" | tee -a "$results"; }
 
-# Runs a client that prints a line per check; one that dies without saying why is a failure too.
+# Runs a client that prints one line per check. A client that exits with an error but no FAIL line is a failure, too.
 client() { # NAME COMMAND…
   local name=$1 output=$scratch/output
   shift
   printf '\n%s\n' "$name"
   if ! "$@" 2>&1 | tee "$output" && ! grep -q '^FAIL' "$output"; then
-    fail "$name ended early"
+    fail "$name exited early"
   fi
   cat "$output" >>"$results"
 }
 
-# Says nothing unless the command fails.
+# Prints the output only if the command fails.
 quietly() {
-  "$@" >"$scratch/said" 2>&1 || { cat "$scratch/said" >&2; exit 1; }
+  "$@" >"$scratch/command_output" 2>&1 || { cat "$scratch/command_output" >&2; exit 1; }
 }
 
 running() { kill -0 "$server_pid" 2>/dev/null; }
 
-# ---- what the clients need ----
+# ---- dependencies ----
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
 STUB_TOOLS=$cache "$root/infra/generate-stubs.sh"
@@ -64,14 +63,14 @@ quietly go build -C "$here/go" -o "$cache/bin/tools" ./tools
 export PATH=$cache/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 
 # ---- the server ----
-# Started from an empty folder, so that no .env file is read. Limits of rate are off because the
-# clients ask more than people do. Pieces 5 ms apart leave time to cancel between them.
+# Runs in an empty directory, so that no .env file is read. LEARNING=off, so that facts from one check cannot appear in another.
+# RATE_LIMITS=off, because the clients exceed the default quotas. Deltas every 5 ms leave time to cancel.
 cd "$scratch"
 address=
 serve() { # VARIABLE=VALUE…
   local tenths
   address=
-  # Not only by the server's own process, which may be later than the first look.
+  # Truncated here, because the first poll may run before the server's redirection.
   : >"$scratch/stdout"
   env -i PATH="$PATH" HOME="$scratch" LEARNING=off \
     DEMO_MODE=true DEMO_THINKING_DELAY_MS=0 DEMO_CHUNK_DELAY_MS=5 EMBEDDING_PROVIDER=hashed RATE_LIMITS=off \
@@ -79,14 +78,14 @@ serve() { # VARIABLE=VALUE…
     "$server" >"$scratch/stdout" 2>"$scratch/stderr" &
   server_pid=$!
   for (( tenths = 0; tenths < 600; tenths++ )); do
-    # A server for other machines as well is called from this one.
+    # A server on 0.0.0.0 is called through loopback.
     address=$(sed -n 's#.*http://\(127\.0\.0\.1\|0\.0\.0\.0\):\([0-9]\{1,\}\).*#127.0.0.1:\2#p' "$scratch/stdout" | head -n 1)
     if [[ -n $address ]] || ! running; then break; fi
     sleep 0.1
   done
   if [[ -z $address ]]; then
     cat "$scratch/stdout" "$scratch/stderr" >&2
-    echo "the server ended, or did not say its address within a minute" >&2
+    echo "error: the server exited, or did not print its address within a minute" >&2
     exit 1
   fi
 }
@@ -102,13 +101,13 @@ stop_server() {
   wait "$server_pid" || status=$?
   server_pid=
   if (( status == 0 )); then
-    echo "ok  SIGTERM ends the server with exit code 0" | tee -a "$results"
+    echo "ok  sigterm_exits_with_code_0" | tee -a "$results"
   else
-    fail "SIGTERM ends the server with exit code 0, not $status"
+    fail "sigterm_exits_with_code_0: exit code $status"
   fi
 }
-# Waits until the database can be used.
-ready() {
+# Waits until the database is ready.
+wait_until_ready() {
   local tenths
   for (( tenths = 0; tenths < 600; tenths++ )); do
     if grep -q '^Ready\.$' "$scratch/stdout" || ! running; then return; fi
@@ -135,21 +134,21 @@ client "go tools" tools "$server"
 
 stop_server
 
-# The gateway again, as it is deployed: in a network that nobody else is in, and where it shows the key of a service.
+# The gateway as deployed: in a trusted network (AUTH=gateway), and with an internal API key.
 serve AUTH=gateway GRPC_HOST=0.0.0.0
-ready
-client "go gateway, trusted by its network" gateway "$address"
+wait_until_ready
+client "go gateway, trusted network" gateway "$address"
 stop_server
-serve AUTH=jwt JWT_SECRET="a secret that nobody else knows" INTERNAL_API_KEY=the-key-of-services
-ready
-client "go gateway, with the key of a service" gateway "$address" the-key-of-services
+serve AUTH=jwt JWT_SECRET="test secret of at least 32 characters" INTERNAL_API_KEY=test-internal-api-key
+wait_until_ready
+client "go gateway, internal API key" gateway "$address" test-internal-api-key
 stop_server
 
-# ---- the end ----
+# ---- summary ----
 passed=$(grep -c '^ok  ' "$results" || true)
 failed=$(grep -c '^FAIL  ' "$results" || true)
 if (( failed > 0 )); then
-  printf '\nThe last that the server said:\n'
+  printf '\nLast lines of the server log:\n'
   tail -n 40 "$scratch/stderr"
 fi
 printf '\n%d passed, %d failed\n' "$passed" "$failed"

@@ -1,7 +1,7 @@
-// Behaves as the WebSocket gateway does towards the agent service: one connection for everything,
-// keepalive pings, retries by service config, a span around each call and impatient users.
+// Simulates the WebSocket gateway: one connection for all users, keepalive pings, retries by service
+// config, a span around each call, and users who disconnect early.
 //
-// It takes the server's address as its argument, and the key of a service if it has one, and prints one line per check.
+// Prints one line per check.
 package main
 
 import (
@@ -30,7 +30,7 @@ import (
 )
 
 const (
-	// deadline bounds every call: a server that hangs is a failed check, not a hanging run.
+	// deadline bounds every call, so that a hanging server fails a check.
 	deadline          = 60 * time.Second
 	concurrentStreams = 300
 	impatientUsers    = 100
@@ -47,8 +47,8 @@ const (
 	}]}`
 )
 
-// traffic counts what the application does not see: gRPC silently replaces a connection that the
-// server closed with GOAWAY, and silently repeats an attempt that failed.
+// traffic counts connections and attempts. gRPC hides both: it replaces a connection after GOAWAY and
+// retries failed attempts.
 type traffic struct {
 	connections, attempts atomic.Int64
 }
@@ -75,15 +75,14 @@ type gateway struct {
 	traffic *traffic
 }
 
-// turn is what one user sees of an answer.
 type turn struct {
 	traceID string // of the span around the call
 	frames  []*agentv1.ChatResponse
 }
 
-// chat streams one answer inside a span, as the gateway does for a message from a WebSocket. After
-// each frame it asks goOn, and leaves the user where that says no.
-func (g *gateway) chat(ctx context.Context, user string, request *agentv1.ChatRequest, goOn func(*agentv1.ChatResponse) bool) (turn, error) {
+// chat streams one answer inside a span, as the gateway does for a WebSocket message. It cancels the
+// call once shouldContinue returns false.
+func (g *gateway) chat(ctx context.Context, user string, request *agentv1.ChatRequest, shouldContinue func(*agentv1.ChatResponse) bool) (turn, error) {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	ctx, span := g.tracer.Tracer("gateway").Start(ctx, "websocket message")
@@ -104,19 +103,19 @@ func (g *gateway) chat(ctx context.Context, user string, request *agentv1.ChatRe
 			return seen, err
 		}
 		seen.frames = append(seen.frames, frame)
-		if !goOn(frame) {
+		if !shouldContinue(frame) {
 			cancel()
 		}
 	}
 }
 
-func toTheEnd(*agentv1.ChatResponse) bool { return true }
+func untilEnd(*agentv1.ChatResponse) bool { return true }
 
 func question() *agentv1.ChatRequest {
 	return &agentv1.ChatRequest{Input: &agentv1.ChatRequest_Message{Message: "帮我制定高数复习计划"}}
 }
 
-// label names the payload of a frame; for a status the state that it tells.
+// label names the payload of a frame, or the state of a status update.
 func label(frame *agentv1.ChatResponse) string {
 	switch content := frame.Content.(type) {
 	case *agentv1.ChatResponse_StatusUpdate:
@@ -134,46 +133,46 @@ func label(frame *agentv1.ChatResponse) string {
 	}
 }
 
-// verify tells what is wrong with a complete answer to a user without memories.
+// verify checks a complete answer to a user without memories.
 func (t turn) verify() error {
 	var order []string
 	var answer strings.Builder
-	for at, frame := range t.frames {
+	for index, frame := range t.frames {
 		if frame.TraceId != t.traceID {
-			return fmt.Errorf("frame %d has trace_id %q, the span has %q", at, frame.TraceId, t.traceID)
+			return fmt.Errorf("frame %d has trace_id %q, the span has %q", index, frame.TraceId, t.traceID)
 		}
-		last := at == len(t.frames)-1
+		last := index == len(t.frames)-1
 		if (frame.FinishReason == agentv1.FinishReason_STOP) != last || (!last && frame.FinishReason != agentv1.FinishReason_NULL) {
-			return fmt.Errorf("frame %d of %d has finish_reason %v", at, len(t.frames), frame.FinishReason)
+			return fmt.Errorf("frame %d of %d has finish_reason %v", index, len(t.frames), frame.FinishReason)
 		}
 		answer.WriteString(frame.GetDelta())
-		if further := label(frame) == "delta" && at > 0 && label(t.frames[at-1]) == "delta"; !further {
+		if repeated := label(frame) == "delta" && index > 0 && label(t.frames[index-1]) == "delta"; !repeated {
 			order = append(order, label(frame))
 		}
 	}
 	if got, want := strings.Join(order, " "), "THINKING SEARCHING GENERATING delta usage full_text"; got != want {
-		return fmt.Errorf("frames came as %q, want %q", got, want)
+		return fmt.Errorf("frame order %q, want %q", got, want)
 	}
 	if full := t.frames[len(t.frames)-1].GetFullText(); full != answer.String() {
-		return fmt.Errorf("full_text %q is not the joined deltas %q", full, answer.String())
+		return fmt.Errorf("full_text %q differs from the joined deltas %q", full, answer.String())
 	}
 	return nil
 }
 
 func (g *gateway) answered(ctx context.Context, user string) error {
-	turn, err := g.chat(ctx, user, question(), toTheEnd)
+	turn, err := g.chat(ctx, user, question(), untilEnd)
 	if err != nil {
 		return err
 	}
 	return turn.verify()
 }
 
-// together runs count users at once and returns what went wrong for any of them.
-func together(count int, user func(int) error) error {
+// concurrently runs count users at once and returns the first failure.
+func concurrently(count int, user func(int) error) error {
 	failures := make([]error, count)
 	var users sync.WaitGroup
-	for at := range count {
-		users.Go(func() { failures[at] = user(at) })
+	for index := range count {
+		users.Go(func() { failures[index] = user(index) })
 	}
 	users.Wait()
 	var failed int
@@ -185,32 +184,32 @@ func together(count int, user func(int) error) error {
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d of %d failed, the first with: %w", failed, count, first)
+		return fmt.Errorf("%d of %d failed, first error: %w", failed, count, first)
 	}
 	return nil
 }
 
 func (g *gateway) manyStreams(ctx context.Context) error {
-	return together(concurrentStreams, func(at int) error {
-		return g.answered(ctx, fmt.Sprintf("crowd-%d", at))
+	return concurrently(concurrentStreams, func(index int) error {
+		return g.answered(ctx, fmt.Sprintf("crowd-%d", index))
 	})
 }
 
-// leaveMidway has users who leave after the first delta.
+// leaveMidway cancels calls after the first delta.
 func (g *gateway) leaveMidway(ctx context.Context) error {
-	return together(impatientUsers, func(at int) error {
-		_, err := g.chat(ctx, fmt.Sprintf("leaver-%d", at), question(), func(frame *agentv1.ChatResponse) bool {
+	return concurrently(impatientUsers, func(index int) error {
+		_, err := g.chat(ctx, fmt.Sprintf("leaver-%d", index), question(), func(frame *agentv1.ChatResponse) bool {
 			return label(frame) != "delta"
 		})
 		return expect(err, codes.Canceled)
 	})
 }
 
-// leaveAtOnce has users who leave before the server can have answered. HTTP/2 servers take many such
-// resets for an attack and close the connection with ENHANCE_YOUR_CALM.
+// leaveAtOnce cancels calls before the first frame. HTTP/2 servers may treat many such resets as an
+// attack (rapid reset) and close the connection with ENHANCE_YOUR_CALM.
 func (g *gateway) leaveAtOnce(ctx context.Context) error {
-	for at := range impatientUsers {
-		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "user-id", fmt.Sprintf("hasty-%d", at)))
+	for index := range impatientUsers {
+		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "user-id", fmt.Sprintf("hasty-%d", index)))
 		stream, err := g.agent.StreamChat(ctx, question())
 		cancel()
 		if err == nil {
@@ -227,7 +226,7 @@ func (g *gateway) refusalIsNotRetried(ctx context.Context) error {
 	before := g.traffic.attempts.Load()
 	request := question()
 	request.SessionId = "a/b"
-	_, err := g.chat(ctx, "mistaken", request, toTheEnd)
+	_, err := g.chat(ctx, "mistaken", request, untilEnd)
 	if err := expect(err, codes.InvalidArgument); err != nil {
 		return err
 	}
@@ -252,7 +251,7 @@ func expect(err error, code codes.Code) error {
 }
 
 func run(address, internalAPIKey string) (failed int, err error) {
-	// No exporter: the spans need not go anywhere for traceparent to be sent.
+	// traceparent is sent without an exporter, too.
 	tracer := trace.NewTracerProvider()
 	traffic := &traffic{}
 	conn, err := grpc.NewClient(
@@ -277,22 +276,22 @@ func run(address, internalAPIKey string) (failed int, err error) {
 		ctx = metadata.AppendToOutgoingContext(ctx, "x-internal-api-key", internalAPIKey)
 	}
 	for _, check := range []struct {
-		sentence string
-		run      func(context.Context) error
+		name string
+		run  func(context.Context) error
 	}{
-		{"a gateway gets the frames in order, each with the trace id of its span", func(ctx context.Context) error { return g.answered(ctx, "gateway-user") }},
-		{fmt.Sprintf("%d streams at once are all answered", concurrentStreams), g.manyStreams},
-		{fmt.Sprintf("%d users leave midway", impatientUsers), g.leaveMidway},
-		{fmt.Sprintf("%d users leave at once, and the next is answered", impatientUsers), g.leaveAtOnce},
-		{"INVALID_ARGUMENT is not retried", g.refusalIsNotRetried},
-		{"all of this used a single connection", g.oneConnection},
+		{"frames_arrive_in_order_with_trace_id", func(ctx context.Context) error { return g.answered(ctx, "gateway-user") }},
+		{fmt.Sprintf("%d_concurrent_streams_complete", concurrentStreams), g.manyStreams},
+		{fmt.Sprintf("%d_users_cancel_midway", impatientUsers), g.leaveMidway},
+		{fmt.Sprintf("%d_users_cancel_at_once_and_next_completes", impatientUsers), g.leaveAtOnce},
+		{"invalid_argument_is_not_retried", g.refusalIsNotRetried},
+		{"all_calls_share_one_connection", g.oneConnection},
 	} {
 		if err := check.run(ctx); err != nil {
 			failed++
-			fmt.Printf("FAIL  %s\n      %v\n", check.sentence, err)
+			fmt.Printf("FAIL  %s\n      %v\n", check.name, err)
 			continue
 		}
-		fmt.Printf("ok  %s\n", check.sentence)
+		fmt.Printf("ok  %s\n", check.name)
 	}
 	return failed, nil
 }

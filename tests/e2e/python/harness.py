@@ -1,7 +1,7 @@
-"""What every Python check shares: a line of output per check, a channel, and a way to read a stream.
+"""Test harness: registers and runs checks, and wraps the calls.
 
-Each script takes the server's address as its argument. The stubs come from PYTHONPATH, so that the same
-code speaks for a current client or for one of the old generation.
+Each script takes the server's address as its argument. The stubs come from PYTHONPATH, so that the same code works as a current
+client and as one of the old generation.
 """
 
 import sys
@@ -13,21 +13,21 @@ import agent_service_pb2_grpc as rpc
 import grpc
 
 ADDRESS = sys.argv[1]
-# Bounds every call: a server that hangs is a failed check, not a hanging run.
+# Bounds every call, so that a hanging server fails a check.
 DEADLINE_SECONDS = 60
 PLAN = "帮我制定高数复习计划"
 
-# No limit on what is sent, because the server's own limit is what is checked.
+# No client-side limit: the server's limit is under test.
 channel = grpc.insecure_channel(ADDRESS, options=[("grpc.max_send_message_length", -1)])
 agent = rpc.AgentServiceStub(channel)
 _checks = []
 
 
-def check(sentence):
-    """Registers a function under the sentence that it proves."""
+def check(name):
+    """Registers a check."""
 
     def register(function):
-        _checks.append((sentence, function))
+        _checks.append((name, function))
         return function
 
     return register
@@ -35,20 +35,19 @@ def check(sentence):
 
 def run_checks():
     failed = 0
-    for sentence, function in _checks:
+    for name, function in _checks:
         try:
             function()
-            print(f"ok  {sentence}", flush=True)
+            print(f"ok  {name}", flush=True)
         except Exception:
             failed += 1
-            print(f"FAIL  {sentence}", flush=True)
+            print(f"FAIL  {name}", flush=True)
             traceback.print_exc()
     sys.exit(1 if failed else 0)
 
 
-def new_user(name="user"):
-    """A user whom the server has never seen."""
-    return f"{name}-{uuid.uuid4()}"
+def new_user(prefix="user"):
+    return f"{prefix}-{uuid.uuid4()}"
 
 
 def start_chat(message=PLAN, metadata=(), **fields):
@@ -66,7 +65,7 @@ def retrieve(metadata=(), **fields):
 
 
 def label(frame):
-    """The payload of a frame; for a status the state that it tells."""
+    """The name of a frame's payload, or the state of a status update."""
     payload = frame.WhichOneof("content")
     if payload == "status_update":
         return pb.AgentStatus.State.Name(frame.status_update.state)
@@ -78,7 +77,7 @@ def outline(frames):
 
 
 def answer_of(frames):
-    """Asserts how an answer must end, and returns its text."""
+    """Asserts that the frames end with full_text and STOP, and returns the text."""
     deltas = [frame.delta for frame in frames if label(frame) == "delta"]
     assert deltas and "".join(deltas) == frames[-1].full_text, outline(frames)
     reasons = [frame.finish_reason for frame in frames]
@@ -87,10 +86,10 @@ def answer_of(frames):
 
 
 def refused(call, *args, **kwargs):
-    """The error with which a call ends; a call that is answered fails the check."""
+    """Returns the error of a call that must be refused."""
     try:
         reply = call(*args, **kwargs)
-        # Only iterating a stream brings out its status.
+        # A stream raises its status during iteration.
         frames = list(reply) if hasattr(reply, "__iter__") else reply
     except grpc.RpcError as error:
         return error

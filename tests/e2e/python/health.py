@@ -1,4 +1,4 @@
-"""Waits until the server is healthy; the other scripts need not wait."""
+"""Health checks. Runs first and waits until the server is SERVING."""
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -8,7 +8,7 @@ health = health_pb2_grpc.HealthStub(channel)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
-@check("the server becomes healthy")
+@check("server_becomes_serving")
 def _():
     watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE_SECONDS, wait_for_ready=True)
     assert any(response.status == SERVING for response in watch)
@@ -17,13 +17,13 @@ def _():
 
 for service in "", "agent.v1.AgentService", "agent.v1.MemoryService":
 
-    @check(f"health of {service or 'the whole server'} is SERVING")
+    @check(f"health_of_{service or 'server'}_is_serving")
     def _(service=service):
         request = health_pb2.HealthCheckRequest(service=service)
         assert health.Check(request, timeout=DEADLINE_SECONDS).status == SERVING
 
 
-@check("health of an unknown service is NOT_FOUND")
+@check("health_of_unknown_service_is_not_found")
 def _():
     try:
         health.Check(health_pb2.HealthCheckRequest(service="agent.v1.Nothing"), timeout=DEADLINE_SECONDS)

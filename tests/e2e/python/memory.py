@@ -1,4 +1,4 @@
-"""MemoryService and RetrieveMemory as a current client sees them."""
+"""MemoryService and RetrieveMemory, with a current client."""
 
 import uuid
 from datetime import datetime, timedelta, timezone
@@ -57,14 +57,14 @@ def found(**fields):
     return {item.id for item in retrieve(user_id=USER, **fields).items}
 
 
-@check("memories are added under the ids of the client, in order")
+@check("add_keeps_client_ids_in_order")
 def _():
     reply = add(USER, *NOTES)
     assert list(reply.ids) == [note.id for note in NOTES], reply
     assert (reply.added, reply.unchanged) == (len(NOTES), 0), reply
 
 
-@check("the same memories again are unchanged, other content replaces")
+@check("add_again_is_unchanged_or_replaces")
 def _():
     changed = memory_pb.MemoryInput(id="note-4", content="I like black tea without sugar", source_type="chat")
     changed.created_at.CopyFrom(NOTES[4].created_at)
@@ -73,7 +73,7 @@ def _():
     assert [record.content for record in listed(USER, page_size=1).memories] == [changed.content]
 
 
-@check("the server makes a UUIDv7 where the client gives no id")
+@check("add_without_id_creates_uuidv7")
 def _():
     user = new_user()
     (made,) = add(user, memory_pb.MemoryInput(content="without an id")).ids
@@ -84,7 +84,7 @@ def _():
 
 for alpha in None, 0.0, 0.5, 1.0:
 
-    @check(f"a memory is found with hybrid_alpha {'not set' if alpha is None else alpha}")
+    @check(f"retrieve_finds_memory_with_alpha_{'unset' if alpha is None else alpha}")
     def _(alpha=alpha):
         best = retrieve(user_id=USER, query_text="When is the calculus exam?", hybrid_alpha=alpha).items[0]
         assert best.id == "note-1" and best.content == NOTES[1].content, best
@@ -93,18 +93,18 @@ for alpha in None, 0.0, 0.5, 1.0:
         assert set(best.metadata["tags"].split(",")) == {"maths", "exam"}, best
 
 
-@check("a Chinese memory is found by a Chinese question")
+@check("retrieve_finds_chinese_memory")
 def _():
     assert retrieve(user_id=USER, query_text="高数怎么复习?").items[0].id == "note-0"
 
 
-@check("items come best first, with scores from 0 to 1")
+@check("retrieve_orders_by_score_within_0_and_1")
 def _():
     scores = [item.score for item in retrieve(user_id=USER, query_text="calculus exam").items]
     assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores), scores
 
 
-@check("a filter lets pass what matches every part of it")
+@check("filter_matches_all_fields")
 def _():
     assert found(query_text="考试 exam", filter=pb.MemoryFilter(tags=["exam", "maths"])) == {"note-1"}
     assert found(query_text="tea exam", filter=pb.MemoryFilter(source_types=["chat"])) == {"note-4"}
@@ -112,7 +112,7 @@ def _():
     assert found(query_text="calculus exam Anna", filter=between) == {"note-1"}
 
 
-@check("limit cuts the items, not total_found")
+@check("limit_does_not_change_total_found")
 def _():
     query = {"user_id": USER, "query_text": "考试 exam"}
     everything, first = retrieve(**query), retrieve(**query, limit=1)
@@ -121,18 +121,18 @@ def _():
     assert first.total_found == everything.total_found == len(everything.items), first
 
 
-@check("min_score is a floor")
+@check("min_score_drops_lower_scores")
 def _():
     query = {"user_id": USER, "query_text": "calculus exam", "hybrid_alpha": 1}
     everything = retrieve(**query)
-    # A hair below the best, because the score has been rounded on its way here.
-    floor = everything.items[0].score * 0.999
-    reply = retrieve(**query, min_score=floor)
-    above = [item.id for item in everything.items if item.score >= floor]
+    # Slightly below the best score, because scores are rounded to float.
+    minimum = everything.items[0].score * 0.999
+    reply = retrieve(**query, min_score=minimum)
+    above = [item.id for item in everything.items if item.score >= minimum]
     assert [item.id for item in reply.items] == above and reply.total_found == len(above), reply
 
 
-@check("an answer cites what is remembered")
+@check("answer_cites_memories")
 def _():
     frames = chat(user_id=USER)
     assert outline(frames)[:4] == ["THINKING", "SEARCHING", "citations", "GENERATING"], outline(frames)
@@ -141,7 +141,7 @@ def _():
     assert answer_of(frames)
 
 
-@check("memories are listed newest first, page by page")
+@check("list_pages_newest_first")
 def _():
     pages, token = [], ""
     while not pages or token:
@@ -151,7 +151,7 @@ def _():
     assert pages == [["note-4", "note-3"], ["note-2", "note-1"], ["note-0"]], pages
 
 
-@check("another user sees nothing of it")
+@check("other_user_sees_no_memories")
 def _():
     other = new_user()
     reply = retrieve(user_id=other, query_text="calculus exam")
@@ -162,26 +162,26 @@ def _():
     assert len(listed(USER).memories) == len(NOTES)
 
 
-@check("an empty user_id of a memory call is taken from the metadata")
+@check("empty_user_id_comes_from_metadata")
 def _():
     assert retrieve(query_text="calculus exam", metadata=[("user-id", USER)]).items
 
 
-@check("a delete that names nothing is INVALID_ARGUMENT and deletes nothing")
+@check("empty_delete_is_refused")
 def _():
     for fields in {}, {"filter": pb.MemoryFilter()}:
         assert refused(delete, USER, **fields).code() is grpc.StatusCode.INVALID_ARGUMENT, fields
     assert len(listed(USER).memories) == len(NOTES)
 
 
-@check("a deleted memory is not found any more")
+@check("deleted_memory_is_not_found")
 def _():
     assert delete(USER, ids=["note-1", "no such id"]).deleted == 1
     assert "note-1" not in found(query_text="calculus exam")
     assert "note-1" not in {record.id for record in listed(USER).memories}
 
 
-@check("everything forgets the user")
+@check("delete_everything_removes_all_memories")
 def _():
     assert delete(USER, everything=True).deleted == len(NOTES) - 1
     assert not listed(USER).memories

@@ -1,6 +1,6 @@
-"""A client of the first generation: its stubs know neither citations nor any later field.
+"""A client of the first generation, whose stubs have neither citations nor later fields.
 
-Takes a user who has memories as its second argument, because such a client can not write any.
+The second argument is a user with memories, because such a client cannot write any.
 """
 
 import sys
@@ -18,13 +18,13 @@ def unknown_numbers(frame):
     return {field.field_number for field in UnknownFieldSet(frame)}
 
 
-@check("the old client really is an old one")
+@check("stubs_are_of_old_generation")
 def _():
     assert "citations" not in pb.ChatResponse.DESCRIPTOR.fields_by_name
     assert not pb.MemoryQuery.DESCRIPTOR.fields_by_name["hybrid_alpha"].has_presence
 
 
-@check("an old client reads a chat and skips a payload that it does not know")
+@check("old_client_skips_unknown_payload")
 def _():
     frames = chat(user_id=SEEDED_USER)
     deltas = outline(frames).count("delta")
@@ -34,24 +34,24 @@ def _():
     assert answer_of(frames)
 
 
-@check("an old client skips fields that it does not know")
+@check("old_client_skips_unknown_fields")
 def _():
     assert all(SESSION_ID in unknown_numbers(frame) for frame in chat())
 
 
-@check("the zeros of an old client mean not set")
+@check("old_client_zeros_mean_unset")
 def _():
     assert answer_of(chat(config=pb.ChatConfig(temperature=0, max_tokens=0)))
 
 
-@check("an old client finds memories, by default and by keywords alone")
+@check("old_client_retrieves_default_and_lexical")
 def _():
     for alpha in 0, 0.0005:
         reply = retrieve(user_id=SEEDED_USER, query_text="高数复习计划", hybrid_alpha=alpha)
         assert reply.items and reply.total_found >= 1 and 0 < reply.items[0].score <= 1, reply
 
 
-@check("an old client is refused with the same status")
+@check("old_client_gets_same_refusal")
 def _():
     error = refused(chat, user_id=new_user(), metadata=[("user-id", new_user())])
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and "user_id" in error.details(), error

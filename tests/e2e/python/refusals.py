@@ -1,4 +1,4 @@
-"""What the server refuses, and that a refusal names the field: clients show or log just that."""
+"""Refused requests. The status names the invalid field, which clients display or log."""
 
 import grpc
 from google.rpc.error_details_pb2 import BadRequest
@@ -21,7 +21,7 @@ MEGABYTE = 1_000_000
 
 
 def assert_names(error, field):
-    """Asserts that the text and the BadRequest detail of the refusal bear the field as the proto spells it."""
+    """Asserts that message and BadRequest detail name the field as spelled in the proto."""
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
     assert field in error.details(), error.details()
     violations = BadRequest()
@@ -36,20 +36,20 @@ def stream(**fields):
 
 
 BAD_CHATS = {
-    "a request without input": ("input", {}),
-    "a role that does not exist": ("history[0].role", {"history": [pb.ChatMessage(role="robot", content="hi")]}),
-    "a temperature above 2": ("temperature", {"config": pb.ChatConfig(temperature=3)}),
-    "max_tokens of 0, where the client says so": ("max_tokens", {"config": pb.ChatConfig(max_tokens=0)}),
-    "a slash in session_id": ("session_id", {"session_id": "a/b"}),
-    "a control character in request_id": ("request_id", {"request_id": "a\nb"}),
-    "NUL in the message": ("message", {"message": "a\0b"}),
-    "a message above 100 kB": ("message", {"message": "a" * 150_000}),
-    "a message that fits the transport, not the contract": ("message", {"message": "a" * 45 * MEGABYTE}),
+    "missing_input": ("input", {}),
+    "unknown_role": ("history[0].role", {"history": [pb.ChatMessage(role="robot", content="hi")]}),
+    "temperature_above_2": ("temperature", {"config": pb.ChatConfig(temperature=3)}),
+    "explicit_max_tokens_0": ("max_tokens", {"config": pb.ChatConfig(max_tokens=0)}),
+    "slash_in_session_id": ("session_id", {"session_id": "a/b"}),
+    "control_character_in_request_id": ("request_id", {"request_id": "a\nb"}),
+    "nul_in_message": ("message", {"message": "a\0b"}),
+    "message_above_100_kb": ("message", {"message": "a" * 150_000}),
+    "message_within_transport_limit_only": ("message", {"message": "a" * 45 * MEGABYTE}),
 }
 
-for what, (field, fields) in BAD_CHATS.items():
+for case, (field, fields) in BAD_CHATS.items():
 
-    @check(f"refuses {what} and names {field}")
+    @check(f"{case}_is_refused_naming_{field}")
     def _(field=field, fields=fields):
         if field != "input":
             fields = {"message": "hi", **fields}
@@ -57,54 +57,54 @@ for what, (field, fields) in BAD_CHATS.items():
 
 
 BAD_QUERIES = {
-    "a blank query_text": ("query_text", {"query_text": " "}),
-    "a negative limit": ("limit", {"limit": -1}),
-    "a min_score above 1": ("min_score", {"min_score": 1.5}),
-    "a hybrid_alpha above 1": ("hybrid_alpha", {"hybrid_alpha": 1.5}),
+    "blank_query_text": ("query_text", {"query_text": " "}),
+    "negative_limit": ("limit", {"limit": -1}),
+    "min_score_above_1": ("min_score", {"min_score": 1.5}),
+    "hybrid_alpha_above_1": ("hybrid_alpha", {"hybrid_alpha": 1.5}),
 }
 
-for what, (field, fields) in BAD_QUERIES.items():
+for case, (field, fields) in BAD_QUERIES.items():
 
-    @check(f"refuses {what} and names {field}")
+    @check(f"{case}_is_refused_naming_{field}")
     def _(field=field, fields=fields):
         query = {"user_id": new_user(), "query_text": "x", **fields}
         assert_names(refused(retrieve, **query), field)
 
 
-@check("refuses a user_id that differs from the metadata and names user_id")
+@check("user_id_other_than_metadata_is_refused")
 def _():
     error = refused(chat, user_id=new_user(), metadata=[("user-id", new_user())])
     assert_names(error, "user_id")
 
 
-@check("names the field in Chinese too")
+@check("chinese_refusal_names_field")
 def _():
     profile = pb.UserProfile(language="zh-CN")
     config = pb.ChatConfig(temperature=3)
     assert_names(refused(stream, message="你好", user_profile=profile, config=config), "temperature")
 
 
-@check("a message of 60 MB is RESOURCE_EXHAUSTED")
+@check("message_of_60_mb_is_resource_exhausted")
 def _():
     error = refused(stream, message="a" * 60 * MEGABYTE)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
 
 
-@check("an unknown call is UNIMPLEMENTED")
+@check("unknown_rpc_is_unimplemented")
 def _():
     unknown = channel.unary_unary("/agent.v1.AgentService/Unknown")
     error = refused(unknown, b"", timeout=DEADLINE_SECONDS)
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED, error
 
 
-@check("bytes that are no message end with a status")
+@check("malformed_message_ends_with_status")
 def _():
     broken = channel.unary_unary("/agent.v1.AgentService/RetrieveMemory")
     error = refused(broken, b"\xff\xff\xff", timeout=DEADLINE_SECONDS)
     assert error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT), error
 
 
-@check("the server still answers after all of this")
+@check("server_still_answers")
 def _():
     assert answer_of(chat())
 

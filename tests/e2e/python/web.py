@@ -1,6 +1,6 @@
-"""gRPC-Web over HTTP/1.1 as a browser speaks it, written by hand: no library hides a missing header.
+"""gRPC-Web over HTTP/1.1 without a client library, so that every header is checked.
 
-Takes a user who has memories as its second argument.
+The second argument is a user with memories.
 """
 
 import base64
@@ -30,17 +30,17 @@ def send(method, path, headers, body=b""):
 
 
 def decode_text(body):
-    """Each piece of a text stream is padded by itself, so it is decoded four characters at a time."""
+    """Decodes base64 in groups of four characters, because each piece of a text stream has its own padding."""
     return b"".join(base64.b64decode(body[at : at + 4]) for at in range(0, len(body), 4))
 
 
 def split(body):
-    """The messages and the trailers of a gRPC-Web body."""
+    """Splits a gRPC-Web body into messages and trailers."""
     messages, trailers = [], {}
     while body:
         flag, length = body[0], int.from_bytes(body[1:5], "big")
         payload, body = body[5 : 5 + length], body[5 + length :]
-        assert len(payload) == length, "the body ends within a frame"
+        assert len(payload) == length, "truncated frame"
         if flag & TRAILER_FLAG:
             trailers = dict(line.split(":", 1) for line in payload.decode().strip().split("\r\n"))
         else:
@@ -49,7 +49,7 @@ def split(body):
 
 
 def call(path, request, content_type, **headers):
-    """A call; returns its messages and its status, wherever the server put that."""
+    """Makes a call; returns its messages and its status, from trailers or headers."""
     payload = request.SerializeToString()
     body = b"\0" + len(payload).to_bytes(4, "big") + payload
     if content_type == TEXT:
@@ -67,7 +67,7 @@ def call(path, request, content_type, **headers):
 
 for content_type in BINARY, TEXT:
 
-    @check(f"a chat streams as {content_type}")
+    @check(f"chat_streams_as_{content_type}")
     def _(content_type=content_type):
         request = pb.ChatRequest(user_id=SEEDED_USER, message=PLAN)
         messages, status = call(CHAT, request, content_type)
@@ -76,13 +76,13 @@ for content_type in BINARY, TEXT:
         assert outline(frames)[:4] == ["THINKING", "SEARCHING", "citations", "GENERATING"], outline(frames)
         assert answer_of(frames)
 
-    @check(f"a memory is found as {content_type}")
+    @check(f"retrieve_works_as_{content_type}")
     def _(content_type=content_type):
         messages, status = call(RETRIEVE, pb.MemoryQuery(user_id=SEEDED_USER, query_text=PLAN), content_type)
         assert status["grpc-status"] == "0", status
         assert pb.MemoryResult.FromString(messages[0]).items
 
-    @check(f"a refusal arrives as {content_type} and names the field")
+    @check(f"refusal_names_field_as_{content_type}")
     def _(content_type=content_type):
         request = pb.ChatRequest(user_id=new_user(), message="hi", session_id="a/b")
         messages, status = call(CHAT, request, content_type)
@@ -90,27 +90,27 @@ for content_type in BINARY, TEXT:
         assert status["grpc-status-details-bin"], status
 
 
-@check("the user-id header of a browser is the user")
+@check("user_id_header_selects_user")
 def _():
     messages, status = call(RETRIEVE, pb.MemoryQuery(query_text=PLAN), BINARY, **{"user-id": SEEDED_USER})
     assert status["grpc-status"] == "0" and pb.MemoryResult.FromString(messages[0]).items, status
 
 
-@check("the preflight of a browser is allowed")
+@check("cors_preflight_is_allowed")
 def _():
-    asked = {"content-type", "x-grpc-web", "user-id", "authorization"}
+    requested = {"content-type", "x-grpc-web", "user-id", "authorization"}
     headers = {
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": ",".join(sorted(asked)),
+        "Access-Control-Request-Headers": ",".join(sorted(requested)),
     }
     response, _ = send("OPTIONS", CHAT, headers)
     assert response.status in (200, 204), response.status
     assert response.getheader("access-control-allow-origin") in (ORIGIN, "*"), response.getheaders()
     allowed = response.getheader("access-control-allow-headers", "").lower().replace(" ", "").split(",")
-    # A star does not cover authorization, so each must be there by name.
-    assert asked.issubset(allowed), allowed
+    # `*` does not cover authorization, so each header must be listed.
+    assert requested.issubset(allowed), allowed
     methods = response.getheader("access-control-allow-methods", "").upper().replace(" ", "").split(",")
-    # POST needs no permission by name: it is a simple method.
+    # POST is a CORS-safelisted method and need not be listed.
     assert not methods[0] or {"POST", "*"} & set(methods), methods
 
 

@@ -1,4 +1,4 @@
-// Package program runs the agent service for a client that needs one with settings of its own.
+// Package program runs the agent service with given settings.
 package program
 
 import (
@@ -12,17 +12,17 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// Running is a server that has started.
-type Running struct {
+// Server is a started agent service.
+type Server struct {
 	process *exec.Cmd
-	// Connection is open until Stop.
+	// Connection is closed by Stop.
 	Connection *grpc.ClientConn
 }
 
 var address = regexp.MustCompile(`http://(127\.0\.0\.1:\d+)`)
 
-// Start runs a program with these variables and no others, its data in a folder, and waits until it is ready.
-func Start(program, data string, variables ...string) (*Running, error) {
+// Start runs a program with only these environment variables and a data directory, and waits until it is ready.
+func Start(program, data string, variables ...string) (*Server, error) {
 	process := exec.Command(program)
 	process.Dir = data
 	process.Env = append([]string{
@@ -36,37 +36,37 @@ func Start(program, data string, variables ...string) (*Running, error) {
 	if err := process.Start(); err != nil {
 		return nil, err
 	}
-	running := &Running{process: process}
+	server := &Server{process: process}
 	lines := bufio.NewScanner(stdout)
-	found, ready := "", false
+	serverAddress, ready := "", false
 	for !ready && lines.Scan() {
-		if match := address.FindStringSubmatch(lines.Text()); match != nil && found == "" {
-			found = match[1]
+		if match := address.FindStringSubmatch(lines.Text()); match != nil && serverAddress == "" {
+			serverAddress = match[1]
 		}
 		ready = lines.Text() == "Ready."
 	}
-	if !ready || found == "" {
-		running.Stop()
-		return nil, errors.New("the server did not start")
+	if !ready || serverAddress == "" {
+		server.Stop()
+		return nil, errors.New("the server exited before it was ready")
 	}
-	// What it prints later is read, so that it never waits for a reader.
+	// Drain stdout, so that the server never blocks on a full pipe.
 	go func() {
 		for lines.Scan() {
 		}
 	}()
-	running.Connection, err = grpc.NewClient(found, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	server.Connection, err = grpc.NewClient(serverAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		running.Stop()
+		server.Stop()
 		return nil, err
 	}
-	return running, nil
+	return server, nil
 }
 
-// Stop ends the server and waits for its end.
-func (r *Running) Stop() {
-	if r.Connection != nil {
-		_ = r.Connection.Close()
+// Stop shuts the server down and waits for its exit.
+func (s *Server) Stop() {
+	if s.Connection != nil {
+		_ = s.Connection.Close()
 	}
-	_ = r.process.Process.Signal(os.Interrupt)
-	_ = r.process.Wait()
+	_ = s.process.Process.Signal(os.Interrupt)
+	_ = s.process.Wait()
 }

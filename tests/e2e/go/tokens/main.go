@@ -1,7 +1,7 @@
-// Makes tokens by the library that the gateway uses, and tries them on the agent service: shared
-// secrets, published keys, keys that change, and tokens that are not what they seem.
+// Checks authentication with tokens made by the gateway's JWT library: shared secrets, JWKS, key
+// rotation, and forged tokens.
 //
-// It takes the program as its argument, starts it itself and prints one line per check.
+// Takes the program as its argument, starts it and prints one line per check.
 package main
 
 import (
@@ -30,17 +30,17 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-const secret = "the secret that the gateway shares"
+const secret = "test secret of at least 32 characters"
 
 var failed bool
 
-func check(what string, ok bool, why any) {
+func check(name string, ok bool, details any) {
 	if ok {
-		fmt.Println("ok  " + what)
+		fmt.Println("ok  " + name)
 		return
 	}
 	failed = true
-	fmt.Printf("FAIL  %s: %v\n", what, why)
+	fmt.Printf("FAIL  %s: %v\n", name, details)
 }
 
 func must[T any](value T, err error) T {
@@ -51,18 +51,17 @@ func must[T any](value T, err error) T {
 	return value
 }
 
-// server is a running agent service.
 type server struct {
-	*program.Running
+	*program.Server
 	memory agentv1.MemoryServiceClient
 }
 
 func start(executable, data string, variables ...string) *server {
-	running := must(program.Start(executable, data, append([]string{"DEMO_MODE=true", "AUTH=jwt"}, variables...)...))
-	return &server{running, agentv1.NewMemoryServiceClient(running.Connection)}
+	started := must(program.Start(executable, data, append([]string{"DEMO_MODE=true", "AUTH=jwt"}, variables...)...))
+	return &server{started, agentv1.NewMemoryServiceClient(started.Connection)}
 }
 
-// code is how a call for a user ends that shows a token.
+// code returns the status of a call for a user with a token.
 func (s *server) code(user, token string) codes.Code {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -71,9 +70,9 @@ func (s *server) code(user, token string) codes.Code {
 	return status.Code(err)
 }
 
-func (s *server) expect(what, user, token string, expected codes.Code) {
+func (s *server) expect(name, user, token string, expected codes.Code) {
 	actual := s.code(user, token)
-	check(what, actual == expected, fmt.Sprintf("%v, not %v", actual, expected))
+	check(name, actual == expected, fmt.Sprintf("got %v, want %v", actual, expected))
 }
 
 func claims(change func(jwt.MapClaims)) jwt.MapClaims {
@@ -110,38 +109,38 @@ func main() {
 	executable := os.Args[1]
 	data := must(os.MkdirTemp("", "tokens"))
 	defer func() { _ = os.RemoveAll(data) }()
-	shared(executable, data)
-	published(executable, data)
+	checkSharedSecret(executable, data)
+	checkJWKS(executable, data)
 	if failed {
 		os.Exit(1)
 	}
 }
 
-func shared(executable, data string) {
+func checkSharedSecret(executable, data string) {
 	server := start(executable, data, "JWT_SECRET="+secret, "JWT_ISSUER=gateway", "JWT_AUDIENCE=agent")
 	defer server.Stop()
 	token := func(change func(jwt.MapClaims)) string {
 		return signed(jwt.SigningMethodHS256, []byte(secret), "", claims(change))
 	}
-	server.expect("a token of golang-jwt lets its subject in", "ann", token(nil), codes.OK)
-	server.expect("a token names the user where the call does not", "", token(nil), codes.OK)
-	server.expect("a token is of no use for another user", "bob", token(nil), codes.PermissionDenied)
-	for what, change := range map[string]func(jwt.MapClaims){
-		"an expired token":           func(c jwt.MapClaims) { c["exp"] = time.Now().Add(-time.Hour).Unix() },
-		"a token of another issuer":  func(c jwt.MapClaims) { c["iss"] = "stranger" },
-		"a token for somebody else":  func(c jwt.MapClaims) { c["aud"] = "stranger" },
-		"a token that is not yet so": func(c jwt.MapClaims) { c["nbf"] = time.Now().Add(time.Hour).Unix() },
-		"a token without an expiry":  func(c jwt.MapClaims) { delete(c, "exp") },
+	server.expect("golang_jwt_token_authenticates_subject", "ann", token(nil), codes.OK)
+	server.expect("token_supplies_missing_user_id", "", token(nil), codes.OK)
+	server.expect("token_for_other_user_is_denied", "bob", token(nil), codes.PermissionDenied)
+	for name, change := range map[string]func(jwt.MapClaims){
+		"expired_token":            func(c jwt.MapClaims) { c["exp"] = time.Now().Add(-time.Hour).Unix() },
+		"token_of_other_issuer":    func(c jwt.MapClaims) { c["iss"] = "stranger" },
+		"token_for_other_audience": func(c jwt.MapClaims) { c["aud"] = "stranger" },
+		"token_not_yet_valid":      func(c jwt.MapClaims) { c["nbf"] = time.Now().Add(time.Hour).Unix() },
+		"token_without_expiry":     func(c jwt.MapClaims) { delete(c, "exp") },
 	} {
-		server.expect(what+" is refused", "ann", token(change), codes.Unauthenticated)
+		server.expect(name+"_is_refused", "ann", token(change), codes.Unauthenticated)
 	}
 	none := signed(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, "", claims(nil))
-	server.expect("a token without a signature is refused", "ann", none, codes.Unauthenticated)
+	server.expect("unsigned_token_is_refused", "ann", none, codes.Unauthenticated)
 	other := signed(jwt.SigningMethodHS384, []byte(secret), "", claims(nil))
-	server.expect("a token by another hash is refused", "ann", other, codes.Unauthenticated)
+	server.expect("token_with_other_hash_is_refused", "ann", other, codes.Unauthenticated)
 }
 
-// issuer publishes keys, until it is away.
+// issuer is a JWKS server.
 type issuer struct {
 	http    *http.Server
 	url     string
@@ -175,14 +174,14 @@ func (i *issuer) fetches() int {
 	return i.fetched
 }
 
-// leave closes the port and every connection to it.
-func (i *issuer) leave() { _ = i.http.Close() }
+// stop closes the port and all connections.
+func (i *issuer) stop() { _ = i.http.Close() }
 
 func rs256(id string, key *rsa.PrivateKey) string {
 	return signed(jwt.SigningMethodRS256, key, id, claims(nil))
 }
 
-func published(executable, data string) {
+func checkJWKS(executable, data string) {
 	first := must(rsa.GenerateKey(rand.Reader, 2048))
 	second := must(rsa.GenerateKey(rand.Reader, 2048))
 	curve := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
@@ -190,43 +189,43 @@ func published(executable, data string) {
 		"kty": "EC", "kid": "curve", "crv": "P-256", "x": number(curve.X, 32), "y": number(curve.Y, 32),
 	})
 	server := start(executable, data, "JWT_JWKS_URL="+issuer.url)
-	server.expect("a token by a published RSA key lets its subject in", "ann", rs256("first", first), codes.OK)
+	server.expect("rsa_key_from_jwks_authenticates", "ann", rs256("first", first), codes.OK)
 	es256 := signed(jwt.SigningMethodES256, curve, "curve", claims(nil))
-	server.expect("a token by a published elliptic key lets its subject in", "ann", es256, codes.OK)
-	check("keys are fetched once", issuer.fetches() == 1, issuer.fetches())
-	server.expect("a token by another's key is refused", "ann", rs256("first", second), codes.Unauthenticated)
+	server.expect("ec_key_from_jwks_authenticates", "ann", es256, codes.OK)
+	check("jwks_is_fetched_once", issuer.fetches() == 1, issuer.fetches())
+	server.expect("token_of_unpublished_key_is_refused", "ann", rs256("first", second), codes.Unauthenticated)
 	public := pem.EncodeToMemory(&pem.Block{
 		Type: "PUBLIC KEY", Bytes: must(x509.MarshalPKIXPublicKey(&first.PublicKey)),
 	})
 	confused := signed(jwt.SigningMethodHS256, public, "first", claims(nil))
-	server.expect("a public key is no secret", "ann", confused, codes.Unauthenticated)
+	server.expect("public_key_as_hmac_secret_is_refused", "ann", confused, codes.Unauthenticated)
 	wrong := signed(jwt.SigningMethodRS256, first, "curve", claims(nil))
-	server.expect("a key of another kind is refused", "ann", wrong, codes.Unauthenticated)
-	server.expect("another RSA algorithm is refused", "ann",
+	server.expect("key_type_mismatch_is_refused", "ann", wrong, codes.Unauthenticated)
+	server.expect("other_rsa_algorithm_is_refused", "ann",
 		signed(jwt.SigningMethodRS512, first, "first", claims(nil)), codes.Unauthenticated)
 
-	// The issuer changes its key.
+	// Key rotation.
 	issuer.add(rsaKey("second", second))
-	server.expect("a new key counts as soon as it is published", "ann", rs256("second", second), codes.OK)
-	server.expect("a token that names no key is checked by each of them", "ann", rs256("", second), codes.OK)
+	server.expect("rotated_key_authenticates_at_once", "ann", rs256("second", second), codes.OK)
+	server.expect("token_without_kid_tries_every_key", "ann", rs256("", second), codes.OK)
 	server.Stop()
 
-	away(executable, data, issuer, first, second)
+	checkUnreachableIssuer(executable, data, issuer, first, second)
 }
 
-// away tries an issuer that goes away, with a server that knows its keys and with one that does not.
-func away(executable, data string, issuer *issuer, known, unknown *rsa.PrivateKey) {
+// checkUnreachableIssuer stops the issuer, with a server that has cached its keys and with one that has not.
+func checkUnreachableIssuer(executable, data string, issuer *issuer, known, unknown *rsa.PrivateKey) {
 	server := start(executable, data, "JWT_JWKS_URL="+issuer.url)
-	server.expect("a server learns the keys before the issuer goes", "ann", rs256("first", known), codes.OK)
+	server.expect("keys_are_cached_while_issuer_is_up", "ann", rs256("first", known), codes.OK)
 	fetched := issuer.fetches()
-	issuer.leave()
-	server.expect("known keys go on while the issuer is away", "ann", rs256("first", known), codes.OK)
-	server.expect("a key that could not be fetched is nobody's fault", "ann", rs256("third", unknown), codes.Unavailable)
-	server.expect("and known keys still go on", "ann", rs256("first", known), codes.OK)
-	check("the issuer was really away", issuer.fetches() == fetched, issuer.fetches())
+	issuer.stop()
+	server.expect("cached_keys_work_while_issuer_is_down", "ann", rs256("first", known), codes.OK)
+	server.expect("unknown_key_while_issuer_is_down_is_unavailable", "ann", rs256("third", unknown), codes.Unavailable)
+	server.expect("cached_keys_still_work_after_failed_fetch", "ann", rs256("first", known), codes.OK)
+	check("issuer_received_no_request", issuer.fetches() == fetched, issuer.fetches())
 	server.Stop()
 
 	server = start(executable, data, "JWT_JWKS_URL="+issuer.url)
-	server.expect("without an issuer nobody can be let in yet", "ann", rs256("first", known), codes.Unavailable)
+	server.expect("server_without_keys_is_unavailable", "ann", rs256("first", known), codes.Unavailable)
 	server.Stop()
 }

@@ -1,8 +1,8 @@
-// Holds a conversation with tools, as the gateway does: the model wants two of them at once, one of
-// which fails, and answers by both results.
+// Checks a turn with client tools, as through the gateway: the model calls two tools in parallel, one of
+// which fails, and answers with both results.
 //
-// It takes the program as its argument, starts it itself beside a provider of its own, and prints one
-// line per check.
+// Takes the program as its argument, starts it with a model provider of its own, and prints one line per
+// check.
 package main
 
 import (
@@ -26,8 +26,8 @@ const (
 	tools = `[{"type": "function", "function": {"name": "get_weather", "parameters":
 		{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]`
 
-	// Two calls, their arguments in pieces that are mixed, as OpenAI streams them.
-	wants = `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"call_a","type":"function","function":{"name":"get_weather","arguments":""}}]},"finish_reason":null}]}
+	// Two parallel calls with interleaved argument pieces, as OpenAI streams them.
+	toolCalls = `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"call_a","type":"function","function":{"name":"get_weather","arguments":""}}]},"finish_reason":null}]}
 
 data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":1,"id":"call_b","type":"function","function":{"name":"get_weather","arguments":"{\"city\":"}}]},"finish_reason":null}]}
 
@@ -50,7 +50,7 @@ type message struct {
 	ToolCallID string `json:"tool_call_id"`
 }
 
-// provider wants both tools to be called, and then says what came of them.
+// provider requests both tool calls, and answers with their results.
 func provider(w http.ResponseWriter, r *http.Request) {
 	var request struct {
 		Messages []message `json:"messages"`
@@ -67,7 +67,7 @@ func provider(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if len(results) == 0 {
-		_, _ = io.WriteString(w, wants)
+		_, _ = io.WriteString(w, toolCalls)
 		return
 	}
 	text, _ := json.Marshal(strings.Join(results, " and "))
@@ -79,7 +79,7 @@ type conversation struct {
 	session string
 }
 
-// turn makes one call and gives its frames.
+// turn makes one call and returns its frames.
 func (c *conversation) turn(request *agentv1.ChatRequest) ([]*agentv1.ChatResponse, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -148,18 +148,18 @@ func run(executable string) (failed int, err error) {
 		return 0, err
 	}
 	defer server.Stop()
-	talk := &conversation{agent: agentv1.NewAgentServiceClient(server.Connection)}
+	client := &conversation{agent: agentv1.NewAgentServiceClient(server.Connection)}
 
 	off := false
 	result := func(result *agentv1.ToolResult) *agentv1.ChatRequest {
 		return &agentv1.ChatRequest{Input: &agentv1.ChatRequest_ToolResult{ToolResult: result}}
 	}
 	for _, check := range []struct {
-		sentence, expected string
-		request            *agentv1.ChatRequest
+		name, expected string
+		request        *agentv1.ChatRequest
 	}{
 		{
-			"two parallel calls arrive whole and in order",
+			"parallel_tool_calls_arrive_complete_and_ordered",
 			`THINKING GENERATING EXECUTING_TOOL call_a{"city":"Paris"} call_b{"city":"Atlantis"} usage TOOL_CALLS`,
 			&agentv1.ChatRequest{
 				Input:              &agentv1.ChatRequest_Message{Message: "How is the weather in Paris and Atlantis?"},
@@ -168,23 +168,23 @@ func run(executable string) (failed int, err error) {
 			},
 		},
 		{
-			"the first result is taken, and the other one is waited for",
+			"first_tool_result_leaves_turn_pending",
 			"THINKING CONTINUE",
 			result(&agentv1.ToolResult{ToolCallId: "call_b", ToolName: "get_weather", IsError: true, ErrorMessage: "no such place"}),
 		},
 		{
-			"the last result brings an answer that is built on both, the failed one told as an error",
+			"last_tool_result_continues_turn_with_all_results",
 			`THINKING GENERATING delta usage call_a={"sky":"clear"} and call_b={"error":"no such place"} STOP`,
 			result(&agentv1.ToolResult{ToolCallId: "call_a", ToolName: "get_weather", ResultJson: `{"sky":"clear"}`}),
 		},
 	} {
-		frames, err := talk.turn(check.request)
+		frames, err := client.turn(check.request)
 		if actual := outline(frames); err != nil || actual != check.expected {
 			failed++
-			fmt.Printf("FAIL  %s\n      %q, %v\n", check.sentence, actual, err)
+			fmt.Printf("FAIL  %s\n      %q, %v\n", check.name, actual, err)
 			continue
 		}
-		fmt.Printf("ok  %s\n", check.sentence)
+		fmt.Printf("ok  %s\n", check.name)
 	}
 	return failed, nil
 }
