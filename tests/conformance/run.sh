@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Runs the Connect conformance suite against our transport: the server as gRPC and as gRPC-Web, and the functions of AWS Lambda.
+# Runs the Connect conformance suite against the transport: gRPC, gRPC-Web, and the Lambda functions.
 #
 #   cargo build --package conformance-server
 #   tests/conformance/run.sh target/debug/conformance-server
 #
-# What is known to fail has to fail with tonic and tonic-web alone as well: then it is theirs, not ours.
-# Needs Go. The suite's version is in the file version; it is kept in CONFORMANCE_CACHE (target/conformance
-# if not set).
+# Known failures must also occur with plain tonic and tonic-web, which shows that they are upstream.
+# Needs Go. The file `version` pins the suite, which is cached in CONFORMANCE_CACHE (default target/conformance).
 set -euo pipefail
 
 if (( $# != 1 )) || [[ ! -x $1 ]]; then
@@ -25,27 +24,27 @@ if [[ $("$suite" --version 2>/dev/null || true) != *" $version" ]]; then
   GOBIN=$cache/bin go install "connectrpc.com/conformance/cmd/connectconformance@$version"
 fi
 
-# Says how many cases passed, and everything if one did not end as it should.
-judged() { # WHAT ARGUMENTS…
-  local what=$1 said status=0
+# Prints the number of passed cases, or the whole output if a case has an unexpected result.
+run_suite() { # NAME ARGUMENTS…
+  local name=$1 output status=0
   shift
-  said=$("$suite" --mode server "$@" 2>&1) || status=$?
+  output=$("$suite" --mode server "$@" 2>&1) || status=$?
   if (( status == 0 )); then
-    printf 'ok  %s: ' "$what"
-    sed -n '/^Total cases/,$p' <<<"$said" | tr '\n' ' '
+    printf 'ok  %s: ' "$name"
+    sed -n '/^Total cases/,$p' <<<"$output" | tr '\n' ' '
     echo
   else
-    printf '%s\nFAIL  %s\n' "$said" "$what"
+    printf '%s\nFAIL  %s\n' "$output" "$name"
     failed=1
   fi
 }
 
 failed=0
-for way in grpc grpc-web lambda; do
-  known=$here/$way.known-failing.txt mode=()
-  if [[ $way == lambda ]]; then mode=(--lambda); fi
-  judged "$way" --conf "$here/$way.yaml" --known-failing "@$known" -- "$server" ${mode[@]+"${mode[@]}"}
-  judged "$way, known to fail, with tonic alone" \
-    --conf "$here/$way.yaml" --run "@$known" --known-failing "@$known" -- "$server" --bare
+for protocol in grpc grpc-web lambda; do
+  known=$here/$protocol.known-failing.txt mode=()
+  if [[ $protocol == lambda ]]; then mode=(--lambda); fi
+  run_suite "$protocol" --conf "$here/$protocol.yaml" --known-failing "@$known" -- "$server" ${mode[@]+"${mode[@]}"}
+  run_suite "$protocol, known failures, plain tonic" \
+    --conf "$here/$protocol.yaml" --run "@$known" --known-failing "@$known" -- "$server" --bare
 done
 exit $failed
