@@ -1,10 +1,9 @@
-// Asks the agent service a question and types the answer as it comes, by @connectrpc/connect-web.
+// Asks the agent service a question and prints the answer as it streams, with @connectrpc/connect-web.
 //
 //   npm ci && npm run generate && npm run build
 //   node dist/chat.js [--cut-after N] [--stop-after N] [QUESTION]
 //
-// AGENT_URL, AGENT_USER and AGENT_TOKEN say where, for whom, and by which right. But for these, and for where it types,
-// a web page does the same.
+// Environment: AGENT_URL (service address), AGENT_USER (user id), AGENT_TOKEN (bearer token). The calls are the same in a web page.
 
 import { parseArgs } from "node:util";
 import { create } from "@bufbuild/protobuf";
@@ -27,7 +26,7 @@ const { values: options, positionals } = parseArgs({
 });
 const { AGENT_URL = "http://127.0.0.1:50051", AGENT_USER = "ann", AGENT_TOKEN } = process.env;
 
-// What goes along with every call. Where there is a token, the user must be the token's.
+// Metadata of every call. With a token, the user must be its subject.
 const identify: Interceptor = (next) => (call) => {
   call.header.set("user-id", AGENT_USER);
   if (AGENT_TOKEN) call.header.set("authorization", `Bearer ${AGENT_TOKEN}`);
@@ -39,19 +38,19 @@ const memories = createClient(MemoryService, transport);
 const conversations = createClient(ConversationService, transport);
 
 const RETRYABLE = [Code.Unavailable, Code.ResourceExhausted, Code.Aborted];
-// CANCELLED is what hanging up looks like; a connection that breaks within an answer is UNKNOWN to a browser.
+// A call cancelled by the client itself ends with CANCELLED; browsers report a broken stream as UNKNOWN.
 const LOST = [Code.Unavailable, Code.Canceled, Code.Unknown];
 
-/** Stores a memory. The same id again replaces it. */
+/** Stores a memory; idempotent by id. */
 async function remember() {
   const memory = { id: "exam", content: "The calculus exam is on the ninth of June" };
   await memories.addMemories({ memories: [memory] }, { timeoutMs: 10_000 });
 }
 
-/** Shows one answer to its end, over as many connections as it takes; returns the last frame. */
+/** Prints one answer to its end, resuming after lost connections; returns the last frame. */
 async function ask(question: string): Promise<ChatResponse> {
   const request = create(ChatRequestSchema, {
-    requestId: crypto.randomUUID(), // makes it one answer, however often it is asked for
+    requestId: crypto.randomUUID(), // makes retries idempotent
     input: { case: "message", value: question },
   });
   let last: ChatResponse | undefined;
@@ -64,34 +63,34 @@ async function ask(question: string): Promise<ChatResponse> {
       }
     } catch (caught) {
       const error = ConnectError.from(caught);
-      const again = last ? LOST : [Code.Unavailable, Code.ResourceExhausted];
-      // The server may say how many milliseconds to wait, or by -1 that it is no use.
+      const retryable = last ? LOST : [Code.Unavailable, Code.ResourceExhausted];
+      // Milliseconds to wait; -1: do not retry.
       const pushback = Number(error.metadata.get("grpc-retry-pushback-ms") ?? wait);
-      if (!again.includes(error.code) || attempt === 5 || pushback < 0) throw error;
+      if (!retryable.includes(error.code) || attempt === 5 || pushback < 0) throw error;
       wait = pushback;
     }
     if (last && last.finishReason !== FinishReason.NULL) return last;
-    console.error(last ? "[connection lost; resuming]" : "[not answered; trying again]");
+    console.error(last ? "[connection lost; resuming]" : "[no answer; retrying]");
     await new Promise((done) => setTimeout(done, wait));
   }
 }
 
-/** The frames that come after the last one that was seen. */
+/** Yields the frames after the last received one. */
 async function* read(request: ChatRequest, last?: ChatResponse) {
   const headers = new Headers(last && { "x-last-response-id": last.responseId });
-  const leaving = new AbortController();
+  const disconnect = new AbortController();
   let frames = 0;
-  for await (const frame of agent.streamChat(request, { headers, signal: leaving.signal, timeoutMs: 300_000 })) {
+  for await (const frame of agent.streamChat(request, { headers, signal: disconnect.signal, timeoutMs: 300_000 })) {
     yield frame;
     frames++;
-    if (!last && frames === Number(options["cut-after"])) leaving.abort();
+    if (!last && frames === Number(options["cut-after"])) disconnect.abort();
     if (!last && frames === Number(options["stop-after"])) {
       await conversations.cancelTurn({ sessionId: frame.sessionId, requestId: frame.requestId });
     }
   }
 }
 
-/** Types the answer to standard output, and what else there is to tell to standard error. */
+/** Prints the answer to standard output, and everything else to standard error. */
 function show({ content }: ChatResponse) {
   switch (content.case) {
     case "statusUpdate":
@@ -109,20 +108,20 @@ function show({ content }: ChatResponse) {
   }
 }
 
-const hint = (retryable: boolean) => (retryable ? " (trying again may help)" : "");
+const hint = (retryable: boolean) => (retryable ? " (retryable)" : "");
 
 try {
   await remember();
   const { content } = await ask(positionals[0] ?? "Make me a calculus review plan");
   if (content.case === "error") {
-    // The answer had begun: its last frame says why it ended.
+    // Failed after the first frame: an error frame.
     console.error(`failed: ${content.value.code}: ${content.value.message}${hint(content.value.retryable)}`);
     process.exitCode = 1;
   }
 } catch (caught) {
-  // There is no answer: the status of the call says why.
+  // Refused before the first frame: a gRPC status.
   const { code, rawMessage, metadata } = ConnectError.from(caught);
-  const isNoUse = Number(metadata.get("grpc-retry-pushback-ms")) < 0;
-  console.error(`refused: ${Code[code]}: ${rawMessage}${hint(RETRYABLE.includes(code) && !isNoUse)}`);
+  const isFinal = Number(metadata.get("grpc-retry-pushback-ms")) < 0;
+  console.error(`refused: ${Code[code]}: ${rawMessage}${hint(RETRYABLE.includes(code) && !isFinal)}`);
   process.exitCode = 1;
 }

@@ -1,10 +1,9 @@
-// Asks the agent service a question and types the answer as it comes, by the official grpc-web.
+// Asks the agent service a question and prints the answer as it streams, with the official grpc-web.
 //
 //   npm ci && npm run generate
 //   node chat.js [--cut-after N] [--stop-after N] [QUESTION]
 //
-// AGENT_URL, AGENT_USER and AGENT_TOKEN say where, for whom, and by which right. But for these, and for where it types,
-// a web page does the same.
+// Environment: AGENT_URL (service address), AGENT_USER (user id), AGENT_TOKEN (bearer token). The calls are the same in a web page.
 
 import "./node.js";
 import { parseArgs } from "node:util";
@@ -21,17 +20,17 @@ const { values: options, positionals } = parseArgs({
 });
 const { AGENT_URL = "http://127.0.0.1:50051", AGENT_USER = "ann", AGENT_TOKEN } = process.env;
 
-// In text mode answers come as they are made; in binary mode all at the end.
+// grpc-web streams in text mode only; in binary mode all frames arrive at the end.
 const client = new grpcWeb.GrpcWebClientBase({ format: "text" });
 const RETRYABLE = [StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.ABORTED];
-// What a browser calls a connection that breaks within an answer.
+// Browsers report a broken stream as UNKNOWN.
 const LOST = [StatusCode.UNAVAILABLE, StatusCode.UNKNOWN];
 
-/** The arguments of a call. A code generator may write them; what it takes is no more than this. */
+/** Call arguments, which grpc-web's code generator could write as well. */
 function call(method, request, timeoutMs, headers = {}) {
   const path = `/${method.parent.typeName}/${method.name}`;
   const metadata = {
-    // Where there is a token, the user must be the token's.
+    // With a token, the user must be its subject.
     "user-id": AGENT_USER,
     ...(AGENT_TOKEN && { authorization: `Bearer ${AGENT_TOKEN}` }),
     deadline: String(Date.now() + timeoutMs),
@@ -48,16 +47,16 @@ function call(method, request, timeoutMs, headers = {}) {
   return [AGENT_URL + path, create(method.input, request), metadata, descriptor];
 }
 
-/** Stores a memory. The same id again replaces it. */
+/** Stores a memory; idempotent by id. */
 async function remember() {
   const memory = { id: "exam", content: "The calculus exam is on the ninth of June" };
   await client.unaryCall(...call(MemoryService.method.addMemories, { memories: [memory] }, 10_000));
 }
 
-/** Shows one answer to its end, over as many connections as it takes; returns the last frame. */
+/** Prints one answer to its end, resuming after lost connections; returns the last frame. */
 async function ask(question) {
   const request = {
-    requestId: crypto.randomUUID(), // makes it one answer, however often it is asked for
+    requestId: crypto.randomUUID(), // makes retries idempotent
     input: { case: "message", value: question },
   };
   let last;
@@ -66,19 +65,19 @@ async function ask(question) {
     try {
       await read(request, last, (frame) => show((last = frame)));
     } catch (error) {
-      const again = last ? LOST : [StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED];
-      // The server may say how many milliseconds to wait, or by -1 that it is no use.
+      const retryable = last ? LOST : [StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED];
+      // Milliseconds to wait; -1: do not retry.
       const pushback = Number(error.metadata?.["grpc-retry-pushback-ms"] ?? wait);
-      if (!again.includes(error.code) || attempt === 5 || pushback < 0) throw error;
+      if (!retryable.includes(error.code) || attempt === 5 || pushback < 0) throw error;
       wait = pushback;
     }
     if (last && last.finishReason !== FinishReason.NULL) return last;
-    console.error(last ? "[connection lost; resuming]" : "[not answered; trying again]");
+    console.error(last ? "[connection lost; resuming]" : "[no answer; retrying]");
     await new Promise((done) => setTimeout(done, wait));
   }
 }
 
-/** Reads the frames that come after the last one that was seen. */
+/** Reads the frames after the last received one. */
 function read(request, last, onFrame) {
   return new Promise((resolve, reject) => {
     const headers = last && { "x-last-response-id": last.responseId };
@@ -101,7 +100,7 @@ function read(request, last, onFrame) {
   });
 }
 
-/** Types the answer to standard output, and what else there is to tell to standard error. */
+/** Prints the answer to standard output, and everything else to standard error. */
 function show({ content: { case: kind, value } }) {
   switch (kind) {
     case "statusUpdate":
@@ -119,20 +118,20 @@ function show({ content: { case: kind, value } }) {
   }
 }
 
-const hint = (retryable) => (retryable ? " (trying again may help)" : "");
+const hint = (retryable) => (retryable ? " (retryable)" : "");
 
 try {
   await remember();
   const { content } = await ask(positionals[0] ?? "Make me a calculus review plan");
   if (content.case === "error") {
-    // The answer had begun: its last frame says why it ended.
+    // Failed after the first frame: an error frame.
     console.error(`failed: ${content.value.code}: ${content.value.message}${hint(content.value.retryable)}`);
     process.exitCode = 1;
   }
 } catch (error) {
-  // There is no answer: the status of the call says why.
+  // Refused before the first frame: a gRPC status.
   const name = Object.keys(StatusCode).find((name) => StatusCode[name] === error.code) ?? error;
-  const isNoUse = Number(error.metadata?.["grpc-retry-pushback-ms"]) < 0;
-  console.error(`refused: ${name}: ${error.message}${hint(RETRYABLE.includes(error.code) && !isNoUse)}`);
+  const isFinal = Number(error.metadata?.["grpc-retry-pushback-ms"]) < 0;
+  console.error(`refused: ${name}: ${error.message}${hint(RETRYABLE.includes(error.code) && !isFinal)}`);
   process.exitCode = 1;
 }

@@ -1,8 +1,8 @@
-// Node has no XMLHttpRequest, which grpc-web speaks through; a web page does not need this file.
+// XMLHttpRequest for Node, which grpc-web requires. Web pages do not need this file.
 
 import xhr from "xmlhttprequest";
 
-// This one would put its own */* before what the client accepts; under a name in other letters that is replaced instead.
+// xmlhttprequest prepends `*/*` to the header "Accept"; a lower-case name avoids that.
 globalThis.XMLHttpRequest = class extends xhr.XMLHttpRequest {
   constructor() {
     super();

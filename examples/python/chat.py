@@ -1,8 +1,8 @@
-"""Asks the agent service a question and types the answer as it comes.
+"""Asks the agent service a question and prints the answer as it streams.
 
     PYTHONPATH=gen/python python3 examples/python/chat.py [--cut-after N] [--stop-after N] [QUESTION]
 
-AGENT_URL, AGENT_USER and AGENT_TOKEN say where, for whom, and by which right.
+Environment: AGENT_URL (service address), AGENT_USER (user id), AGENT_TOKEN (bearer token).
 """
 
 import argparse
@@ -21,8 +21,8 @@ import grpc
 import memory_service_pb2 as memory_pb
 import memory_service_pb2_grpc as memory_rpc
 
-# What gRPC tries again by itself, before the first frame. It waits for as long as the server says
-# (grpc-retry-pushback-ms), and gives up where that says -1.
+# gRPC's built-in retries, which apply before the first frame. gRPC waits as long as the server's
+# grpc-retry-pushback-ms says, and does not retry if that is -1.
 RETRIES = {
     "methodConfig": [
         {
@@ -37,13 +37,13 @@ RETRIES = {
         }
     ]
 }
-# CANCELLED is what hanging up looks like.
+# A call cancelled by the client itself ends with CANCELLED.
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED)
 
 
 def connect(url):
-    """https is TLS, http is not."""
+    """Connects with TLS if the scheme is https."""
     address = urlsplit(url)
     options = [("grpc.service_config", json.dumps(RETRIES))]
     if address.scheme == "https":
@@ -52,22 +52,22 @@ def connect(url):
 
 
 def metadata():
-    """What goes along with every call. Where there is a token, the user must be the token's."""
+    """Metadata of every call. With a token, the user must be its subject."""
     yield "user-id", os.environ.get("AGENT_USER", "ann")
     if token := os.environ.get("AGENT_TOKEN"):
         yield "authorization", f"Bearer {token}"
 
 
 def remember(channel):
-    """Stores a memory. The same id again replaces it."""
+    """Stores a memory; idempotent by id."""
     memory = memory_pb.MemoryInput(id="exam", content="The calculus exam is on the ninth of June")
     request = memory_pb.AddMemoriesRequest(memories=[memory])
     memory_rpc.MemoryServiceStub(channel).AddMemories(request, metadata=tuple(metadata()), timeout=10)
 
 
 def ask(channel, question, options):
-    """Shows one answer to its end, over as many connections as it takes; returns the last frame."""
-    # The request_id makes it one answer, however often it is asked for.
+    """Prints one answer to its end, resuming after lost connections; returns the last frame."""
+    # The request_id makes retries idempotent.
     request = pb.ChatRequest(request_id=str(uuid.uuid4()), message=question)
     last = None
     for attempt in range(1, 6):
@@ -84,9 +84,9 @@ def ask(channel, question, options):
 
 
 def read(channel, request, last, options):
-    """The frames that come after the last one that was seen."""
-    behind = [("x-last-response-id", last.response_id)] if last else []
-    call = rpc.AgentServiceStub(channel).StreamChat(request, metadata=(*metadata(), *behind), timeout=300)
+    """Yields the frames after the last received one."""
+    resume = [("x-last-response-id", last.response_id)] if last else []
+    call = rpc.AgentServiceStub(channel).StreamChat(request, metadata=(*metadata(), *resume), timeout=300)
     for count, frame in enumerate(call, start=1):
         yield frame
         if last is None and count == options.cut_after:
@@ -97,7 +97,7 @@ def read(channel, request, last, options):
 
 
 def show(frame):
-    """Types the answer to standard output, and what else there is to tell to standard error."""
+    """Prints the answer to standard output, and everything else to standard error."""
     match frame.WhichOneof("content"):
         case "status_update":
             log(f"[{pb.AgentStatus.State.Name(frame.status_update.state)}] {frame.status_update.details}")
@@ -116,30 +116,30 @@ def log(line):
 
 
 def is_retryable(error):
-    """Whether the same call may be answered later; the server may say by -1 that it is no use."""
+    """Whether a later attempt may succeed; a pushback of -1 says that it will not."""
     pushback = dict(error.trailing_metadata() or ()).get("grpc-retry-pushback-ms", "")
     return error.code() in RETRYABLE and not pushback.startswith("-")
 
 
 def hint(retryable):
-    return " (trying again may help)" if retryable else ""
+    return " (retryable)" if retryable else ""
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("question", nargs="?", default="Make me a calculus review plan")
-    parser.add_argument("--cut-after", type=int, help="lose the connection after so many frames, and resume")
-    parser.add_argument("--stop-after", type=int, help="stop the answer after so many frames, as a user does")
+    parser.add_argument("--cut-after", type=int, metavar="N", help="drop the connection after N frames, and resume")
+    parser.add_argument("--stop-after", type=int, metavar="N", help="cancel the answer after N frames")
     options = parser.parse_args()
     with connect(os.environ.get("AGENT_URL", "http://127.0.0.1:50051")) as channel:
         try:
             remember(channel)
             last = ask(channel, options.question, options)
         except grpc.RpcError as error:
-            # There is no answer: the status of the call says why.
+            # Refused before the first frame: a gRPC status.
             sys.exit(f"refused: {error.code().name}: {error.details()}{hint(is_retryable(error))}")
     if last.WhichOneof("content") == "error":
-        # The answer had begun: its last frame says why it ended.
+        # Failed after the first frame: an error frame.
         sys.exit(f"failed: {last.error.code}: {last.error.message}{hint(last.error.retryable)}")
 
 

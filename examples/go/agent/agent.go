@@ -20,8 +20,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// What gRPC tries again by itself, before the first frame. It waits for as long as the server says
-// (grpc-retry-pushback-ms), and gives up where that says -1.
+// gRPC's built-in retries, which apply before the first frame. gRPC waits as long as the server's
+// grpc-retry-pushback-ms says, and does not retry if that is -1.
 const retries = `{"methodConfig": [{
 	"name": [{"service": "agent.v1.AgentService"}],
 	"retryPolicy": {
@@ -33,16 +33,15 @@ const retries = `{"methodConfig": [{
 	}
 }]}`
 
-// Tracer makes the spans whose traceparent goes along with every call. A program that wants to see
-// them adds an exporter.
+// Tracer creates the spans whose traceparent is sent with every call. Add an exporter to see them.
 var Tracer = trace.NewTracerProvider().Tracer("examples")
 
-// Connect returns one connection, which is enough for all users. https is TLS, http is not. The token,
-// if there is one, goes along with every call.
+// Connect returns a connection that all users can share, with TLS if the scheme is https. A token that
+// is not empty is sent with every call.
 func Connect(address, token string) (*grpc.ClientConn, error) {
 	parsed, err := url.Parse(address)
 	if err != nil || parsed.Host == "" {
-		return nil, fmt.Errorf("%q is no address of the form http://HOST:PORT", address)
+		return nil, fmt.Errorf("invalid address %q: expected http://HOST:PORT or https://HOST:PORT", address)
 	}
 	security := insecure.NewCredentials()
 	if parsed.Scheme == "https" {
@@ -60,8 +59,8 @@ func Connect(address, token string) (*grpc.ClientConn, error) {
 	return grpc.NewClient(parsed.Host, options...)
 }
 
-// Retryable tells whether the same call may be answered later: by its status, unless its trailers say by a
-// grpc-retry-pushback-ms of -1 that it is no use.
+// Retryable reports whether a later attempt may succeed: by the status, unless the trailers have a
+// grpc-retry-pushback-ms of -1.
 func Retryable(err error, trailer metadata.MD) bool {
 	code := status.Code(err)
 	if code != codes.Unavailable && code != codes.ResourceExhausted && code != codes.Aborted {
@@ -77,5 +76,5 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 	return map[string]string{"authorization": "Bearer " + string(b)}, nil
 }
 
-// RequireTransportSecurity would keep the token from a server on this machine that has no TLS.
+// RequireTransportSecurity returns false, so that the token can be sent to a local server without TLS.
 func (b bearer) RequireTransportSecurity() bool { return false }

@@ -1,13 +1,13 @@
-// Lets web pages chat over a WebSocket, as the gateway does.
+// WebSocket bridge: lets web pages chat over a WebSocket, as the gateway does.
 //
 //	go run ./bridge [-listen ADDRESS]
 //
-// A page connects to ws://ADDRESS/chat?user=ann and sends {"message": "…"}, if it likes with session_id and
-// request_id; to resume, the same again with last_response_id; to stop an answer, {"cancel": true} with its
-// session_id. It gets one JSON message a frame: a ChatResponse with the field names of the contract. The last
-// one of an answer has a finish_reason, also where the call was refused.
+// A page connects to ws://ADDRESS/chat?user=ann and sends {"message": "…"}, optionally with session_id and
+// request_id. To resume, it sends the same message with last_response_id; to cancel, {"cancel": true} with
+// session_id. It receives one JSON message per frame: a ChatResponse with the proto's field names. The last
+// message of an answer has a finish_reason, also if the call was refused.
 //
-// AGENT_URL and AGENT_TOKEN say where the service is, and by which right the bridge speaks for its users.
+// Environment: AGENT_URL (service address), AGENT_TOKEN (token that may act for the bridge's users).
 package main
 
 import (
@@ -38,13 +38,13 @@ import (
 )
 
 const (
-	maxMessageBytes = 128 << 10 // the service takes 100 kB of text
-	maxAnswers      = 4         // of one socket at the same time
+	maxMessageBytes = 128 << 10 // the service accepts 100 kB of text
+	maxAnswers      = 4         // concurrent, per socket
 	answerTimeout   = 5 * time.Minute
 )
 
-// classes of what a call is refused with; anything else is unknown to a page.
-var classes = map[codes.Code]agentv1.ErrorCode{
+// errorCodes maps gRPC codes to the contract's; other codes map to ERROR_CODE_UNSPECIFIED.
+var errorCodes = map[codes.Code]agentv1.ErrorCode{
 	codes.InvalidArgument:   agentv1.ErrorCode_ERROR_CODE_INVALID_ARGUMENT,
 	codes.Unauthenticated:   agentv1.ErrorCode_ERROR_CODE_UNAUTHORIZED,
 	codes.PermissionDenied:  agentv1.ErrorCode_ERROR_CODE_FORBIDDEN,
@@ -70,7 +70,7 @@ type bridge struct {
 }
 
 func main() {
-	listen := flag.String("listen", "127.0.0.1:8080", "address to listen on; port 0 is any free one")
+	listen := flag.String("listen", "127.0.0.1:8080", "address to listen on; port 0 picks a free port")
 	flag.Parse()
 	bridge, err := connect()
 	if err != nil {
@@ -93,9 +93,9 @@ func connect() (*bridge, error) {
 	return &bridge{agentv1.NewAgentServiceClient(conn), agentv1.NewConversationServiceClient(conn)}, nil
 }
 
-// ServeHTTP answers one socket until it closes.
+// ServeHTTP serves one socket until it closes.
 func (b *bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	socket, err := websocket.Accept(w, r, nil) // refuses pages of other origins
+	socket, err := websocket.Accept(w, r, nil) // rejects cross-origin requests
 	if err != nil {
 		return
 	}
@@ -103,85 +103,86 @@ func (b *bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	socket.SetReadLimit(maxMessageBytes)
 
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	// A gateway takes the user from what it authenticated the socket by, never from the page's word.
+	// A real gateway must take the user from its own authentication, never from a query parameter.
 	ctx = metadata.AppendToOutgoingContext(ctx, "user-id", r.URL.Query().Get("user"))
-	// Reading goes on while answers run, so that a socket that closes cancels their calls at once.
-	ctx, hangUp := context.WithCancel(ctx)
-	defer hangUp()
+	// The socket is read while answers run, so that closing it cancels their calls at once.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	answers, ctx := errgroup.WithContext(ctx)
 	answers.SetLimit(maxAnswers)
-	stops, ctx := errgroup.WithContext(ctx)
-	stops.SetLimit(maxAnswers)
+	cancellations, ctx := errgroup.WithContext(ctx)
+	cancellations.SetLimit(maxAnswers)
 	for {
-		var asked message
-		if wsjson.Read(ctx, socket, &asked) != nil {
+		var request message
+		if wsjson.Read(ctx, socket, &request) != nil {
 			return
 		}
-		// Stops have places of their own, so that answers can not keep them out. Nothing here waits for a place.
+		// Cancellations have their own concurrency limit, so that answers cannot block them. Over the limit, a request is refused
+		// rather than queued.
 		calls := answers
-		if asked.Cancel {
-			calls = stops
+		if request.Cancel {
+			calls = cancellations
 		}
-		if !calls.TryGo(func() error { return b.answer(ctx, socket, asked) }) {
-			tooMany := status.Errorf(codes.ResourceExhausted, "this socket has %d answers already", maxAnswers)
-			if refuse(ctx, socket, asked, tooMany, nil) != nil {
+		if !calls.TryGo(func() error { return b.answer(ctx, socket, request) }) {
+			tooMany := status.Errorf(codes.ResourceExhausted, "this socket already has %d answers in progress", maxAnswers)
+			if refuse(ctx, socket, request, tooMany, nil) != nil {
 				return
 			}
 		}
 	}
 }
 
-// answer passes on one answer, or stops it. It fails only where the socket does.
-func (b *bridge) answer(ctx context.Context, socket *websocket.Conn, asked message) error {
+// answer forwards one answer, or cancels one. It fails only if the socket does.
+func (b *bridge) answer(ctx context.Context, socket *websocket.Conn, request message) error {
 	call, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	call, span := agent.Tracer.Start(call, "websocket message")
 	defer span.End()
-	if asked.Cancel {
-		stop := &agentv1.CancelTurnRequest{SessionId: asked.SessionID, RequestId: asked.RequestID}
+	if request.Cancel {
+		stop := &agentv1.CancelTurnRequest{SessionId: request.SessionID, RequestId: request.RequestID}
 		var trailer metadata.MD
 		_, err := b.conversations.CancelTurn(call, stop, grpc.Trailer(&trailer))
-		return refuse(ctx, socket, asked, err, trailer)
+		return refuse(ctx, socket, request, err, trailer)
 	}
-	if asked.LastResponseID != "" {
-		call = metadata.AppendToOutgoingContext(call, "x-last-response-id", asked.LastResponseID)
+	if request.LastResponseID != "" {
+		call = metadata.AppendToOutgoingContext(call, "x-last-response-id", request.LastResponseID)
 	}
 	var trailer metadata.MD
 	stream, err := b.agent.StreamChat(call, &agentv1.ChatRequest{
-		SessionId: asked.SessionID,
-		RequestId: asked.RequestID,
-		Input:     &agentv1.ChatRequest_Message{Message: asked.Message},
+		SessionId: request.SessionID,
+		RequestId: request.RequestID,
+		Input:     &agentv1.ChatRequest_Message{Message: request.Message},
 	}, grpc.Trailer(&trailer))
 	for err == nil {
 		var frame *agentv1.ChatResponse
 		if frame, err = stream.Recv(); err != nil {
 			break
 		}
-		if broken := write(ctx, socket, frame); broken != nil {
-			return broken
+		if err := write(ctx, socket, frame); err != nil {
+			return err
 		}
 	}
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	return refuse(ctx, socket, asked, err, trailer)
+	return refuse(ctx, socket, request, err, trailer)
 }
 
-// refuse tells of a gRPC status in a frame like the others: a page has one kind of error to understand.
-func refuse(ctx context.Context, socket *websocket.Conn, asked message, err error, trailer metadata.MD) error {
+// refuse sends a gRPC status as an error frame, so that pages handle one kind of error.
+func refuse(ctx context.Context, socket *websocket.Conn, request message, err error, trailer metadata.MD) error {
 	if err == nil {
 		return nil
 	}
 	code := status.Code(err)
 	return write(ctx, socket, &agentv1.ChatResponse{
-		SessionId:    asked.SessionID,
-		RequestId:    asked.RequestID,
+		SessionId:    request.SessionID,
+		RequestId:    request.RequestID,
 		FinishReason: agentv1.FinishReason_ERROR,
 		Content: &agentv1.ChatResponse_Error{Error: &agentv1.Error{
 			Code:      code_pb.Code(code).String(),
 			Message:   status.Convert(err).Message(),
 			Retryable: agent.Retryable(err, trailer),
-			ErrorCode: classes[code],
+			ErrorCode: errorCodes[code],
 		}},
 	})
 }

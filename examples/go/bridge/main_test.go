@@ -19,7 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// frame is what a page reads of one.
+// frame is the subset of ChatResponse that the tests read.
 type frame struct {
 	ResponseID   string `json:"response_id"`
 	SessionID    string `json:"session_id"`
@@ -33,19 +33,19 @@ type frame struct {
 	} `json:"error"`
 }
 
-// page opens a socket to a bridge before the agent service at AGENT_URL.
-func page(t *testing.T) (context.Context, *websocket.Conn) {
+// dial opens a socket to a bridge for the agent service at AGENT_URL.
+func dial(t *testing.T) (context.Context, *websocket.Conn) {
 	if os.Getenv("AGENT_URL") == "" {
-		t.Skip("AGENT_URL names no agent service")
+		t.Skip("AGENT_URL is not set")
 	}
 	bridge, err := connect()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pageOf(t, bridge)
+	return dialBridge(t, bridge)
 }
 
-func pageOf(t *testing.T, bridge *bridge) (context.Context, *websocket.Conn) {
+func dialBridge(t *testing.T, bridge *bridge) (context.Context, *websocket.Conn) {
 	server := httptest.NewServer(bridge)
 	t.Cleanup(server.Close)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -58,15 +58,15 @@ func pageOf(t *testing.T, bridge *bridge) (context.Context, *websocket.Conn) {
 	return ctx, socket
 }
 
-func send(t *testing.T, ctx context.Context, socket *websocket.Conn, asked message) {
-	if err := wsjson.Write(ctx, socket, asked); err != nil {
+func send(t *testing.T, ctx context.Context, socket *websocket.Conn, request message) {
+	if err := wsjson.Write(ctx, socket, request); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// read reads so many frames, or to the end.
-func read(t *testing.T, ctx context.Context, socket *websocket.Conn, most int) (answer string, last frame) {
-	for range most {
+// read reads at most limit frames, or to the end of the answer.
+func read(t *testing.T, ctx context.Context, socket *websocket.Conn, limit int) (answer string, last frame) {
+	for range limit {
 		last = frame{}
 		if err := wsjson.Read(ctx, socket, &last); err != nil {
 			t.Fatal(err)
@@ -79,69 +79,69 @@ func read(t *testing.T, ctx context.Context, socket *websocket.Conn, most int) (
 	return answer, last
 }
 
-const all = 10_000
+const noLimit = 10_000
 
 func question() message {
 	return message{Message: "Make me a calculus review plan", RequestID: uuid.NewString()}
 }
 
-func TestAnAnswerGoesOnOverAnotherSocket(t *testing.T) {
-	asked := question()
-	ctx, socket := page(t)
-	send(t, ctx, socket, asked)
+func TestAnswerResumesOnAnotherSocket(t *testing.T) {
+	request := question()
+	ctx, socket := dial(t)
+	send(t, ctx, socket, request)
 	before, last := read(t, ctx, socket, 20)
 	socket.CloseNow()
 
-	asked.LastResponseID = last.ResponseID
-	ctx, socket = page(t)
-	send(t, ctx, socket, asked)
-	behind, last := read(t, ctx, socket, all)
-	if before == "" || behind == "" || before+behind != last.FullText {
-		t.Errorf("%q and %q are not the whole of %q", before, behind, last.FullText)
+	request.LastResponseID = last.ResponseID
+	ctx, socket = dial(t)
+	send(t, ctx, socket, request)
+	after, last := read(t, ctx, socket, noLimit)
+	if before == "" || after == "" || before+after != last.FullText {
+		t.Errorf("%q and %q are not the parts of %q", before, after, last.FullText)
 	}
 }
 
-func TestAnAnswerIsStopped(t *testing.T) {
-	asked := question()
-	ctx, socket := page(t)
-	send(t, ctx, socket, asked)
+func TestAnswerIsCancelled(t *testing.T) {
+	request := question()
+	ctx, socket := dial(t)
+	send(t, ctx, socket, request)
 	_, last := read(t, ctx, socket, 20)
-	send(t, ctx, socket, message{SessionID: last.SessionID, RequestID: asked.RequestID, Cancel: true})
-	if _, last = read(t, ctx, socket, all); last.Error.Code != "CANCELLED" {
-		t.Errorf("it ended with %+v", last)
+	send(t, ctx, socket, message{SessionID: last.SessionID, RequestID: request.RequestID, Cancel: true})
+	if _, last = read(t, ctx, socket, noLimit); last.Error.Code != "CANCELLED" {
+		t.Errorf("last frame: %+v", last)
 	}
 }
 
-func TestARefusalIsAFrameAndTheSocketGoesOn(t *testing.T) {
-	ctx, socket := page(t)
+func TestRefusalIsFrameAndSocketStaysOpen(t *testing.T) {
+	ctx, socket := dial(t)
 	send(t, ctx, socket, message{Message: " "})
-	if _, last := read(t, ctx, socket, all); last.Error.Code != "INVALID_ARGUMENT" || last.Error.Retryable {
-		t.Errorf("it ended with %+v", last)
+	if _, last := read(t, ctx, socket, noLimit); last.Error.Code != "INVALID_ARGUMENT" || last.Error.Retryable {
+		t.Errorf("last frame: %+v", last)
 	}
 	send(t, ctx, socket, question())
-	if answer, last := read(t, ctx, socket, all); answer == "" || answer != last.FullText {
-		t.Errorf("it ended with %+v", last)
+	if answer, last := read(t, ctx, socket, noLimit); answer == "" || answer != last.FullText {
+		t.Errorf("last frame: %+v", last)
 	}
 }
 
-func TestAMessageThatIsTooLargeClosesTheSocket(t *testing.T) {
-	ctx, socket := page(t)
+func TestOversizedMessageClosesSocket(t *testing.T) {
+	ctx, socket := dial(t)
 	send(t, ctx, socket, message{Message: strings.Repeat("a", maxMessageBytes)})
 	if _, _, err := socket.Read(ctx); websocket.CloseStatus(err) != websocket.StatusMessageTooBig {
-		t.Errorf("it ended with %v", err)
+		t.Errorf("read error: %v", err)
 	}
 }
 
-// silent is a service that says nothing until its call ends, and tells of what it is asked.
+// silent is a service that sends no frame until its call is cancelled, and reports its calls.
 type silent struct {
 	agentv1.AgentServiceClient
 	agentv1.ConversationServiceClient
-	began, ended chan struct{}
-	cancelled    chan string
+	started, ended chan struct{}
+	cancelled      chan string
 }
 
 func (s *silent) StreamChat(ctx context.Context, _ *agentv1.ChatRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[agentv1.ChatResponse], error) {
-	s.began <- struct{}{}
+	s.started <- struct{}{}
 	<-ctx.Done()
 	s.ended <- struct{}{}
 	return nil, status.FromContextError(ctx.Err()).Err()
@@ -152,21 +152,21 @@ func (s *silent) CancelTurn(_ context.Context, stop *agentv1.CancelTurnRequest, 
 	return &agentv1.CancelTurnResponse{Cancelled: true}, nil
 }
 
-func TestOneAnswerTooManyIsRefusedAndAStopStillCounts(t *testing.T) {
-	service := &silent{began: make(chan struct{}), ended: make(chan struct{}, maxAnswers), cancelled: make(chan string)}
-	ctx, socket := pageOf(t, &bridge{service, service})
+func TestAnswersOverLimitAreRefusedButCancelWorks(t *testing.T) {
+	service := &silent{started: make(chan struct{}), ended: make(chan struct{}, maxAnswers), cancelled: make(chan string)}
+	ctx, socket := dialBridge(t, &bridge{service, service})
 	for range maxAnswers {
 		send(t, ctx, socket, question())
-		next(t, ctx, service.began)
+		next(t, ctx, service.started)
 	}
 	send(t, ctx, socket, question())
-	_, last := read(t, ctx, socket, all)
+	_, last := read(t, ctx, socket, noLimit)
 	if last.Error.Code != "RESOURCE_EXHAUSTED" || last.Error.ErrorCode != "ERROR_CODE_RATE_LIMITED" || !last.Error.Retryable {
-		t.Errorf("it ended with %+v", last)
+		t.Errorf("last frame: %+v", last)
 	}
 	send(t, ctx, socket, message{SessionID: "s", RequestID: "first", Cancel: true})
-	if stopped := next(t, ctx, service.cancelled); stopped != "first" {
-		t.Errorf("%q was stopped", stopped)
+	if cancelled := next(t, ctx, service.cancelled); cancelled != "first" {
+		t.Errorf("cancelled request %q", cancelled)
 	}
 	socket.CloseNow()
 	for range maxAnswers {
@@ -178,19 +178,19 @@ func next[T any](t *testing.T, ctx context.Context, from chan T) (value T) {
 	select {
 	case value = <-from:
 	case <-ctx.Done():
-		t.Fatal("waited in vain")
+		t.Fatal("timed out")
 	}
 	return value
 }
 
-func TestWhatTheServerCallsNoUseIsNotRetryable(t *testing.T) {
+func TestRetryableRespectsPushback(t *testing.T) {
 	exhausted := status.Error(codes.ResourceExhausted, "")
 	for pushback, retryable := range map[string]bool{"-1": false, "1000": true} {
 		if agent.Retryable(exhausted, metadata.Pairs("grpc-retry-pushback-ms", pushback)) != retryable {
-			t.Errorf("after %s", pushback)
+			t.Errorf("pushback %s", pushback)
 		}
 	}
 	if !agent.Retryable(exhausted, nil) || agent.Retryable(status.Error(codes.InvalidArgument, ""), nil) {
-		t.Error("by its status alone")
+		t.Error("without pushback")
 	}
 }

@@ -1,8 +1,8 @@
-// Asks the agent service a question and types the answer as it comes.
+// Asks the agent service a question and prints the answer as it streams.
 //
 //	go run ./chat [-cut-after N] [-stop-after N] [QUESTION]
 //
-// AGENT_URL, AGENT_USER and AGENT_TOKEN say where, for whom, and by which right.
+// Environment: AGENT_URL (service address), AGENT_USER (user id), AGENT_TOKEN (bearer token).
 package main
 
 import (
@@ -23,8 +23,8 @@ import (
 )
 
 var (
-	cutAfter  = flag.Int("cut-after", 0, "lose the connection after so many frames, and resume")
-	stopAfter = flag.Int("stop-after", 0, "stop the answer after so many frames, as a user does")
+	cutAfter  = flag.Int("cut-after", 0, "drop the connection after `N` frames, and resume")
+	stopAfter = flag.Int("stop-after", 0, "cancel the answer after `N` frames")
 )
 
 func main() {
@@ -41,7 +41,7 @@ func run(ctx context.Context, question string) error {
 		return err
 	}
 	defer conn.Close()
-	// The user of every call; where there is a token it must be the token's.
+	// The user of every call. With a token, it must be its subject.
 	ctx = metadata.AppendToOutgoingContext(ctx, "user-id", cmp.Or(os.Getenv("AGENT_USER"), "ann"))
 	ctx, span := agent.Tracer.Start(ctx, "question")
 	defer span.End()
@@ -53,7 +53,7 @@ func run(ctx context.Context, question string) error {
 	return ask(ctx, conn, question)
 }
 
-// remember stores a memory. The same id again replaces it.
+// remember stores a memory; idempotent by id.
 func remember(ctx context.Context, conn *grpc.ClientConn, options ...grpc.CallOption) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -63,12 +63,12 @@ func remember(ctx context.Context, conn *grpc.ClientConn, options ...grpc.CallOp
 	return err
 }
 
-// ask shows one answer to its end, over as many connections as it takes.
+// ask prints one answer to its end, resuming after lost connections.
 func ask(ctx context.Context, conn *grpc.ClientConn, question string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	request := &agentv1.ChatRequest{
-		RequestId: uuid.NewString(), // makes it one answer, however often it is asked for
+		RequestId: uuid.NewString(), // makes retries idempotent
 		Input:     &agentv1.ChatRequest_Message{Message: question},
 	}
 	var last *agentv1.ChatResponse
@@ -76,7 +76,7 @@ func ask(ctx context.Context, conn *grpc.ClientConn, question string) error {
 		var err error
 		var trailer metadata.MD
 		last, err = read(ctx, conn, request, last, grpc.Trailer(&trailer))
-		// CANCELLED is what hanging up looks like.
+		// A call cancelled by the client itself ends with CANCELLED.
 		lost := status.Code(err) == codes.Unavailable || status.Code(err) == codes.Canceled
 		switch {
 		case last.GetFinishReason() != agentv1.FinishReason_NULL:
@@ -89,10 +89,10 @@ func ask(ctx context.Context, conn *grpc.ClientConn, question string) error {
 	}
 }
 
-// read shows what comes after the last frame that was seen, and returns the new last one.
+// read prints the frames after the last received one, and returns the new last frame.
 func read(ctx context.Context, conn *grpc.ClientConn, request *agentv1.ChatRequest, last *agentv1.ChatResponse, options ...grpc.CallOption) (*agentv1.ChatResponse, error) {
-	ctx, hangUp := context.WithCancel(ctx)
-	defer hangUp()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	isFirst := last == nil
 	if !isFirst {
 		ctx = metadata.AppendToOutgoingContext(ctx, "x-last-response-id", last.ResponseId)
@@ -109,7 +109,7 @@ func read(ctx context.Context, conn *grpc.ClientConn, request *agentv1.ChatReque
 		last = frame
 		show(frame)
 		if isFirst && frames == *cutAfter {
-			hangUp()
+			cancel()
 		}
 		if isFirst && frames == *stopAfter {
 			stop := &agentv1.CancelTurnRequest{SessionId: frame.SessionId, RequestId: frame.RequestId}
@@ -120,7 +120,7 @@ func read(ctx context.Context, conn *grpc.ClientConn, request *agentv1.ChatReque
 	}
 }
 
-// show types the answer to standard output, and what else there is to tell to standard error.
+// show prints the answer to standard output, and everything else to standard error.
 func show(frame *agentv1.ChatResponse) {
 	switch content := frame.Content.(type) {
 	case *agentv1.ChatResponse_StatusUpdate:
@@ -137,7 +137,7 @@ func show(frame *agentv1.ChatResponse) {
 	}
 }
 
-// failed is how an answer ended that had begun: by an error frame, if it has one.
+// failed describes a failure after the first frame: an error frame.
 func failed(frame *agentv1.Error) error {
 	if frame == nil {
 		return nil
@@ -145,14 +145,14 @@ func failed(frame *agentv1.Error) error {
 	return fmt.Errorf("failed: %s: %s%s", frame.Code, frame.Message, hint(frame.Retryable))
 }
 
-// refused is why there is no answer: the gRPC status of the call.
+// refused describes a refusal before the first frame: a gRPC status.
 func refused(err error, trailer metadata.MD) error {
 	return fmt.Errorf("refused: %v: %s%s", status.Code(err), status.Convert(err).Message(), hint(agent.Retryable(err, trailer)))
 }
 
 func hint(retryable bool) string {
 	if retryable {
-		return " (trying again may help)"
+		return " (retryable)"
 	}
 	return ""
 }
