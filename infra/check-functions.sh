@@ -1,34 +1,33 @@
 #!/usr/bin/env bash
-# Checks the functions as they are deployed, but built faster (the profile `ci`):
+# Checks the Lambda functions: which crates they link, and their tests against the programs built with the profile `ci` (the
+# deployed configuration with a faster build).
 #
 #     infra/check-functions.sh
-#
-# What they link, and their tests with these very programs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 functions=(stream-chat retrieve-memory manage-memory remember)
 
-# What a function has no use for, and would start later with: an embedded Postgres, a model in the process, and a server with
-# what stands around it. The client of providers is built on hyper and tower-http as well, so there it is their features.
+# Crates that would only slow down a function's cold start: embedded Postgres, local models, and servers. The provider client
+# uses hyper and tower-http too, so for those the pattern matches server features.
 unwanted='^(pglite-|ruzstd|tar|candle-|tokenizers|rayon|axum|tonic-health|tonic-reflection)[^ ]* v'
 unwanted+='|^tower-http v[^ ]* .*(cors|validate-request)|^tonic v[^ ]* .*(router|server|transport|channel)|^hyper v[^ ]* .*server'
 linked() { cargo tree --locked --package "$1" --edges normal --prefix none --format '{p} {f}' | sort -u; }
 
-# The pattern itself may be wrong: the server has everything of it.
+# Guards against a pattern that matches nothing: agent-local links all of these.
 if (( $(linked agent-local | grep -cE "$unwanted") < 10 )); then
-    echo "error: what is looked for in the functions is not even in agent-local" >&2
+    echo "error: the pattern of unwanted crates does not match those of agent-local" >&2
     exit 1
 fi
 for function in "${functions[@]}"; do
     if linked "$function" | grep -E "$unwanted" >&2; then
-        echo "error: $function links what a function has no use for (above)" >&2
+        echo "error: $function links unwanted crates (above)" >&2
         exit 1
     fi
     echo "ok  $function links no server, no database and no model"
 done
 
-# Without the rest of the workspace, whose features would come along.
+# Only these packages: building the whole workspace would unify its features.
 packages=()
 for function in "${functions[@]}" panicking-function; do packages+=(--package "$function"); done
 cargo build --locked --profile ci "${packages[@]}"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Checks what is deployed to AWS, without an account and without calling AWS:
+# Checks the AWS deployment without an account and without calling AWS:
 #
-#     infra/check-sam.sh                        # the template and the settings in it
-#     infra/check-sam.sh --build                # also builds the functions for arm64, as `sam deploy` uploads them
-#     infra/check-sam.sh --build stream-chat    # one of them alone
+#     infra/check-sam.sh                        # lint the template and compare it with the code
+#     infra/check-sam.sh --build                # also build all functions for arm64, as `sam deploy` uploads them
+#     infra/check-sam.sh --build stream-chat    # also build one function
 #
-# The tools are Python packages. They are installed into target/tools and stay there.
+# The tools are Python packages, cached in target/tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +19,7 @@ build='' only=()
 case ${1-},${2-} in
 ,) ;;
 --build,) build=yes ;;
-# In the template, stream-chat is StreamChatFunction.
+# The logical id of stream-chat is StreamChatFunction.
 --build,stream-chat | --build,retrieve-memory | --build,manage-memory | --build,remember)
     build=yes only=("$(sed -E 's/(^|-)([a-z])/\u\2/g' <<<"$2")Function")
     ;;
@@ -29,22 +29,22 @@ case ${1-},${2-} in
     ;;
 esac
 
-# A virtual environment NAME with PACKAGES, made again where another version is asked for.
-tools() {
-    local place=$PWD/target/tools/$1
+# Creates a virtual environment; recreates it if the requested versions change.
+tools() { # NAME PACKAGES…
+    local venv=$PWD/target/tools/$1
     shift
-    if [ "$(cat "$place/installed" 2>/dev/null)" != "$*" ]; then
-        rm -rf "$place"
-        python3 -m venv "$place"
-        "$place/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
-        echo "$*" >"$place/installed"
+    if [ "$(cat "$venv/installed" 2>/dev/null)" != "$*" ]; then
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+        echo "$*" >"$venv/installed"
     fi
 }
 
 tools sam "aws-sam-cli==$sam_version" "cfn-lint==$lint_version"
 sam=$PWD/target/tools/sam/bin
 
-# Nothing is sent; and rules depend on a region, which no file of this machine shall choose.
+# No telemetry, and a fixed region: some lint rules depend on it.
 export SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
 
 "$sam/cfn-lint" template.yaml
@@ -61,16 +61,16 @@ fi
 
 "$sam/sam" build ${only[@]+"${only[@]}"} --template-file template.yaml --build-dir target/sam
 
-# What is uploaded is a program for arm64 and nothing else.
+# The uploaded artifact must be a single program for arm64.
 for built in target/sam/*/bootstrap; do
     name=$(basename "$(dirname "$built")")
-    # Byte 18 of an ELF file: the machine; 183 = AArch64.
+    # e_machine, at byte 18 of an ELF file; 183 = AArch64.
     machine=$(od -An -t u1 -j 18 -N 1 "$built" | tr -d ' ')
     if [ "$machine" != 183 ]; then
-        echo "error: $name is not built for arm64" >&2
+        echo "error: target/sam/$name/bootstrap is not built for arm64 (e_machine $machine, expected 183)" >&2
         exit 1
     fi
-    # As SAM packs it.
+    # Compressed as SAM does.
     "$sam/python" -m zipfile -c "target/sam/$name.zip" "$built"
     echo "$name: $(stat -c %s "$built") bytes, $(stat -c %s "target/sam/$name.zip") as a zip"
 done

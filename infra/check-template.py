@@ -1,7 +1,4 @@
-"""Checks of template.yaml that no linter knows: that it agrees with the code around it.
-
-Run by infra/check-sam.sh, whose environment has the packages.
-"""
+"""Checks that template.yaml agrees with the code and the documentation. Run by infra/check-sam.sh, which installs its packages."""
 
 import json
 import re
@@ -13,8 +10,8 @@ from cfnlint.decode import cfn_yaml
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def names(constant: str) -> list[str]:
-    """The strings of a constant in the local server's rules of CORS."""
+def cors_constant(constant: str) -> list[str]:
+    """Reads a list of header names from the server's CORS rules."""
     source = (ROOT / "shared/transport/server/cors.rs").read_text()
     array = re.search(rf"const {constant}: \[&str; \d+\] =\s*\[(.*?)\]", source, re.S)
     assert array, f"cors.rs has no {constant}"
@@ -22,7 +19,7 @@ def names(constant: str) -> list[str]:
 
 
 def functions(template: dict) -> dict[str, dict]:
-    """The functions, by logical id."""
+    """Returns the functions by logical id."""
     return {
         name: resource
         for name, resource in template["Resources"].items()
@@ -30,69 +27,68 @@ def functions(template: dict) -> dict[str, dict]:
     }
 
 
-def mistakes(template: dict) -> list[str]:
-    """What does not agree, as sentences."""
-    found = []
+def inconsistencies(template: dict) -> list[str]:
+    errors = []
 
     cors = template["Mappings"]["Cors"]["Headers"]
-    for ours, constant in [("Request", "REQUEST_HEADERS"), ("Response", "RESPONSE_HEADERS")]:
-        if sorted(cors[ours]) != sorted(names(constant)):
-            found.append(f"Mappings.Cors.Headers.{ours} is not what cors.rs has in {constant}")
+    for direction, constant in [("Request", "REQUEST_HEADERS"), ("Response", "RESPONSE_HEADERS")]:
+        if sorted(cors[direction]) != sorted(cors_constant(constant)):
+            errors.append(f"Mappings.Cors.Headers.{direction} differs from {constant} in cors.rs")
 
     readme = (ROOT / "README.md").read_text()
     documented = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", readme, re.M))
-    everywhere = set(template["Globals"]["Function"]["Environment"]["Variables"])
+    global_variables = set(template["Globals"]["Function"]["Environment"]["Variables"])
     for name, function in functions(template).items():
         own = set(function["Properties"].get("Environment", {}).get("Variables", {}))
-        for variable in sorted((own | everywhere) - documented):
-            # Settings of the runtime, not ours.
+        for variable in sorted((own | global_variables) - documented):
+            # These configure the Lambda runtime, not the service.
             if not variable.startswith("AWS_LAMBDA_"):
-                found.append(f"{name} sets {variable}, which the README does not have")
+                errors.append(f"{name} sets {variable}, which README.md does not document")
 
         folder = function["Properties"]["CodeUri"]
         binary = function["Metadata"]["BuildProperties"]["Binary"]
         if folder != f"functions/{binary}" or not (ROOT / folder / "Cargo.toml").is_file():
-            found.append(f"{name} is built from {folder}, where there is no package {binary}")
+            errors.append(f"{name} is built from {folder}, which has no package {binary}")
 
-        # An alarm on nine tenths of the timeout.
-        slow = template["Resources"][name.removesuffix("Function") + "Slow"]["Properties"]["Threshold"]
+        # The latency alarm fires at 90 % of the timeout.
+        threshold = template["Resources"][name.removesuffix("Function") + "Slow"]["Properties"]["Threshold"]
         timeout = function["Properties"]["Timeout"]
-        if slow != timeout * 900:
-            found.append(f"the alarm on slow calls of {name} is at {slow} ms, its timeout at {timeout} s")
+        if threshold != timeout * 900:
+            errors.append(f"the latency alarm of {name} is at {threshold} ms; expected {timeout * 900} ms, 90 % of its timeout")
 
-    # The table that is deployed is the one that the tests use.
+    # The tests use the same table definition.
     deployed = template["Resources"]["ConversationsTable"]["Properties"]
     tested = json.loads((ROOT / "infra/dynamodb-table.json").read_text())
     for part in sorted(tested.keys() - {"TableName", "StreamSpecification"}):
         if deployed.get(part) != tested[part]:
-            found.append(f"ConversationsTable.{part} is not that of infra/dynamodb-table.json")
+            errors.append(f"ConversationsTable.{part} differs from infra/dynamodb-table.json")
     if deployed["StreamSpecification"]["StreamViewType"] != tested["StreamSpecification"]["StreamViewType"]:
-        found.append("ConversationsTable has another stream than infra/dynamodb-table.json")
+        errors.append("ConversationsTable.StreamSpecification differs from infra/dynamodb-table.json")
     keys = (ROOT / "shared/conversation/dynamodb/keys.rs").read_text()
     expiry = re.search(r'const EXPIRES: &str = "(\w+)"', keys)
     if not expiry or deployed["TimeToLiveSpecification"]["AttributeName"] != expiry.group(1):
-        found.append("ConversationsTable expires by another attribute than keys.rs has in EXPIRES")
+        errors.append("ConversationsTable.TimeToLiveSpecification differs from EXPIRES in keys.rs")
 
-    # Which kinds of writes are in a transaction depends on what there is, and what stands in for DynamoDB asks for no rights.
+    # Transactions contain condition checks only in some states, and the emulator checks no permissions, so no test would notice.
     for name, role in template["Resources"].items():
         if role["Type"] == "AWS::IAM::Role" and "dynamodb:DeleteItem" in str(role):
             if "dynamodb:ConditionCheckItem" not in str(role):
-                found.append(f"{name} may write transactions without their checks")
+                errors.append(f"{name} allows writes without dynamodb:ConditionCheckItem")
 
     for guide in sorted((ROOT / "infra").glob("README*.md")):
-        explained = set(re.findall(r"^\| `([A-Z][a-z][A-Za-z]*)` \|", guide.read_text(), re.M))
-        for parameter in sorted(set(template["Parameters"]) ^ explained):
-            found.append(f"{guide.name} and the template do not agree on the parameter {parameter}")
+        documented_parameters = set(re.findall(r"^\| `([A-Z][a-z][A-Za-z]*)` \|", guide.read_text(), re.M))
+        for parameter in sorted(set(template["Parameters"]) ^ documented_parameters):
+            errors.append(f"parameter {parameter} is missing in either infra/{guide.name} or the template")
 
-    return found
+    return errors
 
 
 def main() -> int:
     template = cfn_yaml.load(str(ROOT / "template.yaml"))
-    found = mistakes(template)
-    for mistake in found:
-        print(f"error: template.yaml: {mistake}", file=sys.stderr)
-    return 1 if found else 0
+    errors = inconsistencies(template)
+    for error in errors:
+        print(f"error: template.yaml: {error}", file=sys.stderr)
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""How functions of AWS Lambda start: the time to the first request for an event, the most memory until then, the size as a zip.
+"""Measures cold starts of the Lambda functions: time and peak memory until the first request for an event, and the zip size.
 
     cargo build --release --package stream-chat --package retrieve-memory --package manage-memory
     infra/cold-start.py target/release/{stream-chat,retrieve-memory,manage-memory}
 
-Each program is started with a Runtime API of ours and, but for the runtime's own, without variables: in demo mode, with nothing
-to connect to. With `--env NAME=VALUE` it gets more, for example a DATABASE_URL.
+Each program runs against an emulated Runtime API with the runtime's variables only: in demo mode, without any connection.
+`--env NAME=VALUE` adds variables, for example a DATABASE_URL.
 """
 import argparse, os, pathlib, socket, statistics, subprocess, tempfile, time, zipfile
 
 
 def start(program: str, variables: dict[str, str]) -> tuple[float, int]:
-    """Milliseconds from the start of the process to its first request for an event, and its peak memory in KiB."""
+    """Returns milliseconds from process start to the first request for an event, and peak memory in KiB."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
         runtime = {
@@ -19,12 +19,12 @@ def start(program: str, variables: dict[str, str]) -> tuple[float, int]:
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "256", "AWS_LAMBDA_FUNCTION_VERSION": "1", "LOG_FORMAT": "json",
         }
         server.settimeout(30)
-        began = time.perf_counter()
+        started = time.perf_counter()
         process = subprocess.Popen([program], env=runtime | variables)
         try:
             connection, _ = server.accept()
             request = connection.recv(4096)
-            milliseconds = (time.perf_counter() - began) * 1000
+            milliseconds = (time.perf_counter() - started) * 1000
             assert request.startswith(b"GET /2018-06-01/runtime/invocation/next "), request
             status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
             peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -34,8 +34,7 @@ def start(program: str, variables: dict[str, str]) -> tuple[float, int]:
             process.wait()
 
 
-def zipped(program: str) -> int:
-    """The size of a program as it is uploaded, in bytes."""
+def zip_size(program: str) -> int:
     with tempfile.TemporaryFile() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.write(program, "bootstrap")
@@ -51,11 +50,11 @@ def main() -> None:
     variables = dict(pair.split("=", 1) for pair in options.env)
     print("| function | start to first `next`, median | p95 | peak memory | program | zip |\n|---|---|---|---|---|---|")
     for program in options.programs:
-        start(program, variables)  # reads the program into the page cache
+        start(program, variables)  # warms the page cache
         times, peaks = zip(*(start(program, variables) for _ in range(options.starts)))
         p95 = statistics.quantiles(times, n=20)[-1]
         print(f"| `{os.path.basename(program)}` | {statistics.median(times):.1f} ms | {p95:.1f} ms | {max(peaks) / 1024:.1f} MB"
-              f" | {os.path.getsize(program) / 1e6:.1f} MB | {zipped(program) / 1e6:.2f} MB |")
+              f" | {os.path.getsize(program) / 1e6:.1f} MB | {zip_size(program) / 1e6:.2f} MB |")
 
 
 main()

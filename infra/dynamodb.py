@@ -1,9 +1,9 @@
-"""What stands in for DynamoDB on a machine without AWS: moto, with the service's table in it.
+"""A DynamoDB emulator (moto) with the service's table.
 
     dynamodb.py FILE
 
-Run by infra/dynamodb.sh. It listens on a free port, which it writes into FILE when it is ready, and keeps everything in its
-memory. moto is looser than DynamoDB; what it does not refuse is refused by shared/conversation/dynamodb/write.rs.
+Run by infra/dynamodb.sh. Listens on a free port, writes it to FILE when ready, and holds its data in memory. moto is less strict
+than DynamoDB; shared/conversation/dynamodb/write.rs rejects what moto should.
 """
 
 import copy
@@ -20,29 +20,29 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 TABLE = json.loads((Path(__file__).resolve().parent / "dynamodb-table.json").read_text())
 
-# The items that the transaction in hand may change, by their users, and the tables as they were before it.
+# Items of the current transaction by user, and copies of tables for its rollback.
 _touched: dict[str, set[str]] = {}
-_before: dict[int, Table] = {}
+_snapshots: dict[int, Table] = {}
 
 
-def _copy_what_is_touched(table: Table, memo: dict) -> Table:
-    """moto copies a whole table, to undo a transaction, and once for each item of it. Here it copies its items alone, once."""
-    if id(table) in _before:
-        return _before[id(table)]
-    twin = copy.copy(table)
-    twin.items = copy.copy(table.items)
+def _snapshot(table: Table, memo: dict) -> Table:
+    """Copies only the items of the transaction, once. moto copies the whole table for each item, to roll back."""
+    if id(table) in _snapshots:
+        return _snapshots[id(table)]
+    snapshot = copy.copy(table)
+    snapshot.items = copy.copy(table.items)
     for user, items in table.items.items():
         if user.value in _touched:
             touched = _touched[user.value]
-            twin.items[user] = type(items)(
+            snapshot.items[user] = type(items)(
                 (item, copy.deepcopy(value, memo) if item.value in touched else value) for item, value in items.items()
             )
     if table.stream_shard:
-        # What a transaction that is undone wrote is not in the stream.
-        twin.stream_shard = copy.copy(table.stream_shard)
-        twin.stream_shard.items = list(table.stream_shard.items)
-    _before[id(table)] = twin
-    return twin
+        # A rolled back transaction must not appear in the stream.
+        snapshot.stream_shard = copy.copy(table.stream_shard)
+        snapshot.stream_shard.items = list(table.stream_shard.items)
+    _snapshots[id(table)] = snapshot
+    return snapshot
 
 
 def _transact(self: DynamoDBBackend, transact_items: list[dict]) -> None:
@@ -53,30 +53,30 @@ def _transact(self: DynamoDBBackend, transact_items: list[dict]) -> None:
         _transact_in_moto(self, transact_items)
     finally:
         _touched.clear()
-        _before.clear()
+        _snapshots.clear()
 
 
 _transact_in_moto = DynamoDBBackend.transact_write_items
 DynamoDBBackend.transact_write_items = _transact
-Table.__deepcopy__ = _copy_what_is_touched
+Table.__deepcopy__ = _snapshot
 
 
-class OneAtATime:
-    """A request sees all of another one or nothing, which moto does not take care of."""
+class SerializedRequests:
+    """Runs one request at a time: moto does not isolate concurrent requests."""
 
     def __init__(self, app) -> None:
         self.app = app
         self.lock = threading.Lock()
 
     def __call__(self, environ, start_response):
-        # Read before, so that a slow client holds up nobody.
+        # Read outside the lock, so that a slow client does not block others.
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        environ["wsgi.input"] = _Read(body)
+        environ["wsgi.input"] = _BufferedBody(body)
         with self.lock:
             return list(self.app(environ, start_response))
 
 
-class _Read:
+class _BufferedBody:
     def __init__(self, body: bytes) -> None:
         self.body = body
 
@@ -89,7 +89,7 @@ class _Read:
 
 
 class Handler(WSGIRequestHandler):
-    # Connections stay open, as those to DynamoDB do.
+    # Keep-alive, as with DynamoDB.
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
@@ -98,7 +98,7 @@ class Handler(WSGIRequestHandler):
 
 
 def main() -> int:
-    app = OneAtATime(DomainDispatcherApplication(create_backend_app))
+    app = SerializedRequests(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     client = boto3.client(

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs a command beside a stand-in for DynamoDB that has the service's table:
+# Runs a command with a local DynamoDB emulator (moto) that has the service's table:
 #
 #     infra/dynamodb.sh cargo test --test conversations
 #     CONVERSATIONS=dynamodb://agent-conversations infra/dynamodb.sh cargo run
 #
-# It is moto, a package of Python, so that neither an account nor a container is needed; docs/conversations.md says where it is
-# looser than DynamoDB. It is installed into target/tools, listens on a free port of this machine only, is told by
-# TEST_DYNAMODB_URL and the variables of AWS, keeps everything in its memory, and ends with the command.
+# moto is a Python package, cached in target/tools; it needs neither an account nor a container. docs/conversations.md lists where
+# it is less strict than DynamoDB. It listens on a free loopback port, passed in TEST_DYNAMODB_URL and the AWS variables, holds
+# its data in memory, and exits with the command.
 set -euo pipefail
 
 moto_version=5.2.5
@@ -30,21 +30,21 @@ if [ "$(cat "$tools/installed" 2>/dev/null)" != "${packages[*]}" ]; then
 fi
 
 run=$(mktemp -d)
-end() {
+cleanup() {
     kill "$server" 2>/dev/null || true
     wait "$server" 2>/dev/null || true
     rm -rf "$run"
 }
 "$tools/bin/python" "$infra/dynamodb.py" "$run/port" >"$run/log" 2>&1 &
 server=$!
-trap end EXIT
+trap cleanup EXIT
 until [ -s "$run/port" ]; do
     kill -0 "$server" 2>/dev/null || { cat "$run/log" >&2; exit 1; }
     sleep 0.1
 done
 
 url=http://127.0.0.1:$(cat "$run/port")
-# Whatever the machine has of AWS is neither used nor sent.
+# The machine's own AWS credentials must not be used or sent.
 unset AWS_SESSION_TOKEN AWS_PROFILE
 TEST_DYNAMODB_URL=$url AWS_ENDPOINT_URL_DYNAMODB=$url AWS_REGION=us-east-1 \
     AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local "$@"

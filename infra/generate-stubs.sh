@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Generates Python and Go stubs of the contract in proto/.
+# Generates Python and Go stubs from proto/.
 #
-#   infra/generate-stubs.sh [OUTDIR]    OUTDIR is gen/ if not given; git ignores what is written there
+#   infra/generate-stubs.sh [OUTDIR]    default OUTDIR: gen/ (ignored by git)
 #
 #   OUTDIR/python    import agent_service_pb2, agent_service_pb2_grpc, memory_service_pb2, …
-#   OUTDIR/go        module github.com/sparkle/gateway/gen, to be used through a replace directive
+#   OUTDIR/go        module github.com/sparkle/gateway/gen, for a replace directive
 #
-# Needs python3 and Go, no protoc. The generators are pinned below and kept in STUB_TOOLS, which is
-# OUTDIR/.tools if not set.
+# Needs python3 and Go, but no protoc. The generators are pinned and cached in STUB_TOOLS (default OUTDIR/.tools).
 set -euo pipefail
 
 grpcio_tools=1.85.1
@@ -18,15 +17,15 @@ module=github.com/sparkle/gateway/gen
 
 fail() { echo "generate-stubs: $*" >&2; exit 1; }
 
-# Says nothing unless the command fails; then what it said is the explanation.
+# Prints the output only if the command fails.
 quietly() {
-  local said
-  said=$("$@" 2>&1) || fail "${*:1:4} … failed:"$'\n'"$said"
+  local output
+  output=$("$@" 2>&1) || fail "${*:1:4} … failed:"$'\n'"$output"
 }
 
 (( $# <= 1 )) || fail "usage: infra/generate-stubs.sh [OUTDIR]"
 for tool in python3 go; do
-  command -v "$tool" >/dev/null || fail "$tool is needed and not on the PATH"
+  command -v "$tool" >/dev/null || fail "$tool is required, but not on the PATH"
 done
 
 protos=$(cd "$(dirname "${BASH_SOURCE[0]}")/../proto" && pwd)
@@ -43,7 +42,7 @@ quietly "$tools/venv/bin/python" -m pip install --quiet "grpcio-tools==$grpcio_t
 GOBIN=$tools/bin quietly go install "google.golang.org/protobuf/cmd/protoc-gen-go@$protobuf_go"
 GOBIN=$tools/bin quietly go install "google.golang.org/grpc/cmd/protoc-gen-go-grpc@$protoc_gen_go_grpc"
 
-# Stubs of a proto that is gone must not survive; whatever else lies there is not ours to delete.
+# Remove stubs of deleted protos, but no other files.
 mkdir -p "$out/python" "$out/go"
 rm -f "$out"/python/*_pb2.py* "$out"/python/*_pb2_grpc.py "$out"/go/agent/v1/*.pb.go
 PATH=$tools/bin:$PATH quietly "$tools/venv/bin/python" -m grpc_tools.protoc -I "$protos" \

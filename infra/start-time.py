@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Times from the start of the server to SERVING: the first start of a data directory, and later ones.
+"""Measures the time from server start to SERVING, for the first start of a data directory and for later ones.
 
     cargo build && infra/start-time.py target/debug/agent-local
 
 Needs the health client that tests/e2e/run.sh installs: target/e2e/venv/bin/python infra/start-time.py …
-With DATABASE_URL set it measures starts against that Postgres.
+With DATABASE_URL, measures starts against that Postgres.
 """
 import os, re, subprocess, sys, tempfile, time
 
@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 def start(binary: str, data: str) -> float:
-    began = time.perf_counter()
+    started = time.perf_counter()
     server = subprocess.Popen([binary], env=os.environ | {"GRPC_PORT": "0", "AGENT_DATA_DIR": data, "DEMO_MODE": "true"},
                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -21,8 +21,8 @@ def start(binary: str, data: str) -> float:
         with grpc.insecure_channel(address) as channel:
             for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    return (time.perf_counter() - began) * 1000
-        raise SystemExit("the server never became ready")
+                    return (time.perf_counter() - started) * 1000
+        raise SystemExit("error: the server exited before it reported SERVING")
     finally:
         server.terminate()
         server.wait()

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command against a current Postgres behind PgBouncer, which hands a connection to somebody else after every
-# transaction and keeps no prepared statements, as the tests want it:
+# Runs a command against Postgres behind PgBouncer in transaction mode, without prepared statements:
 #
 #     infra/test-pgbouncer.sh cargo test --test api
 #
-# PgBouncer and its libraries are packages of Debian or Ubuntu, which are unpacked and not installed. It listens on a socket
-# in a temporary folder only, is told by TEST_POOLER_URL, and ends with the command. By TEST_DATABASE_URL the tests make
-# databases and look behind the server, past PgBouncer.
+# PgBouncer and its libraries are Debian or Ubuntu packages, unpacked but not installed. It listens on a socket in a temporary
+# directory, passed in TEST_POOLER_URL, and exits with the command. Through TEST_DATABASE_URL the tests bypass PgBouncer, to
+# create databases and inspect them.
 set -euo pipefail
 
 cache=${TEST_PGBOUNCER_CACHE:-$(cd "$(dirname "$0")/.." && pwd)/target/tools/pgbouncer}
@@ -18,15 +17,15 @@ fi
 
 if [ ! -d "$cache" ]; then
     partial=$(mktemp -d)
-    # As root, apt says that its own user can not write here, and goes on.
+    # As root, apt warns that its sandbox user cannot write here, and continues.
     fetch() {
         (cd "$partial" && apt-get download -qq "$1" 2>log) || { cat "$partial/log" >&2; exit 1; }
         dpkg-deb -x "$partial/$1"_*.deb "$partial/unpacked"
     }
-    # A machine may have no list of packages yet.
+    # The package lists may be missing.
     [[ $(apt-cache policy pgbouncer) == *"Candidate: "[0-9]* ]] || apt-get update -qq
     fetch pgbouncer
-    # These few machines have; they are called a little differently in each release.
+    # Libraries that a machine may lack; their package names differ between releases.
     libraries=$(dpkg-deb -f "$partial"/pgbouncer_*.deb Depends | grep -oE 'lib(c-ares|cares|event)[^ ,]*')
     for library in $libraries; do
         fetch "$library"
@@ -36,7 +35,7 @@ if [ ! -d "$cache" ]; then
     rm -rf "$partial"
 fi
 
-# The Postgres to stand in front of, on a socket.
+# Without a Postgres on a socket, start one and run this script again.
 if [[ ${TEST_DATABASE_URL:-} != *host=/* ]]; then
     exec "$(dirname "$0")/test-postgres.sh" "$0" "$@"
 fi
@@ -53,7 +52,7 @@ if [ "$(id -u)" -eq 0 ]; then
 fi
 pgbouncer() { LD_LIBRARY_PATH=$(echo "$run"/usr/lib/*/) "${as[@]}" "$run/usr/sbin/pgbouncer" "$@"; }
 
-# So few connections that they really change hands, each in turn. Users are looked up, because tests make some.
+# A small round-robin pool, so that connections really are shared. auth_user looks up the users that tests create.
 cat >"$run/pgbouncer.ini" <<SETTINGS
 [databases]
 * = host=$postgres port=5432
@@ -71,17 +70,17 @@ logfile = $run/log
 pidfile = $run/pid
 SETTINGS
 echo '"postgres" ""' >"$run/users"
-# From 1.21 on it can keep prepared statements.
+# PgBouncer 1.21 and later support prepared statements.
 version=$(pgbouncer --version | sed -n 's/^PgBouncer //p')
 if [ "$(printf '%s\n' 1.21 "$version" | sort -V | head -n 1)" = 1.21 ]; then
     echo "max_prepared_statements = 0" >>"$run/pgbouncer.ini"
 fi
 
-end() {
+cleanup() {
     kill "$(cat "$run/pid" 2>/dev/null)" 2>/dev/null || true
     rm -rf "$run"
 }
-trap end EXIT
+trap cleanup EXIT
 pgbouncer -q -d "$run/pgbouncer.ini" || { cat "$run/log" >&2; exit 1; }
 
 TEST_POOLER_URL="postgres://postgres@localhost:6432/postgres?host=$run" "$@"

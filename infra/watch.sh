@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs the functions on this machine by `cargo lambda watch`, with the settings of .env, and builds them again when they change:
+# Runs the functions locally with `cargo lambda watch` and the settings of .env, and rebuilds them when they change:
 #
 #     infra/watch.sh                      on 127.0.0.1:9000
 #     infra/watch.sh -P 9001 --ignore-changes
 #
-# Other options are those of `cargo lambda watch`. With --env-file FILE, that file is read instead of .env.
+# Other options are passed to `cargo lambda watch`. --env-file FILE reads FILE instead of .env.
 #
-# Cargo Lambda is a package of Python, which is kept in LAMBDA_TOOLS (target/tools/lambda if not set), unless the same version is
-# installed already. Nothing has to be configured: without a key the answers are canned, and without DATABASE_URL there is no memory.
-# With the memory of a running `agent-local`, whose folder is by default ~/.local/share/agent-service:
+# Cargo Lambda is a Python package, cached in LAMBDA_TOOLS (default target/tools/lambda) unless the same version is installed. No
+# configuration is needed: without a provider key the demo model answers, and without DATABASE_URL there is no memory. To use the
+# database of a running `agent-local` (default data directory ~/.local/share/agent-service):
 #
 #     DATABASE_URL="postgres://postgres@localhost/postgres?host=$HOME/.local/share/agent-service/socket" infra/watch.sh
 set -euo pipefail
@@ -28,8 +28,8 @@ while (( $# > 0 )); do
   esac
   shift
 done
-# Cargo Lambda's own reader of such files stumbles over a second = in a line, as in the addresses of databases, and lets the file
-# overrule the environment. agent-local does neither.
+# Cargo Lambda's own parser fails on a second `=` in a line, as in database URLs, and lets the file override the environment.
+# This one behaves like agent-local's.
 read_env_file() {
   local line name value number=0
   while IFS= read -r line || [[ -n $line ]]; do
@@ -37,7 +37,7 @@ read_env_file() {
     line=${line%$'\r'}
     if [[ $line =~ ^[[:space:]]*(#.*)?$ ]]; then continue; fi
     if ! [[ $line =~ ^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z0-9_]*)[[:space:]]*=[[:space:]]*(.*)$ ]]; then
-      # Not the line itself, which may be a secret.
+      # The line itself may contain a secret.
       echo "watch: line $number of $1 is not NAME=value" >&2
       exit 1
     fi
@@ -53,14 +53,14 @@ read_env_file() {
 }
 if [[ -z $env_file && -e $root/.env ]]; then env_file=$root/.env; fi
 if [[ -n $env_file ]]; then
-  [[ -r $env_file ]] || { echo "watch: $env_file can not be read" >&2; exit 1; }
+  [[ -r $env_file ]] || { echo "watch: cannot read $env_file" >&2; exit 1; }
   read_env_file "$env_file"
 fi
 
-# A function with something to guard wants to be told who may call. Nobody else can call here, as with agent-local; keys of tokens
-# without a word on AUTH are left for the functions to complain of.
+# A function with a database or a provider key requires AUTH. On loopback it defaults to none, as in agent-local. Token keys
+# without AUTH are a configuration error, which the functions report.
 if [[ -z ${AUTH-} && -z ${JWT_SECRET-}${JWT_JWKS_URL-} && ( $address == 127.* || $address == ::1 || $address == localhost ) ]]; then
-  echo "watch: AUTH is not set, and only this machine can reach $address: AUTH=none"
+  echo "watch: AUTH is not set; using AUTH=none, because only this machine can reach $address"
   export AUTH=none
 fi
 
@@ -73,19 +73,19 @@ if [[ $(cargo lambda --version 2>/dev/null) != *" $version "* ]]; then
 fi
 
 cd "$root"
-# Whoever calls first would otherwise wait for the compiler, and a client that gives up ends the function.
+# Build first: a client that times out while `cargo lambda watch` compiles ends the function.
 cargo build --locked --bin stream-chat --bin retrieve-memory --bin manage-memory
 
 url=http://$address:$port/lambda-url
-cat <<TOLD
-Functions for clients of gRPC-Web:
+cat <<USAGE
+Functions for gRPC-Web clients:
   $url/stream-chat        AgentService/StreamChat
   $url/retrieve-memory    AgentService/RetrieveMemory
   $url/manage-memory      MemoryService
-Try, in a second terminal ("ann" says "hello"; the last two need a database):
+Try in a second terminal (user "ann" sends "hello"; the last two need a database):
   call() { curl -sN -H 'content-type: application/grpc-web+proto' --data-binary @- $url/\$1 | tr -c '[:print:]' '\n'; }
   printf '\0\0\0\0\014\012\003ann\032\005hello' | call stream-chat/agent.v1.AgentService/StreamChat
   printf '\0\0\0\0\016\012\003ann\022\007\022\005hello' | call manage-memory/agent.v1.MemoryService/AddMemories
   printf '\0\0\0\0\014\012\003ann\022\005hello' | call retrieve-memory/agent.v1.AgentService/RetrieveMemory
-TOLD
+USAGE
 exec cargo lambda watch --locked --invoke-address "$address" --invoke-port "$port" ${options[@]+"${options[@]}"}
