@@ -65,9 +65,9 @@ def inconsistencies(template: dict) -> list[str]:
     if deployed["StreamSpecification"]["StreamViewType"] != tested["StreamSpecification"]["StreamViewType"]:
         errors.append("ConversationsTable.StreamSpecification differs from infra/dynamodb-table.json")
     keys = (ROOT / "shared/conversation/dynamodb/keys.rs").read_text()
-    expiry = re.search(r'const EXPIRES: &str = "(\w+)"', keys)
+    expiry = re.search(r'const EXPIRES_AT: &str = "(\w+)"', keys)
     if not expiry or deployed["TimeToLiveSpecification"]["AttributeName"] != expiry.group(1):
-        errors.append("ConversationsTable.TimeToLiveSpecification differs from EXPIRES in keys.rs")
+        errors.append("ConversationsTable.TimeToLiveSpecification differs from EXPIRES_AT in keys.rs")
 
     # Transactions contain condition checks only in some states, and the emulator checks no permissions, so no test would notice.
     for name, role in template["Resources"].items():
