@@ -19,6 +19,7 @@ pub mod proto;
 pub mod provider;
 pub mod service;
 pub mod telemetry;
+mod temporal;
 pub mod tools;
 pub mod transport;
 

@@ -3,7 +3,6 @@
 //!
 //! The room knows what a turn is, the memory, and models. It knows nothing of calls and frames, and nobody waits for it.
 
-mod dates;
 mod fact;
 mod guard;
 mod jobs;

@@ -14,7 +14,6 @@ mod record;
 mod retrieve;
 mod splitter;
 mod store;
-mod temporal;
 mod tokenizer;
 mod turn_memories;
 

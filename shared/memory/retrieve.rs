@@ -16,12 +16,12 @@ use super::{
         self, IndexAdvance, knn,
         search::{self, LexicalStatistics, Search, SearchMode},
     },
-    temporal,
 };
 use crate::{
     embedding::{EmbedError, QueryVector},
     identity::UserId,
     postgres::RoleTransaction,
+    temporal,
 };
 
 /// How long one search by words alone goes on with an index that is being made, or waits for who makes it.
@@ -140,7 +140,7 @@ impl MemoryEngine {
             query,
             mode: legs,
             alpha: alpha.into(),
-            spans: temporal::spans(&query.text, Timestamp::now(), &query.time_zone),
+            spans: temporal::past_spans(&query.text, Timestamp::now(), &query.time_zone),
             model_key: &self.model_key,
             vector_index: nearest,
             bm25: self.bm25,

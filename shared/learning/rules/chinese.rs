@@ -6,10 +6,7 @@ use jiff::civil::Date;
 use regex::Regex;
 
 use super::{FactKind, Found, Parts, Read, Reading, Rule, compiled, read};
-use crate::learning::{
-    dates::{self, number},
-    own_words::folded,
-};
+use crate::{learning::own_words::folded, temporal};
 
 /// A sentence that supposes or tells of the past, or asks how its own words are said, says nothing of how things are.
 static NOT_SO: LazyLock<Option<Regex>> = LazyLock::new(|| {
@@ -55,7 +52,7 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             fact("name", name.to_owned(), |v| format!("用户的名字是{v}。")).filter(|_| !is_word)
         }),
         rule(Identity, format!(r"{I}(?:满|是)?(?P<v>\d{{1,2}}|[一二两三四五六七八九十]{{1,3}})岁"), |p| {
-            let age = number(p.get("v"))?.to_string();
+            let age = temporal::chinese_number(p.get("v"))?.to_string();
             fact("age", age, |v| format!("用户今年{v}岁。"))
         }),
         rule(Identity, r"我的?生日(?:是|在)(?P<v>.+)".to_owned(), |p| {
@@ -209,7 +206,7 @@ pub(super) fn find(sentence: &str, today: Date) -> Vec<Found> {
 }
 
 fn event(sentence: &str, today: Date) -> Option<Found> {
-    let (date, words) = dates::day(sentence, today)?;
+    let (date, words) = temporal::upcoming_day(sentence, today)?;
     let is_others = SOMEBODY_ELSE.as_ref().is_none_or(|somebody| somebody.is_match(sentence));
     if is_others || date < today {
         return None;

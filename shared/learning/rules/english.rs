@@ -6,7 +6,7 @@ use jiff::civil::Date;
 use regex::Regex;
 
 use super::{FactKind, Found, Parts, Read, Reading, Rule, compiled, read};
-use crate::learning::{dates, own_words::folded};
+use crate::{learning::own_words::folded, temporal};
 
 /// A question at the end of a sentence, before which a statement may stand.
 static QUESTION: LazyLock<Option<Regex>> = LazyLock::new(|| {
@@ -228,9 +228,13 @@ pub(super) fn find(sentence: &str, today: Date) -> Vec<Found> {
 
 fn event(sentence: &str, today: Date) -> Option<Found> {
     let event = EVENT.as_ref()?.captures(sentence)?;
-    let (date, _) = dates::day(sentence, today)?;
+    let (date, _) = temporal::upcoming_day(sentence, today)?;
     let is_over = sentence.contains(" was on ") || sentence.contains(" went ") || sentence.contains(" had ");
-    let event = dates::without_day(event.name("s")?.as_str(), today);
+    let event = event.name("s")?.as_str();
+    let event = match temporal::upcoming_day(event, today) {
+        Some((_, words)) => event.replacen(words, "", 1),
+        None => event.to_owned(),
+    };
     let event = event.split_whitespace().collect::<Vec<_>>().join(" ");
     (!is_over && date >= today).then(|| Found {
         kind: FactKind::Event,

@@ -13,10 +13,10 @@ use crate::{
     memory::{
         MAX_COUNTED, Memory, RetrievalQuery, RetrievalResult, bm25,
         lexical::{self, POSTINGS_BUDGET, QueryTerm},
-        temporal::TimeSpan,
         tokenizer,
     },
     postgres::RoleTransaction,
+    temporal::TimeSpan,
 };
 
 /// What is added to the score of a memory of a time that the query names.

@@ -1,61 +1,76 @@
-//! Times in English.
+//! The grammar of dates in English.
 
 use jiff::civil::{Date, Weekday};
 
-use super::{Days, Unit, numeric_date, year_from};
+use super::{Anchor, Days, Phrase, Unit, numeric_date, year_from};
 
-/// A word of a query; punctuation that ends a phrase is a word without letters.
+/// Punctuation that ends a phrase is a word without letters.
 struct Word<'a> {
     lower: String,
-    capital: bool,
+    is_capitalized: bool,
     text: &'a str,
+    /// In bytes.
+    start: usize,
 }
 
-pub(super) fn days(query: &str, today: Date) -> Vec<Days> {
-    let words = words(query);
-    let mut found = Vec::new();
+pub(super) fn phrases(text: &str, anchor: Anchor) -> Vec<Phrase> {
+    let words = words(text);
+    let mut phrases = Vec::new();
     let mut at = 0;
     while at < words.len() {
-        match phrase(&words[at..], today) {
-            Some((days, length)) => {
-                // "Since May" is read as a whole, "since last May" in two.
-                let since = words[at.saturating_sub(1)..=at].iter().any(|word| word.lower == "since");
-                found.extend(if since { days.until(today).filter(|days| days.from < days.before) } else { Some(days) });
-                at += length;
-            }
-            None => at += 1,
-        }
+        let Some((days, length)) = phrase(&words[at..], anchor) else {
+            at += 1;
+            continue;
+        };
+        // "Since May" is read as a whole, "since last May" in two.
+        let is_since = words[at.saturating_sub(1)..=at].iter().any(|word| word.lower == "since");
+        let days = if is_since { days.until(anchor.today).filter(|days| days.from < days.before) } else { Some(days) };
+        let last = &words[at + length - 1];
+        phrases.extend(days.map(|days| (days, words[at].start..last.start + last.text.len())));
+        at += length;
     }
-    found
+    phrases
 }
 
-fn words(query: &str) -> Vec<Word<'_>> {
+fn words(text: &str) -> Vec<Word<'_>> {
     let mut words = Vec::new();
-    let mut rest = query;
+    let mut rest = text;
     while let Some(c) = rest.chars().next() {
         let bytes = rest.as_bytes();
         let mut end = c.len_utf8();
         if c.is_ascii_alphanumeric() {
-            let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
+            let is_digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
             // The separators of a numeric date are part of the word.
-            let within = |at: usize| {
+            let is_inside = |at: usize| {
                 bytes[at].is_ascii_alphanumeric()
-                    || (matches!(bytes[at], b'-' | b'/' | b'.') && digit(at - 1) && digit(at + 1))
+                    || (matches!(bytes[at], b'-' | b'/' | b'.') && is_digit(at - 1) && is_digit(at + 1))
             };
-            end = (1..bytes.len()).find(|at| !within(*at)).unwrap_or(bytes.len());
+            end = (1..bytes.len()).find(|at| !is_inside(*at)).unwrap_or(bytes.len());
         }
-        // Spaces, commas, apostrophes and hyphens stand within phrases.
+        // Spaces, commas, apostrophes and hyphens occur inside phrases.
         if !(c.is_whitespace() || matches!(c, ',' | '\'' | '’' | '-')) {
-            let text = &rest[..end];
-            words.push(Word { lower: text.to_ascii_lowercase(), capital: c.is_ascii_uppercase(), text });
+            let word = &rest[..end];
+            let start = text.len() - rest.len();
+            words.push(Word {
+                lower: word.to_ascii_lowercase(),
+                is_capitalized: c.is_ascii_uppercase(),
+                text: word,
+                start,
+            });
         }
         rest = &rest[end..];
     }
     words
 }
 
-/// The time that some words begin with, and how many words it takes.
-fn phrase(words: &[Word<'_>], today: Date) -> Option<(Days, usize)> {
+/// The phrase at the beginning of `words`, and its number of words.
+fn phrase(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> {
+    if anchor.is_future()
+        && let Some(upcoming) = upcoming_phrase(words, anchor)
+    {
+        return Some(upcoming);
+    }
+    let today = anchor.today;
     let word = |at: usize| words.get(at).map_or("", |word| word.lower.as_str());
     let days = |days: Option<Days>, length| days.map(|days| (days, length));
     let ago = |unit, count, length| days(Days::ago(today, unit, count), length);
@@ -80,24 +95,53 @@ fn phrase(words: &[Word<'_>], today: Date) -> Option<(Days, usize)> {
         ("last" | "previous", "week" | "month" | "year", _) => ago(unit_of(word(1))?, 1, 2),
         ("this", "week" | "month" | "year", _) => ago(unit_of(word(1))?, 0, 2),
         (which @ ("last" | "previous" | "past" | "this"), name, _) => {
-            days(with_determiner(which == "this", name, words.get(1)?.capital, today), 2)
+            days(with_determiner(which == "this", name, words.get(1)?.is_capitalized, anchor), 2)
         }
-        // A date that follows says more than its weekday.
-        ("on", name, _) if weekday(name).is_some() => match date(words.get(2..)?, today) {
+        // A date after a weekday is more precise.
+        ("on", name, _) if weekday(name).is_some() => match date(words.get(2..)?, anchor) {
             Some((days, length)) => Some((days, length + 2)),
-            None => days(Days::latest_weekday(today, weekday(name)?), 2),
+            None => days(anchor.weekday(weekday(name)?), 2),
         },
         ("in" | "during" | "since" | "until" | "throughout" | "early" | "late" | "mid" | "of", ..) => {
-            date(words.get(1..)?, today)
-                .or_else(|| after_preposition(words, today))
+            date(words.get(1..)?, anchor)
+                .or_else(|| after_preposition(words, anchor))
                 .map(|(days, length)| (days, length + 1))
         }
-        _ => date(words, today),
+        _ => date(words, anchor),
     }
 }
 
-/// The year or the month without a day that stands after a preposition, which tells it from a number and a name.
-fn after_preposition(words: &[Word<'_>], today: Date) -> Option<(Days, usize)> {
+/// A phrase that only the future tense has.
+fn upcoming_phrase(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> {
+    let today = anchor.today;
+    let word = |at: usize| words.get(at).map_or("", |word| word.lower.as_str());
+    match (word(0), word(1), word(2)) {
+        ("tomorrow", ..) => return Some((Days::ahead(today, Unit::Day, 1)?, 1)),
+        ("day", "after", "tomorrow") => return Some((Days::ahead(today, Unit::Day, 2)?, 3)),
+        ("the", "day", "after") if word(3) == "tomorrow" => return Some((Days::ahead(today, Unit::Day, 2)?, 4)),
+        ("in", ..) => {
+            let count = if word(1) == "about" { 2 } else { 1 };
+            let days = Days::ahead(today, unit_of(word(count + 1))?, count_of(word(count))?)?;
+            return Some((days, count + 2 + usize::from(word(count + 2) == "time")));
+        }
+        _ => {}
+    }
+    let (at, weeks_ago) = match (word(0), word(1)) {
+        ("next", _) => (1, -1),
+        ("this", "coming") => (2, 0),
+        ("this" | "coming" | "on" | "by", _) => (1, 0),
+        _ => (0, 0),
+    };
+    let weekday = weekday(word(at))?;
+    // A date after a weekday is more precise.
+    match date(&words[at + 1..], anchor) {
+        Some((days, length)) => Some((days, at + 1 + length)),
+        None => Some((anchor.weekday_of_week(weeks_ago, weekday)?, at + 1)),
+    }
+}
+
+/// A year, or a month without a day, after a preposition, which distinguishes it from a number or a name.
+fn after_preposition(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> {
     let (preposition, name) = (words.first()?, words.get(1)?);
     if let Some(year) = whole_number(&name.lower).and_then(year_from) {
         let counted =
@@ -109,16 +153,17 @@ fn after_preposition(words: &[Word<'_>], today: Date) -> Option<(Days, usize)> {
     if preposition.lower == "of" {
         return None;
     }
-    Some((Days::named(today, None, month(&name.lower)?, None)?, 1))
+    Some((anchor.named(None, month(&name.lower)?, None)?, 1))
 }
 
 /// "Last" or "this" with the name of a day, month, weekend or season.
-fn with_determiner(this: bool, name: &str, capital: bool, today: Date) -> Option<Days> {
+fn with_determiner(is_this: bool, name: &str, is_capitalized: bool, anchor: Anchor) -> Option<Days> {
+    let today = anchor.today;
     if let Some(weekday) = weekday(name) {
-        return if this {
+        return if is_this {
             Days::weekday_of_week(today, 0, weekday)
         } else {
-            Days::latest_weekday(Days::ago(today, Unit::Day, 1)?.from, weekday)
+            Anchor { today: Days::ago(today, Unit::Day, 1)?.from, ..anchor }.weekday(weekday)
         };
     }
     let in_year = |month: i8, months: i32| {
@@ -126,28 +171,28 @@ fn with_determiner(this: bool, name: &str, capital: bool, today: Date) -> Option
         // The winter of January and February began in the year before.
         let mut back = i32::from(months > 1 && month == 12 && today.month() < 3);
         // In January, "last December" is that of the year before, and "this December" the next.
-        if !this && Days::shift(from, Unit::Month, months - 12 * back)? > today {
+        if !is_this && Days::shift(from, Unit::Month, months - 12 * back)? > today {
             back += 1;
         }
         let from = Days::shift(from, Unit::Year, -back)?;
         Some(Days { from, before: Days::shift(from, Unit::Month, months)? })
     };
     match name {
-        "weekend" => Days::weekend(today, i32::from(!this)),
+        "weekend" => Days::weekend(today, i32::from(!is_this)),
         "spring" => in_year(3, 3),
         "summer" => in_year(6, 3),
         "autumn" | "fall" => in_year(9, 3),
         "winter" => in_year(12, 3),
         // "This may be" has a verb.
-        _ if capital || !is_verb(name) => in_year(month(name)?, 1),
+        _ if is_capitalized || !is_verb(name) => in_year(month(name)?, 1),
         _ => None,
     }
 }
 
 /// A date with a year or a day: 8 May 2023, 8th of May, May 8, May 2023, 2023-05-08.
-fn date(words: &[Word<'_>], today: Date) -> Option<(Days, usize)> {
+fn date(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> {
     let first = words.first()?;
-    if let Some(days) = numeric_date(first.text, today) {
+    if let Some(days) = numeric_date(first.text, anchor) {
         return Some((days, 1));
     }
     let lower = |at: usize| words.get(at).map_or("", |word| word.lower.as_str());
@@ -161,10 +206,10 @@ fn date(words: &[Word<'_>], today: Date) -> Option<(Days, usize)> {
     };
     let year = year(next);
     // "We may 5 times" and "the march 20 miles long" have neither a capital nor a year.
-    if year.is_none() && (day.is_none() || (is_verb(&name.lower) && !name.capital)) {
+    if year.is_none() && (day.is_none() || (is_verb(&name.lower) && !name.is_capitalized)) {
         return None;
     }
-    Some((Days::named(today, year, month, day)?, next + usize::from(year.is_some())))
+    Some((anchor.named(year, month, day)?, next + usize::from(year.is_some())))
 }
 
 fn is_verb(month: &str) -> bool {

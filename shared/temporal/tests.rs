@@ -5,12 +5,12 @@ use super::*;
 
 const SHANGHAI: &str = "Asia/Shanghai";
 
-/// The spans of a query as days of the zone, at noon of a day.
+/// The spans of a query as days in the zone, read at noon.
 fn at(query: &str, now: Date, zone: &str) -> String {
     let zone = TimeZone::get(zone).unwrap();
     let now = now.at(12, 0, 0, 0).to_zoned(zone.clone()).unwrap().timestamp();
     let day = |instant: Timestamp| instant.to_zoned(zone.clone()).date().to_string();
-    let spans = spans(query, now, &zone);
+    let spans = past_spans(query, now, &zone);
     spans.iter().map(|span| format!("{}..{}", day(span.from), day(span.before))).collect::<Vec<_>>().join(" ")
 }
 
@@ -22,7 +22,7 @@ fn assert_spans(now: Date, cases: &[(&str, &str)]) {
 }
 
 #[test]
-fn english_times_are_those_of_the_calendar() {
+fn past_english_phrases_follow_the_calendar() {
     // A Wednesday.
     assert_spans(
         date(2024, 3, 13),
@@ -62,7 +62,7 @@ fn english_times_are_those_of_the_calendar() {
 }
 
 #[test]
-fn english_dates_may_lack_the_year_and_are_then_the_latest() {
+fn past_english_date_without_year_is_the_latest() {
     assert_spans(
         date(2024, 3, 13),
         &[
@@ -90,7 +90,7 @@ fn english_dates_may_lack_the_year_and_are_then_the_latest() {
 }
 
 #[test]
-fn chinese_times_are_those_of_the_calendar() {
+fn past_chinese_phrases_follow_the_calendar() {
     assert_spans(
         date(2024, 3, 13),
         &[
@@ -132,7 +132,7 @@ fn chinese_times_are_those_of_the_calendar() {
 }
 
 #[test]
-fn words_that_only_look_like_times_have_no_span() {
+fn past_lookalikes_have_no_span() {
     for query in [
         "May I ask you something?",
         "It may 5 times fail",
@@ -160,7 +160,7 @@ fn words_that_only_look_like_times_have_no_span() {
 }
 
 #[test]
-fn borders_of_months_and_years_are_kept() {
+fn past_spans_respect_month_and_year_borders() {
     assert_spans(
         date(2024, 1, 1),
         &[
@@ -187,16 +187,16 @@ fn borders_of_months_and_years_are_kept() {
 }
 
 #[test]
-fn days_are_those_of_the_zone_also_where_the_clock_changes() {
+fn past_days_follow_the_zone_across_clock_changes() {
     let zone = TimeZone::get("America/New_York").unwrap();
     let hours = |query, now: &str| {
-        let spans = spans(query, now.parse().unwrap(), &zone);
+        let spans = past_spans(query, now.parse().unwrap(), &zone);
         spans.iter().map(|span| (span.before.as_second() - span.from.as_second()) / 3_600).collect::<Vec<_>>()
     };
     assert_eq!(hours("yesterday", "2024-03-11T12:00:00Z"), [23]);
     assert_eq!(hours("yesterday", "2024-11-04T12:00:00Z"), [25]);
     // It is still the day before in New York.
-    let late = spans("today", "2024-06-02T02:00:00Z".parse().unwrap(), &zone);
+    let late = past_spans("today", "2024-06-02T02:00:00Z".parse().unwrap(), &zone);
     assert_eq!(late[0].from, "2024-06-01T04:00:00Z".parse().unwrap());
     // In São Paulo, midnight of this day did not exist.
     assert_eq!(at("yesterday", date(2018, 11, 5), "America/Sao_Paulo"), "2018-11-04..2018-11-05");
@@ -204,7 +204,7 @@ fn days_are_those_of_the_zone_also_where_the_clock_changes() {
 
 proptest! {
     #[test]
-    fn any_text_at_any_time_has_spans_that_begin_before_they_end(
+    fn past_spans_of_any_text_are_not_empty(
         words in prop::collection::vec(
             "\\PC{0,5}|last|this|past|since|in|on|ago|[0-9]{1,5}|two|weeks?|years|May|march|winter|Friday\
              |20[0-9]{2}-[0-9]{1,2}-[0-9]{1,2}\
@@ -213,16 +213,104 @@ proptest! {
         now in Timestamp::MIN.as_second()..=Timestamp::MAX.as_second(),
     ) {
         let now = Timestamp::from_second(now).unwrap();
-        for span in spans(&words.join(&space), now, &TimeZone::fixed(jiff::tz::offset(-8))) {
+        for span in past_spans(&words.join(&space), now, &TimeZone::fixed(jiff::tz::offset(-8))) {
             prop_assert!(span.from < span.before);
         }
     }
 }
 
 #[test]
-fn a_text_full_of_dates_names_the_first_of_them() {
+fn past_spans_are_limited_to_the_first_16() {
     let text = (1..=28).map(|day| format!("2023-05-{day:02}")).collect::<Vec<_>>().join(", ");
     let named = at(&text, date(2024, 3, 13), SHANGHAI);
     assert_eq!(named.split(' ').count(), 16);
     assert!(named.starts_with("2023-05-01..2023-05-02 2023-05-02"), "{named}");
+}
+
+/// A Monday.
+const MONDAY: Date = date(2026, 11, 23);
+
+#[track_caller]
+fn assert_upcoming(cases: &[(&str, &str)]) {
+    for (text, expected) in cases {
+        let day = upcoming_day(text, MONDAY).map_or_else(|| "none".to_owned(), |(day, _)| day.to_string());
+        assert_eq!(day, *expected, "{text}");
+    }
+}
+
+#[test]
+fn upcoming_english_day_is_found() {
+    assert_upcoming(&[
+        ("my exam is tomorrow", "2026-11-24"),
+        ("the day after tomorrow", "2026-11-25"),
+        ("on Friday at ten", "2026-11-27"),
+        ("this Friday", "2026-11-27"),
+        ("next Friday", "2026-12-04"),
+        ("on Monday", "2026-11-23"),
+        ("in three weeks", "2026-12-14"),
+        ("in 10 days", "2026-12-03"),
+        ("in a month", "2026-12-23"),
+        ("on June 5th", "2027-06-05"),
+        ("5 December", "2026-12-05"),
+        ("the 5th of March 2028", "2028-03-05"),
+        ("Dec 24, 2027", "2027-12-24"),
+        ("2027-02-03", "2027-02-03"),
+        ("yesterday they moved it from 2026-11-02 to Friday", "2026-11-27"),
+        ("I may go in the second march", "none"),
+        ("on February 30", "none"),
+        ("in May 2027", "none"),
+    ]);
+}
+
+#[test]
+fn upcoming_chinese_day_is_found() {
+    assert_upcoming(&[
+        ("明天考试", "2026-11-24"),
+        ("后天", "2026-11-25"),
+        ("大后天", "2026-11-26"),
+        ("下周五有考试", "2026-12-04"),
+        ("这周五", "2026-11-27"),
+        ("周日", "2026-11-29"),
+        ("下下周一", "2026-12-07"),
+        ("三天后", "2026-11-26"),
+        ("两周后", "2026-12-07"),
+        ("两个月以后", "2027-01-23"),
+        ("12月5日", "2026-12-05"),
+        ("12月5考试", "2026-12-05"),
+        ("十二月二十五号", "2026-12-25"),
+        ("6月7号高考", "2027-06-07"),
+        ("明年6月7日", "2027-06-07"),
+        ("2027年1月9日", "2027-01-09"),
+        ("下个月3号", "2026-12-03"),
+        ("2027/3/1", "2027-03-01"),
+        ("每天都要学习", "none"),
+    ]);
+}
+
+#[test]
+fn upcoming_day_names_its_words() {
+    for (text, words) in [
+        ("my exam is on Friday, May 5 2028.", "on Friday, May 5 2028"),
+        ("exam in about two weeks' time", "in about two weeks' time"),
+        ("高数考试在下周五上午", "下周五"),
+        ("考试是１２月５号哦", "１２月５号"),
+    ] {
+        assert_eq!(upcoming_day(text, MONDAY).map(|(_, words)| words), Some(words), "{text}");
+    }
+}
+
+#[test]
+fn upcoming_weekday_that_has_passed_is_of_next_week() {
+    let saturday = date(2026, 11, 28);
+    for text in ["this Friday", "Friday", "on Friday", "这周五", "周五"] {
+        assert_eq!(upcoming_day(text, saturday).map(|(day, _)| day), Some(date(2026, 12, 4)), "{text}");
+    }
+}
+
+#[test]
+fn chinese_number_reads_whole_texts_only() {
+    for (text, expected) in [("12", Some(12)), ("二十一", Some(21)), ("两", Some(2)), ("三天", None), ("12345", None)]
+    {
+        assert_eq!(chinese_number(text), expected, "{text}");
+    }
 }
