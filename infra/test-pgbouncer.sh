@@ -77,7 +77,13 @@ if [ "$(printf '%s\n' 1.21 "$version" | sort -V | head -n 1)" = 1.21 ]; then
 fi
 
 cleanup() {
+    local tenths
     kill "$(cat "$run/pid" 2>/dev/null)" 2>/dev/null || true
+    # PgBouncer removes its files while it exits.
+    for (( tenths = 0; tenths < 50; tenths++ )); do
+        [ -e "$run/pid" ] || break
+        sleep 0.1
+    done
     rm -rf "$run"
 }
 trap cleanup EXIT

@@ -9,7 +9,7 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { AgentService, FinishReason } from "./gen/agent_service_pb.js";
 import { MemoryService } from "./gen/memory_service_pb.js";
-import { ConnectWeb, GrpcWeb, Refused } from "./clients.js";
+import { ConnectWeb, GrpcWeb, CallError } from "./clients.js";
 import { Provider } from "./provider.js";
 
 const INVALID_ARGUMENT = 3;
@@ -36,7 +36,7 @@ async function check(name, body) {
 /** Returns the error of a call that must be refused. */
 async function refusal(call) {
   const answer = await call.catch((error) => error);
-  assert(answer instanceof Refused, `answered instead of refused: ${JSON.stringify(answer)?.slice(0, 400)}`);
+  assert(answer instanceof CallError, `answered instead of refused: ${JSON.stringify(answer)?.slice(0, 400)}`);
   return answer;
 }
 
