@@ -8,6 +8,7 @@ pub mod chat;
 pub mod config;
 pub mod conversation;
 pub mod embedding;
+pub mod erasure;
 pub mod error;
 pub mod identity;
 pub mod language;
@@ -22,5 +23,6 @@ pub mod telemetry;
 mod temporal;
 pub mod tools;
 pub mod transport;
+mod turn_ledger;
 
 pub(crate) use provider::http_client;

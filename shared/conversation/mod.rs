@@ -12,6 +12,7 @@ mod session;
 
 pub use pending::{CompletedPendingTurn, PendingTurnId, ToolResultOutcome};
 pub use postgres::PostgresConversations;
+pub(crate) use postgres::erase_pending_turns;
 pub use quotas::{QuotaKind, UserQuotas};
 pub use run::{
     AdmitOutcome, FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun, NewTurn, PendingTurnDisposition,

@@ -9,7 +9,7 @@ use sqlx::Row as _;
 
 use crate::{
     identity::{SessionId, UserId},
-    postgres::{RolePool, RolePools},
+    postgres::{RolePool, RolePools, RoleTransaction},
 };
 
 /// Most that one call to the database may take.
@@ -46,6 +46,8 @@ const GIVE_UP: &str = "
 const PUT_BACK: &str = "
     update learning_jobs set locked_until = null, attempts = attempts - 1
     where user_id = $1 and session_id = $2 and turn = $3 and attempts = $4";
+
+const ERASE: &str = "delete from learning_jobs where user_id = $1";
 
 /// A turn that this process is at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,4 +132,9 @@ impl ExtractionQueue {
         query.execute(&mut *transaction).await?;
         transaction.commit().await
     }
+}
+
+pub(crate) async fn erase_jobs(transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {
+    transaction.query(ERASE).bind(user.as_str()).execute(&mut **transaction).await?;
+    Ok(())
 }

@@ -17,6 +17,7 @@ mod verbatim;
 mod worker;
 
 pub use fact::{Extractor, Fact, FactKind, FactRejection, FactStatus, KnownFact, Statement};
+pub(crate) use jobs::erase_jobs;
 pub use learner::{ExtractionOutcome, TurnLearner};
 pub use model::ModelExtractor;
 pub use rules::RuleExtractor;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_stream::try_stream;
-use futures_util::Stream;
+use futures_util::{Stream, future::BoxFuture};
 use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -22,7 +22,7 @@ use crate::{
     config::MemoryConfig,
     embedding::{Embedder, QueryCache},
     identity::{MAX_ID_BYTES, UserId},
-    postgres::{RolePool, RolePools},
+    postgres::{RolePool, RolePools, RoleTransaction},
 };
 
 /// Most that one call to the database may take.
@@ -282,6 +282,26 @@ impl MemoryEngine {
             Ok(deleted)
         };
         within(BULK_TIMEOUT, delete).await
+    }
+
+    /// Deletes all memories of a user in one transaction with `erase_others`, which deletes what other modules store of the
+    /// user. Returns how many memories there were.
+    ///
+    /// # Errors
+    /// The database failed; then nothing is deleted.
+    pub(crate) async fn erase_user(
+        &self,
+        user: &UserId,
+        erase_others: impl for<'t> FnOnce(&'t mut RoleTransaction, &'t UserId) -> BoxFuture<'t, Result<(), sqlx::Error>>,
+    ) -> Result<usize, MemoryError> {
+        let erase = async {
+            let mut change = self.begin_bulk(user).await?;
+            erase_others(change.inner(), user).await?;
+            let erased = change.erase_user().await?;
+            change.commit().await?;
+            Ok(erased)
+        };
+        within(BULK_TIMEOUT, erase).await
     }
 
     /// Begins a change of rows that may be many.

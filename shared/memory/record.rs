@@ -187,6 +187,4 @@ pub enum Selection {
     Document(String),
     /// Those that match a filter with at least one part set.
     Matching(Filter),
-    /// All of the user's.
-    All,
 }

@@ -7,9 +7,11 @@ use jiff::Timestamp;
 use super::{
     AddOutcome, MemoryEngine, MemoryError, NewMemory,
     engine::{BULK_TIMEOUT, WriteBatch, within, within_timeout},
-    store::turn_ledger,
 };
-use crate::identity::{RequestId, SessionId, UserId};
+use crate::{
+    identity::{RequestId, SessionId, UserId},
+    turn_ledger,
+};
 
 /// What is learned from a turn.
 #[derive(Debug, Clone)]

@@ -8,9 +8,10 @@ use tonic::{Request, Response, Status};
 use super::{
     call::{RpcCall, RpcContext, trace_of, unary},
     export::MemoryRecordStream,
-    parse,
+    parse::{self, memory::MemoryDeletion},
 };
 use crate::{
+    erasure::erase_user,
     language::Language,
     memory::{Memory, MemoryEngine, MemoryError, MemoryVersion},
     proto::agent_v1::{self as pb, memory_service_server::MemoryService},
@@ -99,9 +100,12 @@ impl MemoryService for MemoryApi {
     ) -> Result<Response<pb::DeleteMemoriesResponse>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let selection = parse::memory::selection(request);
-        unary("DeleteMemories", &self.gate, &metadata, &user_id, selection, |user, selection| async move {
-            let deleted = self.memory.delete(&user, &selection).await?;
+        let deletion = parse::memory::deletion(request);
+        unary("DeleteMemories", &self.gate, &metadata, &user_id, deletion, |user, deletion| async move {
+            let deleted = match deletion {
+                MemoryDeletion::User => erase_user(&self.memory, &user).await?,
+                MemoryDeletion::Selected(selection) => self.memory.delete(&user, &selection).await?,
+            };
             Ok::<_, MemoryError>(pb::DeleteMemoriesResponse { deleted: int(deleted) })
         })
         .await

@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use agent_service::{
+    erasure::erase_user,
     identity::{RequestId, UserId},
     learning::{RuleExtractor, RuleSummarizer},
-    memory::{Metadata, NewMemory, Selection, TurnMemories, TurnWriteOutcome},
+    memory::{Metadata, NewMemory, TurnMemories, TurnWriteOutcome},
 };
 use jiff::{Timestamp, ToSpan as _};
 use tokio::sync::Semaphore;
@@ -27,7 +28,7 @@ async fn rows(world: &World, user: &UserId) -> i64 {
 }
 
 async fn forget(world: &World, user: &UserId) {
-    world.memory.delete(user, &Selection::All).await.unwrap();
+    erase_user(&world.memory, user).await.unwrap();
 }
 
 #[tokio::test]

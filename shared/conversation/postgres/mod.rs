@@ -7,6 +7,8 @@ pub(super) mod pending;
 mod run;
 mod session;
 
+pub(crate) use pending::erase_pending_turns;
+
 use std::{sync::Arc, time::Duration};
 
 use sqlx::{Row as _, postgres::PgRow};

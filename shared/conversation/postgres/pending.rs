@@ -61,6 +61,8 @@ const REOPEN: &str = "
     update pending_calls c set result = null from reopened r
     where c.user_id = r.user_id and c.session_id = r.session_id and c.call_id = $4";
 
+const ERASE: &str = "delete from pending_turns where user_id = $1";
+
 /// How long another run has the conversation yet.
 const OTHER_HOLDER: &str = "
     select extract(epoch from lease_until - clock_timestamp())::float8 as remaining from runs
@@ -195,5 +197,11 @@ pub(in crate::conversation) async fn reopen(
 ) -> Result<(), StoreError> {
     let reopen = transaction.query(REOPEN).bind(ticket.user.as_str()).bind(ticket.session.as_str());
     reopen.bind(&ticket.turn).bind(&ticket.last_call).execute(&mut **transaction).await?;
+    Ok(())
+}
+
+/// Deletes the pending turns of a user with their calls, in a transaction of that user.
+pub(crate) async fn erase_pending_turns(transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {
+    transaction.query(ERASE).bind(user.as_str()).execute(&mut **transaction).await?;
     Ok(())
 }

@@ -5,7 +5,6 @@ pub(super) mod knn;
 mod read;
 pub(super) mod search;
 mod transaction;
-pub(super) mod turn_ledger;
 mod write_locks;
 
 use std::str::FromStr;

@@ -7,7 +7,7 @@ use jiff_sqlx::ToSqlx as _;
 use sqlx::{Row as _, types::Json};
 
 use super::{
-    bind_filter, column, inverted_index, matches_filter, memory, sql_int, turn_ledger,
+    bind_filter, column, inverted_index, matches_filter, memory, sql_int,
     write_locks::{WriteLocks, WritePermit},
 };
 use crate::{
@@ -93,6 +93,13 @@ const KEEP_HISTORIES: &str = "
            memories.content, memories.tags, memories.metadata
     from unnest($2::text[], $3::text[]) as new (id, content)
          join memories on memories.user_id = $1 and memories.id = new.id and memories.content <> new.content";
+
+/// Vectors and histories go with their memories.
+const ERASE_MEMORIES: &str = "delete from memories where user_id = $1";
+const ERASE_DOCUMENTS: &str = "delete from documents where user_id = $1";
+const ERASE_POSTINGS: &str = "delete from memory_postings where user_id = $1";
+const ERASE_TERMS: &str = "delete from memory_terms where user_id = $1";
+const ERASE_INDEX: &str = "delete from memory_users where user_id = $1";
 
 /// A row to write.
 #[derive(Debug)]
@@ -383,7 +390,6 @@ impl<'u> MemoryTransaction<'u> {
         const BY_FILTER: &str = concat!("select id from memories where ", matches_filter!());
         let (transaction, user) = (&self.transaction, self.user.as_str());
         let query = match selection {
-            Selection::All => return self.forget_user().await,
             Selection::Ids(ids) => {
                 transaction.query("select id from memories where user_id = $1 and id = any($2)").bind(user).bind(ids)
             }
@@ -423,23 +429,13 @@ impl<'u> MemoryTransaction<'u> {
         Ok(ids.len())
     }
 
-    /// Leaves nothing of the user, and lets nothing in any more that was said until now.
-    async fn forget_user(&mut self) -> Result<usize, sqlx::Error> {
-        turn_ledger::forget(&mut self.transaction, self.user).await?;
+    /// Deletes all memories of the user; returns how many there were.
+    pub(in crate::memory) async fn erase_user(&mut self) -> Result<usize, sqlx::Error> {
         let mut memories = 0;
-        for (counted, statement) in [
-            (true, "delete from memories where user_id = $1"),
-            (false, "delete from documents where user_id = $1"),
-            (false, "delete from memory_postings where user_id = $1"),
-            (false, "delete from memory_terms where user_id = $1"),
-            (false, "delete from memory_users where user_id = $1"),
-            (false, "delete from pending_turns where user_id = $1"),
-            (false, "delete from learning_jobs where user_id = $1"),
-            (false, "delete from learned_turns where user_id = $1"),
-        ] {
-            let query = self.transaction.query(statement).bind(self.user.as_str());
+        for table in [ERASE_MEMORIES, ERASE_DOCUMENTS, ERASE_POSTINGS, ERASE_TERMS, ERASE_INDEX] {
+            let query = self.transaction.query(table).bind(self.user.as_str());
             let deleted = query.execute(&mut *self.transaction).await?.rows_affected();
-            if counted {
+            if table == ERASE_MEMORIES {
                 memories = usize::try_from(deleted).unwrap_or(usize::MAX);
             }
         }

@@ -156,7 +156,14 @@ pub(in crate::service) fn listing(request: pb::ListMemoriesRequest) -> Parsed<(F
     Ok((filter("filter", request.filter)?, count("page_size", request.page_size, 50, 1_000)?, after))
 }
 
-pub(in crate::service) fn selection(request: pb::DeleteMemoriesRequest) -> Parsed<Selection> {
+/// What a request deletes.
+pub(in crate::service) enum MemoryDeletion {
+    /// All that the memory has of the user.
+    User,
+    Selected(Selection),
+}
+
+pub(in crate::service) fn deletion(request: pb::DeleteMemoriesRequest) -> Parsed<MemoryDeletion> {
     const FIELDS: &str = "ids, document_id, filter, everything";
     let given =
         [!request.ids.is_empty(), !request.document_id.is_empty(), request.filter.is_some(), request.everything];
@@ -164,16 +171,19 @@ pub(in crate::service) fn selection(request: pb::DeleteMemoriesRequest) -> Parse
         return invalid("everything", Problem::ExactlyOneOf { fields: FIELDS });
     }
     if request.everything {
-        return Ok(Selection::All);
+        return Ok(MemoryDeletion::User);
     }
     if !request.ids.is_empty() {
-        return Ok(Selection::Ids(names("ids", request.ids, MAX_MEMORIES)?));
+        return Ok(MemoryDeletion::Selected(Selection::Ids(names("ids", request.ids, MAX_MEMORIES)?)));
     }
     if !request.document_id.is_empty() {
         name("document_id", &request.document_id)?;
-        return Ok(Selection::Document(request.document_id));
+        return Ok(MemoryDeletion::Selected(Selection::Document(request.document_id)));
     }
     let filter = filter("filter", request.filter)?;
     // An empty filter matches everything, which only `everything` may ask for.
-    if filter.is_empty() { invalid("filter", Problem::Blank) } else { Ok(Selection::Matching(filter)) }
+    if filter.is_empty() {
+        return invalid("filter", Problem::Blank);
+    }
+    Ok(MemoryDeletion::Selected(Selection::Matching(filter)))
 }

@@ -19,9 +19,10 @@ use agent_service::{
         AdmitOutcome, ConversationStore, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
         RunOutcome, dynamodb::DynamoConversations,
     },
+    erasure::erase_user,
     identity::{RequestId, SessionId, UserId},
     llm::Message,
-    memory::{Filter, Selection},
+    memory::Filter,
     postgres::Database,
 };
 use database::TestDatabase;
@@ -281,7 +282,7 @@ async fn nothing_is_learned_of_who_had_everything_forgotten_meanwhile() {
     let world = World::new().await;
     let mut function = world.function(&[]).await;
     world.keep("ann", "s", "I live in Rome.").await;
-    world.database.engine.delete(&user("ann"), &Selection::All).await.unwrap();
+    erase_user(&world.database.engine, &user("ann")).await.unwrap();
     let event = json!({"Records": [kept("1", "ann", "s", 1)]});
     assert_eq!(answer(&mut function, event).await.unwrap(), failures(&[]));
     assert_eq!(world.remembered("ann", "chat").await.len(), 0);
