@@ -66,11 +66,22 @@ fn compile_protos() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     fs::write(out.join("descriptor.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure()
-        .build_transport(false)
-        // The same message has the same bytes every time, so that a request can be recognised by them.
-        .btree_map(".")
-        .codec_path("crate::transport::codec::ProtobufCodec")
+    let builder = || {
+        tonic_prost_build::configure()
+            .build_transport(false)
+            // A canonical encoding: the fingerprint of a request is the hash of its bytes.
+            .btree_map(".")
+            .codec_path("crate::proto::codec::ProtobufCodec")
+    };
+    builder().build_server(false).compile_fds(descriptors.clone())?;
+    // Servers send chat frames that are already encoded, clients receive them as messages.
+    let servers = out.join("servers");
+    fs::create_dir_all(&servers)?;
+    builder()
+        .build_client(false)
+        .extern_path(".agent.v1", "crate::proto::agent_v1")
+        .extern_path(".agent.v1.ChatResponse", "crate::proto::ChatFrame")
+        .out_dir(servers)
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,81 +1,64 @@
-//! What is wrong with an argument, in words that help its sender.
-//!
-//! Each room has an error type of its own ([`llm::ModelError`](crate::llm::ModelError),
-//! [`memory::MemoryError`](crate::memory::MemoryError), …). This one is shared, because identities, requests and
-//! memories are all parsed at the edge.
+//! Invalid arguments, with a message that helps their sender. Shared, because identities, requests and memories are parsed at the
+//! edge; every other error type belongs to its module.
 
 use crate::language::Language;
 
-/// An argument that breaks a rule of the contract. It never holds the rejected text.
+/// An argument that breaks a rule of the contract. It never contains the rejected text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.describe(Language::English))]
 pub struct InvalidArgument {
     /// Path of the proto field, for example `history[2].role`.
     pub field: String,
-    /// Which rule it breaks.
     pub problem: Problem,
 }
 
-/// A rule that an argument can break.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
-    /// It must be given.
     Missing,
-    /// It holds nothing but white space.
+    /// Empty or only white space.
     Blank,
-    /// It is longer than this many bytes.
     TooLong {
-        /// Most bytes.
         limit_bytes: usize,
     },
-    /// It has more than this many entries.
+    /// Too many entries.
     TooMany {
-        /// Most entries.
         limit: usize,
     },
-    /// It holds a NUL, which no store can keep.
+    /// Postgres cannot store a NUL in text.
     Nul,
-    /// It holds a control character or a slash, which no identifier may.
+    /// An identifier with a control character or a slash.
     NotAnIdentifier,
-    /// It is outside the range, both ends included.
     OutOfRange {
-        /// The range in words.
+        /// For the message, for example `0 to 1`.
         range: &'static str,
     },
-    /// It is not one of the values that are known.
     NotOneOf {
-        /// The values, separated by commas.
+        /// Separated by commas.
         known: &'static str,
     },
-    /// It contradicts another field or the call metadata.
     Contradicts {
-        /// What it contradicts.
+        /// Another field, or call metadata.
         other: &'static str,
     },
-    /// It is not a value of its type, for example a `Struct` with an unset or infinite value.
     Malformed {
-        /// What would be right.
         expected: &'static str,
     },
-    /// It names something that does not exist.
+    /// A reference to something that does not exist.
     Unknown {
-        /// What it should name.
         what: &'static str,
     },
-    /// Exactly one of several fields must be set.
     ExactlyOneOf {
-        /// The fields, separated by commas.
+        /// Separated by commas.
         fields: &'static str,
     },
 }
 
 impl InvalidArgument {
-    /// A broken rule at a field.
     pub fn new(field: impl Into<String>, problem: Problem) -> Self {
         Self { field: field.into(), problem }
     }
 
-    /// The sentence for the caller: the field's name verbatim, what is wrong and what would be right.
+    /// The message for the caller. It has the field's name verbatim in every language.
     #[must_use]
     pub fn describe(&self, language: Language) -> String {
         let field = &self.field;
@@ -112,10 +95,10 @@ impl InvalidArgument {
     }
 }
 
-/// Refuses a text that is too long or that no store can keep.
+/// Refuses a text that is too long or has a NUL.
 ///
 /// # Errors
-/// [`Problem::TooLong`] above `limit_bytes`, [`Problem::Nul`] where it holds a NUL.
+/// [`Problem::TooLong`] or [`Problem::Nul`], at `field`.
 pub fn check_text(field: &str, text: &str, limit_bytes: usize) -> Result<(), InvalidArgument> {
     if text.len() > limit_bytes {
         return Err(InvalidArgument::new(field, Problem::TooLong { limit_bytes }));
@@ -126,7 +109,7 @@ pub fn check_text(field: &str, text: &str, limit_bytes: usize) -> Result<(), Inv
     Ok(())
 }
 
-/// An error with its causes, the useful one of which is often the last.
+/// An error with its sources; the last is often the useful one.
 #[must_use]
 pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());

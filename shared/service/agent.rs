@@ -12,31 +12,38 @@ use tonic::{Request, Response, Status, metadata::MetadataValue};
 use tracing::Instrument as _;
 
 use super::{
-    Deadline, Drain,
-    admission::{Admission, AdmittedCall, FrameSource},
-    call::{RpcCall, RpcContext, trace_of, unary},
-    frames::Envelope,
-    memory::item,
+    admission::{Admission, AdmittedCall},
+    call::{RpcCall, RpcContext, UnaryCall},
+    convert,
+    drain::Drain,
+    envelope::Envelope,
+    frame_source::FrameSource,
     parse,
 };
 use crate::{
     chat::TurnFailure,
     language::Language,
     memory::{MemoryEngine, Retriever},
-    proto::agent_v1::{self as pb, agent_service_server::AgentService},
+    proto::{
+        ChatFrame,
+        agent_v1::{self as pb, agent_service_server::AgentService},
+    },
 };
 
-/// Answers `agent.v1.AgentService`.
+/// The end of a call's time, put into the extensions of its request by an entry point with a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(pub tokio::time::Instant);
+
 #[derive(Clone)]
 pub struct AgentApi {
-    door: Arc<Admission>,
+    admission: Arc<Admission>,
     memory: Arc<MemoryEngine>,
-    gate: RpcContext,
+    context: RpcContext,
 }
 
 impl AgentApi {
-    pub(super) fn new(door: Admission, memory: Arc<MemoryEngine>, gate: RpcContext) -> Self {
-        Self { door: Arc::new(door), memory, gate }
+    pub(super) fn new(admission: Admission, memory: Arc<MemoryEngine>, context: RpcContext) -> Self {
+        Self { admission: Arc::new(admission), memory, context }
     }
 }
 
@@ -46,87 +53,83 @@ impl AgentService for AgentApi {
 
     async fn stream_chat(&self, request: Request<pb::ChatRequest>) -> Result<Response<ChatFrames>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let trace = trace_of(&metadata, &request.request_id);
         let language =
             request.user_profile.as_ref().map_or(Language::default(), |profile| Language::from_tag(&profile.language));
-        let mut call = RpcCall::begin("StreamChat", &trace, &self.gate.drain);
-        let over = interrupted(&self.gate.drain, extensions.get::<Deadline>().copied());
-        let admitting = self.door.admit(&call, &metadata, trace, request, over).instrument(call.span().clone());
-        let admitted = match admitting.await {
-            Ok(admitted) => admitted,
-            Err(refused) => return Err(call.turned_away(&refused, language)),
-        };
-        let AdmittedCall { envelope, source } = admitted;
-        Ok(Response::new(ChatFrames { way: source, envelope, call, ended: false }))
+        let mut rpc = self.context.begin_call("StreamChat", &metadata, &request.request_id);
+        let interrupted = interrupted(&self.context.drain, extensions.get::<Deadline>().copied());
+        let admitting = self.admission.admit(&rpc, &metadata, request, interrupted).instrument(rpc.span().clone());
+        match admitting.await {
+            Ok(AdmittedCall { envelope, source }) => {
+                Ok(Response::new(ChatFrames { source, envelope, rpc, has_ended: false }))
+            }
+            Err(error) => Err(rpc.reject(&error, language)),
+        }
     }
 
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let zone = metadata.get("x-timezone").and_then(|zone| zone.to_str().ok());
-        let query = parse::memory::query(request, zone);
-        let found = unary("RetrieveMemory", &self.gate, &metadata, &user_id, query, |user, query| async move {
-            self.memory.retrieve(&user, &query).await
-        })
-        .await?
-        .into_inner();
-        let only = found.degraded_to;
+        let time_zone = metadata.get("x-timezone").and_then(|zone| zone.to_str().ok());
+        let query = parse::memory::query(request, time_zone);
+        let call = UnaryCall { method: "RetrieveMemory", metadata: &metadata, user_id: &user_id };
+        let retrieve = |user, query| async move { self.memory.retrieve(&user, &query).await };
+        let result = self.context.unary(call, query, retrieve).await?.into_inner();
+        let degraded_to = result.degraded_to;
         let mut response = Response::new(pb::MemoryResult {
-            items: found.hits.into_iter().map(|(memory, score)| item(memory, score)).collect(),
-            total_found: i32::try_from(found.total).unwrap_or(i32::MAX),
+            items: result.hits.into_iter().map(|(memory, score)| convert::memory_item(memory, score)).collect(),
+            total_found: convert::int(result.total),
         });
-        if let Some(leg) = only {
-            // The message has no place for it: the answer is right, but not as good as it could be.
-            let told = match leg {
+        if let Some(retriever) = degraded_to {
+            // The contract's message has no field for a partial retrieval.
+            let value = match retriever {
                 Retriever::Lexical => "keywords-only",
                 Retriever::Vector => "vectors-only",
             };
-            response.metadata_mut().insert("x-retrieval", MetadataValue::from_static(told));
+            response.metadata_mut().insert("x-retrieval", MetadataValue::from_static(value));
         }
         Ok(response)
     }
 }
 
-/// What ends a turn from outside: the server stops, or the way in has no more time.
+/// Resolves when a turn must end from outside: the server shuts down, or the deadline passes.
 fn interrupted(drain: &Drain, deadline: Option<Deadline>) -> impl Future<Output = TurnFailure> + Send + 'static {
-    let over = drain.cancelled();
+    let shutdown = drain.cancelled();
     async move {
-        let out_of_time = async {
+        let deadline = async {
             match deadline {
                 Some(Deadline(deadline)) => sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = over => TurnFailure::ShuttingDown,
-            () = out_of_time => TurnFailure::DeadlineExceeded,
+            () = shutdown => TurnFailure::ShuttingDown,
+            () = deadline => TurnFailure::DeadlineExceeded,
         }
     }
 }
 
-/// The frames of one call. They always end with one that bears a `finish_reason`, even where the turn panics.
+/// The frames of one call. The last one has a `finish_reason`, even if the turn panics.
 pub struct ChatFrames {
-    way: FrameSource,
+    source: FrameSource,
     envelope: Envelope,
-    call: RpcCall,
-    ended: bool,
+    rpc: RpcCall,
+    has_ended: bool,
 }
 
 impl Stream for ChatFrames {
-    type Item = Result<pb::ChatResponse, Status>;
+    type Item = Result<ChatFrame, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if this.ended {
+        if this.has_ended {
             return Poll::Ready(None);
         }
-        let Some((number, frame)) = ready!(this.way.poll_frame(context)) else {
-            // Nothing ends without a last frame but a log that can not be read.
-            this.ended = true;
-            return Poll::Ready(Some(Err(Status::internal("the answer can not be read"))));
+        let Some((number, frame)) = ready!(this.source.poll_frame(context)) else {
+            this.has_ended = true;
+            return Poll::Ready(Some(Err(Status::internal("the answer cannot be read"))));
         };
-        this.ended = frame.finish_reason() != pb::FinishReason::Null;
-        this.call.saw(&frame);
-        Poll::Ready(Some(Ok(this.envelope.frame(number, frame))))
+        this.has_ended = frame.is_last();
+        this.rpc.record_frame(frame.kind);
+        Poll::Ready(Some(Ok(this.envelope.wrap(number, frame.content))))
     }
 }

@@ -5,68 +5,33 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{RpcContext, RpcError, unary},
-    memory::proto_time,
-    parse::conversation as parse,
+    call::{RpcContext, UnaryCall},
+    convert,
+    error::ConversationError,
+    parse::conversation::{self as parse, CancelCommand, RenameCommand, SessionListing, TurnListing},
     run::RunRegistry,
-    status,
 };
 use crate::{
     chat::{RecordedCitation, TurnFinish, TurnRecord},
-    conversation::{ConversationStore, Session, SessionCursor, StoreError, StoredTurn},
+    conversation::{ConversationStore, Session, SessionCursor, StoredTurn},
     llm::{Message, ToolCall},
     proto::agent_v1::{self as pb, conversation_service_server::ConversationService},
 };
 
-/// Answers `agent.v1.ConversationService`.
 #[derive(Clone)]
 pub struct ConversationApi {
-    /// `None` = conversations are not kept.
+    /// `None` = conversations are not stored.
     runs: Option<RunRegistry>,
-    gate: RpcContext,
-}
-
-/// Why a call fails.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConversationError {
-    /// Conversations are not kept here.
-    #[error("conversations are not kept")]
-    Off,
-    /// There is no such conversation.
-    #[error("there is no such conversation")]
-    NotFound,
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A defect of ours.
-    #[error("an internal defect")]
-    Defect,
-}
-
-impl RpcError for ConversationError {
-    fn defect() -> Self {
-        Self::Defect
-    }
-
-    fn status(&self) -> Status {
-        match self {
-            Self::Off => Status::failed_precondition(
-                "this service keeps no conversations: whoever runs it should set CONVERSATIONS",
-            ),
-            Self::NotFound => Status::not_found("session_id names no conversation of this user"),
-            Self::Store(error) => status::store_failure(error),
-            Self::Defect => Status::internal("the conversations failed"),
-        }
-    }
+    context: RpcContext,
 }
 
 impl ConversationApi {
-    pub(super) fn new(runs: Option<RunRegistry>, gate: RpcContext) -> Self {
-        Self { runs, gate }
+    pub(super) fn new(runs: Option<RunRegistry>, context: RpcContext) -> Self {
+        Self { runs, context }
     }
 
     fn runs(&self) -> Result<&RunRegistry, ConversationError> {
-        self.runs.as_ref().ok_or(ConversationError::Off)
+        self.runs.as_ref().ok_or(ConversationError::Disabled)
     }
 
     fn store(&self) -> Result<&Arc<dyn ConversationStore>, ConversationError> {
@@ -81,20 +46,21 @@ impl ConversationService for ConversationApi {
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let listing = parse::listing(&request);
-        unary("ListSessions", &self.gate, &metadata, &request.user_id, listing, |user, (size, after)| async move {
-            // One more than is shown tells whether there are more.
-            let mut sessions = self.store()?.list_sessions(&user, size + 1, after.as_ref()).await?;
-            let has_more = sessions.len() > size;
-            sessions.truncate(size);
+        let listing = parse::session_listing(&request);
+        let call = UnaryCall { method: "ListSessions", metadata: &metadata, user_id: &request.user_id };
+        let list = |user, SessionListing { page_size, after }| async move {
+            // One more than the page tells whether there is another page.
+            let mut sessions = self.store()?.list_sessions(&user, page_size + 1, after.as_ref()).await?;
+            let has_more = sessions.len() > page_size;
+            sessions.truncate(page_size);
             let last = sessions.last().filter(|_| has_more);
             let last = last.map(|last| SessionCursor { updated_at: last.updated_at, id: last.id.clone() });
             Ok::<_, ConversationError>(pb::ListSessionsResponse {
-                sessions: sessions.into_iter().map(told).collect(),
-                next_page_token: last.as_ref().map(parse::token).unwrap_or_default(),
+                sessions: sessions.into_iter().map(session_message).collect(),
+                next_page_token: last.as_ref().map(parse::session_token).unwrap_or_default(),
             })
-        })
-        .await
+        };
+        self.context.unary(call, listing, list).await
     }
 
     async fn get_session(
@@ -102,24 +68,24 @@ impl ConversationService for ConversationApi {
         request: Request<pb::GetSessionRequest>,
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let reading = parse::reading(&request);
-        unary("GetSession", &self.gate, &metadata, &request.user_id, reading, |user, (id, size, before)| async move {
+        let listing = parse::turn_listing(&request);
+        let call = UnaryCall { method: "GetSession", metadata: &metadata, user_id: &request.user_id };
+        let get = |user, TurnListing { session: id, page_size, before }| async move {
             let store = self.store()?;
             let session = store.get_session(&user, &id);
-            let turns = store.list_turns(&user, &id, before, size + 1);
+            let turns = store.list_turns(&user, &id, before, page_size + 1);
             let (session, turns) = tokio::join!(session, turns);
             let (session, mut turns) = (session?.ok_or(ConversationError::NotFound)?, turns?);
-            let has_more = turns.len() > size;
-            turns.truncate(size);
+            let has_more = turns.len() > page_size;
+            turns.truncate(page_size);
             let next = turns.last().filter(|_| has_more).map(|last| last.seq.to_string());
-            let turns = turns.into_iter().map(turn).collect();
             Ok::<_, ConversationError>(pb::GetSessionResponse {
-                session: Some(told(session)),
-                turns,
+                session: Some(session_message(session)),
+                turns: turns.into_iter().map(turn_message).collect(),
                 next_page_token: next.unwrap_or_default(),
             })
-        })
-        .await
+        };
+        self.context.unary(call, listing, get).await
     }
 
     async fn rename_session(
@@ -128,12 +94,13 @@ impl ConversationService for ConversationApi {
     ) -> Result<Response<pb::Session>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let renaming = parse::renaming(request);
-        unary("RenameSession", &self.gate, &metadata, &user_id, renaming, |user, (id, title)| async move {
-            let renamed = self.store()?.rename_session(&user, &id, &title).await?;
-            renamed.map(told).ok_or(ConversationError::NotFound)
-        })
-        .await
+        let command = parse::rename(request);
+        let call = UnaryCall { method: "RenameSession", metadata: &metadata, user_id: &user_id };
+        let rename = |user, RenameCommand { session, title }| async move {
+            let renamed = self.store()?.rename_session(&user, &session, &title).await?;
+            renamed.map(session_message).ok_or(ConversationError::NotFound)
+        };
+        self.context.unary(call, command, rename).await
     }
 
     async fn delete_sessions(
@@ -142,12 +109,13 @@ impl ConversationService for ConversationApi {
     ) -> Result<Response<pb::DeleteSessionsResponse>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let deletion = parse::deletion(request);
-        unary("DeleteSessions", &self.gate, &metadata, &user_id, deletion, |user, sessions| async move {
-            let deleted = self.store()?.delete_sessions(&user, &sessions).await?;
-            Ok::<_, ConversationError>(pb::DeleteSessionsResponse { deleted: int(deleted) })
-        })
-        .await
+        let selection = parse::session_selection(request);
+        let call = UnaryCall { method: "DeleteSessions", metadata: &metadata, user_id: &user_id };
+        let delete = |user, selection| async move {
+            let deleted = convert::int(self.store()?.delete_sessions(&user, &selection).await?);
+            Ok::<_, ConversationError>(pb::DeleteSessionsResponse { deleted })
+        };
+        self.context.unary(call, selection, delete).await
     }
 
     async fn cancel_turn(
@@ -155,12 +123,12 @@ impl ConversationService for ConversationApi {
         request: Request<pb::CancelTurnRequest>,
     ) -> Result<Response<pb::CancelTurnResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let cancellation = parse::cancellation(&request);
-        let method = "CancelTurn";
-        unary(method, &self.gate, &metadata, &request.user_id, cancellation, |user, (session, request)| async move {
+        let command = parse::cancel(&request);
+        let call = UnaryCall { method: "CancelTurn", metadata: &metadata, user_id: &request.user_id };
+        let cancel = |user, CancelCommand { session, request }| async move {
             let runs = self.runs()?;
             if let Some(request) = &request {
-                // At once, if it runs here; elsewhere it is heard of within a second.
+                // At once if the run is in this process; another process reads it from the store with its next heartbeat.
                 runs.cancel(&user, &session, request);
             }
             let cancelled = runs.store.cancel(&user, &session, request.as_ref()).await?;
@@ -171,27 +139,27 @@ impl ConversationService for ConversationApi {
                 cancelled: cancelled.is_some(),
                 request_id: cancelled.map(|request| request.as_str().to_owned()).unwrap_or_default(),
             })
-        })
-        .await
+        };
+        self.context.unary(call, command, cancel).await
     }
 }
 
-fn told(session: Session) -> pb::Session {
+fn session_message(session: Session) -> pb::Session {
     pb::Session {
         session_id: session.id.as_str().to_owned(),
         title: session.title,
-        created_at: Some(proto_time(session.created_at)),
-        updated_at: Some(proto_time(session.updated_at)),
-        turns: int(session.turns),
+        created_at: Some(convert::timestamp(session.created_at)),
+        updated_at: Some(convert::timestamp(session.updated_at)),
+        turns: convert::int(session.turns),
         running_request_id: session.running.map(|request| request.as_str().to_owned()).unwrap_or_default(),
     }
 }
 
-fn turn(stored: StoredTurn) -> pb::Turn {
+fn turn_message(stored: StoredTurn) -> pb::Turn {
     let mut turn = pb::Turn {
-        number: int(stored.seq),
+        number: convert::int(stored.seq),
         request_id: stored.request.as_str().to_owned(),
-        created_at: Some(proto_time(stored.created_at)),
+        created_at: Some(convert::timestamp(stored.created_at)),
         interrupted: !stored.is_complete,
         ..Default::default()
     };
@@ -201,28 +169,30 @@ fn turn(stored: StoredTurn) -> pb::Turn {
             turn.messages = record.messages.into_iter().filter_map(message).collect();
             turn.citations = record.citations.into_iter().map(citation).collect();
             turn.usage = record.usage.map(|usage| pb::Usage {
-                prompt_tokens: int(usage.prompt),
-                completion_tokens: int(usage.completion),
-                total_tokens: int(usage.prompt.saturating_add(usage.completion)),
+                prompt_tokens: convert::int(usage.prompt),
+                completion_tokens: convert::int(usage.completion),
+                total_tokens: convert::int(usage.prompt.saturating_add(usage.completion)),
                 cost_micro_usd: usage.cost_micro_usd.unwrap_or_default(),
             });
         }
-        // The others can still be read.
-        Err(error) => tracing::error!(%error, "a turn can not be read"),
+        // The other turns of the session are still readable.
+        Err(error) => {
+            tracing::error!(%error, number = stored.seq, "stored turn is malformed; it is sent without content")
+        }
     }
     turn
 }
 
+/// `None` for system messages, which are the service's own instructions.
 fn message(message: Message) -> Option<pb::TurnMessage> {
-    let of = |role: &str, content| pb::TurnMessage { role: role.to_owned(), content, ..Default::default() };
+    let with_role = |role: &str, content| pb::TurnMessage { role: role.to_owned(), content, ..Default::default() };
     Some(match message {
-        Message::User(content) => of("user", content),
+        Message::User(content) => with_role("user", content),
         Message::Assistant { content, calls, .. } => {
             let call = |ToolCall { id, name, arguments }| pb::ToolCall { id, name, arguments };
-            pb::TurnMessage { tool_calls: calls.into_iter().map(call).collect(), ..of("assistant", content) }
+            pb::TurnMessage { tool_calls: calls.into_iter().map(call).collect(), ..with_role("assistant", content) }
         }
-        Message::Tool { call_id, content } => pb::TurnMessage { tool_call_id: call_id, ..of("tool", content) },
-        // Instructions of the service are nobody's words.
+        Message::Tool { call_id, content } => pb::TurnMessage { tool_call_id: call_id, ..with_role("tool", content) },
         Message::System(_) => return None,
     })
 }
@@ -236,12 +206,8 @@ fn citation(citation: RecordedCitation) -> pb::Citation {
         url: citation.url,
         score: citation.score,
         file_id: citation.document_id,
-        page_number: int(citation.page),
-        chunk_index: int(citation.chunk),
+        page_number: convert::int(citation.page),
+        chunk_index: convert::int(citation.chunk),
         section_title: citation.section,
     }
-}
-
-fn int(number: u32) -> i32 {
-    i32::try_from(number).unwrap_or(i32::MAX)
 }

@@ -1,41 +1,41 @@
-//! An orderly end: calls that are under way, and the moment when they must end.
+//! Graceful shutdown: the calls in flight, and the signal that ends them.
 
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-/// Knows the calls that are under way and can end them.
+/// Tracks calls in flight and can cancel them.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     calls: TaskTracker,
-    over: CancellationToken,
+    cancellation: CancellationToken,
 }
 
 impl Drain {
-    /// Counts a call until the token is dropped.
+    /// The call counts as in flight until the token is dropped.
     pub(super) fn track_call(&self) -> TaskTrackerToken {
         self.calls.token()
     }
 
-    /// Runs something that counts as a call under way until it ends.
+    /// Spawns a task that counts as a call in flight.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.calls.spawn(task);
     }
 
     /// Resolves when calls must end.
     pub(super) fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.over.clone().cancelled_owned()
+        self.cancellation.clone().cancelled_owned()
     }
 
-    /// Waits until no call is under way. New ones may still begin meanwhile.
+    /// Resolves when no call is in flight. New calls are still accepted meanwhile.
     pub async fn wait_until_idle(&self) {
         self.calls.close();
         self.calls.wait().await;
     }
 
-    /// Makes every stream end with an error that says that trying again helps.
+    /// Ends every stream with a retryable error.
     pub fn cancel_calls(&self) {
-        self.over.cancel();
+        self.cancellation.cancel();
     }
 }

@@ -1,4 +1,4 @@
-//! Everything held of one user, as a stream.
+//! The stream of `ExportMemories`.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -9,28 +9,27 @@ use std::{
 use futures_util::{Stream, future::BoxFuture, stream::BoxStream};
 use tonic::Status;
 
-use super::{call::RpcCall, memory::record, status};
+use super::{call::RpcCall, convert, error::RpcError as _, status};
 use crate::{
     memory::{ExportedMemory, MemoryError},
     proto::agent_v1 as pb,
 };
 
-/// The memories of an export. Where it can not go on it ends with a status, so that a part is never taken for the whole.
+/// An export that fails ends with an error status, so that a part is never taken for the whole.
 pub struct MemoryRecordStream {
-    records: BoxStream<'static, Result<ExportedMemory, MemoryError>>,
-    /// The server stops.
-    over: BoxFuture<'static, ()>,
-    call: RpcCall,
-    ended: bool,
+    memories: BoxStream<'static, Result<ExportedMemory, MemoryError>>,
+    shutdown: BoxFuture<'static, ()>,
+    rpc: RpcCall,
+    has_ended: bool,
 }
 
 impl MemoryRecordStream {
     pub(super) fn new(
-        records: BoxStream<'static, Result<ExportedMemory, MemoryError>>,
-        over: BoxFuture<'static, ()>,
-        call: RpcCall,
+        memories: BoxStream<'static, Result<ExportedMemory, MemoryError>>,
+        shutdown: BoxFuture<'static, ()>,
+        rpc: RpcCall,
     ) -> Self {
-        Self { records, over, call, ended: false }
+        Self { memories, shutdown, rpc, has_ended: false }
     }
 }
 
@@ -39,30 +38,29 @@ impl Stream for MemoryRecordStream {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if this.ended {
+        if this.has_ended {
             return Poll::Ready(None);
         }
-        if this.over.as_mut().poll(context).is_ready() {
-            this.ended = true;
-            return Poll::Ready(Some(Err(this.call.fail(status::stopping()))));
+        if this.shutdown.as_mut().poll(context).is_ready() {
+            this.has_ended = true;
+            return Poll::Ready(Some(Err(this.rpc.fail(status::shutting_down()))));
         }
-        // After a panic the stream is never polled again, so that no broken state can be seen.
-        let next = catch_unwind(AssertUnwindSafe(|| this.records.as_mut().poll_next(context)));
-        let next = match next {
+        // After a panic the stream is never polled again, so that no broken state is seen.
+        let next = match catch_unwind(AssertUnwindSafe(|| this.memories.as_mut().poll_next(context))) {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(next)) => next,
             Err(_panic) => Some(Err(MemoryError::Internal)),
         };
         Poll::Ready(match next {
-            Some(Ok(ExportedMemory { memory, history })) => Some(Ok(record(memory, history))),
+            Some(Ok(ExportedMemory { memory, history })) => Some(Ok(convert::memory_record(memory, history))),
             Some(Err(error)) => {
-                this.ended = true;
-                let status = this.call.span().in_scope(|| status::memory_failure(&error));
-                Some(Err(this.call.fail(status)))
+                this.has_ended = true;
+                let status = this.rpc.span().in_scope(|| error.status());
+                Some(Err(this.rpc.fail(status)))
             }
             None => {
-                this.ended = true;
-                this.call.succeed();
+                this.has_ended = true;
+                this.rpc.succeed();
                 None
             }
         })

@@ -2,31 +2,30 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{RpcCall, RpcContext, trace_of, unary},
+    call::{RpcContext, UnaryCall},
+    convert,
     export::MemoryRecordStream,
-    parse::{self, memory::MemoryDeletion},
+    parse::memory::{self as parse, MemoryDeletion, MemoryListing},
 };
 use crate::{
     erasure::erase_user,
     language::Language,
-    memory::{Memory, MemoryEngine, MemoryError, MemoryVersion},
+    memory::{MemoryEngine, MemoryError, NewDocument},
     proto::agent_v1::{self as pb, memory_service_server::MemoryService},
 };
 
-/// Answers `agent.v1.MemoryService`.
 #[derive(Clone)]
 pub struct MemoryApi {
     memory: Arc<MemoryEngine>,
-    gate: RpcContext,
+    context: RpcContext,
 }
 
 impl MemoryApi {
-    pub(super) fn new(memory: Arc<MemoryEngine>, gate: RpcContext) -> Self {
-        Self { memory, gate }
+    pub(super) fn new(memory: Arc<MemoryEngine>, context: RpcContext) -> Self {
+        Self { memory, context }
     }
 }
 
@@ -37,16 +36,17 @@ impl MemoryService for MemoryApi {
         request: Request<pb::AddMemoriesRequest>,
     ) -> Result<Response<pb::AddMemoriesResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let memories = parse::memory::new_memories(request.memories);
-        unary("AddMemories", &self.gate, &metadata, &request.user_id, memories, |user, memories| async move {
-            let added = self.memory.add(&user, memories).await?;
+        let memories = parse::new_memories(request.memories);
+        let call = UnaryCall { method: "AddMemories", metadata: &metadata, user_id: &request.user_id };
+        let add = |user, memories| async move {
+            let outcome = self.memory.add(&user, memories).await?;
             Ok::<_, MemoryError>(pb::AddMemoriesResponse {
-                ids: added.ids,
-                added: int(added.added),
-                unchanged: int(added.unchanged),
+                ids: outcome.ids,
+                added: convert::int(outcome.added),
+                unchanged: convert::int(outcome.unchanged),
             })
-        })
-        .await
+        };
+        self.context.unary(call, memories, add).await
     }
 
     async fn ingest_document(
@@ -55,13 +55,14 @@ impl MemoryService for MemoryApi {
     ) -> Result<Response<pb::IngestDocumentResponse>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let document = parse::memory::document(request);
-        unary("IngestDocument", &self.gate, &metadata, &user_id, document, |user, document| async move {
+        let document = parse::new_document(request);
+        let call = UnaryCall { method: "IngestDocument", metadata: &metadata, user_id: &user_id };
+        let ingest = |user, document: NewDocument| async move {
             let document_id = document.id.clone();
-            let chunks = int(self.memory.ingest(&user, document).await?);
+            let chunks = convert::int(self.memory.ingest(&user, document).await?);
             Ok::<_, MemoryError>(pb::IngestDocumentResponse { document_id, chunks })
-        })
-        .await
+        };
+        self.context.unary(call, document, ingest).await
     }
 
     async fn list_memories(
@@ -70,15 +71,16 @@ impl MemoryService for MemoryApi {
     ) -> Result<Response<pb::ListMemoriesResponse>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let listing = parse::memory::listing(request);
-        unary("ListMemories", &self.gate, &metadata, &user_id, listing, |user, (filter, size, after)| async move {
-            let page = self.memory.list(&user, &filter, size, after.as_ref()).await?;
+        let listing = parse::listing(request);
+        let call = UnaryCall { method: "ListMemories", metadata: &metadata, user_id: &user_id };
+        let list = |user, listing: MemoryListing| async move {
+            let page = self.memory.list(&user, &listing.filter, listing.page_size, listing.after.as_ref()).await?;
             Ok::<_, MemoryError>(pb::ListMemoriesResponse {
-                memories: page.memories.into_iter().map(|memory| record(memory, Vec::new())).collect(),
+                memories: page.memories.into_iter().map(|memory| convert::memory_record(memory, Vec::new())).collect(),
                 next_page_token: page.next.map(|token| token.to_string()).unwrap_or_default(),
             })
-        })
-        .await
+        };
+        self.context.unary(call, listing, list).await
     }
 
     async fn update_memory(
@@ -87,11 +89,12 @@ impl MemoryService for MemoryApi {
     ) -> Result<Response<pb::MemoryRecord>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let correction = parse::memory::correction(request);
-        unary("UpdateMemory", &self.gate, &metadata, &user_id, correction, |user, correction| async move {
-            Ok::<_, MemoryError>(record(self.memory.update(&user, &correction).await?, Vec::new()))
-        })
-        .await
+        let update = parse::update(request);
+        let call = UnaryCall { method: "UpdateMemory", metadata: &metadata, user_id: &user_id };
+        let apply = |user, update| async move {
+            Ok::<_, MemoryError>(convert::memory_record(self.memory.update(&user, &update).await?, Vec::new()))
+        };
+        self.context.unary(call, update, apply).await
     }
 
     async fn delete_memories(
@@ -100,15 +103,16 @@ impl MemoryService for MemoryApi {
     ) -> Result<Response<pb::DeleteMemoriesResponse>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let user_id = std::mem::take(&mut request.user_id);
-        let deletion = parse::memory::deletion(request);
-        unary("DeleteMemories", &self.gate, &metadata, &user_id, deletion, |user, deletion| async move {
+        let deletion = parse::deletion(request);
+        let call = UnaryCall { method: "DeleteMemories", metadata: &metadata, user_id: &user_id };
+        let delete = |user, deletion| async move {
             let deleted = match deletion {
                 MemoryDeletion::User => erase_user(&self.memory, &user).await?,
                 MemoryDeletion::Selected(selection) => self.memory.delete(&user, &selection).await?,
             };
-            Ok::<_, MemoryError>(pb::DeleteMemoriesResponse { deleted: int(deleted) })
-        })
-        .await
+            Ok::<_, MemoryError>(pb::DeleteMemoriesResponse { deleted: convert::int(deleted) })
+        };
+        self.context.unary(call, deletion, delete).await
     }
 
     type ExportMemoriesStream = MemoryRecordStream;
@@ -118,78 +122,12 @@ impl MemoryService for MemoryApi {
         request: Request<pb::ExportMemoriesRequest>,
     ) -> Result<Response<MemoryRecordStream>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let mut call = RpcCall::begin("ExportMemories", &trace_of(&metadata, ""), &self.gate.drain);
-        let user = self.gate.user(&request.user_id, &metadata).await;
-        let user = user.map_err(|refusal| call.refused(&refusal, Language::default()))?;
-        call.set_user(&user);
-        let records = call.span().in_scope(|| self.memory.clone().export(user));
-        Ok(Response::new(MemoryRecordStream::new(Box::pin(records), Box::pin(self.gate.drain.cancelled()), call)))
-    }
-}
-
-fn int(n: usize) -> i32 {
-    i32::try_from(n).unwrap_or(i32::MAX)
-}
-
-pub(super) fn proto_time(time: Timestamp) -> prost_types::Timestamp {
-    // A time before 1970 has a negative fraction there and a positive one here.
-    let nanos = time.subsec_nanosecond();
-    if nanos < 0 {
-        prost_types::Timestamp { seconds: time.as_second() - 1, nanos: nanos + 1_000_000_000 }
-    } else {
-        prost_types::Timestamp { seconds: time.as_second(), nanos }
-    }
-}
-
-pub(super) fn record(memory: Memory, history: Vec<MemoryVersion>) -> pb::MemoryRecord {
-    let version = |version: MemoryVersion| pb::MemoryVersion {
-        content: version.content,
-        tags: version.tags,
-        metadata: version.metadata.into_iter().collect(),
-        replaced_at: Some(proto_time(version.replaced_at)),
-    };
-    let mut record = pb::MemoryRecord {
-        id: memory.id,
-        content: memory.content,
-        source_type: memory.source_type,
-        tags: memory.tags,
-        created_at: Some(proto_time(memory.created_at)),
-        updated_at: Some(proto_time(memory.updated_at)),
-        metadata: memory.metadata.into_iter().collect(),
-        superseded_by: memory.superseded_by.unwrap_or_default(),
-        history: history.into_iter().map(version).collect(),
-        ..Default::default()
-    };
-    if let Some(place) = memory.location {
-        record.document_id = place.document_id;
-        record.title = place.title;
-        record.url = place.url;
-        record.section_title = place.section;
-        record.chunk_index = i32::try_from(place.chunk_index).unwrap_or(i32::MAX);
-    }
-    record
-}
-
-/// A memory that was found, with what is known of it as metadata.
-pub(super) fn item(memory: Memory, score: f32) -> pb::MemoryItem {
-    let mut metadata: std::collections::BTreeMap<_, _> = memory.metadata.into_iter().collect();
-    let mut tell = |name: &str, value: String| metadata.insert(name.to_owned(), value);
-    tell("source_type", memory.source_type);
-    tell("tags", memory.tags.join(","));
-    if let Some(place) = memory.location {
-        tell("document_id", place.document_id);
-        tell("title", place.title);
-        tell("section_title", place.section);
-        tell("chunk_index", place.chunk_index.to_string());
-        if !place.url.is_empty() {
-            tell("url", place.url);
-        }
-    }
-    pb::MemoryItem {
-        id: memory.id,
-        content: memory.content,
-        score,
-        created_at: Some(proto_time(memory.created_at)),
-        metadata,
+        let mut rpc = self.context.begin_call("ExportMemories", &metadata, "");
+        let principal = self.context.authenticate(&request.user_id, &metadata).await;
+        let user = principal.map_err(|error| rpc.reject(&error.into(), Language::default()))?.user;
+        rpc.set_user(&user);
+        let memories = rpc.span().in_scope(|| self.memory.clone().export(user));
+        let shutdown = self.context.drain.cancelled();
+        Ok(Response::new(MemoryRecordStream::new(Box::pin(memories), Box::pin(shutdown), rpc)))
     }
 }

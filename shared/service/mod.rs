@@ -1,12 +1,18 @@
-//! The two gRPC services: request → typed command, event → frame, error → status. Written once, behind every way in.
+//! The gRPC services: request to domain value, event to frame, error to status. They are served by every transport.
 
 mod admission;
 mod agent;
+mod apis;
 mod call;
 mod conversation;
+mod convert;
 mod drain;
+mod envelope;
+mod error;
 mod export;
-mod frames;
+mod failure;
+mod frame;
+mod frame_source;
 mod memory;
 mod parse;
 mod run;
@@ -15,16 +21,12 @@ mod wording;
 
 use std::{sync::Arc, time::Duration};
 
-pub use agent::{AgentApi, ChatFrames};
+pub use agent::{AgentApi, ChatFrames, Deadline};
+pub use apis::{ApiParts, Apis};
 pub use conversation::ConversationApi;
 pub use drain::Drain;
 pub use export::MemoryRecordStream;
 pub use memory::MemoryApi;
-
-use admission::Admission;
-use call::RpcContext;
-use run::RunRegistry;
-use tokio::sync::Semaphore;
 
 use crate::{
     chat::{Assistant, Prompts},
@@ -38,10 +40,6 @@ use crate::{
     postgres::RolePools,
     tools::{Toolbox, ToolsFileError},
 };
-
-/// When a call must have ended, put into the extensions of its request by a way in that has only so much time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadline(pub tokio::time::Instant);
 
 /// Everything that answers calls.
 #[derive(Clone)]
@@ -137,27 +135,23 @@ impl Services {
             Some(Arc::new(ExtractionWorker::new(&database, learner, store, bell)))
         });
         let callers = Authenticator::from_config(&config.auth).map_err(SetupError::Callers)?;
-        let gate = RpcContext { authenticator: Arc::new(callers), drain: Drain::default() };
-        let runs = conversations
-            .clone()
-            .map(|store| RunRegistry::new(store, config.conversations.resume_grace, gate.drain.clone()));
-        let door = Admission {
-            assistant: Arc::new(assistant),
-            context: gate.clone(),
-            runs: runs.clone(),
-            limits: config.conversations.quotas,
-            permits: Arc::new(Semaphore::new(config.conversations.max_concurrent_streams.min(Semaphore::MAX_PERMITS))),
-        };
+        let apis = Apis::new(ApiParts {
+            assistant,
+            authenticator: callers,
+            quotas: config.conversations.quotas,
+            resume_grace: config.conversations.resume_grace,
+            max_concurrent_streams: config.conversations.max_concurrent_streams,
+        });
         Ok(Self {
             conversations,
             model,
-            engine: memory.clone(),
-            agent: AgentApi::new(door, memory.clone(), gate.clone()),
-            memory: MemoryApi::new(memory, gate.clone()),
-            conversation: ConversationApi::new(runs, gate.clone()),
+            engine: memory,
+            agent: apis.agent,
+            memory: apis.memory,
+            conversation: apis.conversation,
             learner,
             extraction_worker: learning,
-            drain: gate.drain,
+            drain: apis.drain,
         })
     }
 

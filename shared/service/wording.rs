@@ -1,27 +1,26 @@
-//! What the service says to users, in each of its languages.
+//! Texts for users, in each language of the service.
 
 use crate::{
     chat::{Stage, TurnFailure},
     conversation::QuotaKind,
-    identity::{AuthnError, CredentialError},
+    identity::CredentialError,
     language::Language,
     llm::ModelErrorKind,
 };
 
-/// What the service is doing.
 pub(super) fn stage(language: Language, stage: Stage) -> &'static str {
     match stage {
         Stage::Thinking => language.pick("Thinking…", "正在思考…"),
         Stage::Searching => language.pick("Searching what I remember…", "正在检索记忆…"),
         Stage::Generating { recall_failed: false } => language.pick("Writing the answer…", "正在生成回答…"),
         Stage::Generating { recall_failed: true } => {
-            language.pick("Memory is out of reach; answering without it…", "暂时无法检索记忆，直接回答…")
+            language.pick("Memory is unreachable; answering without it…", "暂时无法检索记忆，直接回答…")
         }
         Stage::ExecutingTools => language.pick("Using tools…", "正在使用工具…"),
     }
 }
 
-/// Why there is no answer, and what helps.
+/// The reason for a missing answer, and the remedy.
 pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str {
     match failure {
         TurnFailure::Model(error) => model_failure(language, error.kind),
@@ -29,7 +28,7 @@ pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str
             language.pick("The server is restarting. Please try again in a moment.", "服务正在重启，请稍后重试。")
         }
         TurnFailure::DeadlineExceeded => language.pick(
-            "The answer took longer than this call may take. Please try again.",
+            "The answer took longer than the time limit of this call. Please try again.",
             "回答超出了本次调用的时间限制，请重试。",
         ),
         TurnFailure::InvalidToolCall => language.pick(
@@ -41,21 +40,20 @@ pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str
             "模型反复调用工具而没有给出回答，请换一种问法。",
         ),
         TurnFailure::NotPersisted => language.pick(
-            "The conversation can not be read or kept right now. Please try again in a moment.",
+            "The conversation cannot be read or saved right now. Please try again in a moment.",
             "暂时无法读取或保存会话，请稍后重试。",
         ),
         TurnFailure::Cancelled => language.pick("The answer was stopped.", "回答已停止。"),
         TurnFailure::Abandoned => language.pick(
-            "The connection was lost for too long, and the answer was given up. Please ask again.",
+            "The connection was lost for too long, so the answer was stopped. Please ask again.",
             "连接中断过久，回答已放弃，请重新提问。",
         ),
         TurnFailure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
     }
 }
 
-/// Why a call has to wait, or is too much.
-pub(super) fn too_much(language: Language, limit: QuotaKind) -> &'static str {
-    match limit {
+pub(super) fn quota_exceeded(language: Language, quota: QuotaKind) -> &'static str {
+    match quota {
         QuotaKind::RequestsPerMinute => {
             language.pick("too many requests in this minute; wait a moment", "本分钟内请求过多，请稍候")
         }
@@ -64,48 +62,41 @@ pub(super) fn too_much(language: Language, limit: QuotaKind) -> &'static str {
             "同时进行的回答过多，请等待其中一个结束",
         ),
         QuotaKind::TokensPerDay => language.pick(
-            "the tokens of today are used up; they come back at midnight UTC",
+            "today's token quota is used up; it resets at midnight UTC",
             "今日的 token 额度已用完，将于 UTC 零点恢复",
         ),
     }
 }
 
-/// Why a call has to wait for another one of its conversation.
-pub(super) fn busy(language: Language) -> &'static str {
+pub(super) fn session_busy(language: Language) -> &'static str {
     language.pick(
         "the conversation is answering another request; wait until it has ended, or stop it",
         "该会话正在回答另一个请求，请等待其结束或将其停止",
     )
 }
 
-/// Why nobody is let in for a moment.
-pub(super) fn full(language: Language) -> &'static str {
+pub(super) fn overloaded(language: Language) -> &'static str {
     language.pick("the service is busy right now; try again in a moment", "服务繁忙，请稍后重试")
 }
 
-/// Why a result of a tool is not taken.
-pub(super) fn store_failure(language: Language) -> &'static str {
-    language.pick("the conversation can not be reached right now; try again", "暂时无法访问会话，请稍后重试")
+pub(super) fn store_unavailable(language: Language) -> &'static str {
+    language.pick("the conversation cannot be reached right now; try again", "暂时无法访问会话，请稍后重试")
 }
 
-/// Why a caller is not let in, but for what an argument says itself.
-pub(super) fn refusal(language: Language, refusal: &AuthnError) -> &'static str {
-    match refusal {
-        AuthnError::Invalid(_) => "",
-        AuthnError::PermissionDenied => language
-            .pick("user_id must be the subject of the token, or empty", "user_id 必须与令牌的 subject 一致，或者留空"),
-        AuthnError::Unauthenticated(CredentialError::Missing) => {
+pub(super) fn permission_denied(language: Language) -> &'static str {
+    language.pick("user_id must be the subject of the token, or empty", "user_id 必须与令牌的 subject 一致，或者留空")
+}
+
+pub(super) fn credential_error(language: Language, error: CredentialError) -> &'static str {
+    match error {
+        CredentialError::Missing => {
             language.pick("the call needs a token: authorization: Bearer …", "调用缺少令牌：authorization: Bearer …")
         }
-        AuthnError::Unauthenticated(CredentialError::Expired) => {
-            language.pick("the token has expired; sign in again", "令牌已过期，请重新登录")
-        }
-        AuthnError::Unauthenticated(CredentialError::Invalid) => language.pick("the token is not valid", "令牌无效"),
-        AuthnError::Unauthenticated(CredentialError::WrongInternalKey) => {
-            language.pick("x-internal-api-key is wrong", "x-internal-api-key 不正确")
-        }
-        AuthnError::Unauthenticated(CredentialError::KeysUnavailable) => {
-            language.pick("tokens can not be checked right now; try again", "暂时无法校验令牌，请稍后重试")
+        CredentialError::Expired => language.pick("the token has expired; sign in again", "令牌已过期，请重新登录"),
+        CredentialError::Invalid => language.pick("the token is not valid", "令牌无效"),
+        CredentialError::WrongInternalKey => language.pick("x-internal-api-key is wrong", "x-internal-api-key 不正确"),
+        CredentialError::KeysUnavailable => {
+            language.pick("tokens cannot be checked right now; try again", "暂时无法校验令牌，请稍后重试")
         }
     }
 }
@@ -113,11 +104,11 @@ pub(super) fn refusal(language: Language, refusal: &AuthnError) -> &'static str 
 fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
     match kind {
         ModelErrorKind::Unauthorized => language.pick(
-            "The model provider refused the service's key. Whoever runs the service should check LLM_API_KEY.",
+            "The model provider refused the service's key. The operator of the service should check LLM_API_KEY.",
             "模型服务拒绝了密钥，请服务的维护者检查 LLM_API_KEY。",
         ),
         ModelErrorKind::QuotaExhausted => language.pick(
-            "The service's account at the model provider is used up. Whoever runs the service should top it up.",
+            "The service's account at the model provider is used up. The operator of the service should top it up.",
             "模型服务账户余额或额度已用完，请服务的维护者充值。",
         ),
         ModelErrorKind::RateLimited => language.pick(
@@ -125,11 +116,11 @@ fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
             "当前请求过多，请稍后重试。",
         ),
         ModelErrorKind::ModelNotFound => language.pick(
-            "The model provider does not know this model. Whoever runs the service should check the model's name.",
+            "The model provider does not know this model. The operator of the service should check the model's name.",
             "模型服务没有这个模型，请服务的维护者检查模型名称。",
         ),
         ModelErrorKind::AddressNotFound => language.pick(
-            "There is no model API at the configured address. Whoever runs the service should check LLM_API_BASE_URL: it most often ends with one /v1.",
+            "There is no model API at the configured address. The operator of the service should check LLM_API_BASE_URL: it usually ends with one /v1.",
             "配置的地址上没有模型接口，请服务的维护者检查 LLM_API_BASE_URL（通常以一个 /v1 结尾）。",
         ),
         ModelErrorKind::ContextLength => language.pick(
@@ -140,7 +131,7 @@ fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
             .pick("The model provider's content filter refused this message.", "该消息被模型服务的内容审核拒绝。"),
         ModelErrorKind::Rejected => language.pick("The model provider refused the request.", "模型服务拒绝了该请求。"),
         ModelErrorKind::Unavailable => language.pick(
-            "The model provider can not be reached right now. Please try again in a moment.",
+            "The model provider cannot be reached right now. Please try again in a moment.",
             "模型服务暂时不可用，请稍后重试。",
         ),
         ModelErrorKind::Timeout => {

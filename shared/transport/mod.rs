@@ -1,6 +1,5 @@
 //! Ways in. Only this room and [`service`](crate::service) know gRPC.
 
-pub mod codec;
 #[cfg(feature = "lambda")]
 pub mod lambda;
 #[cfg(any(feature = "lambda", feature = "server"))]

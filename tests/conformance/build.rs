@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut names = prost_build::Config::new();
     names.enable_type_names().type_name_domain(["."], "type.googleapis.com");
-    server("agent_service::transport::codec::ProtobufCodec", &folder("ours")?)
+    server("agent_service::proto::codec::ProtobufCodec", &folder("ours")?)
         .compile_fds_with_config(descriptors.clone(), names)?;
     // The same service with tonic's own codec; its messages are those of the first.
     server("tonic_prost::ProstCodec", &folder("bare")?)

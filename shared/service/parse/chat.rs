@@ -1,40 +1,75 @@
-//! `ChatRequest` → a turn.
+//! `ChatRequest` to [`ChatCall`] and [`TurnInput`], in one conversion.
 
 use prost_types::{Struct, Value as ProtoValue, value::Kind};
 use serde_json::{Map, Number, Value};
+use tonic::metadata::MetadataMap;
 
 use super::{
-    MAX_CONTEXT_BYTES, MAX_ENTRIES, MAX_HISTORY, MAX_MESSAGE_BYTES, MAX_URL_BYTES, Parsed, at_most, invalid, map, name,
-    names, number, text,
+    MAX_CONTEXT_BYTES, MAX_ENTRIES, MAX_HISTORY, MAX_MESSAGE_BYTES, MAX_URL_BYTES, Parsed, at_most,
+    fingerprint::fingerprint, invalid, map, name, names, number, text,
 };
 use crate::{
     chat::{HistoryMessage, Profile, Speaker, ToolResult, TurnInput},
     error::{InvalidArgument, Problem, check_text},
-    identity::{MAX_ID_BYTES, RequestId, SessionId, UserId},
+    identity::{MAX_ID_BYTES, Principal, RequestId, SessionId, UserId},
     memory::Filter,
     proto::agent_v1 as pb,
     tools::ToolSelection,
 };
 
-/// A chat request that is right.
+/// Metadata with the `response_id` of the last frame that the client received.
+pub(in crate::service) const LAST_RESPONSE_ID: &str = "x-last-response-id";
+
+/// A validated `ChatRequest` of an authenticated user.
 pub(in crate::service) struct ChatCall {
+    pub(in crate::service) user: UserId,
     pub(in crate::service) session: SessionId,
     pub(in crate::service) request: RequestId,
-    /// Whether citations hold the whole content.
-    pub(in crate::service) whole_citations: bool,
-    /// BCP 47 tag of the profile; empty = not told.
+    /// See [`fingerprint`].
+    pub(in crate::service) fingerprint: [u8; 32],
+    /// The last frame that the client received: it resumes a stream.
+    pub(in crate::service) last_response_id: Option<String>,
+    pub(in crate::service) is_pro: bool,
+    /// The call starts its session or brings the history, so that its turn needs nothing from the store.
+    pub(in crate::service) is_self_contained: bool,
+    /// Citations have the full content instead of an excerpt.
+    pub(in crate::service) full_citations: bool,
+    /// BCP 47 tag of the request's profile; may be empty.
     pub(in crate::service) language_tag: String,
     pub(in crate::service) input: ChatInput,
 }
 
-/// What a chat request brings.
 pub(in crate::service) enum ChatInput {
     Message(Box<TurnInput>),
     ToolResult(ToolResult),
 }
 
-/// Parses a request of a user.
-pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parsed<ChatCall> {
+impl ChatCall {
+    /// The requested model.
+    pub(in crate::service) fn model(&self) -> Option<&str> {
+        match &self.input {
+            ChatInput::Message(input) => input.model.as_deref(),
+            ChatInput::ToolResult(_) => None,
+        }
+    }
+}
+
+pub(in crate::service) fn parse(
+    principal: Principal,
+    metadata: &MetadataMap,
+    mut request: pb::ChatRequest,
+) -> Parsed<ChatCall> {
+    let last_response_id = match metadata.get(LAST_RESPONSE_ID).map(|value| value.to_str()) {
+        None => None,
+        Some(Ok(id)) => Some(id.to_owned()),
+        Some(Err(_)) => {
+            return invalid(LAST_RESPONSE_ID, Problem::Unknown { what: "frame of an answer to this request" });
+        }
+    };
+    // The same request may name its user in its body or in its metadata.
+    principal.user.as_str().clone_into(&mut request.user_id);
+    let fingerprint = fingerprint(&request);
+    let is_self_contained = request.session_id.is_empty() || !request.history.is_empty();
     let session = match request.session_id.as_str() {
         "" => SessionId::generate(),
         id => SessionId::parse("session_id", id)?,
@@ -43,32 +78,53 @@ pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parse
         "" => RequestId::generate(),
         id => RequestId::parse("request_id", id)?,
     };
-    let profile = profile(request.user_profile.unwrap_or_default())?;
-    let language_tag = profile.language_tag.clone();
-    let message = match request.input {
-        None => return invalid("input", Problem::ExactlyOneOf { fields: "message, tool_result" }),
-        Some(pb::chat_request::Input::Message(message)) => text("message", message, MAX_MESSAGE_BYTES)?,
-        Some(pb::chat_request::Input::ToolResult(result)) => {
-            let input = ChatInput::ToolResult(tool_result(result)?);
-            let whole_citations = request.include_references;
-            return Ok(ChatCall { session, request: request_id, whole_citations, language_tag, input });
-        }
-    };
+    let profile = profile(request.user_profile.take().unwrap_or_default())?;
+    Ok(ChatCall {
+        session: session.clone(),
+        request: request_id,
+        fingerprint,
+        last_response_id,
+        is_pro: principal.is_pro.unwrap_or(profile.is_pro),
+        is_self_contained,
+        full_citations: request.include_references,
+        language_tag: profile.language_tag.clone(),
+        input: match request.input.take() {
+            None => return invalid("input", Problem::ExactlyOneOf { fields: "message, tool_result" }),
+            Some(pb::chat_request::Input::ToolResult(result)) => ChatInput::ToolResult(tool_result(result)?),
+            Some(pb::chat_request::Input::Message(message)) => {
+                let message = text("message", message, MAX_MESSAGE_BYTES)?;
+                let turn = TurnContext { user: principal.user.clone(), session, profile };
+                ChatInput::Message(Box::new(turn_input(turn, message, request)?))
+            }
+        },
+        user: principal.user,
+    })
+}
+
+/// The parts of a turn that are parsed before its message.
+struct TurnContext {
+    user: UserId,
+    session: SessionId,
+    profile: Profile,
+}
+
+fn turn_input(context: TurnContext, message: String, request: pb::ChatRequest) -> Parsed<TurnInput> {
     let active_tools = names("active_tools", request.active_tools, MAX_ENTRIES)?;
     check_text("chat_mode", &request.chat_mode, MAX_ID_BYTES)?;
     let file_ids = names("file_ids", request.file_ids, MAX_ENTRIES)?;
     let document_filter = names("document_filter", request.document_filter, MAX_ENTRIES)?;
-    // Documents of the message are the narrower wish than those of the session.
-    let documents = if file_ids.is_empty() { document_filter } else { file_ids };
+    // The message's documents are narrower than those of the session.
+    let document_ids = if file_ids.is_empty() { document_filter } else { file_ids };
     let config = request.config.unwrap_or_default();
     let tools = match (active_tools.is_empty(), config.tools_enabled) {
         (false, _) => ToolSelection::Named(active_tools),
         (true, true) => ToolSelection::All,
         (true, false) => ToolSelection::None,
     };
-    let turn = TurnInput {
+    let TurnContext { user, session, profile } = context;
+    Ok(TurnInput {
         user,
-        session: session.clone(),
+        session,
         message,
         profile,
         extra_context: request.extra_context.map_or(Ok(Value::Null), |context| json("extra_context", context))?,
@@ -76,16 +132,10 @@ pub(in crate::service) fn parse(user: UserId, request: pb::ChatRequest) -> Parse
         model: model(config.model)?,
         temperature: config.temperature.map(|t| number("config.temperature", t, 0.0..=2.0, "0 to 2")).transpose()?,
         max_tokens: config.max_tokens.map(max_tokens).transpose()?,
-        recall: request
-            .use_document_context
-            .unwrap_or(true)
-            .then(|| Filter { document_ids: documents, ..Filter::default() }),
+        recall: request.use_document_context.unwrap_or(true).then(|| Filter { document_ids, ..Filter::default() }),
         tools,
         lease: None,
-    };
-    let whole_citations = request.include_references;
-    let input = ChatInput::Message(Box::new(turn));
-    Ok(ChatCall { session, request: request_id, whole_citations, language_tag, input })
+    })
 }
 
 fn tool_result(result: pb::ToolResult) -> Parsed<ToolResult> {
@@ -94,11 +144,11 @@ fn tool_result(result: pb::ToolResult) -> Parsed<ToolResult> {
     check_text("tool_result.result_json", &result.result_json, MAX_MESSAGE_BYTES)?;
     check_text("tool_result.error_message", &result.error_message, MAX_MESSAGE_BYTES)?;
     let outcome = match (result.is_error, result.error_message.trim(), result.result_json.trim()) {
-        // A tool may have nothing to say.
+        // A tool may have no result.
         (false, _, "") => Ok("null".to_owned()),
         (false, ..) => Ok(result.result_json),
         (true, "", "") => Err("the tool failed".to_owned()),
-        // What a failed tool says may stand in either field.
+        // A failed tool may report in either field.
         (true, "", _) => Err(result.result_json),
         (true, ..) => Err(result.error_message),
     };
@@ -110,7 +160,7 @@ fn model(model: String) -> Parsed<Option<String>> {
         return Ok(None);
     }
     check_text("config.model", &model, MAX_ID_BYTES)?;
-    // A slash is welcome: many models are named owner/model.
+    // Unlike identifiers, models may have a slash: owner/model.
     if model.chars().any(char::is_control) {
         return invalid("config.model", Problem::NotAnIdentifier);
     }
@@ -134,7 +184,7 @@ fn profile(profile: pb::UserProfile) -> Parsed<Profile> {
     check_text("user_profile.extra_context", &profile.extra_context, MAX_CONTEXT_BYTES)?;
     let extra_context = match profile.extra_context.trim() {
         "" => Value::Null,
-        // Text that is no JSON is still worth telling the model.
+        // The model can still use text that is no JSON.
         json => serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.to_owned())),
     };
     Ok(Profile {
@@ -171,10 +221,10 @@ fn history(history: Vec<pb::ChatMessage>) -> Parsed<Vec<HistoryMessage>> {
     history.into_iter().enumerate().map(message).collect()
 }
 
-/// A `Struct` as JSON. Proto decoding has bounded its depth.
+/// Protobuf decoding has bounded the depth.
 fn json(field: &str, context: Struct) -> Parsed<Value> {
     let json = object(field, context)?;
-    // The length as JSON is what reaches the prompt.
+    // The prompt has the JSON, so its length counts.
     if json.to_string().len() > MAX_CONTEXT_BYTES {
         return invalid(field, Problem::TooLong { limit_bytes: MAX_CONTEXT_BYTES });
     }
@@ -206,7 +256,7 @@ fn value_of(field: &str, value: ProtoValue) -> Parsed<Value> {
     })
 }
 
-/// A number as JSON; a whole one without a fraction, because a `Struct` knows only doubles and 42 should not read 42.0.
+/// A whole number becomes an integer: a `Struct` has only doubles, and the prompt should have 42 and not 42.0.
 fn number_of(value: f64) -> Option<Number> {
     const LARGEST_EXACT: f64 = 9_007_199_254_740_992.0;
     if value.fract() == 0.0 && value.abs() <= LARGEST_EXACT {

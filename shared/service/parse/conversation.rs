@@ -1,4 +1,4 @@
-//! Requests of `ConversationService` → commands.
+//! Requests of `ConversationService`.
 
 use jiff::Timestamp;
 
@@ -10,42 +10,63 @@ use crate::{
     proto::agent_v1 as pb,
 };
 
-/// Most conversations that one call deletes.
+/// Most sessions of one delete call.
 const MAX_SESSIONS: usize = 100;
 
-pub(in crate::service) fn session(id: &str) -> Parsed<SessionId> {
+pub(in crate::service) struct SessionListing {
+    pub(in crate::service) page_size: usize,
+    pub(in crate::service) after: Option<SessionCursor>,
+}
+
+pub(in crate::service) struct TurnListing {
+    pub(in crate::service) session: SessionId,
+    pub(in crate::service) page_size: usize,
+    /// Number of the turn that ended the previous page.
+    pub(in crate::service) before: Option<u32>,
+}
+
+pub(in crate::service) struct RenameCommand {
+    pub(in crate::service) session: SessionId,
+    /// One line.
+    pub(in crate::service) title: String,
+}
+
+pub(in crate::service) struct CancelCommand {
+    pub(in crate::service) session: SessionId,
+    /// `None` = the session's running request.
+    pub(in crate::service) request: Option<RequestId>,
+}
+
+fn session(id: &str) -> Parsed<SessionId> {
     SessionId::parse("session_id", id)
 }
 
-/// How many conversations, and after which.
-pub(in crate::service) fn listing(request: &pb::ListSessionsRequest) -> Parsed<(usize, Option<SessionCursor>)> {
+pub(in crate::service) fn session_listing(request: &pb::ListSessionsRequest) -> Parsed<SessionListing> {
     let after = match request.page_token.as_str() {
         "" => None,
-        token => Some(cursor(token).ok_or_else(bad_token)?),
+        token => Some(session_cursor(token).ok_or_else(invalid_token)?),
     };
-    Ok((count("page_size", request.page_size, 50, 200)?, after))
+    Ok(SessionListing { page_size: count("page_size", request.page_size, 50, 200)?, after })
 }
 
-/// Which conversation, how many of its turns, and before which.
-pub(in crate::service) fn reading(request: &pb::GetSessionRequest) -> Parsed<(SessionId, usize, Option<u32>)> {
+pub(in crate::service) fn turn_listing(request: &pb::GetSessionRequest) -> Parsed<TurnListing> {
     let before = match request.page_token.as_str() {
         "" => None,
-        token => Some(token.parse().map_err(|_| bad_token())?),
+        token => Some(token.parse().map_err(|_| invalid_token())?),
     };
-    Ok((session(&request.session_id)?, count("page_size", request.page_size, 20, 100)?, before))
+    let page_size = count("page_size", request.page_size, 20, 100)?;
+    Ok(TurnListing { session: session(&request.session_id)?, page_size, before })
 }
 
-/// Which conversation, and its new title on one line.
-pub(in crate::service) fn renaming(request: pb::RenameSessionRequest) -> Parsed<(SessionId, String)> {
+pub(in crate::service) fn rename(request: pb::RenameSessionRequest) -> Parsed<RenameCommand> {
     let title = text("title", request.title, MAX_TITLE_BYTES)?;
     if title.chars().any(char::is_control) {
         return invalid("title", Problem::Malformed { expected: "one line without control characters" });
     }
-    Ok((session(&request.session_id)?, title.trim().to_owned()))
+    Ok(RenameCommand { session: session(&request.session_id)?, title: title.trim().to_owned() })
 }
 
-/// Which conversations.
-pub(in crate::service) fn deletion(request: pb::DeleteSessionsRequest) -> Parsed<SessionSelection> {
+pub(in crate::service) fn session_selection(request: pb::DeleteSessionsRequest) -> Parsed<SessionSelection> {
     match (request.session_ids.is_empty(), request.everything) {
         (true, true) => Ok(SessionSelection::All),
         (false, false) => {
@@ -58,27 +79,26 @@ pub(in crate::service) fn deletion(request: pb::DeleteSessionsRequest) -> Parsed
     }
 }
 
-/// In which conversation, and which request; `None` = the one that is being answered.
-pub(in crate::service) fn cancellation(request: &pb::CancelTurnRequest) -> Parsed<(SessionId, Option<RequestId>)> {
-    let which = match request.request_id.as_str() {
+pub(in crate::service) fn cancel(request: &pb::CancelTurnRequest) -> Parsed<CancelCommand> {
+    let request_id = match request.request_id.as_str() {
         "" => None,
         id => Some(RequestId::parse("request_id", id)?),
     };
-    Ok((session(&request.session_id)?, which))
+    Ok(CancelCommand { session: session(&request.session_id)?, request: request_id })
 }
 
-/// The token of a place in the list of conversations.
-pub(in crate::service) fn token(cursor: &SessionCursor) -> String {
+/// The page token for the sessions after `cursor`.
+pub(in crate::service) fn session_token(cursor: &SessionCursor) -> String {
     format!("{}.{}", cursor.updated_at.as_nanosecond(), cursor.id)
 }
 
-fn cursor(token: &str) -> Option<SessionCursor> {
+fn session_cursor(token: &str) -> Option<SessionCursor> {
     let (time, id) = token.split_once('.')?;
     let updated_at = Timestamp::from_nanosecond(time.parse().ok()?).ok()?;
     Some(SessionCursor { updated_at, id: SessionId::parse("page_token", id).ok()? })
 }
 
-fn bad_token() -> InvalidArgument {
+fn invalid_token() -> InvalidArgument {
     InvalidArgument::new("page_token", Problem::Malformed { expected: "the next_page_token of a page before" })
 }
 
@@ -87,29 +107,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_in_the_list_survives_its_token_whatever_the_conversation_is_called() {
+    fn session_cursor_round_trips_through_its_token() {
         for id in ["s", "a.b", "会话 1"] {
-            let place = SessionCursor {
+            let cursor = SessionCursor {
                 updated_at: "2026-11-25T14:07:21.123456Z".parse().unwrap(),
                 id: SessionId::parse("session_id", id).unwrap(),
             };
-            assert_eq!(cursor(&token(&place)), Some(place));
+            assert_eq!(session_cursor(&session_token(&cursor)), Some(cursor));
         }
-        for bad in ["", "x", "1.", "x.s", "99999999999999999999999999999999999999.s"] {
-            assert_eq!(cursor(bad), None, "{bad}");
+        for malformed in ["", "x", "1.", "x.s", "99999999999999999999999999999999999999.s"] {
+            assert_eq!(session_cursor(malformed), None, "{malformed}");
         }
     }
 
     #[test]
-    fn exactly_one_way_to_name_conversations_is_used() {
+    fn session_selection_requires_exactly_one_field() {
         let request = |ids: &[&str], everything| pb::DeleteSessionsRequest {
             session_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
             everything,
             ..Default::default()
         };
-        assert!(deletion(request(&[], false)).is_err());
-        assert!(deletion(request(&["s"], true)).is_err());
-        assert_eq!(deletion(request(&["s", "a/b"], false)).unwrap_err().field, "session_ids[1]");
-        assert_eq!(deletion(request(&[], true)).unwrap(), SessionSelection::All);
+        assert!(session_selection(request(&[], false)).is_err());
+        assert!(session_selection(request(&["s"], true)).is_err());
+        assert_eq!(session_selection(request(&["s", "a/b"], false)).unwrap_err().field, "session_ids[1]");
+        assert_eq!(session_selection(request(&[], true)).unwrap(), SessionSelection::All);
     }
 }

@@ -1,12 +1,12 @@
-//! Requests to read and write memories → commands of the memory.
+//! Requests to read and write memories.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jiff::tz::TimeZone;
 
 use super::{
-    MAX_DOCUMENT_BYTES, MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_SUPERSEDED, MAX_TITLE_BYTES, MAX_URL_BYTES,
-    Parsed, at_most, count, filter, invalid, map, name, names, number, text, timestamp,
+    MAX_DOCUMENT_BYTES, MAX_DOCUMENT_TITLE_BYTES, MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_SUPERSEDED,
+    MAX_URL_BYTES, Parsed, at_most, count, filter, invalid, map, name, names, number, text, timestamp,
 };
 use crate::{
     error::{InvalidArgument, Problem, check_text},
@@ -18,19 +18,24 @@ use crate::{
     proto::agent_v1 as pb,
 };
 
-/// What kind of source a memory has where the client names none.
 const DEFAULT_SOURCE_TYPE: &str = "note";
 
-/// A query, and the IANA name of the time zone that it is asked in, if the caller tells one.
-pub(in crate::service) fn query(query: pb::MemoryQuery, zone: Option<&str>) -> Parsed<RetrievalQuery> {
+pub(in crate::service) struct MemoryListing {
+    pub(in crate::service) filter: Filter,
+    pub(in crate::service) page_size: usize,
+    pub(in crate::service) after: Option<PageToken>,
+}
+
+/// `time_zone` is the IANA name of the caller's zone, in which relative dates of the query are read.
+pub(in crate::service) fn query(query: pb::MemoryQuery, time_zone: Option<&str>) -> Parsed<RetrievalQuery> {
     Ok(RetrievalQuery {
         text: text("query_text", query.query_text, MAX_QUERY_BYTES)?,
         limit: count("limit", query.limit, 10, 100)?,
         min_score: number("min_score", query.min_score, 0.0..=1.0, "0 to 1")?,
         filter: filter("filter", query.filter)?,
         alpha: number("hybrid_alpha", query.hybrid_alpha.unwrap_or(DEFAULT_ALPHA), 0.0..=1.0, "0 to 1")?,
-        // As in a chat, a name of no zone counts as none.
-        time_zone: zone.and_then(|zone| TimeZone::get(zone).ok()).unwrap_or(TimeZone::UTC),
+        // As in a chat, an unknown zone is ignored.
+        time_zone: time_zone.and_then(|zone| TimeZone::get(zone).ok()).unwrap_or(TimeZone::UTC),
     })
 }
 
@@ -38,33 +43,33 @@ pub(in crate::service) fn new_memories(memories: Vec<pb::MemoryInput>) -> Parsed
     at_most("memories", &memories, MAX_MEMORIES)?;
     let memories = memories.into_iter().enumerate().map(|(index, memory)| new_memory(index, memory));
     let memories = memories.collect::<Parsed<Vec<_>>>()?;
-    no_circle(&memories)?;
+    reject_supersede_cycle(&memories)?;
     Ok(memories)
 }
 
-/// Memories that replace each other in a circle would all be gone.
-fn no_circle(memories: &[NewMemory]) -> Parsed<()> {
-    let mut replaced_by: HashMap<&str, &str> = HashMap::new();
+/// Memories that supersede each other in a cycle would all disappear from retrieval.
+fn reject_supersede_cycle(memories: &[NewMemory]) -> Parsed<()> {
+    let mut superseded_by: HashMap<&str, &str> = HashMap::new();
     for memory in memories {
         for old in &memory.supersedes {
             let Some(id) = memory.id.as_deref().filter(|id| id != old) else { continue };
-            replaced_by.insert(old, id);
+            superseded_by.insert(old, id);
         }
     }
-    // Each step is taken once: where the way comes to what was passed before, it is known to lead out or it is a circle.
-    let mut passed: HashSet<&str> = HashSet::new();
+    // Each edge is followed once: a path that reaches an earlier path's memory ends without a cycle.
+    let mut visited: HashSet<&str> = HashSet::new();
     for memory in memories {
-        let mut way = HashSet::new();
-        let mut at = memory.id.as_deref().filter(|id| replaced_by.contains_key(id));
-        while let Some(id) = at.filter(|id| !passed.contains(id)) {
-            if !way.insert(id) {
+        let mut path = HashSet::new();
+        let mut current = memory.id.as_deref().filter(|id| superseded_by.contains_key(id));
+        while let Some(id) = current.filter(|id| !visited.contains(id)) {
+            if !path.insert(id) {
                 let index = memories.iter().position(|memory| memory.id.as_deref() == Some(id)).unwrap_or_default();
                 let expected = "of memories that do not replace this one in turn";
                 return invalid(format!("memories[{index}].supersedes"), Problem::Malformed { expected });
             }
-            at = replaced_by.get(id).copied();
+            current = superseded_by.get(id).copied();
         }
-        passed.extend(way);
+        visited.extend(path);
     }
     Ok(())
 }
@@ -91,11 +96,11 @@ fn new_memory(index: usize, memory: pb::MemoryInput) -> Parsed<NewMemory> {
     })
 }
 
-pub(in crate::service) fn document(request: pb::IngestDocumentRequest) -> Parsed<NewDocument> {
+pub(in crate::service) fn new_document(request: pb::IngestDocumentRequest) -> Parsed<NewDocument> {
     name("document_id", &request.document_id)?;
-    check_text("title", &request.title, MAX_TITLE_BYTES)?;
+    check_text("title", &request.title, MAX_DOCUMENT_TITLE_BYTES)?;
     check_text("url", &request.url, MAX_URL_BYTES)?;
-    // Marks of the order of bytes alone say nothing.
+    // Byte order marks are no content.
     if request.content.chars().all(|c| c == '\u{FEFF}' || c.is_whitespace()) {
         return invalid("content", Problem::Blank);
     }
@@ -109,13 +114,13 @@ pub(in crate::service) fn document(request: pb::IngestDocumentRequest) -> Parsed
     })
 }
 
-/// What to correct: what the mask names or, without one, what is given.
-pub(in crate::service) fn correction(request: pb::UpdateMemoryRequest) -> Parsed<MemoryUpdate> {
+/// Updates the fields of the mask or, without a mask, the fields that are set.
+pub(in crate::service) fn update(request: pb::UpdateMemoryRequest) -> Parsed<MemoryUpdate> {
     const PATHS: &str = "content, tags, metadata";
     name("id", &request.id)?;
-    let mut correction = MemoryUpdate { id: request.id, content: None, tags: None, metadata: None };
+    let mut update = MemoryUpdate { id: request.id, content: None, tags: None, metadata: None };
     let paths: BTreeSet<String> = match request.update_mask {
-        // A path that is named twice is one.
+        // A set: a path may be named twice.
         Some(mask) => mask.paths.into_iter().collect(),
         None => [
             ("content", request.content.is_some()),
@@ -134,40 +139,39 @@ pub(in crate::service) fn correction(request: pb::UpdateMemoryRequest) -> Parsed
         return invalid("update_mask", Problem::NotOneOf { known: PATHS });
     }
     if paths.contains("content") {
-        correction.content = Some(text("content", request.content.unwrap_or_default(), MAX_MEMORY_BYTES)?);
+        update.content = Some(text("content", request.content.unwrap_or_default(), MAX_MEMORY_BYTES)?);
     }
     if paths.contains("tags") {
-        correction.tags = Some(names("tags", request.tags, MAX_ENTRIES)?);
+        update.tags = Some(names("tags", request.tags, MAX_ENTRIES)?);
     }
     if paths.contains("metadata") {
-        correction.metadata = Some(map("metadata", request.metadata)?);
+        update.metadata = Some(map("metadata", request.metadata)?);
     }
-    Ok(correction)
+    Ok(update)
 }
 
-/// What to list: filter, size of a page and where it begins.
-pub(in crate::service) fn listing(request: pb::ListMemoriesRequest) -> Parsed<(Filter, usize, Option<PageToken>)> {
+pub(in crate::service) fn listing(request: pb::ListMemoriesRequest) -> Parsed<MemoryListing> {
     let after = match request.page_token.as_str() {
         "" => None,
         token => Some(token.parse().map_err(|()| {
             InvalidArgument::new("page_token", Problem::Malformed { expected: "the next_page_token of a page before" })
         })?),
     };
-    Ok((filter("filter", request.filter)?, count("page_size", request.page_size, 50, 1_000)?, after))
+    let page_size = count("page_size", request.page_size, 50, 1_000)?;
+    Ok(MemoryListing { filter: filter("filter", request.filter)?, page_size, after })
 }
 
-/// What a request deletes.
 pub(in crate::service) enum MemoryDeletion {
-    /// All that the memory has of the user.
+    /// Everything of the user.
     User,
     Selected(Selection),
 }
 
 pub(in crate::service) fn deletion(request: pb::DeleteMemoriesRequest) -> Parsed<MemoryDeletion> {
     const FIELDS: &str = "ids, document_id, filter, everything";
-    let given =
+    let is_set =
         [!request.ids.is_empty(), !request.document_id.is_empty(), request.filter.is_some(), request.everything];
-    if given.iter().filter(|given| **given).count() != 1 {
+    if is_set.iter().filter(|is_set| **is_set).count() != 1 {
         return invalid("everything", Problem::ExactlyOneOf { fields: FIELDS });
     }
     if request.everything {
@@ -181,7 +185,7 @@ pub(in crate::service) fn deletion(request: pb::DeleteMemoriesRequest) -> Parsed
         return Ok(MemoryDeletion::Selected(Selection::Document(request.document_id)));
     }
     let filter = filter("filter", request.filter)?;
-    // An empty filter matches everything, which only `everything` may ask for.
+    // An empty filter matches everything, which a client must ask for with `everything`.
     if filter.is_empty() {
         return invalid("filter", Problem::Blank);
     }

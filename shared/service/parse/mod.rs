@@ -1,7 +1,9 @@
-//! Requests as they arrive → commands that are right. Every limit of the contract stands here or in [`crate::identity`].
+//! Validates requests and converts them to domain types. The contract's size limits are here and in [`crate::identity`]; limits
+//! of a deployment (quotas, allowed models) are not.
 
 pub(super) mod chat;
 pub(super) mod conversation;
+mod fingerprint;
 pub(super) mod memory;
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
@@ -15,26 +17,21 @@ use crate::{
     proto::agent_v1 as pb,
 };
 
-/// Most bytes of a chat message.
 const MAX_MESSAGE_BYTES: usize = 100_000;
-/// Most messages of a history.
+/// Messages of a history.
 const MAX_HISTORY: usize = 200;
-/// Most bytes of free context.
 const MAX_CONTEXT_BYTES: usize = 100_000;
-/// Most bytes of a URL.
 const MAX_URL_BYTES: usize = 8_000;
-/// Most entries of a map of preferences or metadata, or of a list of tags, documents or tools.
+/// Entries of a map of preferences or metadata, or of a list of tags, documents or tools.
 const MAX_ENTRIES: usize = 1_000;
-/// Most bytes of all values of such a map together.
+/// Keys and values of such a map together.
 const MAX_MAP_BYTES: usize = 64_000;
-/// Most bytes of a memory.
 const MAX_MEMORY_BYTES: usize = 64_000;
-/// Most memories that one memory replaces.
+/// Memories that one memory supersedes.
 const MAX_SUPERSEDED: usize = 100;
-/// Most bytes of a document, and of its title.
 const MAX_DOCUMENT_BYTES: usize = 20_000_000;
-const MAX_TITLE_BYTES: usize = 1_000;
-/// Most memories of one call.
+const MAX_DOCUMENT_TITLE_BYTES: usize = 1_000;
+/// Memories of one call.
 const MAX_MEMORIES: usize = 1_000;
 
 type Parsed<T> = Result<T, InvalidArgument>;
@@ -43,7 +40,7 @@ fn invalid<T>(field: impl Into<String>, problem: Problem) -> Parsed<T> {
     Err(InvalidArgument::new(field, problem))
 }
 
-/// A text that must say something.
+/// A text that must not be blank.
 fn text(field: &str, text: String, limit_bytes: usize) -> Parsed<String> {
     check_text(field, &text, limit_bytes)?;
     if text.trim().is_empty() { invalid(field, Problem::Blank) } else { Ok(text) }
@@ -53,13 +50,12 @@ fn at_most<T>(field: &str, values: &[T], limit: usize) -> Parsed<()> {
     if values.len() > limit { invalid(field, Problem::TooMany { limit }) } else { Ok(()) }
 }
 
-/// The name of something that a client keeps: a document, a memory, a tag. Unlike an identifier of ours it may hold a slash.
+/// A client's own name for a document, memory, tag or tool. Unlike an identifier it may have slashes.
 fn name(field: &str, name: &str) -> Parsed<()> {
     check_text(field, name, MAX_ID_BYTES)?;
     if name.trim().is_empty() { invalid(field, Problem::Blank) } else { Ok(()) }
 }
 
-/// A list of such names.
 fn names(field: &str, names: Vec<String>, limit: usize) -> Parsed<Vec<String>> {
     at_most(field, &names, limit)?;
     for (index, entry) in names.iter().enumerate() {
@@ -82,16 +78,16 @@ fn map(field: &str, map: BTreeMap<String, String>) -> Parsed<BTreeMap<String, St
     Ok(map.into_iter().collect())
 }
 
-fn number(field: &str, number: f32, range: RangeInclusive<f32>, words: &'static str) -> Parsed<f32> {
-    // A NaN is in no range.
-    if range.contains(&number) { Ok(number) } else { invalid(field, Problem::OutOfRange { range: words }) }
+fn number(field: &str, number: f32, range: RangeInclusive<f32>, range_text: &'static str) -> Parsed<f32> {
+    // No range contains NaN.
+    if range.contains(&number) { Ok(number) } else { invalid(field, Problem::OutOfRange { range: range_text }) }
 }
 
-/// How many are asked for: 0 = the default, more than the most = the most.
-fn count(field: &str, count: i32, default: usize, most: usize) -> Parsed<usize> {
+/// 0 = the default; more than `max` = `max`.
+fn count(field: &str, count: i32, default: usize, max: usize) -> Parsed<usize> {
     match usize::try_from(count) {
         Ok(0) => Ok(default),
-        Ok(count) => Ok(count.min(most)),
+        Ok(count) => Ok(count.min(max)),
         Err(_) => invalid(field, Problem::OutOfRange { range: "0 or more" }),
     }
 }
@@ -102,7 +98,7 @@ fn timestamp(field: &str, time: &prost_types::Timestamp) -> Parsed<Timestamp> {
     if !SECONDS.contains(&time.seconds) || !(0..1_000_000_000).contains(&time.nanos) {
         return invalid(field, Problem::Malformed { expected: "a time of the years 1 to 9999" });
     }
-    // The last day, which clients write for "for ever", is beyond what a time zone can be applied to.
+    // The last day of 9999, which clients send for "no end", is beyond jiff's range.
     Ok(Timestamp::new(time.seconds, time.nanos).unwrap_or(Timestamp::MAX))
 }
 

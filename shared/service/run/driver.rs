@@ -1,16 +1,21 @@
-//! The owner of a run: it drives the turn, keeps its frames and ends it, whoever reads along.
+//! The driver of a run: it polls the turn, appends its frames to the log, persists them under the lease, and finishes the run.
+//! It does not end with the call that started it, but when the turn ends or is stopped.
+//!
+//! The last frame becomes visible only after the store has committed the end of the run, so that no client sees an answer that
+//! is lost. A driver that loses its lease stops its turn.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use tokio::{
     sync::oneshot,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep},
 };
 
 use super::{
-    Entry, TurnEvents, events_or_defect,
-    log::{FrameCursor, FrameLog},
+    events::{TurnEvents, events_or_defect},
+    live::LiveRun,
+    log::{FrameCursor, FrameLog, push_delimited},
 };
 use crate::{
     chat::{TurnClosing, TurnEvent, TurnFailure},
@@ -18,14 +23,14 @@ use crate::{
         ConversationStore, FrameChunk, LEASE_DURATION, Lease, NewTurn, PendingTurnDisposition, RunEnding, RunOutcome,
         RunSignals, StoreError, WATCH_WINDOW,
     },
-    service::frames::FrameBuilder,
+    service::frame::{EncodedFrame, FrameBuilder},
 };
 
-/// Time between two looks at whether there is something to keep.
+/// Longest time that a frame waits before it is flushed to the store.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
-/// Longest time between two signs of life. It is also how late a wish of another process to stop may be heard.
+/// Longest time between two heartbeats, and how late a cancellation by another process may be seen.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// Waits between attempts to keep the end of a run: nobody sees the last frame before.
+/// Delays between attempts to commit the end of a run; its client waits for the last frame meanwhile.
 const FINISH_BACKOFF: [Duration; 5] = [
     Duration::from_millis(100),
     Duration::from_millis(400),
@@ -34,258 +39,286 @@ const FINISH_BACKOFF: [Duration; 5] = [
     Duration::from_secs(4),
 ];
 
-/// Drives one run.
-pub(super) struct RunDriver {
+/// The parts of a run that its driver owns.
+pub(super) struct DrivenRun {
     pub(super) store: Arc<dyn ConversationStore>,
     pub(super) lease: Lease,
-    pub(super) maker: FrameBuilder,
-    /// How long the run goes on without a reader.
+    pub(super) builder: FrameBuilder,
+    /// The user's profile as JSON, if the request changed it.
+    pub(super) changed_profile: Option<Vec<u8>>,
+    pub(super) live: LiveRun,
+    /// Time that the run goes on without a reader.
     pub(super) grace: Duration,
-    /// Stops the turn.
-    pub(super) stop: Option<oneshot::Sender<TurnFailure>>,
-    /// The user's profile, where it changed.
-    pub(super) profile: Option<Vec<u8>>,
-    /// In the list of what runs in this process.
-    pub(super) entry: Entry,
-    pub(super) progress: Progress,
 }
 
-/// How far a run has come.
-#[derive(Default)]
-pub(super) struct Progress {
-    /// What is kept of its frames.
+pub(super) struct RunDriver {
+    run: DrivenRun,
+    /// Stops the turn; `None` = it was stopped.
+    stop: Option<oneshot::Sender<TurnFailure>>,
+    ticker: Interval,
+    abandoned: BoxFuture<'static, ()>,
+    /// Until then a reader in another process counts as one of this run.
+    watched_until: Instant,
+    flush: Option<Flush>,
+    last_heartbeat: Instant,
+    /// Frames before it are persisted.
     persisted: FrameCursor,
-    tokens: u32,
-    has_said_something: bool,
-    closing: Option<Box<TurnClosing>>,
-    /// The store takes no more of this run.
-    is_lost: bool,
-    is_over: bool,
+    lease_is_lost: bool,
+    progress: Progress,
+    has_finished: bool,
 }
 
-/// Frames on their way to the store, and the place behind them.
-type Keeping = BoxFuture<'static, (Result<RunSignals, StoreError>, FrameCursor)>;
+/// The facts about a turn that decide how its run ends.
+#[derive(Default)]
+struct Progress {
+    tokens: u32,
+    /// The client saw text or a tool's result.
+    has_output: bool,
+    closing: Option<Box<TurnClosing>>,
+}
+
+/// A checkpoint on its way to the store, and the cursor behind its frames.
+type Flush = BoxFuture<'static, (Result<RunSignals, StoreError>, FrameCursor)>;
+
+enum Step {
+    Flushed(Result<RunSignals, StoreError>, FrameCursor),
+    CancelRequested,
+    Abandoned,
+    Tick,
+    Event(TurnEvent),
+}
 
 impl RunDriver {
-    /// Runs the turn to its end.
-    pub(super) async fn run(mut self, events: TurnEvents) {
-        let mut events = std::pin::pin!(events_or_defect(events));
-        let log = self.entry.log.clone();
-        let mut beat = interval(FLUSH_INTERVAL);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut deserted = Box::pin(log.wait_until_abandoned(self.grace));
-        let mut watched_until = Instant::now();
-        let mut keeping: Option<Keeping> = None;
-        let mut last_sign = Instant::now();
-
-        let last = loop {
-            tokio::select! {
-                biased;
-                (kept, place) = join(&mut keeping) => {
-                    keeping = None;
-                    match kept {
-                        Ok(signals) => {
-                            self.progress.persisted = place;
-                            if signals.is_watched {
-                                watched_until = Instant::now() + WATCH_WINDOW;
-                            }
-                            if signals.is_cancelled {
-                                self.stop(TurnFailure::Cancelled);
-                            }
-                        }
-                        Err(StoreError::LeaseLost) => {
-                            self.progress.is_lost = true;
-                            self.stop(TurnFailure::NotPersisted);
-                        }
-                        Err(error) => tracing::warn!(%error, "frames are not kept yet"),
-                    }
-                }
-                () = log.cancelled.cancelled(), if self.stop.is_some() => self.stop(TurnFailure::Cancelled),
-                () = &mut deserted, if self.stop.is_some() => {
-                    let now = Instant::now();
-                    if watched_until > now {
-                        deserted = Box::pin(log.wait_until_abandoned(watched_until - now));
-                    } else {
-                        self.stop(TurnFailure::Abandoned);
-                    }
-                }
-                _ = beat.tick() => {
-                    let is_due = log.has_more(self.progress.persisted) || last_sign.elapsed() >= HEARTBEAT_INTERVAL;
-                    if is_due && keeping.is_none() && !self.progress.is_lost {
-                        last_sign = Instant::now();
-                        keeping = Some(self.keep(&log));
-                    }
-                }
-                event = events.next() => match event {
-                    Some(TurnEvent::Closing(closing)) => self.progress.closing = Some(closing),
-                    Some(event) if event.is_last() => break event,
-                    Some(event) => {
-                        self.note(&event);
-                        if let Some(frame) = self.maker.build(event)
-                            && !log.push(&frame)
-                        {
-                            self.stop(TurnFailure::Internal);
-                        }
-                    }
-                    None => break TurnEvent::Failed(TurnFailure::Internal),
-                },
-            }
-        };
-        if let Some(keeping) = keeping
-            && let (Ok(_), place) = keeping.await
-        {
-            self.progress.persisted = place;
+    pub(super) fn new(run: DrivenRun, stop: oneshot::Sender<TurnFailure>) -> Self {
+        let mut ticker = interval(FLUSH_INTERVAL);
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            abandoned: run.live.log.clone().wait_until_abandoned(run.grace).boxed(),
+            run,
+            stop: Some(stop),
+            ticker,
+            watched_until: Instant::now(),
+            flush: None,
+            last_heartbeat: Instant::now(),
+            persisted: FrameCursor::default(),
+            lease_is_lost: false,
+            progress: Progress::default(),
+            has_finished: false,
         }
-        self.end(&log, last).await;
     }
 
-    fn note(&mut self, event: &TurnEvent) {
-        match event {
-            TurnEvent::Delta(_) | TurnEvent::ToolExecuted(_) => self.progress.has_said_something = true,
-            TurnEvent::Usage(spent) => {
-                self.progress.tokens = spent.usage.prompt.saturating_add(spent.usage.completion);
+    pub(super) async fn run(mut self, events: TurnEvents) {
+        let mut events = std::pin::pin!(events_or_defect(events));
+        let last = loop {
+            match self.next_step(events.as_mut()).await {
+                Step::Flushed(result, cursor) => self.on_flushed(result, cursor),
+                Step::CancelRequested => self.stop(TurnFailure::Cancelled),
+                Step::Abandoned => self.on_abandoned(),
+                Step::Tick => self.on_tick(),
+                Step::Event(event) if event.is_last() => break event,
+                Step::Event(event) => self.on_event(event),
+            }
+        };
+        // At most one write of a run is in flight.
+        if let Some(flush) = self.flush.take()
+            && let (Ok(_), cursor) = flush.await
+        {
+            self.persisted = cursor;
+        }
+        self.finish(last).await;
+    }
+
+    /// Waits for whatever comes first. Steps before the turn's events have priority, so that a fast turn starves none of them.
+    async fn next_step(&mut self, mut events: Pin<&mut (impl Stream<Item = TurnEvent> + Send)>) -> Step {
+        let may_stop = self.stop.is_some();
+        tokio::select! {
+            biased;
+            (result, cursor) = flushed(&mut self.flush) => Step::Flushed(result, cursor),
+            () = self.run.live.log.cancelled.cancelled(), if may_stop => Step::CancelRequested,
+            () = &mut self.abandoned, if may_stop => Step::Abandoned,
+            _ = self.ticker.tick() => Step::Tick,
+            event = events.next() => Step::Event(event.unwrap_or(TurnEvent::Failed(TurnFailure::Internal))),
+        }
+    }
+
+    fn on_flushed(&mut self, result: Result<RunSignals, StoreError>, cursor: FrameCursor) {
+        self.flush = None;
+        match result {
+            Ok(signals) => {
+                self.persisted = cursor;
+                if signals.is_watched {
+                    self.watched_until = Instant::now() + WATCH_WINDOW;
+                }
+                if signals.is_cancelled {
+                    self.stop(TurnFailure::Cancelled);
+                }
+            }
+            Err(StoreError::LeaseLost) => {
+                self.lease_is_lost = true;
+                self.stop(TurnFailure::NotPersisted);
+            }
+            Err(error) => tracing::warn!(%error, "flush of frames failed; it is retried"),
+        }
+    }
+
+    fn on_abandoned(&mut self) {
+        let now = Instant::now();
+        if self.watched_until > now {
+            let log = self.run.live.log.clone();
+            self.abandoned = log.wait_until_abandoned(self.watched_until - now).boxed();
+        } else {
+            self.stop(TurnFailure::Abandoned);
+        }
+    }
+
+    /// Flushes new frames. Without any, an empty checkpoint is the heartbeat that extends the lease.
+    fn on_tick(&mut self) {
+        let is_due = self.log().has_more(self.persisted) || self.last_heartbeat.elapsed() >= HEARTBEAT_INTERVAL;
+        if is_due && self.flush.is_none() && !self.lease_is_lost {
+            self.last_heartbeat = Instant::now();
+            self.flush = Some(self.checkpoint());
+        }
+    }
+
+    fn on_event(&mut self, event: TurnEvent) {
+        match &event {
+            TurnEvent::Delta(_) | TurnEvent::ToolExecuted(_) => self.progress.has_output = true,
+            TurnEvent::Usage(report) => {
+                self.progress.tokens = report.usage.prompt.saturating_add(report.usage.completion);
             }
             _ => {}
         }
+        if let TurnEvent::Closing(closing) = event {
+            self.progress.closing = Some(closing);
+        } else if let Some(frame) = self.run.builder.build(event)
+            && !self.log().push(&frame)
+        {
+            self.stop(TurnFailure::Internal);
+        }
     }
 
+    /// Asks the turn to end with `failure`. Only the first request counts.
     fn stop(&mut self, failure: TurnFailure) {
         if let Some(stop) = self.stop.take() {
-            // A turn that has just ended needs none.
+            // A turn that has just ended receives nothing.
             let _ = stop.send(failure);
         }
     }
 
-    /// Keeps the frames that are not kept yet.
-    fn keep(&self, log: &FrameLog) -> Keeping {
-        let (store, lease) = (self.store.clone(), self.lease.clone());
-        let (chunk, place) = match log.chunk(self.progress.persisted) {
-            Some((chunk, place)) => (Some(chunk), place),
-            None => (None, self.progress.persisted),
-        };
-        async move { (store.checkpoint(&lease, chunk.as_ref()).await, place) }.boxed()
+    fn log(&self) -> &FrameLog {
+        &self.run.live.log
     }
 
-    /// Keeps the end of the run, and only then shows it.
-    async fn end(mut self, log: &FrameLog, last: TurnEvent) {
+    fn checkpoint(&self) -> Flush {
+        let (store, lease) = (self.run.store.clone(), self.run.lease.clone());
+        let (chunk, cursor) = match self.log().chunk(self.persisted) {
+            Some((chunk, cursor)) => (Some(chunk), cursor),
+            None => (None, self.persisted),
+        };
+        async move { (store.checkpoint(&lease, chunk.as_ref()).await, cursor) }.boxed()
+    }
+
+    /// Commits the end of the run, and only then shows its last frame.
+    async fn finish(mut self, last: TurnEvent) {
         let failure = match &last {
             TurnEvent::Failed(failure) => Some(failure.clone()),
             _ => None,
         };
+        let Some(frame) = self.run.builder.build(last) else { return };
         let ending = self.ending(failure.as_ref());
-        let Some(frame) = self.maker.build(last) else { return };
-        match self.finish(log, ending, &frame).await {
-            Ok(()) => log.end(&frame),
+        let frame = match self.commit(ending, &frame).await {
+            Ok(()) => frame,
             Err(error) => {
-                tracing::error!(%error, "the end of a turn can not be kept");
-                // What was not kept is not shown as if it were.
-                let told = if failure.is_some() {
-                    Some(frame)
-                } else {
-                    self.maker.build(TurnEvent::Failed(TurnFailure::NotPersisted))
-                };
-                if let Some(frame) = told {
-                    log.end(&frame);
-                }
+                tracing::error!(%error, "the end of a turn could not be persisted");
+                // An answer that was not persisted is not shown as if it were.
+                if failure.is_some() { frame } else { self.run.builder.failure(&TurnFailure::NotPersisted) }
             }
-        }
-        self.progress.is_over = true;
+        };
+        self.log().push(&frame);
+        self.has_finished = true;
     }
 
     fn ending(&mut self, failure: Option<&TurnFailure>) -> RunEnding {
         let closing = self.progress.closing.take().map_or_else(TurnClosing::default, |closing| *closing);
-        // Nothing was said and nothing was spent: a repetition does what this one could not.
-        let came_to_nothing = failure.is_some_and(|failure| {
-            failure.is_retryable() && !self.progress.has_said_something && self.progress.tokens == 0
-        });
+        // Without output and cost, the same request may run again.
+        let is_repeatable = failure
+            .is_some_and(|failure| failure.is_retryable() && !self.progress.has_output && self.progress.tokens == 0);
         let is_reopened = closing.resumed_turn.is_some() && failure.is_some_and(TurnFailure::is_retryable);
-        // What goes on again is kept when it is over, and not by halves before.
+        let disposition = if is_reopened { PendingTurnDisposition::Reopened } else { PendingTurnDisposition::Done };
+        // A reopened turn is stored when it finishes, not in part before.
         let turn = closing.turn.filter(|_| !is_reopened);
         RunEnding {
             chunk: FrameChunk { first: 0, count: 0, frames: Vec::new() },
-            outcome: if came_to_nothing { RunOutcome::Repeatable } else { RunOutcome::Final },
+            outcome: if is_repeatable { RunOutcome::Repeatable } else { RunOutcome::Final },
             turn: turn.and_then(|turn| {
                 Some(NewTurn {
                     provisional_title: turn.record.provisional_title(),
                     tokens: turn.record.estimate_tokens(),
                     may_be_learned: turn.is_complete,
                     is_complete: turn.is_complete,
-                    // Everything in it can be written.
+                    // A record holds nothing that cannot be serialized.
                     record: turn.record.to_bytes().ok()?,
                 })
             }),
             tokens: self.progress.tokens,
-            resumed_turn: closing.resumed_turn.map(|ticket| {
-                (ticket, if is_reopened { PendingTurnDisposition::Reopened } else { PendingTurnDisposition::Done })
-            }),
-            profile: self.profile.take(),
+            resumed_turn: closing.resumed_turn.map(|pending_turn| (pending_turn, disposition)),
+            profile: self.run.changed_profile.take(),
         }
     }
 
-    /// Keeps everything that is not kept yet, with the last frame.
-    async fn finish(
-        &mut self,
-        log: &FrameLog,
-        mut ending: RunEnding,
-        last: &crate::proto::agent_v1::ChatResponse,
-    ) -> Result<(), StoreError> {
-        use prost::Message as _;
-
-        let mut waits = FINISH_BACKOFF.iter();
-        // A run that is dead for others must not come back to life.
-        let given_up = Instant::now() + LEASE_DURATION;
+    /// Persists all frames and the last one, with retries. An expired lease is never revived: another process may have taken
+    /// the run over.
+    async fn commit(&mut self, mut ending: RunEnding, last: &EncodedFrame) -> Result<(), StoreError> {
+        let mut delays = FINISH_BACKOFF.iter();
+        let lease_end = Instant::now() + LEASE_DURATION;
         loop {
-            let tried = loop {
-                let next = log.chunk(self.progress.persisted);
-                if let Some((chunk, place)) = &next
-                    && log.chunk(*place).is_some()
-                    && !self.progress.is_lost
-                {
-                    match self.store.checkpoint(&self.lease, Some(chunk)).await {
-                        Ok(_) => self.progress.persisted = *place,
-                        // The store takes no end either, but counts what was spent.
-                        Err(StoreError::LeaseLost) => self.progress.is_lost = true,
-                        Err(error) => break Err(error),
-                    }
-                    continue;
-                }
-                let number = self.progress.persisted.number;
-                let (chunk, _) = next.unwrap_or((
-                    FrameChunk { first: number + 1, count: 0, frames: Vec::new() },
-                    self.progress.persisted,
-                ));
-                ending.chunk = FrameChunk { count: chunk.count + 1, ..chunk };
-                ending.chunk.frames.extend(last.encode_length_delimited_to_vec());
-                break self.store.finish(&self.lease, &ending).await;
-            };
-            match (tried, waits.next()) {
+            match (self.try_commit(&mut ending, last).await, delays.next()) {
                 (Ok(()), _) => return Ok(()),
                 (Err(StoreError::LeaseLost), _) => return Err(StoreError::LeaseLost),
-                (Err(error), Some(wait)) if Instant::now() < given_up => {
-                    tracing::warn!(%error, "the end of a turn is not kept yet");
-                    sleep(*wait).await;
+                (Err(error), Some(delay)) if Instant::now() < lease_end => {
+                    tracing::warn!(%error, ?delay, "persisting the end of a turn failed; it is retried");
+                    sleep(*delay).await;
                 }
                 (Err(error), _) => return Err(error),
             }
         }
     }
+
+    async fn try_commit(&mut self, ending: &mut RunEnding, last: &EncodedFrame) -> Result<(), StoreError> {
+        // All chunks but the final one, which is committed with the ending.
+        while !self.lease_is_lost
+            && let Some((chunk, cursor)) = self.log().chunk(self.persisted)
+            && self.log().has_more(cursor)
+        {
+            match self.run.store.checkpoint(&self.run.lease, Some(&chunk)).await {
+                Ok(_) => self.persisted = cursor,
+                // The store refuses the ending too, but counts the tokens.
+                Err(StoreError::LeaseLost) => self.lease_is_lost = true,
+                Err(error) => return Err(error),
+            }
+        }
+        let chunk = self.log().chunk(self.persisted).map(|(chunk, _)| chunk);
+        let empty = FrameChunk { first: self.persisted.number + 1, count: 0, frames: Vec::new() };
+        ending.chunk = chunk.unwrap_or(empty);
+        ending.chunk.count += 1;
+        push_delimited(&mut ending.chunk.frames, last);
+        self.run.store.finish(&self.run.lease, ending).await
+    }
 }
 
 impl Drop for RunDriver {
     fn drop(&mut self) {
-        if !self.progress.is_over
-            && let Some(frame) = self.maker.build(TurnEvent::Failed(TurnFailure::Internal))
-        {
-            // A defect: whoever reads is told, and the lease ends by itself.
-            self.entry.log.end(&frame);
+        // After a panic the readers still get a last frame; the lease expires by itself.
+        if !self.has_finished {
+            self.log().push(&self.run.builder.failure(&TurnFailure::Internal));
         }
     }
 }
 
-/// What is on its way, if anything is.
-async fn join(keeping: &mut Option<Keeping>) -> (Result<RunSignals, StoreError>, FrameCursor) {
-    match keeping {
-        Some(keeping) => Pin::new(keeping).await,
+/// Resolves when a flush is done; never without one.
+async fn flushed(flush: &mut Option<Flush>) -> (Result<RunSignals, StoreError>, FrameCursor) {
+    match flush {
+        Some(flush) => flush.await,
         None => std::future::pending().await,
     }
 }

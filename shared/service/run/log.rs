@@ -1,4 +1,4 @@
-//! The frames of one run, for everybody in this process who reads them.
+//! The encoded frames of one run, for all its readers in this process.
 
 use std::{
     pin::Pin,
@@ -7,40 +7,51 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf as _, Bytes};
 use futures_util::Stream;
-use prost::Message as _;
+use prost::encoding::encode_varint;
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{conversation::FrameChunk, proto::agent_v1 as pb, service::frames::Envelope};
+use crate::{
+    conversation::FrameChunk,
+    service::{
+        envelope::Envelope,
+        frame::{EncodedFrame, FrameKind},
+    },
+};
 
-/// Most bytes of a run's frames. A provider that sends more has gone mad.
+/// Most bytes of a run's frames; only a defective provider sends more.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
-/// Most bytes of one chunk.
+/// Most bytes of one chunk, unless a single frame is longer.
 pub(super) const CHUNK_BYTES: usize = 4 * 1024 * 1024;
 
-/// Frames as they were made, one behind the other as protobuf with their lengths: a few dozen bytes for a delta.
+/// The log of a run. Its lock is held for memory operations only, never across an await.
 pub(in crate::service) struct FrameLog {
     pub(in crate::service) envelope: Envelope,
-    state: Mutex<State>,
-    /// Told when the last reader leaves.
+    state: Mutex<LogState>,
+    /// Notified when the last reader leaves.
     left: Notify,
-    /// Told when a reader comes.
+    /// Notified when a reader comes.
     came: Notify,
-    /// Somebody wants the run to stop.
+    /// A client asked to stop the run.
     pub(in crate::service) cancelled: CancellationToken,
 }
 
+/// Frames stand in one buffer, each after its length as a varint, because a delta has only a few dozen bytes. Stored chunks are
+/// slices of the buffer.
 #[derive(Default)]
-struct State {
+struct LogState {
     bytes: Vec<u8>,
-    frames: u32,
-    is_over: bool,
+    /// For each frame whether it is a delta.
+    deltas: Vec<bool>,
+    /// Of the last frame, once there is one.
+    outcome: Option<&'static str>,
     readers: usize,
-    waiting: Vec<Waker>,
+    wakers: Vec<Waker>,
 }
 
-/// A place between two frames.
+/// A position between two frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct FrameCursor {
     /// Number of the frame before it.
@@ -54,40 +65,27 @@ impl FrameLog {
         Arc::new(Self { envelope, state: Mutex::default(), left, came, cancelled: CancellationToken::new() })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Whoever panicked with it has changed nothing by halves.
+    fn state(&self) -> MutexGuard<'_, LogState> {
+        // No holder of the lock leaves the state half-changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a frame. Returns whether there is room for more.
-    pub(super) fn push(&self, frame: &pb::ChatResponse) -> bool {
-        self.add(|state| {
-            // A vector takes whatever is written to it.
-            let _ = frame.encode_length_delimited(&mut state.bytes);
-            state.frames += 1;
-        })
-    }
-
-    /// Adds the last frame.
-    pub(super) fn end(&self, frame: &pb::ChatResponse) {
-        self.add(|state| {
-            let _ = frame.encode_length_delimited(&mut state.bytes);
-            state.frames += 1;
-            state.is_over = true;
-        });
-    }
-
-    fn add(&self, change: impl FnOnce(&mut State)) -> bool {
+    /// Appends a frame; the last one ends the log. Returns whether there is space for more.
+    pub(super) fn push(&self, frame: &EncodedFrame) -> bool {
         let mut state = self.state();
-        change(&mut state);
-        let has_room = state.bytes.len() < MAX_BYTES;
-        let waiting = std::mem::take(&mut state.waiting);
+        push_delimited(&mut state.bytes, frame);
+        state.deltas.push(frame.kind == FrameKind::Delta);
+        if let FrameKind::Last { outcome } = frame.kind {
+            state.outcome = Some(outcome);
+        }
+        let has_space = state.bytes.len() < MAX_BYTES;
+        let wakers = std::mem::take(&mut state.wakers);
         drop(state);
-        waiting.into_iter().for_each(Waker::wake);
-        has_room
+        wakers.into_iter().for_each(Waker::wake);
+        has_space
     }
 
-    /// Frames after a place, at least one if there are any, about [`CHUNK_BYTES`] at most; and the place behind them.
+    /// The frames after a cursor as a chunk for the store, about [`CHUNK_BYTES`] at most, and the cursor behind them.
     pub(super) fn chunk(&self, after: FrameCursor) -> Option<(FrameChunk, FrameCursor)> {
         let state = self.state();
         let mut end = after;
@@ -101,28 +99,27 @@ impl FrameLog {
         (count > 0).then_some((FrameChunk { first: after.number + 1, count, frames }, end))
     }
 
-    /// Whether there are frames after a place.
     pub(super) fn has_more(&self, after: FrameCursor) -> bool {
-        self.state().frames > after.number
+        self.state().deltas.len() > after.number as usize
     }
 
-    /// Reads the frames after number `after`, those that are there and those that come.
+    /// Reads the frames after number `after`, those that exist and those that follow.
     pub(in crate::service) fn read(self: &Arc<Self>, after: u32) -> LogReader {
         let mut state = self.state();
-        let mut place = FrameCursor::default();
-        while place.number < after
-            && let Some((next, _)) = state.next(place)
+        let mut cursor = FrameCursor::default();
+        while cursor.number < after
+            && let Some((next, _)) = state.next(cursor)
         {
-            place = next;
+            cursor = next;
         }
         state.readers += 1;
         drop(state);
         self.came.notify_waiters();
-        LogReader { log: self.clone(), place }
+        LogReader { log: self.clone(), cursor }
     }
 
-    /// Resolves when nobody has read for so long.
-    pub(super) async fn wait_until_abandoned(&self, grace: Duration) {
+    /// Resolves when the run had no reader for `grace`.
+    pub(super) async fn wait_until_abandoned(self: Arc<Self>, grace: Duration) {
         loop {
             let left = self.left.notified();
             if self.state().readers > 0 {
@@ -140,50 +137,48 @@ impl FrameLog {
     }
 }
 
-impl State {
-    /// The place behind the next frame, and where its bytes begin.
-    fn next(&self, place: FrameCursor) -> Option<(FrameCursor, usize)> {
-        if place.number >= self.frames {
-            return None;
-        }
-        let mut rest = self.bytes.get(place.offset..)?;
+impl LogState {
+    /// The cursor behind the next frame, and where the frame's content begins.
+    fn next(&self, cursor: FrameCursor) -> Option<(FrameCursor, usize)> {
+        let mut rest = self.bytes.get(cursor.offset..).filter(|rest| !rest.is_empty())?;
         let before = rest.len();
         let length = prost::decode_length_delimiter(&mut rest).ok()?;
-        let begin = place.offset + (before - rest.len());
-        Some((FrameCursor { number: place.number + 1, offset: begin + length }, begin))
+        let begin = cursor.offset + (before - rest.len());
+        Some((FrameCursor { number: cursor.number + 1, offset: begin + length }, begin))
+    }
+
+    fn kind(&self, number: u32) -> FrameKind {
+        match (self.outcome, self.deltas.get(number as usize - 1)) {
+            (Some(outcome), _) if number as usize == self.deltas.len() => FrameKind::Last { outcome },
+            (_, Some(true)) => FrameKind::Delta,
+            _ => FrameKind::Other,
+        }
     }
 }
 
-/// Reads a [`FrameLog`].
 pub(in crate::service) struct LogReader {
     log: Arc<FrameLog>,
-    place: FrameCursor,
-}
-
-impl LogReader {
-    pub(in crate::service) fn envelope(&self) -> &Envelope {
-        &self.log.envelope
-    }
+    cursor: FrameCursor,
 }
 
 impl Stream for LogReader {
-    /// A frame without its envelope, and its number.
-    type Item = (u32, pb::ChatResponse);
+    /// A frame and its number.
+    type Item = (u32, EncodedFrame);
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         let mut state = this.log.state();
-        let Some((next, begin)) = state.next(this.place) else {
-            if state.is_over {
+        let Some((next, begin)) = state.next(this.cursor) else {
+            if state.outcome.is_some() {
                 return Poll::Ready(None);
             }
-            state.waiting.push(context.waker().clone());
+            state.wakers.push(context.waker().clone());
             return Poll::Pending;
         };
-        // Bytes of ours: what was encoded can be decoded.
-        let frame = state.bytes.get(begin..next.offset).and_then(|bytes| pb::ChatResponse::decode(bytes).ok());
-        this.place = next;
-        Poll::Ready(frame.map(|frame| (next.number, frame)))
+        this.cursor = next;
+        let content = state.bytes.get(begin..next.offset).map(Bytes::copy_from_slice);
+        let kind = state.kind(next.number);
+        Poll::Ready(content.map(|content| (next.number, EncodedFrame { content, kind })))
     }
 }
 
@@ -194,95 +189,126 @@ impl Drop for LogReader {
         let is_last = state.readers == 0;
         drop(state);
         if is_last {
-            // Kept for whoever looks next: nobody may be waiting just now.
+            // Stores a permit: the driver may not be waiting at this moment.
             self.log.left.notify_one();
         }
     }
 }
 
-/// The frames of a chunk, in order. What can not be read is left out.
-pub(super) fn frames_of(chunk: &FrameChunk) -> impl Iterator<Item = (u32, pb::ChatResponse)> + '_ {
-    let mut rest = chunk.frames.as_slice();
-    (chunk.first..chunk.first.saturating_add(chunk.count))
-        .map_while(move |number| Some((number, pb::ChatResponse::decode_length_delimited(&mut rest).ok()?)))
+/// Appends a frame after its length, as logs and stored chunks have it.
+pub(super) fn push_delimited(bytes: &mut Vec<u8>, frame: &EncodedFrame) {
+    encode_varint(frame.content.len() as u64, bytes);
+    bytes.extend_from_slice(&frame.content);
+}
+
+/// The frames of a stored chunk with their numbers, up to the first that is malformed.
+pub(super) fn frames_of_chunk(chunk: FrameChunk) -> impl Iterator<Item = (u32, EncodedFrame)> {
+    let mut rest = Bytes::from(chunk.frames);
+    (chunk.first..chunk.first.saturating_add(chunk.count)).map_while(move |number| {
+        let length = prost::decode_length_delimiter(&mut rest).ok()?;
+        let content = (length <= rest.remaining()).then(|| rest.split_to(length))?;
+        Some((number, EncodedFrame::from_stored(content)?))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use futures_util::StreamExt as _;
+    use futures_util::{FutureExt as _, StreamExt as _};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::identity::{RequestId, SessionId, TraceId};
+    use crate::{
+        chat::{TurnEvent, TurnFailure},
+        identity::{RequestId, SessionId, TraceId},
+        language::Language,
+        service::frame::FrameBuilder,
+    };
 
     fn log() -> Arc<FrameLog> {
         let trace = TraceId::from_call(None, None, "");
-        FrameLog::new(Envelope::new(SessionId::generate(), RequestId::generate(), trace))
+        FrameLog::new(Envelope::new(SessionId::generate(), &RequestId::generate(), &trace))
     }
 
-    fn delta(text: &str) -> pb::ChatResponse {
-        let content = Some(pb::chat_response::Content::Delta(text.to_owned()));
-        pb::ChatResponse { content, ..Default::default() }
+    fn delta(text: &str) -> EncodedFrame {
+        FrameBuilder::new(Language::English, false).build(TurnEvent::Delta(text.to_owned())).unwrap()
+    }
+
+    fn read(log: &Arc<FrameLog>, after: u32) -> Vec<(u32, EncodedFrame)> {
+        log.read(after).collect::<Vec<_>>().now_or_never().expect("an ended log is read without waiting")
     }
 
     proptest! {
         #[test]
-        fn from_any_place_on_everybody_reads_the_same(texts in prop::collection::vec(".{0,200}", 1..40), after in 0_u32..40) {
+        fn every_reader_and_the_store_get_the_same_frames(
+            texts in prop::collection::vec(".{0,200}", 1..40),
+            after in 0_u32..40,
+        ) {
             let log = log();
-            for text in &texts {
-                log.push(&delta(text));
+            let mut frames: Vec<_> = texts.iter().map(|text| delta(text)).collect();
+            frames.push(FrameBuilder::new(Language::English, false).failure(&TurnFailure::Internal));
+            for frame in &frames {
+                log.push(frame);
             }
-            log.end(&delta("the end"));
-            let all: Vec<_> = futures_util::FutureExt::now_or_never(log.read(0).collect::<Vec<_>>()).unwrap();
-            prop_assert_eq!(all.len(), texts.len() + 1);
-            let rest: Vec<_> = futures_util::FutureExt::now_or_never(log.read(after).collect::<Vec<_>>()).unwrap();
-            prop_assert_eq!(&rest[..], &all[all.len().min(after as usize)..]);
+            let all: Vec<_> = (1..).zip(frames).collect();
+            prop_assert_eq!(&read(&log, 0), &all);
+            prop_assert_eq!(&read(&log, after)[..], &all[all.len().min(after as usize)..]);
             let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
             prop_assert_eq!(end.number as usize, all.len());
-            prop_assert_eq!(frames_of(&chunk).collect::<Vec<_>>(), all);
+            prop_assert_eq!(frames_of_chunk(chunk).collect::<Vec<_>>(), all);
             prop_assert!(log.chunk(end).is_none());
         }
     }
 
     #[test]
-    fn a_chunk_is_bounded_and_the_next_one_goes_on_behind_it() {
+    fn chunk_is_bounded_and_the_next_one_continues() {
         let log = log();
         let text = "x".repeat(CHUNK_BYTES / 3);
         for _ in 0..7 {
             log.push(&delta(&text));
         }
-        let (mut place, mut counts) = (FrameCursor::default(), Vec::new());
-        while let Some((chunk, end)) = log.chunk(place) {
-            assert!(chunk.frames.len() <= CHUNK_BYTES && chunk.first == place.number + 1);
+        let (mut cursor, mut counts) = (FrameCursor::default(), Vec::new());
+        while let Some((chunk, end)) = log.chunk(cursor) {
+            assert!(chunk.frames.len() <= CHUNK_BYTES && chunk.first == cursor.number + 1);
             counts.push(chunk.count);
-            place = end;
+            cursor = end;
         }
         assert_eq!(counts, [2, 2, 2, 1]);
     }
 
+    #[test]
+    fn chunk_holds_a_frame_that_is_longer_than_the_bound() {
+        let log = log();
+        log.push(&delta(&"x".repeat(CHUNK_BYTES + 1)));
+        log.push(&delta("next"));
+        let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
+        assert_eq!((chunk.count, end.number), (1, 1));
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn it_is_deserted_when_the_last_reader_has_been_away_for_long_enough() {
+    async fn run_is_abandoned_after_its_grace_without_a_reader() {
         let log = log();
         let grace = Duration::from_secs(10);
+        let abandoned = |grace| log.clone().wait_until_abandoned(grace);
         let (first, second) = (log.read(0), log.read(0));
         drop(first);
-        assert!(timeout(grace * 3, log.wait_until_abandoned(grace)).await.is_err(), "there is another reader");
+        assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "the second reader is still there");
         drop(second);
-        assert!(timeout(grace / 2, log.wait_until_abandoned(grace)).await.is_err(), "not yet");
-        let back = log.read(0);
-        assert!(timeout(grace * 3, log.wait_until_abandoned(grace)).await.is_err(), "somebody came back");
-        drop(back);
-        assert!(timeout(grace * 2, log.wait_until_abandoned(grace)).await.is_ok());
-        assert!(timeout(grace, log.wait_until_abandoned(Duration::ZERO)).await.is_ok());
+        assert!(timeout(grace / 2, abandoned(grace)).await.is_err(), "the grace has not passed");
+        let returned = log.read(0);
+        assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "a reader returned");
+        drop(returned);
+        assert!(timeout(grace * 2, abandoned(grace)).await.is_ok());
+        assert!(timeout(grace, abandoned(Duration::ZERO)).await.is_ok());
     }
 
     #[tokio::test]
-    async fn a_reader_is_woken_by_the_next_frame() {
+    async fn reader_is_woken_by_the_next_frame() {
         let log = log();
         let mut reader = log.read(0);
         let reading = tokio::spawn(async move { reader.next().await });
         tokio::task::yield_now().await;
-        log.push(&delta("a"));
-        assert_eq!(reading.await.unwrap(), Some((1, delta("a"))));
+        let frame = delta("a");
+        log.push(&frame);
+        assert_eq!(reading.await.unwrap(), Some((1, frame)));
     }
 }

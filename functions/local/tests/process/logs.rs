@@ -186,7 +186,7 @@ async fn no_text_of_a_user_and_no_token_is_logged_by_the_server_or_its_postgres(
     send_marked(&server).await;
     send_marked_and_wrong(&server).await;
     let ended = server.process.stop().await;
-    assert!(ended.stderr.contains("an argument was refused"), "debug messages are on: {}", ended.stderr);
+    assert!(ended.stderr.contains("invalid argument"), "debug messages are on: {}", ended.stderr);
     assert_unmarked(&ended.stdout);
     assert_unmarked(&ended.stderr);
     assert_unmarked(&std::fs::read_to_string(home.data().join("postgres.log")).unwrap());
@@ -220,7 +220,7 @@ async fn no_key_and_nothing_that_a_provider_or_database_repeats_is_logged() {
     assert_eq!(frames.last().unwrap().finish_reason(), pb::FinishReason::Error, "{frames:?}");
     server.agent().await.retrieve_memory(query(MARKER)).await.unwrap_err();
     let ended = server.process.stop().await;
-    assert!(ended.stderr.contains("the turn failed"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("turn failed"), "{}", ended.stderr);
     assert_unmarked(&ended.stdout);
     assert_unmarked(&ended.stderr);
 }

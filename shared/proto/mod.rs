@@ -1,6 +1,12 @@
-//! Types generated from `proto/`.
+//! Types generated from `proto/`, and their encoding on the wire.
 
-/// Messages and services of the package `agent.v1`.
+mod chat_frame;
+pub mod codec;
+
+pub use chat_frame::ChatFrame;
+
+/// Messages, clients and servers of the package `agent.v1`. The server of `AgentService` streams [`ChatFrame`]s where the proto
+/// file says `ChatResponse`.
 #[expect(
     missing_docs,
     clippy::allow_attributes,
@@ -9,6 +15,7 @@
 )]
 pub mod agent_v1 {
     tonic::include_proto!("agent.v1");
+    include!(concat!(env!("OUT_DIR"), "/servers/agent.v1.rs"));
 }
 
 /// The serialised `FileDescriptorSet` of all proto files, for server reflection.

@@ -1,0 +1,56 @@
+//! Assembles the gRPC services from the parts that they share.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
+
+use super::{
+    admission::Admission, agent::AgentApi, call::RpcContext, conversation::ConversationApi, drain::Drain,
+    memory::MemoryApi, run::RunRegistry,
+};
+use crate::{chat::Assistant, config::QuotasByPlan, identity::Authenticator};
+
+pub struct ApiParts {
+    pub assistant: Assistant,
+    pub authenticator: Authenticator,
+    /// `None` = unlimited.
+    pub quotas: Option<QuotasByPlan>,
+    /// Time that a run goes on without a reader.
+    pub resume_grace: Duration,
+    /// Concurrency limit of answers in this process.
+    pub max_concurrent_streams: usize,
+}
+
+#[derive(Clone)]
+pub struct Apis {
+    pub agent: AgentApi,
+    pub memory: MemoryApi,
+    pub conversation: ConversationApi,
+    /// Ends the calls in flight when the server shuts down.
+    pub drain: Drain,
+}
+
+impl Apis {
+    #[must_use]
+    pub fn new(parts: ApiParts) -> Self {
+        let ApiParts { assistant, authenticator, quotas, resume_grace, max_concurrent_streams } = parts;
+        let drain = Drain::default();
+        let context = RpcContext { authenticator: Arc::new(authenticator), drain: drain.clone() };
+        let memory = assistant.memory.clone();
+        let store = assistant.conversations.clone();
+        let runs = store.map(|store| RunRegistry::new(store, resume_grace, drain.clone()));
+        let admission = Admission {
+            assistant: Arc::new(assistant),
+            context: context.clone(),
+            runs: runs.clone(),
+            quotas,
+            permits: Arc::new(Semaphore::new(max_concurrent_streams.min(Semaphore::MAX_PERMITS))),
+        };
+        Self {
+            agent: AgentApi::new(admission, memory.clone(), context.clone()),
+            memory: MemoryApi::new(memory, context.clone()),
+            conversation: ConversationApi::new(runs, context),
+            drain,
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Domain values as messages of the contract.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use prost_types::{ListValue, Struct, Value as ProtoValue, value::Kind};
+use serde_json::{Map, Value};
+
+use crate::{
+    memory::{Memory, MemoryVersion},
+    proto::agent_v1 as pb,
+};
+
+/// A count as the contract's `int32`, saturated.
+pub(super) fn int(count: impl TryInto<i32>) -> i32 {
+    count.try_into().unwrap_or(i32::MAX)
+}
+
+/// A protobuf timestamp's fraction is never negative; jiff's is negative before 1970.
+pub(super) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    let nanos = time.subsec_nanosecond();
+    if nanos < 0 {
+        prost_types::Timestamp { seconds: time.as_second() - 1, nanos: nanos + 1_000_000_000 }
+    } else {
+        prost_types::Timestamp { seconds: time.as_second(), nanos }
+    }
+}
+
+pub(super) fn memory_record(memory: Memory, history: Vec<MemoryVersion>) -> pb::MemoryRecord {
+    let version = |version: MemoryVersion| pb::MemoryVersion {
+        content: version.content,
+        tags: version.tags,
+        metadata: version.metadata.into_iter().collect(),
+        replaced_at: Some(timestamp(version.replaced_at)),
+    };
+    let mut record = pb::MemoryRecord {
+        id: memory.id,
+        content: memory.content,
+        source_type: memory.source_type,
+        tags: memory.tags,
+        created_at: Some(timestamp(memory.created_at)),
+        updated_at: Some(timestamp(memory.updated_at)),
+        metadata: memory.metadata.into_iter().collect(),
+        superseded_by: memory.superseded_by.unwrap_or_default(),
+        history: history.into_iter().map(version).collect(),
+        ..Default::default()
+    };
+    if let Some(location) = memory.location {
+        record.document_id = location.document_id;
+        record.title = location.title;
+        record.url = location.url;
+        record.section_title = location.section;
+        record.chunk_index = int(location.chunk_index);
+    }
+    record
+}
+
+/// A retrieved memory; source, tags and location are added to its metadata.
+pub(super) fn memory_item(memory: Memory, score: f32) -> pb::MemoryItem {
+    let mut metadata: BTreeMap<_, _> = memory.metadata.into_iter().collect();
+    let mut insert = |name: &str, value: String| metadata.insert(name.to_owned(), value);
+    insert("source_type", memory.source_type);
+    insert("tags", memory.tags.join(","));
+    if let Some(location) = memory.location {
+        insert("document_id", location.document_id);
+        insert("title", location.title);
+        insert("section_title", location.section);
+        insert("chunk_index", location.chunk_index.to_string());
+        if !location.url.is_empty() {
+            insert("url", location.url);
+        }
+    }
+    let created_at = Some(timestamp(memory.created_at));
+    pb::MemoryItem { id: memory.id, content: memory.content, score, created_at, metadata }
+}
+
+pub(super) fn proto_struct(fields: Map<String, Value>) -> Struct {
+    Struct { fields: fields.into_iter().map(|(name, value)| (name, proto_value(value))).collect() }
+}
+
+fn proto_value(value: Value) -> ProtoValue {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(value) => Kind::BoolValue(value),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text),
+        Value::Array(values) => Kind::ListValue(ListValue { values: values.into_iter().map(proto_value).collect() }),
+        Value::Object(fields) => Kind::StructValue(proto_struct(fields)),
+    };
+    ProtoValue { kind: Some(kind) }
+}

@@ -1,0 +1,255 @@
+//! Turn events as encoded frames, without the envelope of their stream.
+
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use prost::Message as _;
+use serde_json::{Value, json};
+
+use super::{convert, failure, wording};
+use crate::{
+    chat::{Prompts, RecalledMemory, Stage, ToolExecution, TurnEvent, TurnFailure, UsageReport},
+    language::Language,
+    llm::{Finish, ToolCall},
+    memory::ChunkLocation,
+    proto::agent_v1::{self as pb, chat_response::Content},
+};
+
+/// Characters of a citation's excerpt.
+const EXCERPT_CHARS: usize = 300;
+
+/// A `ChatResponse` without its envelope. It is encoded once; logs, stores and transports pass the bytes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EncodedFrame {
+    pub(super) content: Bytes,
+    pub(super) kind: FrameKind,
+}
+
+/// The part of a frame that delivery depends on, known without decoding it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FrameKind {
+    Delta,
+    /// The frame with the `finish_reason`.
+    Last {
+        /// For the log line of the call.
+        outcome: &'static str,
+    },
+    Other,
+}
+
+impl EncodedFrame {
+    fn encode(message: &pb::ChatResponse) -> Self {
+        Self { content: message.encode_to_vec().into(), kind: FrameKind::of_message(message) }
+    }
+
+    /// A frame from a store, which holds only the bytes: they are decoded once for the kind, and passed on.
+    pub(super) fn from_stored(content: Bytes) -> Option<Self> {
+        let kind = FrameKind::of_message(&pb::ChatResponse::decode(content.as_ref()).ok()?);
+        Some(Self { content, kind })
+    }
+
+    pub(super) fn is_last(&self) -> bool {
+        matches!(self.kind, FrameKind::Last { .. })
+    }
+}
+
+impl FrameKind {
+    fn of_message(message: &pb::ChatResponse) -> Self {
+        let outcome = match message.finish_reason() {
+            pb::FinishReason::Null if matches!(message.content, Some(Content::Delta(_))) => return Self::Delta,
+            pb::FinishReason::Null => return Self::Other,
+            pb::FinishReason::Stop => "stop",
+            pb::FinishReason::Length => "length",
+            pb::FinishReason::ToolCalls => "tool_calls",
+            pb::FinishReason::ContentFilter => "content_filter",
+            pb::FinishReason::Continue => "continue",
+            pb::FinishReason::Error => match &message.content {
+                Some(Content::Error(error)) => failure::outcome(&error.code),
+                _ => "internal",
+            },
+        };
+        Self::Last { outcome }
+    }
+}
+
+/// Builds the frames of one stream.
+pub(super) struct FrameBuilder {
+    language: Language,
+    full_citations: bool,
+    recall_failed: bool,
+    is_degraded: bool,
+}
+
+impl FrameBuilder {
+    pub(super) fn new(language: Language, full_citations: bool) -> Self {
+        Self { language, full_citations, recall_failed: false, is_degraded: false }
+    }
+
+    /// Reports to the client that the conversation is not persisted because its store is unreachable.
+    pub(super) fn degraded(self, is_degraded: bool) -> Self {
+        Self { is_degraded, ..self }
+    }
+
+    /// The frame of an event; `None` for an event that is not sent.
+    pub(super) fn build(&mut self, event: TurnEvent) -> Option<EncodedFrame> {
+        let mut frame = self.blank();
+        match event {
+            TurnEvent::Delta(delta) => frame.content = Some(Content::Delta(delta)),
+            TurnEvent::StageEntered(stage) => {
+                if matches!(stage, Stage::Generating { recall_failed: true }) {
+                    self.recall_failed = true;
+                    frame.metadata.insert("recall".to_owned(), "failed".to_owned());
+                }
+                if self.is_degraded && stage == Stage::Thinking {
+                    frame.metadata.insert("conversation".to_owned(), "not-kept".to_owned());
+                }
+                frame.content = Some(Content::StatusUpdate(status(self.language, stage)));
+            }
+            TurnEvent::Recalled(memories) => {
+                let citations = memories.into_iter().map(|memory| citation(memory, self.full_citations)).collect();
+                frame.content = Some(Content::Citations(pb::CitationBlock { citations }));
+            }
+            TurnEvent::ToolExecuted(execution) => frame.content = Some(Content::ToolResult(tool_result(execution))),
+            TurnEvent::ToolCalled(ToolCall { id, name, arguments }) => {
+                frame.content = Some(Content::ToolCall(pb::ToolCall { id, name, arguments }));
+            }
+            TurnEvent::AwaitsTools => frame.set_finish_reason(pb::FinishReason::ToolCalls),
+            TurnEvent::AwaitsMoreResults => frame.set_finish_reason(pb::FinishReason::Continue),
+            TurnEvent::Usage(report) => {
+                frame.metadata = usage_metadata(&report);
+                frame.content = Some(Content::Usage(usage(&report)));
+            }
+            TurnEvent::Answered { text, finish } => {
+                frame.content = Some(Content::FullText(text));
+                frame.set_finish_reason(match finish {
+                    Finish::Stop => pb::FinishReason::Stop,
+                    Finish::Length => pb::FinishReason::Length,
+                    Finish::ContentFilter => pb::FinishReason::ContentFilter,
+                });
+                if self.recall_failed {
+                    frame.metadata.insert("recall".to_owned(), "failed".to_owned());
+                }
+                if self.is_degraded {
+                    frame.metadata.insert("conversation".to_owned(), "not-kept".to_owned());
+                }
+            }
+            TurnEvent::Failed(failure) => return Some(self.failure(&failure)),
+            TurnEvent::Closing(_) => return None,
+        }
+        Some(EncodedFrame::encode(&frame))
+    }
+
+    pub(super) fn failure(&self, failure: &TurnFailure) -> EncodedFrame {
+        let mut frame = self.blank();
+        frame.content = Some(Content::Error(failure::error(self.language, failure)));
+        frame.set_finish_reason(pb::FinishReason::Error);
+        EncodedFrame::encode(&frame)
+    }
+
+    /// A frame without content, with the current time.
+    fn blank(&self) -> pb::ChatResponse {
+        // A clock before 1970 reads as 1970.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        pb::ChatResponse {
+            created_at: seconds,
+            prompt_version: Prompts::version(self.language).to_owned(),
+            event_time: Some(prost_types::Timestamp { seconds, nanos: now.subsec_nanos().cast_signed() }),
+            ..Default::default()
+        }
+    }
+}
+
+fn status(language: Language, stage: Stage) -> pb::AgentStatus {
+    let state = match stage {
+        Stage::Thinking => pb::agent_status::State::Thinking,
+        Stage::Searching => pb::agent_status::State::Searching,
+        Stage::Generating { .. } => pb::agent_status::State::Generating,
+        Stage::ExecutingTools => pb::agent_status::State::ExecutingTool,
+    };
+    let details = wording::stage(language, stage).to_owned();
+    pb::AgentStatus { state: state.into(), details, ..Default::default() }
+}
+
+fn citation(RecalledMemory { memory, score }: RecalledMemory, full: bool) -> pb::Citation {
+    let metadata = |name: &str| memory.metadata.get(name).cloned().unwrap_or_default();
+    let number = |name: &str| metadata(name).parse::<u32>().unwrap_or_default();
+    let page_number = number("page_number");
+    // A memory that is no chunk may name its source in its metadata.
+    let location = memory.location.clone().unwrap_or_else(|| ChunkLocation {
+        document_id: String::new(),
+        title: metadata("title"),
+        url: metadata("url"),
+        section: metadata("section_title"),
+        chunk_index: number("chunk_index"),
+    });
+    let mut content = memory.content;
+    if !full && let Some((end, _)) = content.char_indices().nth(EXCERPT_CHARS) {
+        content.truncate(end);
+    }
+    pb::Citation {
+        id: memory.id,
+        title: location.title,
+        content,
+        source_type: memory.source_type,
+        url: location.url,
+        score,
+        file_id: location.document_id,
+        page_number: convert::int(page_number),
+        chunk_index: convert::int(location.chunk_index),
+        section_title: location.section,
+    }
+}
+
+fn usage(report: &UsageReport) -> pb::Usage {
+    let tokens = &report.usage;
+    pb::Usage {
+        prompt_tokens: convert::int(tokens.prompt),
+        completion_tokens: convert::int(tokens.completion),
+        total_tokens: convert::int(tokens.prompt.saturating_add(tokens.completion)),
+        cost_micro_usd: report.cost_micro_usd.unwrap_or_default(),
+    }
+}
+
+fn usage_metadata(report: &UsageReport) -> BTreeMap<String, String> {
+    let mut metadata = BTreeMap::new();
+    let mut insert = |name: &str, value: String| metadata.insert(name.to_owned(), value);
+    insert("usage_source", if report.is_estimated { "estimated" } else { "provider" }.to_owned());
+    insert("model", report.model.clone());
+    if report.cost_micro_usd.is_none() {
+        // Zero would read as a price.
+        insert("cost", "unknown".to_owned());
+    }
+    for (name, tokens) in [("cached_tokens", report.usage.cached), ("reasoning_tokens", report.usage.reasoning)] {
+        if tokens > 0 {
+            insert(name, tokens.to_string());
+        }
+    }
+    if report.by_model.len() > 1 {
+        let by_model = report.by_model.iter().map(|(model, tokens)| {
+            let counts = json!({"prompt_tokens": tokens.prompt, "completion_tokens": tokens.completion});
+            (model.clone(), counts)
+        });
+        insert("usage_by_model", Value::Object(by_model.collect()).to_string());
+    }
+    metadata
+}
+
+fn tool_result(ToolExecution { call_id, name, outcome }: ToolExecution) -> pb::ToolResultPayload {
+    let mut payload = pb::ToolResultPayload { tool_name: name, tool_call_id: call_id, ..Default::default() };
+    match outcome {
+        Ok(Value::Object(fields)) => {
+            payload.success = true;
+            payload.data = Some(convert::proto_struct(fields));
+        }
+        Ok(_) => payload.success = true,
+        Err(failure) => {
+            payload.error_message = failure.message.to_owned();
+            payload.suggestion = failure.suggestion.to_owned();
+        }
+    }
+    payload
+}

@@ -1,0 +1,59 @@
+//! The sources of a call's frames. All are pull-based: a poll is backpressure, and dropping the source cancels what only it reads.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::StreamExt as _;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    frame::{EncodedFrame, FrameBuilder},
+    run::{LogReader, StoredFrames, TurnEvents},
+};
+
+pub(super) enum FrameSource {
+    /// A turn without persistence, which ends with its call.
+    Direct(DirectFrames),
+    /// A run of this process.
+    Live(LogReader),
+    /// A run of another process, or one that has ended, read from the store.
+    Replay(StoredFrames),
+}
+
+impl FrameSource {
+    /// The next frame and its number; `None` only if the frames ended without a last one.
+    pub(super) fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<(u32, EncodedFrame)>> {
+        match self {
+            Self::Direct(frames) => frames.poll_frame(context),
+            Self::Live(reader) => reader.poll_next_unpin(context),
+            Self::Replay(frames) => frames.as_mut().poll_next(context),
+        }
+    }
+}
+
+/// The frames of a turn without persistence.
+pub(super) struct DirectFrames {
+    events: TurnEvents,
+    builder: FrameBuilder,
+    /// Of the last frame.
+    number: u32,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl DirectFrames {
+    pub(super) fn new(events: TurnEvents, builder: FrameBuilder, permit: OwnedSemaphorePermit) -> Self {
+        Self { events, builder, number: 0, _permit: permit }
+    }
+
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<(u32, EncodedFrame)>> {
+        while let Some(event) = ready!(Pin::as_mut(&mut self.events).poll_next(context)) {
+            if let Some(frame) = self.builder.build(event) {
+                self.number += 1;
+                return Poll::Ready(Some((self.number, frame)));
+            }
+        }
+        Poll::Ready(None)
+    }
+}

@@ -1,0 +1,120 @@
+//! Replay of a run from the store: one of another process, or one that has ended.
+
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, stream};
+use tokio::time::sleep;
+
+use super::log::frames_of_chunk;
+use crate::{
+    chat::TurnFailure,
+    conversation::{ConversationStore, FrameChunk, RunSnapshot, RunState, StoreError},
+    identity::{RequestId, UserId},
+    service::{
+        envelope::Envelope,
+        frame::{EncodedFrame, FrameBuilder},
+    },
+};
+
+/// Frames of another process arrive in pieces of about this length.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Store errors in a row after which the replay fails.
+const MAX_FAILURES: u32 = 20;
+
+/// Numbered frames; the last one ends the stream.
+pub(in crate::service) type StoredFrames = Pin<Box<dyn Stream<Item = (u32, EncodedFrame)> + Send>>;
+
+/// A run as the store has it.
+pub(in crate::service) struct StoredRun {
+    pub(in crate::service) envelope: Envelope,
+    store: Arc<dyn ConversationStore>,
+    user: UserId,
+    request: RequestId,
+    snapshot: RunSnapshot,
+}
+
+impl StoredRun {
+    /// `None` if the store has no such run, or no longer.
+    pub(in crate::service) async fn load(
+        store: Arc<dyn ConversationStore>,
+        user: UserId,
+        request: RequestId,
+    ) -> Result<Option<Self>, StoreError> {
+        let Some(snapshot) = store.follow(&user, &request, 0).await? else { return Ok(None) };
+        let envelope = Envelope::from_bytes(&snapshot.head).ok_or(StoreError::Malformed("the head of a run"))?;
+        Ok(Some(Self { envelope, store, user, request, snapshot }))
+    }
+
+    /// The frames after number `after`, as far as they are stored, and then those that follow. `builder` makes the error frame
+    /// of a run that was lost.
+    pub(in crate::service) fn frames(self, after: u32, builder: FrameBuilder) -> StoredFrames {
+        let Self { store, user, request, snapshot, .. } = self;
+        let state = snapshot.state;
+        let mut follower =
+            RunFollower { store, user, request, builder, number: after, frames: VecDeque::new(), state, failures: 0 };
+        follower.push_chunks(snapshot.chunks);
+        Box::pin(stream::unfold(Some(follower), |follower| async move {
+            let mut follower = follower?;
+            let (number, frame) = follower.next().await;
+            let is_last = frame.is_last();
+            Some(((number, frame), (!is_last).then_some(follower)))
+        }))
+    }
+}
+
+struct RunFollower {
+    store: Arc<dyn ConversationStore>,
+    user: UserId,
+    request: RequestId,
+    builder: FrameBuilder,
+    /// Of the last frame in `frames`, or before them.
+    number: u32,
+    frames: VecDeque<(u32, EncodedFrame)>,
+    state: RunState,
+    failures: u32,
+}
+
+impl RunFollower {
+    fn push_chunks(&mut self, chunks: Vec<FrameChunk>) {
+        for (number, frame) in chunks.into_iter().flat_map(frames_of_chunk) {
+            // Chunks may overlap. A gap would be lost text, so nothing after it is sent.
+            if number == self.number + 1 {
+                self.number = number;
+                self.frames.push_back((number, frame));
+            }
+        }
+    }
+
+    async fn next(&mut self) -> (u32, EncodedFrame) {
+        loop {
+            if let Some(frame) = self.frames.pop_front() {
+                return frame;
+            }
+            match self.state {
+                RunState::Running => {}
+                // The frame with the finish reason is missing.
+                RunState::Ended | RunState::Lost => return self.failed(TurnFailure::Abandoned),
+            }
+            sleep(POLL_INTERVAL).await;
+            match self.store.follow(&self.user, &self.request, self.number).await {
+                Ok(Some(snapshot)) => {
+                    self.failures = 0;
+                    self.state = snapshot.state;
+                    self.push_chunks(snapshot.chunks);
+                }
+                Ok(None) => self.state = RunState::Lost,
+                Err(error) => {
+                    self.failures += 1;
+                    if self.failures > MAX_FAILURES {
+                        tracing::warn!(%error, failures = self.failures, "replay failed: the run cannot be read");
+                        return self.failed(TurnFailure::NotPersisted);
+                    }
+                }
+            }
+        }
+    }
+
+    fn failed(&mut self, failure: TurnFailure) -> (u32, EncodedFrame) {
+        (self.number + 1, self.builder.failure(&failure))
+    }
+}
