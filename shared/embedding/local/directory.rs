@@ -47,9 +47,6 @@ pub enum LocalModelError {
         /// What could be used instead.
         supported: &'static str,
     },
-    /// The system gives no threads to compute on.
-    #[error("the threads of the local embedding model can not be started: {0}")]
-    Threads(rayon::ThreadPoolBuildError),
 }
 
 /// The kinds of encoder that differ in names of tensors or numbering of positions.
@@ -100,7 +97,7 @@ pub(super) struct ModelDirectory {
     /// Number of the first position: RoBERTa's begin behind that of its padding.
     pub(super) first_position: usize,
     /// Tokens of the longest input, special ones included.
-    pub(super) longest: usize,
+    pub(super) max_tokens: usize,
     /// Some models want lower case that their tokenizer does not make.
     pub(super) lower_case: bool,
     pub(super) pooling: Pooling,
@@ -148,12 +145,12 @@ impl ModelDirectory {
             EncoderFamily::Bert | EncoderFamily::DistilBert => 0,
         };
         let sentence: SentenceConfig = read_if_there(&encoder.join("sentence_bert_config.json"))?.unwrap_or_default();
-        let longest = match sentence.max_seq_length {
-            Some(longest) => longest,
+        let max_tokens = match sentence.max_seq_length {
+            Some(length) => length,
             None => {
                 let tokenizer: TokenizerConfig =
                     read_if_there(&encoder.join("tokenizer_config.json"))?.unwrap_or_default();
-                tokenizer.model_max_length.map_or(usize::MAX, |longest| longest as usize)
+                tokenizer.model_max_length.map_or(usize::MAX, |length| length as usize)
             }
         };
         let pooling = Pooling::read(&pooling)?;
@@ -162,7 +159,7 @@ impl ModelDirectory {
             model_type,
             activation,
             first_position,
-            longest: longest.min(shape.max_position_embeddings.saturating_sub(first_position)),
+            max_tokens: max_tokens.min(shape.max_position_embeddings.saturating_sub(first_position)),
             lower_case: sentence.do_lower_case,
             pooling,
             weights: encoder.join("model.safetensors"),

@@ -26,8 +26,7 @@ use directory::{ModelDirectory, malformed, read};
 use model::BertEncoder;
 use workers::Workers;
 
-/// Tokens of one batch, padding included. Larger batches are no faster: products of this size keep a core busy, and a
-/// query waits for no more than one of them.
+/// Tokens of one batch. Larger batches are no faster: products of this size keep a core busy, and a query waits for at most one.
 const TOKENS_PER_BATCH: usize = 256;
 
 /// Letters of the weights' hash in the model's name.
@@ -40,7 +39,6 @@ pub struct LocalEmbedder {
     workers: Workers,
 }
 
-/// What the threads share.
 struct Loaded {
     directory: ModelDirectory,
     tokenizer: Tokenizer,
@@ -79,11 +77,9 @@ impl LocalEmbedder {
             .tokenise(&["word".to_owned()])
             .and_then(|inputs| loaded.encode(&inputs))
             .map_err(|error| malformed(&loaded.directory.weights, error))?;
-        let workers = Workers::start().map_err(LocalModelError::Threads)?;
-        Ok(Self { model: EmbeddingModel { name, dimension }, loaded: Arc::new(loaded), workers })
+        Ok(Self { model: EmbeddingModel { name, dimension }, loaded: Arc::new(loaded), workers: Workers::new() })
     }
 
-    /// Runs `work` on one of the model's own threads.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Loaded) -> Result<T, EmbedError> + Send + 'static,
@@ -160,14 +156,15 @@ impl Loaded {
     /// The vectors of a batch, each with its text's place.
     fn encode(&self, batch: &[Input]) -> Result<Vec<(usize, Vec<f32>)>, EmbedError> {
         let ids: Vec<&[u32]> = batch.iter().map(|input| input.ids.as_slice()).collect();
-        let width = ids.iter().map(|ids| ids.len()).max().unwrap_or_default();
-        let tokens = self.encoder.forward(&ids, width).map_err(|error| EmbedError::Local(error.to_string()))?;
+        let tokens = self.encoder.forward(&ids).map_err(EmbedError::Local)?;
         let dimension = self.directory.shape.hidden_size;
-        let texts = tokens.chunks_exact(width * dimension).zip(batch);
-        let pooled = texts.map(|(tokens, Input { ids, place })| {
-            let vector = self.directory.pooling.pool(&tokens[..ids.len() * dimension], dimension);
-            let unusable = || EmbedError::InvalidResponse("a vector has no direction".to_owned());
-            Ok((*place, normalize(vector).ok_or_else(unusable)?))
+        let mut rest = tokens.as_slice().unwrap_or_default();
+        let pooled = batch.iter().map(|Input { ids, place }| {
+            let (text, others) = rest.split_at(ids.len() * dimension);
+            rest = others;
+            let vector = self.directory.pooling.pool(text, dimension);
+            let zero = || EmbedError::InvalidResponse("a vector has no direction".to_owned());
+            Ok((*place, normalize(vector).ok_or_else(zero)?))
         });
         pooled.collect()
     }
@@ -178,14 +175,18 @@ fn not_split(_: tokenizers::Error) -> EmbedError {
     EmbedError::Local("a text can not be split into tokens".to_owned())
 }
 
-/// Texts of like length together, because all are padded to the longest of their batch.
-fn batches(mut inputs: Vec<Input>) -> Vec<Vec<Input>> {
-    inputs.sort_by_key(|input| input.ids.len());
+/// Texts in batches of at most [`TOKENS_PER_BATCH`], but at least one text each.
+fn batches(inputs: Vec<Input>) -> Vec<Vec<Input>> {
     let mut batches: Vec<Vec<Input>> = Vec::new();
+    let mut tokens = 0;
     for input in inputs {
-        match batches.last_mut().filter(|batch| (batch.len() + 1) * input.ids.len() <= TOKENS_PER_BATCH) {
+        tokens += input.ids.len();
+        match batches.last_mut().filter(|_| tokens <= TOKENS_PER_BATCH) {
             Some(batch) => batch.push(input),
-            None => batches.push(vec![input]),
+            None => {
+                tokens = input.ids.len();
+                batches.push(vec![input]);
+            }
         }
     }
     batches
@@ -209,17 +210,17 @@ fn tokenizer(directory: &ModelDirectory) -> Result<Tokenizer, LocalModelError> {
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|error| malformed(path, error))?;
     let special = tokenizer.encode_fast("", true).map_err(|error| malformed(path, error))?.len();
-    let longest = directory.longest;
+    let max_tokens = directory.max_tokens;
     if special == 0 {
         return Err(malformed(path, "it adds no special tokens, which BERT's relatives need"));
     }
-    if longest <= special {
+    if max_tokens <= special {
         return Err(malformed(
             &directory.config,
-            format!("the longest input, of {longest} tokens, leaves none for text"),
+            format!("the longest input, of {max_tokens} tokens, leaves none for text"),
         ));
     }
-    let truncation = TruncationParams { max_length: longest, ..TruncationParams::default() };
+    let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
     tokenizer.with_truncation(Some(truncation)).map_err(|error| malformed(path, error))?;
     let (tokens, known) = (tokenizer.get_vocab_size(true), directory.shape.vocab_size);
     if tokens > known {

@@ -1,24 +1,25 @@
-//! The encoder: BERT and the relatives that compute the same under other names.
+//! The encoder: BERT, and its relatives that compute the same under other tensor names.
 //!
-//! It is written here rather than taken from `candle-transformers`, whose encoders are one type each and whose hundred
-//! other models would be compiled with them.
+//! The texts of a batch are ragged: their tokens follow each other without padding, and only attention looks at where a text ends.
 
-use std::{collections::HashMap, iter::repeat_n, path::Path};
+use std::{collections::HashMap, path::Path};
 
-use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use ndarray::{Array1, Array2, ArrayView2, Axis, concatenate, linalg::general_mat_mul, s};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::{
     directory::{EncoderFamily, EncoderShape, LocalModelError, ModelDirectory, malformed},
-    ops::{Activation, Add, LayerNorm, Softmax},
+    ops::{Activation, LayerNorm, softmax},
 };
 
-/// Names of the tensors of a layer.
+/// Names of the tensors of one layer.
 struct Names {
     layers: &'static str,
     query: &'static str,
     key: &'static str,
     value: &'static str,
-    attended: &'static str,
+    attention_output: &'static str,
     attention_norm: &'static str,
     widen: &'static str,
     narrow: &'static str,
@@ -30,7 +31,7 @@ const BERT: Names = Names {
     query: "attention.self.query",
     key: "attention.self.key",
     value: "attention.self.value",
-    attended: "attention.output.dense",
+    attention_output: "attention.output.dense",
     attention_norm: "attention.output.LayerNorm",
     widen: "intermediate.dense",
     narrow: "output.dense",
@@ -42,19 +43,19 @@ const DISTILBERT: Names = Names {
     query: "attention.q_lin",
     key: "attention.k_lin",
     value: "attention.v_lin",
-    attended: "attention.out_lin",
+    attention_output: "attention.out_lin",
     attention_norm: "sa_layer_norm",
     widen: "ffn.lin1",
     narrow: "ffn.lin2",
     norm: "output_layer_norm",
 };
 
-/// Gives every token of a text a vector that depends on the whole text.
 #[derive(Debug)]
 pub(super) struct BertEncoder {
-    words: Tensor,
-    /// Embeddings of the positions that texts use, each with that of the only token type in use added.
-    positions: Tensor,
+    /// One row a token of the vocabulary.
+    words: Array2<f32>,
+    /// One row a position; the first token type's embedding is added to each.
+    positions: Array2<f32>,
     norm: LayerNorm,
     layers: Vec<Layer>,
     heads: usize,
@@ -63,9 +64,9 @@ pub(super) struct BertEncoder {
 
 #[derive(Debug)]
 struct Layer {
-    /// Query, key and value as one matrix, because one large product is faster than three.
+    /// Query, key and value stacked, so that one product computes all three.
     attention: Linear,
-    attended: Linear,
+    attention_output: Linear,
     attention_norm: LayerNorm,
     widen: Linear,
     narrow: Linear,
@@ -74,17 +75,17 @@ struct Layer {
 
 #[derive(Debug)]
 struct Linear {
-    weight: Tensor,
-    bias: Tensor,
+    /// `[outputs, inputs]`.
+    weight: Array2<f32>,
+    bias: Array1<f32>,
 }
 
 impl BertEncoder {
-    /// An encoder of the weights in `content`, which is what the file at `path` holds.
     pub(super) fn new(directory: &ModelDirectory, path: &Path, content: &[u8]) -> Result<Self, LocalModelError> {
         let mut weights = Weights::parse(path, content)?;
         let EncoderShape { hidden_size: hidden, intermediate_size: wide, .. } = directory.shape;
         let names = if directory.family == EncoderFamily::DistilBert { &DISTILBERT } else { &BERT };
-        let words = weights.take("embeddings.word_embeddings.weight", &[directory.shape.vocab_size, hidden])?;
+        let words = weights.matrix("embeddings.word_embeddings.weight", [directory.shape.vocab_size, hidden])?;
         let positions = weights.positions(directory)?;
         let norm = weights.norm("embeddings.LayerNorm", directory)?;
         let heads = directory.shape.num_attention_heads;
@@ -96,13 +97,13 @@ impl BertEncoder {
             let query = linear(names.query, hidden, hidden)?;
             let key = linear(names.key, hidden, hidden)?;
             let value = linear(names.value, hidden, hidden)?;
-            let attended = linear(names.attended, hidden, hidden)?;
+            let attention_output = linear(names.attention_output, hidden, hidden)?;
             let widen = linear(names.widen, wide, hidden)?;
             let narrow = linear(names.narrow, hidden, wide)?;
             let mut norm = |name: &str| weights.norm(&format!("{}.{layer}.{name}", names.layers), directory);
             layers.push(Layer {
-                attention: stacked(query, key, value, hidden / heads).map_err(|error| malformed(path, error))?,
-                attended,
+                attention: stack(query, &key, &value, hidden / heads).map_err(|error| malformed(path, error))?,
+                attention_output,
                 attention_norm: norm(names.attention_norm)?,
                 widen,
                 narrow,
@@ -112,129 +113,162 @@ impl BertEncoder {
         Ok(Self { words, positions, norm, layers, heads, activation: directory.activation })
     }
 
-    /// The vectors of all tokens of `texts`, text after text, each text as long as the longest, which is `width`.
-    /// What stands behind the end of a shorter text is without meaning.
-    pub(super) fn forward(&self, texts: &[&[u32]], width: usize) -> candle_core::Result<Vec<f32>> {
-        let ids = texts.iter().flat_map(|ids| ids.iter().copied().chain(repeat_n(0, width - ids.len())));
-        let lengths: Vec<usize> = texts.iter().map(|ids| ids.len()).collect();
-        let mut state = self.words.index_select(&Tensor::from_iter(ids, &Device::Cpu)?, 0)?;
-        state.inplace_op2(&self.positions.narrow(0, 0, width)?, &Add)?;
-        state.inplace_op1(&self.norm)?;
+    /// The last layer's vectors, one row a token, the texts one behind the other.
+    ///
+    /// # Errors
+    /// A token is outside the vocabulary, or a text has more tokens than there are positions.
+    pub(super) fn forward(&self, texts: &[&[u32]]) -> Result<Array2<f32>, String> {
+        let mut state = self.embed(texts)?;
+        self.norm.apply(&mut state);
         for layer in &self.layers {
-            let attended = layer.attend(&state, &lengths, (width, self.heads))?;
-            attended.inplace_op2(&state, &Add)?;
-            attended.inplace_op1(&layer.attention_norm)?;
-            let wide = layer.widen.forward(&attended)?;
-            wide.inplace_op1(&self.activation)?;
-            state = layer.narrow.forward(&wide)?;
-            state.inplace_op2(&attended, &Add)?;
-            state.inplace_op1(&layer.norm)?;
+            let mut attended = layer.attend(&state, texts, self.heads);
+            attended += &state;
+            layer.attention_norm.apply(&mut attended);
+            let mut wide = layer.widen.forward(attended.view());
+            self.activation.apply(&mut wide);
+            state = layer.narrow.forward(wide.view());
+            state += &attended;
+            layer.norm.apply(&mut state);
         }
-        state.flatten_all()?.to_vec1()
+        Ok(state)
+    }
+
+    fn embed(&self, texts: &[&[u32]]) -> Result<Array2<f32>, String> {
+        let tokens = texts.iter().map(|ids| ids.len()).sum();
+        let mut state = Array2::zeros((tokens, self.words.ncols()));
+        let places = texts.iter().flat_map(|ids| ids.iter().enumerate());
+        for (mut row, (position, id)) in state.rows_mut().into_iter().zip(places) {
+            if position >= self.positions.nrows() || *id as usize >= self.words.nrows() {
+                return Err(format!("token {id} at position {position} is outside the model's vocabulary or length"));
+            }
+            row.assign(&self.words.row(*id as usize));
+            row += &self.positions.row(position);
+        }
+        Ok(state)
     }
 }
 
 impl Layer {
-    fn attend(&self, state: &Tensor, lengths: &[usize], (width, heads): (usize, usize)) -> candle_core::Result<Tensor> {
-        let all = self.attention.forward(state)?.reshape((lengths.len(), width, 3, heads, ()))?;
-        let all = all.permute((2, 0, 3, 1, 4))?.contiguous()?;
-        let (query, key, value) = (all.get(0)?, all.get(1)?, all.get(2)?);
-        let scores = query.matmul(&key.t()?)?;
-        scores.inplace_op1(&Softmax { lengths, width })?;
-        let context = scores.matmul(&value)?.transpose(1, 2)?;
-        self.attended.forward(&context.reshape((lengths.len() * width, ()))?)
+    fn attend(&self, state: &Array2<f32>, texts: &[&[u32]], heads: usize) -> Array2<f32> {
+        let hidden = state.ncols();
+        let size = hidden / heads;
+        let all = self.attention.forward(state.view());
+        let mut context = Array2::zeros((state.nrows(), hidden));
+        let mut begin = 0;
+        for ids in texts {
+            let rows = begin..begin + ids.len();
+            begin = rows.end;
+            for head in 0..heads {
+                let part = |block: usize| {
+                    let first = block * hidden + head * size;
+                    all.slice(s![rows.clone(), first..first + size])
+                };
+                let mut scores = part(0).dot(&part(1).t());
+                softmax(&mut scores);
+                let mut context = context.slice_mut(s![rows.clone(), head * size..(head + 1) * size]);
+                general_mat_mul(1.0, &scores, &part(2), 0.0, &mut context);
+            }
+        }
+        self.attention_output.forward(context.view())
     }
 }
 
 impl Linear {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let product = x.matmul(&self.weight.t()?)?;
-        product.inplace_op2(&self.bias, &Add)?;
-        Ok(product)
+    fn forward(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
+        x.dot(&self.weight.t()) + &self.bias
     }
 }
 
-/// One layer that gives query, key and value, the query divided by the root of the heads' `size` beforehand.
-fn stacked(query: Linear, key: Linear, value: Linear, size: usize) -> candle_core::Result<Linear> {
-    let scale = (size as f64).sqrt().recip();
+/// Attention's three transformations in one, with the scale of the scores, 1/√`size`, in that of the query.
+fn stack(query: Linear, key: &Linear, value: &Linear, size: usize) -> Result<Linear, ndarray::ShapeError> {
+    let scale = (size as f32).sqrt().recip();
+    let (weight, bias) = (query.weight * scale, query.bias * scale);
     Ok(Linear {
-        weight: Tensor::cat(&[(query.weight * scale)?, key.weight, value.weight], 0)?,
-        bias: Tensor::cat(&[(query.bias * scale)?, key.bias, value.bias], 0)?,
+        weight: concatenate(Axis(0), &[weight.view(), key.weight.view(), value.weight.view()])?,
+        bias: concatenate(Axis(0), &[bias.view(), key.bias.view(), value.bias.view()])?,
     })
 }
 
-/// The tensors of a file that were not taken yet.
+/// Tensors of `model.safetensors` that have not been taken yet.
 struct Weights<'a> {
     path: &'a Path,
-    tensors: HashMap<String, Tensor>,
-    /// What stands before every name, for example `bert.`, where the encoder was saved as part of a larger model.
+    tensors: HashMap<String, TensorView<'a>>,
+    /// In front of every name: `bert.` where the encoder was part of a larger model.
     prefix: String,
 }
 
 impl<'a> Weights<'a> {
-    fn parse(path: &'a Path, content: &[u8]) -> Result<Self, LocalModelError> {
-        let tensors =
-            candle_core::safetensors::load_buffer(content, &Device::Cpu).map_err(|error| malformed(path, error))?;
+    fn parse(path: &'a Path, content: &'a [u8]) -> Result<Self, LocalModelError> {
+        let parsed = SafeTensors::deserialize(content).map_err(|error| malformed(path, error))?;
+        let tensors: HashMap<_, _> = parsed.tensors().into_iter().collect();
         let words = "embeddings.word_embeddings.weight";
         let prefixes = tensors.keys().filter_map(|name| name.strip_suffix(words));
         let prefix = prefixes.min_by_key(|prefix| prefix.len()).unwrap_or_default().to_owned();
         Ok(Self { path, tensors, prefix })
     }
 
-    fn find(&mut self, name: &str) -> Option<Tensor> {
+    fn find(&mut self, name: &str) -> Option<TensorView<'a>> {
         self.tensors.remove(&format!("{}{name}", self.prefix))
     }
 
-    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, LocalModelError> {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LocalModelError> {
         let tensor = self.find(name).ok_or_else(|| malformed(self.path, format!("it has no tensor {name}")))?;
-        self.checked(tensor, name, shape)
+        self.numbers(&tensor, name, shape)
     }
 
-    fn checked(&self, tensor: Tensor, name: &str, shape: &[usize]) -> Result<Tensor, LocalModelError> {
-        if tensor.dims() != shape {
-            let found = tensor.dims();
-            return Err(malformed(
-                self.path,
-                format!("{name} has the shape {found:?}; config.json makes it {shape:?}"),
-            ));
+    fn numbers(&self, tensor: &TensorView<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>, LocalModelError> {
+        let found = tensor.shape();
+        if found != shape {
+            let problem = format!("{name} has the shape {found:?}; config.json makes it {shape:?}");
+            return Err(malformed(self.path, problem));
         }
-        tensor.to_dtype(DType::F32).map_err(|error| malformed(self.path, error))
+        // Numbers in safetensors are little-endian.
+        let data = tensor.data();
+        match tensor.dtype() {
+            Dtype::F32 => Ok(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
+            Dtype::F16 => Ok(data.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect()),
+            Dtype::BF16 => Ok(data.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect()),
+            other => Err(malformed(self.path, format!("{name} holds {other:?}; supported are F32, F16 and BF16"))),
+        }
+    }
+
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Array2<f32>, LocalModelError> {
+        let numbers = self.take(name, &shape)?;
+        Array2::from_shape_vec(shape, numbers).map_err(|error| malformed(self.path, error))
     }
 
     fn linear(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Linear, LocalModelError> {
         Ok(Linear {
-            weight: self.take(&format!("{name}.weight"), &[outputs, inputs])?,
-            bias: self.take(&format!("{name}.bias"), &[outputs])?,
+            weight: self.matrix(&format!("{name}.weight"), [outputs, inputs])?,
+            bias: self.take(&format!("{name}.bias"), &[outputs])?.into(),
         })
     }
 
-    /// A layer normalisation, which conversions of TensorFlow's checkpoints name `gamma` and `beta`.
     fn norm(&mut self, name: &str, directory: &ModelDirectory) -> Result<LayerNorm, LocalModelError> {
         let EncoderShape { hidden_size, layer_norm_eps, .. } = directory.shape;
+        // Old exports call weight and bias gamma and beta.
         let mut either = |new: &str, old: &str| match self.find(&format!("{name}.{old}")) {
-            Some(tensor) => self.checked(tensor, old, &[hidden_size]),
+            Some(tensor) => self.numbers(&tensor, old, &[hidden_size]),
             None => self.take(&format!("{name}.{new}"), &[hidden_size]),
         };
         let (weight, bias) = (either("weight", "gamma")?, either("bias", "beta")?);
-        let numbers = |tensor: Tensor| tensor.to_vec1().map_err(|error| malformed(self.path, error));
-        Ok(LayerNorm { weight: numbers(weight)?, bias: numbers(bias)?, eps: layer_norm_eps as f32 })
+        #[expect(clippy::cast_possible_truncation, reason = "1e-12 is as small as f32 needs it")]
+        Ok(LayerNorm { weight, bias, eps: layer_norm_eps as f32 })
     }
 
-    fn positions(&mut self, directory: &ModelDirectory) -> Result<Tensor, LocalModelError> {
+    fn positions(&mut self, directory: &ModelDirectory) -> Result<Array2<f32>, LocalModelError> {
         let EncoderShape { hidden_size, max_position_embeddings, type_vocab_size, .. } = directory.shape;
-        let all = self.take("embeddings.position_embeddings.weight", &[max_position_embeddings, hidden_size])?;
+        let all = self.matrix("embeddings.position_embeddings.weight", [max_position_embeddings, hidden_size])?;
+        let used = directory.first_position..directory.first_position + directory.max_tokens;
+        let mut positions = all.slice(s![used, ..]).to_owned();
         // DistilBERT has no token types, and some exports leave out those that are never used.
-        let token_type = match self.find("embeddings.token_type_embeddings.weight") {
-            Some(types) => Some(self.checked(types, "token_type_embeddings", &[type_vocab_size, hidden_size])?),
-            None => None,
-        };
-        let sum = || {
-            let used = all.narrow(0, directory.first_position, directory.longest)?;
-            match token_type {
-                Some(types) => used.broadcast_add(&types.narrow(0, 0, 1)?),
-                None => used.contiguous(),
-            }
-        };
-        sum().map_err(|error| malformed(self.path, error))
+        let token_types = "embeddings.token_type_embeddings.weight";
+        if let Some(types) = self.find(token_types) {
+            let types = self.numbers(&types, token_types, &[type_vocab_size, hidden_size])?;
+            let first = types.get(..hidden_size).ok_or_else(|| malformed(self.path, "type_vocab_size is 0"))?;
+            positions +=
+                &ArrayView2::from_shape((1, hidden_size), first).map_err(|error| malformed(self.path, error))?;
+        }
+        Ok(positions)
     }
 }
