@@ -31,4 +31,5 @@ done
 packages=()
 for function in "${functions[@]}" panicking-function; do packages+=(--package "$function"); done
 cargo build --locked --profile ci "${packages[@]}"
-FUNCTION_PROGRAMS_DIR=$PWD/target/ci cargo test --locked "${packages[@]}"
+# Tests are built with the features of the whole workspace, as those that `cargo test --workspace` runs.
+FUNCTION_PROGRAMS_DIR=$PWD/target/ci cargo test --workspace --locked --test function
