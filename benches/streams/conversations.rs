@@ -1,40 +1,41 @@
-//! What it costs that conversations are kept: the same turns through a service that keeps them and through one that does not.
+//! The cost of persistence: the same turns through an instance that persists conversations and through one that does not.
 
 use std::time::Duration;
 
 use tokio::{runtime::Runtime, time::timeout};
 
 use crate::{
-    LOG_LEVEL, Outcome,
+    common::{BenchResult, LOG_LEVEL, STALL_TIMEOUT},
+    paced_provider::{DELTAS, PACE},
     process::ServerProcess,
-    provider::{DELTAS, PACE, PATIENCE, Plan, Seen, proxied_round},
+    provider::{Latencies, Plan, proxied_round},
     report::{number, quantile},
-    server::Role,
+    server::ServerRole,
 };
 
-/// Measures both in turn and prints what keeping adds.
-pub fn run(runtime: &Runtime, plan: &Plan) -> Outcome<()> {
-    let provider = ServerProcess::start(Role::Provider, PACE, &[], LOG_LEVEL)?;
+/// Measures both in turn and prints the difference.
+pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
+    let provider = ServerProcess::start(ServerRole::Provider, PACE, &[], LOG_LEVEL)?;
     let start = |role| ServerProcess::start_with(role, Duration::ZERO, &[], LOG_LEVEL, &[provider.address()]);
-    let (off, on) = (start(Role::Proxy)?, start(Role::Keeper)?);
+    let (off, on) = (start(ServerRole::Proxy)?, start(ServerRole::PersistentProxy)?);
     let store = std::env::var("CONVERSATIONS").unwrap_or_else(|_| "embedded Postgres".to_owned());
-    println!("\nConversations kept ({store}) or not: {DELTAS} deltas, one every {PACE:?}, {} rounds", plan.rounds);
-    println!("{:>8}  {:<28}{:>12}{:>12}{:>12}", "streams", "ms", "not kept", "kept", "added");
+    println!("\nPersistence of conversations ({store}): {DELTAS} deltas, one every {PACE:?}, {} rounds", plan.rounds);
+    println!("{:>8}  {:<28}{:>12}{:>12}{:>12}", "streams", "ms", "transient", "persistent", "added");
     for &streams in plan.streams {
-        let (mut without, mut with) = (Seen::default(), Seen::default());
+        let (mut without, mut with) = (Latencies::default(), Latencies::default());
         runtime.block_on(async {
             // The first round opens the connections.
             for round in 0..=plan.rounds {
-                let one = timeout(PATIENCE, proxied_round(off.address(), streams)).await??;
-                let other = timeout(PATIENCE, proxied_round(on.address(), streams)).await??;
+                let one = timeout(STALL_TIMEOUT, proxied_round(off.address(), streams)).await??;
+                let other = timeout(STALL_TIMEOUT, proxied_round(on.address(), streams)).await??;
                 if round > 0 {
                     without.add(one);
                     with.add(other);
                 }
             }
-            Outcome::Ok(())
+            BenchResult::Ok(())
         })?;
-        let mut row = |what, of: fn(&mut Seen) -> &mut Vec<f64>, share| {
+        let mut row = |what, of: fn(&mut Latencies) -> &mut Vec<f64>, share| {
             let (without, with) = (quantile(of(&mut without), share), quantile(of(&mut with), share));
             println!(
                 "{streams:>8}  {what:<28}{:>12}{:>12}{:>12}",
@@ -43,10 +44,10 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> Outcome<()> {
                 number(with - without)
             );
         };
-        row("to the first frame, p50", |seen| &mut seen.first_frames, 0.5);
-        row("to the first frame, p99", |seen| &mut seen.first_frames, 0.99);
-        row("of a delta, p50", |seen| &mut seen.lateness, 0.5);
-        row("of a delta, p99", |seen| &mut seen.lateness, 0.99);
+        row("to the first frame, p50", |latencies| &mut latencies.first_frames, 0.5);
+        row("to the first frame, p99", |latencies| &mut latencies.first_frames, 0.99);
+        row("of a delta, p50", |latencies| &mut latencies.lateness, 0.5);
+        row("of a delta, p99", |latencies| &mut latencies.lateness, 0.99);
     }
     Ok(())
 }

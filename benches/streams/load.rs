@@ -1,4 +1,4 @@
-//! The load: many streams over a few connections, as a gateway makes them.
+//! The load generator: many streams over a few connections, as behind a gateway.
 
 use std::time::{Duration, Instant};
 
@@ -15,20 +15,18 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstEncoder};
 
-use crate::Outcome;
+use crate::common::BenchResult;
 
 const CONNECTIONS: usize = 8;
-/// What a server may send ahead, so that the load never holds it up.
+/// Large enough that flow control never throttles a server.
 const WINDOW: u32 = 4 * 1024 * 1024;
 
-/// A server under load.
 pub struct Target {
     channels: Vec<Channel>,
 }
 
 impl Target {
-    /// Connects.
-    pub async fn connect(address: &str) -> Outcome<Self> {
+    pub async fn connect(address: &str) -> BenchResult<Self> {
         let endpoint = Endpoint::from_shared(address.to_owned())?
             .tcp_nodelay(true)
             .initial_connection_window_size(WINDOW)
@@ -36,35 +34,31 @@ impl Target {
         Ok(Self { channels: try_join_all((0..CONNECTIONS).map(|_| endpoint.connect())).await? })
     }
 
-    /// One of the connections.
     pub fn channel(&self, number: usize) -> Channel {
         self.channels[number % CONNECTIONS].clone()
     }
 
-    /// A caller on one of the connections.
-    pub fn caller(&self, number: usize) -> Caller {
-        Caller { grpc: Grpc::new(self.channel(number)) }
+    pub fn caller(&self, number: usize) -> LoadClient {
+        LoadClient { grpc: Grpc::new(self.channel(number)) }
     }
 }
 
-/// Asks one question after the other.
-pub struct Caller {
+pub struct LoadClient {
     grpc: Grpc<Channel>,
 }
 
-impl Caller {
-    /// Begins a turn.
-    pub async fn ask(&mut self, request: ChatRequest) -> Outcome<Streaming<()>> {
+impl LoadClient {
+    pub async fn ask(&mut self, request: ChatRequest) -> BenchResult<Streaming<()>> {
         let path = PathAndQuery::from_static("/agent.v1.AgentService/StreamChat");
         self.grpc.ready().await?;
-        Ok(self.grpc.server_streaming(Request::new(request), path, Uninterested).await?.into_inner())
+        Ok(self.grpc.server_streaming(Request::new(request), path, DiscardingCodec).await?.into_inner())
     }
 }
 
-/// Counts messages without reading them: what a client does with frames is not measured.
-struct Uninterested;
+/// Discards messages without decoding them: the cost of a client is not measured.
+struct DiscardingCodec;
 
-impl Codec for Uninterested {
+impl Codec for DiscardingCodec {
     type Encode = ChatRequest;
     type Decode = ();
     type Encoder = ProstEncoder<ChatRequest>;
@@ -79,7 +73,7 @@ impl Codec for Uninterested {
     }
 }
 
-impl Decoder for Uninterested {
+impl Decoder for DiscardingCodec {
     type Item = ();
     type Error = Status;
 
@@ -89,59 +83,65 @@ impl Decoder for Uninterested {
     }
 }
 
-/// What a closed loop did.
+/// The results of a closed loop.
 #[derive(Debug, Default)]
-pub struct Done {
+pub struct LoadReport {
     pub turns: usize,
     pub frames: usize,
-    /// Until the last turn had ended.
+    /// Until the end of the last turn.
     pub elapsed: Duration,
-    /// Of each turn, in seconds, to its first frame and to its end.
+    /// Seconds from the call to the first frame, one for each turn.
     pub first_frames: Vec<f64>,
+    /// Seconds from the call to the end, one for each turn.
     pub ends: Vec<f64>,
 }
 
-/// Callers that begin a turn as soon as their last one has ended, each about `span` long.
-pub async fn saturate(target: &Target, callers: usize, span: Duration, request: &ChatRequest) -> Outcome<Done> {
+/// A closed loop: each of `callers` starts a turn as soon as its last one ends, for about `span`.
+pub async fn saturate(
+    target: &Target,
+    callers: usize,
+    span: Duration,
+    request: &ChatRequest,
+) -> BenchResult<LoadReport> {
     let requests = (0..callers).map(|_| request.clone());
     saturate_with(target, requests, span).await
 }
 
-/// A caller for each request, which makes it again and again for about `span`.
+/// A closed loop with one caller a request.
 pub async fn saturate_with(
     target: &Target,
     requests: impl IntoIterator<Item = ChatRequest>,
     span: Duration,
-) -> Outcome<Done> {
+) -> BenchResult<LoadReport> {
     let began = Instant::now();
     let mut callers = JoinSet::new();
     for (number, request) in requests.into_iter().enumerate() {
         let mut caller = target.caller(number);
         callers.spawn(async move {
-            let mut done = Done::default();
+            let mut report = LoadReport::default();
             while began.elapsed() < span {
-                let asked = Instant::now();
+                let started = Instant::now();
                 let mut frames = caller.ask(request.clone()).await?;
                 let mut first = None;
                 while frames.message().await?.is_some() {
-                    first.get_or_insert_with(|| asked.elapsed());
-                    done.frames += 1;
+                    first.get_or_insert_with(|| started.elapsed());
+                    report.frames += 1;
                 }
-                done.turns += 1;
-                done.first_frames.extend(first.map(|first| first.as_secs_f64()));
-                done.ends.push(asked.elapsed().as_secs_f64());
+                report.turns += 1;
+                report.first_frames.extend(first.map(|first| first.as_secs_f64()));
+                report.ends.push(started.elapsed().as_secs_f64());
             }
-            Outcome::Ok(done)
+            BenchResult::Ok(report)
         });
     }
-    let mut all = Done::default();
-    while let Some(done) = callers.join_next().await {
-        let done = done??;
-        all.turns += done.turns;
-        all.frames += done.frames;
-        all.first_frames.extend(done.first_frames);
-        all.ends.extend(done.ends);
+    let mut total = LoadReport::default();
+    while let Some(report) = callers.join_next().await {
+        let report = report??;
+        total.turns += report.turns;
+        total.frames += report.frames;
+        total.first_frames.extend(report.first_frames);
+        total.ends.extend(report.ends);
     }
-    all.elapsed = began.elapsed();
-    Ok(all)
+    total.elapsed = began.elapsed();
+    Ok(total)
 }

@@ -1,47 +1,49 @@
-//! How much the service costs on top of its gRPC library: it and a bare tonic server stream the same frames in one run.
+//! The overhead of the service over its gRPC library: it and a bare tonic server stream the same frames in one run.
 //!
-//! `cargo bench --bench streams` runs everything in about three minutes. Arguments after `--` choose: `frames`, `paced`,
-//! `provider`, `conversations` and `retrieval` name parts, and `--quick` makes a run of seconds that shows no more than that the benchmark works. Servers
-//! are processes of their own, so that their memory and processor time can be told from those of the load.
+//! `cargo bench --bench streams` runs everything in about three minutes. Arguments after `--` select parts (`frames`, `paced`,
+//! `provider`, `conversations`, `retrieval`); `--quick` runs for seconds and shows only that the benchmark works. Servers
+//! are processes of their own, so that their memory and CPU time are measured apart from the load.
 //!
-//! It reports and never judges: on a shared machine only the ratios of one run mean something.
-
-mod conversations;
-mod load;
-mod paced;
-mod paced_provider;
-mod process;
-mod provider;
-mod quantile;
-mod report;
-mod retrieval;
-mod server;
-
-use std::{process::ExitCode, thread::available_parallelism, time::Duration};
-
-use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServiceClient, chat_response::Content};
-use tokio::runtime::Runtime;
+//! It has no thresholds: on a shared machine only the ratios within one run are meaningful.
 
 use crate::{
+    common::{BenchResult, LOG_LEVEL, request},
     load::Target,
     process::ServerProcess,
     report::{Table, median},
-    server::Role,
+    server::ServerRole,
 };
+use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServiceClient, chat_response::Content};
+use std::{process::ExitCode, thread::available_parallelism, time::Duration};
+use tokio::runtime::Runtime;
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+mod common;
+mod conversations;
 
-/// Its canned answer is among the longest, about a hundred chunks.
-const QUESTION: &str = "What is the difference between eigenvalues and eigenvectors?";
-/// Streams of the closed loop.
+mod load;
+
+mod paced;
+
+mod paced_provider;
+
+mod process;
+
+mod provider;
+
+mod quantile;
+
+mod report;
+
+mod retrieval;
+
+mod server;
+
 const STREAMS: usize = 64;
-const LOG_LEVEL: &str = "warn";
 
-/// How long and how often everything is measured.
 struct Plan {
-    /// Of one measurement.
+    /// Length of one measurement.
     span: Duration,
-    /// Measurements of each server in turn, whose median counts.
+    /// Measurements of each server in turn; the median is reported.
     rounds: usize,
     paced: paced::Plan,
     provider: provider::Plan,
@@ -65,13 +67,13 @@ impl Plan {
     };
 }
 
-fn main() -> Outcome<ExitCode> {
+fn main() -> BenchResult<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [process::SERVE, role, rest @ ..] = arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        server::run(Role::parse(role)?, rest)?;
+        server::run(ServerRole::parse(role)?, rest)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // `cargo test --all-targets` starts benchmarks as well, without this.
+    // `cargo test --all-targets` runs benchmarks without `--bench`.
     if !arguments.iter().any(|argument| argument == "--bench") {
         println!("nothing is measured without --bench, which `cargo bench` passes");
         return Ok(ExitCode::SUCCESS);
@@ -88,45 +90,34 @@ fn main() -> Outcome<ExitCode> {
             }
         }
     }
-    let wanted = |part| parts.is_empty() || parts.contains(&part);
+    let is_selected = |part| parts.is_empty() || parts.contains(&part);
 
     let runtime = Runtime::new()?;
     println!("{} cores, shared by the load and the server; logs at {LOG_LEVEL}", available_parallelism()?);
-    if wanted("frames") || wanted("paced") {
-        let service = ServerProcess::start(Role::Service, Duration::ZERO, &[], LOG_LEVEL)?;
+    if is_selected("frames") || is_selected("paced") {
+        let service = ServerProcess::start(ServerRole::Service, Duration::ZERO, &[], LOG_LEVEL)?;
         let turn = runtime.block_on(record(service.address()))?;
-        if wanted("frames") {
+        if is_selected("frames") {
             frames(&runtime, &plan, service, &turn)?;
         }
-        if wanted("paced") {
+        if is_selected("paced") {
             paced::run(&runtime, &plan.paced, &turn)?;
         }
     }
-    if wanted("provider") {
+    if is_selected("provider") {
         provider::run(&runtime, &plan.provider)?;
     }
-    if wanted("conversations") {
+    if is_selected("conversations") {
         conversations::run(&runtime, &plan.provider)?;
     }
-    if wanted("retrieval") {
+    if is_selected("retrieval") {
         retrieval::run(&runtime, &plan.retrieval)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A turn without retrieval.
-fn request() -> pb::ChatRequest {
-    pb::ChatRequest {
-        user_id: "user-0".to_owned(),
-        input: Some(pb::chat_request::Input::Message(QUESTION.to_owned())),
-        user_profile: Some(pb::UserProfile { language: "en".to_owned(), ..Default::default() }),
-        use_document_context: Some(false),
-        ..Default::default()
-    }
-}
-
-/// The frames of one turn of the service, for the bare server to repeat.
-async fn record(address: &str) -> Outcome<Vec<pb::ChatResponse>> {
+/// Records the frames of one turn, which the bare server repeats.
+async fn record(address: &str) -> BenchResult<Vec<pb::ChatResponse>> {
     let mut client = AgentServiceClient::new(Target::connect(address).await?.channel(0));
     let mut stream = client.stream_chat(request()).await?.into_inner();
     let mut frames = Vec::new();
@@ -140,10 +131,10 @@ async fn record(address: &str) -> Outcome<Vec<pb::ChatResponse>> {
     }
 }
 
-/// Frames a second as fast as they can be read.
-fn frames(runtime: &Runtime, plan: &Plan, service: ServerProcess, turn: &[pb::ChatResponse]) -> Outcome<()> {
-    let logging = ServerProcess::start(Role::Service, Duration::ZERO, &[], "info")?;
-    let bare = ServerProcess::start(Role::Bare, Duration::ZERO, turn, LOG_LEVEL)?;
+/// Unpaced throughput.
+fn frames(runtime: &Runtime, plan: &Plan, service: ServerProcess, turn: &[pb::ChatResponse]) -> BenchResult<()> {
+    let logging = ServerProcess::start(ServerRole::Service, Duration::ZERO, &[], "info")?;
+    let bare = ServerProcess::start(ServerRole::Bare, Duration::ZERO, turn, LOG_LEVEL)?;
     let servers = [service, bare, logging];
     let mut measured = [const { Vec::new() }; 3];
     runtime.block_on(async {
@@ -156,16 +147,16 @@ fn frames(runtime: &Runtime, plan: &Plan, service: ServerProcess, turn: &[pb::Ch
         for _ in 0..plan.rounds {
             for ((server, target), measured) in servers.iter().zip(&targets).zip(&mut measured) {
                 let cpu = server.cpu_seconds();
-                let done = load::saturate(target, STREAMS, plan.span, &request()).await?;
-                if done.frames != done.turns * turn.len() {
-                    return Err(format!("{} turns had {} frames", done.turns, done.frames).into());
+                let report = load::saturate(target, STREAMS, plan.span, &request()).await?;
+                if report.frames != report.turns * turn.len() {
+                    return Err(format!("{} turns had {} frames", report.turns, report.frames).into());
                 }
-                let frames = done.frames as f64;
+                let frames = report.frames as f64;
                 let cpu_a_frame = (server.cpu_seconds() - cpu) * 1e6 / frames;
-                measured.push((frames / done.elapsed.as_secs_f64(), cpu_a_frame));
+                measured.push((frames / report.elapsed.as_secs_f64(), cpu_a_frame));
             }
         }
-        Outcome::Ok(())
+        BenchResult::Ok(())
     })?;
 
     println!(
@@ -181,7 +172,7 @@ fn frames(runtime: &Runtime, plan: &Plan, service: ServerProcess, turn: &[pb::Ch
     table.row("frames a second", rate(service), rate(bare));
     table.row("  of these, logs at info, discarded", rate(logging), rate(bare));
     table.row("server CPU a frame, µs", cpu(service), cpu(bare));
-    // Each round is a pair of neighbours in time, so that what else the machine does weighs on both alike.
+    // The measurements of a round are adjacent in time, so that other load on the machine affects both.
     let ratios = service.iter().zip(bare).map(|((service, _), (bare, _))| service / bare);
     println!("median of the ratios of the rounds: {:.2}", median(ratios));
     Ok(())

@@ -1,5 +1,13 @@
-//! Thousands of streams at a reader's pace: how late their frames are, and what each stream holds in memory.
+//! Thousands of streams at reading speed: the lateness of frames and the memory of a stream.
 
+use crate::{
+    common::{BenchResult, LOG_LEVEL, STALL_TIMEOUT, milliseconds, request},
+    load::Target,
+    process::ServerProcess,
+    report::{Table, median, quantile},
+    server::ServerRole,
+};
+use agent_service::proto::agent_v1::{ChatResponse, chat_response::Content};
 use std::{
     sync::{
         Arc,
@@ -7,62 +15,47 @@ use std::{
     },
     time::{Duration, Instant},
 };
-
-use agent_service::proto::agent_v1::{ChatResponse, chat_response::Content};
 use tokio::{
     runtime::Runtime,
     task::JoinSet,
     time::{sleep, timeout},
 };
 
-use crate::{
-    LOG_LEVEL, Outcome,
-    load::Target,
-    process::ServerProcess,
-    report::{Table, median, quantile},
-    request,
-    server::Role,
-};
-
 /// Time between two deltas.
 const PACE: Duration = Duration::from_millis(30);
-/// Turns one after the other, which also warm the server up.
-const CALM_TURNS: usize = 200;
-/// What a round may take beyond its own length before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many streams, and how often.
+/// Sequential turns, which also warm up the server.
+const CALM_TURNS: usize = 200;
+
 pub struct Plan {
     pub streams: usize,
-    /// Time over which they begin, shorter than a turn.
+    /// Time over which the streams start; shorter than a turn.
     pub ramp: Duration,
     pub rounds: usize,
 }
 
-/// One round of one server.
 #[derive(Debug, Default)]
 struct Round {
-    /// Time to the first frame of an idle server, in milliseconds.
+    /// Milliseconds to the first frame of an idle server.
     calm_first_frame: f64,
-    /// The same among all the others, the slowest in a hundred.
+    /// Milliseconds to the first frame under load.
     first_frame_p99: f64,
     late_p50: f64,
     late_p99: f64,
     late_max: f64,
-    /// KiB a stream, the most that was seen while all were open.
+    /// Peak KiB a stream while all are open.
     memory: f64,
-    /// Microseconds of the server's processor time a frame.
+    /// Microseconds of server CPU time a frame.
     cpu: f64,
 }
 
-/// Measures both servers and prints the table.
-pub fn run(runtime: &Runtime, plan: &Plan, turn: &[ChatResponse]) -> Outcome<()> {
+pub fn run(runtime: &Runtime, plan: &Plan, turn: &[ChatResponse]) -> BenchResult<()> {
     let (mut service, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..plan.rounds {
-        for (role, rounds) in [(Role::Service, &mut service), (Role::Bare, &mut bare)] {
-            // A fresh process each time: memory that a round has returned would serve the next one unseen.
+        for (role, rounds) in [(ServerRole::Service, &mut service), (ServerRole::Bare, &mut bare)] {
+            // A new process for each round: freed memory would be reused by the next round and not show up.
             let server = ServerProcess::start(role, PACE, turn, LOG_LEVEL)?;
-            rounds.push(runtime.block_on(async { timeout(PATIENCE, round(plan, &server, turn)).await? })?);
+            rounds.push(runtime.block_on(async { timeout(STALL_TIMEOUT, round(plan, &server, turn)).await? })?);
         }
     }
     println!(
@@ -71,7 +64,7 @@ pub fn run(runtime: &Runtime, plan: &Plan, turn: &[ChatResponse]) -> Outcome<()>
     );
     let mut table = Table::new();
     let best = |of: &[Round]| of.iter().map(|round| round.late_p99).fold(f64::NAN, f64::min);
-    // What else a machine does can only make frames later.
+    // Other load can only make frames later, so the best round is the least disturbed.
     table.row("lateness of a frame, p99, best round", best(&service), best(&bare));
     let mut row = |what, of: fn(&Round) -> f64| {
         table.row(what, median(service.iter().map(of)), median(bare.iter().map(of)));
@@ -86,7 +79,7 @@ pub fn run(runtime: &Runtime, plan: &Plan, turn: &[ChatResponse]) -> Outcome<()>
     Ok(())
 }
 
-async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> Outcome<Round> {
+async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> BenchResult<Round> {
     let target = Target::connect(server.address()).await?;
     let mut round = Round { calm_first_frame: calm_first_frame(&target).await?, ..Round::default() };
 
@@ -99,7 +92,7 @@ async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> Ou
         let (mut caller, is_delta, open) = (target.caller(number), is_delta.clone(), open.clone());
         streams.spawn(async move {
             sleep(delay).await;
-            let asked = Instant::now();
+            let started = Instant::now();
             let mut frames = caller.ask(request()).await?;
             let (mut first_frame, mut first_delta, mut late) = (None, None, Vec::with_capacity(is_delta.len()));
             for is_delta in is_delta.iter() {
@@ -107,7 +100,7 @@ async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> Ou
                 let now = Instant::now();
                 first_frame.get_or_insert_with(|| {
                     open.fetch_add(1, Ordering::Relaxed);
-                    now - asked
+                    now - started
                 });
                 if *is_delta {
                     let due = *first_delta.get_or_insert(now) + PACE * u32::try_from(late.len())?;
@@ -115,16 +108,16 @@ async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> Ou
                 }
             }
             open.fetch_sub(1, Ordering::Relaxed);
-            Outcome::Ok((milliseconds(first_frame.unwrap_or_default()), late))
+            BenchResult::Ok((milliseconds(first_frame.unwrap_or_default()), late))
         });
     }
 
     let (mut first_frames, mut late, mut most) = (Vec::new(), Vec::new(), f64::NAN);
     loop {
         tokio::select! {
-            ended = streams.join_next() => {
-                let Some(ended) = ended else { break };
-                let (first_frame, lateness) = ended??;
+            finished = streams.join_next() => {
+                let Some(finished) = finished else { break };
+                let (first_frame, lateness) = finished??;
                 first_frames.push(first_frame);
                 late.extend(lateness);
             }
@@ -144,19 +137,15 @@ async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> Ou
     Ok(round)
 }
 
-/// Time to the first frame of turns one after the other, each then cancelled: what a turn costs before it speaks.
-async fn calm_first_frame(target: &Target) -> Outcome<f64> {
+/// Median time to the first frame of sequential turns, each cancelled afterwards.
+async fn calm_first_frame(target: &Target) -> BenchResult<f64> {
     let mut times = Vec::with_capacity(CALM_TURNS);
     for number in 0..CALM_TURNS {
         let mut caller = target.caller(number);
-        let asked = Instant::now();
+        let started = Instant::now();
         let mut frames = caller.ask(request()).await?;
         frames.message().await?;
-        times.push(milliseconds(asked.elapsed()));
+        times.push(milliseconds(started.elapsed()));
     }
     Ok(median(times))
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

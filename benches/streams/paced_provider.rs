@@ -1,4 +1,4 @@
-//! A provider that writes into each delta when it sent it, so that whoever reads it can tell how long it was on its way.
+//! A provider whose deltas hold their send time, so that readers can measure the latency.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,40 +8,45 @@ use tokio::{
     time::sleep_until,
 };
 
-use crate::Outcome;
+use crate::common::BenchResult;
 
-/// Milliseconds since a delta was sent, if it says when it was.
+/// Pause between two deltas.
+pub const PACE: Duration = Duration::from_millis(20);
+/// Deltas of an answer.
+pub const DELTAS: usize = 100;
+
+/// Milliseconds since a delta was sent.
 pub fn lateness(delta: &str) -> Option<f64> {
     let sent: u64 = delta.trim().parse().ok()?;
     Some(now().saturating_sub(sent) as f64 / 1e6)
 }
 
-/// Nanoseconds since 1970, the same clock in all processes of a machine.
+/// Nanoseconds since 1970: a clock that all processes of a machine share.
 fn now() -> u64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_nanos()).unwrap_or_default()
 }
 
-/// Answers every request with so many deltas, one every `pace`.
-pub async fn serve(listener: TcpListener, pace: Duration, deltas: usize) -> Outcome<()> {
+/// Answers every request with [`DELTAS`] deltas, one every `pace`.
+pub async fn serve(listener: TcpListener, pace: Duration) -> BenchResult<()> {
     loop {
         let (socket, _) = listener.accept().await?;
         socket.set_nodelay(true)?;
         tokio::spawn(async move {
             let mut socket = socket;
-            // A client that has gone ends its connection, and nothing else.
-            while answer(&mut socket, pace, deltas).await.is_ok() {}
+            // An error ends this connection only.
+            while answer(&mut socket, pace).await.is_ok() {}
         });
     }
 }
 
-async fn answer(socket: &mut TcpStream, pace: Duration, deltas: usize) -> Outcome<()> {
+async fn answer(socket: &mut TcpStream, pace: Duration) -> BenchResult<()> {
     let mut request = Vec::new();
     let mut piece = [0; 16 * 1024];
     loop {
         let read = socket.read(&mut piece).await?;
         if read == 0 {
-            return Err("the client has gone".into());
+            return Err("the client disconnected".into());
         }
         request.extend_from_slice(&piece[..read]);
         let Some(end) = request.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
@@ -56,7 +61,7 @@ async fn answer(socket: &mut TcpStream, pace: Duration, deltas: usize) -> Outcom
         .await?;
     let chunk = |event: &str| format!("{:x}\r\ndata: {event}\n\n\r\n", event.len() + 8);
     let mut due = tokio::time::Instant::now();
-    for _ in 0..deltas {
+    for _ in 0..DELTAS {
         sleep_until(due).await;
         due += pace;
         let event =

@@ -1,4 +1,4 @@
-//! Servers as child processes of the benchmark's own program.
+//! Servers as child processes of the benchmark program.
 
 use std::{
     fs,
@@ -10,12 +10,14 @@ use std::{
 use agent_service::proto::agent_v1::ChatResponse;
 use prost::Message as _;
 
-use crate::{Outcome, server::Role};
+use crate::{
+    common::{BenchResult, LOG_LEVEL},
+    server::ServerRole,
+};
 
-/// The argument that makes this program a server.
 pub const SERVE: &str = "serve";
 
-/// A server that runs until it is dropped, or this process ends in whatever way: it stops at the end of its input.
+/// Stops at the end of its input: when it is dropped, or when this process ends for any reason.
 pub struct ServerProcess {
     child: Child,
     input: Option<ChildStdin>,
@@ -23,19 +25,18 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts a server that waits `pace` before each delta and, if it is the bare one, repeats a turn.
-    pub fn start(role: Role, pace: Duration, turn: &[ChatResponse], log_level: &str) -> Outcome<Self> {
+    /// Starts a server that waits `pace` before each delta; the bare server repeats `turn`.
+    pub fn start(role: ServerRole, pace: Duration, turn: &[ChatResponse], log_level: &str) -> BenchResult<Self> {
         Self::start_with(role, pace, turn, log_level, &[])
     }
 
-    /// Starts a server with more arguments.
     pub fn start_with(
-        role: Role,
+        role: ServerRole,
         pace: Duration,
         turn: &[ChatResponse],
         log_level: &str,
         arguments: &[&str],
-    ) -> Outcome<Self> {
+    ) -> BenchResult<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args([SERVE, role.name(), &pace.as_millis().to_string()])
@@ -43,11 +44,11 @@ impl ServerProcess {
             .env("RUST_LOG", log_level)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        if log_level != crate::LOG_LEVEL {
+        if log_level != LOG_LEVEL {
             command.stderr(Stdio::null());
         }
         #[cfg(unix)]
-        // Ctrl-C on a terminal reaches this process alone; the servers then stop in order.
+        // Ctrl-C reaches this process only; the servers then shut down gracefully.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut server = Self { child: command.spawn()?, input: None, address: String::new() };
         let mut input = server.child.stdin.take().ok_or("the server has no input")?;
@@ -64,12 +65,11 @@ impl ServerProcess {
         Ok(server)
     }
 
-    /// Where it listens, as a URL.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// KiB that it has in memory; not a number where the system does not tell.
+    /// Resident memory; NaN where /proc is missing.
     pub fn resident_kib(&self) -> f64 {
         self.resident().unwrap_or(f64::NAN)
     }
@@ -80,16 +80,16 @@ impl ServerProcess {
         line.trim().strip_suffix(" kB")?.parse().ok()
     }
 
-    /// Processor time that it has used; not a number where the system does not tell.
+    /// CPU time; NaN where /proc is missing.
     pub fn cpu_seconds(&self) -> f64 {
         self.cpu().unwrap_or(f64::NAN)
     }
 
     fn cpu(&self) -> Option<f64> {
-        /// Linux counts in hundredths of a second towards programs, whatever its own clock is.
+        /// USER_HZ is 100 on Linux, independent of the kernel's own tick.
         const TICKS: f64 = 100.0;
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
-        // The name before the parenthesis may hold spaces; user and system time are fields 14 and 15 of proc_pid_stat(5).
+        // The parenthesized name may contain spaces; utime and stime are fields 14 and 15 of proc_pid_stat(5).
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
         let (user, system) = (fields.next()?.parse::<f64>().ok()?, fields.next()?.parse::<f64>().ok()?);
         Some((user + system) / TICKS)

@@ -1,116 +1,103 @@
-//! What the service adds to talking to a provider directly: a provider in a process of its own writes into each delta when it
-//! sent it, and a client reads the deltas from it and through the service.
-
-use std::time::{Duration, Instant};
-
-use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServiceClient, chat_response::Content};
-use futures_util::StreamExt as _;
-use tokio::{runtime::Runtime, task::JoinSet, time::timeout};
+//! The latency that the service adds to a provider: a client reads timestamped deltas directly and through the service.
 
 use crate::{
-    LOG_LEVEL, Outcome,
+    common::{BenchResult, LOG_LEVEL, STALL_TIMEOUT, milliseconds, request},
     load::Target,
-    paced_provider::lateness,
+    paced_provider::{DELTAS, PACE, lateness},
     process::ServerProcess,
     report::{number, quantile},
-    request,
-    server::Role,
+    server::ServerRole,
 };
+use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServiceClient, chat_response::Content};
+use futures_util::StreamExt as _;
+use std::time::{Duration, Instant};
+use tokio::{runtime::Runtime, task::JoinSet, time::timeout};
 
-/// Time between two deltas.
-pub const PACE: Duration = Duration::from_millis(20);
-/// Deltas of an answer.
-pub const DELTAS: usize = 100;
-/// What a round may take beyond its own length before it counts as stuck.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How many streams at once, and how often.
 pub struct Plan {
     pub streams: &'static [usize],
     pub rounds: usize,
 }
 
-/// What the clients of one way saw, in milliseconds.
+/// Latencies in milliseconds.
 #[derive(Default)]
-pub struct Seen {
+pub struct Latencies {
     pub first_frames: Vec<f64>,
     pub first_tokens: Vec<f64>,
     pub lateness: Vec<f64>,
 }
 
-/// Measures both ways in turn and prints what the service adds.
-pub fn run(runtime: &Runtime, plan: &Plan) -> Outcome<()> {
-    let provider = ServerProcess::start(Role::Provider, PACE, &[], LOG_LEVEL)?;
-    let service = ServerProcess::start_with(Role::Proxy, Duration::ZERO, &[], LOG_LEVEL, &[provider.address()])?;
+/// Measures both in turn and prints the difference.
+pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
+    let provider = ServerProcess::start(ServerRole::Provider, PACE, &[], LOG_LEVEL)?;
+    let service = ServerProcess::start_with(ServerRole::Proxy, Duration::ZERO, &[], LOG_LEVEL, &[provider.address()])?;
     println!("\nThrough the service beside directly: {DELTAS} deltas, one every {PACE:?}, {} rounds", plan.rounds);
     println!("{:>8}  {:<28}{:>12}{:>12}{:>12}", "streams", "ms", "directly", "through", "added");
     for &streams in plan.streams {
-        let (mut directly, mut through) = (Seen::default(), Seen::default());
+        let (mut directly, mut through) = (Latencies::default(), Latencies::default());
         runtime.block_on(async {
             // The first round opens the connections.
             for round in 0..=plan.rounds {
                 let (direct, proxied) = (
-                    timeout(PATIENCE, direct_round(provider.address(), streams)).await??,
-                    timeout(PATIENCE, proxied_round(service.address(), streams)).await??,
+                    timeout(STALL_TIMEOUT, direct_round(provider.address(), streams)).await??,
+                    timeout(STALL_TIMEOUT, proxied_round(service.address(), streams)).await??,
                 );
                 if round > 0 {
                     directly.add(direct);
                     through.add(proxied);
                 }
             }
-            Outcome::Ok(())
+            BenchResult::Ok(())
         })?;
-        let mut row = |what, of: fn(&mut Seen) -> &mut Vec<f64>, share| {
+        let mut row = |what, of: fn(&mut Latencies) -> &mut Vec<f64>, share| {
             let (directly, through) = (quantile(of(&mut directly), share), quantile(of(&mut through), share));
             let added = number(through - directly);
             println!("{streams:>8}  {what:<28}{:>12}{:>12}{added:>12}", number(directly), number(through));
         };
-        row("to the first token, p50", |seen| &mut seen.first_tokens, 0.5);
-        row("to the first token, p99", |seen| &mut seen.first_tokens, 0.99);
-        row("of a frame, p50", |seen| &mut seen.lateness, 0.5);
-        row("of a frame, p99", |seen| &mut seen.lateness, 0.99);
+        row("to the first token, p50", |latencies| &mut latencies.first_tokens, 0.5);
+        row("to the first token, p99", |latencies| &mut latencies.first_tokens, 0.99);
+        row("of a frame, p50", |latencies| &mut latencies.lateness, 0.5);
+        row("of a frame, p99", |latencies| &mut latencies.lateness, 0.99);
     }
     Ok(())
 }
 
-impl Seen {
+impl Latencies {
     pub fn add(&mut self, mut other: Self) {
         self.first_frames.append(&mut other.first_frames);
         self.first_tokens.append(&mut other.first_tokens);
         self.lateness.append(&mut other.lateness);
     }
 
-    /// Notes a delta, which says when it was sent.
-    fn delta(&mut self, asked: Instant, text: &str) -> Outcome<()> {
+    fn add_delta(&mut self, started: Instant, text: &str) -> BenchResult<()> {
         if self.first_tokens.is_empty() {
-            self.first_tokens.push(asked.elapsed().as_secs_f64() * 1e3);
+            self.first_tokens.push(milliseconds(started.elapsed()));
         }
         self.lateness.push(lateness(text).ok_or("a delta does not say when it was sent")?);
         Ok(())
     }
 }
 
-async fn gathered(mut streams: JoinSet<Outcome<Seen>>) -> Outcome<Seen> {
-    let mut all = Seen::default();
-    while let Some(seen) = streams.join_next().await {
-        let seen = seen??;
-        if seen.lateness.len() != DELTAS {
-            return Err(format!("a stream had {} deltas", seen.lateness.len()).into());
+async fn collect_latencies(mut streams: JoinSet<BenchResult<Latencies>>) -> BenchResult<Latencies> {
+    let mut total = Latencies::default();
+    while let Some(latencies) = streams.join_next().await {
+        let latencies = latencies??;
+        if latencies.lateness.len() != DELTAS {
+            return Err(format!("a stream had {} deltas", latencies.lateness.len()).into());
         }
-        all.add(seen);
+        total.add(latencies);
     }
-    Ok(all)
+    Ok(total)
 }
 
-async fn direct_round(address: &str, streams: usize) -> Outcome<Seen> {
-    // An error means that it was chosen already.
+async fn direct_round(address: &str, streams: usize) -> BenchResult<Latencies> {
+    // Fails if it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().tcp_nodelay(true).build()?;
     let mut tasks = JoinSet::new();
     for _ in 0..streams {
         let call = client.post(format!("{address}/v1/chat/completions")).body("{}");
         tasks.spawn(async move {
-            let (asked, mut seen) = (Instant::now(), Seen::default());
+            let (started, mut latencies) = (Instant::now(), Latencies::default());
             let mut body = call.send().await?.bytes_stream();
             let mut bytes = Vec::new();
             while let Some(piece) = body.next().await {
@@ -119,36 +106,36 @@ async fn direct_round(address: &str, streams: usize) -> Outcome<Seen> {
                     let event: Vec<u8> = bytes.drain(..end + 2).collect();
                     let event = String::from_utf8(event)?;
                     if let Some(text) = event.split("\"content\":\"").nth(1).and_then(|rest| rest.split('"').next()) {
-                        seen.delta(asked, text)?;
+                        latencies.add_delta(started, text)?;
                     }
                 }
             }
-            Outcome::Ok(seen)
+            BenchResult::Ok(latencies)
         });
     }
-    gathered(tasks).await
+    collect_latencies(tasks).await
 }
 
-/// Turns through the service, all at once, each of a user of its own.
-pub async fn proxied_round(address: &str, streams: usize) -> Outcome<Seen> {
+/// Concurrent turns through the service, each of its own user.
+pub async fn proxied_round(address: &str, streams: usize) -> BenchResult<Latencies> {
     let target = Target::connect(address).await?;
     let mut tasks = JoinSet::new();
     for number in 0..streams {
         let mut client = AgentServiceClient::new(target.channel(number));
         tasks.spawn(async move {
-            let (asked, mut seen) = (Instant::now(), Seen::default());
-            let asking = pb::ChatRequest { user_id: format!("user-{number}"), ..request() };
-            let mut frames = client.stream_chat(asking).await?.into_inner();
+            let (started, mut latencies) = (Instant::now(), Latencies::default());
+            let request = pb::ChatRequest { user_id: format!("user-{number}"), ..request() };
+            let mut frames = client.stream_chat(request).await?.into_inner();
             while let Some(frame) = frames.message().await? {
-                if seen.first_frames.is_empty() {
-                    seen.first_frames.push(asked.elapsed().as_secs_f64() * 1e3);
+                if latencies.first_frames.is_empty() {
+                    latencies.first_frames.push(milliseconds(started.elapsed()));
                 }
                 if let Some(Content::Delta(text)) = frame.content {
-                    seen.delta(asked, &text)?;
+                    latencies.add_delta(started, &text)?;
                 }
             }
-            Outcome::Ok(seen)
+            BenchResult::Ok(latencies)
         });
     }
-    gathered(tasks).await
+    collect_latencies(tasks).await
 }

@@ -1,12 +1,11 @@
-//! What many numbers have in common, and a number as text.
+//! Quantiles, and numbers as text.
 
-/// A number with as many digits as are worth reading.
 pub fn number(value: f64) -> String {
     let decimals = if value.abs() < 100.0 { 2 } else { 0 };
     format!("{value:.decimals$}")
 }
 
-/// The value below which a share of them lies; not a number, if there are none.
+/// The value below which `share` of the values lie; NaN without values.
 pub fn quantile(values: &mut [f64], share: f64) -> f64 {
     let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
     values.sort_unstable_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Turns with retrieval: each embeds its question and searches the memory of its user.
+//! Turns with retrieval: each embeds its question and searches the memories of its user.
 
 use std::time::Duration;
 
@@ -9,15 +9,14 @@ use agent_service::proto::agent_v1::{
 use tokio::{runtime::Runtime, time::timeout};
 
 use crate::{
-    LOG_LEVEL, Outcome,
-    load::{self, Target},
+    common::{BenchResult, LOG_LEVEL, STALL_TIMEOUT, request},
+    load::{self, LoadReport, Target},
     process::ServerProcess,
     report::{number, quantile},
-    request,
-    server::Role,
+    server::ServerRole,
 };
 
-/// Subjects of the memories; the question is about one of them.
+/// Subjects of the memories; the question is about the first.
 const SUBJECTS: [&str; 10] = [
     "eigenvalues and eigenvectors",
     "the chain rule",
@@ -30,36 +29,33 @@ const SUBJECTS: [&str; 10] = [
     "essay structure",
     "Newton's second law",
 ];
-/// What the measurement may take beyond its span before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How much there is to search, and by how many.
 pub struct Plan {
     pub users: usize,
-    /// Of each user.
+    /// Per user.
     pub memories: usize,
-    /// Callers of the closed loop; they ask on behalf of the users in turn.
+    /// Callers of the closed loop; the users take turns.
     pub callers: usize,
     pub span: Duration,
 }
 
-/// Measures and prints.
-pub fn run(runtime: &Runtime, plan: &Plan) -> Outcome<()> {
-    let server = ServerProcess::start(Role::Retrieval, Duration::ZERO, &[], LOG_LEVEL)?;
-    let mut done = runtime.block_on(async { timeout(plan.span + PATIENCE, measure(plan, server.address())).await? })?;
+pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
+    let server = ServerProcess::start(ServerRole::Retrieval, Duration::ZERO, &[], LOG_LEVEL)?;
+    let mut report =
+        runtime.block_on(async { timeout(plan.span + STALL_TIMEOUT, measure(plan, server.address())).await? })?;
     println!(
         "\nRetrieval on: {} callers in a closed loop for {:?}, {} users with {} memories each, embedded Postgres",
         plan.callers, plan.span, plan.users, plan.memories
     );
     let line = |what, value| println!("{what:<38}{:>12}", number(value));
-    line("turns a second", done.turns as f64 / done.elapsed.as_secs_f64());
-    line("first frame, p99, ms", quantile(&mut done.first_frames, 0.99) * 1e3);
-    line("whole turn, p50, ms", quantile(&mut done.ends, 0.5) * 1e3);
-    line("whole turn, p99, ms", quantile(&mut done.ends, 0.99) * 1e3);
+    line("turns a second", report.turns as f64 / report.elapsed.as_secs_f64());
+    line("first frame, p99, ms", quantile(&mut report.first_frames, 0.99) * 1e3);
+    line("whole turn, p50, ms", quantile(&mut report.ends, 0.5) * 1e3);
+    line("whole turn, p99, ms", quantile(&mut report.ends, 0.99) * 1e3);
     Ok(())
 }
 
-async fn measure(plan: &Plan, address: &str) -> Outcome<load::Done> {
+async fn measure(plan: &Plan, address: &str) -> BenchResult<LoadReport> {
     let target = Target::connect(address).await?;
     let mut memory = MemoryServiceClient::new(target.channel(0));
     for user in 0..plan.users {
@@ -74,7 +70,7 @@ async fn measure(plan: &Plan, address: &str) -> Outcome<load::Done> {
         memory.add_memories(request).await?;
     }
     let ask = |user| pb::ChatRequest { user_id: user_id(user), use_document_context: None, ..request() };
-    // A turn that finds nothing would be fast and mean nothing.
+    // Without a hit the measurement would be meaningless.
     let mut frames = AgentServiceClient::new(target.channel(0)).stream_chat(ask(0)).await?.into_inner();
     let mut recalled = false;
     while let Some(frame) = frames.message().await? {

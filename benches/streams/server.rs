@@ -1,4 +1,4 @@
-//! What the child processes run: the service as it is, or tonic alone.
+//! The servers of the child processes: the service, bare tonic, or a provider.
 
 use std::{
     convert::Infallible,
@@ -38,29 +38,27 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use crate::{Outcome, paced_provider, provider};
+use crate::{common::BenchResult, paced_provider};
 
-/// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The service, without a database.
+pub enum ServerRole {
+    /// The service without a database.
     Service,
     /// The service with its embedded Postgres.
     Retrieval,
-    /// Tonic and nothing else.
+    /// Tonic alone.
     Bare,
-    /// A provider of answers.
     Provider,
-    /// The service in front of that provider, without a database.
+    /// The service in front of the provider, without a database.
     Proxy,
-    /// The service in front of that provider, which keeps conversations in its embedded Postgres.
-    Keeper,
+    /// The service in front of the provider, with conversations in its embedded Postgres or in `CONVERSATIONS`.
+    PersistentProxy,
 }
 
-impl Role {
-    const ALL: [Self; 6] = [Self::Service, Self::Retrieval, Self::Bare, Self::Provider, Self::Proxy, Self::Keeper];
+impl ServerRole {
+    const ALL: [Self; 6] =
+        [Self::Service, Self::Retrieval, Self::Bare, Self::Provider, Self::Proxy, Self::PersistentProxy];
 
-    /// Its name as an argument.
     pub fn name(self) -> &'static str {
         match self {
             Self::Service => "service",
@@ -68,22 +66,21 @@ impl Role {
             Self::Bare => "bare",
             Self::Provider => "provider",
             Self::Proxy => "proxy",
-            Self::Keeper => "keeper",
+            Self::PersistentProxy => "persistent-proxy",
         }
     }
 
     fn has_database(self) -> bool {
-        matches!(self, Self::Retrieval | Self::Keeper)
+        matches!(self, Self::Retrieval | Self::PersistentProxy)
     }
 
-    /// The role of a name.
-    pub fn parse(name: &str) -> Outcome<Self> {
+    pub fn parse(name: &str) -> BenchResult<Self> {
         Ok(Self::ALL.into_iter().find(|role| role.name() == name).ok_or("no such server")?)
     }
 }
 
-/// Runs a server until its input ends. Tells its address on a line once it can be called.
-pub fn run(role: Role, arguments: &[&str]) -> Outcome<()> {
+/// Runs a server until its input ends. Prints its URL once it accepts calls.
+pub fn run(role: ServerRole, arguments: &[&str]) -> BenchResult<()> {
     let pace = Duration::from_millis(arguments.first().ok_or("the pace is missing")?.parse()?);
     let turn = read_turn()?;
     telemetry::init(None);
@@ -93,29 +90,29 @@ pub fn run(role: Role, arguments: &[&str]) -> Outcome<()> {
         let _ = std::io::stdin().read(&mut [0]);
         input_ended.cancel();
     });
-    // Outlives the runtime, whose end waits for a Postgres that is still being unpacked there.
+    // Dropped after the runtime, whose shutdown waits for an unpacking Postgres.
     let data = tempfile::tempdir()?;
     let runtime = Runtime::new()?;
     runtime.block_on(async {
         match role {
-            Role::Bare => serve_bare(turn, pace, stop).await,
-            Role::Provider => {
+            ServerRole::Bare => serve_bare(turn, pace, stop).await,
+            ServerRole::Provider => {
                 let listener = TcpListener::bind("127.0.0.1:0").await?;
                 announce(listener.local_addr()?)?;
                 tokio::select! {
-                    result = paced_provider::serve(listener, pace, provider::DELTAS) => result,
+                    result = paced_provider::serve(listener, pace) => result,
                     () = stop.cancelled() => Ok(()),
                 }
             }
-            Role::Service | Role::Retrieval | Role::Proxy | Role::Keeper => {
+            ServerRole::Service | ServerRole::Retrieval | ServerRole::Proxy | ServerRole::PersistentProxy => {
                 serve(role, pace, arguments.get(1).copied(), data.path(), stop).await
             }
         }
     })
 }
 
-/// The frames that a bare server repeats, which its input begins with.
-fn read_turn() -> Outcome<Vec<pb::ChatResponse>> {
+/// Reads the frames that the bare server repeats from the start of the input.
+fn read_turn() -> BenchResult<Vec<pb::ChatResponse>> {
     let mut input = std::io::stdin().lock();
     let mut length = [0; 8];
     input.read_exact(&mut length)?;
@@ -128,7 +125,6 @@ fn read_turn() -> Outcome<Vec<pb::ChatResponse>> {
     Ok(frames)
 }
 
-/// Tells the benchmark that calls can begin.
 fn announce(address: std::net::SocketAddr) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "http://{address}")?;
@@ -136,12 +132,12 @@ fn announce(address: std::net::SocketAddr) -> std::io::Result<()> {
 }
 
 async fn serve(
-    role: Role,
+    role: ServerRole,
     pace: Duration,
     provider: Option<&str>,
     data: &Path,
     stop: CancellationToken,
-) -> Outcome<()> {
+) -> BenchResult<()> {
     let config = Config::read(&|name| {
         Some(match name {
             "LLM_PROVIDER" if provider.is_some() => "compatible".to_owned(),
@@ -152,12 +148,13 @@ async fn serve(
             "DEMO_MODE" => "on".to_owned(),
             "DEMO_CHUNK_DELAY_MS" => pace.as_millis().to_string(),
             "EMBEDDING_PROVIDER" => "hashed".to_owned(),
-            // Nobody listens there: without retrieval a turn must not need a database.
+            // Unreachable: without retrieval a turn must not need a database.
             "DATABASE_URL" if !role.has_database() => "postgres://nobody@127.0.0.1:1/none".to_owned(),
-            // Kept where the benchmark was told to, or else in the embedded Postgres.
-            "CONVERSATIONS" if role == Role::Keeper => std::env::var(name).unwrap_or_else(|_| "postgres".to_owned()),
+            "CONVERSATIONS" if role == ServerRole::PersistentProxy => {
+                std::env::var(name).unwrap_or_else(|_| "postgres".to_owned())
+            }
             "CONVERSATIONS" | "RATE_LIMITS" => "off".to_owned(),
-            // The first turns of many streams come at once.
+            // Many streams start at once.
             "ADMISSION_TIMEOUT_MS" => "20000".to_owned(),
             "AGENT_DATA_DIR" => data.to_str()?.to_owned(),
             _ => return None,
@@ -178,7 +175,9 @@ async fn serve(
     };
     let keeping = async {
         match role {
-            Role::Retrieval | Role::Keeper => Ok(database.supervise(&ready, Arc::new(|_| {})).await?),
+            ServerRole::Retrieval | ServerRole::PersistentProxy => {
+                Ok(database.supervise(&ready, Arc::new(|_| {})).await?)
+            }
             _ => std::future::pending().await,
         }
     };
@@ -189,20 +188,20 @@ async fn serve(
     }
 }
 
-/// Answers every call with the same frames. It is written by hand, because the generated service has our codec.
+/// Repeats the same frames for every call. Written by hand, because the generated service has our codec.
 #[derive(Clone)]
-struct Bare {
+struct BareService {
     turn: Arc<[pb::ChatResponse]>,
     pace: Duration,
 }
 
 type BareFrames = Pin<Box<dyn Stream<Item = Result<pb::ChatResponse, Status>> + Send>>;
 
-impl NamedService for Bare {
+impl NamedService for BareService {
     const NAME: &'static str = "agent.v1.AgentService";
 }
 
-impl Service<http::Request<Body>> for Bare {
+impl Service<http::Request<Body>> for BareService {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
@@ -217,7 +216,7 @@ impl Service<http::Request<Body>> for Bare {
     }
 }
 
-impl ServerStreamingService<pb::ChatRequest> for Bare {
+impl ServerStreamingService<pb::ChatRequest> for BareService {
     type Response = pb::ChatResponse;
     type ResponseStream = BareFrames;
     type Future = Ready<Result<Response<BareFrames>, Status>>;
@@ -238,18 +237,18 @@ impl ServerStreamingService<pb::ChatRequest> for Bare {
     }
 }
 
-async fn serve_bare(turn: Vec<pb::ChatResponse>, pace: Duration, stop: CancellationToken) -> Outcome<()> {
+async fn serve_bare(turn: Vec<pb::ChatResponse>, pace: Duration, stop: CancellationToken) -> BenchResult<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     announce(listener.local_addr()?)?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    // What the service sets for HTTP/2, without its layers.
+    // The HTTP/2 settings of the service, without its layers.
     let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .max_concurrent_streams(10_000)
         .initial_connection_window_size(4 * 1024 * 1024)
         .initial_stream_window_size(1024 * 1024)
-        .add_service(Bare { turn: turn.into(), pace })
+        .add_service(BareService { turn: turn.into(), pace })
         .serve_with_incoming(incoming);
     tokio::select! {
         result = serving => Ok(result?),
