@@ -1,4 +1,4 @@
-//! Vectors of a real model against those of the library that defines them.
+//! Vectors of all-MiniLM-L6-v2 against the reference library.
 
 #![cfg(feature = "local-embeddings")]
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
@@ -19,9 +19,9 @@ struct Golden {
 #[derive(Deserialize)]
 struct Reference {
     text: String,
-    /// How often the text follows itself, so that long texts take little room.
+    /// Repetitions of `text`, which keep the file small.
     times: usize,
-    /// A signed byte for each dimension, in hexadecimal digits. Their scale is of no matter to a cosine.
+    /// A signed byte for each dimension, in hexadecimal. The scale does not affect the cosine.
     vector: String,
 }
 
@@ -45,7 +45,7 @@ fn model() -> LocalEmbedder {
 
 #[tokio::test]
 #[ignore = "needs the weights of all-MiniLM-L6-v2 in EMBEDDING_MODEL_DIR"]
-async fn vectors_of_minilm_are_those_of_sentence_transformers() {
+async fn minilm_vectors_match_sentence_transformers() {
     let embedder = model();
     assert_eq!(embedder.model().dimension, 384);
     let golden: Golden = serde_json::from_str(GOLDEN).unwrap();
@@ -57,13 +57,13 @@ async fn vectors_of_minilm_are_those_of_sentence_transformers() {
         assert!(found >= 0.999, "cosine {found} for {text:.60?}");
         let alone = embedder.embed(&[text]).await.unwrap();
         let found = cosine(vector, &alone[0]);
-        assert!(found >= 0.999_99, "cosine {found} between {text:.60?} alone and among others");
+        assert!(found >= 0.999_99, "cosine {found} between {text:.60?} alone and in a batch");
     }
 }
 
 #[tokio::test]
 #[ignore = "needs the weights of all-MiniLM-L6-v2 in EMBEDDING_MODEL_DIR"]
-async fn minilm_has_words_for_english_and_none_for_chinese_or_russian() {
+async fn minilm_vocabulary_covers_english_only() {
     let embedder = model();
     for (text, least, most) in [
         ("What did I find hard in linear algebra?", 0.99, 1.0),

@@ -1,17 +1,19 @@
-//! Demo answers and the frames that carry them.
+//! Answers of demo mode and their frames.
 
 use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
 use tonic::Request;
 use unicode_segmentation::UnicodeSegmentation as _;
 
-use crate::harness::{TestServer, ask, check_contract, joined_deltas, kind, outline, usage_of};
+use crate::harness::{
+    TestServer, ask, ask_without_retrieval, assert_contract, frame_kind, joined_deltas, open_stream, outline, usage_of,
+};
 
-fn in_chinese(message: &str) -> pb::ChatRequest {
+fn ask_in_chinese(message: &str) -> pb::ChatRequest {
     let profile = pb::UserProfile { language: "zh-CN".into(), ..Default::default() };
     pb::ChatRequest { user_profile: Some(profile), ..ask(message) }
 }
 
-fn details(frames: &[pb::ChatResponse]) -> Vec<String> {
+fn status_details(frames: &[pb::ChatResponse]) -> Vec<String> {
     let details = frames.iter().filter_map(|frame| match &frame.content {
         Some(Content::StatusUpdate(status)) => Some(status.details.clone()),
         _ => None,
@@ -20,10 +22,10 @@ fn details(frames: &[pb::ChatResponse]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_demo_answer_has_the_frames_of_the_contract_in_its_order() {
+async fn demo_answer_follows_the_frame_grammar() {
     let server = TestServer::start(&[]).await;
     let frames = server.chat(ask("帮我制定高数复习计划")).await.unwrap();
-    check_contract(&frames);
+    assert_contract(&frames);
     assert_eq!(outline(&frames), ["THINKING", "SEARCHING", "GENERATING", "delta", "usage", "full_text"]);
     assert_eq!(frames.last().unwrap().finish_reason(), pb::FinishReason::Stop);
     let text = joined_deltas(&frames);
@@ -36,7 +38,7 @@ async fn a_demo_answer_has_the_frames_of_the_contract_in_its_order() {
 }
 
 #[tokio::test]
-async fn demo_usage_is_estimated_and_marked_so() {
+async fn demo_usage_is_marked_as_estimated() {
     let server = TestServer::start(&[]).await;
     let frames = server.chat(ask("hello")).await.unwrap();
     let (usage, metadata) = usage_of(&frames);
@@ -47,7 +49,7 @@ async fn demo_usage_is_estimated_and_marked_so() {
 }
 
 #[tokio::test]
-async fn an_unmatched_question_is_told_how_to_leave_demo_mode_in_its_own_language() {
+async fn unmatched_question_explains_how_to_leave_demo_mode() {
     let server = TestServer::start(&[]).await;
     for question in ["What is the airspeed of a swallow?", "今天天气怎么样"] {
         let answer = joined_deltas(&server.chat(ask(question)).await.unwrap());
@@ -56,23 +58,23 @@ async fn an_unmatched_question_is_told_how_to_leave_demo_mode_in_its_own_languag
 }
 
 #[tokio::test]
-async fn statuses_and_prompt_version_follow_the_language_of_the_profile() {
+async fn statuses_and_prompt_version_follow_profile_language() {
     let server = TestServer::start(&[]).await;
-    let chinese = server.chat(in_chinese("hello")).await.unwrap();
-    assert_eq!(details(&chinese), ["正在思考…", "正在检索记忆…", "正在生成回答…"]);
+    let chinese = server.chat(ask_in_chinese("hello")).await.unwrap();
+    assert_eq!(status_details(&chinese), ["正在思考…", "正在检索记忆…", "正在生成回答…"]);
     assert!(chinese.iter().all(|frame| frame.prompt_version.ends_with(".zh")));
     let english = server.chat(pb::ChatRequest { user_id: "bob".into(), ..ask("hello") }).await.unwrap();
-    assert!(details(&english)[0].starts_with("Thinking"));
+    assert!(status_details(&english)[0].starts_with("Thinking"));
     assert!(english.iter().all(|frame| frame.prompt_version.ends_with(".en")));
 }
 
 #[tokio::test]
-async fn ids_of_the_client_come_back_and_missing_ones_are_made() {
+async fn client_ids_are_echoed_and_missing_ids_generated() {
     let server = TestServer::start(&[]).await;
     let request = pb::ChatRequest { session_id: "s-1".into(), request_id: "r-1".into(), ..ask("hi") };
     let frames = server.chat(request).await.unwrap();
     assert_eq!((frames[0].session_id.as_str(), frames[0].request_id.as_str()), ("s-1", "r-1"));
-    assert_eq!(frames[0].trace_id, "r-1", "the request id ties the logs together where there is no trace");
+    assert_eq!(frames[0].trace_id, "r-1", "without a trace the request id correlates logs");
     let (one, two) = (server.chat(ask("hi")).await.unwrap(), server.chat(ask("hi")).await.unwrap());
     assert_ne!(one[0].session_id, two[0].session_id);
     assert_ne!(one[0].request_id, two[0].request_id);
@@ -80,7 +82,7 @@ async fn ids_of_the_client_come_back_and_missing_ones_are_made() {
 }
 
 #[tokio::test]
-async fn the_trace_is_that_of_traceparent_and_else_of_x_trace_id() {
+async fn traceparent_takes_precedence_over_x_trace_id() {
     let server = TestServer::start(&[]).await;
     for (headers, expected) in [
         (vec![("x-trace-id", "trace-7")], "trace-7"),
@@ -93,32 +95,31 @@ async fn the_trace_is_that_of_traceparent_and_else_of_x_trace_id() {
         for (name, value) in headers {
             request.metadata_mut().insert(name, value.parse().unwrap());
         }
-        let first = server.agent().stream_chat(request).await.unwrap().into_inner().message().await.unwrap().unwrap();
+        let first = open_stream(&server, request).await.message().await.unwrap().unwrap();
         assert_eq!(first.trace_id, expected);
     }
 }
 
 #[tokio::test]
-async fn the_first_frame_leaves_before_the_simulated_thought() {
-    // An hour of thought: whatever comes before it comes without it.
+async fn first_frame_is_sent_before_the_thinking_delay() {
+    // An hour: frames that arrive did not wait for the delay.
     let server = TestServer::start(&[("DEMO_THINKING_DELAY_MS", "3600000")]).await;
-    let mut stream = server.agent().stream_chat(ask("hi")).await.unwrap().into_inner();
-    assert_eq!(kind(&stream.message().await.unwrap().unwrap()), "THINKING");
+    let mut stream = open_stream(&server, ask("hi")).await;
+    assert_eq!(frame_kind(&stream.message().await.unwrap().unwrap()), "THINKING");
 }
 
 #[tokio::test]
-async fn chunks_are_paced_by_a_timer_and_zero_means_no_pause() {
-    // An hour between two chunks: only the first can come.
+async fn chunks_are_paced_by_the_chunk_delay() {
+    // An hour: only the first chunk can arrive.
     let server = TestServer::start(&[("DEMO_CHUNK_DELAY_MS", "3600000")]).await;
-    let request = pb::ChatRequest { use_document_context: Some(false), ..ask("hi") };
-    let mut stream = server.agent().stream_chat(request).await.unwrap().into_inner();
+    let mut stream = open_stream(&server, ask_without_retrieval("hi")).await;
     for expected in ["THINKING", "GENERATING", "delta"] {
-        assert_eq!(kind(&stream.message().await.unwrap().unwrap()), expected);
+        assert_eq!(frame_kind(&stream.message().await.unwrap().unwrap()), expected);
     }
 }
 
 #[tokio::test]
-async fn a_file_replaces_the_canned_answers() {
+async fn responses_file_replaces_canned_answers() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let json =
         r#"{"responses": [{"questions": ["ping"], "answer": "pong 🏓"}], "fallback": {"zh": "无", "en": "none"}}"#;
@@ -129,7 +130,7 @@ async fn a_file_replaces_the_canned_answers() {
 }
 
 #[tokio::test]
-async fn a_user_in_the_metadata_is_enough_and_another_one_in_the_body_is_refused() {
+async fn user_id_in_metadata_must_match_the_body() {
     let server = TestServer::start(&[]).await;
     let with_metadata = |user_id: &str| {
         let mut request = Request::new(pb::ChatRequest { user_id: user_id.into(), ..ask("hi") });

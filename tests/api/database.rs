@@ -1,4 +1,4 @@
-//! Logins, migrations and a database that says nothing.
+//! Logins, migrations, roles, timeouts and poolers of the database.
 
 use std::{str::FromStr as _, time::Duration};
 
@@ -11,17 +11,19 @@ use agent_service::{
 use sqlx::{Connection as _, Executor as _, Row as _};
 use tokio::sync::watch;
 
-use crate::harness::{PATIENCE, TestDatabase, TestServer, by_pooler, config};
+use crate::harness::{
+    TEST_TIMEOUT, TestDatabase, TestServer, UNREACHABLE_DATABASE, config, memory_input, memory_query, pooled_url,
+};
 
 fn database(variables: &[(&str, &str)]) -> Database {
     Database::from_config(&config(variables).stores.database).unwrap()
 }
 
 #[tokio::test]
-async fn a_login_that_may_not_change_tables_serves_after_the_owner_migrated() {
+async fn login_without_ddl_rights_serves_after_owner_migrates() {
     let empty = TestDatabase::create().await;
     let mut owner = empty.connect().await;
-    // As a database is before its first migration, with the rights that Postgres gives nowadays.
+    // An empty database with the default rights of Postgres 15 and later.
     owner
         .execute("drop schema public cascade; create schema public; create extension if not exists vector")
         .await
@@ -33,78 +35,77 @@ async fn a_login_that_may_not_change_tables_serves_after_the_owner_migrated() {
         .unwrap();
     let mut url = reqwest::Url::parse(&empty.url).unwrap();
     url.set_username(&login).unwrap();
-    let url = by_pooler(url.as_str());
+    let url = pooled_url(url.as_str());
     let service = [("DATABASE_URL", url.as_str())];
     let with_owner = [("DATABASE_URL", url.as_str()), ("DATABASE_ADMIN_URL", empty.url.as_str())];
 
-    assert!(database(&service).migrate().await.is_err(), "the login alone may not");
+    assert!(database(&service).migrate().await.is_err(), "a login without DDL rights migrated the database");
     database(&with_owner).migrate().await.unwrap();
-    // And at run time the owner is not needed any more.
+    // At run time the owner is not needed.
     let (ready, mut is_ready) = watch::channel(false);
-    let kept = database(&service);
+    let supervised = database(&service);
     tokio::select! {
-        kept = kept.supervise(&ready, std::sync::Arc::new(|_| {})) => panic!("{kept:?}"),
-        ready = tokio::time::timeout(PATIENCE, is_ready.wait_for(|ready| *ready)) => drop(ready.unwrap().unwrap()),
+        ended = supervised.supervise(&ready, std::sync::Arc::new(|_| {})) => panic!("{ended:?}"),
+        ready = tokio::time::timeout(TEST_TIMEOUT, is_ready.wait_for(|ready| *ready)) => drop(ready.unwrap().unwrap()),
     }
     let server = TestServer::start_on(&url, &[]).await;
     server.remember("ann", &["eigenvalue"]).await;
-    // By itself the login sees nothing: it has the roles' rights only while it acts as one.
+    // The login has no rights of its own (NOINHERIT); it must `set role`.
     let options = sqlx::postgres::PgConnectOptions::from_str(&url).unwrap().extra_float_digits(None);
-    let mut bare = sqlx::PgConnection::connect_with(&options).await.unwrap();
-    let refused = bare.execute("select content from memories").await.unwrap_err().to_string();
-    assert!(refused.contains("permission denied"), "{refused}");
-    let query = pb::MemoryQuery { user_id: "ann".into(), query_text: "eigenvalue".into(), ..Default::default() };
-    assert_eq!(server.agent().retrieve_memory(query).await.unwrap().into_inner().total_found, 1);
+    let mut login_only = sqlx::PgConnection::connect_with(&options).await.unwrap();
+    let rejected = login_only.execute("select content from memories").await.unwrap_err().to_string();
+    assert!(rejected.contains("permission denied"), "{rejected}");
+    assert_eq!(server.retrieve(memory_query("ann", "eigenvalue")).await.total_found, 1);
     drop(server);
     owner.execute(sqlx::AssertSqlSafe(format!("drop owned by {login}; drop role {login}"))).await.unwrap();
 }
 
 #[tokio::test]
-async fn every_transaction_says_whose_rights_it_has_and_how_long_its_statements_may_take() {
+async fn transactions_set_role_and_timeouts() {
     let database = TestDatabase::create().await;
     let roles = self::database(&[("DATABASE_URL", &database.service_url())]).pools();
     let ann = UserId::parse("user_id", "ann").unwrap();
-    let many = roles.service.with_statement_timeout(Duration::from_secs(300));
-    let alone = roles.service.with_statement_timeout(Duration::from_secs(5)).with_idle_timeout(Duration::from_secs(10));
+    let slow = roles.service.with_statement_timeout(Duration::from_secs(300));
+    let fast = roles.service.with_statement_timeout(Duration::from_secs(5)).with_idle_timeout(Duration::from_secs(10));
     for (role, expected) in [
         (&roles.service, ["agent_service", "off", "20s", "20s", "1min"]),
         (&roles.reader, ["agent_reader", "on", "10s", "20s", "1min"]),
         (&roles.maintenance, ["agent_maintenance", "on", "20s", "20s", "1min"]),
-        (&many, ["agent_service", "off", "5min", "20s", "1min"]),
-        (&alone, ["agent_service", "off", "5s", "20s", "10s"]),
+        (&slow, ["agent_service", "off", "5min", "20s", "1min"]),
+        (&fast, ["agent_service", "off", "5s", "20s", "10s"]),
     ] {
         for mut transaction in [role.begin(&ann).await.unwrap(), role.begin_without_user().await.unwrap()] {
-            let said = "select current_user::text, current_setting('transaction_read_only'),
+            let settings = "select current_user::text, current_setting('transaction_read_only'),
                                current_setting('statement_timeout'), current_setting('lock_timeout'),
                                current_setting('idle_in_transaction_session_timeout')";
-            let row = sqlx::query(said).persistent(false).fetch_one(&mut *transaction).await.unwrap();
-            assert_eq!([0, 1, 2, 3, 4].map(|place| row.get::<String, _>(place)), expected);
+            let row = sqlx::query(settings).persistent(false).fetch_one(&mut *transaction).await.unwrap();
+            assert_eq!([0, 1, 2, 3, 4].map(|column| row.get::<String, _>(column)), expected);
         }
     }
 }
 
-/// Not with the embedded Postgres, whose timers do not fire.
+/// Skipped on the embedded Postgres, whose timers do not fire.
 #[tokio::test]
-async fn a_statement_that_takes_too_long_is_ended_by_the_database() {
+async fn statement_timeout_ends_a_slow_statement() {
     if std::env::var_os("TEST_DATABASE_URL").is_none() {
         return;
     }
     let database = TestDatabase::create().await;
     let roles = self::database(&[("DATABASE_URL", &database.service_url())]).pools();
-    let brief = roles.service.with_statement_timeout(Duration::from_millis(50));
-    let mut transaction = brief.begin_without_user().await.unwrap();
-    let ended = transaction.execute("select pg_sleep(60)").await.unwrap_err();
-    assert_eq!(ended.as_database_error().unwrap().code().as_deref(), Some("57014"));
-    assert!(MemoryError::from(ended).is_transient());
+    let short = roles.service.with_statement_timeout(Duration::from_millis(50));
+    let mut transaction = short.begin_without_user().await.unwrap();
+    let timed_out = transaction.execute("select pg_sleep(60)").await.unwrap_err();
+    assert_eq!(timed_out.as_database_error().unwrap().code().as_deref(), Some("57014"));
+    assert!(MemoryError::from(timed_out).is_transient());
 }
 
 #[tokio::test]
-async fn a_check_tells_a_database_that_is_right_from_one_that_is_not_up_to_date_or_shows_too_much() {
-    let made = TestDatabase::create().await;
-    let checked = database(&[("DATABASE_URL", &made.service_url())]);
+async fn check_rejects_missing_migrations_and_weak_policies() {
+    let migrated = TestDatabase::create().await;
+    let checked = database(&[("DATABASE_URL", &migrated.service_url())]);
     checked.check().await.unwrap();
-    let mut owner = made.connect().await;
-    for (change, back, named) in [
+    let mut owner = migrated.connect().await;
+    for (change, undo, named) in [
         (
             "alter policy own_rows on memories using (true)",
             "alter policy own_rows on memories using (user_id = (select current_setting('agent.user_id', true)))",
@@ -142,33 +143,31 @@ async fn a_check_tells_a_database_that_is_right_from_one_that_is_not_up_to_date_
         ),
     ] {
         owner.execute(change).await.unwrap();
-        let refused = checked.check().await;
-        assert!(matches!(&refused, Err(DatabaseError::NotIsolated(why)) if why.contains(named)), "{refused:?}");
-        owner.execute(back).await.unwrap();
+        let rejected = checked.check().await;
+        assert!(matches!(&rejected, Err(DatabaseError::NotIsolated(why)) if why.contains(named)), "{rejected:?}");
+        owner.execute(undo).await.unwrap();
         checked.check().await.unwrap();
     }
     owner.execute("delete from _sqlx_migrations where version = 3").await.unwrap();
     assert!(matches!(checked.check().await, Err(DatabaseError::NotMigrated)));
     owner.execute("drop table _sqlx_migrations").await.unwrap();
     assert!(matches!(checked.check().await, Err(DatabaseError::NotMigrated)));
-    let nobody = "127.0.0.1:1";
-    let dead = format!("postgres://nobody@{nobody}/none");
-    let unreachable = database(&[("DATABASE_URL", &dead)]).check().await;
+    let unreachable = database(&[("DATABASE_URL", UNREACHABLE_DATABASE)]).check().await;
     assert!(matches!(unreachable, Err(DatabaseError::Unreachable(_))), "{unreachable:?}");
 }
 
-/// On a paused clock, which jumps to the next timer as soon as nothing else can happen.
+/// The paused clock jumps to the next timer once nothing else can make progress.
 #[tokio::test(start_paused = true)]
-async fn a_database_that_never_says_a_word_is_given_up() {
-    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("postgres://nobody@{}/none", mute.local_addr().unwrap());
-    let given_up = database(&[("DATABASE_URL", url.as_str())]).migrate().await;
-    assert!(matches!(given_up, Err(DatabaseError::Unreachable(_))), "{given_up:?}");
+async fn silent_database_is_unreachable() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://nobody@{}/none", silent.local_addr().unwrap());
+    let failed = database(&[("DATABASE_URL", url.as_str())]).migrate().await;
+    assert!(matches!(failed, Err(DatabaseError::Unreachable(_))), "{failed:?}");
 }
 
-/// Where a pooler stands in front, it is one that needs the setting: otherwise the other tests would prove nothing.
+/// Proves that the pooler of the test run breaks prepared statements; otherwise the other tests behind it would prove nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn statements_that_are_kept_by_name_fail_behind_a_pooler_of_transactions() {
+async fn prepared_statements_fail_behind_transaction_pooler() {
     if std::env::var_os("TEST_POOLER_URL").is_none() {
         return;
     }
@@ -178,7 +177,7 @@ async fn statements_that_are_kept_by_name_fail_behind_a_pooler_of_transactions()
             let mut calls = tokio::task::JoinSet::new();
             for n in 0..8 {
                 let mut client = server.memory();
-                let memories = vec![pb::MemoryInput { content: format!("eigenvalue {n}"), ..Default::default() }];
+                let memories = vec![memory_input("", &format!("eigenvalue {n}"))];
                 let request = pb::AddMemoriesRequest { user_id: format!("user-{n}"), memories };
                 calls.spawn(async move { client.add_memories(request).await });
             }
@@ -187,5 +186,5 @@ async fn statements_that_are_kept_by_name_fail_behind_a_pooler_of_transactions()
             }
         }
     };
-    tokio::time::timeout(PATIENCE, failed).await.expect("the pooler keeps statements by name");
+    tokio::time::timeout(TEST_TIMEOUT, failed).await.expect("the pooler supports prepared statements");
 }

@@ -1,4 +1,4 @@
-//! The documents say what the code does.
+//! The documents agree with the code.
 
 use std::{collections::BTreeSet, fs};
 
@@ -8,7 +8,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-/// Names in the first column of tables, where they are set as code and look like variables.
+/// Environment variables (in backticks) of the first column of tables.
 fn documented(markdown: &str) -> BTreeSet<String> {
     let first_cells = markdown.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
     first_cells
@@ -20,7 +20,7 @@ fn documented(markdown: &str) -> BTreeSet<String> {
 
 #[test]
 fn both_readmes_document_exactly_the_variables_that_are_read() {
-    // Read by the tests alone, hence in no configuration.
+    // Only the tests read it.
     let read_by_code: BTreeSet<_> = VARIABLES.iter().copied().chain(["TEST_DATABASE_URL"]).map(str::to_owned).collect();
     for readme in ["README.md", "README.zh-CN.md"] {
         assert_eq!(documented(&read(readme)), read_by_code, "{readme}");
@@ -28,7 +28,7 @@ fn both_readmes_document_exactly_the_variables_that_are_read() {
 }
 
 #[test]
-fn the_example_environment_has_every_variable_of_the_service() {
+fn example_environment_lists_every_variable() {
     let example = read(".env.example");
     let names: BTreeSet<_> = example
         .lines()
@@ -39,7 +39,7 @@ fn the_example_environment_has_every_variable_of_the_service() {
 }
 
 #[test]
-fn both_readmes_begin_with_the_two_commands() {
+fn both_readmes_begin_with_run_and_test_commands() {
     for readme in ["README.md", "README.zh-CN.md"] {
         let text = read(readme);
         let (run, test) = (text.find("cargo run").unwrap(), text.find("cargo test").unwrap());
@@ -52,7 +52,7 @@ fn both_readmes_show_the_same_commands() {
     let blocks = |path: &str| -> Vec<String> {
         let text = read(path);
         let code: Vec<_> = text.split("```").skip(1).step_by(2).map(str::to_owned).collect();
-        // Comments are translated, commands are not.
+        // Comments are translated.
         code.iter()
             .flat_map(|block| block.lines())
             .map(|line| line.split(" #").next().unwrap().trim_end().to_owned())
@@ -61,13 +61,13 @@ fn both_readmes_show_the_same_commands() {
     assert_eq!(blocks("README.md"), blocks("README.zh-CN.md"));
 }
 
-/// The lines without their indentation, which a snippet does not keep.
+/// Snippets are indented differently than their example.
 fn unindented(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn snippets_for_clients_are_those_of_the_examples() {
+fn client_snippets_are_taken_from_examples() {
     let guide = read("docs/clients.md");
     let mut snippets = 0;
     for block in guide.split("```").skip(1).step_by(2) {
@@ -81,7 +81,7 @@ fn snippets_for_clients_are_those_of_the_examples() {
         };
         let snippet = unindented(snippet);
         let is_real = examples.iter().any(|path| unindented(&read(&format!("examples/{path}"))).contains(&snippet));
-        assert!(is_real, "no example has\n{snippet}");
+        assert!(is_real, "no example contains this snippet:\n{snippet}");
         snippets += 1;
     }
     assert!(snippets > 0);

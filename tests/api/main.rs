@@ -1,32 +1,40 @@
-//! What a user would try, over real sockets and against real Postgres.
+//! The API over real sockets and a real Postgres.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-mod callers;
+mod authentication;
 mod chat;
+mod connection_cuts;
 mod conversations;
-mod corrections;
-mod cuts;
 mod database;
 mod docs;
 mod documents;
 #[cfg(feature = "dynamodb")]
 mod dynamodb;
 mod embeddings;
+#[path = "../support/fake_provider.rs"]
 mod fake_provider;
+mod fallbacks;
 mod faults;
 mod grounding;
+mod grpc_web;
 mod harness;
 mod indexing;
-mod intruders;
 mod isolation;
-mod keywords;
+mod lexical;
 mod memories;
-mod page;
+mod pending_turns;
 #[path = "../postgres/mod.rs"]
 mod postgres;
 mod providers;
-mod refusals;
+mod reembedding;
+mod resume;
+mod shutdown;
+mod supersede;
 mod tools;
 mod transport;
-mod vectors;
+mod turn_index;
+mod updates;
+mod validation;
+mod vector_index;
+mod web_page;

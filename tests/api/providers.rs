@@ -1,25 +1,23 @@
-//! Real models, played by a scripted provider.
+//! Answers of an OpenAI-compatible provider.
 
-use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
+use agent_service::proto::agent_v1 as pb;
 use proptest::prelude::*;
 
 use crate::{
-    fake_provider::{FakeProvider, Step, delta, finish, head, usage},
-    harness::{TestServer, ask, check_contract, error_of, joined_deltas, kind, outline, usage_of},
+    fake_provider::{FakeProvider, Step, delta, finish, stream_head, usage},
+    harness::{
+        CLOSED_ADDRESS, TEST_TIMEOUT, TestServer, ask, ask_without_retrieval, assert_contract, endless_answer,
+        error_of, joined_deltas, open_stream, outline, read_until, usage_of,
+    },
 };
 
-/// A question that needs no memory.
-fn plain(message: &str) -> pb::ChatRequest {
-    pb::ChatRequest { use_document_context: Some(false), ..ask(message) }
-}
-
 #[tokio::test]
-async fn an_answer_streams_with_the_providers_own_usage() {
+async fn answer_streams_with_usage_of_the_provider() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     provider.stream(&[&delta("线性"), &delta("代数"), &finish("stop"), &usage(12, 34), "[DONE]"]).await;
-    let frames = server.chat(plain("什么是线性代数?")).await.unwrap();
-    check_contract(&frames);
+    let frames = server.chat(ask_without_retrieval("什么是线性代数?")).await.unwrap();
+    assert_contract(&frames);
     assert_eq!(joined_deltas(&frames), "线性代数");
     let (usage, metadata) = usage_of(&frames);
     assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.total_tokens), (12, 34, 46));
@@ -27,7 +25,7 @@ async fn an_answer_streams_with_the_providers_own_usage() {
 }
 
 #[tokio::test]
-async fn the_request_carries_key_model_sampling_history_and_the_prompt_in_the_users_language() {
+async fn request_carries_key_sampling_history_and_prompt() {
     let mut provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     provider.stream(&[&delta("ok"), &finish("stop"), "[DONE]"]).await;
@@ -53,7 +51,7 @@ async fn the_request_carries_key_model_sampling_history_and_the_prompt_in_the_us
             preferences: [("concise_mode".to_owned(), "true".to_owned())].into(),
             ..Default::default()
         }),
-        ..plain("question")
+        ..ask_without_retrieval("question")
     };
     server.chat(request).await.unwrap();
     let received = provider.requests.recv().await.unwrap();
@@ -65,7 +63,11 @@ async fn the_request_carries_key_model_sampling_history_and_the_prompt_in_the_us
     assert_eq!(body["stream_options"]["include_usage"], true);
     let messages = body["messages"].as_array().unwrap();
     let roles: Vec<_> = messages.iter().map(|message| message["role"].as_str().unwrap()).collect();
-    assert_eq!(roles, ["system", "user", "assistant", "user", "user"], "a tool does not speak as the system");
+    assert_eq!(
+        roles,
+        ["system", "user", "assistant", "user", "user"],
+        "tool messages of the history are sent as user messages"
+    );
     let system = messages[0]["content"].as_str().unwrap();
     assert!(system.contains("小明") && system.contains("Asia/Shanghai"), "{system}");
     assert!(messages[3]["content"].as_str().unwrap().contains("42"));
@@ -73,31 +75,31 @@ async fn the_request_carries_key_model_sampling_history_and_the_prompt_in_the_us
 }
 
 #[tokio::test]
-async fn what_is_not_set_is_not_sent() {
+async fn unset_sampling_options_are_not_sent() {
     let mut provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     provider.stream(&[&delta("ok"), &finish("stop"), "[DONE]"]).await;
-    server.chat(plain("hi")).await.unwrap();
+    server.chat(ask_without_retrieval("hi")).await.unwrap();
     let body = provider.requests.recv().await.unwrap().body;
     assert!(body.get("temperature").is_none() && body.get("max_tokens").is_none());
     assert_eq!(body["model"], "test-model");
 }
 
 #[tokio::test]
-async fn chinese_cut_anywhere_between_two_chunks_arrives_whole() {
+async fn utf8_split_across_chunks_arrives_whole() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     let stream = format!("data: {}\n\ndata: {}\n\ndata: [DONE]\n\n", delta("特征值🎓"), finish("stop"));
     for size in [1, 2, 3, 5, 7] {
-        let pieces = stream.as_bytes().chunks(size).map(|piece| Step::Send(piece.to_vec()));
-        provider.script([Step::Send(head(200, "text/event-stream"))].into_iter().chain(pieces).collect()).await;
-        let frames = server.chat(plain("hi")).await.unwrap();
-        assert_eq!(joined_deltas(&frames), "特征值🎓", "pieces of {size} bytes");
+        let chunks = stream.as_bytes().chunks(size).map(|chunk| Step::Send(chunk.to_vec()));
+        provider.script([stream_head()].into_iter().chain(chunks).collect()).await;
+        let frames = server.chat(ask_without_retrieval("hi")).await.unwrap();
+        assert_eq!(joined_deltas(&frames), "特征值🎓", "chunks of {size} bytes");
     }
 }
 
 #[tokio::test]
-async fn length_and_content_filter_are_told_as_such() {
+async fn finish_reasons_are_passed_through() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     for (reason, expected) in [
@@ -106,14 +108,14 @@ async fn length_and_content_filter_are_told_as_such() {
         ("stop", pb::FinishReason::Stop),
     ] {
         provider.stream(&[&delta("cut"), &finish(reason), "[DONE]"]).await;
-        let frames = server.chat(plain("hi")).await.unwrap();
-        check_contract(&frames);
+        let frames = server.chat(ask_without_retrieval("hi")).await.unwrap();
+        assert_contract(&frames);
         assert_eq!(frames.last().unwrap().finish_reason(), expected);
     }
 }
 
 #[tokio::test]
-async fn every_refusal_of_a_provider_has_its_code_and_says_whether_trying_again_helps() {
+async fn provider_errors_map_to_code_and_retryability() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     use pb::ErrorCode::{InvalidArgument, NotFound, RateLimited, Timeout, Unauthorized, Unavailable};
@@ -135,9 +137,9 @@ async fn every_refusal_of_a_provider_has_its_code_and_says_whether_trying_again_
         (503, "", "PROVIDER_UNAVAILABLE", Unavailable, true),
         (504, "", "PROVIDER_TIMEOUT", Timeout, true),
     ] {
-        provider.refuse(status, body).await;
-        let frames = server.chat(plain("hi")).await.unwrap();
-        check_contract(&frames);
+        provider.respond(status, body).await;
+        let frames = server.chat(ask_without_retrieval("hi")).await.unwrap();
+        assert_contract(&frames);
         let error = error_of(&frames);
         assert_eq!(
             (error.code.as_str(), error.error_code(), error.retryable),
@@ -146,22 +148,23 @@ async fn every_refusal_of_a_provider_has_its_code_and_says_whether_trying_again_
         );
         assert_eq!(error.details["provider_status"], status.to_string());
         assert!(!error.message.is_empty() && !format!("{error:?}").contains("sk-leak"));
-        assert_eq!(outline(&frames), ["THINKING", "GENERATING", "error"], "nothing was spent");
+        assert_eq!(outline(&frames), ["THINKING", "GENERATING", "error"], "no usage was reported");
     }
 }
 
 #[tokio::test]
-async fn an_error_speaks_the_users_language() {
+async fn error_message_is_in_the_language_of_the_user() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
-    provider.refuse(503, "").await;
+    provider.respond(503, "").await;
     let profile = pb::UserProfile { language: "zh".into(), ..Default::default() };
-    let frames = server.chat(pb::ChatRequest { user_profile: Some(profile), ..plain("hi") }).await.unwrap();
+    let frames =
+        server.chat(pb::ChatRequest { user_profile: Some(profile), ..ask_without_retrieval("hi") }).await.unwrap();
     assert_eq!(error_of(&frames).message, "模型服务暂时不可用，请稍后重试。");
 }
 
 #[tokio::test]
-async fn an_error_inside_the_stream_or_a_cut_stream_is_never_called_an_answer() {
+async fn broken_stream_is_reported_as_an_error() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     let error = r#"{"error":{"message":"overloaded","type":"server_error"}}"#;
@@ -172,28 +175,32 @@ async fn an_error_inside_the_stream_or_a_cut_stream_is_never_called_an_answer() 
     ] {
         let events: Vec<_> = events.iter().map(String::as_str).collect();
         provider.stream(&events).await;
-        let frames = server.chat(plain("hi")).await.unwrap();
-        check_contract(&frames);
+        let frames = server.chat(ask_without_retrieval("hi")).await.unwrap();
+        assert_contract(&frames);
         assert_eq!(error_of(&frames).code, code);
         assert!(error_of(&frames).retryable);
-        assert_eq!(outline(&frames), ["THINKING", "GENERATING", "delta", "usage", "error"], "tokens were spent");
+        assert_eq!(
+            outline(&frames),
+            ["THINKING", "GENERATING", "delta", "usage", "error"],
+            "usage is reported for a partial answer"
+        );
     }
 }
 
 #[tokio::test]
-async fn an_answer_without_text_is_an_error_of_its_own() {
+async fn empty_answer_is_an_error_with_usage() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     provider.stream(&[&finish("stop"), &usage(5, 0), "[DONE]"]).await;
-    let frames = server.chat(plain("hi")).await.unwrap();
-    check_contract(&frames);
+    let frames = server.chat(ask_without_retrieval("hi")).await.unwrap();
+    assert_contract(&frames);
     assert_eq!(error_of(&frames).code, "PROVIDER_EMPTY_ANSWER");
-    assert_eq!(outline(&frames), ["THINKING", "GENERATING", "usage", "error"], "what was spent is told all the same");
+    assert_eq!(outline(&frames), ["THINKING", "GENERATING", "usage", "error"], "usage is reported for an empty answer");
     assert_eq!(usage_of(&frames).0.prompt_tokens, 5);
 }
 
 #[tokio::test]
-async fn answers_share_a_connection_to_their_provider() {
+async fn answers_share_a_provider_connection() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     let body = format!("data: {}\n\ndata: {}\n\ndata: [DONE]\n\n", delta("ok"), finish("stop"));
@@ -202,17 +209,15 @@ async fn answers_share_a_connection_to_their_provider() {
             "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        provider.script(vec![Step::Send(response.into_bytes()), Step::AwaitNext]).await;
-        assert_eq!(joined_deltas(&server.chat(plain("hi")).await.unwrap()), "ok");
+        provider.script(vec![Step::Send(response.into_bytes()), Step::KeepAlive]).await;
+        assert_eq!(joined_deltas(&server.chat(ask_without_retrieval("hi")).await.unwrap()), "ok");
     }
     assert_eq!(provider.connections(), 1);
 }
 
 #[tokio::test]
-async fn a_provider_that_is_not_there_is_unavailable() {
-    // A port below those that are given out, on which nobody listens.
-    let address = "127.0.0.1:1";
-    let url = format!("http://{address}/v1");
+async fn unreachable_provider_is_unavailable() {
+    let url = format!("http://{CLOSED_ADDRESS}/v1");
     let variables = [
         ("LLM_PROVIDER", "compatible"),
         ("LLM_API_BASE_URL", url.as_str()),
@@ -220,58 +225,47 @@ async fn a_provider_that_is_not_there_is_unavailable() {
         ("LLM_API_KEY", "k"),
     ];
     let server = TestServer::start(&variables).await;
-    let frames = server.chat(plain("hi")).await.unwrap();
+    let frames = server.chat(ask_without_retrieval("hi")).await.unwrap();
     assert_eq!(error_of(&frames).code, "PROVIDER_UNAVAILABLE");
 }
 
 #[tokio::test]
-async fn limits_end_a_provider_that_never_answers_or_stalls() {
+async fn timeouts_end_a_silent_or_stalled_provider() {
     let provider = FakeProvider::start().await;
     let mut variables = provider.variables();
     variables.extend([("LLM_FIRST_TOKEN_TIMEOUT_SECONDS", "0.2"), ("LLM_IDLE_TIMEOUT_SECONDS", "0.2")]);
     let server = TestServer::start(&variables).await;
-    let started = format!("data: {}\n\n", delta("half"));
-    for steps in [
-        vec![Step::AwaitGone],
-        vec![Step::Send(head(200, "text/event-stream")), Step::AwaitGone],
-        vec![Step::Send(head(200, "text/event-stream")), Step::Send(started.into_bytes()), Step::AwaitGone],
-    ] {
+    for steps in [vec![Step::AwaitDisconnect], vec![stream_head(), Step::AwaitDisconnect], endless_answer("half")] {
         provider.script(steps).await;
-        let frames = server.chat(plain("hi")).await.unwrap();
-        check_contract(&frames);
+        let frames = server.chat(ask_without_retrieval("hi")).await.unwrap();
+        assert_contract(&frames);
         assert_eq!(error_of(&frames).code, "PROVIDER_TIMEOUT");
     }
 }
 
 #[tokio::test]
-async fn deltas_leave_while_the_answer_is_being_made_and_leaving_cancels_the_provider() {
+async fn dropped_stream_cancels_the_provider_request() {
     let mut provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
-    let beginning = format!("data: {}\n\n", delta("first"));
-    provider
-        .script(vec![Step::Send(head(200, "text/event-stream")), Step::Send(beginning.into_bytes()), Step::AwaitGone])
-        .await;
-    let mut stream = server.agent().stream_chat(plain("hi")).await.unwrap().into_inner();
-    loop {
-        let frame = stream.message().await.unwrap().unwrap();
-        if kind(&frame) == "delta" {
-            assert_eq!(frame.content, Some(Content::Delta("first".into())));
-            break;
-        }
-    }
+    provider.script(endless_answer("first")).await;
+    let mut stream = open_stream(&server, ask_without_retrieval("hi")).await;
+    assert_eq!(joined_deltas(&read_until(&mut stream, "delta").await), "first");
     drop(stream);
-    tokio::time::timeout(crate::harness::PATIENCE, provider.gone.recv()).await.expect("the request goes on").unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, provider.disconnects.recv())
+        .await
+        .expect("the provider request was not cancelled")
+        .unwrap();
 }
 
 #[tokio::test]
-async fn only_allowed_models_may_be_named() {
+async fn model_must_be_allowed() {
     let provider = FakeProvider::start().await;
     let mut variables = provider.variables();
     variables.push(("LLM_ALLOWED_MODELS", "good, better"));
     let server = TestServer::start(&variables).await;
     let with_model = |model: &str| pb::ChatRequest {
         config: Some(pb::ChatConfig { model: model.into(), ..Default::default() }),
-        ..plain("hi")
+        ..ask_without_retrieval("hi")
     };
     let status = server.chat(with_model("evil")).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
@@ -282,9 +276,8 @@ async fn only_allowed_models_may_be_named() {
     }
 }
 
-/// How a scripted answer ends.
 #[derive(Debug, Clone, Copy)]
-enum End {
+enum StreamEnd {
     Finished(&'static str),
     DoneOnly,
     Cut,
@@ -296,13 +289,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_turn_keeps_the_order_of_frames(
+    fn any_turn_follows_the_frame_grammar(
         turns in prop::collection::vec(
             (
                 prop::collection::vec("[a-z线性代数 \n]{0,12}", 0..12),
                 prop_oneof![
-                    Just(End::Finished("stop")), Just(End::Finished("length")), Just(End::Finished("")),
-                    Just(End::DoneOnly), Just(End::Cut), Just(End::Error), Just(End::Refused(500)), Just(End::Refused(401)),
+                    Just(StreamEnd::Finished("stop")), Just(StreamEnd::Finished("length")), Just(StreamEnd::Finished("")),
+                    Just(StreamEnd::DoneOnly), Just(StreamEnd::Cut), Just(StreamEnd::Error), Just(StreamEnd::Refused(500)), Just(StreamEnd::Refused(401)),
                 ],
                 any::<bool>(),
                 any::<bool>(),
@@ -318,31 +311,31 @@ proptest! {
             for (texts, end, with_usage, with_memory) in turns {
                 let mut events: Vec<_> = texts.iter().map(|text| delta(text)).collect();
                 match end {
-                    End::Finished(reason) => events.push(finish(reason)),
-                    End::Error => events.push(r#"{"error":{"code":"server_error"}}"#.to_owned()),
-                    End::DoneOnly | End::Cut | End::Refused(_) => {}
+                    StreamEnd::Finished(reason) => events.push(finish(reason)),
+                    StreamEnd::Error => events.push(r#"{"error":{"code":"server_error"}}"#.to_owned()),
+                    StreamEnd::DoneOnly | StreamEnd::Cut | StreamEnd::Refused(_) => {}
                 }
-                if with_usage && matches!(end, End::Finished(_)) {
+                if with_usage && matches!(end, StreamEnd::Finished(_)) {
                     events.push(usage(3, 4));
                 }
-                if matches!(end, End::Finished(_) | End::DoneOnly) {
+                if matches!(end, StreamEnd::Finished(_) | StreamEnd::DoneOnly) {
                     events.push("[DONE]".to_owned());
                 }
                 let events: Vec<_> = events.iter().map(String::as_str).collect();
                 match end {
-                    End::Refused(status) => provider.refuse(status, "{}").await,
+                    StreamEnd::Refused(status) => provider.respond(status, "{}").await,
                     _ => provider.stream(&events).await,
                 }
                 let request =
                     pb::ChatRequest { use_document_context: Some(with_memory), ..ask("is linear algebra hard?") };
                 let frames = server.chat(request).await.unwrap();
-                check_contract(&frames);
+                assert_contract(&frames);
                 let has_text = texts.iter().any(|text| !text.is_empty());
-                let answered = frames.last().unwrap().finish_reason() != pb::FinishReason::Error;
-                let complete = matches!(end, End::Finished(_) | End::DoneOnly);
-                assert_eq!(answered, complete && (has_text || matches!(end, End::Finished("length"))), "{end:?}");
+                let is_answered = frames.last().unwrap().finish_reason() != pb::FinishReason::Error;
+                let is_complete = matches!(end, StreamEnd::Finished(_) | StreamEnd::DoneOnly);
+                assert_eq!(is_answered, is_complete && (has_text || matches!(end, StreamEnd::Finished("length"))), "{end:?}");
                 assert_eq!(outline(&frames).contains(&"citations"), with_memory);
-                if !matches!(end, End::Refused(_)) {
+                if !matches!(end, StreamEnd::Refused(_)) {
                     assert_eq!(joined_deltas(&frames), texts.concat());
                 }
             }

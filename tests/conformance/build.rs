@@ -1,4 +1,4 @@
-//! Compiles the protos of the suite, which are read from its Go module: no copy of them is kept here.
+//! Compiles the protos of the suite from its Go module, so that this repository holds no copy.
 
 use std::{
     env,
@@ -29,14 +29,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     names.enable_type_names().type_name_domain(["."], "type.googleapis.com");
     server("agent_service::proto::codec::ProtobufCodec", &folder("ours")?)
         .compile_fds_with_config(descriptors.clone(), names)?;
-    // The same service with tonic's own codec; its messages are those of the first.
+    // The same service with tonic's codec and the messages above.
     server("tonic_prost::ProstCodec", &folder("bare")?)
         .extern_path(format!(".{PACKAGE}"), "crate::proto")
         .compile_fds(descriptors)?;
     Ok(())
 }
 
-/// Where Go keeps the source of the suite; it is fetched if need be.
+/// The module cache of Go; downloads the suite if needed.
 fn module_folder(version: &str) -> Result<PathBuf, Box<dyn Error>> {
     let module = format!("connectrpc.com/conformance@{version}");
     let output = Command::new("go")

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     place::{ADMISSION, chunk, ending, postgres_store, request, session, started, turn},
-    postgres::{TestDatabase, by_pooler, config},
+    postgres::{TestDatabase, config, pooled_url},
 };
 
 /// Ends a test that would hang. No assertion depends on it.
@@ -167,7 +167,7 @@ async fn a_login_that_may_only_act_as_the_service_keeps_conversations() {
     owner.execute(AssertSqlSafe(made)).await.unwrap();
     let mut url = reqwest::Url::parse(&database.url).unwrap();
     url.set_username(&login).unwrap();
-    let url = by_pooler(url.as_str());
+    let url = pooled_url(url.as_str());
     let variables = [("DATABASE_URL", url.as_str()), ("DATABASE_ADMIN_URL", database.url.as_str())];
     Database::from_config(&config(&variables).stores.database).unwrap().migrate().await.unwrap();
 

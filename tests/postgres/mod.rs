@@ -1,4 +1,4 @@
-//! A database of its own for each test, and configurations.
+//! A database for each test, and configurations.
 
 use std::{collections::HashMap, path::PathBuf, str::FromStr as _};
 
@@ -10,10 +10,10 @@ use sqlx::{Connection as _, Executor as _, PgConnection, postgres::PgConnectOpti
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-/// The Postgres of this test run: the one of `TEST_DATABASE_URL`, or else an embedded one.
+/// The Postgres of `TEST_DATABASE_URL`, or else an embedded one.
 struct Postgres {
     url: String,
-    /// A database with all tables, of which each test gets a copy.
+    /// The migrated template database; each test gets a copy.
     template: String,
     _embedded: Option<embedded::EmbeddedPostgres>,
 }
@@ -34,7 +34,7 @@ async fn postgres() -> &'static Postgres {
         .await
 }
 
-/// Starts an embedded Postgres in a directory that is kept from run to run and that no other run uses now.
+/// Starts an embedded Postgres in a directory that is reused between runs, and that no concurrent run uses.
 fn start_embedded() -> (String, Option<embedded::EmbeddedPostgres>) {
     for number in 0..100 {
         let data_dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{number}"));
@@ -47,7 +47,7 @@ fn start_embedded() -> (String, Option<embedded::EmbeddedPostgres>) {
             }
         }
     }
-    panic!("every directory for a test database is in use");
+    panic!("every directory for an embedded Postgres is in use");
 }
 
 fn with_database(url: &str, name: &str) -> String {
@@ -66,8 +66,8 @@ fn database(url: &str) -> Database {
     Database::from_config(&config(&[("DATABASE_URL", url)]).stores.database).unwrap()
 }
 
-/// Where a server reaches a database whose URL is this: through the pooler of `TEST_POOLER_URL`, if there is one.
-pub fn by_pooler(url: &str) -> String {
+/// The URL of a database through the pooler of `TEST_POOLER_URL`, if there is one.
+pub fn pooled_url(url: &str) -> String {
     let Ok(pooler) = std::env::var("TEST_POOLER_URL") else { return url.to_owned() };
     let (direct, mut pooled) = (reqwest::Url::parse(url).unwrap(), reqwest::Url::parse(&pooler).unwrap());
     pooled.set_path(direct.path());
@@ -75,9 +75,9 @@ pub fn by_pooler(url: &str) -> String {
     pooled.to_string()
 }
 
-/// A database of one test.
+/// Dropped with the test.
 pub struct TestDatabase {
-    /// The database itself, for whoever looks behind a server.
+    /// The direct URL, as owner.
     pub url: String,
     name: String,
 }
@@ -90,12 +90,12 @@ impl TestDatabase {
         Self { url: with_database(&postgres.url, &name), name }
     }
 
-    /// What a server is told of it.
+    /// The URL for servers, possibly through a pooler.
     pub fn service_url(&self) -> String {
-        by_pooler(&self.url)
+        pooled_url(&self.url)
     }
 
-    /// A connection beside the server, to look behind it.
+    /// A direct connection as owner, to whom row-level security does not apply.
     pub async fn connect(&self) -> PgConnection {
         PgConnection::connect_with(&PgConnectOptions::from_str(&self.url).unwrap()).await.unwrap()
     }
@@ -104,7 +104,7 @@ impl TestDatabase {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let (url, name) = (with_database(&self.url, "postgres"), self.name.clone());
-        // A test's own runtime may be ending already.
+        // The runtime of the test may be shutting down.
         let dropped = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -112,12 +112,12 @@ impl Drop for TestDatabase {
                 connection.execute(sqlx::AssertSqlSafe(format!("drop database {name} with (force)"))).await
             })
         });
-        // What can not be dropped does no harm but take space.
+        // A leftover database only takes space.
         let _ = dropped.join();
     }
 }
 
-/// A configuration from variables alone.
+/// A configuration from these variables only.
 pub fn config(variables: &[(&str, &str)]) -> Config {
     let mut all = HashMap::new();
     if std::env::var_os("TEST_POOLER_URL").is_some() {

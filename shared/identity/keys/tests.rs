@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-#[path = "../../../tests/api/fake_provider.rs"]
+#[path = "../../../tests/support/fake_provider.rs"]
 #[expect(dead_code, reason = "these tests need less of it")]
 mod fake_provider;
 
@@ -24,7 +24,7 @@ fn published(id: &str) -> Value {
 async fn fetched(ages: KeyLifetimes) -> (FakeProvider, KeySet) {
     let mut issuer = FakeProvider::start().await;
     let keys = KeySet::new(&issuer.base_url, ages).unwrap();
-    issuer.refuse(200, &json!({"keys": [published("known")]}).to_string()).await;
+    issuer.respond(200, &json!({"keys": [published("known")]}).to_string()).await;
     assert!(keys.find(Some("known"), Algorithm::ES256).await.is_ok());
     issuer.requests.recv().await.unwrap();
     (issuer, keys)
@@ -33,26 +33,26 @@ async fn fetched(ages: KeyLifetimes) -> (FakeProvider, KeySet) {
 #[tokio::test]
 async fn an_issuer_that_hangs_holds_nobody_up_whose_key_is_known() {
     let (mut issuer, keys) = fetched(KeyLifetimes { refresh_after: Duration::ZERO, expire_after: FOR_EVER }).await;
-    issuer.script(vec![Step::AwaitGone]).await;
+    issuer.script(vec![Step::AwaitDisconnect]).await;
     for _ in 0..3 {
         assert!(keys.find(Some("known"), Algorithm::ES256).await.is_ok());
     }
     issuer.requests.recv().await.unwrap();
     assert!(keys.find(Some("known"), Algorithm::ES256).await.is_ok());
-    assert!(issuer.gone.try_recv().is_err(), "somebody waited until the fetch was given up");
+    assert!(issuer.disconnects.try_recv().is_err(), "somebody waited until the fetch was given up");
     assert!(issuer.requests.try_recv().is_err(), "one fetch at a time");
     // What is fetched for nobody ends with the keys.
     drop(keys);
-    issuer.gone.recv().await.unwrap();
+    issuer.disconnects.recv().await.unwrap();
 }
 
 #[tokio::test]
 async fn keys_that_are_old_go_on_while_the_issuer_fails_and_are_replaced_when_it_answers() {
     let (mut issuer, keys) = fetched(KeyLifetimes { refresh_after: Duration::ZERO, expire_after: FOR_EVER }).await;
-    issuer.refuse(500, "").await;
+    issuer.respond(500, "").await;
     assert!(keys.find(Some("known"), Algorithm::ES256).await.is_ok());
     issuer.requests.recv().await.unwrap();
-    issuer.refuse(200, &json!({"keys": [published("next")]}).to_string()).await;
+    issuer.respond(200, &json!({"keys": [published("next")]}).to_string()).await;
     // The key that is no longer there goes on until the refresh has arrived, and then is unknown.
     while keys.find(Some("known"), Algorithm::ES256).await.is_ok() {
         tokio::task::yield_now().await;
@@ -64,7 +64,7 @@ async fn keys_that_are_old_go_on_while_the_issuer_fails_and_are_replaced_when_it
 async fn keys_that_are_too_old_count_no_longer_and_without_an_issuer_there_are_none() {
     let (issuer, keys) = fetched(KeyLifetimes { refresh_after: FOR_EVER, expire_after: FOR_EVER }).await;
     let keys = KeySet { ages: KeyLifetimes { refresh_after: Duration::ZERO, expire_after: Duration::ZERO }, ..keys };
-    issuer.refuse(500, "").await;
+    issuer.respond(500, "").await;
     assert_eq!(keys.find(Some("known"), Algorithm::ES256).await.err(), Some(CredentialError::KeysUnavailable));
     let url = issuer.base_url.clone();
     drop(issuer);
@@ -75,7 +75,7 @@ async fn keys_that_are_too_old_count_no_longer_and_without_an_issuer_there_are_n
 #[tokio::test]
 async fn a_fetch_that_its_caller_gave_up_has_failed() {
     let (mut issuer, keys) = fetched(KeyLifetimes { refresh_after: FOR_EVER, expire_after: FOR_EVER }).await;
-    issuer.script(vec![Step::AwaitGone]).await;
+    issuer.script(vec![Step::AwaitDisconnect]).await;
     {
         let mut asking = std::pin::pin!(keys.find(Some("unknown"), Algorithm::ES256));
         tokio::select! {

@@ -1,4 +1,4 @@
-//! The calls of the service, as the comments in its proto file have them.
+//! The methods of the service, as specified in its proto file.
 
 use std::{pin::Pin, time::Duration};
 
@@ -10,7 +10,6 @@ use tokio::time::sleep;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
-    answers::{any, header_map, request_info, response, single, status},
     bare, proto,
     proto::{
         BidiStreamRequest, BidiStreamResponse, ClientStreamRequest, ClientStreamResponse, ConformancePayload,
@@ -18,30 +17,30 @@ use crate::{
         StreamResponseDefinition, UnaryRequest, UnaryResponse, UnimplementedRequest, UnimplementedResponse,
         conformance_payload::RequestInfo,
     },
+    responses::{any, header_map, request_info, response, single, status},
 };
 
-/// The service, which keeps no state.
 #[derive(Clone, Copy)]
 pub struct Conformance;
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-type Called<T> = Result<Response<T>, Status>;
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type CallResult<T> = Result<Response<T>, Status>;
 
-async fn unary(call: Request<UnaryRequest>) -> Called<UnaryResponse> {
+async fn unary(call: Request<UnaryRequest>) -> CallResult<UnaryResponse> {
     let (metadata, _, request) = call.into_parts();
     let info = request_info(metadata, vec![any(&request)]);
     delay(request.response_definition.as_ref().map(|definition| definition.response_delay_ms)).await;
     Ok(single(request.response_definition, info)?.map(|payload| UnaryResponse { payload: Some(payload) }))
 }
 
-async fn idempotent_unary(call: Request<IdempotentUnaryRequest>) -> Called<IdempotentUnaryResponse> {
+async fn idempotent_unary(call: Request<IdempotentUnaryRequest>) -> CallResult<IdempotentUnaryResponse> {
     let (metadata, _, request) = call.into_parts();
     let info = request_info(metadata, vec![any(&request)]);
     delay(request.response_definition.as_ref().map(|definition| definition.response_delay_ms)).await;
     Ok(single(request.response_definition, info)?.map(|payload| IdempotentUnaryResponse { payload: Some(payload) }))
 }
 
-async fn client_stream(call: Request<Streaming<ClientStreamRequest>>) -> Called<ClientStreamResponse> {
+async fn client_stream(call: Request<Streaming<ClientStreamRequest>>) -> CallResult<ClientStreamResponse> {
     let (metadata, _, mut requests) = call.into_parts();
     let mut received = Vec::new();
     let mut definition = None;
@@ -56,7 +55,7 @@ async fn client_stream(call: Request<Streaming<ClientStreamRequest>>) -> Called<
     Ok(answer.map(|payload| ClientStreamResponse { payload: Some(payload) }))
 }
 
-async fn server_stream(call: Request<ServerStreamRequest>) -> Called<Answers<ServerStreamResponse>> {
+async fn server_stream(call: Request<ServerStreamRequest>) -> CallResult<ResponseStream<ServerStreamResponse>> {
     let (metadata, _, request) = call.into_parts();
     let received = vec![any(&request)];
     let Definition { headers, trailers, mut rest } = Definition::read(request.response_definition)?;
@@ -70,18 +69,18 @@ async fn server_stream(call: Request<ServerStreamRequest>) -> Called<Answers<Ser
     Ok(response(headers, trailers, Box::pin(stream)))
 }
 
-async fn bidi_stream(call: Request<Streaming<BidiStreamRequest>>) -> Called<Answers<BidiStreamResponse>> {
+async fn bidi_stream(call: Request<Streaming<BidiStreamRequest>>) -> CallResult<ResponseStream<BidiStreamResponse>> {
     let (metadata, _, mut requests) = call.into_parts();
     let mut received = Vec::new();
-    let mut asked = (None, false);
+    let mut first = (None, false);
     if let Some(request) = requests.message().await? {
         received.push(any(&request));
-        asked = (request.response_definition, request.full_duplex);
+        first = (request.response_definition, request.full_duplex);
     }
-    let (definition, is_full_duplex) = asked;
+    let (definition, is_full_duplex) = first;
     let Definition { headers, trailers, mut rest } = Definition::read(definition)?;
     if !is_full_duplex {
-        // A client over HTTP/1.1 reads nothing before it has sent everything.
+        // Over HTTP/1.1 a client sends everything before it reads.
         while let Some(request) = requests.message().await? {
             received.push(any(&request));
         }
@@ -89,7 +88,7 @@ async fn bidi_stream(call: Request<Streaming<BidiStreamRequest>>) -> Called<Answ
     let stream = try_stream! {
         let mut metadata = Some(metadata);
         while let Some(data) = rest.next().await {
-            // Later messages tell only what is new: the next request of a dialogue.
+            // Later responses report only the requests since the last one.
             let news = match metadata.take() {
                 Some(metadata) => Some((metadata, std::mem::take(&mut received))),
                 None if received.is_empty() => None,
@@ -109,15 +108,14 @@ fn unimplemented() -> Status {
     Status::unimplemented("this call is not implemented on purpose")
 }
 
-/// What a stream is asked to send.
+/// The requested response stream.
 struct Definition {
     headers: HeaderMap,
     trailers: HeaderMap,
-    rest: Rest,
+    rest: Remaining,
 }
 
-/// What a stream has not sent yet.
-struct Rest {
+struct Remaining {
     data: std::vec::IntoIter<Vec<u8>>,
     delay_ms: u32,
     error: Option<proto::Error>,
@@ -129,7 +127,7 @@ impl Definition {
         Ok(Self {
             headers: header_map(definition.response_headers)?,
             trailers: header_map(definition.response_trailers)?,
-            rest: Rest {
+            rest: Remaining {
                 data: definition.response_data.into_iter(),
                 delay_ms: definition.response_delay_ms,
                 error: definition.error,
@@ -138,15 +136,14 @@ impl Definition {
     }
 }
 
-impl Rest {
-    /// The next data, after the delay.
+impl Remaining {
     async fn next(&mut self) -> Option<Vec<u8>> {
         let data = self.data.next()?;
         delay(Some(self.delay_ms)).await;
         Some(data)
     }
 
-    /// The end of the stream. What has arrived is told here if no message told it.
+    /// Ends the stream; an error reports the requests that no message reported.
     fn end(self, untold: Option<(MetadataMap, Vec<Any>)>) -> Result<(), Status> {
         let Some(error) = self.error else { return Ok(()) };
         let info = untold.map(|(metadata, received)| request_info(metadata, received));
@@ -165,38 +162,44 @@ async fn delay(milliseconds: Option<u32>) {
     }
 }
 
-/// Each codec has a trait of its own, with the same calls.
+/// Each codec has its own service trait with the same methods.
 macro_rules! serve {
     ($generated:ident) => {
         #[tonic::async_trait]
         impl $generated::conformance_service_server::ConformanceService for Conformance {
-            type ServerStreamStream = Answers<ServerStreamResponse>;
-            type BidiStreamStream = Answers<BidiStreamResponse>;
+            type ServerStreamStream = ResponseStream<ServerStreamResponse>;
+            type BidiStreamStream = ResponseStream<BidiStreamResponse>;
 
-            async fn unary(&self, call: Request<UnaryRequest>) -> Called<UnaryResponse> {
+            async fn unary(&self, call: Request<UnaryRequest>) -> CallResult<UnaryResponse> {
                 unary(call).await
             }
 
-            async fn server_stream(&self, call: Request<ServerStreamRequest>) -> Called<Self::ServerStreamStream> {
+            async fn server_stream(&self, call: Request<ServerStreamRequest>) -> CallResult<Self::ServerStreamStream> {
                 server_stream(call).await
             }
 
             async fn client_stream(
                 &self,
                 call: Request<Streaming<ClientStreamRequest>>,
-            ) -> Called<ClientStreamResponse> {
+            ) -> CallResult<ClientStreamResponse> {
                 client_stream(call).await
             }
 
-            async fn bidi_stream(&self, call: Request<Streaming<BidiStreamRequest>>) -> Called<Self::BidiStreamStream> {
+            async fn bidi_stream(
+                &self,
+                call: Request<Streaming<BidiStreamRequest>>,
+            ) -> CallResult<Self::BidiStreamStream> {
                 bidi_stream(call).await
             }
 
-            async fn unimplemented(&self, _: Request<UnimplementedRequest>) -> Called<UnimplementedResponse> {
+            async fn unimplemented(&self, _: Request<UnimplementedRequest>) -> CallResult<UnimplementedResponse> {
                 Err(unimplemented())
             }
 
-            async fn idempotent_unary(&self, call: Request<IdempotentUnaryRequest>) -> Called<IdempotentUnaryResponse> {
+            async fn idempotent_unary(
+                &self,
+                call: Request<IdempotentUnaryRequest>,
+            ) -> CallResult<IdempotentUnaryResponse> {
                 idempotent_unary(call).await
             }
         }

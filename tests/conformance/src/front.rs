@@ -1,4 +1,4 @@
-//! What stands before a function of AWS Lambda: HTTP/1.1 becomes events, and answers become HTTP/1.1.
+//! An API Gateway emulator: turns HTTP/1.1 requests into Lambda events, and responses back into HTTP/1.1.
 
 use std::convert::Infallible;
 
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 type Piece = Result<Bytes, Infallible>;
 type Answered = StreamBody<Map<ResponseBody, fn(Piece) -> Result<Frame<Bytes>, Infallible>>>;
 
-/// Answers by a function what comes to a socket.
+/// Serves a socket by a function.
 ///
 /// # Errors
 /// The socket fails.
@@ -29,19 +29,19 @@ pub async fn serve(adapter: Adapter, socket: TcpListener) -> std::io::Result<()>
             let adapter = adapter.clone();
             async move { answer(&adapter, request).await }
         });
-        // A client that leaves in the middle is no reason to say anything.
+        // Errors of a connection, such as a disconnect, are ignored.
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(connection), answering));
     }
 }
 
 async fn answer(adapter: &Adapter, request: Request<Incoming>) -> Result<Response<Answered>, hyper::Error> {
     let event = event(request).await?;
-    // A client of the suite says itself how much time there is.
+    // Deadlines are those of the client's `grpc-timeout`.
     let response = adapter.handle(event, u64::MAX).await;
     Ok(response.map(|body| StreamBody::new(body.map((|piece| piece.map(Frame::data)) as fn(Piece) -> _))))
 }
 
-/// The event of a REST API, which keeps the values of a header apart.
+/// A REST API event, whose headers may have several values.
 async fn event(request: Request<Incoming>) -> Result<Value, hyper::Error> {
     let (head, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();

@@ -1,11 +1,11 @@
-//! The service that the Connect conformance suite calls, for each way in to serve. A test says in its request how it wants to
-//! be answered; the answer tells what of the request has arrived.
+//! The service of the Connect conformance suite, for each entry point. A request defines its response; the response reports
+//! what arrived of the request.
 //!
-//! It is compiled with our codec and, for comparison, with tonic's.
+//! Compiled with our codec and, for comparison, with tonic's.
 
-mod answers;
 mod calls;
 pub mod front;
+mod responses;
 mod trailers;
 
 use agent_service::transport::lambda::GrpcService;
@@ -29,7 +29,7 @@ mod bare {
     include!(concat!(env!("OUT_DIR"), "/bare/connectrpc.conformance.v1.rs"));
 }
 
-/// The calls of the service.
+/// For [`Adapter::new`](agent_service::transport::lambda::Adapter::new).
 pub const METHODS: &[&str] =
     &["Unary", "ServerStream", "ClientStream", "BidiStream", "Unimplemented", "IdempotentUnary"];
 

@@ -1,10 +1,10 @@
-//! A server under the Connect conformance suite: our local server with the suite's service in the place of ours.
+//! The server under test of the Connect conformance suite: our local server with the suite's service.
 //!
 //!     conformance-server [--bare | --lambda]
 //!
-//! It reads a `ServerCompatRequest` from its input, answers with a `ServerCompatResponse` that tells where it listens, and
-//! serves until SIGTERM. `--lambda` serves as a function of AWS Lambda does, by events. `--bare` serves with tonic and tonic-web
-//! alone, without anything of ours: what fails there too is theirs.
+//! Reads a `ServerCompatRequest` from stdin, writes a `ServerCompatResponse` with its address to stdout, and serves until
+//! SIGTERM. `--lambda` serves by Lambda events. `--bare` serves with tonic and tonic-web alone: failures there are upstream
+//! bugs.
 
 use std::{
     error::Error,
@@ -34,18 +34,18 @@ use tonic::{
 };
 use tonic_web::GrpcWebLayer;
 
-type Outcome = Result<(), Box<dyn Error>>;
+type ServeResult = Result<(), Box<dyn Error>>;
 
 #[tokio::main]
-async fn main() -> Outcome {
+async fn main() -> ServeResult {
     let mode = std::env::args().nth(1);
-    // Before the suite is told the address, so that no signal comes too early.
+    // Installed before the address is announced, so that no signal is missed.
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let stopping = async {
         terminate.recv().await;
         stop.cancel();
-        // A test that has failed may have left a stream open for ever.
+        // A failed test may have left a stream open.
         tokio::time::sleep(Duration::from_secs(1)).await;
         Ok(())
     };
@@ -65,7 +65,7 @@ async fn main() -> Outcome {
 }
 
 /// Serves as the local server does.
-async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> Outcome {
+async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> ServeResult {
     let folder = tempfile::tempdir()?;
     let tls = match &request.server_creds {
         Some(TlsCreds { cert, key }) => {
@@ -94,7 +94,7 @@ async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> Outcome
 }
 
 /// Serves as a function of AWS Lambda does.
-async fn serve_as_function(request: ServerCompatRequest) -> Outcome {
+async fn serve_as_function(request: ServerCompatRequest) -> ServeResult {
     let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let adapter = Adapter::new(service(message_limit(&request)?), METHODS);
     answer(&request, socket.local_addr()?)?;
@@ -102,7 +102,7 @@ async fn serve_as_function(request: ServerCompatRequest) -> Outcome {
 }
 
 /// Serves with tonic and tonic-web alone.
-async fn serve_bare(request: ServerCompatRequest, stop: CancellationToken) -> Outcome {
+async fn serve_bare(request: ServerCompatRequest, stop: CancellationToken) -> ServeResult {
     let mut server = Server::builder().accept_http1(true);
     if let Some(TlsCreds { cert, key }) = &request.server_creds {
         server = server.tls_config(ServerTlsConfig::new().identity(Identity::from_pem(cert, key)))?;
@@ -118,7 +118,7 @@ async fn serve_bare(request: ServerCompatRequest, stop: CancellationToken) -> Ou
     Ok(())
 }
 
-/// The largest message that a request may have, in bytes.
+/// The request size limit in bytes.
 fn message_limit(request: &ServerCompatRequest) -> Result<usize, Box<dyn Error>> {
     Ok(match request.message_receive_limit {
         0 => usize::MAX,
@@ -126,7 +126,7 @@ fn message_limit(request: &ServerCompatRequest) -> Result<usize, Box<dyn Error>>
     })
 }
 
-/// A message on a pipe is preceded by its size in four bytes, big-endian.
+/// Messages are prefixed with their size as a big-endian u32.
 fn read_request() -> Result<ServerCompatRequest, Box<dyn Error>> {
     let mut input = std::io::stdin().lock();
     let mut size = [0; 4];
@@ -136,7 +136,7 @@ fn read_request() -> Result<ServerCompatRequest, Box<dyn Error>> {
     Ok(ServerCompatRequest::decode(&message[..])?)
 }
 
-fn answer(request: &ServerCompatRequest, address: SocketAddr) -> Outcome {
+fn answer(request: &ServerCompatRequest, address: SocketAddr) -> ServeResult {
     let pem_cert = request.server_creds.clone().unwrap_or_default().cert;
     let response = ServerCompatResponse { host: address.ip().to_string(), port: address.port().into(), pem_cert };
     let message = response.encode_to_vec();

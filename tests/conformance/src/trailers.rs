@@ -1,10 +1,10 @@
-//! Trailers after a success, for which tonic has no interface.
+//! Trailers of successful calls, for which tonic has no API.
 
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt as _;
 use tonic::body::Body;
 
-/// An extension of a response: what is sent after its last message.
+/// A response extension: additional trailers.
 #[derive(Clone)]
 pub struct Trailers(pub HeaderMap);
 

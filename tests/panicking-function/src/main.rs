@@ -1,4 +1,4 @@
-//! A function of AWS Lambda that panics, before it answers or in the middle of an answer.
+//! A Lambda function that panics before or within its response.
 
 use std::{
     convert::Infallible,
@@ -17,7 +17,7 @@ use http_body_util::StreamBody;
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-/// A message of gRPC with two bytes.
+/// A gRPC message with two bytes.
 const MESSAGE: &[u8] = b"\0\0\0\0\x02hi";
 
 #[derive(Clone)]

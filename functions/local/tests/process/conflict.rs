@@ -1,14 +1,14 @@
-//! Two servers that want the same.
+//! Two servers with the same data directory or port.
 
-use crate::server::{Home, Server};
+use crate::{process::Sandbox, server::Server};
 
 #[tokio::test]
-async fn a_second_server_on_one_data_directory_ends_and_names_the_process_that_holds_it() {
-    let home = Home::new();
-    let first = home.serving(&[]).await;
-    let second = home.run(&[], &[]).await;
+async fn second_server_on_data_directory_names_the_first_process() {
+    let sandbox = Sandbox::new();
+    let first = sandbox.start_serving(&[]).await;
+    let second = sandbox.run(&[], &[]).await;
     assert_eq!(second.code, Some(1), "{second:?}");
-    let data = home.data().canonicalize().unwrap();
+    let data = sandbox.data().canonicalize().unwrap();
     for part in [
         &format!("process {} ", first.process.pid()),
         data.to_str().unwrap(),
@@ -18,19 +18,22 @@ async fn a_second_server_on_one_data_directory_ends_and_names_the_process_that_h
     ] {
         assert!(second.stderr.contains(part), "{part} is not in:\n{}", second.stderr);
     }
-    // The first one is none the worse for it.
     first.remember("still here").await;
 }
 
 #[tokio::test]
-async fn a_second_server_on_one_port_ends_with_a_message_that_names_grpc_port() {
-    let (home, other_home) = (Home::new(), Home::new());
-    let first = Server::start(home.command(&[], &[])).await;
+async fn second_server_on_port_names_grpc_port() {
+    let (sandbox, other_home) = (Sandbox::new(), Sandbox::new());
+    let first = Server::start(sandbox.command(&[], &[])).await;
     let port = first.port().to_string();
     let second = other_home.run(&[], &[("GRPC_PORT", &port)]).await;
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.stderr.contains("GRPC_PORT"), "{}", second.stderr);
     assert!(second.stderr.contains(&format!("127.0.0.1:{port}")), "{}", second.stderr);
-    assert!(!second.stdout.contains("address"), "no address is announced that others hold: {}", second.stdout);
-    assert!(!other_home.data().join("postgres").exists(), "the port is tried before a database is made");
+    assert!(
+        !second.stdout.contains("address"),
+        "the banner shows an address that another server holds: {}",
+        second.stdout
+    );
+    assert!(!other_home.data().join("postgres").exists(), "a database was created before the port was bound");
 }

@@ -1,26 +1,29 @@
-//! Nothing that was acknowledged is lost.
+//! Acknowledged memories survive crashes.
 
-use crate::server::{Home, Signal, kill, memories};
+use crate::{
+    process::{Sandbox, Signal, kill},
+    server::memories,
+};
 
 #[tokio::test]
-async fn a_memory_acknowledged_before_a_kill_is_found_after_the_restart_round_after_round() {
-    let home = Home::new();
+async fn acknowledged_memory_survives_repeated_kills() {
+    let sandbox = Sandbox::new();
     let mut expected = Vec::new();
     for round in 0..5 {
-        let server = home.serving(&[]).await;
+        let server = sandbox.start_serving(&[]).await;
         assert_eq!(server.remembered().await, expected);
         let content = format!("round {round}");
         server.remember(&content).await;
         server.process.kill().await;
         expected.push(content);
     }
-    assert_eq!(home.serving(&[]).await.remembered().await, expected);
+    assert_eq!(sandbox.start_serving(&[]).await.remembered().await, expected);
 }
 
 #[tokio::test]
-async fn no_memory_acknowledged_under_load_is_lost_by_a_kill() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
+async fn acknowledged_memories_survive_kill_under_load() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
     let mut client = server.memory().await;
     let (acknowledge, mut acknowledged) = tokio::sync::watch::channel(0_usize);
     let writer = tokio::spawn(async move {
@@ -34,21 +37,21 @@ async fn no_memory_acknowledged_under_load_is_lost_by_a_kill() {
     acknowledged.wait_for(|count| *count >= 30).await.unwrap();
     server.process.kill().await;
     let acknowledged = writer.await.unwrap();
-    let kept = home.serving(&[]).await.remembered().await.len();
-    // One more may have been committed without its answer getting through.
-    assert!((acknowledged..=acknowledged + 1).contains(&kept), "{acknowledged} acknowledged, {kept} kept");
+    let stored = sandbox.start_serving(&[]).await.remembered().await.len();
+    // One more may be committed, but not acknowledged.
+    assert!((acknowledged..=acknowledged + 1).contains(&stored), "{acknowledged} acknowledged, {stored} stored");
 }
 
 #[tokio::test]
-async fn a_memory_survives_the_kill_of_the_server_and_of_its_postgres_at_once() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
+async fn memory_survives_kill_of_server_and_postgres() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
     server.remember("kept").await;
-    kill(home.postmaster().unwrap(), Signal::KILL);
+    kill(sandbox.postmaster().unwrap(), Signal::KILL);
     server.process.kill().await;
-    let server = home.serving(&[]).await;
+    let server = sandbox.start_serving(&[]).await;
     assert_eq!(server.remembered().await, ["kept"]);
-    // It can be written to as well.
+    // The database accepts writes.
     let mut client = server.memory().await;
     assert_eq!(client.add_memories(memories(&["kept too"])).await.unwrap().into_inner().added, 1);
 }

@@ -7,74 +7,74 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::process::Command;
 
 use crate::{
-    relay::{Relay, Then},
-    server::{DeadPort, Ended, Home, Process, Server, Signal, USER, soon},
+    process::{ClosedPort, Process, ProcessOutput, Sandbox, Signal, within_timeout},
+    relay::{AfterLimit, Relay},
+    server::{Server, USER},
 };
 
-/// An import into a server, with paths below the working directory.
-fn import(home: &Home, url: &str, arguments: &[&str]) -> Command {
-    home.command(&[&["import", "--addr", url, "--user", USER], arguments].concat(), &[])
+/// `import` into a server; paths are relative to the working directory.
+fn import(sandbox: &Sandbox, url: &str, arguments: &[&str]) -> Command {
+    sandbox.command(&[&["import", "--addr", url, "--user", USER], arguments].concat(), &[])
 }
 
-async fn imported(home: &Home, url: &str, arguments: &[&str]) -> Ended {
-    Process::start(import(home, url, arguments)).ended().await
+async fn imported(sandbox: &Sandbox, url: &str, arguments: &[&str]) -> ProcessOutput {
+    Process::start(import(sandbox, url, arguments)).wait().await
 }
 
 /// Writes a file below the working directory.
-fn write(home: &Home, path: &str, content: impl AsRef<[u8]>) {
-    let path = home.work().join(path);
+fn write(sandbox: &Sandbox, path: &str, content: impl AsRef<[u8]>) {
+    let path = sandbox.work().join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, content).unwrap();
 }
 
-/// Lines with a memory each.
+/// JSON lines with one memory each.
 fn json_lines(contents: impl Iterator<Item = String>) -> String {
     contents.map(|content| serde_json::json!({ "content": content }).to_string() + "\n").collect()
 }
 
-/// The only journal there is.
-fn journal(home: &Home) -> PathBuf {
-    let mut files = fs::read_dir(home.path().join(".local/state/agent-service/import")).unwrap();
+fn journal(sandbox: &Sandbox) -> PathBuf {
+    let mut files = fs::read_dir(sandbox.path().join(".local/state/agent-service/import")).unwrap();
     let file = files.next().unwrap().unwrap().path();
     assert!(files.next().is_none());
     file
 }
 
-async fn kept(server: &Server) -> Vec<pb::MemoryRecord> {
+async fn list_memories(server: &Server) -> Vec<pb::MemoryRecord> {
     let mut client = server.memory().await;
     let mut request = pb::ListMemoriesRequest { user_id: USER.to_owned(), page_size: 1_000, ..Default::default() };
-    let mut kept = Vec::new();
+    let mut memories = Vec::new();
     loop {
-        let page = soon("a list", client.list_memories(request.clone())).await.unwrap().into_inner();
-        kept.extend(page.memories);
+        let page = within_timeout("a list", client.list_memories(request.clone())).await.unwrap().into_inner();
+        memories.extend(page.memories);
         request.page_token = page.next_page_token;
         if request.page_token.is_empty() {
-            return kept;
+            return memories;
         }
     }
 }
 
-fn assert_says(ended: &Ended, code: i32, parts: &[&str]) {
-    assert_eq!(ended.code, Some(code), "{ended:?}");
+fn assert_says(output: &ProcessOutput, code: i32, parts: &[&str]) {
+    assert_eq!(output.code, Some(code), "{output:?}");
     for part in parts {
-        assert!(ended.stdout.contains(part), "{part} is not in:\n{}", ended.stdout);
+        assert!(output.stdout.contains(part), "{part} is not in:\n{}", output.stdout);
     }
 }
 
 #[tokio::test]
-async fn a_folder_is_imported_and_what_can_not_be_is_listed_with_its_reason() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
-    write(&home, "notes/algebra/eigen.md", "# Eigenvalues\n\nA matrix stretches its eigenvectors.\n");
-    write(&home, "notes/微积分.md", "# 微积分复习\n\n## 极限\n\n洛必达法则用于未定式。\n");
-    write(&home, "notes/plain.TXT", "Just a line of text.");
-    write(&home, "notes/binary.md", b"# \xff\xfe\x00");
-    write(&home, "notes/blank.md", "\u{FEFF} \n\n");
-    write(&home, "notes/huge.txt", vec![b'x'; 20_000_001]);
-    write(&home, "notes/photo.png", "no text");
-    write(&home, "notes/.hidden/secret.md", "hidden");
-    symlink(home.work(), home.work().join("notes/circle")).unwrap();
-    symlink("nowhere", home.work().join("notes/broken.md")).unwrap();
+async fn folder_import_lists_skipped_files_with_reasons() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
+    write(&sandbox, "notes/algebra/eigen.md", "# Eigenvalues\n\nA matrix stretches its eigenvectors.\n");
+    write(&sandbox, "notes/微积分.md", "# 微积分复习\n\n## 极限\n\n洛必达法则用于未定式。\n");
+    write(&sandbox, "notes/plain.TXT", "Just a line of text.");
+    write(&sandbox, "notes/binary.md", b"# \xff\xfe\x00");
+    write(&sandbox, "notes/blank.md", "\u{FEFF} \n\n");
+    write(&sandbox, "notes/huge.txt", vec![b'x'; 20_000_001]);
+    write(&sandbox, "notes/photo.png", "no text");
+    write(&sandbox, "notes/.hidden/secret.md", "hidden");
+    symlink(sandbox.work(), sandbox.work().join("notes/circle")).unwrap();
+    symlink("nowhere", sandbox.work().join("notes/broken.md")).unwrap();
     let long = "x".repeat(64_001);
     let lines = [
         r#"{"content": "I like proofs", "id": "line-1", "sourceType": "chat", "tags": ["own"], "metadata": {"speaker": "Ann"}}"#,
@@ -86,11 +86,11 @@ async fn a_folder_is_imported_and_what_can_not_be_is_listed_with_its_reason() {
         r#"{"text": "of another form"}"#,
         r#"{"content": "the last line has no end"}"#,
     ];
-    write(&home, "notes/chat.jsonl", lines.join("\n"));
+    write(&sandbox, "notes/chat.jsonl", lines.join("\n"));
 
-    let ended = imported(&home, &server.url, &["notes/", "--tag", "math"]).await;
+    let output = imported(&sandbox, &server.url, &["notes/", "--tag", "math"]).await;
     assert_says(
-        &ended,
+        &output,
         1,
         &[
             "Imported 3 documents (3 chunks) and 3 memories.",
@@ -107,10 +107,10 @@ async fn a_folder_is_imported_and_what_can_not_be_is_listed_with_its_reason() {
             "notes/photo.png: not .md",
         ],
     );
-    assert!(!ended.stdout.contains("hidden"), "{}", ended.stdout);
-    let kept = kept(&server).await;
-    assert_eq!(kept.len(), 6, "{kept:?}");
-    let with = |content: &str| kept.iter().find(|memory| memory.content.contains(content)).unwrap();
+    assert!(!output.stdout.contains("hidden"), "{}", output.stdout);
+    let memories = list_memories(&server).await;
+    assert_eq!(memories.len(), 6, "{memories:?}");
+    let with = |content: &str| memories.iter().find(|memory| memory.content.contains(content)).unwrap();
     for (content, document, title) in [
         ("stretches", "notes/algebra/eigen.md", "Eigenvalues"),
         ("洛必达", "notes/微积分.md", "微积分复习"),
@@ -127,19 +127,19 @@ async fn a_folder_is_imported_and_what_can_not_be_is_listed_with_its_reason() {
 }
 
 #[tokio::test]
-async fn what_is_done_is_not_done_again_unless_it_changed_or_is_asked_for() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
-    write(&home, "notes/a.md", "# A\n\nthe old text");
-    write(&home, "notes/b.txt", "another text");
-    write(&home, "notes/chat.jsonl", "{\"content\": \"first\"}\nbad\n");
-    write(&home, "notes/photo.png", "no text");
-    let first = imported(&home, &server.url, &["notes"]).await;
+async fn import_skips_unchanged_files_unless_again() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
+    write(&sandbox, "notes/a.md", "# A\n\nthe old text");
+    write(&sandbox, "notes/b.txt", "another text");
+    write(&sandbox, "notes/chat.jsonl", "{\"content\": \"first\"}\nbad\n");
+    write(&sandbox, "notes/photo.png", "no text");
+    let first = imported(&sandbox, &server.url, &["notes"]).await;
     assert_says(&first, 1, &["Imported 2 documents (2 chunks) and 1 memory.", "chat.jsonl:2: not a JSON object"]);
-    let before = kept(&server).await;
+    let before = list_memories(&server).await;
 
     let calls = || server.process.stderr.so_far().matches("AddMemories ended").count();
-    let second = imported(&home, &server.url, &["./notes"]).await;
+    let second = imported(&sandbox, &server.url, &["./notes"]).await;
     assert_says(
         &second,
         1,
@@ -153,135 +153,135 @@ async fn what_is_done_is_not_done_again_unless_it_changed_or_is_asked_for() {
     server.process.stderr.lines_with("AddMemories ended", 2).await;
     assert_eq!((calls(), server.process.stderr.so_far().matches("IngestDocument ended").count()), (2, 2));
 
-    write(&home, "notes/a.md", "# A\n\nthe new text");
-    write(&home, "notes/chat.jsonl", "{\"content\": \"first\"}\nbad\n{\"content\": \"second\"}\n");
-    let third = imported(&home, &server.url, &["notes"]).await;
+    write(&sandbox, "notes/a.md", "# A\n\nthe new text");
+    write(&sandbox, "notes/chat.jsonl", "{\"content\": \"first\"}\nbad\n{\"content\": \"second\"}\n");
+    let third = imported(&sandbox, &server.url, &["notes"]).await;
     assert_says(&third, 1, &["Imported 1 document (1 chunk) and 1 memory.", "1 file; --again"]);
     let contents = server.remembered().await;
     assert_eq!(contents, ["# A\n\nthe new text", "a call after the imports", "another text", "first", "second"]);
 
-    let again = imported(&home, &server.url, &["notes", "--again"]).await;
+    let again = imported(&sandbox, &server.url, &["notes", "--again"]).await;
     assert_says(&again, 1, &["2 documents (2 chunks) and 2 memories, 2 of which", "chat.jsonl:2: not a JSON object"]);
-    assert_eq!(kept(&server).await.len(), before.len() + 2);
-    let tagged = imported(&home, &server.url, &["notes/b.txt", "notes/a.md", "--tag", "x"]).await;
+    assert_eq!(list_memories(&server).await.len(), before.len() + 2);
+    let tagged = imported(&sandbox, &server.url, &["notes/b.txt", "notes/a.md", "--tag", "x"]).await;
     assert_says(&tagged, 0, &["Imported 2 documents (2 chunks) and 0 memories."]);
-    let of_the_folder = imported(&home, &server.url, &["notes/photo.png", "notes/b.txt", "--tag", "x"]).await;
+    let of_the_folder = imported(&sandbox, &server.url, &["notes/photo.png", "notes/b.txt", "--tag", "x"]).await;
     assert_says(&of_the_folder, 1, &["1 file; --again", "notes/photo.png: not .md"]);
 }
 
 #[tokio::test]
-async fn an_import_that_lost_its_server_or_was_killed_goes_on_where_it_stopped() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
+async fn import_resumes_after_lost_server_or_kill() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
     let relay = Relay::to(&server).await;
-    write(&home, "long.jsonl", json_lines((0..1_100).map(|n| format!("memory number {n}"))));
+    write(&sandbox, "long.jsonl", json_lines((0..1_100).map(|n| format!("memory number {n}"))));
 
-    relay.pass_on(1, Then::Refuse);
-    let lost = imported(&home, &relay.url, &["long.jsonl"]).await;
+    relay.forward_calls(1, AfterLimit::Refuse);
+    let lost = imported(&sandbox, &relay.url, &["long.jsonl"]).await;
     assert_says(&lost, 1, &["Imported 0 documents (0 chunks) and 500 memories."]);
     for part in ["error: the server is out of reach (going down)", "The same command goes on where it stopped."] {
         assert!(lost.stderr.contains(part), "{part} is not in:\n{}", lost.stderr);
     }
-    assert_eq!(relay.calls(0).await, [500; 6], "a call and five tries of the next");
+    assert_eq!(relay.calls(0).await, [500; 6], "one call, and five attempts of the next");
 
-    relay.pass_on(1, Then::Hang);
-    let killed = Process::start(import(&home, &relay.url, &["long.jsonl"]));
+    relay.forward_calls(1, AfterLimit::Hang);
+    let killed = Process::start(import(&sandbox, &relay.url, &["long.jsonl"]));
     relay.calls(2).await;
     killed.kill().await;
-    let mut torn = fs::OpenOptions::new().append(true).open(journal(&home)).unwrap();
+    let mut torn = fs::OpenOptions::new().append(true).open(journal(&sandbox)).unwrap();
     torn.write_all(b"{\"id\": \"long.js").unwrap();
 
-    relay.pass_on(usize::MAX, Then::Refuse);
-    let ended = imported(&home, &relay.url, &["long.jsonl"]).await;
-    assert_says(&ended, 0, &["Imported 0 documents (0 chunks) and 100 memories."]);
+    relay.forward_calls(usize::MAX, AfterLimit::Refuse);
+    let output = imported(&sandbox, &relay.url, &["long.jsonl"]).await;
+    assert_says(&output, 0, &["Imported 0 documents (0 chunks) and 100 memories."]);
     assert_eq!(relay.calls(0).await, [100]);
-    assert_eq!(kept(&server).await.len(), 1_100);
-    let unchanged = imported(&home, &relay.url, &["long.jsonl"]).await;
+    assert_eq!(list_memories(&server).await.len(), 1_100);
+    let unchanged = imported(&sandbox, &relay.url, &["long.jsonl"]).await;
     assert_says(&unchanged, 0, &["1 file; --again"]);
 }
 
 #[tokio::test]
-async fn a_server_that_fails_stops_the_import_and_nothing_counts_as_done() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
-    write(&home, "chat.jsonl", json_lines((0..3).map(|n| format!("memory {n}"))));
-    write(&home, "note.md", "a note");
-    let options = embedded::connect_options(&home.data()).unwrap();
-    let mut behind = PgConnection::connect_with(&options).await.unwrap();
-    behind.execute("alter table memories rename column tags to labels").await.unwrap();
-    let stopped = imported(&home, &server.url, &["chat.jsonl", "note.md"]).await;
+async fn failing_server_stops_import_without_progress() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
+    write(&sandbox, "chat.jsonl", json_lines((0..3).map(|n| format!("memory {n}"))));
+    write(&sandbox, "note.md", "a note");
+    let options = embedded::connect_options(&sandbox.data()).unwrap();
+    let mut admin = PgConnection::connect_with(&options).await.unwrap();
+    admin.execute("alter table memories rename column tags to labels").await.unwrap();
+    let stopped = imported(&sandbox, &server.url, &["chat.jsonl", "note.md"]).await;
     assert_says(&stopped, 1, &["Imported 0 documents (0 chunks) and 0 memories."]);
     assert!(stopped.stderr.contains("error: the server failed (the memory failed)"), "{stopped:?}");
-    behind.execute("alter table memories rename column labels to tags").await.unwrap();
-    behind.close().await.unwrap();
-    let done = imported(&home, &server.url, &["chat.jsonl", "note.md"]).await;
+    admin.execute("alter table memories rename column labels to tags").await.unwrap();
+    admin.close().await.unwrap();
+    let done = imported(&sandbox, &server.url, &["chat.jsonl", "note.md"]).await;
     assert_says(&done, 0, &["Imported 1 document (1 chunk) and 3 memories."]);
 }
 
 #[tokio::test]
-async fn an_import_that_is_interrupted_tells_how_far_it_came() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
+async fn interrupted_import_reports_its_progress() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
     let relay = Relay::to(&server).await;
-    write(&home, "chat.jsonl", json_lines((0..501).map(|n| format!("memory number {n}"))));
-    relay.pass_on(1, Then::Hang);
-    let interrupted = Process::start(import(&home, &relay.url, &["chat.jsonl"]));
+    write(&sandbox, "chat.jsonl", json_lines((0..501).map(|n| format!("memory number {n}"))));
+    relay.forward_calls(1, AfterLimit::Hang);
+    let interrupted = Process::start(import(&sandbox, &relay.url, &["chat.jsonl"]));
     relay.calls(2).await;
     interrupted.signal(Signal::INT);
-    let ended = interrupted.ended().await;
-    assert_says(&ended, 130, &["and 500 memories."]);
-    assert!(ended.stderr.contains("The same command goes on where it stopped."), "{}", ended.stderr);
+    let output = interrupted.wait().await;
+    assert_says(&output, 130, &["and 500 memories."]);
+    assert!(output.stderr.contains("The same command goes on where it stopped."), "{}", output.stderr);
 }
 
 #[tokio::test]
-async fn without_a_journal_the_import_is_done_with_a_warning() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
-    write(&home, "a.md", "text");
-    write(&home, "state", "no folder");
-    let state = home.work().join("state");
-    let mut command = import(&home, &server.url, &["a.md"]);
+async fn import_without_journal_warns() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
+    write(&sandbox, "a.md", "text");
+    write(&sandbox, "state", "no folder");
+    let state = sandbox.work().join("state");
+    let mut command = import(&sandbox, &server.url, &["a.md"]);
     command.env("XDG_STATE_HOME", &state);
-    let ended = Process::start(command).ended().await;
-    assert_says(&ended, 0, &["Imported 1 document (1 chunk) and 0 memories."]);
+    let output = Process::start(command).wait().await;
+    assert_says(&output, 0, &["Imported 1 document (1 chunk) and 0 memories."]);
     for part in ["warning: an interrupted import will start over", state.to_str().unwrap()] {
-        assert!(ended.stderr.contains(part), "{part} is not in:\n{}", ended.stderr);
+        assert!(output.stderr.contains(part), "{part} is not in:\n{}", output.stderr);
     }
 }
 
 #[tokio::test]
-async fn files_of_the_same_id_do_not_replace_each_other() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
+async fn files_with_the_same_id_do_not_replace_each_other() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
     for folder in ["one", "two"] {
-        write(&home, &format!("{folder}/notes/a.md"), format!("text of {folder}"));
+        write(&sandbox, &format!("{folder}/notes/a.md"), format!("text of {folder}"));
     }
-    let ended = imported(&home, &server.url, &["one/notes", "two/notes", "one/notes/"]).await;
-    assert_says(&ended, 1, &["Imported 1 document", "two/notes/a.md: one/notes/a.md has the same id \"notes/a.md\""]);
+    let output = imported(&sandbox, &server.url, &["one/notes", "two/notes", "one/notes/"]).await;
+    assert_says(&output, 1, &["Imported 1 document", "two/notes/a.md: one/notes/a.md has the same id \"notes/a.md\""]);
     assert_eq!(server.remembered().await, ["text of one"]);
-    let from_within = imported(&home, &server.url, &["."]).await;
+    let from_within = imported(&sandbox, &server.url, &["."]).await;
     assert_says(&from_within, 0, &["Imported 2 documents"]);
-    let ids: Vec<_> = kept(&server).await.into_iter().map(|memory| memory.document_id).collect();
+    let ids: Vec<_> = list_memories(&server).await.into_iter().map(|memory| memory.document_id).collect();
     assert!(ids.contains(&"work/two/notes/a.md".to_owned()), "{ids:?}");
 }
 
 #[tokio::test]
-async fn wrong_arguments_are_told_before_anything_is_imported() {
-    let home = Home::new();
-    let port = DeadPort::new();
+async fn invalid_arguments_are_reported_before_import() {
+    let sandbox = Sandbox::new();
+    let port = ClosedPort::new();
     let url = format!("http://127.0.0.1:{}", port.number());
-    write(&home, "a.md", "text");
+    write(&sandbox, "a.md", "text");
     for (arguments, part) in [
         (&["a.md", "absent.md", "gone"][..], "error: absent.md does not exist\nerror: gone does not exist"),
         (&["a.md", "--tag", " "], "--tag is blank"),
         (&["a.md", "--user", "a/b"], "--user must not contain"),
         (&[], "PATH"),
     ] {
-        let ended = home.run(&[&["import", "--addr", &url], arguments].concat(), &[]).await;
-        assert_eq!(ended.code, Some(2), "{ended:?}");
-        assert!(ended.stderr.contains(part), "{part} is not in:\n{}", ended.stderr);
+        let output = sandbox.run(&[&["import", "--addr", &url], arguments].concat(), &[]).await;
+        assert_eq!(output.code, Some(2), "{output:?}");
+        assert!(output.stderr.contains(part), "{part} is not in:\n{}", output.stderr);
     }
-    let ended = imported(&home, &url, &["a.md"]).await;
-    assert_eq!(ended.code, Some(1), "{ended:?}");
-    assert!(ended.stderr.contains("no server answers at"), "{}", ended.stderr);
+    let output = imported(&sandbox, &url, &["a.md"]).await;
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.stderr.contains("no server answers at"), "{}", output.stderr);
 }

@@ -1,4 +1,4 @@
-//! What is logged, and what never is.
+//! Logs: their fields, and what they never contain.
 
 use std::collections::BTreeMap;
 
@@ -12,18 +12,19 @@ use tokio::{
 use tonic::{Code, Request};
 
 use crate::{
-    database::Gate,
-    server::{Answer, Home, Server, USER, memories, query, question, question_without_memory},
+    external_database::DatabaseProxy,
+    process::Sandbox,
+    server::{ChatStream, Server, USER, memories, query, question, question_without_memory},
 };
 
-/// What must never be logged.
+/// Must never be logged.
 const MARKER: &str = "Rhabarberkuchen";
 const VERBOSE: (&str, &str) = ("RUST_LOG", "info,agent_service=debug,agent_local=debug");
 
 #[tokio::test]
-async fn where_nobody_watches_every_log_line_is_json_and_a_finished_chat_tells_all_about_itself() {
-    let home = Home::new();
-    let server = home.serving(&[]).await;
+async fn log_lines_are_json_without_a_terminal() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
     let mut request = Request::new(pb::ChatRequest {
         session_id: "session-1".to_owned(),
         request_id: "request-1".to_owned(),
@@ -31,7 +32,7 @@ async fn where_nobody_watches_every_log_line_is_json_and_a_finished_chat_tells_a
     });
     let trace = "0af7651916cd43dd8448eb211c80319c";
     request.metadata_mut().insert("traceparent", format!("00-{trace}-b7ad6b7169203331-01").parse().unwrap());
-    let frames = Answer::of(server.agent().await.stream_chat(request).await.unwrap()).rest().await.unwrap();
+    let frames = ChatStream::new(server.agent().await.stream_chat(request).await.unwrap()).rest().await.unwrap();
     let logged = server.process.stderr.line("StreamChat ended").await;
     let line: Value = serde_json::from_str(&logged).unwrap();
     let span = &line["span"];
@@ -49,38 +50,38 @@ async fn where_nobody_watches_every_log_line_is_json_and_a_finished_chat_tells_a
     assert_eq!(line["frames"], frames.len(), "{logged}");
     assert_eq!(line["outcome"], "stop", "{logged}");
     assert_eq!(line["level"], "INFO", "{logged}");
-    let (first, whole) = (line["ttft_ms"].as_f64().unwrap(), line["elapsed_ms"].as_f64().unwrap());
-    assert!(0.0 < first && first <= whole, "{logged}");
+    let (first, elapsed) = (line["ttft_ms"].as_f64().unwrap(), line["elapsed_ms"].as_f64().unwrap());
+    assert!(0.0 < first && first <= elapsed, "{logged}");
 
-    let ended = server.process.stop().await;
-    for line in ended.stderr.lines() {
+    let output = server.process.stop().await;
+    for line in output.stderr.lines() {
         let json = serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
         assert!(json["timestamp"].is_string() && json["message"].is_string(), "{line}");
     }
-    assert!(!ended.stderr.contains(USER), "a user is a digest: {}", ended.stderr);
+    assert!(!output.stderr.contains(USER), "the user id is not hashed: {}", output.stderr);
 }
 
 #[tokio::test]
-async fn a_secret_for_tokens_that_can_be_guessed_is_warned_of_at_the_start() {
-    let gate = Gate::new();
-    let database = ("DATABASE_URL", &*gate.dead_url());
+async fn short_jwt_secret_is_warned_about_at_startup() {
+    let proxy = DatabaseProxy::new();
+    let database = ("DATABASE_URL", &*proxy.unreachable_url());
     for (secret, is_warned_of) in
         [("a-secret-of-31-bytes-----------", true), ("a-secret-of-32-bytes------------", false)]
     {
-        let home = Home::new();
-        let server = home.listening(&[database, ("AUTH", "jwt"), ("JWT_SECRET", secret)]).await;
-        let said = server.process.stop().await.stderr;
-        assert_eq!(said.contains("JWT_SECRET is shorter than 32 bytes"), is_warned_of, "{said}");
-        assert!(!said.contains(secret), "{said}");
+        let sandbox = Sandbox::new();
+        let server = sandbox.start_listening(&[database, ("AUTH", "jwt"), ("JWT_SECRET", secret)]).await;
+        let stderr = server.process.stop().await.stderr;
+        assert_eq!(stderr.contains("JWT_SECRET is shorter than 32 bytes"), is_warned_of, "{stderr}");
+        assert!(!stderr.contains(secret), "{stderr}");
     }
 }
 
 #[tokio::test]
-async fn a_refused_and_a_cancelled_chat_are_logged_with_their_outcome() {
-    let home = Home::new();
-    let gate = Gate::new();
+async fn rejected_and_cancelled_chats_log_their_outcome() {
+    let sandbox = Sandbox::new();
+    let proxy = DatabaseProxy::new();
     let thinking = ("DEMO_THINKING_DELAY_MS", "3600000");
-    let server = home.listening(&[("DATABASE_URL", &gate.dead_url()), thinking]).await;
+    let server = sandbox.start_listening(&[("DATABASE_URL", &proxy.unreachable_url()), thinking]).await;
     let mut client = server.agent().await;
     assert_eq!(client.stream_chat(question(" ")).await.unwrap_err().code(), Code::InvalidArgument);
     let logged = server.process.stderr.line("StreamChat ended").await;
@@ -93,16 +94,16 @@ async fn a_refused_and_a_cancelled_chat_are_logged_with_their_outcome() {
 }
 
 #[tokio::test]
-async fn log_format_pretty_writes_lines_for_people_without_colours() {
-    let home = Home::new();
-    let server = home.serving(&[("LOG_FORMAT", "pretty")]).await;
-    let ended = server.process.stop().await;
-    let line = ended.stderr.lines().find(|line| line.contains("the database is ready")).unwrap();
+async fn pretty_log_format_has_no_colours_without_a_terminal() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[("LOG_FORMAT", "pretty")]).await;
+    let output = server.process.stop().await;
+    let line = output.stderr.lines().find(|line| line.contains("the database is ready")).unwrap();
     assert!(serde_json::from_str::<Value>(line).is_err(), "{line}");
-    assert!(!ended.stderr.contains('\x1b'), "{:?}", ended.stderr);
+    assert!(!output.stderr.contains('\x1b'), "{:?}", output.stderr);
 }
 
-/// A request with the marker in every field that holds a user's text.
+/// A request with the marker in every field with text of the user.
 fn marked_chat() -> pb::ChatRequest {
     let text = || MARKER.to_owned();
     let value = ProtoValue { kind: Some(Kind::StringValue(text())) };
@@ -136,7 +137,7 @@ fn marked_memory() -> pb::MemoryInput {
     }
 }
 
-/// Sends the marker in all ways that are right.
+/// Sends the marker in valid requests.
 async fn send_marked(server: &Server) {
     let add = pb::AddMemoriesRequest { user_id: MARKER.to_owned(), memories: vec![marked_memory()] };
     server.memory().await.add_memories(add).await.unwrap();
@@ -150,11 +151,11 @@ async fn send_marked(server: &Server) {
     let mut request = Request::new(marked_chat());
     request.metadata_mut().insert("authorization", format!("Bearer {MARKER}").parse().unwrap());
     request.metadata_mut().insert("x-internal-api-key", MARKER.parse().unwrap());
-    let frames = Answer::of(server.agent().await.stream_chat(request).await.unwrap()).rest().await.unwrap();
-    assert!(format!("{frames:?}").contains(MARKER), "it is recalled");
+    let frames = ChatStream::new(server.agent().await.stream_chat(request).await.unwrap()).rest().await.unwrap();
+    assert!(format!("{frames:?}").contains(MARKER), "the marked memory was not recalled");
 }
 
-/// Sends the marker in ways that are refused.
+/// Sends the marker in invalid requests.
 async fn send_marked_and_wrong(server: &Server) {
     let nul = || format!("{MARKER}\0");
     let chats = [
@@ -180,28 +181,28 @@ async fn send_marked_and_wrong(server: &Server) {
 }
 
 #[tokio::test]
-async fn no_text_of_a_user_and_no_token_is_logged_by_the_server_or_its_postgres() {
-    let home = Home::new();
-    let server = home.serving(&[VERBOSE]).await;
+async fn logs_contain_no_user_text_or_token() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[VERBOSE]).await;
     send_marked(&server).await;
     send_marked_and_wrong(&server).await;
-    let ended = server.process.stop().await;
-    assert!(ended.stderr.contains("invalid argument"), "debug messages are on: {}", ended.stderr);
-    assert_unmarked(&ended.stdout);
-    assert_unmarked(&ended.stderr);
-    assert_unmarked(&std::fs::read_to_string(home.data().join("postgres.log")).unwrap());
+    let output = server.process.stop().await;
+    assert!(output.stderr.contains("invalid argument"), "debug messages are off: {}", output.stderr);
+    assert_unmarked(&output.stdout);
+    assert_unmarked(&output.stderr);
+    assert_unmarked(&std::fs::read_to_string(sandbox.data().join("postgres.log")).unwrap());
 }
 
 #[tokio::test]
-async fn no_key_and_nothing_that_a_provider_or_database_repeats_is_logged() {
-    let home = Home::new();
+async fn logs_contain_no_key_echoed_by_provider_or_database() {
+    let sandbox = Sandbox::new();
     let provider = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}/v1", provider.local_addr().unwrap());
     tokio::spawn(refuse_and_repeat(provider));
-    let gate = Gate::new();
-    let database = gate.dead_url().replace("postgres://", &format!("postgres://agent:{MARKER}@"));
-    let server = home
-        .listening(&[
+    let proxy = DatabaseProxy::new();
+    let database = proxy.unreachable_url().replace("postgres://", &format!("postgres://agent:{MARKER}@"));
+    let server = sandbox
+        .start_listening(&[
             VERBOSE,
             ("DATABASE_URL", &database),
             ("LLM_PROVIDER", "compatible"),
@@ -219,13 +220,13 @@ async fn no_key_and_nothing_that_a_provider_or_database_repeats_is_logged() {
     let frames = server.chat(marked_chat()).await.rest().await.unwrap();
     assert_eq!(frames.last().unwrap().finish_reason(), pb::FinishReason::Error, "{frames:?}");
     server.agent().await.retrieve_memory(query(MARKER)).await.unwrap_err();
-    let ended = server.process.stop().await;
-    assert!(ended.stderr.contains("turn failed"), "{}", ended.stderr);
-    assert_unmarked(&ended.stdout);
-    assert_unmarked(&ended.stderr);
+    let output = server.process.stop().await;
+    assert!(output.stderr.contains("turn failed"), "{}", output.stderr);
+    assert_unmarked(&output.stdout);
+    assert_unmarked(&output.stderr);
 }
 
-/// A provider that refuses every request and repeats a part of it, as some do.
+/// A provider that rejects every request and echoes parts of it.
 async fn refuse_and_repeat(provider: TcpListener) {
     let body = format!(r#"{{"error":{{"message":"bad: {MARKER}","type":"{MARKER}","code":"{MARKER}"}}}}"#);
     let answer = format!(

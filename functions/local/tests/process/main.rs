@@ -1,24 +1,25 @@
-//! What somebody who starts the program sees: its process, what it prints, its signals and its files. Every test runs the
-//! real binary in places of its own.
+//! The program as a process: its output, signals, files and command line. Every test runs the real binary in directories of its
+//! own.
 
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "what the tests share fails them by a panic")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "shared test code fails by a panic")]
 
-mod absent_database;
 mod commands;
 mod configuration;
 mod conflict;
-mod database;
+mod crash_recovery;
 mod durability;
 mod embedded;
+mod external_database;
 mod import;
 mod isolation;
-mod killed;
 mod learning;
 mod logs;
+mod process;
 mod reembed;
 mod relay;
 mod server;
-mod start;
-mod stopping;
+mod shutdown;
+mod startup;
 mod tls;
+mod unavailable_database;

@@ -1,4 +1,4 @@
-//! A server in front of another, which can stop to pass memories on.
+//! A proxy of `AddMemories` that stops forwarding after a number of calls.
 
 use std::sync::Mutex;
 
@@ -13,26 +13,25 @@ use tonic::{
     transport::{Channel, Server as TonicServer, server::TcpIncoming},
 };
 
-use crate::server::{Server, soon};
+use crate::{process::within_timeout, server::Server};
 
-/// What becomes of a call once the calls that are passed on are used up.
+/// What happens to calls beyond the limit.
 #[derive(Clone, Copy)]
-pub enum Then {
+pub enum AfterLimit {
     Refuse,
     Hang,
 }
 
-/// A server that passes memories on to another.
 pub struct Relay {
     pub url: String,
     state: watch::Sender<State>,
 }
 
 struct State {
-    /// How many more calls are passed on.
+    /// Calls that are still forwarded.
     left: usize,
-    then: Then,
-    /// How many memories each call had, passed on or not.
+    then: AfterLimit,
+    /// Memories of each call, forwarded or not.
     calls: Vec<usize>,
 }
 
@@ -40,32 +39,32 @@ impl Relay {
     pub async fn to(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let state = watch::Sender::new(State { left: usize::MAX, then: Then::Refuse, calls: Vec::new() });
-        let relayed = Relayed { server: Mutex::new(server.memory().await), state: state.clone() };
+        let state = watch::Sender::new(State { left: usize::MAX, then: AfterLimit::Refuse, calls: Vec::new() });
+        let relayed = RelayService { server: Mutex::new(server.memory().await), state: state.clone() };
         let serving = TonicServer::builder().add_service(MemoryServiceServer::new(relayed));
         tokio::spawn(serving.serve_with_incoming(TcpIncoming::from(listener)));
         Self { url, state }
     }
 
-    /// Passes so many calls on, and begins to count anew.
-    pub fn pass_on(&self, left: usize, then: Then) {
+    /// Forwards the next `left` calls and resets the counts.
+    pub fn forward_calls(&self, left: usize, then: AfterLimit) {
         self.state.send_replace(State { left, then, calls: Vec::new() });
     }
 
-    /// How many memories each call had, once there have been so many calls.
+    /// Waits for `count` calls; returns the number of memories of each.
     pub async fn calls(&self, count: usize) -> Vec<usize> {
         let mut state = self.state.subscribe();
-        soon("calls", state.wait_for(|state| state.calls.len() >= count)).await.unwrap().calls.clone()
+        within_timeout("calls", state.wait_for(|state| state.calls.len() >= count)).await.unwrap().calls.clone()
     }
 }
 
-struct Relayed {
+struct RelayService {
     server: Mutex<MemoryServiceClient<Channel>>,
     state: watch::Sender<State>,
 }
 
 #[tonic::async_trait]
-impl MemoryService for Relayed {
+impl MemoryService for RelayService {
     async fn add_memories(
         &self,
         request: Request<pb::AddMemoriesRequest>,
@@ -84,8 +83,8 @@ impl MemoryService for Relayed {
                 let mut server = self.server.lock().unwrap().clone();
                 server.add_memories(request).await
             }
-            Some(Then::Refuse) => Err(Status::unavailable("going down")),
-            Some(Then::Hang) => std::future::pending().await,
+            Some(AfterLimit::Refuse) => Err(Status::unavailable("going down")),
+            Some(AfterLimit::Hang) => std::future::pending().await,
         }
     }
 

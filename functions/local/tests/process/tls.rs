@@ -1,23 +1,20 @@
-//! A server with a certificate.
+//! TLS of server and client.
 
 use std::{fs, path::PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use crate::{
-    database::Gate,
-    server::{Home, Server},
-};
+use crate::{external_database::DatabaseProxy, process::Sandbox, server::Server};
 
-/// Files of a certificate authority and of a server that it vouches for.
-struct Files {
+/// A certificate authority, and a server certificate signed by it.
+struct CertificateFiles {
     authority: PathBuf,
     certificate: PathBuf,
     key: PathBuf,
 }
 
-impl Files {
-    fn make(home: &Home) -> Self {
+impl CertificateFiles {
+    fn make(sandbox: &Sandbox) -> Self {
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority_key = KeyPair::generate().unwrap();
@@ -26,7 +23,7 @@ impl Files {
         let issuer = Issuer::new(authority, authority_key);
         let server = CertificateParams::new(["localhost".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
         let write = |name: &str, pem: String| {
-            let path = home.path().join(name);
+            let path = sandbox.path().join(name);
             fs::write(&path, pem).unwrap();
             path
         };
@@ -37,55 +34,55 @@ impl Files {
         }
     }
 
-    async fn serve(&self, home: &Home) -> Server {
-        let gate = Gate::new();
-        let mut command = home.command(&[], &[("DATABASE_URL", &gate.dead_url())]);
+    async fn serve(&self, sandbox: &Sandbox) -> Server {
+        let proxy = DatabaseProxy::new();
+        let mut command = sandbox.command(&[], &[("DATABASE_URL", &proxy.unreachable_url())]);
         command.env("TLS_CERT_FILE", &self.certificate).env("TLS_KEY_FILE", &self.key);
         Server::start(command).await
     }
 }
 
 #[tokio::test]
-async fn the_client_talks_to_a_server_with_tls_whose_authority_it_knows_and_to_no_other() {
-    let (home, stranger) = (Home::new(), Home::new());
-    let files = Files::make(&home);
-    let server = files.serve(&home).await;
+async fn client_connects_only_to_trusted_certificate_authority() {
+    let (sandbox, other_sandbox) = (Sandbox::new(), Sandbox::new());
+    let files = CertificateFiles::make(&sandbox);
+    let server = files.serve(&sandbox).await;
     assert!(server.url.starts_with("https://127.0.0.1:"), "{}", server.url);
     let address = format!("https://localhost:{}", server.port());
     let ask = async |authority: &PathBuf| {
         let authority = authority.to_str().unwrap();
-        home.run(&["chat", "hello", "--no-memory", "--addr", &address, "--ca-file", authority], &[]).await
+        sandbox.run(&["chat", "hello", "--no-memory", "--addr", &address, "--ca-file", authority], &[]).await
     };
-    let asked = ask(&files.authority).await;
-    assert_eq!(asked.code, Some(0), "{asked:?}");
-    assert!(asked.stdout.contains("demo mode"), "{asked:?}");
+    let output = ask(&files.authority).await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(output.stdout.contains("demo mode"), "{output:?}");
 
-    let refused = ask(&Files::make(&stranger).authority).await;
-    assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("certificate"), "{refused:?}");
+    let rejected = ask(&CertificateFiles::make(&other_sandbox).authority).await;
+    assert_eq!(rejected.code, Some(1), "{rejected:?}");
+    assert!(rejected.stderr.contains("certificate"), "{rejected:?}");
 
-    let unreadable = ask(&home.path().join("absent.pem")).await;
+    let unreadable = ask(&sandbox.path().join("absent.pem")).await;
     assert_eq!(unreadable.code, Some(1), "{unreadable:?}");
     assert!(unreadable.stderr.contains("--ca-file can not be read"), "{unreadable:?}");
 
-    let plain = home.run(&["chat", "hello", "--addr", &address.replace("https", "http")], &[]).await;
+    let plain = sandbox.run(&["chat", "hello", "--addr", &address.replace("https", "http")], &[]).await;
     assert_eq!(plain.code, Some(1), "{plain:?}");
     server.process.stop().await;
 }
 
 #[tokio::test]
-async fn a_certificate_or_key_that_can_not_be_read_is_named() {
-    let home = Home::new();
-    let files = Files::make(&home);
+async fn unreadable_certificate_or_key_is_named() {
+    let sandbox = Sandbox::new();
+    let files = CertificateFiles::make(&sandbox);
     let (certificate, key) = (files.certificate.to_str().unwrap(), files.key.to_str().unwrap());
-    let absent = home.path().join("absent.pem");
+    let absent = sandbox.path().join("absent.pem");
     let absent = absent.to_str().unwrap();
     for (certificate, key, name) in [(absent, key, "TLS_CERT_FILE"), (certificate, absent, "TLS_KEY_FILE")] {
-        let ended = home.run(&[], &[("TLS_CERT_FILE", certificate), ("TLS_KEY_FILE", key)]).await;
-        assert_eq!(ended.code, Some(2), "{ended:?}");
-        assert!(ended.stderr.contains(&format!("{name}: can not be read")), "{}", ended.stderr);
+        let output = sandbox.run(&[], &[("TLS_CERT_FILE", certificate), ("TLS_KEY_FILE", key)]).await;
+        assert_eq!(output.code, Some(2), "{output:?}");
+        assert!(output.stderr.contains(&format!("{name}: can not be read")), "{}", output.stderr);
     }
-    // A file that holds something else, such as the two of them swapped.
-    let ended = home.run(&[], &[("TLS_CERT_FILE", key), ("TLS_KEY_FILE", certificate)]).await;
-    assert_eq!(ended.code, Some(2), "{ended:?}");
+    // Readable files with the wrong content.
+    let output = sandbox.run(&[], &[("TLS_CERT_FILE", key), ("TLS_KEY_FILE", certificate)]).await;
+    assert_eq!(output.code, Some(2), "{output:?}");
 }

@@ -1,4 +1,4 @@
-//! The stand-in for DynamoDB of `infra/dynamodb.sh`, and what its stream tells.
+//! The DynamoDB emulator of `infra/dynamodb.sh` and its stream.
 
 use serde_json::{Value, json};
 use tokio::{
@@ -6,27 +6,27 @@ use tokio::{
     net::TcpStream,
 };
 
-/// The table of the stand-in.
 pub const TABLE: &str = "agent-conversations";
 
-/// The variables by which the stand-in is reached; `None` where there is none.
+/// The variables of the emulator; `None` without it.
 pub fn variables() -> Option<Vec<(&'static str, String)>> {
     std::env::var("TEST_DYNAMODB_URL").ok()?;
     let names = ["AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_DYNAMODB"];
     Some(names.map(|name| (name, std::env::var(name).unwrap_or_default())).into())
 }
 
-/// The records of a user in the stream of the table, the oldest first.
+/// The stream records of a user, the oldest first.
 pub async fn records_of(user_id: &str) -> Vec<Value> {
-    let table = call("DynamoDB_20120810.DescribeTable", json!({ "TableName": TABLE })).await;
+    let table = call_unary("DynamoDB_20120810.DescribeTable", json!({ "TableName": TABLE })).await;
     let stream = &table["Table"]["LatestStreamArn"];
-    let described = call("DynamoDBStreams_20120810.DescribeStream", json!({ "StreamArn": stream })).await;
+    let described = call_unary("DynamoDBStreams_20120810.DescribeStream", json!({ "StreamArn": stream })).await;
     let mut records = Vec::new();
     for shard in described["StreamDescription"]["Shards"].as_array().unwrap() {
         let from = json!({"StreamArn": stream, "ShardId": shard["ShardId"], "ShardIteratorType": "TRIM_HORIZON"});
-        let mut iterator = call("DynamoDBStreams_20120810.GetShardIterator", from).await["ShardIterator"].take();
+        let mut iterator = call_unary("DynamoDBStreams_20120810.GetShardIterator", from).await["ShardIterator"].take();
         while !iterator.is_null() {
-            let mut page = call("DynamoDBStreams_20120810.GetRecords", json!({ "ShardIterator": iterator })).await;
+            let mut page =
+                call_unary("DynamoDBStreams_20120810.GetRecords", json!({ "ShardIterator": iterator })).await;
             let found = page["Records"].as_array().cloned().unwrap_or_default();
             iterator = if found.is_empty() { Value::Null } else { page["NextShardIterator"].take() };
             records.extend(found);
@@ -36,8 +36,8 @@ pub async fn records_of(user_id: &str) -> Vec<Value> {
     records
 }
 
-/// A call of the stand-in, which looks at no signature.
-async fn call(target: &str, body: Value) -> Value {
+/// Calls the emulator, which ignores signatures.
+async fn call_unary(target: &str, body: Value) -> Value {
     let url = std::env::var("TEST_DYNAMODB_URL").unwrap();
     let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
     let region = std::env::var("AWS_REGION").unwrap();

@@ -1,4 +1,4 @@
-//! Events of each kind, and what is no call.
+//! Event formats, HTTP errors and malformed events.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
-    GRPC_WEB, PATH, ask, chat, decoded, demo,
-    double::{event, framed, rest_event},
-    pb,
+    GRPC_WEB, PATH, ask, chat, decoded,
+    lambda_runtime::{function_url_event, grpc_frame, rest_api_event},
+    pb, start_demo,
 };
 
 #[tokio::test]
-async fn a_rest_api_is_answered_as_a_function_url_is_in_binary_and_in_text() {
-    let mut function = demo().await;
+async fn rest_api_events_are_answered_like_function_urls() {
+    let mut function = start_demo().await;
     let body = STANDARD.encode(ask("hello"));
     for path in [PATH.to_owned(), format!("/live{PATH}")] {
-        // The type of binary calls is one that the API hands on in base64.
-        let binary = function.answer(rest_event(&path, GRPC_WEB, &body, true)).await;
-        let text = function.answer(rest_event(&path, "application/grpc-web-text", &body, false)).await;
+        // API Gateway passes binary media types as base64.
+        let binary = function.answer(rest_api_event(&path, GRPC_WEB, &body, true)).await;
+        let text = function.answer(rest_api_event(&path, "application/grpc-web-text", &body, false)).await;
         for (frames, trailers) in [binary.frames(), text.text_frames()] {
             assert_eq!(trailers["grpc-status"], "0", "{path}");
             assert_eq!(decoded(&frames).last().unwrap().finish_reason(), pb::FinishReason::Stop);
@@ -27,8 +27,8 @@ async fn a_rest_api_is_answered_as_a_function_url_is_in_binary_and_in_text() {
 }
 
 #[tokio::test]
-async fn on_the_wire_are_a_prelude_eight_zeros_and_whole_frames() {
-    let mut function = demo().await;
+async fn response_is_prelude_eight_zeros_and_whole_frames() {
+    let mut function = start_demo().await;
     function.invoke(chat("hello"), Duration::from_secs(30));
     let chunks = function.chunks().await;
     let prelude: Value = serde_json::from_slice(&chunks[0]).unwrap();
@@ -36,7 +36,7 @@ async fn on_the_wire_are_a_prelude_eight_zeros_and_whole_frames() {
     assert_eq!(chunks[1], [0; 8]);
     let (trailers, messages) = chunks[2..].split_last().unwrap();
     for chunk in messages {
-        // Messages that are ready together travel together, but none is cut.
+        // A chunk may hold several messages, but no part of one.
         let mut rest = chunk.as_slice();
         while !rest.is_empty() {
             let length = usize::try_from(u32::from_be_bytes(rest[1..5].try_into().unwrap())).unwrap();
@@ -50,82 +50,82 @@ async fn on_the_wire_are_a_prelude_eight_zeros_and_whole_frames() {
 
 #[tokio::test]
 async fn text_mode_is_answered_in_text() {
-    let mut function = demo().await;
+    let mut function = start_demo().await;
     let text = STANDARD.encode(ask("hello"));
-    let answer = function.answer(event(PATH, "application/grpc-web-text", text.as_bytes())).await;
+    let answer = function.answer(function_url_event(PATH, "application/grpc-web-text", text.as_bytes())).await;
     assert!(answer.headers["content-type"].starts_with("application/grpc-web-text"), "{answer:?}");
     let (frames, trailers) = answer.text_frames();
     assert_eq!(trailers["grpc-status"], "0");
     assert_eq!(decoded(&frames).last().unwrap().finish_reason(), pb::FinishReason::Stop);
     let text = STANDARD.encode(ask(""));
-    let refused = function.answer(event(PATH, "application/grpc-web-text", text.as_bytes())).await;
-    assert_eq!(refused.text_frames().1["grpc-status"], "3");
+    let rejected = function.answer(function_url_event(PATH, "application/grpc-web-text", text.as_bytes())).await;
+    assert_eq!(rejected.text_frames().1["grpc-status"], "3");
     for garbage in [&b"!not base64!"[..], b"AAAAAA=", b"AAA"] {
-        let garbage = function.answer(event(PATH, "application/grpc-web-text", garbage)).await;
+        let garbage = function.answer(function_url_event(PATH, "application/grpc-web-text", garbage)).await;
         assert_eq!(garbage.text_frames().1["grpc-status"], "3", "{garbage:?}");
     }
 }
 
 #[tokio::test]
-async fn what_is_no_call_gets_an_error_of_http() {
-    let mut function = demo().await;
+async fn non_grpc_request_gets_an_http_error() {
+    let mut function = start_demo().await;
     let mut get = chat("hello");
     get["requestContext"]["http"]["method"] = "GET".into();
-    let refused = function.answer(get).await;
-    assert_eq!((refused.status, refused.headers["allow"].as_str(), refused.body.len()), (405, "POST", 0));
+    let rejected = function.answer(get).await;
+    assert_eq!((rejected.status, rejected.headers["allow"].as_str(), rejected.body.len()), (405, "POST", 0));
     for content_type in ["application/grpc", "application/json", "", "application/grpc-webbed"] {
-        let refused = function.answer(event(PATH, content_type, &ask("hello"))).await;
-        assert_eq!((refused.status, refused.body.len()), (415, 0), "{content_type}");
+        let rejected = function.answer(function_url_event(PATH, content_type, &ask("hello"))).await;
+        assert_eq!((rejected.status, rejected.body.len()), (415, 0), "{content_type}");
     }
     let answer = function.answer(chat("hello")).await;
-    assert_eq!(answer.frames().1["grpc-status"], "0", "and the function goes on");
+    assert_eq!(answer.frames().1["grpc-status"], "0", "the function does not continue");
 }
 
 #[tokio::test]
-async fn a_content_type_is_known_in_any_case_and_with_parameters() {
-    let mut function = demo().await;
+async fn content_type_is_accepted_in_any_case_with_parameters() {
+    let mut function = start_demo().await;
     for written in
         ["Application/gRPC-Web+Proto", "application/grpc-web; charset=utf-8", "application/grpc-web+proto;x=y"]
     {
-        let answer = function.answer(event(PATH, written, &ask("hello"))).await;
+        let answer = function.answer(function_url_event(PATH, written, &ask("hello"))).await;
         assert_eq!(answer.frames().1["grpc-status"], "0", "{written}");
     }
     let text = STANDARD.encode(ask("hello"));
-    let answer = function.answer(event(PATH, "APPLICATION/GRPC-WEB-TEXT", text.as_bytes())).await;
+    let answer = function.answer(function_url_event(PATH, "APPLICATION/GRPC-WEB-TEXT", text.as_bytes())).await;
     assert_eq!(answer.text_frames().1["grpc-status"], "0");
 }
 
 #[tokio::test]
-async fn an_event_that_is_malformed_is_answered_and_the_function_goes_on() {
-    let mut function = demo().await;
+async fn malformed_event_is_answered_and_function_continues() {
+    let mut function = start_demo().await;
     let mut not_base64 = chat("hello");
     not_base64["body"] = "!".into();
-    let refused = function.answer(not_base64).await;
-    assert_eq!((refused.status, refused.frames().1["grpc-status"].as_str()), (200, "3"), "{refused:?}");
+    let rejected = function.answer(not_base64).await;
+    assert_eq!((rejected.status, rejected.frames().1["grpc-status"].as_str()), (200, "3"), "{rejected:?}");
     let mut strange_path = chat("hello");
     strange_path["rawPath"] = "/a b/\u{1}ü/StreamChat?x".into();
     assert_eq!(function.answer(strange_path).await.frames().1["grpc-status"], "12");
     let mut without_body = chat("hello");
     without_body.as_object_mut().unwrap().remove("body");
-    assert_ne!(function.answer(without_body).await.frames().1["grpc-status"], "0", "no message at all is no request");
+    assert_ne!(function.answer(without_body).await.frames().1["grpc-status"], "0", "an empty body is no message");
     for no_request in [json!(null), json!({}), json!([1]), json!({"Records": [{"eventSource": "aws:sqs"}]}), json!("x")]
     {
-        let refused = function.answer(no_request.clone()).await;
-        assert_eq!((refused.status, refused.body.len()), (400, 0), "{no_request}");
+        let rejected = function.answer(no_request.clone()).await;
+        assert_eq!((rejected.status, rejected.body.len()), (400, 0), "{no_request}");
     }
     assert_eq!(function.answer(chat("hello")).await.frames().1["grpc-status"], "0");
 }
 
 #[tokio::test]
-async fn messages_are_as_large_as_a_server_takes_them_and_larger_ones_exhaust_a_resource() {
-    let mut function = demo().await;
-    // Beyond tonic's own limit of 4 MiB it is the contract that says how long a message may be.
+async fn message_size_limit_equals_that_of_the_server() {
+    let mut function = start_demo().await;
+    // Above tonic's default limit of 4 MiB the contract's own limit applies.
     let long = function.answer(chat(&"x".repeat(5 << 20))).await.frames().1;
     assert_eq!(long["grpc-status"], "3", "{long:?}");
     assert!(long["grpc-message"].contains("message"), "{long:?}");
-    // Its length says that it is too large, before any of it is there.
-    let mut too_large = framed(b"");
+    // Rejected by its length prefix, before the message arrives.
+    let mut too_large = grpc_frame(b"");
     too_large[1..5].copy_from_slice(&(51_u32 << 20).to_be_bytes());
-    let refused = function.answer(event(PATH, GRPC_WEB, &too_large)).await.frames().1;
-    assert_eq!(refused["grpc-status"], "8", "{refused:?}");
+    let rejected = function.answer(function_url_event(PATH, GRPC_WEB, &too_large)).await.frames().1;
+    assert_eq!(rejected["grpc-status"], "8", "{rejected:?}");
 }

@@ -1,22 +1,25 @@
-//! The function as Lambda runs it: its program, events, and the bytes of its answers.
+//! The program under the Lambda runtime emulator: events, and the bytes of its responses.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-mod callers;
-mod double;
+mod authentication;
 mod events;
-#[path = "../../../../tests/api/fake_provider.rs"]
-#[expect(dead_code, reason = "these tests need less of it")]
+#[path = "../../../../tests/support/fake_provider.rs"]
+#[expect(dead_code, reason = "not every crate uses all of it")]
 mod fake_provider;
+#[path = "../../../../tests/support/lambda_runtime.rs"]
+mod lambda_runtime;
 mod secrets;
-mod stopping;
+mod shutdown;
 
 use std::time::Duration;
 
 use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
 
-use double::{Answer, Function, Said, event, framed, refused};
 use fake_provider::{FakeProvider, Step, delta, finish, head};
+use lambda_runtime::{
+    FunctionOutput, FunctionResponse, LambdaFunction, function_url_event, grpc_frame, run_to_failure,
+};
 use prost::Message as _;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_stream-chat");
@@ -29,33 +32,33 @@ fn ask(message: &str) -> Vec<u8> {
         input: Some(pb::chat_request::Input::Message(message.into())),
         ..Default::default()
     };
-    framed(&request.encode_to_vec())
+    grpc_frame(&request.encode_to_vec())
 }
 
 fn chat(message: &str) -> serde_json::Value {
-    event(PATH, GRPC_WEB, &ask(message))
+    function_url_event(PATH, GRPC_WEB, &ask(message))
 }
 
 fn decoded(frames: &[Vec<u8>]) -> Vec<pb::ChatResponse> {
     frames.iter().map(|frame| pb::ChatResponse::decode(frame.as_slice()).unwrap()).collect()
 }
 
-/// Demo mode without delays, and nothing else.
-async fn demo() -> Function {
-    Function::start(PROGRAM, &[("DEMO_THINKING_DELAY_MS", "0"), ("DEMO_CHUNK_DELAY_MS", "0")]).await
+/// Demo mode without delays.
+async fn start_demo() -> LambdaFunction {
+    LambdaFunction::start(PROGRAM, &[("DEMO_THINKING_DELAY_MS", "0"), ("DEMO_CHUNK_DELAY_MS", "0")]).await
 }
 
-async fn with_provider(provider: &FakeProvider) -> Function {
+async fn start_with_provider(provider: &FakeProvider) -> LambdaFunction {
     let mut variables = provider.variables();
     variables.extend([("AUTH", "none"), ("EMBEDDING_PROVIDER", "hashed")]);
-    // The connection that is warmed up at the start.
-    provider.refuse(404, "").await;
-    Function::start(PROGRAM, &variables).await
+    // The request that warms up the connection at startup.
+    provider.respond(404, "").await;
+    LambdaFunction::start(PROGRAM, &variables).await
 }
 
 #[tokio::test]
-async fn with_nothing_configured_it_answers_from_canned_answers_without_a_memory() {
-    let mut function = demo().await;
+async fn demo_mode_answers_without_memory_when_unconfigured() {
+    let mut function = start_demo().await;
     for _ in 0..2 {
         let answer = function.answer(chat("hello")).await;
         assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, GRPC_WEB));
@@ -66,33 +69,36 @@ async fn with_nothing_configured_it_answers_from_canned_answers_without_a_memory
             Some(Content::StatusUpdate(status)) => status.state().as_str_name(),
             _ => "",
         };
-        assert_eq!((state(&frames[0]), state(&frames[1])), ("THINKING", "GENERATING"), "there is nothing to search");
+        assert_eq!(
+            (state(&frames[0]), state(&frames[1])),
+            ("THINKING", "GENERATING"),
+            "without a database there is no search"
+        );
         assert_eq!(frames.last().unwrap().finish_reason(), pb::FinishReason::Stop);
         assert!(matches!(frames.last().unwrap().content, Some(Content::FullText(_))));
     }
 }
 
 #[tokio::test]
-async fn frames_leave_while_the_answer_is_being_made() {
+async fn frames_are_streamed_while_answer_is_generated() {
     let provider = FakeProvider::start().await;
-    let mut function = with_provider(&provider).await;
-    // The provider goes on only when this test lets it.
+    let mut function = start_with_provider(&provider).await;
     let first = format!("data: {}\n\n", delta("first"));
     provider
-        .script(vec![Step::Send(head(200, "text/event-stream")), Step::Send(first.into_bytes()), Step::AwaitGone])
+        .script(vec![Step::Send(head(200, "text/event-stream")), Step::Send(first.into_bytes()), Step::AwaitDisconnect])
         .await;
     function.invoke(chat("hello"), Duration::from_secs(5));
     let mut bytes = Vec::new();
-    let Said::Head(headers) = function.next().await else { panic!("no head") };
+    let FunctionOutput::Head(headers) = function.next().await else { panic!("no response head") };
     assert_eq!(headers["lambda-runtime-function-response-mode"], "streaming");
     let mut chunks = 0;
     while !String::from_utf8_lossy(&bytes).contains("first") {
-        let Said::Chunk(chunk) = function.next().await else { panic!("the answer ended early") };
+        let FunctionOutput::Chunk(chunk) = function.next().await else { panic!("the response ended early") };
         bytes.extend(chunk);
         chunks += 1;
     }
-    assert!(chunks >= 3, "the prelude, the first status and the delta come one by one: {chunks}");
-    // The function's time runs out before the provider goes on: the stream ends in order, and says that trying again helps.
+    assert!(chunks >= 3, "prelude, status and delta were not sent one by one: {chunks}");
+    // The deadline of the function passes first: the stream ends with a retryable error.
     let answer = function.rest(bytes).await;
     let (frames, trailers) = answer.frames();
     assert_eq!(trailers["grpc-status"], "0");
@@ -103,11 +109,11 @@ async fn frames_leave_while_the_answer_is_being_made() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_readable_by_a_browser_and_nothing_else_is_in_the_body() {
-    let mut function = demo().await;
-    let status_of = |answer: &Answer| {
+async fn rejection_is_sent_as_trailers_in_the_body() {
+    let mut function = start_demo().await;
+    let status_of = |answer: &FunctionResponse| {
         assert_eq!(answer.status, 200);
-        assert!(!answer.headers.contains_key("grpc-status"), "a header that a page can not read: {answer:?}");
+        assert!(!answer.headers.contains_key("grpc-status"), "browsers cannot read this header: {answer:?}");
         let (frames, trailers) = answer.frames();
         assert!(frames.is_empty());
         trailers
@@ -116,20 +122,20 @@ async fn a_refusal_is_readable_by_a_browser_and_nothing_else_is_in_the_body() {
     assert_eq!(blank["grpc-status"], "3");
     assert!(blank["grpc-message"].contains("message") && blank.contains_key("grpc-status-details-bin"), "{blank:?}");
     for path in ["/agent.v1.AgentService/RetrieveMemory", "/agent.v1.MemoryService/AddMemories", "/", "/x"] {
-        let unknown = status_of(&function.answer(event(path, GRPC_WEB, &ask("hello"))).await);
+        let unknown = status_of(&function.answer(function_url_event(path, GRPC_WEB, &ask("hello"))).await);
         assert_eq!(unknown["grpc-status"], "12", "{path}");
     }
-    let broken = status_of(&function.answer(event(PATH, GRPC_WEB, &framed(b"\xff\xff"))).await);
+    let broken = status_of(&function.answer(function_url_event(PATH, GRPC_WEB, &grpc_frame(b"\xff\xff"))).await);
     assert_eq!(broken["grpc-status"], "3");
-    // A stage in front of the path is none of the service's.
-    let staged = function.answer(event(&format!("/prod{PATH}"), GRPC_WEB, &ask("hello"))).await;
+    // A stage prefix of API Gateway is ignored.
+    let staged = function.answer(function_url_event(&format!("/prod{PATH}"), GRPC_WEB, &ask("hello"))).await;
     assert_eq!(staged.frames().1["grpc-status"], "0");
 }
 
 #[tokio::test]
-async fn an_answer_of_many_megabytes_arrives_whole() {
+async fn answer_of_many_megabytes_arrives_whole() {
     let provider = FakeProvider::start().await;
-    let mut function = with_provider(&provider).await;
+    let mut function = start_with_provider(&provider).await;
     let piece = "0123456789abcdef".repeat(4096);
     let mut events = vec![delta(&piece); 95];
     events.push(finish("stop"));
@@ -144,8 +150,8 @@ async fn an_answer_of_many_megabytes_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_database_and_a_provider_that_hang_do_not_keep_a_function_from_its_first_event() {
-    // Connections to it are made, but nobody says anything.
+async fn hanging_database_and_provider_do_not_delay_first_event() {
+    // Accepts connections and never answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();
     let (database, provider) = (format!("postgres://agent@{address}/agent"), format!("http://{address}/v1"));
@@ -156,22 +162,22 @@ async fn a_database_and_a_provider_that_hang_do_not_keep_a_function_from_its_fir
         ("LLM_API_BASE_URL", &provider),
         ("LLM_MODEL_NAME", "m"),
         ("EMBEDDING_PROVIDER", "hashed"),
-        // Where they are kept, the first frame waits for the database.
+        // With persistence the first frame waits for the database.
         ("CONVERSATIONS", "off"),
     ];
-    let mut function = Function::start(PROGRAM, &variables).await;
+    let mut function = LambdaFunction::start(PROGRAM, &variables).await;
     function.invoke(chat("hello"), Duration::from_secs(30));
-    // The first frame costs nothing either.
-    assert!(matches!(function.next().await, Said::Head(_)));
+    // The first frame needs neither.
+    assert!(matches!(function.next().await, FunctionOutput::Head(_)));
     let mut bytes = Vec::new();
     while !String::from_utf8_lossy(&bytes).contains("\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}") {
-        let Said::Chunk(chunk) = function.next().await else { panic!("the answer ended early") };
+        let FunctionOutput::Chunk(chunk) = function.next().await else { panic!("the response ended early") };
         bytes.extend(chunk);
     }
 }
 
 #[tokio::test]
-async fn it_does_not_start_open_to_everyone_by_accident() {
+async fn function_does_not_start_without_explicit_auth() {
     let runtime = ("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9");
     for (variables, expected) in [
         (vec![runtime, ("LLM_API_KEY", "k")], "AUTH"),
@@ -182,21 +188,21 @@ async fn it_does_not_start_open_to_everyone_by_accident() {
         (vec![runtime, ("AUTH", "none"), ("LLM_API_KEY", "ssm:/key")], "LLM_API_KEY"),
         (vec![], "cargo lambda watch"),
     ] {
-        let (code, said) = refused(PROGRAM, &variables).await;
-        assert_eq!(code, Some(2), "{said}");
-        assert!(said.contains(expected), "{expected} is not in: {said}");
+        let (code, stderr) = run_to_failure(PROGRAM, &variables).await;
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains(expected), "{expected} is not in: {stderr}");
     }
 }
 
 #[tokio::test]
-async fn whatever_is_logged_it_is_no_event_no_token_and_no_text_of_a_user() {
+async fn trace_log_contains_no_event_token_or_user_text() {
     let log = tempfile::NamedTempFile::new().unwrap();
     let provider = FakeProvider::start().await;
     let mut variables = provider.variables();
     let key = ("INTERNAL_API_KEY", "the-internal-key");
     variables.extend([("AUTH", "none"), ("EMBEDDING_PROVIDER", "hashed"), key, ("RUST_LOG", "trace")]);
-    provider.refuse(404, "").await;
-    let mut function = Function::start_with_log(PROGRAM, &variables, log.reopen().unwrap()).await;
+    provider.respond(404, "").await;
+    let mut function = LambdaFunction::start_with_log(PROGRAM, &variables, log.reopen().unwrap()).await;
     provider.stream(&[&delta("Pflaumenmus"), &finish("stop"), "[DONE]"]).await;
     let mut event = chat("Rhabarberkuchen");
     let encoded = event["body"].as_str().unwrap()[..12].to_owned();
@@ -204,7 +210,7 @@ async fn whatever_is_logged_it_is_no_event_no_token_and_no_text_of_a_user() {
     event["headers"]["authorization"] = "Bearer a-token".into();
     assert_eq!(function.answer(event).await.frames().1["grpc-status"], "0");
     function.terminate().await;
-    function.ended().await;
+    function.wait().await;
     let logged = std::fs::read_to_string(log.path()).unwrap();
     assert!(logged.contains("StreamChat ended"), "{logged}");
     for private in ["Rhabarberkuchen", "Pflaumenmus", key.1, "a-token", "test-key", encoded.as_str()] {

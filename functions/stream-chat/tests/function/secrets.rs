@@ -1,25 +1,25 @@
-//! Secrets by reference.
+//! Secrets by reference to SSM or Secrets Manager.
 
 use serde_json::json;
 
 use crate::{
     PROGRAM, chat,
-    double::{Function, refused},
     fake_provider::{FakeProvider, delta, finish},
+    lambda_runtime::{LambdaFunction, run_to_failure},
 };
 
 #[tokio::test]
-async fn secrets_are_fetched_once_by_the_names_that_variables_give() {
+async fn secrets_are_fetched_once_by_reference() {
     let mut provider = FakeProvider::start().await;
     let mut store = FakeProvider::start().await;
     let endpoint = store.base_url.trim_end_matches("/v1").to_owned();
-    // It is busy, then out of order, and then it answers.
-    store.refuse(400, r#"{"__type": "ThrottlingException"}"#).await;
-    store.refuse(500, "").await;
+    // Throttled, then failing, then successful.
+    store.respond(400, r#"{"__type": "ThrottlingException"}"#).await;
+    store.respond(500, "").await;
     let parameters =
         r#"{"Parameters": [{"Name": "/agent/internal", "Value": "i"}, {"Name": "/agent/key", "Value": "the-key"}]}"#;
-    store.refuse(200, parameters).await;
-    provider.refuse(404, "").await;
+    store.respond(200, parameters).await;
+    provider.respond(404, "").await;
     let mut variables = provider.variables();
     variables.retain(|(name, _)| *name != "LLM_API_KEY");
     variables.extend([
@@ -33,28 +33,28 @@ async fn secrets_are_fetched_once_by_the_names_that_variables_give() {
         ("AWS_SECRET_ACCESS_KEY", "secret"),
         ("AWS_SESSION_TOKEN", "session"),
     ]);
-    let mut function = Function::start(PROGRAM, &variables).await;
+    let mut function = LambdaFunction::start(PROGRAM, &variables).await;
     for _ in 0..2 {
         provider.stream(&[&delta("ok"), &finish("stop"), "[DONE]"]).await;
         assert_eq!(function.answer(chat("hello")).await.frames().1["grpc-status"], "0");
     }
-    for _ in ["busy", "out of order"] {
+    for _ in ["throttled", "failed"] {
         store.requests.recv().await.unwrap();
     }
-    let asked = store.requests.recv().await.unwrap();
-    assert_eq!(asked.body, json!({"Names": ["/agent/internal", "/agent/key"], "WithDecryption": true}));
-    let head = asked.head.to_ascii_lowercase();
+    let request = store.requests.recv().await.unwrap();
+    assert_eq!(request.body, json!({"Names": ["/agent/internal", "/agent/key"], "WithDecryption": true}));
+    let head = request.head.to_ascii_lowercase();
     assert!(head.contains("x-amz-target: amazonssm.getparameters"), "{head}");
     assert!(head.contains("authorization: aws4-hmac-sha256 credential=akexample/"), "{head}");
     assert!(head.contains("/eu-west-1/ssm/aws4_request") && head.contains("x-amz-security-token: session"), "{head}");
     assert!(store.requests.try_recv().is_err(), "once");
-    // The first request is the one that warms up the connection, and shows no key.
+    // The first request warms up the connection, without the key.
     assert!(!provider.requests.recv().await.unwrap().head.contains("the-key"));
     assert!(provider.requests.recv().await.unwrap().head.contains("Bearer the-key"));
 }
 
 #[tokio::test]
-async fn a_secret_that_can_not_be_had_is_named_by_its_variable_alone() {
+async fn unavailable_secret_is_named_by_its_variable_only() {
     let store = FakeProvider::start().await;
     let endpoint = store.base_url.trim_end_matches("/v1").to_owned();
     let runtime = [
@@ -64,7 +64,7 @@ async fn a_secret_that_can_not_be_had_is_named_by_its_variable_alone() {
         ("AWS_ACCESS_KEY_ID", "AKEXAMPLE"),
         ("AWS_SECRET_ACCESS_KEY", "secret"),
     ];
-    // One answer each: what is wrong for good is not asked again.
+    // One response each: permanent errors are not retried.
     for (reference, status, answer, expected) in [
         (
             "ssm:/agent/key",
@@ -81,10 +81,10 @@ async fn a_secret_that_can_not_be_had_is_named_by_its_variable_alone() {
         ),
         ("secretsmanager:/agent/key#url", 200, r#"{"SecretString": "{\"private\": 1}"}"#, "no text"),
     ] {
-        store.refuse(status, answer).await;
-        let (code, said) = refused(PROGRAM, &[&runtime[..], &[("LLM_API_KEY", reference)]].concat()).await;
+        store.respond(status, answer).await;
+        let (code, stderr) = run_to_failure(PROGRAM, &[&runtime[..], &[("LLM_API_KEY", reference)]].concat()).await;
         assert_eq!(code, Some(2));
-        assert!(said.contains("LLM_API_KEY") && said.contains(expected), "{said}");
-        assert!(!said.contains("/agent/key") && !said.contains("private"), "{said}");
+        assert!(stderr.contains("LLM_API_KEY") && stderr.contains(expected), "{stderr}");
+        assert!(!stderr.contains("/agent/key") && !stderr.contains("private"), "{stderr}");
     }
 }

@@ -1,5 +1,4 @@
-//! A server that is killed again and again in the middle of its answers: no turn that was acknowledged is lost, and none is there
-//! twice.
+//! A server that is killed repeatedly during answers: acknowledged turns are stored exactly once.
 
 use std::collections::BTreeMap;
 
@@ -8,32 +7,35 @@ use agent_service::proto::agent_v1::{
 };
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use crate::server::{Answer, Home, Server, USER, eventually, full_text, question, soon};
+use crate::{
+    process::{Sandbox, eventually, within_timeout},
+    server::{ChatStream, Server, USER, full_text, question},
+};
 
 const TURNS: u32 = 200;
 const SESSIONS: u32 = 7;
-/// Every so many turns one is killed.
+/// On average, one of this many turns is killed.
 const KILLED: u32 = 12;
 
-/// Numbers that look random and are the same in every run (Park and Miller's generator).
-struct Dice(u64);
+/// Park and Miller's generator: every run is the same.
+struct Random(u64);
 
-impl Dice {
+impl Random {
     fn below(&mut self, bound: u32) -> u32 {
         self.0 = self.0 * 48_271 % 0x7fff_ffff;
         u32::try_from(self.0 % u64::from(bound)).unwrap()
     }
 }
 
-/// Lets the leases of processes that died run out, as time would.
-async fn time_passes(home: &Home) {
-    let url = agent_service::postgres::embedded::connect_options(&home.data()).unwrap();
-    let mut owner = soon("a connection", PgConnection::connect_with(&url)).await.unwrap();
-    owner.execute("update runs set lease_until = now() where ended_at is null").await.unwrap();
-    owner.execute("update learning_jobs set locked_until = null, due_at = now()").await.unwrap();
+/// Expires the leases of killed processes.
+async fn expire_leases(sandbox: &Sandbox) {
+    let url = agent_service::postgres::embedded::connect_options(&sandbox.data()).unwrap();
+    let mut admin = within_timeout("connecting", PgConnection::connect_with(&url)).await.unwrap();
+    admin.execute("update runs set lease_until = now() where ended_at is null").await.unwrap();
+    admin.execute("update learning_jobs set locked_until = null, due_at = now()").await.unwrap();
 }
 
-fn asked(turn: u32) -> pb::ChatRequest {
+fn turn_request(turn: u32) -> pb::ChatRequest {
     pb::ChatRequest {
         request_id: format!("turn-{turn}"),
         session_id: format!("session-{}", turn % SESSIONS),
@@ -41,10 +43,10 @@ fn asked(turn: u32) -> pb::ChatRequest {
     }
 }
 
-/// Frames until the end, or until so many.
+/// All frames, or `None` if the answer has more than `most`.
 async fn read(server: &Server, request: pb::ChatRequest, most: u32) -> Option<Vec<pb::ChatResponse>> {
     let mut client = server.agent().await;
-    let mut answer = Answer::of(soon("an answer", client.stream_chat(request)).await.unwrap());
+    let mut answer = ChatStream::new(within_timeout("an answer", client.stream_chat(request)).await.unwrap());
     let count = std::cell::Cell::new(0);
     let frames = answer
         .until(|frame| {
@@ -56,31 +58,31 @@ async fn read(server: &Server, request: pb::ChatRequest, most: u32) -> Option<Ve
 }
 
 #[tokio::test]
-async fn no_acknowledged_turn_is_lost_or_doubled_by_kills_at_random_frames() {
-    let home = Home::new();
+async fn acknowledged_turns_survive_kills_exactly_once() {
+    let sandbox = Sandbox::new();
     let variables = [("RATE_LIMITS", "off"), ("ADMISSION_TIMEOUT_MS", "20000"), ("DEMO_CHUNK_DELAY_MS", "1")];
-    let mut server = home.serving(&variables).await;
-    let mut dice = Dice(20_261_125);
+    let mut server = sandbox.start_serving(&variables).await;
+    let mut random = Random(20_261_125);
     let mut acknowledged = BTreeMap::new();
     for turn in 0..TURNS {
-        if dice.below(KILLED) == 0 {
-            let seen = read(&server, asked(turn), dice.below(40)).await;
+        if random.below(KILLED) == 0 {
+            let frames_before_kill = read(&server, turn_request(turn), random.below(40)).await;
             server.process.kill().await;
-            server = home.serving(&variables).await;
-            time_passes(&home).await;
-            if let Some(frames) = seen {
+            server = sandbox.start_serving(&variables).await;
+            expire_leases(&sandbox).await;
+            if let Some(frames) = frames_before_kill {
                 acknowledged.insert(turn, full_text(&frames).to_owned());
             }
         }
-        let frames = read(&server, asked(turn), u32::MAX).await.unwrap();
+        let frames = read(&server, turn_request(turn), u32::MAX).await.unwrap();
         assert_eq!(frames.last().unwrap().finish_reason(), FinishReason::Stop, "{frames:?}");
         let text = full_text(&frames).to_owned();
-        // What was acknowledged before the kill is what is replayed after it.
+        // The answer acknowledged before the kill is replayed after it.
         assert_eq!(acknowledged.entry(turn).or_insert_with(|| text.clone()), &text);
     }
 
     let mut client = ConversationServiceClient::new(server.channel().await);
-    let mut kept = BTreeMap::new();
+    let mut stored = BTreeMap::new();
     for session in 0..SESSIONS {
         let request = pb::GetSessionRequest {
             user_id: USER.to_owned(),
@@ -88,21 +90,21 @@ async fn no_acknowledged_turn_is_lost_or_doubled_by_kills_at_random_frames() {
             page_size: 100,
             ..Default::default()
         };
-        let found = soon("a session", client.get_session(request)).await.unwrap().into_inner();
+        let found = within_timeout("a session", client.get_session(request)).await.unwrap().into_inner();
         assert_eq!(found.session.unwrap().running_request_id, "");
         for turn in found.turns {
             let number: u32 = turn.request_id.strip_prefix("turn-").unwrap().parse().unwrap();
-            let twice = kept.insert(number, turn.messages[1].content.clone());
+            let twice = stored.insert(number, turn.messages[1].content.clone());
             assert!(twice.is_none() && number % SESSIONS == session && !turn.interrupted, "{number}");
         }
     }
-    assert_eq!(kept, acknowledged);
-    // And each is learned from once, whatever was killed while it was.
-    time_passes(&home).await;
+    assert_eq!(stored, acknowledged);
+    // Each turn is learned once, even if its extraction was killed.
+    expire_leases(&sandbox).await;
     let words: Vec<_> = (0..TURNS).map(|turn| format!("hello {turn}")).collect();
     eventually("every turn is remembered", async || {
         let remembered = server.remembered().await;
-        words.iter().all(|said| remembered.contains(said))
+        words.iter().all(|text| remembered.contains(text))
     })
     .await;
     let remembered = server.remembered().await;
@@ -110,17 +112,17 @@ async fn no_acknowledged_turn_is_lost_or_doubled_by_kills_at_random_frames() {
 }
 
 #[tokio::test]
-async fn a_conversation_is_free_again_when_the_lease_of_a_killed_server_has_run_out() {
-    let home = Home::new();
+async fn conversation_is_released_when_lease_of_killed_server_expires() {
+    let sandbox = Sandbox::new();
     let variables = [("ADMISSION_TIMEOUT_MS", "20000"), ("DEMO_CHUNK_DELAY_MS", "100")];
-    let server = home.serving(&variables).await;
-    assert!(read(&server, asked(0), 4).await.is_none());
+    let server = sandbox.start_serving(&variables).await;
+    assert!(read(&server, turn_request(0), 4).await.is_none());
     server.process.kill().await;
-    let server = home.serving(&variables).await;
+    let server = sandbox.start_serving(&variables).await;
     let other = || pb::ChatRequest { session_id: "session-0".into(), ..question("hello") };
     let busy = server.agent().await.stream_chat(other()).await.unwrap_err();
     assert_eq!(busy.code(), tonic::Code::Aborted, "{busy:?}");
-    time_passes(&home).await;
+    expire_leases(&sandbox).await;
     let frames = read(&server, other(), u32::MAX).await.unwrap();
     assert_eq!(frames.last().unwrap().finish_reason(), FinishReason::Stop);
 }

@@ -1,4 +1,4 @@
-//! From what a request asks for to what tonic sends.
+//! Builds tonic responses from response definitions.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -14,7 +14,7 @@ use crate::{
     trailers::Trailers,
 };
 
-/// What has arrived of a call.
+/// Reports what arrived of a call.
 pub fn request_info(metadata: MetadataMap, requests: Vec<Any>) -> RequestInfo {
     let headers = metadata.into_headers();
     let timeout_ms = headers.get("grpc-timeout").and_then(|value| milliseconds(value.to_str().ok()?));
@@ -43,7 +43,7 @@ fn milliseconds(timeout: &str) -> Option<i64> {
     })
 }
 
-/// The answer of a call that has one message or an error.
+/// The response of a call with one message or an error.
 pub fn single(
     definition: Option<UnaryResponseDefinition>,
     info: RequestInfo,
@@ -52,7 +52,7 @@ pub fn single(
     let (headers, trailers) = (header_map(definition.response_headers)?, header_map(definition.response_trailers)?);
     let data = match definition.response {
         Some(unary_response_definition::Response::Error(error)) => {
-            // Without a message there are no trailers: all of it is sent at once.
+            // Trailers-only response: headers and trailers are one.
             let mut metadata = headers;
             metadata.extend(trailers);
             return Err(status(error, Some(&info), metadata));
@@ -63,7 +63,6 @@ pub fn single(
     Ok(response(headers, trailers, ConformancePayload { data, request_info: Some(info) }))
 }
 
-/// A response with its metadata before and after.
 pub fn response<T>(headers: HeaderMap, trailers: HeaderMap, message: T) -> Response<T> {
     let mut response = Response::new(message);
     *response.metadata_mut() = MetadataMap::from_headers(headers);
@@ -71,7 +70,7 @@ pub fn response<T>(headers: HeaderMap, trailers: HeaderMap, message: T) -> Respo
     response
 }
 
-/// An error that tells what has arrived, unless an earlier message did.
+/// An error that reports what arrived, unless an earlier message did.
 pub fn status(error: proto::Error, info: Option<&RequestInfo>, metadata: HeaderMap) -> Status {
     let message = error.message.unwrap_or_default();
     let mut details = error.details;
@@ -85,12 +84,11 @@ pub fn status(error: proto::Error, info: Option<&RequestInfo>, metadata: HeaderM
     )
 }
 
-/// A message with the name of its type.
 pub fn any<M: prost::Name>(message: &M) -> Any {
     Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
 
-/// Binary values are in base64 in either form.
+/// Values of `-bin` headers are base64 on both sides.
 pub fn header_map(headers: Vec<Header>) -> Result<HeaderMap, Status> {
     let mut map = HeaderMap::new();
     for header in headers {

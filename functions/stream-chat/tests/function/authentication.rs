@@ -1,4 +1,4 @@
-//! Who is let in, by a function that checks tokens.
+//! Authentication by token and internal API key.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     GRPC_WEB, PATH, PROGRAM, ask,
-    double::{Function, event},
+    lambda_runtime::{LambdaFunction, function_url_event},
 };
 
 const SECRET: &str = "a secret that the gateway shares";
@@ -20,7 +20,7 @@ fn token(subject: &str, secret: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_token_lets_its_subject_in_and_the_services_own_key_anyone_in_binary_and_in_text() {
+async fn token_admits_its_subject_and_internal_key_admits_anyone() {
     let variables = [
         ("AUTH", "jwt"),
         ("JWT_SECRET", SECRET),
@@ -28,7 +28,7 @@ async fn a_token_lets_its_subject_in_and_the_services_own_key_anyone_in_binary_a
         ("DEMO_THINKING_DELAY_MS", "0"),
         ("DEMO_CHUNK_DELAY_MS", "0"),
     ];
-    let mut function = Function::start(PROGRAM, &variables).await;
+    let mut function = LambdaFunction::start(PROGRAM, &variables).await;
     let expired = "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4iLCJleHAiOjF9.AAAA".to_owned();
     for (what, proof, status) in [
         ("a token of ann", Some(("authorization", token("ann", SECRET))), "0"),
@@ -40,8 +40,8 @@ async fn a_token_lets_its_subject_in_and_the_services_own_key_anyone_in_binary_a
         ("the service's own key as a token", Some(("authorization", "Bearer internal".to_owned())), "0"),
         ("another key", Some(("x-internal-api-key", "external".to_owned())), "16"),
     ] {
-        let mut binary = event(PATH, GRPC_WEB, &ask("hello"));
-        let mut text = event(PATH, "application/grpc-web-text", STANDARD.encode(ask("hello")).as_bytes());
+        let mut binary = function_url_event(PATH, GRPC_WEB, &ask("hello"));
+        let mut text = function_url_event(PATH, "application/grpc-web-text", STANDARD.encode(ask("hello")).as_bytes());
         if let Some((name, value)) = proof {
             binary["headers"][name] = value.clone().into();
             text["headers"][name] = value.into();

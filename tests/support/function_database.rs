@@ -1,4 +1,4 @@
-//! A database with all tables, and a login for each function that has no more rights than it needs.
+//! A migrated embedded Postgres with a login for each function that has no more rights than the function needs.
 
 use std::{path::Path, sync::Arc};
 
@@ -9,9 +9,9 @@ use agent_service::{
     postgres::{Database, embedded},
 };
 
-/// A database that stops when it is dropped.
+/// Stops when it is dropped.
 pub struct TestDatabase {
-    /// The memory in it, for whoever looks behind a function.
+    /// Direct access to the memories of the database.
     pub engine: Arc<MemoryEngine>,
     socket: String,
     _running: embedded::EmbeddedPostgres,
@@ -40,7 +40,7 @@ impl TestDatabase {
         Self { engine: Arc::new(engine), socket, _running: running }
     }
 
-    /// Where `writer` or `reader` reaches it.
+    /// The URL for the login `writer`, `reader` or `postgres`.
     pub fn url(&self, login: &str) -> String {
         url(login, &self.socket)
     }

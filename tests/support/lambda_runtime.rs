@@ -1,5 +1,5 @@
-//! A double of Lambda's Runtime API, by which the real program is given events and from which its answers are read as they
-//! come: <https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html>.
+//! An emulator of Lambda's Runtime API that runs the real program: it delivers events and reads responses as they are streamed.
+//! <https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html>
 
 use std::{collections::HashMap, path::PathBuf, process::Stdio, time::Duration};
 
@@ -13,37 +13,34 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Ends a test that would hang. No assertion depends on it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Ends a test that hangs. No assertion depends on its length.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a function says to one event.
+/// A part of the response to one event.
 #[derive(Debug)]
-pub enum Said {
-    /// The head of its answer: headers of the call to the Runtime API.
+pub enum FunctionOutput {
+    /// The headers of the call to the Runtime API.
     Head(HashMap<String, String>),
-    /// A piece of the answer, as it came.
     Chunk(Vec<u8>),
-    /// The answer is complete.
     End,
-    /// It told an error instead.
+    /// The function reported an error, before or within its response.
     Error(String),
 }
 
-/// A running function.
-pub struct Function {
+pub struct LambdaFunction {
     program: Child,
     events: mpsc::UnboundedSender<(Value, Duration)>,
-    pub said: mpsc::UnboundedReceiver<Said>,
+    pub output: mpsc::UnboundedReceiver<FunctionOutput>,
     serving: JoinHandle<()>,
 }
 
-impl Function {
-    /// Starts a program with these variables and no others.
+impl LambdaFunction {
+    /// Starts a program with these environment variables only.
     pub async fn start(program: &str, variables: &[(&str, &str)]) -> Self {
         Self::run(command(program, variables)).await
     }
 
-    /// The same, with its log in a file.
+    /// Like [`LambdaFunction::start`], with the log in a file.
     pub async fn start_with_log(program: &str, variables: &[(&str, &str)], log: std::fs::File) -> Self {
         let mut command = command(program, variables);
         command.stderr(log);
@@ -54,75 +51,75 @@ impl Function {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (events, queue) = mpsc::unbounded_channel();
-        let (tell, said) = mpsc::unbounded_channel();
-        let serving = tokio::spawn(serve(listener, queue, tell));
+        let (output_sender, output) = mpsc::unbounded_channel();
+        let serving = tokio::spawn(serve(listener, queue, output_sender));
         let program = command.env("AWS_LAMBDA_RUNTIME_API", address).spawn().unwrap();
-        Self { program, events, said, serving }
+        Self { program, events, output, serving }
     }
 
-    /// Gives the function an event, and so much time for it.
+    /// Queues an event with a time limit.
     pub fn invoke(&self, event: Value, time: Duration) {
         self.events.send((event, time)).unwrap();
     }
 
-    pub async fn next(&mut self) -> Said {
-        tokio::time::timeout(PATIENCE, self.said.recv()).await.expect("the function says nothing").unwrap()
+    pub async fn next(&mut self) -> FunctionOutput {
+        tokio::time::timeout(TEST_TIMEOUT, self.output.recv()).await.expect("the function sends no output").unwrap()
     }
 
-    /// Tells the function to end, as Lambda does.
+    /// Sends SIGTERM, as Lambda does before it ends an execution environment.
     pub async fn terminate(&self) {
-        let id = self.program.id().expect("it has ended").to_string();
+        let id = self.program.id().expect("the function has ended").to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
     }
 
-    /// The exit code, once it has ended.
-    pub async fn ended(&mut self) -> Option<i32> {
-        let ended = tokio::time::timeout(PATIENCE, self.program.wait()).await;
-        ended.expect("it does not end").unwrap().code()
+    /// Waits for the exit code.
+    pub async fn wait(&mut self) -> Option<i32> {
+        let status = tokio::time::timeout(TEST_TIMEOUT, self.program.wait()).await;
+        status.expect("the function does not end").unwrap().code()
     }
 
-    /// The whole answer to an event.
-    pub async fn answer(&mut self, event: Value) -> Answer {
+    /// The complete response to an event.
+    pub async fn answer(&mut self, event: Value) -> FunctionResponse {
         self.invoke(event, Duration::from_secs(30));
         self.rest(Vec::new()).await
     }
 
-    /// What follows the beginning of an answer.
-    pub async fn rest(&mut self, mut bytes: Vec<u8>) -> Answer {
+    /// The complete response, of which `bytes` were read already.
+    pub async fn rest(&mut self, mut bytes: Vec<u8>) -> FunctionResponse {
         bytes.extend(self.chunks().await.concat());
-        Answer::of(&bytes)
+        FunctionResponse::of(&bytes)
     }
 
-    /// The pieces in which the rest of an answer arrives.
+    /// The remaining chunks of the response.
     pub async fn chunks(&mut self) -> Vec<Vec<u8>> {
         let mut chunks = Vec::new();
         loop {
             match self.next().await {
-                Said::Head(_) => {}
-                Said::Chunk(chunk) => chunks.push(chunk),
-                Said::End => return chunks,
-                Said::Error(error) => panic!("the function told an error: {error}"),
+                FunctionOutput::Head(_) => {}
+                FunctionOutput::Chunk(chunk) => chunks.push(chunk),
+                FunctionOutput::End => return chunks,
+                FunctionOutput::Error(error) => panic!("the function reported an error: {error}"),
             }
         }
     }
 }
 
-impl Drop for Function {
+impl Drop for LambdaFunction {
     fn drop(&mut self) {
         self.serving.abort();
         let _ = self.program.start_kill();
     }
 }
 
-/// How a program ends that does not begin to serve.
-pub async fn refused(program: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
+/// Runs a program that fails to start; returns its exit code and stderr.
+pub async fn run_to_failure(program: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = command(program, variables);
     command.stderr(Stdio::piped());
-    let ended = tokio::time::timeout(PATIENCE, command.output()).await.expect("it does not end").unwrap();
-    (ended.status.code(), String::from_utf8_lossy(&ended.stderr).into_owned())
+    let output = tokio::time::timeout(TEST_TIMEOUT, command.output()).await.expect("the program does not end").unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// A program, or the one of its name in `FUNCTION_PROGRAMS_DIR`, so that those which are deployed can be tested.
+/// `FUNCTION_PROGRAMS_DIR` replaces the program by the deployed build of the same name.
 fn command(program: &str, variables: &[(&str, &str)]) -> Command {
     let mut program = PathBuf::from(program);
     if let Some(directory) = std::env::var_os("FUNCTION_PROGRAMS_DIR") {
@@ -145,10 +142,10 @@ fn command(program: &str, variables: &[(&str, &str)]) -> Command {
 async fn serve(
     listener: TcpListener,
     mut queue: mpsc::UnboundedReceiver<(Value, Duration)>,
-    tell: mpsc::UnboundedSender<Said>,
+    output: mpsc::UnboundedSender<FunctionOutput>,
 ) {
     let mut number = 0;
-    // The runtime keeps one connection or opens one a call; either way one call is under way at a time, but for the next.
+    // The runtime may reuse a connection or open one per call. A response may overlap with the poll for the next event.
     let (calls, mut incoming) = mpsc::unbounded_channel();
     let accepting = tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
@@ -179,10 +176,10 @@ async fn serve(
             open.spawn(async move { Some(socket) });
         } else {
             let is_error = path.ends_with("/error");
-            let tell = tell.clone();
+            let output = output.clone();
             open.spawn(async move {
-                let told = read_body(&mut socket, &headers, is_error, &tell).await;
-                let _ = tell.send(told);
+                let end = read_body(&mut socket, &headers, is_error, &output).await;
+                let _ = output.send(end);
                 let accepted = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n";
                 socket.get_mut().write_all(accepted).await.ok().map(|()| socket)
             });
@@ -208,25 +205,25 @@ async fn read_head(socket: &mut BufReader<TcpStream>) -> Option<(String, HashMap
     }
 }
 
-/// Reads what a function says, chunk by chunk where it comes so.
+/// Reads a response, with content length or chunked.
 async fn read_body(
     socket: &mut BufReader<TcpStream>,
     headers: &HashMap<String, String>,
     is_error: bool,
-    tell: &mpsc::UnboundedSender<Said>,
-) -> Said {
-    let mut whole = Vec::new();
+    output: &mpsc::UnboundedSender<FunctionOutput>,
+) -> FunctionOutput {
+    let mut body = Vec::new();
     if let Some(length) = headers.get("content-length") {
-        whole.resize(length.parse().unwrap(), 0);
-        socket.read_exact(&mut whole).await.unwrap();
+        body.resize(length.parse().unwrap(), 0);
+        socket.read_exact(&mut body).await.unwrap();
     }
     if is_error {
-        return Said::Error(String::from_utf8_lossy(&whole).into_owned());
+        return FunctionOutput::Error(String::from_utf8_lossy(&body).into_owned());
     }
-    let _ = tell.send(Said::Head(headers.clone()));
-    if !whole.is_empty() {
-        let _ = tell.send(Said::Chunk(whole));
-        return Said::End;
+    let _ = output.send(FunctionOutput::Head(headers.clone()));
+    if !body.is_empty() {
+        let _ = output.send(FunctionOutput::Chunk(body));
+        return FunctionOutput::End;
     }
     loop {
         let mut size = String::new();
@@ -234,7 +231,7 @@ async fn read_body(
         let size = usize::from_str_radix(size.trim(), 16).unwrap();
         let mut chunk = vec![0; size + 2];
         if size == 0 {
-            // Trailers, of which an error in the middle would be told by some, and the last line.
+            // An error within a streamed response is reported in trailers.
             let mut trailers = String::new();
             loop {
                 let mut line = String::new();
@@ -244,25 +241,25 @@ async fn read_body(
                 }
                 trailers.push_str(&line);
             }
-            return if trailers.is_empty() { Said::End } else { Said::Error(trailers) };
+            return if trailers.is_empty() { FunctionOutput::End } else { FunctionOutput::Error(trailers) };
         }
         socket.read_exact(&mut chunk).await.unwrap();
         chunk.truncate(size);
-        let _ = tell.send(Said::Chunk(chunk));
+        let _ = output.send(FunctionOutput::Chunk(chunk));
     }
 }
 
-/// What a function answered, taken apart.
+/// A response with its prelude parsed.
 #[derive(Debug)]
-pub struct Answer {
+pub struct FunctionResponse {
     pub status: u64,
     pub headers: HashMap<String, String>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl FunctionResponse {
     fn of(bytes: &[u8]) -> Self {
-        // A prelude in JSON, eight NUL bytes, the body.
+        // The prelude in JSON, eight NUL bytes, the body.
         let end = bytes.windows(8).position(|window| window == [0; 8]).expect("no prelude");
         let prelude: Value = serde_json::from_slice(&bytes[..end]).unwrap();
         let headers = prelude["headers"].as_object().cloned().unwrap_or_default();
@@ -273,21 +270,21 @@ impl Answer {
         }
     }
 
-    /// The messages of a binary answer, and its trailers. Nothing else may be in it.
+    /// The messages and trailers of a binary response.
     pub fn frames(&self) -> (Vec<Vec<u8>>, HashMap<String, String>) {
         frames(&self.body)
     }
 
-    /// The same of an answer in text mode, whose pieces are encoded one by one.
+    /// The messages and trailers in text mode, where each part is base64-encoded by itself.
     pub fn text_frames(&self) -> (Vec<Vec<u8>>, HashMap<String, String>) {
-        let text = std::str::from_utf8(&self.body).expect("the answer is no text");
+        let text = std::str::from_utf8(&self.body).expect("the response is not UTF-8");
         let mut bytes = Vec::new();
         let mut rest = text;
         while !rest.is_empty() {
-            // A piece ends with its padding, or at a length that is a multiple of four.
+            // A part ends with its padding, or with the text.
             let end =
                 rest.find('=').map_or(rest.len(), |at| at + rest[at..].bytes().take_while(|b| *b == b'=').count());
-            bytes.extend(STANDARD.decode(&rest[..end]).expect("a piece is not base64"));
+            bytes.extend(STANDARD.decode(&rest[..end]).expect("a part is not base64"));
             rest = &rest[end..];
         }
         frames(&bytes)
@@ -297,15 +294,15 @@ impl Answer {
 fn frames(mut rest: &[u8]) -> (Vec<Vec<u8>>, HashMap<String, String>) {
     let mut messages = Vec::new();
     loop {
-        let (head, body) = rest.split_at_checked(5).expect("the answer ends without trailers");
+        let (head, body) = rest.split_at_checked(5).expect("the response ends without trailers");
         let length = usize::try_from(u32::from_be_bytes(head[1..].try_into().unwrap())).unwrap();
-        let (frame, after) = body.split_at_checked(length).expect("the answer ends within a frame");
+        let (frame, after) = body.split_at_checked(length).expect("the response ends within a frame");
         if head[0] & 0x80 == 0 {
             messages.push(frame.to_vec());
             rest = after;
             continue;
         }
-        assert!(after.is_empty(), "something follows the trailers");
+        assert!(after.is_empty(), "data follows the trailers");
         let lines = std::str::from_utf8(frame).unwrap().lines();
         let trailers = lines
             .filter_map(|line| line.split_once(':'))
@@ -314,13 +311,13 @@ fn frames(mut rest: &[u8]) -> (Vec<Vec<u8>>, HashMap<String, String>) {
     }
 }
 
-/// A message as it travels.
-pub fn framed(message: &[u8]) -> Vec<u8> {
+/// A length-prefixed message.
+pub fn grpc_frame(message: &[u8]) -> Vec<u8> {
     [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
 }
 
-/// An event of a REST API, with the body as it is told: as text, or in base64 where its type is one of the binary ones.
-pub fn rest_event(path: &str, content_type: &str, body: &str, is_base64: bool) -> Value {
+/// An event of a REST API; the body is text, or base64 for binary media types.
+pub fn rest_api_event(path: &str, content_type: &str, body: &str, is_base64: bool) -> Value {
     json!({
         "resource": "/agent.v1.AgentService/StreamChat",
         "path": path,
@@ -340,8 +337,8 @@ pub fn rest_event(path: &str, content_type: &str, body: &str, is_base64: bool) -
     })
 }
 
-/// An event of a Function URL: a call of a method.
-pub fn event(path: &str, content_type: &str, body: &[u8]) -> Value {
+/// An event of a function URL.
+pub fn function_url_event(path: &str, content_type: &str, body: &[u8]) -> Value {
     json!({
         "version": "2.0",
         "routeKey": "$default",

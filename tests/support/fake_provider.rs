@@ -1,4 +1,4 @@
-//! An OpenAI-compatible server that says, byte for byte, what a test tells it to.
+//! An OpenAI-compatible server that sends scripted bytes. Every crate with tests that need a provider includes this file.
 
 use std::{
     collections::VecDeque,
@@ -16,63 +16,58 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
 };
 
-/// What to do on a connection once the request has been read.
+/// A step of a response, once the request has been read.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// Send these bytes as they are.
     Send(Vec<u8>),
-    /// Send these bytes so many times, or until the client has gone.
+    /// Sends these bytes a number of times, or until the client disconnects.
     Repeat(Vec<u8>, usize),
-    /// Send these bytes one by one with a pause between them, again and again until the client has gone.
+    /// Sends these bytes one by one with a pause after each, in a loop until the client disconnects.
     Drip(Vec<u8>, Duration),
-    /// Break the connection: the client is told of an error, not of an end.
+    /// Resets the connection (RST): the client sees an error, not an end of stream.
     Reset,
-    /// Wait until the client has gone, then tell it.
-    AwaitGone,
-    /// Wait until the test says so.
-    AwaitGate(Gate),
-    /// Keep the connection for the next request.
-    AwaitNext,
+    /// Waits until the client disconnects, then reports it in [`FakeProvider::disconnects`].
+    AwaitDisconnect,
+    /// Waits until the test releases the latch.
+    AwaitLatch(Latch),
+    /// Keeps the connection open for the next request.
+    KeepAlive,
 }
 
-/// Something that a test opens once.
 #[derive(Debug, Clone)]
-pub struct Gate(Arc<Mutex<oneshot::Receiver<()>>>);
+pub struct Latch(Arc<Mutex<oneshot::Receiver<()>>>);
 
-impl Gate {
-    pub fn new(opened: oneshot::Receiver<()>) -> Self {
-        Self(Arc::new(Mutex::new(opened)))
+impl Latch {
+    pub fn new(released: oneshot::Receiver<()>) -> Self {
+        Self(Arc::new(Mutex::new(released)))
     }
 }
 
-/// A request as it arrived.
 #[derive(Debug)]
-pub struct Received {
+pub struct ReceivedRequest {
     pub head: String,
     pub body: Value,
 }
 
-/// What to answer.
 #[derive(Default)]
-struct Scripts {
-    /// To the next requests, one each.
+struct ScriptQueue {
+    /// One for each of the next requests.
     next: VecDeque<Vec<Step>>,
-    /// To all that follow; without it they find no answer.
-    always: Option<Vec<Step>>,
+    /// For all further requests; without it their connection closes.
+    fallback: Option<Vec<Step>>,
 }
 
 pub struct FakeProvider {
     pub base_url: String,
-    pub requests: mpsc::UnboundedReceiver<Received>,
-    /// A message for each [`Step::AwaitGone`] that came true.
-    pub gone: mpsc::UnboundedReceiver<()>,
-    scripts: Arc<Mutex<Scripts>>,
+    pub requests: mpsc::UnboundedReceiver<ReceivedRequest>,
+    /// A message for each completed [`Step::AwaitDisconnect`].
+    pub disconnects: mpsc::UnboundedReceiver<()>,
+    scripts: Arc<Mutex<ScriptQueue>>,
     connections: Arc<AtomicUsize>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
 impl FakeProvider {
-    /// How many connections were made to it.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -80,9 +75,9 @@ impl FakeProvider {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
-        let scripts = Arc::<Mutex<Scripts>>::default();
+        let scripts = Arc::<Mutex<ScriptQueue>>::default();
         let (received, requests) = mpsc::unbounded_channel();
-        let (left, gone) = mpsc::unbounded_channel();
+        let (disconnected, disconnects) = mpsc::unbounded_channel();
         let queue = scripts.clone();
         let connections = Arc::new(AtomicUsize::new(0));
         let counter = connections.clone();
@@ -90,38 +85,38 @@ impl FakeProvider {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
                 counter.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(answer(socket, queue.clone(), received.clone(), left.clone()));
+                tokio::spawn(answer(socket, queue.clone(), received.clone(), disconnected.clone()));
             }
         });
-        Self { base_url, requests, gone, scripts, connections, accepting }
+        Self { base_url, requests, disconnects, scripts, connections, accepting }
     }
 
-    /// Tells what to answer to the next request that has no script yet.
+    /// Scripts the response to the next request that has none.
     pub async fn script(&self, steps: Vec<Step>) {
         self.scripts.lock().await.next.push_back(steps);
     }
 
-    /// Tells what to answer to all requests that have no script.
-    pub async fn always(&self, steps: Vec<Step>) {
-        self.scripts.lock().await.always = Some(steps);
+    /// Scripts the response to all requests that have none of their own.
+    pub async fn script_all(&self, steps: Vec<Step>) {
+        self.scripts.lock().await.fallback = Some(steps);
     }
 
-    /// The requests that have arrived, in order.
-    pub fn received(&mut self) -> Vec<Received> {
+    /// The requests that arrived since the last call, in order.
+    pub fn take_requests(&mut self) -> Vec<ReceivedRequest> {
         std::iter::from_fn(|| self.requests.try_recv().ok()).collect()
     }
 
-    /// Answers the next request with a complete stream of these events.
+    /// Scripts a complete stream of events.
     pub async fn stream(&self, events: &[&str]) {
         self.script(stream(events)).await;
     }
 
-    /// Answers the next request with an error.
-    pub async fn refuse(&self, status: u16, body: &str) {
-        self.script(refusal(status, "", body)).await;
+    /// Scripts a JSON response.
+    pub async fn respond(&self, status: u16, body: &str) {
+        self.script(http_response(status, "", body)).await;
     }
 
-    /// The variables that point a server at this provider, which then asks once and not again.
+    /// Variables of a server with this provider and without retries.
     pub fn variables(&self) -> Vec<(&'static str, &str)> {
         vec![
             ("LLM_MAX_ATTEMPTS", "1"),
@@ -132,7 +127,7 @@ impl FakeProvider {
         ]
     }
 
-    /// The variables that make it the embedder of a server, with vectors of two numbers.
+    /// Variables of a server with this embedder and without retries; vectors have two dimensions.
     pub fn embedding_variables(&self) -> Vec<(&'static str, &str)> {
         vec![
             ("LLM_MAX_ATTEMPTS", "1"),
@@ -151,34 +146,54 @@ impl Drop for FakeProvider {
     }
 }
 
-/// The head of an answer whose body ends with the connection.
+/// A response head; the body ends with the connection.
 pub fn head(status: u16, content_type: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status} Scripted\r\ncontent-type: {content_type}\r\nconnection: close\r\n\r\n").into_bytes()
 }
 
-/// A complete stream of events.
-pub fn stream(events: &[&str]) -> Vec<Step> {
-    let body = events.iter().map(|event| format!("data: {event}\n\n")).collect::<String>();
-    vec![Step::Send(head(200, "text/event-stream")), Step::Send(body.into_bytes())]
+/// The head of a stream of events.
+pub fn stream_head() -> Step {
+    Step::Send(head(200, "text/event-stream"))
 }
 
-/// An answer with an error status, and with more headers, each with its line end.
-pub fn refusal(status: u16, headers: &str, body: &str) -> Vec<Step> {
-    let type_of = "content-type: application/json\r\nconnection: close";
-    vec![Step::Send(format!("HTTP/1.1 {status} Scripted\r\n{type_of}\r\n{headers}\r\n{body}").into_bytes())]
+/// Server-sent events.
+pub fn events(events: &[&str]) -> Step {
+    Step::Send(events.iter().map(|event| format!("data: {event}\n\n")).collect::<String>().into_bytes())
 }
 
-/// A chunk with a piece of text.
+/// A stream of events that ends with its connection.
+pub fn stream(contents: &[&str]) -> Vec<Step> {
+    vec![stream_head(), events(contents)]
+}
+
+/// A recorded stream of `tests/golden/streams`.
+pub fn golden_stream(file: &str) -> Vec<Step> {
+    let path = format!("{}/tests/golden/streams/{file}.sse", env!("CARGO_MANIFEST_DIR"));
+    vec![Step::Send(head(200, "text/event-stream; charset=utf-8")), Step::Send(std::fs::read(path).unwrap())]
+}
+
+/// A stream that starts with a delta; the connection closes unless more steps follow.
+pub fn partial_answer(text: &str) -> Vec<Step> {
+    stream(&[&delta(text)])
+}
+
+/// A JSON response; each of the additional `headers` ends with CRLF.
+pub fn http_response(status: u16, headers: &str, body: &str) -> Vec<Step> {
+    let fixed = "content-type: application/json\r\nconnection: close";
+    vec![Step::Send(format!("HTTP/1.1 {status} Scripted\r\n{fixed}\r\n{headers}\r\n{body}").into_bytes())]
+}
+
+/// A chunk with text.
 pub fn delta(text: &str) -> String {
     serde_json::json!({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]}).to_string()
 }
 
-/// The chunk that ends the text.
+/// The chunk with the finish reason.
 pub fn finish(reason: &str) -> String {
     serde_json::json!({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}).to_string()
 }
 
-/// The chunk with the usage, which comes last.
+/// The chunk with the usage, the last of a stream.
 pub fn usage(prompt: u32, completion: u32) -> String {
     let total = prompt + completion;
     let usage = serde_json::json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total});
@@ -187,18 +202,17 @@ pub fn usage(prompt: u32, completion: u32) -> String {
 
 async fn answer(
     mut socket: TcpStream,
-    scripts: Arc<Mutex<Scripts>>,
-    received: mpsc::UnboundedSender<Received>,
-    left: mpsc::UnboundedSender<()>,
+    scripts: Arc<Mutex<ScriptQueue>>,
+    received: mpsc::UnboundedSender<ReceivedRequest>,
+    disconnected: mpsc::UnboundedSender<()>,
 ) {
     'requests: while let Some(request) = read_request(&mut socket).await {
-        // The test may have ended.
         if received.send(request).is_err() {
             return;
         }
         let steps = {
             let mut scripts = scripts.lock().await;
-            scripts.next.pop_front().or_else(|| scripts.always.clone())
+            scripts.next.pop_front().or_else(|| scripts.fallback.clone())
         };
         let Some(steps) = steps else { return };
         for step in steps {
@@ -222,23 +236,23 @@ async fn answer(
                     socket.set_zero_linger().unwrap();
                     return;
                 }
-                // A client that left early is what some tests are about.
+                // Some tests disconnect early.
                 Step::Send(bytes) => drop(socket.write_all(&bytes).await),
-                Step::AwaitGone => {
+                Step::AwaitDisconnect => {
                     let mut byte = [0];
-                    // Nothing more is sent by a client, so that whatever comes is its end.
+                    // A client sends nothing after its request, so a read returns at its disconnect.
                     let _ = socket.read(&mut byte).await;
-                    let _ = left.send(());
+                    let _ = disconnected.send(());
                 }
-                Step::AwaitGate(gate) => drop((&mut *gate.0.lock().await).await),
-                Step::AwaitNext => continue 'requests,
+                Step::AwaitLatch(gate) => drop((&mut *gate.0.lock().await).await),
+                Step::KeepAlive => continue 'requests,
             }
         }
         return;
     }
 }
 
-async fn read_request(socket: &mut TcpStream) -> Option<Received> {
+async fn read_request(socket: &mut TcpStream) -> Option<ReceivedRequest> {
     let mut bytes = Vec::new();
     let mut piece = [0; 4096];
     loop {
@@ -250,7 +264,7 @@ async fn read_request(socket: &mut TcpStream) -> Option<Received> {
             head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
         if bytes.len() >= end + 4 + length.unwrap_or(0) {
             let body = serde_json::from_slice(&bytes[end + 4..]).unwrap_or(Value::Null);
-            return Some(Received { head, body });
+            return Some(ReceivedRequest { head, body });
         }
     }
 }

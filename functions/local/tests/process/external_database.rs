@@ -1,4 +1,4 @@
-//! A Postgres elsewhere, which tests can take away and give back.
+//! An external Postgres behind a proxy that tests can close and open.
 
 use std::{io, path::PathBuf, str::FromStr as _};
 
@@ -10,15 +10,18 @@ use tokio::{
     sync::watch,
 };
 
-use crate::server::{DeadPort, Home, Server, soon};
+use crate::{
+    process::{ClosedPort, Sandbox, within_timeout},
+    server::Server,
+};
 
-/// A database of its own at `TEST_DATABASE_URL` or, where that is not set, inside another server.
-pub struct Elsewhere {
+/// A new database at `TEST_DATABASE_URL`, or else in the embedded Postgres of another server.
+pub struct ExternalDatabase {
     address: Address,
     options: PgConnectOptions,
-    /// The database to drop in the end, with a connection that can do so.
+    /// The database to drop, and a connection to drop it with.
     made: Option<(String, PgConnection)>,
-    _owner: Option<(Server, Home)>,
+    _owner: Option<(Server, Sandbox)>,
 }
 
 #[derive(Clone)]
@@ -27,7 +30,7 @@ enum Address {
     Tcp(String, u16),
 }
 
-impl Elsewhere {
+impl ExternalDatabase {
     pub async fn new() -> Self {
         match std::env::var("TEST_DATABASE_URL") {
             Ok(url) => Self::at(&url).await,
@@ -38,7 +41,7 @@ impl Elsewhere {
     async fn at(url: &str) -> Self {
         let options = PgConnectOptions::from_str(url).unwrap();
         let name = format!("process_{}_{:x}", std::process::id(), rand());
-        let mut connection = soon("the test database", PgConnection::connect_with(&options)).await.unwrap();
+        let mut connection = within_timeout("the test database", PgConnection::connect_with(&options)).await.unwrap();
         connection.execute(sqlx::AssertSqlSafe(format!("create database {name}"))).await.unwrap();
         let address = match options.get_socket() {
             Some(directory) => Address::Socket(directory.join(format!(".s.PGSQL.{}", options.get_port()))),
@@ -48,32 +51,32 @@ impl Elsewhere {
     }
 
     async fn embedded() -> Self {
-        let home = Home::new();
-        // It is there for its Postgres alone.
-        let server = home.serving(&[("LEARNING", "off")]).await;
-        let directory = embedded::socket_path(&home.data()).unwrap();
+        let sandbox = Sandbox::new();
+        // Only its Postgres is used.
+        let server = sandbox.start_serving(&[("LEARNING", "off")]).await;
+        let directory = embedded::socket_path(&sandbox.data()).unwrap();
         Self {
             address: Address::Socket(directory.join(format!(".s.PGSQL.{}", embedded::PORT))),
-            options: embedded::connect_options(&home.data()).unwrap(),
+            options: embedded::connect_options(&sandbox.data()).unwrap(),
             made: None,
-            _owner: Some((server, home)),
+            _owner: Some((server, sandbox)),
         }
     }
 
-    /// The URL of the database behind a gate.
-    pub fn url(&self, gate: &Gate) -> String {
+    /// The URL of the database behind a proxy.
+    pub fn url(&self, proxy: &DatabaseProxy) -> String {
         let mut url = self.options.to_url_lossy();
         url.set_host(Some("127.0.0.1")).unwrap();
-        url.set_port(Some(gate.port)).unwrap();
+        url.set_port(Some(proxy.port)).unwrap();
         url.to_string()
     }
 
-    /// Lets connections through a gate.
-    pub fn behind(&self, gate: &mut Gate) {
-        gate.open(self.address.clone());
+    /// Opens a proxy to this database.
+    pub fn connect_through(&self, proxy: &mut DatabaseProxy) {
+        proxy.open(self.address.clone());
     }
 
-    /// Removes what was made elsewhere.
+    /// Drops the database.
     pub async fn end(mut self) {
         if let Some((name, mut connection)) = self.made.take() {
             connection.execute(sqlx::AssertSqlSafe(format!("drop database {name} with (force)"))).await.unwrap();
@@ -85,21 +88,21 @@ fn rand() -> u128 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
 }
 
-/// The only way to a database. At first nobody listens at it; later it lets connections through or cuts them.
-pub struct Gate {
+/// A TCP proxy of a database. Connections are refused until it is first opened, and cut while it is closed.
+pub struct DatabaseProxy {
     port: u16,
-    unused: Option<DeadPort>,
+    unused: Option<ClosedPort>,
     is_open: watch::Sender<bool>,
 }
 
-impl Gate {
+impl DatabaseProxy {
     pub fn new() -> Self {
-        let unused = DeadPort::new();
+        let unused = ClosedPort::new();
         Self { port: unused.number(), unused: Some(unused), is_open: watch::Sender::new(false) }
     }
 
-    /// The URL of a database behind it that does not exist.
-    pub fn dead_url(&self) -> String {
+    /// A URL for a proxy that is never opened.
+    pub fn unreachable_url(&self) -> String {
         format!("postgres://127.0.0.1:{}/absent", self.port)
     }
 
@@ -107,23 +110,23 @@ impl Gate {
         self.is_open.send_replace(true);
         if let Some(unused) = self.unused.take() {
             let listener = unused.socket.listen(64).unwrap();
-            tokio::spawn(keep_gate(listener, address, self.is_open.subscribe()));
+            tokio::spawn(run_proxy(listener, address, self.is_open.subscribe()));
         }
     }
 
-    /// Cuts all connections, and all that are made while it is closed.
+    /// Cuts all connections, and new ones until it is opened again.
     pub fn close(&self) {
         self.is_open.send_replace(false);
     }
 }
 
-async fn keep_gate(listener: TcpListener, address: Address, is_open: watch::Receiver<bool>) {
+async fn run_proxy(listener: TcpListener, address: Address, is_open: watch::Receiver<bool>) {
     while let Ok((client, _)) = listener.accept().await {
         let (address, mut is_open) = (address.clone(), is_open.clone());
         tokio::spawn(async move {
             tokio::select! {
                 _ = is_open.wait_for(|open| !open) => {}
-                // A connection that ends is the business of its two ends.
+                // Either end may close the connection.
                 _ = forward(client, address) => {}
             }
         });

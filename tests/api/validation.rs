@@ -1,4 +1,4 @@
-//! Bad input: each rule of the contract, with the field named.
+//! Input validation: each rule of the contract names its field.
 
 use agent_service::proto::agent_v1::{self as pb, chat_request::Input};
 use prost::Message as _;
@@ -6,7 +6,7 @@ use prost_types::{Struct, Timestamp, Value, value::Kind};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{TestServer, ask, raw_call};
+use crate::harness::{TestServer, ask, memory_input, memory_query, raw_call};
 
 fn message(role: &str, content: &str) -> pb::ChatMessage {
     pb::ChatMessage { role: role.into(), content: content.into(), ..Default::default() }
@@ -16,11 +16,17 @@ fn context(kind: Option<Kind>) -> Option<Struct> {
     Some(Struct { fields: [("key".to_owned(), Value { kind })].into() })
 }
 
+fn nested_list(depth: usize) -> Kind {
+    (0..depth).fold(Kind::NumberValue(1.0), |inner, _| {
+        Kind::ListValue(prost_types::ListValue { values: vec![Value { kind: Some(inner) }] })
+    })
+}
+
 fn config(temperature: Option<f32>, max_tokens: Option<i32>) -> Option<pb::ChatConfig> {
     Some(pb::ChatConfig { temperature, max_tokens, ..Default::default() })
 }
 
-/// The refusal is INVALID_ARGUMENT, and its message and its details name the field.
+/// Asserts INVALID_ARGUMENT with the field in message and details.
 fn assert_names(status: &Status, field: &str) {
     assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
     assert!(status.message().contains(field), "{field}: {}", status.message());
@@ -30,11 +36,8 @@ fn assert_names(status: &Status, field: &str) {
 }
 
 #[tokio::test]
-async fn each_broken_rule_of_a_chat_names_its_field() {
+async fn invalid_chat_field_is_named() {
     let server = TestServer::start(&[]).await;
-    let deep = (0..20).fold(Kind::NumberValue(1.0), |inner, _| {
-        Kind::ListValue(prost_types::ListValue { values: vec![Value { kind: Some(inner) }] })
-    });
     let long = "x".repeat(100_001);
     let cases: Vec<(&str, pb::ChatRequest)> = vec![
         ("user_id", pb::ChatRequest { user_id: String::new(), ..ask("hi") }),
@@ -94,15 +97,19 @@ async fn each_broken_rule_of_a_chat_names_its_field() {
     for (field, request) in cases {
         assert_names(&server.chat(request).await.unwrap_err(), field);
     }
-    let fine = pb::ChatRequest { extra_context: context(Some(deep)), config: config(Some(2.0), Some(1)), ..ask("hi") };
-    assert!(server.chat(fine).await.is_ok(), "and the service lives on");
+    let valid = pb::ChatRequest {
+        extra_context: context(Some(nested_list(20))),
+        config: config(Some(2.0), Some(1)),
+        ..ask("hi")
+    };
+    assert!(server.chat(valid).await.is_ok(), "a valid request was rejected");
 }
 
 #[tokio::test]
-async fn each_broken_rule_of_a_memory_call_names_its_field() {
+async fn invalid_memory_call_field_is_named() {
     let server = TestServer::start(&[]).await;
     let query = |change: fn(&mut pb::MemoryQuery)| {
-        let mut query = pb::MemoryQuery { user_id: "ann".into(), query_text: "x".into(), ..Default::default() };
+        let mut query = memory_query("ann", "x");
         change(&mut query);
         query
     };
@@ -126,14 +133,11 @@ async fn each_broken_rule_of_a_memory_call_names_its_field() {
     }
 
     let memory = |change: fn(&mut pb::MemoryInput)| {
-        let mut memory = pb::MemoryInput { content: "x".into(), ..Default::default() };
+        let mut memory = memory_input("", "x");
         change(&mut memory);
         pb::AddMemoriesRequest { user_id: "ann".into(), memories: vec![memory] }
     };
-    let too_many = pb::AddMemoriesRequest {
-        user_id: "ann".into(),
-        memories: vec![pb::MemoryInput { content: "x".into(), ..Default::default() }; 1001],
-    };
+    let too_many = pb::AddMemoriesRequest { user_id: "ann".into(), memories: vec![memory_input("", "x"); 1001] };
     for (field, request) in [
         ("memories", too_many),
         ("memories[0].content", memory(|memory| memory.content.clear())),
@@ -160,7 +164,7 @@ async fn each_broken_rule_of_a_memory_call_names_its_field() {
 }
 
 #[tokio::test]
-async fn a_nul_is_refused_wherever_text_can_stand() {
+async fn nul_is_rejected_in_every_text_field() {
     let server = TestServer::start(&[]).await;
     let profile = |change: fn(&mut pb::UserProfile)| {
         let mut profile = pb::UserProfile::default();
@@ -187,22 +191,19 @@ async fn a_nul_is_refused_wherever_text_can_stand() {
 }
 
 #[tokio::test]
-async fn what_the_contract_does_not_forbid_is_let_in() {
+async fn unusual_but_valid_requests_are_accepted() {
     let server = TestServer::start(&[]).await;
     let files = (0..300).map(|n| format!("uploads/{n}.pdf")).collect();
     assert!(server.chat(pb::ChatRequest { file_ids: files, ..ask("hi") }).await.is_ok());
-    let memory = pb::MemoryInput { id: "conv-26/D1:3".into(), content: "x".into(), ..Default::default() };
-    let request = pb::AddMemoriesRequest { user_id: "ann".into(), memories: vec![memory] };
-    assert_eq!(server.memory().add_memories(request).await.unwrap().into_inner().ids, ["conv-26/D1:3"]);
-    // The last second of the year 9999, which clients write for "for ever".
+    assert_eq!(server.add_memories("ann", vec![memory_input("conv-26/D1:3", "x")]).await.ids, ["conv-26/D1:3"]);
+    // The last second of 9999, which clients send as "no end".
     let end_time = Some(Timestamp { seconds: 253_402_300_799, nanos: 999_999_999 });
     let filter = Some(pb::MemoryFilter { end_time, ..Default::default() });
-    let query = pb::MemoryQuery { user_id: "ann".into(), query_text: "x".into(), filter, ..Default::default() };
-    assert_eq!(server.agent().retrieve_memory(query).await.unwrap().into_inner().total_found, 1);
+    assert_eq!(server.retrieve(pb::MemoryQuery { filter, ..memory_query("ann", "x") }).await.total_found, 1);
 }
 
 #[tokio::test]
-async fn a_refusal_names_the_field_verbatim_in_the_users_language() {
+async fn rejection_is_localized_and_names_the_field_verbatim() {
     let server = TestServer::start(&[]).await;
     let profile = pb::UserProfile { language: "zh-CN".into(), ..Default::default() };
     let request = pb::ChatRequest { user_profile: Some(profile), config: config(Some(3.0), None), ..ask("hi") };
@@ -212,7 +213,7 @@ async fn a_refusal_names_the_field_verbatim_in_the_users_language() {
 }
 
 #[tokio::test]
-async fn a_message_of_60_mb_is_too_large_and_one_of_45_mb_is_read() {
+async fn message_of_45_mb_is_read_and_60_mb_is_too_large() {
     let server = TestServer::start(&[]).await;
     let status = server.chat(ask(&"x".repeat(60 << 20))).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
@@ -221,7 +222,7 @@ async fn a_message_of_60_mb_is_too_large_and_one_of_45_mb_is_read() {
 }
 
 #[tokio::test]
-async fn an_unknown_call_is_unimplemented() {
+async fn unknown_method_is_unimplemented() {
     let server = TestServer::start(&[]).await;
     for path in ["/agent.v1.AgentService/Nothing", "/agent.v1.Nothing/StreamChat", "/"] {
         let mut client = tonic::client::Grpc::new(server.channel.clone());
@@ -233,13 +234,10 @@ async fn an_unknown_call_is_unimplemented() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_message_are_the_senders_fault() {
+async fn undecodable_message_is_invalid_argument() {
     let server = TestServer::start(&[]).await;
-    // A Struct nested deeper than a decoder may follow.
-    let deepest = (0..150).fold(Kind::NumberValue(1.0), |inner, _| {
-        Kind::ListValue(prost_types::ListValue { values: vec![Value { kind: Some(inner) }] })
-    });
-    let deep = pb::ChatRequest { extra_context: context(Some(deepest)), ..ask("hi") }.encode_to_vec();
+    // Nested deeper than prost's recursion limit.
+    let deep = pb::ChatRequest { extra_context: context(Some(nested_list(150))), ..ask("hi") }.encode_to_vec();
     for bytes in [vec![0xff; 9], vec![0x0a, 0x02, 0xc3, 0x28], deep] {
         let response = raw_call(&server, "StreamChat", &bytes, "60S").await;
         assert_eq!(response.headers()["grpc-status"], "3", "{:?}", response.headers());

@@ -1,4 +1,4 @@
-//! Finding by words, alone and together with meaning.
+//! The lexical retriever (BM25), alone and in hybrid searches.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,102 +8,83 @@ use tonic::Code;
 
 use crate::{
     fake_provider::FakeProvider,
-    harness::{TestServer, ask},
+    harness::{TestServer, ask, frame_kind, memory_input, timestamp, weighted_query},
 };
 
 fn query(text: &str, alpha: f32) -> pb::MemoryQuery {
-    pb::MemoryQuery {
-        user_id: "ann".into(),
-        query_text: text.into(),
-        hybrid_alpha: Some(alpha),
-        limit: 100,
-        ..Default::default()
-    }
+    pb::MemoryQuery { limit: 100, ..weighted_query(text, alpha) }
 }
 
 async fn add(server: &TestServer, memories: &[(&str, &str)]) {
-    let memory = |(id, content): &(&str, &str)| pb::MemoryInput {
-        id: (*id).into(),
-        content: (*content).into(),
-        ..Default::default()
-    };
-    let request = pb::AddMemoriesRequest { user_id: "ann".into(), memories: memories.iter().map(memory).collect() };
-    server.memory().add_memories(request).await.unwrap();
-}
-
-async fn forget(server: &TestServer, ids: &[&str]) {
-    // A request that names nothing is refused.
-    if ids.is_empty() {
-        return;
-    }
-    let ids = ids.iter().map(|id| (*id).to_owned()).collect();
-    let request = pb::DeleteMemoriesRequest { user_id: "ann".into(), ids, ..Default::default() };
-    server.memory().delete_memories(request).await.unwrap();
+    server.add_memories("ann", memories.iter().map(|(id, content)| memory_input(id, content)).collect()).await;
 }
 
 async fn scores(server: &TestServer, query: pb::MemoryQuery) -> BTreeMap<String, f32> {
-    let found = server.agent().retrieve_memory(query).await.unwrap().into_inner();
+    let found = server.retrieve(query).await;
     assert!(found.items.is_sorted_by(|a, b| a.score >= b.score));
     found.items.into_iter().map(|item| (item.id, item.score)).collect()
 }
 
 async fn found(server: &TestServer, text: &str, alpha: f32) -> Vec<String> {
-    let found = server.agent().retrieve_memory(query(text, alpha)).await.unwrap().into_inner();
+    let found = server.retrieve(query(text, alpha)).await;
     found.items.into_iter().map(|item| item.id).collect()
 }
 
-/// Words of the day, the month, the year and the weekday, which are indexed with every memory.
-const DATE_WORDS: f64 = 4.0;
+/// Day, month, year and weekday are indexed with every memory.
+const DATE_TERMS: f64 = 4.0;
 
-/// Okapi BM25 by the book, over words between spaces, measured by the sum of the known words' weights and bent into 0 to 1.
+/// Okapi BM25 over whitespace-separated terms, divided by the sum of the idf of known terms and mapped into 0..1.
 fn reference(memories: &BTreeMap<&str, &str>, query: &str) -> BTreeMap<String, f32> {
     let (k1, b) = (1.2, 0.75);
-    let words: BTreeMap<&str, Vec<&str>> = memories.iter().map(|(id, text)| (*id, text.split(' ').collect())).collect();
-    let count = words.len() as f64;
-    let average = words.values().map(Vec::len).sum::<usize>() as f64 / count + DATE_WORDS;
+    let terms: BTreeMap<&str, Vec<&str>> = memories.iter().map(|(id, text)| (*id, text.split(' ').collect())).collect();
+    let count = terms.len() as f64;
+    let average = terms.values().map(Vec::len).sum::<usize>() as f64 / count + DATE_TERMS;
     let mut scores: HashMap<&str, f64> = HashMap::new();
-    let mut unit = 0.0;
+    let mut known_idf = 0.0;
     for term in query.split(' ') {
-        let with_term = words.values().filter(|words| words.contains(&term)).count() as f64;
+        let with_term = terms.values().filter(|terms| terms.contains(&term)).count() as f64;
         if with_term == 0.0 {
             continue;
         }
         let idf = (1.0 + (count - with_term + 0.5) / (with_term + 0.5)).ln();
-        unit += idf;
-        for (id, words) in &words {
-            let frequency = words.iter().filter(|word| **word == term).count() as f64;
-            let length = words.len() as f64 + DATE_WORDS;
+        known_idf += idf;
+        for (id, terms) in &terms {
+            let frequency = terms.iter().filter(|other| **other == term).count() as f64;
+            let length = terms.len() as f64 + DATE_TERMS;
             *scores.entry(id).or_default() +=
                 idf * frequency * (k1 + 1.0) / (frequency + k1 * (1.0 - b + b * length / average));
         }
     }
-    let bent = |(id, score): (&str, f64)| {
-        let x = score / unit;
+    let mapped = |(id, score): (&str, f64)| {
+        let x = score / known_idf;
         (id.to_owned(), (x / (1.0 + x * x).sqrt()) as f32)
     };
-    scores.into_iter().filter(|(_, score)| *score > 0.0).map(bent).collect()
+    scores.into_iter().filter(|(_, score)| *score > 0.0).map(mapped).collect()
 }
 
-/// What is added, and what is forgotten then.
-type Step = (&'static [(&'static str, &'static str)], &'static [&'static str]);
+/// Memories to add, then ids to delete.
+type IndexChange = (&'static [(&'static str, &'static str)], &'static [&'static str]);
 
 #[tokio::test]
-async fn scores_are_those_of_okapi_bm25_after_every_add_change_and_forgetting() {
+async fn scores_equal_okapi_bm25_after_every_change() {
     let server = TestServer::start(&[]).await;
-    // Words that no stemmer knows.
+    // Terms that no stemmer changes.
     let mut memories: BTreeMap<&str, &str> = BTreeMap::new();
-    let steps: [Step; 5] = [
+    let changes: [IndexChange; 5] = [
         (&[("a", "kat zat mat"), ("b", "dok zat lok lok"), ("c", "kat dok frint")], &[]),
         (&[("d", "bort zang tri kat kat"), ("e", "zat zat zat")], &[]),
         (&[("b", "kat lok"), ("f", "mat")], &["a"]),
         (&[("a", "kat zat mat"), ("c", "tri")], &["d", "none"]),
         (&[], &["b", "e"]),
     ];
-    for (added, forgotten) in steps {
+    for (added, deleted) in changes {
         add(&server, added).await;
-        forget(&server, forgotten).await;
+        // An empty selection is rejected.
+        if !deleted.is_empty() {
+            server.delete_memories(deleted).await;
+        }
         memories.extend(added.iter().copied());
-        memories.retain(|id, _| !forgotten.contains(id));
+        memories.retain(|id, _| !deleted.contains(id));
         for text in ["kat", "zat", "kat zat", "lok mat tri", "kat unheard", "dok frint zang bort"] {
             let (ours, expected) = (scores(&server, query(text, 0.0)).await, reference(&memories, text));
             assert_eq!(ours.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{text}: {memories:?}");
@@ -115,7 +96,7 @@ async fn scores_are_those_of_okapi_bm25_after_every_add_change_and_forgetting() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_statistics_are_right_after_many_writers_at_once() {
+async fn index_statistics_are_exact_after_concurrent_writes() {
     let server = TestServer::start(&[]).await;
     let server = &server;
     let writer = async |writer: usize| {
@@ -125,12 +106,12 @@ async fn the_statistics_are_right_after_many_writers_at_once() {
                 .collect();
             let memories: Vec<_> = memories.iter().map(|(id, text)| (id.as_str(), text.as_str())).collect();
             add(server, &memories).await;
-            forget(server, &[&format!("m{}", (round * 3 + writer) % 25), "m1"]).await;
+            server.delete_memories(&[&format!("m{}", (round * 3 + writer) % 25), "m1"]).await;
         }
     };
     tokio::join!(writer(0), writer(1), writer(2));
-    let mut behind = server.database.as_ref().unwrap().connect().await;
-    for (what, statement) in [
+    let mut owner = server.connect_as_owner().await;
+    for (case, statement) in [
         (
             "document frequencies",
             "select count(*) from (select term, count(*) as memories from memory_postings group by term) counted
@@ -149,13 +130,13 @@ async fn the_statistics_are_right_after_many_writers_at_once() {
              using (id) where content is null or indexed.id is null",
         ),
     ] {
-        let wrong: i64 = sqlx::query_scalar(statement).fetch_one(&mut behind).await.unwrap();
-        assert_eq!(wrong, 0, "{what}");
+        let wrong: i64 = sqlx::query_scalar(statement).fetch_one(&mut owner).await.unwrap();
+        assert_eq!(wrong, 0, "{case}");
     }
 }
 
 #[tokio::test]
-async fn words_are_found_in_their_forms_in_english_and_chinese() {
+async fn terms_match_inflected_english_and_chinese() {
     let server = TestServer::start(&[]).await;
     let memories = [
         ("english", "I keep mixing up eigenvalues, and my résumé mentions GPT-4 and C++"),
@@ -175,49 +156,50 @@ async fn words_are_found_in_their_forms_in_english_and_chinese() {
     ] {
         assert_eq!(found(&server, text, 0.0).await, [expected], "{text}");
     }
-    assert!(found(&server, "gardening", 0.0).await.is_empty(), "a memory without any of the words is no hit");
+    assert!(found(&server, "gardening", 0.0).await.is_empty(), "a memory without any term is no hit");
 }
 
 #[tokio::test]
-async fn words_alone_never_ask_the_embedder_and_meaning_alone_never_looks_up_words() {
+async fn each_retriever_runs_only_when_it_has_weight() {
     let mut provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.embedding_variables()).await;
-    provider.refuse(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
+    provider.respond(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
     add(&server, &[("a", "kat zat")]).await;
     provider.requests.recv().await.unwrap();
     for alpha in [0.0, 0.0009] {
         assert_eq!(found(&server, "kat", alpha).await, ["a"]);
     }
-    assert!(provider.requests.try_recv().is_err(), "the embedder was asked");
-    let mut behind = server.database.as_ref().unwrap().connect().await;
-    behind.execute("drop table memory_postings, memory_terms").await.unwrap();
-    provider.refuse(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
+    assert!(provider.requests.try_recv().is_err(), "the embedder was called");
+    let mut owner = server.connect_as_owner().await;
+    owner.execute("drop table memory_postings, memory_terms").await.unwrap();
+    provider.respond(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
     assert_eq!(found(&server, "anything", 1.0).await, ["a"]);
 }
 
 #[tokio::test]
-async fn a_hybrid_score_is_the_weighted_mean_of_both_legs() {
+async fn hybrid_score_is_the_weighted_mean_of_both_retrievers() {
     let server = TestServer::start(&[]).await;
     add(&server, &[("a", "kat zat mat"), ("b", "kat lok"), ("c", "dok frint")]).await;
-    let (words, meaning) = (scores(&server, query("kat mat", 0.0)).await, scores(&server, query("kat mat", 1.0)).await);
+    let (lexical, vector) =
+        (scores(&server, query("kat mat", 0.0)).await, scores(&server, query("kat mat", 1.0)).await);
     for alpha in [0.25, 0.5, 0.75] {
         for (id, score) in scores(&server, query("kat mat", alpha)).await {
-            let expected = alpha * meaning[&id] + (1.0 - alpha) * words.get(&id).copied().unwrap_or(0.0);
+            let expected = alpha * vector[&id] + (1.0 - alpha) * lexical.get(&id).copied().unwrap_or(0.0);
             assert!((score - expected).abs() < 1e-5, "{id} at {alpha}: {score} is not {expected}");
         }
     }
     let unset = scores(&server, pb::MemoryQuery { hybrid_alpha: None, ..query("kat mat", 0.0) }).await;
-    assert_eq!(unset, scores(&server, query("kat mat", 0.5)).await, "not set is one half");
+    assert_eq!(unset, scores(&server, query("kat mat", 0.5)).await, "the default is 0.5");
 }
 
 #[tokio::test]
-async fn a_floor_and_a_filter_hold_on_every_leg() {
+async fn min_score_and_filter_apply_to_every_retriever() {
     let server = TestServer::start(&[]).await;
     add(&server, &[("a", "kat zat mat"), ("b", "kat lok lok lok lok lok"), ("c", "dok frint")]).await;
     for alpha in [0.0, 0.5, 1.0] {
         let all = scores(&server, query("kat mat", alpha)).await;
-        let floor = all["b"] + 1e-4;
-        let above = scores(&server, pb::MemoryQuery { min_score: floor, ..query("kat mat", alpha) }).await;
+        let min_score = all["b"] + 1e-4;
+        let above = scores(&server, pb::MemoryQuery { min_score, ..query("kat mat", alpha) }).await;
         assert_eq!(above.keys().collect::<Vec<_>>(), ["a"], "alpha {alpha}: {all:?}");
         let filter = Some(pb::MemoryFilter { source_types: vec!["chat".into()], ..Default::default() });
         assert!(
@@ -228,58 +210,54 @@ async fn a_floor_and_a_filter_hold_on_every_leg() {
 }
 
 #[tokio::test]
-async fn an_embedder_that_fails_leaves_the_words_and_the_metadata_says_so() {
+async fn failed_embedder_leaves_lexical_results_and_says_so() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.embedding_variables()).await;
-    provider.refuse(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
+    provider.respond(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
     add(&server, &[("a", "kat zat")]).await;
-    provider.refuse(503, "").await;
+    provider.respond(503, "").await;
     let response = server.agent().retrieve_memory(query("kat", 0.5)).await.unwrap();
     assert_eq!(response.metadata().get("x-retrieval").unwrap(), "keywords-only");
     assert_eq!(response.get_ref().items[0].id, "a");
-    provider.refuse(503, "").await;
+    provider.respond(503, "").await;
     assert_eq!(server.agent().retrieve_memory(query("kat", 1.0)).await.unwrap_err().code(), Code::Unavailable);
-    provider.refuse(503, "").await;
+    provider.respond(503, "").await;
     let frames = server.chat(ask("kat")).await.unwrap();
-    assert!(frames.iter().any(|frame| crate::harness::kind(frame) == "citations"), "a turn is grounded all the same");
+    assert!(frames.iter().any(|frame| frame_kind(frame) == "citations"), "the turn is grounded lexically");
 }
 
 #[tokio::test]
-async fn memories_from_before_the_index_or_of_another_tokeniser_are_indexed_when_they_are_searched() {
+async fn outdated_index_is_rebuilt_on_search() {
     let server = TestServer::start(&[]).await;
     add(&server, &[("a", "kat zat"), ("b", "dok")]).await;
-    let mut behind = server.database.as_ref().unwrap().connect().await;
+    let mut owner = server.connect_as_owner().await;
     for change in [
         "truncate memory_users, memory_postings, memory_terms",
         "update memory_users set tokenizer = -1; update memory_postings set term = 'stale' where term = 'kat'",
     ] {
-        behind.execute(change).await.unwrap();
+        owner.execute(change).await.unwrap();
         assert_eq!(found(&server, "kat", 0.0).await, ["a"], "{change}");
     }
-    // Whoever has no memories leaves nothing behind by asking.
-    let stranger = pb::MemoryQuery { user_id: "bob".into(), ..query("kat", 0.0) };
-    assert!(scores(&server, stranger).await.is_empty());
-    let users = sqlx::query("select count(*) as n from memory_users").fetch_one(&mut behind).await.unwrap();
+    // A search of a user without memories creates no index.
+    let of_bob = pb::MemoryQuery { user_id: "bob".into(), ..query("kat", 0.0) };
+    assert!(scores(&server, of_bob).await.is_empty());
+    let users = sqlx::query("select count(*) as n from memory_users").fetch_one(&mut owner).await.unwrap();
     assert_eq!(users.get::<i64, _>("n"), 1);
 }
 
 #[tokio::test]
-async fn a_time_that_the_query_names_brings_its_memories_forward() {
+async fn date_in_query_boosts_memories_of_that_time() {
     let server = TestServer::start(&[]).await;
     let now = jiff::Timestamp::now().as_second();
-    let told = |id: &str, days_ago: i64| pb::MemoryInput {
-        id: id.into(),
-        content: "I studied matrices 我学了矩阵".into(),
-        created_at: Some(prost_types::Timestamp { seconds: now - days_ago * 86_400, nanos: 0 }),
-        ..Default::default()
+    let memory = |id: &str, days_ago: i64| pb::MemoryInput {
+        created_at: Some(timestamp(now - days_ago * 86_400)),
+        ..memory_input(id, "I studied matrices 我学了矩阵")
     };
-    // Seven days ago is always in the week before this one, and fifty days ago never.
-    let memories = vec![told("longer", 50), told("week", 7), told("year", 366 + 366)];
-    let request = pb::AddMemoriesRequest { user_id: "ann".into(), memories };
-    server.memory().add_memories(request).await.unwrap();
+    // Seven days ago always lies in last week, fifty days ago never.
+    server.add_memories("ann", vec![memory("longer", 50), memory("week", 7), memory("year", 366 + 366)]).await;
     for text in ["which matrices did I study last week?", "上周学了什么矩阵"] {
         for alpha in [0.0, 0.5, 1.0] {
-            let found = server.agent().retrieve_memory(query(text, alpha)).await.unwrap().into_inner().items;
+            let found = server.retrieve(query(text, alpha)).await.items;
             assert_eq!(found[0].id, "week", "{text} {alpha}");
             let bonus = found[0].score - found[1].score;
             assert!(bonus > 0.02, "{text} {alpha}: {bonus}");
@@ -289,19 +267,13 @@ async fn a_time_that_the_query_names_brings_its_memories_forward() {
 }
 
 #[tokio::test]
-async fn a_time_that_a_query_names_is_of_the_time_zone_that_the_caller_tells() {
+async fn date_in_query_is_read_in_the_time_zone_of_the_caller() {
     let server = TestServer::start(&[]).await;
-    // On May 8 in Shanghai, and still on May 7 in London.
-    let told = |id: &str, seconds: i64| pb::MemoryInput {
-        id: id.into(),
-        content: "kat".into(),
-        created_at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
-        ..Default::default()
-    };
-    let memories = vec![told("evening", 1_683_486_000), told("day", 1_683_540_000)];
-    let request = pb::AddMemoriesRequest { user_id: "ann".into(), memories };
-    server.memory().add_memories(request).await.unwrap();
-    let bonus_of_evening = async |zone: Option<&'static str>| {
+    // May 8 in Shanghai, May 7 in UTC.
+    let memory =
+        |id: &str, seconds| pb::MemoryInput { created_at: Some(timestamp(seconds)), ..memory_input(id, "kat") };
+    server.add_memories("ann", vec![memory("evening", 1_683_486_000), memory("day", 1_683_540_000)]).await;
+    let evening_is_boosted = async |zone: Option<&'static str>| {
         let mut request = tonic::Request::new(query("kat 2023-05-08", 1.0));
         if let Some(zone) = zone {
             request.metadata_mut().insert("x-timezone", zone.parse().unwrap());
@@ -310,8 +282,8 @@ async fn a_time_that_a_query_names_is_of_the_time_zone_that_the_caller_tells() {
         let score = |id: &str| found.iter().find(|item| item.id == id).unwrap().score;
         (score("evening") - score("day")).abs() < 1e-6
     };
-    assert!(bonus_of_evening(Some("Asia/Shanghai")).await);
+    assert!(evening_is_boosted(Some("Asia/Shanghai")).await);
     for utc in [None, Some("UTC"), Some("Nowhere/Nothing")] {
-        assert!(!bonus_of_evening(utc).await, "{utc:?}");
+        assert!(!evening_is_boosted(utc).await, "{utc:?}");
     }
 }

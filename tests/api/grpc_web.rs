@@ -1,0 +1,152 @@
+//! gRPC-Web and CORS: what browsers may do.
+
+use agent_service::proto::agent_v1 as pb;
+use prost::Message as _;
+
+use crate::harness::{TestServer, ask, assert_contract, grpc_frame, http};
+
+/// A call of a browser over HTTP/1.1.
+async fn web_call(server: &TestServer, method: &str, message: &impl prost::Message, origin: &str) -> reqwest::Response {
+    http()
+        .http1_only()
+        .build()
+        .unwrap()
+        .post(format!("http://{}/agent.v1.AgentService/{method}", server.address))
+        .header("content-type", "application/grpc-web+proto")
+        .header("x-grpc-web", "1")
+        .header("origin", origin)
+        .body(grpc_frame(&message.encode_to_vec()))
+        .send()
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn browser_streams_chat_as_grpc_web_over_http_1_1() {
+    let server = TestServer::start(&[]).await;
+    let response = web_call(&server, "StreamChat", &ask("hi"), "http://localhost:5173").await;
+    assert_eq!(response.version(), reqwest::Version::HTTP_11);
+    assert_eq!(response.headers()["access-control-allow-origin"], "http://localhost:5173");
+    let body = response.bytes().await.unwrap();
+    let mut rest = &body[..];
+    let mut frames = Vec::new();
+    let mut trailers = String::new();
+    while let Some((head, tail)) = rest.split_at_checked(5) {
+        let (message, tail) = tail.split_at(u32::from_be_bytes(head[1..].try_into().unwrap()) as usize);
+        match head[0] {
+            0 => frames.push(pb::ChatResponse::decode(message).unwrap()),
+            _ => trailers = String::from_utf8(message.to_vec()).unwrap(),
+        }
+        rest = tail;
+    }
+    assert_contract(&frames);
+    assert!(trailers.contains("grpc-status:0"), "{trailers:?}");
+}
+
+#[tokio::test]
+async fn cors_exposes_grpc_status_headers() {
+    let server = TestServer::start(&[]).await;
+    let response = web_call(&server, "StreamChat", &ask(""), "http://localhost:5173").await;
+    assert_eq!(response.headers()["grpc-status"], "3");
+    let exposed = response.headers()["access-control-expose-headers"].to_str().unwrap().to_owned();
+    for name in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
+        assert!(exposed.contains(name) && response.headers().contains_key(name), "{name}: {exposed}");
+    }
+}
+
+#[tokio::test]
+async fn dns_rebinding_page_is_rejected_without_auth() {
+    let page = "http://rebound.example:50051";
+    let secret = ("JWT_SECRET", "a secret that is long enough for the tests");
+    for (variables, origin, status) in [
+        (vec![], page, 403),
+        (vec![], "null", 403),
+        (vec![], "http://127.0.0.1:50051", 200),
+        (vec![("ALLOWED_ORIGINS", "https://app.example")], page, 403),
+        (vec![("ALLOWED_ORIGINS", "https://app.example")], "https://app.example", 200),
+        (vec![("ALLOWED_ORIGINS", "https://app.example")], "http://localhost:50051", 200),
+        (vec![("ALLOWED_ORIGINS", "*")], page, 200),
+        (vec![("AUTH", "jwt"), secret], page, 200),
+    ] {
+        let server = TestServer::start(&variables).await;
+        let response = web_call(&server, "StreamChat", &ask("hi"), origin).await;
+        assert_eq!(response.status(), status, "{variables:?} {origin}");
+    }
+}
+
+#[tokio::test]
+async fn cors_preflight_allows_only_configured_origins() {
+    let preflight = async |server: &TestServer, origin: &str| {
+        let url = format!("http://{}/agent.v1.AgentService/StreamChat", server.address);
+        let request = http().build().unwrap().request(reqwest::Method::OPTIONS, url);
+        let request = request
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "content-type,x-grpc-web,user-id,authorization");
+        request.send().await.unwrap()
+    };
+    let server = TestServer::start(&[]).await;
+    let response = preflight(&server, "http://localhost:5173").await;
+    assert!(response.status().is_success());
+    let allowed = response.headers()["access-control-allow-headers"].to_str().unwrap().to_owned();
+    for name in ["authorization", "user-id", "x-grpc-web", "content-type"] {
+        assert!(allowed.split(',').any(|header| header == name), "{name}: {allowed}");
+    }
+    assert!(!preflight(&server, "https://evil.example").await.headers().contains_key("access-control-allow-origin"));
+
+    let server = TestServer::start(&[("ALLOWED_ORIGINS", "https://app.example.com")]).await;
+    let response = preflight(&server, "https://app.example.com").await;
+    assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example.com");
+    assert!(!preflight(&server, "http://localhost:5173").await.headers().contains_key("access-control-allow-origin"));
+}
+
+#[tokio::test]
+async fn simple_cors_request_is_rejected() {
+    let server = TestServer::start(&[]).await;
+    for client in [http().http1_only(), http().http2_prior_knowledge()] {
+        let call = client.build().unwrap().post(format!("http://{}/agent.v1.AgentService/StreamChat", server.address));
+        let call = call.header("origin", "https://evil.example").header("content-type", "text/plain");
+        let response = call.body(grpc_frame(&ask("hi").encode_to_vec())).send().await.unwrap();
+        assert_eq!(response.status(), 415);
+        assert!(response.bytes().await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn grpc_web_content_type_is_case_insensitive() {
+    let server = TestServer::start(&[]).await;
+    for client in [http().http1_only(), http().http2_prior_knowledge()] {
+        let client = client.build().unwrap();
+        let call = |content_type: &'static str, body: Vec<u8>| {
+            let call = client.post(format!("http://{}/agent.v1.AgentService/StreamChat", server.address));
+            call.header("content-type", content_type).body(body).send()
+        };
+        for content_type in ["Application/gRPC-Web+Proto", "application/grpc-web+proto; charset=utf-8"] {
+            let response = call(content_type, grpc_frame(&ask("hi").encode_to_vec())).await.unwrap();
+            assert_eq!(response.headers()["content-type"], "application/grpc-web+proto", "{content_type}");
+            let body = response.bytes().await.unwrap();
+            assert!(String::from_utf8_lossy(&body).contains("grpc-status:0"), "{body:?}");
+        }
+        for garbage in ["!not base64!", "AAA"] {
+            let response = call("application/grpc-web-text", garbage.into()).await.unwrap();
+            assert_eq!(response.headers()["grpc-status"], "3", "{garbage}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn rejection_reaches_client_that_is_still_sending() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let server = TestServer::start(&[]).await;
+    let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let body = vec![0; 4 * 1024 * 1024];
+    let head = format!(
+        "POST /nobody/Nothing HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc-web\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket.write_all(&body).await.expect("the server closed the connection");
+    let mut answer = [0; 12];
+    socket.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
