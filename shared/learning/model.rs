@@ -1,4 +1,5 @@
-//! Facts as a model finds them. What it gives is checked against what it was asked for, and then by [`Fact::check`].
+//! Extracts facts by asking a model, and the one-question call that the summarizer shares. The answer must match the requested
+//! JSON exactly; [`Fact::check`] then judges each fact.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -9,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Extractor, Fact, FactKind, FactStatus, KnownFact, LearnError, Statement, fact::MAX_FACTS, own_words::sentences,
+    error::LearnError,
+    fact::{Extractor, Fact, FactKind, FactStatus, KnownFact, MAX_FACTS, Statement},
+    own_words::sentences,
 };
 use crate::{
     language::Language,
@@ -17,49 +20,44 @@ use crate::{
     memory::{MAX_QUERY_BYTES, Metadata},
 };
 
-/// Longest that one answer may take.
-const TIMEOUT: Duration = Duration::from_mins(1);
-/// Most tokens of the answer with facts.
-const MAX_TOKENS: u32 = 1_500;
-/// Most sentences by which known facts are looked up.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
+const MAX_ANSWER_TOKENS: u32 = 1_500;
 const MAX_TOPICS: usize = 6;
-/// Days of the calendar that the model is given, so that it need not reckon.
+/// Dates with their weekdays that the prompt lists, because models are bad at date arithmetic.
 const CALENDAR_DAYS: i32 = 21;
 
 const ENGLISH: &str = include_str!("prompts/extract.en.md");
 const CHINESE: &str = include_str!("prompts/extract.zh.md");
 
-/// Finds facts by asking a model.
 pub struct ModelExtractor {
     model: Arc<dyn ChatModel>,
 }
 
-/// What the model is told, as JSON.
+/// The user message of the prompt, as JSON.
 #[derive(Serialize)]
-struct Question<'a> {
+struct PromptData<'a> {
     today: String,
     calendar: Vec<String>,
-    known_facts: Vec<KnownFactOfQuestion<'a>>,
+    known_facts: Vec<PromptFact<'a>>,
     message: &'a str,
 }
 
 #[derive(Serialize)]
-struct KnownFactOfQuestion<'a> {
+struct PromptFact<'a> {
     id: String,
     said_on: String,
     fact: &'a str,
 }
 
-/// What the model has to give.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Answer {
-    facts: Vec<FactOfAnswer>,
+struct ExtractionAnswer {
+    facts: Vec<AnswerFact>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FactOfAnswer {
+struct AnswerFact {
     kind: FactKind,
     fact: String,
     quote: String,
@@ -72,7 +70,6 @@ struct FactOfAnswer {
 }
 
 impl ModelExtractor {
-    /// An extractor that asks this model, where a request names none.
     #[must_use]
     pub fn new(model: Arc<dyn ChatModel>) -> Self {
         Self { model }
@@ -81,89 +78,88 @@ impl ModelExtractor {
 
 #[async_trait::async_trait]
 impl Extractor for ModelExtractor {
-    fn topics(&self, said: &Statement) -> Vec<String> {
-        let words = said.text.as_str();
-        let ranges = sentences(words);
-        // A long message is about several things, each of which may be known.
-        let each = ranges.iter().take(MAX_TOPICS).map(|range| &words[range.clone()]);
-        let topics = if ranges.len() > 1 { each.collect() } else { vec![words] };
+    fn topics(&self, statement: &Statement) -> Vec<String> {
+        let text = statement.text.as_str();
+        let ranges = sentences(text);
+        let by_sentence = ranges.iter().take(MAX_TOPICS).map(|range| &text[range.clone()]);
+        let topics = if ranges.len() > 1 { by_sentence.collect() } else { vec![text] };
         topics.into_iter().map(|topic| topic[..topic.floor_char_boundary(MAX_QUERY_BYTES)].to_owned()).collect()
     }
 
-    async fn extract(&self, said: &Statement, known: &[KnownFact]) -> Result<Vec<Fact>, LearnError> {
-        let question = serde_json::to_string(&Question::new(said, known))
-            .map_err(|_| LearnError::Malformed("the question can not be written"))?;
-        let instructions = prompt(said.language.pick(ENGLISH, CHINESE), said.language)?;
-        let answer = ask(&self.model, instructions, question, MAX_TOKENS).await?;
-        let answer: Answer = serde_json::from_str(without_fence(&answer))
-            .map_err(|_| LearnError::Malformed("it is no JSON of the form that was asked for"))?;
+    async fn extract(&self, statement: &Statement, known: &[KnownFact]) -> Result<Vec<Fact>, LearnError> {
+        let data = serde_json::to_string(&PromptData::new(statement, known))
+            .map_err(|_| LearnError::Malformed("the prompt data cannot be serialized"))?;
+        let instructions = prompt(statement.language.pick(ENGLISH, CHINESE), statement.language)?;
+        let answer = complete(&self.model, instructions, data, MAX_ANSWER_TOKENS).await?;
+        let answer: ExtractionAnswer = serde_json::from_str(without_fence(&answer))
+            .map_err(|_| LearnError::Malformed("not the requested JSON"))?;
         if answer.facts.len() > MAX_FACTS {
-            return Err(LearnError::Malformed("there are too many facts"));
+            return Err(LearnError::Malformed("too many facts"));
         }
-        let offered: HashMap<String, &str> =
-            known.iter().enumerate().map(|(index, fact)| (name(index), fact.id.as_str())).collect();
-        answer.facts.into_iter().map(|fact| fact.parse(&offered)).collect()
+        let ids: HashMap<String, &str> =
+            known.iter().enumerate().map(|(index, fact)| (alias(index), fact.id.as_str())).collect();
+        answer.facts.into_iter().map(|fact| fact.parse(&ids)).collect()
     }
 }
 
-impl<'a> Question<'a> {
-    fn new(said: &'a Statement, known: &'a [KnownFact]) -> Self {
+impl<'a> PromptData<'a> {
+    fn new(statement: &'a Statement, known: &'a [KnownFact]) -> Self {
         let day = |date: Date| date.strftime("%Y-%m-%d %A").to_string();
-        let today = said.today();
+        let today = statement.today();
         let calendar = (1..=CALENDAR_DAYS).filter_map(|ahead| today.checked_add(ahead.days()).ok()).map(day).collect();
-        let known_facts = known.iter().enumerate().map(|(index, fact)| KnownFactOfQuestion {
-            id: name(index),
-            said_on: fact.said_at.to_zoned(said.zone.clone()).date().to_string(),
+        let known_facts = known.iter().enumerate().map(|(index, fact)| PromptFact {
+            id: alias(index),
+            said_on: fact.said_at.to_zoned(statement.zone.clone()).date().to_string(),
             fact: &fact.content,
         });
-        Self { today: day(today), calendar, known_facts: known_facts.collect(), message: &said.text }
+        Self { today: day(today), calendar, known_facts: known_facts.collect(), message: &statement.text }
     }
 }
 
-/// What a known fact is called in the question: short, and so that no other can be guessed.
-fn name(index: usize) -> String {
+/// The id of a known fact in the prompt: the model cannot name a memory that it was not shown.
+fn alias(index: usize) -> String {
     format!("k{}", index + 1)
 }
 
-impl FactOfAnswer {
-    fn parse(self, offered: &HashMap<String, &str>) -> Result<Fact, LearnError> {
-        let known = |name: &String| {
-            let id = offered.get(name).ok_or(LearnError::Malformed("it names a fact that it was not given"))?;
+impl AnswerFact {
+    /// `ids` maps the aliases of the prompt to ids of memories.
+    fn parse(self, ids: &HashMap<String, &str>) -> Result<Fact, LearnError> {
+        let known = |alias: &String| {
+            let id = ids.get(alias).ok_or(LearnError::Malformed("unknown id of a known fact"))?;
             Ok::<_, LearnError>((*id).to_owned())
         };
-        let standing = match (&self.same_as, self.replaces.as_slice()) {
+        let status = match (&self.same_as, self.replaces.as_slice()) {
             (None, []) => FactStatus::New,
             (Some(same), []) => FactStatus::Duplicate(known(same)?),
             (None, replaced) => FactStatus::Supersedes(replaced.iter().map(known).collect::<Result<_, _>>()?),
-            (Some(_), _) => return Err(LearnError::Malformed("a fact repeats one and replaces another")),
+            (Some(_), _) => return Err(LearnError::Malformed("a fact has both same_as and replaces")),
         };
         let date = self.date.map(|date| date.parse()).transpose();
         Ok(Fact {
             kind: self.kind,
             content: self.fact.trim().to_owned(),
             quote: self.quote,
-            date: date.map_err(|_| LearnError::Malformed("a date is none"))?,
-            status: standing,
+            date: date.map_err(|_| LearnError::Malformed("a date is not YYYY-MM-DD"))?,
+            status,
             metadata: Metadata::new(),
         })
     }
 }
 
-/// The text without the fence of code that models like to put around JSON.
+/// Removes the Markdown fence that models put around JSON.
 fn without_fence(text: &str) -> &str {
     let text = text.trim();
     let inner = text.strip_prefix("```json").or_else(|| text.strip_prefix("```"));
     inner.and_then(|inner| inner.strip_suffix("```")).unwrap_or(text)
 }
 
-/// A prompt for one language.
 pub(super) fn prompt(template: &str, language: Language) -> Result<String, minijinja::Error> {
     let name = language.pick("en", "zh");
     Environment::new().render_named_str(name, template, minijinja::context! {})
 }
 
-/// The whole answer of a model that is told one thing.
-pub(super) async fn ask(
+/// Asks a model one question and collects its complete answer.
+pub(super) async fn complete(
     model: &Arc<dyn ChatModel>,
     instructions: String,
     data: String,
@@ -176,9 +172,9 @@ pub(super) async fn ask(
         max_tokens: Some(max_tokens),
         tools: Arc::new([]),
         must_answer: true,
-        deadline: Instant::now() + TIMEOUT,
+        deadline: Instant::now() + ANSWER_TIMEOUT,
     };
-    let answered = async {
+    let collected = async {
         let mut answer = model.clone().answer(request);
         let mut text = String::new();
         while let Some(event) = answer.next().await {
@@ -187,35 +183,35 @@ pub(super) async fn ask(
                 ModelEvent::Usage { .. } => {}
                 ModelEvent::Finished { finish: Finish::Stop, .. } => return Ok(text),
                 ModelEvent::Finished { finish: Finish::Length, .. } => {
-                    return Err(LearnError::Malformed("it is longer than it may be"));
+                    return Err(LearnError::Malformed("longer than max_tokens"));
                 }
                 ModelEvent::Finished { finish: Finish::ContentFilter, .. } => {
-                    return Err(LearnError::Malformed("the provider's filter cut it"));
+                    return Err(LearnError::Malformed("cut off by the provider's content filter"));
                 }
-                ModelEvent::ToolsCalled { .. } => return Err(LearnError::Malformed("it called a tool")),
+                ModelEvent::ToolsCalled { .. } => return Err(LearnError::Malformed("a tool call")),
             }
         }
-        Err(LearnError::Malformed("it has no end"))
+        Err(LearnError::Malformed("the stream ended without a finish reason"))
     };
-    timeout(TIMEOUT, answered).await.map_err(|_| LearnError::Timeout)?
+    timeout(ANSWER_TIMEOUT, collected).await.map_err(|_| LearnError::Timeout)?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn offered() -> HashMap<String, &'static str> {
+    fn ids() -> HashMap<String, &'static str> {
         [("k1".to_owned(), "m-1"), ("k2".to_owned(), "m-2")].into()
     }
 
     fn parse(json: &str) -> Result<Vec<Fact>, String> {
-        let answer: Answer = serde_json::from_str(without_fence(json)).map_err(|error| error.to_string())?;
-        let facts = answer.facts.into_iter().map(|fact| fact.parse(&offered()));
+        let answer: ExtractionAnswer = serde_json::from_str(without_fence(json)).map_err(|error| error.to_string())?;
+        let facts = answer.facts.into_iter().map(|fact| fact.parse(&ids()));
         facts.collect::<Result<_, _>>().map_err(|error| error.to_string())
     }
 
     #[test]
-    fn the_prompts_can_be_made_and_show_no_marks_of_their_template() {
+    fn prompts_render_without_template_comments() {
         for (template, language) in [(ENGLISH, Language::English), (CHINESE, Language::Chinese)] {
             let prompt = prompt(template, language).unwrap();
             assert_eq!(Language::detect(&prompt), language);
@@ -228,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_the_right_form_is_read_with_or_without_a_fence() {
+    fn answer_parses_with_or_without_code_fence() {
         let json = r#"{"facts": [{"kind": "place", "fact": "The user lives in Rome.", "quote": "I live in Rome",
                        "date": "2026-12-04", "same_as": null, "replaces": ["k2"]}]}"#;
         for json in [json.to_owned(), format!("```json\n{json}\n```")] {
@@ -240,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_malformed() {
+    fn answer_of_another_form_is_malformed() {
         for json in [
             "",
             "There is nothing to remember.",

@@ -1,21 +1,19 @@
-//! What of a message is the user's own: without what they pasted, quoted, or gave to be translated, corrected or summed up.
-//!
-//! It is better to leave out something of the user's than to take a stranger's words for theirs.
+//! Extracts the user's own words from a message: drops pasted and quoted text, and text given for translation, correction or
+//! summarizing. Prefers a false negative: losing the user's words is better than attributing a stranger's words to them.
 
 use std::{ops::Range, sync::LazyLock};
 
 use regex::Regex;
 use unicode_normalization::UnicodeNormalization as _;
 
-/// A paragraph of more characters is taken for a pasted one: people who talk make paragraphs.
-const LONGEST_PARAGRAPH: usize = 1_000;
-/// Most characters of a quotation that may be a title or a term. A longer one is somebody's speech.
-const LONGEST_TERM: usize = 30;
-/// The same in Chinese, which is shorter.
-const LONGEST_CHINESE_TERM: usize = 14;
+/// In characters. A longer paragraph counts as pasted.
+const MAX_TYPED_PARAGRAPH: usize = 1_000;
+/// In characters. A longer quotation is speech rather than a title or a term.
+const MAX_QUOTED_TERM: usize = 30;
+const MAX_QUOTED_CHINESE_TERM: usize = 14;
 
-/// Words behind which a text follows that is not the user's own. Everything after them is left out.
-static ANNOUNCED: LazyLock<Option<Regex>> = LazyLock::new(|| {
+/// Introduces text that is not the user's own. Everything after a match is dropped.
+static ANNOUNCEMENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let pattern = concat!(
         "(?im)",
         // "Document:", "Here is my essay:", "The text below:"
@@ -34,7 +32,7 @@ static ANNOUNCED: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(pattern).ok()
 });
 
-/// A line that is somebody's part in a written dialogue or a form of data.
+/// A line of a transcript or of data.
 static FOREIGN_LINE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let pattern = concat!(
         r"(?i)^\s*(?:[>＞|{\[<]",
@@ -45,12 +43,12 @@ static FOREIGN_LINE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(pattern).ok()
 });
 
-/// A line that begins with a name and a colon. Two of them are a dialogue.
-static SPOKEN_LINE: LazyLock<Option<Regex>> =
+/// A name and a colon. Two such lines in a paragraph make it a dialogue.
+static DIALOGUE_LINE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^\s*[\p{L}][\p{L}\d ._-]{0,19}[:：]\s*\S").ok());
 
 static QUOTATION: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    // An apostrophe is no quotation mark: one stands at the beginning of a word and the other at the end of one.
+    // Single quotes only at word boundaries, to tell them from apostrophes.
     let pattern = concat!(
         r#""[^"\n]+"|“[^”]+”|「[^」]+」|『[^』]+』|«[^»]+»|《[^》]+》|`[^`\n]+`"#,
         r"|(?:^|[\s(:：])'[^'\n]+(?:'\p{L}[^'\n]*)*'(?:$|[\s).,!?])|‘[^’\n]+’(?:$|[\s).,!?，。！？])",
@@ -58,56 +56,55 @@ static QUOTATION: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(pattern).ok()
 });
 
-/// The first person, in which a quotation would speak for somebody else.
+/// A quotation with one of these words is speech.
 static FIRST_PERSON: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)\b(?:i|i'm|i’m|my|me|you|your|user|users|assistant|we|our)\b|我|你|您|咱|用户|助手").ok()
 });
 
 static LINK: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"(?i)\b(?:https?|ftp)://\S+|\bwww\.\S+").ok());
 
-/// What of a message is the user's own. What is left out leaves an ellipsis, so that nothing grows together over the gap.
+/// An ellipsis replaces each removed part, so that the words around it do not join into a new phrase.
 pub(super) fn own_words(message: &str) -> String {
-    let message = without(&without_blocks(message), LINK.as_ref(), |_| true);
-    let announced = ANNOUNCED.as_ref().and_then(|announced| announced.find(&message));
-    let message = announced.map_or(message.as_str(), |announced| &message[..announced.start()]);
+    let message = remove_matches(&remove_blocks(message), LINK.as_ref(), |_| true);
+    let announcement = ANNOUNCEMENT.as_ref().and_then(|pattern| pattern.find(&message));
+    let message = announcement.map_or(message.as_str(), |found| &message[..found.start()]);
     let mut own = String::with_capacity(message.len());
     for paragraph in message.split("\n\n") {
-        if paragraph.chars().count() > LONGEST_PARAGRAPH {
+        if paragraph.chars().count() > MAX_TYPED_PARAGRAPH {
             continue;
         }
-        let is_foreign = |line: &str| FOREIGN_LINE.as_ref().is_none_or(|foreign| foreign.is_match(line));
-        let is_spoken = |line: &str| SPOKEN_LINE.as_ref().is_none_or(|spoken| spoken.is_match(line));
-        let is_dialogue = paragraph.lines().filter(|line| is_spoken(line)).count() > 1;
-        for line in paragraph.lines().filter(|line| !(is_foreign(line) || is_dialogue && is_spoken(line))) {
+        let is_foreign = |line: &str| FOREIGN_LINE.as_ref().is_none_or(|pattern| pattern.is_match(line));
+        let has_speaker = |line: &str| DIALOGUE_LINE.as_ref().is_none_or(|pattern| pattern.is_match(line));
+        let is_dialogue = paragraph.lines().filter(|line| has_speaker(line)).count() > 1;
+        for line in paragraph.lines().filter(|line| !(is_foreign(line) || is_dialogue && has_speaker(line))) {
             own.push_str(line.trim());
             own.push('\n');
         }
     }
-    without(&own, QUOTATION.as_ref(), is_speech).trim().to_owned()
+    remove_matches(&own, QUOTATION.as_ref(), is_speech).trim().to_owned()
 }
 
-/// Whether a quotation says something, rather than being a title or a term.
 fn is_speech(quotation: &str) -> bool {
-    let longest = if quotation.chars().any(crate::language::is_han) { LONGEST_CHINESE_TERM } else { LONGEST_TERM };
-    quotation.chars().count() > longest + 2 || FIRST_PERSON.as_ref().is_none_or(|person| person.is_match(quotation))
+    let max_chars =
+        if quotation.chars().any(crate::language::is_han) { MAX_QUOTED_CHINESE_TERM } else { MAX_QUOTED_TERM };
+    quotation.chars().count() > max_chars + 2 || FIRST_PERSON.as_ref().is_none_or(|person| person.is_match(quotation))
 }
 
-/// The text without those matches that are to go.
-fn without(text: &str, pattern: Option<&Regex>, goes: impl Fn(&str) -> bool) -> String {
-    // Without its pattern nothing is safe. A test excludes that.
+fn remove_matches(text: &str, pattern: Option<&Regex>, is_removed: impl Fn(&str) -> bool) -> String {
+    // Fails closed: without its pattern, which a test excludes, nothing counts as the user's own.
     let Some(pattern) = pattern else { return String::new() };
     pattern
         .replace_all(
             text,
             |found: &regex::Captures<'_>| {
-                if goes(&found[0]) { " … ".to_owned() } else { found[0].to_owned() }
+                if is_removed(&found[0]) { " … ".to_owned() } else { found[0].to_owned() }
             },
         )
         .into_owned()
 }
 
-/// The text without fenced code and without what stands between tags, up to the end where they are not closed.
-fn without_blocks(text: &str) -> String {
+/// Removes fenced code and tagged blocks; an unclosed one extends to the end.
+fn remove_blocks(text: &str) -> String {
     static TAG: LazyLock<Option<Regex>> =
         LazyLock::new(|| Regex::new(r"<([A-Za-z][\w-]{0,40})(?:\s[^<>\n]{0,200})?>").ok());
     let mut rest = text.replace("\r\n", "\n");
@@ -120,40 +117,40 @@ fn without_blocks(text: &str) -> String {
         }
     }
     rest = fenced;
-    let mut kept = String::with_capacity(rest.len());
+    let mut result = String::with_capacity(rest.len());
     let mut text = rest.as_str();
     while let Some(tag) = TAG.as_ref().and_then(|tag| tag.captures(text)) {
         let (Some(whole), Some(name)) = (tag.get(0), tag.get(1)) else { break };
-        kept.push_str(&text[..whole.start()]);
-        kept.push_str(" … ");
+        result.push_str(&text[..whole.start()]);
+        result.push_str(" … ");
         let close = format!("</{}>", name.as_str());
         text = text[whole.end()..].find(&close).map_or("", |at| &text[whole.end() + at + close.len()..]);
     }
-    kept.push_str(text);
-    kept
+    result.push_str(text);
+    result
 }
 
-/// A text as it is compared: NFKC, without case, every white space one space, plain quotation marks.
-pub(super) fn folded(text: &str) -> String {
+/// For comparisons: NFKC, lower case, single spaces, plain quotation marks.
+pub(super) fn normalized(text: &str) -> String {
     let plain = text.nfkc().map(|c| match c {
         '\u{2018}' | '\u{2019}' | '\u{2BC}' => '\'',
         '\u{201C}' | '\u{201D}' => '"',
         c => c,
     });
-    let mut folded = String::with_capacity(text.len());
+    let mut normalized = String::with_capacity(text.len());
     for c in plain.flat_map(char::to_lowercase) {
         if !c.is_whitespace() {
-            folded.push(c);
-        } else if !folded.ends_with(' ') {
-            folded.push(' ');
+            normalized.push(c);
+        } else if !normalized.ends_with(' ') {
+            normalized.push(' ');
         }
     }
-    folded.trim().to_owned()
+    normalized.trim().to_owned()
 }
 
-/// The sentences of a text that a quotation touches, folded; `None` where the text does not have it.
+/// The sentences that contain the quotation, normalized; `None` if the text does not contain it.
 pub(super) fn sentences_around(text: &str, quote: &str) -> Option<String> {
-    let (text, quote) = (folded(text), folded(quote));
+    let (text, quote) = (normalized(text), normalized(quote));
     if quote.is_empty() {
         return None;
     }
@@ -162,7 +159,7 @@ pub(super) fn sentences_around(text: &str, quote: &str) -> Option<String> {
     Some(touched.map(|range| &text[range]).collect::<Vec<_>>().join(" "))
 }
 
-/// Where the sentences of a text are. A full stop ends one where a space follows, so that 3.5 is one number.
+/// Byte ranges of the sentences. A full stop ends one only before white space, so that 3.5 is one number.
 pub(super) fn sentences(text: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let mut start = 0;
@@ -174,7 +171,6 @@ pub(super) fn sentences(text: &str) -> Vec<Range<usize>> {
             '.' => next.is_none_or(char::is_whitespace),
             _ => false,
         };
-        // Marks that follow each other end one sentence.
         if ends && !matches!(next, Some('。' | '！' | '？' | '!' | '?' | '.')) {
             let end = at + c.len_utf8();
             found.push(start..end);
@@ -191,14 +187,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_patterns_can_be_used() {
-        for pattern in [&ANNOUNCED, &FOREIGN_LINE, &SPOKEN_LINE, &QUOTATION, &FIRST_PERSON, &LINK] {
+    fn all_patterns_compile() {
+        for pattern in [&ANNOUNCEMENT, &FOREIGN_LINE, &DIALOGUE_LINE, &QUOTATION, &FIRST_PERSON, &LINK] {
             assert!(pattern.is_some());
         }
     }
 
     #[test]
-    fn what_people_say_of_themselves_is_their_own() {
+    fn own_words_keep_statements_unchanged() {
         for message in [
             "My name is Ann. I'm allergic to peanuts, and I don't like maths!",
             "我叫小明，今年高二。我喜欢用图解学习。",
@@ -211,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn pasted_quoted_and_announced_texts_are_left_out() {
+    fn own_words_drop_pasted_quoted_announced_text() {
         for (message, own) in [
             ("I'm Ann.\n> my name is Bob\n> I hate maths\nHelp me.", "I'm Ann.\nHelp me."),
             ("See:\n```\nname = 'I live in Rome'\n```", ""),
@@ -233,11 +229,11 @@ mod tests {
         ] {
             assert_eq!(own_words(message), own, "{message}");
         }
-        assert_eq!(own_words(&"我喜欢苹果。".repeat(200)), "", "nobody types such a paragraph");
+        assert_eq!(own_words(&"我喜欢苹果。".repeat(200)), "", "a paragraph of 1,200 characters counts as pasted");
     }
 
     #[test]
-    fn a_quotation_is_found_whatever_its_spaces_width_and_marks_are() {
+    fn quotation_matches_across_spaces_width_and_marks() {
         let said = "I’m  a\nＦＵＬＬ nurse. And 16!";
         assert_eq!(sentences_around(said, "i'm a full nurse").as_deref(), Some("i'm a full nurse."));
         assert_eq!(sentences_around(said, "nurse. and 16").as_deref(), Some("i'm a full nurse.  and 16!"));
@@ -246,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_not_the_end_of_a_sentence() {
+    fn sentences_do_not_end_inside_a_number() {
         let of =
             |text: &str| sentences(text).into_iter().map(|range| text[range].trim().to_owned()).collect::<Vec<_>>();
         assert_eq!(of("I got 3.5. Good?! 好。再见"), ["I got 3.5.", "Good?!", "好。", "再见"]);

@@ -1,4 +1,4 @@
-//! A turn as memories, word for word.
+//! Turns as memories, verbatim.
 
 use sha2::{Digest as _, Sha256};
 
@@ -10,26 +10,25 @@ use crate::{
     memory::{CHAT_SOURCE_TYPE, Metadata, NewMemory},
 };
 
-/// Most bytes of a memory.
-const MAX_BYTES: usize = 64_000;
+const MAX_MEMORY_BYTES: usize = 64_000;
 
-/// What was said in a turn: by the user, and by the assistant where that is its own. An answer that is grounded in what was
-/// recalled, or in what tools gave, says again what is known; kept, it would come up in place of what it is from. And a canned
-/// answer teaches nothing.
-pub(super) fn memories(session: &SessionId, turn: &StoredTurn, record: &TurnRecord) -> Vec<NewMemory> {
-    let is_whole = matches!(record.finish, TurnFinish::Stop | TurnFinish::Length);
-    let is_own = !record.is_grounded() && record.model != DEMO_MODEL;
-    let answer = record.answer().filter(|_| is_whole && is_own);
+/// The user's message, and the answer unless it is truncated, canned (demo mode) or grounded in recalled memories or tool
+/// results: such an answer repeats its sources and would be retrieved in their place.
+pub(super) fn turn_memories(session: &SessionId, turn: &StoredTurn, record: &TurnRecord) -> Vec<NewMemory> {
+    let is_complete = matches!(record.finish, TurnFinish::Stop | TurnFinish::Length);
+    let is_original = !record.is_grounded() && record.model != DEMO_MODEL;
+    let answer = record.answer().filter(|_| is_complete && is_original);
     let parts = [(1, "user", record.question()), (2, "assistant", answer)];
-    let said = parts.into_iter().filter_map(|(place, speaker, text)| Some((place, speaker, text?.trim())));
-    said.filter(|(.., text)| !text.is_empty())
-        .map(|(place, speaker, text)| {
-            let mut metadata = reference("session_id", session, turn);
+    let messages = parts.into_iter().filter_map(|(position, speaker, text)| Some((position, speaker, text?.trim())));
+    messages
+        .filter(|(.., text)| !text.is_empty())
+        .map(|(position, speaker, text)| {
+            let mut metadata = source_metadata("session_id", session, turn);
             metadata.insert("speaker".to_owned(), speaker.to_owned());
             NewMemory {
-                // In the order of what was said, because both have the same time.
-                id: Some(format!("turn-{}-{place}-{speaker}", digest(&[session.as_str(), turn.request.as_str()]))),
-                content: head(text, MAX_BYTES).to_owned(),
+                // The position orders both memories, which have the same time.
+                id: Some(format!("turn-{}-{position}-{speaker}", digest(&[session.as_str(), turn.request.as_str()]))),
+                content: truncate(text, MAX_MEMORY_BYTES).to_owned(),
                 source_type: CHAT_SOURCE_TYPE.to_owned(),
                 tags: Vec::new(),
                 created_at: Some(turn.created_at),
@@ -40,9 +39,9 @@ pub(super) fn memories(session: &SessionId, turn: &StoredTurn, record: &TurnReco
         .collect()
 }
 
-/// From which turn something is. The name of the conversation has the key `session`, by which the memory may take it for a
-/// part of that conversation.
-pub(super) fn reference(session_key: &str, session: &SessionId, turn: &StoredTurn) -> Metadata {
+/// The turn that a memory comes from. Under the key `session_id`, the memory counts as part of that session's transcript and is
+/// read together with the turns before it.
+pub(super) fn source_metadata(session_key: &str, session: &SessionId, turn: &StoredTurn) -> Metadata {
     [
         (session_key, session.as_str().to_owned()),
         ("turn", turn.seq.to_string()),
@@ -52,7 +51,7 @@ pub(super) fn reference(session_key: &str, session: &SessionId, turn: &StoredTur
     .into()
 }
 
-/// A digest of some texts, which are not confused with others that are the same when joined.
+/// Length-prefixed, so that different lists of parts never hash the same input.
 pub(super) fn digest(parts: &[&str]) -> String {
     let mut digest = Sha256::new();
     for part in parts {
@@ -62,14 +61,14 @@ pub(super) fn digest(parts: &[&str]) -> String {
     digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The beginning of a text within so many bytes, up to the end of a sentence if there is one in its last tenth.
-pub(super) fn head(text: &str, max_bytes: usize) -> &str {
+/// Cuts at the end of a sentence if there is one in the last tenth of `max_bytes`.
+pub(super) fn truncate(text: &str, max_bytes: usize) -> &str {
     if text.len() <= max_bytes {
         return text;
     }
     let head = &text[..text.floor_char_boundary(max_bytes)];
-    let ends = |c: char| matches!(c, '。' | '！' | '？' | '.' | '!' | '?' | '\n');
-    match head.rfind(ends) {
+    let ends_sentence = |c: char| matches!(c, '。' | '！' | '？' | '.' | '!' | '?' | '\n');
+    match head.rfind(ends_sentence) {
         Some(end) if end >= max_bytes / 10 * 9 => &head[..end + head[end..].chars().next().map_or(0, char::len_utf8)],
         _ => head,
     }
@@ -98,12 +97,12 @@ mod tests {
 
     fn speakers(record: &TurnRecord) -> Vec<String> {
         let session = SessionId::parse("session_id", "s").unwrap();
-        let memories = memories(&session, &turn(), record);
+        let memories = turn_memories(&session, &turn(), record);
         memories.iter().map(|memory| memory.metadata["speaker"].clone()).collect()
     }
 
     #[test]
-    fn both_are_kept_but_no_answer_that_repeats_what_is_known_or_was_cut_off() {
+    fn turn_memories_skip_grounded_and_filtered_answers() {
         assert_eq!(speakers(&record("a value that is neared")), ["user", "assistant"]);
         assert_eq!(speakers(&record(" ")), ["user"]);
         let mut grounded = record("as your notes say");
@@ -118,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn the_ids_are_those_of_the_turn_and_sort_as_it_was_said() {
+    fn memory_ids_are_stable_and_sort_in_order() {
         let session = SessionId::parse("session_id", "s").unwrap();
         let ids = |session: &SessionId| {
-            let memories = memories(session, &turn(), &record("a"));
+            let memories = turn_memories(session, &turn(), &record("a"));
             memories.into_iter().map(|memory| memory.id.unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(ids(&session), ids(&session));
@@ -130,12 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_at_a_sentence_or_else_between_characters() {
+    fn truncate_cuts_at_sentence_or_char_boundary() {
         let sentences = "好的。".repeat(30_000);
-        let cut = head(&sentences, MAX_BYTES);
-        assert!(cut.len() <= MAX_BYTES && cut.ends_with('。'));
+        let cut = truncate(&sentences, MAX_MEMORY_BYTES);
+        assert!(cut.len() <= MAX_MEMORY_BYTES && cut.ends_with('。'));
         let one = "好".repeat(30_000);
-        assert_eq!(head(&one, MAX_BYTES).chars().count(), MAX_BYTES / 3);
-        assert_eq!(head("short", 64), "short");
+        assert_eq!(truncate(&one, MAX_MEMORY_BYTES).chars().count(), MAX_MEMORY_BYTES / 3);
+        assert_eq!(truncate("short", 64), "short");
     }
 }

@@ -1,4 +1,7 @@
-//! Learning from the turns of the queue, in a process that lives as long as a server does.
+//! Processes extraction jobs, in a server's background task or in a function that runs on a schedule.
+//!
+//! One job of a user at a time, a few users concurrently. Cancellation: dropping `run` leaves the claimed jobs locked until
+//! their locks expire; cancelling its token releases them.
 
 use std::{collections::HashSet, future::ready, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
@@ -10,8 +13,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ExtractionOutcome, LearnError, TurnLearner,
-    jobs::{ExtractionJob, ExtractionQueue, JobOutcome, LOCKED},
+    error::LearnError,
+    learner::{ExtractionOutcome, TurnLearner},
+    queue::{ExtractionJob, ExtractionQueue, JobOutcome, LOCK_DURATION},
 };
 use crate::{
     conversation::{ConversationStore, StoredTurn},
@@ -19,173 +23,167 @@ use crate::{
     postgres::RolePools,
 };
 
-/// Users whose turns are learned from at the same time.
-const AT_ONCE: usize = 4;
-/// Longest time between two looks. Turns of other processes, and those that wait, are heard of no sooner.
-const LOOK: Duration = Duration::from_secs(5);
-/// Longest that one turn takes: three answers of a model, and what is between them. It has to end while the job is locked.
-const JOB: Duration = Duration::from_secs(LOCKED.as_secs() - 60);
-/// How often a turn is tried; then it is given up.
-const ATTEMPTS: u32 = 5;
-/// Waits after failures: a quarter of a minute, then six times as long each time, nearly an hour at last.
-const FIRST_WAIT: Duration = Duration::from_secs(15);
-const LONGER: u32 = 6;
-/// Longest that jobs are put back when the process stops.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const MAX_CONCURRENT_USERS: usize = 4;
+/// Bounds the delay of jobs that another process queued or that wait for a retry: only jobs of this process wake the worker.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// Three model answers and the work between them. Ends before the job's lock does.
+const JOB_TIMEOUT: Duration = Duration::from_secs(LOCK_DURATION.as_secs() - 60);
+const MAX_ATTEMPTS: u32 = 5;
+/// Delays of 15 s, 90 s, 9 min and 54 min.
+const FIRST_RETRY_DELAY: Duration = Duration::from_secs(15);
+const RETRY_FACTOR: u32 = 6;
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What learns from the turns of the queue.
 pub struct ExtractionWorker {
-    jobs: ExtractionQueue,
+    queue: ExtractionQueue,
     learner: Arc<TurnLearner>,
     conversations: Arc<dyn ConversationStore>,
-    /// Rings when a turn was kept in this process.
-    bell: Arc<Notify>,
+    /// Notified when this process stored a turn.
+    wakeup: Arc<Notify>,
 }
 
 impl ExtractionWorker {
-    /// One that learns from the turns of these conversations, whose queue is in this database. It looks when `bell` rings, and
-    /// every few seconds.
+    /// `database` holds the queue of `conversations`.
     #[must_use]
     pub fn new(
         database: &RolePools,
         learner: Arc<TurnLearner>,
         conversations: Arc<dyn ConversationStore>,
-        bell: Arc<Notify>,
+        wakeup: Arc<Notify>,
     ) -> Self {
-        Self { jobs: ExtractionQueue::new(database), learner, conversations, bell }
+        Self { queue: ExtractionQueue::new(database), learner, conversations, wakeup }
     }
 
-    /// Learns until it is to stop: one turn of a user at a time, and a few users at once. What is under way then is put back.
-    /// As long as the database is not ready, nothing is done.
+    /// Processes jobs until `stop` is cancelled, then releases those under way. Waits while the database is not ready.
     pub async fn run(&self, mut is_ready: watch::Receiver<bool>, stop: CancellationToken) {
-        let mut under_way = FuturesUnordered::new();
-        let mut users: HashSet<UserId> = HashSet::new();
-        let mut is_reported = false;
-        let mut rests_until = Instant::now();
+        let mut running = FuturesUnordered::new();
+        let mut busy_users: HashSet<UserId> = HashSet::new();
+        let mut is_failure_logged = false;
+        let mut paused_until = Instant::now();
         loop {
-            if under_way.is_empty() {
+            if running.is_empty() {
                 tokio::select! {
-                    // Without a sender it is as ready as it will ever be.
+                    // An error means that the sender is gone and readiness is final.
                     _ = is_ready.wait_for(|ready| *ready) => {}
                     () = stop.cancelled() => break,
                 }
             }
-            if under_way.len() < AT_ONCE && Instant::now() >= rests_until {
-                match self.jobs.users_due(2 * AT_ONCE).await {
+            if running.len() < MAX_CONCURRENT_USERS && Instant::now() >= paused_until {
+                match self.queue.due_users(2 * MAX_CONCURRENT_USERS).await {
                     Ok(due) => {
-                        is_reported = false;
+                        is_failure_logged = false;
                         for user in due {
-                            if under_way.len() < AT_ONCE && users.insert(user.clone()) {
-                                under_way.push(self.next_of(user, &stop));
+                            if running.len() < MAX_CONCURRENT_USERS && busy_users.insert(user.clone()) {
+                                running.push(self.process_next(user, &stop));
                             }
                         }
                     }
-                    Err(error) if !std::mem::replace(&mut is_reported, true) => {
-                        tracing::warn!(%error, "it can not be found out what is to be learned; trying again until it can");
+                    Err(error) if !std::mem::replace(&mut is_failure_logged, true) => {
+                        tracing::warn!(%error, "the extraction queue cannot be read; retrying");
                     }
                     Err(_) => {}
                 }
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some((user, is_settled)) = under_way.next(), if !under_way.is_empty() => {
-                    users.remove(&user);
+                Some((user, is_settled)) = running.next(), if !running.is_empty() => {
+                    busy_users.remove(&user);
                     if !is_settled {
-                        // Somebody else is at it, or the database can be read and not written: at once it would be the same again.
-                        rests_until = Instant::now() + LOOK;
+                        // Another worker holds the job, or the database rejects writes: an immediate retry would spin.
+                        paused_until = Instant::now() + POLL_INTERVAL;
                     }
                 }
-                () = self.bell.notified(), if under_way.len() < AT_ONCE => {}
-                () = sleep(LOOK) => {}
+                () = self.wakeup.notified(), if running.len() < MAX_CONCURRENT_USERS => {}
+                () = sleep(POLL_INTERVAL) => {}
             }
         }
-        let put_back = async { while under_way.next().await.is_some() {} };
-        if timeout(LAST_WORDS, put_back).await.is_err() {
-            tracing::warn!("turns that were being learned from are tried again when their locks have ended");
+        let released = async { while running.next().await.is_some() {} };
+        if timeout(RELEASE_TIMEOUT, released).await.is_err() {
+            tracing::warn!(
+                "extraction jobs were not released before the shutdown; they run again when their locks expire"
+            );
         }
     }
 
-    /// Learns from all turns that are due, of all users, and tells how many jobs were settled: for a process that does not live
-    /// on. What is under way at `until` is put back.
+    /// Processes all due jobs of all users and returns how many were settled. Jobs under way at `deadline` are released.
     ///
     /// # Errors
-    /// The database failed.
-    pub async fn run_until_idle(&self, until: Instant) -> Result<usize, sqlx::Error> {
+    /// The queue cannot be read.
+    pub async fn run_until_idle(&self, deadline: Instant) -> Result<usize, sqlx::Error> {
         let stop = CancellationToken::new();
-        let mut settled = 0;
-        while Instant::now() < until {
-            let due = self.jobs.users_due(AT_ONCE).await?;
-            let under_way: FuturesUnordered<_> = due.into_iter().map(|user| self.next_of(user, &stop)).collect();
-            let mut settling = pin!(under_way.filter(|(_, is_settled)| ready(*is_settled)).count());
-            let now = tokio::select! {
-                now = &mut settling => now,
-                () = sleep_until(until) => {
+        let mut total = 0;
+        while Instant::now() < deadline {
+            let due = self.queue.due_users(MAX_CONCURRENT_USERS).await?;
+            let running: FuturesUnordered<_> = due.into_iter().map(|user| self.process_next(user, &stop)).collect();
+            let mut settling = pin!(running.filter(|(_, is_settled)| ready(*is_settled)).count());
+            let settled = tokio::select! {
+                settled = &mut settling => settled,
+                () = sleep_until(deadline) => {
                     stop.cancel();
                     settling.await
                 }
             };
-            // Whatever is still due somebody else is at, or it can not be taken.
-            if now == 0 {
+            // The remaining due jobs are claimed by other workers, or cannot be claimed.
+            if settled == 0 {
                 break;
             }
-            settled += now;
+            total += settled;
         }
-        Ok(settled)
+        Ok(total)
     }
 
-    /// Learns from the next turn of a user, and says whether there was one of which it is noted what became of it.
-    async fn next_of(&self, user: UserId, stop: &CancellationToken) -> (UserId, bool) {
-        let is_settled = match self.jobs.claim(&user).await {
+    /// Processes the user's next job. Returns whether there was one and its outcome was recorded.
+    async fn process_next(&self, user: UserId, stop: &CancellationToken) -> (UserId, bool) {
+        let is_settled = match self.queue.claim(&user).await {
             Ok(Some(job)) => {
                 let outcome = tokio::select! {
-                    outcome = self.outcome(&job) => outcome,
-                    () = stop.cancelled() => JobOutcome::PutBack,
+                    outcome = self.process(&job) => outcome,
+                    () = stop.cancelled() => JobOutcome::Released,
                 };
-                let settled = self.jobs.settle(&job, outcome).await;
+                let settled = self.queue.settle(&job, outcome).await;
                 if let Err(error) = &settled {
-                    tracing::warn!(%error, "what became of a turn is not noted; it is tried again when its lock has ended");
+                    tracing::warn!(%error, "an extraction job's outcome was not recorded; it runs again when its lock expires");
                 }
                 settled.is_ok()
             }
             Ok(None) => false,
             Err(error) => {
-                tracing::warn!(%error, "a turn can not be taken to be learned from");
+                tracing::warn!(%error, "an extraction job cannot be claimed");
                 false
             }
         };
         (user, is_settled)
     }
 
-    /// What becomes of a job.
-    async fn outcome(&self, job: &ExtractionJob) -> JobOutcome {
-        // After a panic nothing of what it was at is used again.
-        let tried = AssertUnwindSafe(timeout(JOB, self.learn(job))).catch_unwind().await;
-        let error: &dyn std::fmt::Display = match &tried {
-            Ok(Ok(Ok(learned))) => {
-                tracing::debug!(user = job.user.digest(), turn = job.turn, ?learned, "learned from a turn");
+    async fn process(&self, job: &ExtractionJob) -> JobOutcome {
+        // Unwind safety: after a panic, nothing that the job touched is used again.
+        let result = AssertUnwindSafe(timeout(JOB_TIMEOUT, self.learn(job))).catch_unwind().await;
+        let error: &dyn std::fmt::Display = match &result {
+            Ok(Ok(Ok(outcome))) => {
+                tracing::debug!(user = job.user.digest(), turn = job.turn, ?outcome, "learned from a turn");
                 return JobOutcome::Done;
             }
             Ok(Ok(Err(error))) => error,
-            Ok(Err(_)) => &"it took too long",
-            Err(_) => &"an internal defect",
+            Ok(Err(_)) => &"timed out",
+            Err(_) => &"panicked",
         };
-        let (user, attempt) = (job.user.digest(), job.attempt);
-        if job.attempt >= ATTEMPTS {
-            tracing::warn!(%error, user, turn = job.turn, attempt, "learning from a turn is given up");
-            return JobOutcome::GivenUp;
+        let (user, turn, attempt) = (job.user.digest(), job.turn, job.attempt);
+        if attempt >= MAX_ATTEMPTS {
+            tracing::warn!(%error, user, turn, attempt, "learning from a turn failed for good");
+            return JobOutcome::Failed;
         }
-        let wait = FIRST_WAIT * LONGER.pow(job.attempt.saturating_sub(1));
-        tracing::warn!(%error, user, turn = job.turn, attempt, wait_seconds = wait.as_secs(), "a turn is not learned from yet");
-        JobOutcome::Again(wait)
+        let after = FIRST_RETRY_DELAY * RETRY_FACTOR.pow(attempt.saturating_sub(1));
+        tracing::warn!(%error, user, turn, attempt, retry_seconds = after.as_secs(), "learning from a turn failed, will retry");
+        JobOutcome::Retry { after }
     }
 
     async fn learn(&self, job: &ExtractionJob) -> Result<ExtractionOutcome, LearnError> {
         let before = job.turn.checked_add(1);
         let turns = self.conversations.list_turns(&job.user, &job.session, before, 1).await?;
-        // The conversation may have been deleted.
-        let is_it = |turn: &StoredTurn| turn.seq == job.turn && turn.is_complete;
-        match turns.into_iter().find(is_it) {
+        let is_job_turn = |turn: &StoredTurn| turn.seq == job.turn && turn.is_complete;
+        match turns.into_iter().find(is_job_turn) {
             Some(turn) => self.learner.learn(&job.user, &job.session, &turn).await,
+            // The session was deleted meanwhile.
             None => Ok(ExtractionOutcome::default()),
         }
     }

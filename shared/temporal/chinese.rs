@@ -27,11 +27,6 @@ pub(super) fn phrases(text: &str, anchor: Anchor) -> Vec<Phrase> {
     phrases
 }
 
-/// The value of a text that is nothing but a number below 10,000, in Arabic or Chinese digits.
-pub(crate) fn whole_number(text: &str) -> Option<i32> {
-    number(text).filter(|(value, rest)| *value >= 0 && rest.is_empty()).map(|(value, _)| value)
-}
-
 /// The simplified, half-width form of the characters that occur in dates.
 fn plain(c: char) -> char {
     match c {

@@ -15,8 +15,6 @@ use jiff::{
     tz::TimeZone,
 };
 
-pub(crate) use chinese::whole_number as chinese_number;
-
 /// Bounds the work for a long text.
 const MAX_SPANS: usize = 16;
 

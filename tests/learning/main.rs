@@ -1,11 +1,11 @@
-//! Learning from turns, with the real memory, the real queue and Postgres. Of the model there is a double.
+//! Learning from turns with the real memory, queue and Postgres; only the model is a test double.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod erasure;
 mod figures;
-mod forgetting;
+mod harness;
 #[path = "../postgres/mod.rs"]
 mod postgres;
 mod queue;
 mod turns;
-mod world;

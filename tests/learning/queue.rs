@@ -1,4 +1,4 @@
-//! The queue of turns that are to be learned from.
+//! The queue of extraction jobs and its workers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,30 +13,30 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{PATIENCE, ScriptedModel, World, record, session, user, work};
+use crate::harness::{Harness, ScriptedModel, TEST_TIMEOUT, process_queue, record, session, user};
 
 const ROME: &str = r#"{"facts": [{"kind": "place", "fact": "The user lives in Rome.", "quote": "I live in Rome"}]}"#;
 const NOTHING: &str = r#"{"facts": []}"#;
 
-/// How a job stands: attempts, whether it is locked, given up, and how many seconds it waits.
-async fn job(behind: &mut PgConnection) -> (i32, bool, bool, i64) {
+/// The only job: attempts, whether it is locked, whether it failed for good, and the seconds until it is due.
+async fn job(connection: &mut PgConnection) -> (i32, bool, bool, i64) {
     let job = "select attempts, coalesce(locked_until > now(), false) as locked, failed_at is not null as failed,
                       round(extract(epoch from due_at - now()))::bigint as wait from learning_jobs";
-    let row = sqlx::query(job).persistent(false).fetch_one(behind).await.unwrap();
+    let row = sqlx::query(job).persistent(false).fetch_one(connection).await.unwrap();
     (row.get("attempts"), row.get("locked"), row.get("failed"), row.get("wait"))
 }
 
-async fn wait_until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+async fn wait_until(condition: &str, mut holds: impl AsyncFnMut() -> bool) {
     let waited = async {
-        while !is_so().await {
+        while !holds().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, waited).await.unwrap_or_else(|_| panic!("never: {what}"));
+    timeout(TEST_TIMEOUT, waited).await.unwrap_or_else(|_| panic!("timed out waiting until {condition}"));
 }
 
-/// A model that waits to be let through.
-fn waiting(answers: &[&str]) -> (Arc<ScriptedModel>, Arc<Semaphore>) {
+/// A model whose answers wait for permits.
+fn gated_model(answers: &[&str]) -> (Arc<ScriptedModel>, Arc<Semaphore>) {
     let gate = Arc::new(Semaphore::new(0));
     let model = ScriptedModel { gate: Some(gate.clone()), ..ScriptedModel::default() };
     model.script(answers);
@@ -44,172 +44,172 @@ fn waiting(answers: &[&str]) -> (Arc<ScriptedModel>, Arc<Semaphore>) {
 }
 
 #[tokio::test]
-async fn a_turn_waits_in_the_queue_until_it_is_learned_from() {
-    let world = World::new().await;
+async fn stored_turn_is_queued_and_processed_once() {
+    let harness = Harness::new().await;
     let (ann, s) = (user("ann"), session("s"));
-    let learning = world.process(Arc::new(RuleExtractor));
-    assert_eq!(work(&learning).await, 0);
-    world.keep(&ann, &s, &record("I live in Rome.", "Noted.")).await;
-    assert_eq!(world.count("learning_jobs").await, 1);
-    assert_eq!(work(&learning).await, 1);
-    assert_eq!((world.count("learning_jobs").await, world.fact_texts(&ann).await.len()), (0, 1));
-    assert_eq!(world.store.get_session(&ann, &s).await.unwrap().unwrap().title, "I live in Rome");
+    let worker = harness.worker(Arc::new(RuleExtractor));
+    assert_eq!(process_queue(&worker).await, 0);
+    harness.store_turn(&ann, &s, &record("I live in Rome.", "Noted.")).await;
+    assert_eq!(harness.count_rows("learning_jobs").await, 1);
+    assert_eq!(process_queue(&worker).await, 1);
+    assert_eq!((harness.count_rows("learning_jobs").await, harness.current_facts(&ann).await.len()), (0, 1));
+    assert_eq!(harness.store.get_session(&ann, &s).await.unwrap().unwrap().title, "I live in Rome");
 }
 
 #[tokio::test]
-async fn jobs_of_conversations_that_are_deleted_go_with_them() {
-    let world = World::new().await;
+async fn deleting_sessions_deletes_their_jobs() {
+    let harness = Harness::new().await;
     let ann = user("ann");
     for name in ["a", "b", "c"] {
-        world.keep(&ann, &session(name), &record("I live in Rome.", "Noted.")).await;
+        harness.store_turn(&ann, &session(name), &record("I live in Rome.", "Noted.")).await;
     }
-    world.store.delete_sessions(&ann, &SessionSelection::Listed(vec![session("a")])).await.unwrap();
-    assert_eq!(world.count("learning_jobs").await, 2);
-    world.store.delete_sessions(&ann, &SessionSelection::All).await.unwrap();
-    assert_eq!(world.count("learning_jobs").await, 0);
+    harness.store.delete_sessions(&ann, &SessionSelection::Listed(vec![session("a")])).await.unwrap();
+    assert_eq!(harness.count_rows("learning_jobs").await, 2);
+    harness.store.delete_sessions(&ann, &SessionSelection::All).await.unwrap();
+    assert_eq!(harness.count_rows("learning_jobs").await, 0);
 }
 
 #[tokio::test]
-async fn a_turn_that_is_gone_meanwhile_is_done() {
-    let world = World::new().await;
+async fn job_of_deleted_turn_is_done() {
+    let harness = Harness::new().await;
     let (ann, s) = (user("ann"), session("s"));
-    world.keep(&ann, &s, &record("I live in Rome.", "Noted.")).await;
-    sqlx::query("delete from sessions").execute(&mut world.behind().await).await.unwrap();
-    assert_eq!(work(&world.process(Arc::new(RuleExtractor))).await, 1);
-    assert_eq!((world.count("learning_jobs").await, world.everything(&ann).await.len()), (0, 0));
+    harness.store_turn(&ann, &s, &record("I live in Rome.", "Noted.")).await;
+    sqlx::query("delete from sessions").execute(&mut harness.owner_connection().await).await.unwrap();
+    assert_eq!(process_queue(&harness.worker(Arc::new(RuleExtractor))).await, 1);
+    assert_eq!((harness.count_rows("learning_jobs").await, harness.memories(&ann).await.len()), (0, 0));
 }
 
 #[tokio::test]
-async fn a_turn_that_fails_is_tried_again_later_and_given_up_after_five_times() {
-    let world = World::new().await;
+async fn failing_job_is_retried_with_backoff_and_fails_for_good() {
+    let harness = Harness::new().await;
     let (ann, s) = (user("ann"), session("s"));
-    world.keep(&ann, &s, &record("I live in Rome.", "Noted.")).await;
+    harness.store_turn(&ann, &s, &record("I live in Rome.", "Noted.")).await;
     let model = ScriptedModel::new(&["", "", "", "", "", ROME]);
-    let learning = world.process(model.extractor());
-    let mut behind = world.behind().await;
+    let worker = harness.worker(model.extractor());
+    let mut connection = harness.owner_connection().await;
     for (attempt, wait) in [(1, 15), (2, 90), (3, 540), (4, 3240)] {
-        assert_eq!(work(&learning).await, 1);
-        let (attempts, locked, failed, waits) = job(&mut behind).await;
+        assert_eq!(process_queue(&worker).await, 1);
+        let (attempts, locked, failed, waits) = job(&mut connection).await;
         assert_eq!((attempts, locked, failed), (attempt, false, false));
         assert!((wait - 60..=wait).contains(&waits), "{waits}");
-        assert_eq!(work(&learning).await, 0, "it is not its time");
-        world.let_waits_pass().await;
+        assert_eq!(process_queue(&worker).await, 0, "the job is not due yet");
+        harness.expire_retry_delays().await;
     }
-    work(&learning).await;
-    let (attempts, locked, failed, _) = job(&mut behind).await;
+    process_queue(&worker).await;
+    let (attempts, locked, failed, _) = job(&mut connection).await;
     assert_eq!((attempts, locked, failed), (5, false, true));
-    world.let_waits_pass().await;
-    assert_eq!((work(&learning).await, model.times_asked()), (0, 5));
-    // As the runbook says.
+    harness.expire_retry_delays().await;
+    assert_eq!((process_queue(&worker).await, model.request_count()), (0, 5));
+    // The statement of the runbook in docs/learning.md.
     let again = "update learning_jobs set failed_at = null, attempts = 0, due_at = now() where failed_at is not null";
-    sqlx::query(again).execute(&mut behind).await.unwrap();
-    work(&learning).await;
-    assert_eq!((world.count("learning_jobs").await, world.fact_texts(&ann).await.len()), (0, 1));
+    sqlx::query(again).execute(&mut connection).await.unwrap();
+    process_queue(&worker).await;
+    assert_eq!((harness.count_rows("learning_jobs").await, harness.current_facts(&ann).await.len()), (0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_processes_are_never_at_the_same_turn_nor_at_two_of_one_user() {
-    let world = World::new().await;
+async fn workers_process_one_job_of_a_user_at_a_time() {
+    let harness = Harness::new().await;
     for number in 0..4 {
         for name in ["ann", "bob"] {
             let s = session(&format!("s{number}"));
-            world.keep(&user(name), &s, &record(&format!("I live in Rome {number}."), "Noted.")).await;
+            harness.store_turn(&user(name), &s, &record(&format!("I live in Rome {number}."), "Noted.")).await;
         }
     }
-    let (model, gate) = waiting(&[NOTHING; 8]);
-    let processes = [world.process(model.extractor()), world.process(model.extractor())];
+    let (model, gate) = gated_model(&[NOTHING; 8]);
+    let processes = [harness.worker(model.extractor()), harness.worker(model.extractor())];
     let (_ready, is_ready) = watch::channel(true);
     let stop = CancellationToken::new();
     let both = futures_util::future::join_all(processes.iter().map(|one| one.run(is_ready.clone(), stop.clone())));
     let watched = async {
         for done in 0..4 {
-            // Nobody goes on before it is let through, so that what is locked is what they are at.
-            wait_until("both users have a turn", async || model.times_asked() == 2 * (done + 1)).await;
+            // The model is gated, so the locked jobs are those under way.
+            wait_until("a job of each user is under way", async || model.request_count() == 2 * (done + 1)).await;
             let locked = "learning_jobs where locked_until > now()";
-            assert_eq!(world.count(locked).await, 2);
-            assert_eq!(world.count(&format!("(select distinct user_id from {locked})")).await, 2);
+            assert_eq!(harness.count_rows(locked).await, 2);
+            assert_eq!(harness.count_rows(&format!("(select distinct user_id from {locked})")).await, 2);
             gate.add_permits(2);
         }
-        wait_until("all is done", async || world.count("learning_jobs").await == 0).await;
+        wait_until("the queue is empty", async || harness.count_rows("learning_jobs").await == 0).await;
         stop.cancel();
     };
     tokio::join!(both, watched);
-    assert_eq!((model.times_asked(), world.count("learned_turns").await), (8, 8));
+    assert_eq!((model.request_count(), harness.count_rows("learned_turns").await), (8, 8));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_was_taken_for_dead_changes_nothing_any_more() {
-    let world = World::new().await;
+async fn worker_with_expired_lock_cannot_settle_its_job() {
+    let harness = Harness::new().await;
     let (ann, s) = (user("ann"), session("s"));
-    world.keep(&ann, &s, &record("I live in Rome.", "Noted.")).await;
+    harness.store_turn(&ann, &s, &record("I live in Rome.", "Noted.")).await;
     let oslo = ROME.replace("lives in Rome", "has a flat in Rome");
-    let (slow, gate) = waiting(&[&oslo]);
-    let learning = world.process(slow.extractor());
-    let dead = async {
-        // Its answer comes when all is done.
-        work(&learning).await
-    };
+    let (slow, gate) = gated_model(&[&oslo]);
+    let worker = harness.worker(slow.extractor());
+    let stale = async { process_queue(&worker).await };
     let other = async {
-        wait_until("it has begun", async || slow.times_asked() == 1).await;
+        wait_until("the extraction has begun", async || slow.request_count() == 1).await;
         let expire = "update learning_jobs set locked_until = now() - interval '1 second'";
-        sqlx::query(expire).execute(&mut world.behind().await).await.unwrap();
-        assert_eq!(work(&world.process(ScriptedModel::new(&[ROME]).extractor())).await, 1);
-        assert_eq!(world.count("learning_jobs").await, 0);
-        world.keep(&ann, &session("later"), &record("And now?", "Nothing.")).await;
+        sqlx::query(expire).execute(&mut harness.owner_connection().await).await.unwrap();
+        assert_eq!(process_queue(&harness.worker(ScriptedModel::new(&[ROME]).extractor())).await, 1);
+        assert_eq!(harness.count_rows("learning_jobs").await, 0);
+        harness.store_turn(&ann, &session("later"), &record("And now?", "Nothing.")).await;
         gate.add_permits(2);
         slow.script(&[&oslo, NOTHING]);
     };
-    tokio::join!(dead, other);
-    assert_eq!(world.fact_texts(&ann).await, ["The user lives in Rome."]);
+    tokio::join!(stale, other);
+    assert_eq!(harness.current_facts(&ann).await, ["The user lives in Rome."]);
 }
 
-/// Runs what works on the queue while something else is done, and then stops it.
-async fn beside(learning: &ExtractionWorker, ready: watch::Receiver<bool>, work: impl AsyncFnOnce()) {
+/// Runs the worker until `actions` are done.
+async fn run_during(worker: &ExtractionWorker, ready: watch::Receiver<bool>, actions: impl AsyncFnOnce()) {
     let stop = CancellationToken::new();
     let done = async {
-        work().await;
+        actions().await;
         stop.cancel();
     };
-    let both = async { tokio::join!(learning.run(ready, stop.clone()), done) };
-    timeout(PATIENCE, both).await.expect("it does not stop");
+    let both = async { tokio::join!(worker.run(ready, stop.clone()), done) };
+    timeout(TEST_TIMEOUT, both).await.expect("the worker does not stop");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_turn_of_the_same_process_is_learned_from_at_once_when_the_database_is_ready() {
-    let world = World::new().await;
+async fn stored_turn_wakes_the_worker_once_database_is_ready() {
+    let harness = Harness::new().await;
     let (ann, s) = (user("ann"), session("s"));
-    let learner = Arc::new(world.learner(Arc::new(RuleExtractor), Arc::new(RuleSummarizer)));
-    let bell = world.store.learning_wakeup().unwrap();
-    let learning = ExtractionWorker::new(&world.roles, learner, world.store.clone(), bell);
+    let learner = Arc::new(harness.learner(Arc::new(RuleExtractor), Arc::new(RuleSummarizer)));
+    let wakeup = harness.store.learning_wakeup().unwrap();
+    let worker = ExtractionWorker::new(&harness.roles, learner, harness.store.clone(), wakeup);
     let (ready, is_ready) = watch::channel(false);
-    beside(&learning, is_ready, async || {
-        world.keep(&ann, &s, &record("I live in Rome.", "Noted.")).await;
+    run_during(&worker, is_ready, async || {
+        harness.store_turn(&ann, &s, &record("I live in Rome.", "Noted.")).await;
         tokio::task::yield_now().await;
-        assert_eq!(world.count("learning_jobs").await, 1);
+        assert_eq!(harness.count_rows("learning_jobs").await, 1);
         ready.send_replace(true);
-        wait_until("it is learned from", async || world.count("learning_jobs").await == 0).await;
-        // Sooner than it would look by itself.
+        wait_until("the turn is learned from", async || harness.count_rows("learning_jobs").await == 0).await;
+        // Six polling intervals would take 30 seconds.
         let began = std::time::Instant::now();
         for number in 0..6 {
-            world.keep(&ann, &session(&format!("t{number}")), &record("I live in Oslo.", "Noted.")).await;
-            wait_until("it is learned from", async || world.count("learning_jobs").await == 0).await;
+            harness.store_turn(&ann, &session(&format!("t{number}")), &record("I live in Oslo.", "Noted.")).await;
+            wait_until("the turn is learned from", async || harness.count_rows("learning_jobs").await == 0).await;
         }
-        assert!(began.elapsed() < Duration::from_secs(15), "the bell is not heard");
+        assert!(began.elapsed() < Duration::from_secs(15), "the worker waited for its polling interval");
     })
     .await;
-    assert_eq!(world.fact_texts(&ann).await, ["The user lives in Oslo."]);
+    assert_eq!(harness.current_facts(&ann).await, ["The user lives in Oslo."]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_under_way_when_a_process_stops_is_put_back() {
-    let world = World::new().await;
+async fn stopping_worker_releases_its_jobs() {
+    let harness = Harness::new().await;
     let (ann, s) = (user("ann"), session("s"));
-    world.keep(&ann, &s, &record("I live in Rome.", "Noted.")).await;
-    let (model, _gate) = waiting(&[ROME]);
-    let learning = world.process(model.extractor());
+    harness.store_turn(&ann, &s, &record("I live in Rome.", "Noted.")).await;
+    let (model, _gate) = gated_model(&[ROME]);
+    let worker = harness.worker(model.extractor());
     let (_ready, is_ready) = watch::channel(true);
-    beside(&learning, is_ready, async || wait_until("it has begun", async || model.times_asked() == 1).await).await;
-    let (attempts, locked, failed, _) = job(&mut world.behind().await).await;
+    run_during(&worker, is_ready, async || {
+        wait_until("the extraction has begun", async || model.request_count() == 1).await
+    })
+    .await;
+    let (attempts, locked, failed, _) = job(&mut harness.owner_connection().await).await;
     assert_eq!((attempts, locked, failed), (0, false, false));
-    assert_eq!(work(&world.process(Arc::new(RuleExtractor))).await, 1);
+    assert_eq!(process_queue(&harness.worker(Arc::new(RuleExtractor))).await, 1);
 }

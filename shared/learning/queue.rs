@@ -1,7 +1,8 @@
-//! Turns that are still to be learned from, in Postgres: a queue that outlives its processes and is shared by them.
+//! The queue of extraction jobs in Postgres (`learning_jobs`), shared by all processes and filled by the transaction that
+//! stores a turn.
 //!
-//! A job is locked for whoever is at it, and counts how often somebody began with it. Whoever began last may say what became
-//! of it; one who was taken for dead changes nothing.
+//! A job is claimed by a lock with an expiry. `attempts` is its fencing token: a worker whose lock expired and whose job was
+//! claimed again can no longer settle it. At most one job of a user is claimed at a time, so facts are learned in order.
 
 use std::time::Duration;
 
@@ -12,21 +13,20 @@ use crate::{
     postgres::{RolePool, RolePools, RoleTransaction},
 };
 
-/// Most that one call to the database may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a job is locked: longer than anybody may be at it.
-pub(super) const LOCKED: Duration = Duration::from_mins(5);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than any job may run, see the worker's `JOB_TIMEOUT`.
+pub(super) const LOCK_DURATION: Duration = Duration::from_mins(5);
 
-/// Users for whom something is to be done and nobody is at anything, the one who has waited longest first.
-const USERS_DUE: &str = "
+/// Users with due jobs and none claimed, the longest waiting first.
+const DUE_USERS: &str = "
     select user_id from learning_jobs jobs
     where failed_at is null and due_at <= now() and (locked_until is null or locked_until <= now())
           and not exists (select from learning_jobs busy where busy.user_id = jobs.user_id and busy.locked_until > now())
     group by user_id order by min(due_at) limit $1";
-/// One claim of a user at a time, so that no two see nobody at anything.
+/// Serializes the claims of a user: two at once would each see no claimed job.
 const LOCK_USER: &str = "select pg_advisory_xact_lock(hashtextextended('learning ' || $1, 0))";
-/// What was given up long ago nobody looks at any more.
-const SWEEP: &str = "delete from learning_jobs where user_id = $1 and failed_at < now() - interval '90 days'";
+const DELETE_OLD_FAILED: &str =
+    "delete from learning_jobs where user_id = $1 and failed_at < now() - interval '90 days'";
 const CLAIM: &str = "
     update learning_jobs set locked_until = now() + make_interval(secs => $2), attempts = attempts + 1
     where user_id = $1 and (session_id, turn) = (
@@ -35,45 +35,41 @@ const CLAIM: &str = "
               and not exists (select from learning_jobs where user_id = $1 and locked_until > now())
         order by due_at, session_id, turn limit 1)
     returning session_id, turn, attempts";
-const DONE: &str = "
+const DELETE: &str = "
     delete from learning_jobs where user_id = $1 and session_id = $2 and turn = $3 and attempts = $4";
-const AGAIN: &str = "
+const RETRY: &str = "
     update learning_jobs set locked_until = null, due_at = now() + make_interval(secs => $5)
     where user_id = $1 and session_id = $2 and turn = $3 and attempts = $4";
-const GIVE_UP: &str = "
+const FAIL: &str = "
     update learning_jobs set locked_until = null, failed_at = now()
     where user_id = $1 and session_id = $2 and turn = $3 and attempts = $4";
-const PUT_BACK: &str = "
+const RELEASE: &str = "
     update learning_jobs set locked_until = null, attempts = attempts - 1
     where user_id = $1 and session_id = $2 and turn = $3 and attempts = $4";
-
 const ERASE: &str = "delete from learning_jobs where user_id = $1";
 
-/// A turn that this process is at.
+/// A claimed job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExtractionJob {
     pub(super) user: UserId,
     pub(super) session: SessionId,
-    /// Its place in the conversation.
     pub(super) turn: u32,
-    /// How often somebody began with it, this time included.
+    /// This attempt included.
     pub(super) attempt: u32,
 }
 
-/// What became of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum JobOutcome {
-    /// There is nothing more to do.
     Done,
-    /// It failed, and is to be tried again after a while.
-    Again(Duration),
-    /// It failed once too often.
-    GivenUp,
-    /// It was not finished, through no fault of its own.
-    PutBack,
+    Retry {
+        after: Duration,
+    },
+    /// Stays in the table as a dead letter.
+    Failed,
+    /// Cancelled by the worker's shutdown; does not count as an attempt.
+    Released,
 }
 
-/// The queue.
 #[derive(Debug, Clone)]
 pub(super) struct ExtractionQueue {
     service: RolePool,
@@ -83,57 +79,57 @@ pub(super) struct ExtractionQueue {
 impl ExtractionQueue {
     pub(super) fn new(database: &RolePools) -> Self {
         Self {
-            service: database.service.with_statement_timeout(TIMEOUT),
-            maintenance: database.maintenance.with_statement_timeout(TIMEOUT),
+            service: database.service.with_statement_timeout(QUERY_TIMEOUT),
+            maintenance: database.maintenance.with_statement_timeout(QUERY_TIMEOUT),
         }
     }
 
-    /// Users for whom something is to be done.
-    pub(super) async fn users_due(&self, limit: usize) -> Result<Vec<UserId>, sqlx::Error> {
+    pub(super) async fn due_users(&self, limit: usize) -> Result<Vec<UserId>, sqlx::Error> {
         let mut transaction = self.maintenance.begin_without_user().await?;
-        let query = transaction.query(USERS_DUE).bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        let query = transaction.query(DUE_USERS).bind(i64::try_from(limit).unwrap_or(i64::MAX));
         let rows = query.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
         let ids = rows.iter().map(|row| row.try_get::<String, _>("user_id")).collect::<Result<Vec<_>, _>>()?;
         Ok(ids.iter().filter_map(|id| UserId::parse("user_id", id).ok()).collect())
     }
 
-    /// Takes the next job of a user, unless somebody is at one of theirs.
+    /// Claims the user's next due job; `None` if there is none or another worker has claimed one of this user.
     pub(super) async fn claim(&self, user: &UserId) -> Result<Option<ExtractionJob>, sqlx::Error> {
         let mut transaction = self.service.begin(user).await?;
-        for statement in [LOCK_USER, SWEEP] {
+        for statement in [LOCK_USER, DELETE_OLD_FAILED] {
             transaction.query(statement).bind(user.as_str()).execute(&mut *transaction).await?;
         }
-        let query = transaction.query(CLAIM).bind(user.as_str()).bind(LOCKED.as_secs_f64());
+        let query = transaction.query(CLAIM).bind(user.as_str()).bind(LOCK_DURATION.as_secs_f64());
         let row = query.fetch_optional(&mut *transaction).await?;
         transaction.commit().await?;
         let Some(row) = row else { return Ok(None) };
-        let whole = |column| Ok::<_, sqlx::Error>(u32::try_from(row.try_get::<i32, _>(column)?).unwrap_or_default());
+        let number = |column| Ok::<_, sqlx::Error>(u32::try_from(row.try_get::<i32, _>(column)?).unwrap_or_default());
         let session = SessionId::parse("session_id", row.try_get("session_id")?);
-        let session = session.map_err(|_| sqlx::Error::Decode("the id of a conversation is none".into()))?;
-        Ok(Some(ExtractionJob { user: user.clone(), session, turn: whole("turn")?, attempt: whole("attempts")? }))
+        let session = session.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        Ok(Some(ExtractionJob { user: user.clone(), session, turn: number("turn")?, attempt: number("attempts")? }))
     }
 
-    /// Says what became of a job, unless somebody else has begun with it since, or it is gone.
+    /// Records the outcome. Changes nothing if the job was claimed again meanwhile or deleted.
     pub(super) async fn settle(&self, job: &ExtractionJob, outcome: JobOutcome) -> Result<(), sqlx::Error> {
-        let (statement, wait) = match outcome {
-            JobOutcome::Done => (DONE, None),
-            JobOutcome::Again(wait) => (AGAIN, Some(wait)),
-            JobOutcome::GivenUp => (GIVE_UP, None),
-            JobOutcome::PutBack => (PUT_BACK, None),
+        let (statement, delay) = match outcome {
+            JobOutcome::Done => (DELETE, None),
+            JobOutcome::Retry { after } => (RETRY, Some(after)),
+            JobOutcome::Failed => (FAIL, None),
+            JobOutcome::Released => (RELEASE, None),
         };
         let mut transaction = self.service.begin(&job.user).await?;
-        let whole = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        let number = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
         let query = transaction.query(statement).bind(job.user.as_str()).bind(job.session.as_str());
-        let mut query = query.bind(whole(job.turn)).bind(whole(job.attempt));
-        if let Some(wait) = wait {
-            query = query.bind(wait.as_secs_f64());
+        let mut query = query.bind(number(job.turn)).bind(number(job.attempt));
+        if let Some(delay) = delay {
+            query = query.bind(delay.as_secs_f64());
         }
         query.execute(&mut *transaction).await?;
         transaction.commit().await
     }
 }
 
+/// Part of the transaction that erases a user.
 pub(crate) async fn erase_jobs(transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {
     transaction.query(ERASE).bind(user.as_str()).execute(&mut **transaction).await?;
     Ok(())

@@ -1,4 +1,4 @@
-//! A memory, conversations and a queue in a database of one test, and a model that says what a test wants.
+//! Memory, conversations and queue in a database per test, and a model with scripted answers.
 
 use std::{
     collections::VecDeque,
@@ -28,46 +28,45 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use crate::postgres::{TestDatabase, config};
 
-/// Ends a test that would hang. No assertion depends on it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Only ends a test that hangs; no assertion depends on it.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A place to learn in.
-pub struct World {
+pub struct Harness {
     pub database: TestDatabase,
     pub roles: RolePools,
     pub memory: Arc<MemoryEngine>,
     pub store: Arc<dyn ConversationStore>,
 }
 
-impl World {
+impl Harness {
     pub async fn new() -> Self {
         let database = TestDatabase::create().await;
         let (roles, memory, store) = parts(&database);
         Self { database, roles, memory, store }
     }
 
-    /// The same database as another process sees it.
-    pub fn process(&self, extractor: Arc<dyn Extractor>) -> ExtractionWorker {
+    /// The worker of another process on the same database.
+    pub fn worker(&self, extractor: Arc<dyn Extractor>) -> ExtractionWorker {
         let (roles, memory, store) = parts(&self.database);
         let learner = TurnLearner::new(memory, store.clone(), extractor, Arc::new(RuleSummarizer));
-        let bell = store.learning_wakeup().unwrap();
-        ExtractionWorker::new(&roles, Arc::new(learner), store, bell)
+        let wakeup = store.learning_wakeup().unwrap();
+        ExtractionWorker::new(&roles, Arc::new(learner), store, wakeup)
     }
 
-    pub fn learner(&self, extractor: Arc<dyn Extractor>, narrator: Arc<dyn Summarizer>) -> TurnLearner {
-        TurnLearner::new(self.memory.clone(), self.store.clone(), extractor, narrator)
+    pub fn learner(&self, extractor: Arc<dyn Extractor>, summarizer: Arc<dyn Summarizer>) -> TurnLearner {
+        TurnLearner::new(self.memory.clone(), self.store.clone(), extractor, summarizer)
     }
 
-    pub fn learner_by_rules(&self) -> TurnLearner {
+    pub fn rule_learner(&self) -> TurnLearner {
         self.learner(Arc::new(RuleExtractor), Arc::new(RuleSummarizer))
     }
 
-    pub async fn behind(&self) -> PgConnection {
+    pub async fn owner_connection(&self) -> PgConnection {
         self.database.connect().await
     }
 
-    /// Keeps a turn as a chat does.
-    pub async fn keep(&self, user: &UserId, session: &SessionId, record: &TurnRecord) -> StoredTurn {
+    /// Stores a turn as a chat does.
+    pub async fn store_turn(&self, user: &UserId, session: &SessionId, record: &TurnRecord) -> StoredTurn {
         let request = RequestId::generate();
         let run = NewRun {
             key: RunKey { user: user.clone(), session: session.clone(), request: request.clone() },
@@ -101,43 +100,42 @@ impl World {
         self.store.list_turns(user, session, None, 1).await.unwrap().remove(0)
     }
 
-    /// Makes it as if the last turn was kept at another time.
-    pub async fn date(&self, user: &UserId, session: &SessionId, at: Timestamp) {
+    /// Changes the time of the last turn.
+    pub async fn set_turn_time(&self, user: &UserId, session: &SessionId, at: Timestamp) {
         let date = "update turns set created_at = $3 where user_id = $1 and session_id = $2
                     and seq = (select max(seq) from turns where user_id = $1 and session_id = $2)";
         let date = sqlx::query(date).bind(user.as_str()).bind(session.as_str()).bind(at.to_sqlx());
-        date.execute(&mut self.behind().await).await.unwrap();
+        date.execute(&mut self.owner_connection().await).await.unwrap();
     }
 
-    /// Everything that is remembered of a user, the oldest first.
-    pub async fn everything(&self, user: &UserId) -> Vec<Memory> {
+    /// All memories of a user, oldest first.
+    pub async fn memories(&self, user: &UserId) -> Vec<Memory> {
         let mut exported: Vec<ExportedMemory> =
             Box::pin(self.memory.clone().export(user.clone())).map(Result::unwrap).collect().await;
         exported.reverse();
         exported.into_iter().map(|exported| exported.memory).collect()
     }
 
-    /// The facts about a user: those that count, and those that others have taken the place of.
+    /// The current and the superseded facts about a user.
     pub async fn facts(&self, user: &UserId) -> (Vec<Memory>, Vec<Memory>) {
-        let facts = self.everything(user).await.into_iter().filter(|memory| memory.source_type == "fact");
+        let facts = self.memories(user).await.into_iter().filter(|memory| memory.source_type == "fact");
         facts.partition(|fact| fact.superseded_by.is_none())
     }
 
-    /// The texts of the facts that count.
-    pub async fn fact_texts(&self, user: &UserId) -> Vec<String> {
+    pub async fn current_facts(&self, user: &UserId) -> Vec<String> {
         self.facts(user).await.0.into_iter().map(|fact| fact.content).collect()
     }
 
-    /// Makes every job due that waits.
-    pub async fn let_waits_pass(&self) -> u64 {
+    /// Makes every waiting job due, and returns their number.
+    pub async fn expire_retry_delays(&self) -> u64 {
         let due = "update learning_jobs set due_at = now() where failed_at is null and due_at > now()";
-        sqlx::query(due).execute(&mut self.behind().await).await.unwrap().rows_affected()
+        sqlx::query(due).execute(&mut self.owner_connection().await).await.unwrap().rows_affected()
     }
 
-    /// How many rows there are.
-    pub async fn count(&self, of: &str) -> i64 {
-        let count = AssertSqlSafe(format!("select count(*) from {of}"));
-        sqlx::query_scalar(count).persistent(false).fetch_one(&mut self.behind().await).await.unwrap()
+    /// `source` is a table, optionally with a condition.
+    pub async fn count_rows(&self, source: &str) -> i64 {
+        let count = AssertSqlSafe(format!("select count(*) from {source}"));
+        sqlx::query_scalar(count).persistent(false).fetch_one(&mut self.owner_connection().await).await.unwrap()
     }
 }
 
@@ -147,15 +145,14 @@ fn parts(database: &TestDatabase) -> (RolePools, Arc<MemoryEngine>, Arc<dyn Conv
     let roles = Database::from_config(&config.stores.database).unwrap().pools();
     let embedder = embedding::from_config(&config.embedding).unwrap();
     let memory = Arc::new(MemoryEngine::new(config.memory, roles.clone(), embedder));
-    // A test machine may be slower than a real one.
-    let store = PostgresConversations::new(roles.service.clone(), PATIENCE, PATIENCE);
+    let store = PostgresConversations::new(roles.service.clone(), TEST_TIMEOUT, TEST_TIMEOUT);
     (roles, memory, Arc::new(store))
 }
 
-/// Works on everything in the queue that is due now.
-pub async fn work(learning: &ExtractionWorker) -> usize {
-    let worked = learning.run_until_idle(Instant::now() + PATIENCE);
-    tokio::time::timeout(PATIENCE, worked).await.expect("the queue does not end").unwrap()
+/// Processes all due jobs, and returns how many were settled.
+pub async fn process_queue(worker: &ExtractionWorker) -> usize {
+    let settled = worker.run_until_idle(Instant::now() + TEST_TIMEOUT);
+    tokio::time::timeout(TEST_TIMEOUT, settled).await.expect("the queue is not idle within the timeout").unwrap()
 }
 
 pub fn user(name: &str) -> UserId {
@@ -166,7 +163,6 @@ pub fn session(name: &str) -> SessionId {
     SessionId::parse("session_id", name).unwrap()
 }
 
-/// What is kept of a turn in which these were said.
 pub fn record(question: &str, answer: &str) -> TurnRecord {
     let answer = Message::Assistant { content: answer.into(), reasoning: None, calls: Vec::new() };
     let mut record = TurnRecord::new(vec![Message::User(question.into()), answer], "m".into(), TurnFinish::Stop);
@@ -174,18 +170,17 @@ pub fn record(question: &str, answer: &str) -> TurnRecord {
     record
 }
 
-/// A memory that a turn was grounded in.
+/// A citation of a memory that the answer is grounded in.
 pub fn citation(excerpt: &str) -> RecordedCitation {
     RecordedCitation { id: "m".into(), excerpt: excerpt.into(), score: 0.9, ..RecordedCitation::default() }
 }
 
-/// A model that gives what it was told to give, in order, and then nothing.
+/// Gives its answers in order, then empty ones.
 #[derive(Default)]
 pub struct ScriptedModel {
     pub answers: Mutex<VecDeque<String>>,
-    /// What it was asked.
-    pub asked: Mutex<Vec<Vec<Message>>>,
-    /// Each answer waits for a permit, where there is one of these.
+    pub requests: Mutex<Vec<Vec<Message>>>,
+    /// If set, each answer waits for a permit.
     pub gate: Option<Arc<Semaphore>>,
 }
 
@@ -196,7 +191,7 @@ impl ScriptedModel {
         Arc::new(model)
     }
 
-    /// Replaces what it is to say.
+    /// Replaces the remaining answers.
     pub fn script(&self, answers: &[&str]) {
         *self.answers.lock().unwrap() = answers.iter().map(|answer| (*answer).to_owned()).collect();
     }
@@ -205,8 +200,8 @@ impl ScriptedModel {
         Arc::new(ModelExtractor::new(self.clone()))
     }
 
-    pub fn times_asked(&self) -> usize {
-        self.asked.lock().unwrap().len()
+    pub fn request_count(&self) -> usize {
+        self.requests.lock().unwrap().len()
     }
 }
 
@@ -218,12 +213,12 @@ impl ChatModel for ScriptedModel {
         };
         Box::pin(
             stream::once(async move {
-                self.asked.lock().unwrap().push(request.messages.to_vec());
+                self.requests.lock().unwrap().push(request.messages.to_vec());
                 if let Some(gate) = &self.gate {
                     gate.acquire().await.unwrap().forget();
                 }
                 let answer = self.answers.lock().unwrap().pop_front().unwrap_or_default();
-                with_ids(&answer, &question)
+                resolve_ids(&answer, &question)
             })
             .flat_map(|answer| {
                 let finished = ModelEvent::Finished { model: "scripted".into(), finish: Finish::Stop };
@@ -242,8 +237,8 @@ impl ChatModel for ScriptedModel {
     }
 }
 
-/// In a script, `@words` stands for the name of the known fact with these words, as a model would give it.
-fn with_ids(answer: &str, question: &str) -> String {
+/// Replaces `@words` in an answer by the id that the prompt gave the known fact with these words.
+fn resolve_ids(answer: &str, question: &str) -> String {
     let (Ok(mut answer_json), Ok(question)) =
         (serde_json::from_str::<Value>(answer), serde_json::from_str::<Value>(question))
     else {
@@ -252,7 +247,7 @@ fn with_ids(answer: &str, question: &str) -> String {
     let name = |words: &str| {
         let known = question["known_facts"].as_array().cloned().unwrap_or_default();
         let found = known.iter().find(|fact| fact["fact"].as_str().unwrap().contains(words));
-        found.map_or_else(|| panic!("{words} is not among what is known: {question}"), |fact| fact["id"].clone())
+        found.map_or_else(|| panic!("no known fact has the words {words}: {question}"), |fact| fact["id"].clone())
     };
     let Some(facts) = answer_json.get_mut("facts").and_then(Value::as_array_mut) else { return answer.to_owned() };
     for fact in facts {
@@ -268,7 +263,7 @@ fn with_ids(answer: &str, question: &str) -> String {
     answer_json.to_string()
 }
 
-/// What a memory is kept with.
+/// Empty if the key is absent.
 pub fn metadata<'m>(memory: &'m Memory, key: &str) -> &'m str {
     let metadata: &Metadata = &memory.metadata;
     metadata.get(key).map_or("", String::as_str)
