@@ -1,49 +1,45 @@
-//! What happens in a turn. Each event becomes one frame.
+//! The events of a turn. Each becomes one frame, except [`TurnEvent::Closing`], which is for the run driver.
+//!
+//! Order: `Thinking`, then `Searching`, `Recalled`, then rounds of `Generating`, deltas, `ExecutingTools` and tool events; at
+//! last `Closing`, `Usage` and exactly one event for which [`TurnEvent::is_last`] holds.
 
 use serde_json::Value;
 
-use super::TurnRecord;
+use super::{recall::RecalledMemory, record::TurnRecord, usage::UsageReport};
 use crate::{
     conversation::PendingTurnId,
-    llm::{Finish, ModelError, TokenUsage, ToolCall},
-    memory::Memory,
+    llm::{Finish, ModelError, ToolCall},
     tools::ToolFailure,
 };
 
-/// Something that happened in a turn.
 #[derive(Debug)]
 pub enum TurnEvent {
-    /// A new stage has begun.
     StageEntered(Stage),
-    /// Memories were found for the question, best first; never empty.
+    /// Best first; never empty.
     Recalled(Vec<RecalledMemory>),
     /// The next piece of the answer, never empty.
     Delta(String),
-    /// A tool that the server runs has run.
+    /// The server ran a tool.
     ToolExecuted(ToolExecution),
-    /// A tool that the client is to run.
+    /// The client must run a tool.
     ToolCalled(ToolCall),
-    /// What the turn cost.
     Usage(UsageReport),
-    /// What is to be kept of the turn, just before its end. It is not for the client.
+    /// The record to persist, just before the last event.
     Closing(Box<TurnClosing>),
-    /// The end: the whole answer, equal to the joined deltas.
+    /// Last event: the whole answer, equal to the joined deltas.
     Answered {
-        /// The whole answer.
         text: String,
-        /// Why the model stopped.
         finish: Finish,
     },
-    /// The end for now: the turn goes on when the client has run the tools.
+    /// Last event of this call: the turn is pending until the client has run its tools.
     AwaitsTools,
-    /// The end for now: a result was taken, and others are missing.
+    /// Last event of this call: a tool result was recorded, and others are missing.
     AwaitsMoreResults,
-    /// The end: no answer.
+    /// Last event: there is no answer.
     Failed(TurnFailure),
 }
 
 impl TurnEvent {
-    /// Whether it is the last one of its call.
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
@@ -59,104 +55,68 @@ impl TurnEvent {
     }
 }
 
-/// What is to be kept of a turn that ends.
 #[derive(Debug, Default)]
 pub struct TurnClosing {
-    /// The turn, if it is over and worth keeping.
+    /// `None` = nothing worth persisting.
     pub turn: Option<FinishedTurn>,
-    /// Of a turn that waited for tools and went on in this call.
+    /// The pending turn that this call resumed.
     pub resumed_turn: Option<PendingTurnId>,
 }
 
-/// A turn that is over.
 #[derive(Debug)]
 pub struct FinishedTurn {
-    /// What was said.
     pub record: TurnRecord,
-    /// Whether it came to its end; otherwise it was interrupted.
+    /// Whether the model finished; otherwise the turn was interrupted.
     pub is_complete: bool,
 }
 
-/// Stages of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Before anything is done.
     Thinking,
-    /// Before the memory is searched.
+    /// The memory is searched.
     Searching,
-    /// Before the model is asked.
+    /// The model is asked.
     Generating {
-        /// The memory could not be searched, and the turn goes on without it.
+        /// Retrieval failed, and the turn goes on without memories.
         recall_failed: bool,
     },
-    /// Before tools are run, here or by the client.
+    /// Tools run, here or at the client.
     ExecutingTools,
 }
 
-/// A memory that a turn is grounded in.
-#[derive(Debug, Clone)]
-pub struct RecalledMemory {
-    /// The memory.
-    pub memory: Memory,
-    /// How well it fits, 0 to 1.
-    pub score: f32,
-}
-
-/// A tool that the server has run.
+/// A run of a server tool.
 #[derive(Debug)]
 pub struct ToolExecution {
-    /// The call that it answers.
     pub call_id: String,
-    /// The tool.
     pub name: String,
-    /// What it gave: an object.
+    /// An object.
     pub outcome: Result<Value, ToolFailure>,
 }
 
-/// Tokens that a call has spent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UsageReport {
-    /// All together.
-    pub usage: TokenUsage,
-    /// What they cost, in micro-dollars; `None` = for some of them nobody knows.
-    pub cost_micro_usd: Option<i64>,
-    /// Whether we guessed some of them, because the model did not tell.
-    pub is_estimated: bool,
-    /// Who answered.
-    pub model: String,
-    /// Each model's share, where several were asked.
-    pub by_model: Vec<(String, TokenUsage)>,
-}
-
-/// Why a turn has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TurnFailure {
-    /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The model called tools in a way that they can not be called in, and did so again after it was told.
-    #[error("the model called a tool wrongly, twice")]
+    /// The repetition of an invalid tool call was invalid too.
+    #[error("the model sent invalid tool calls twice in a row")]
     InvalidToolCall,
-    /// The model called tools again and again.
-    #[error("the model called tools too often in one turn")]
+    #[error("the model called tools in too many rounds of one turn")]
     ToolRoundsExceeded,
-    /// The conversation can not be read or kept.
-    #[error("the conversation can not be read or kept")]
+    /// The conversation store failed.
+    #[error("the conversation cannot be read or persisted")]
     NotPersisted,
-    /// The user stopped it.
-    #[error("the user stopped the turn")]
+    #[error("the user cancelled the turn")]
     Cancelled,
-    /// The client was lost and did not come back, or the process that answered was.
-    #[error("nobody came back for the answer")]
+    /// The client did not reconnect within the grace period, or the process that ran the turn died.
+    #[error("the run was abandoned: no client reconnected")]
     Abandoned,
-    /// The server stops.
     #[error("the server is shutting down")]
     ShuttingDown,
-    /// The way in has no more time for the turn.
-    #[error("the time for the call is over")]
+    /// Of the call, set by its entry point, or of the turn.
+    #[error("the deadline of the call is exceeded")]
     DeadlineExceeded,
-    /// A defect of ours.
-    #[error("an internal defect")]
+    /// A defect of the service.
+    #[error("internal error")]
     Internal,
 }
 

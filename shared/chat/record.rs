@@ -1,110 +1,95 @@
-//! A turn as it is kept when it is over: for whoever shows the conversation, tells a model of it, or learns from it.
+//! The persisted form of a finished turn, read by history, learning and the conversation API. Its serde names are a storage
+//! format and must not change.
 
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use super::{RecalledMemory, UsageReport, input};
+use super::{profile, recall::RecalledMemory, usage::UsageReport};
 use crate::llm::{Finish, Message};
 
-/// The form in which turns are written today.
 const RECORD_VERSION: u32 = 1;
-/// Characters of a title that is made of a question.
 const TITLE_CHARS: usize = 40;
-/// Characters of a citation's excerpt.
 const EXCERPT_CHARS: usize = 300;
 
-/// What is kept of a turn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TurnRecord {
     version: u32,
-    /// What was said in this turn alone: the user's message, calls of tools with their results, and the answer as far as it
-    /// came. No instructions of the service and nothing of earlier turns.
+    /// Of this turn only, without the system prompt: the user's message, tool calls with their results, and the answer, which
+    /// may be truncated.
     pub messages: Vec<Message>,
-    /// Memories that the answer is grounded in.
+    /// Memories that ground the answer.
     #[serde(default)]
     pub citations: Vec<RecordedCitation>,
-    /// Tokens that it took; `None` = nobody knows.
+    /// `None` = unknown.
     #[serde(default)]
     pub usage: Option<RecordedUsage>,
-    /// Who answered.
+    /// The model that answered.
     pub model: String,
-    /// BCP 47 tag of the user's language.
+    /// BCP 47 tag.
     #[serde(default)]
     pub language_tag: String,
-    /// IANA name of the user's time zone; anything else counts as UTC.
+    /// IANA name; anything else counts as UTC.
     #[serde(default)]
     pub timezone: String,
-    /// How it ended.
     pub finish: TurnFinish,
 }
 
-/// A memory that a turn was grounded in, as it was then.
+/// A memory that grounded a turn, as it was then.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RecordedCitation {
-    /// The memory.
     pub id: String,
-    /// What its document is called; may be empty.
+    /// Of its document; may be empty.
     pub title: String,
-    /// Its beginning.
     pub excerpt: String,
-    /// How well it fitted, 0 to 1.
+    /// Relevance, 0 to 1.
     pub score: f32,
-    /// What kind of source it comes from.
     pub source_type: String,
-    /// The document that it is a chunk of; empty = none.
+    /// Empty = the memory is no chunk of a document.
     pub document_id: String,
     /// The headings above the chunk.
     pub section: String,
-    /// Where it can be opened; may be empty.
+    /// May be empty.
     pub url: String,
-    /// Its number in the document.
+    /// Index of the chunk in its document.
     pub chunk: u32,
-    /// Its page, where its metadata tell one; 0 = none.
+    /// From the memory's metadata; 0 = none.
     pub page: u32,
 }
 
-/// Tokens of a turn and what they cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RecordedUsage {
-    /// Tokens of what was asked.
     pub prompt: u32,
-    /// Tokens of what was answered.
     pub completion: u32,
-    /// In micro-dollars; `None` = for some of them nobody knows.
+    /// `None` = the price of some model is unknown.
     #[serde(default)]
     pub cost_micro_usd: Option<i64>,
 }
 
-/// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TurnFinish {
-    /// The answer is complete.
     Stop,
-    /// The limit of tokens is reached.
+    /// The token limit is reached.
     Length,
-    /// The provider's filter cut it.
+    /// The provider's filter truncated the answer.
     ContentFilter,
-    /// It failed on the way.
     Failed,
-    /// The user stopped it, or left.
+    /// By the user, or because no client reconnected.
     Cancelled,
 }
 
-/// Why a record can not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// It is not of the expected form.
-    #[error("the record of a turn is malformed at line {}, column {}", .0.line(), .0.column())]
+    /// The message quotes no text of the user.
+    #[error("the turn record is malformed at line {}, column {}", .0.line(), .0.column())]
     Malformed(#[from] serde_json::Error),
     /// A later version of the service wrote it.
-    #[error("the record of a turn is of version {0}, which is not known")]
+    #[error("the turn record has version {0}; this service reads version {RECORD_VERSION}")]
     UnknownVersion(u32),
 }
 
 impl TurnRecord {
-    /// A record of what was said, with nothing known of what it cost.
     #[must_use]
     pub fn new(messages: Vec<Message>, model: String, finish: TurnFinish) -> Self {
         Self {
@@ -119,18 +104,14 @@ impl TurnRecord {
         }
     }
 
-    /// As it is stored.
-    ///
     /// # Errors
-    /// Never, because everything in it can be written.
+    /// Never: all fields are serializable.
     pub fn to_bytes(&self) -> Result<Vec<u8>, RecordError> {
         Ok(serde_json::to_vec(self)?)
     }
 
-    /// Reads what was stored.
-    ///
     /// # Errors
-    /// It is of another form or of a later version.
+    /// The record is malformed or has a later version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -143,7 +124,6 @@ impl TurnRecord {
         Ok(serde_json::from_slice(bytes)?)
     }
 
-    /// The user's message, with which the turn began.
     #[must_use]
     pub fn question(&self) -> Option<&str> {
         self.messages.iter().find_map(|message| match message {
@@ -152,7 +132,7 @@ impl TurnRecord {
         })
     }
 
-    /// The answer, or as much of it as there is: what the model said last, if it called no tools.
+    /// The answer, which may be truncated; `None` if the turn ended at tool calls.
     #[must_use]
     pub fn answer(&self) -> Option<&str> {
         match self.messages.last() {
@@ -161,13 +141,12 @@ impl TurnRecord {
         }
     }
 
-    /// Where the user's days begin; UTC where the name is of no zone.
     #[must_use]
     pub fn zone(&self) -> TimeZone {
-        input::time_zone(&self.timezone)
+        profile::time_zone(&self.timezone)
     }
 
-    /// What a conversation that begins with this turn is called until it gets a better title: the beginning of the question.
+    /// Title of a conversation that begins with this turn, until a better one is generated: the start of the question.
     #[must_use]
     pub fn provisional_title(&self) -> String {
         let words = self.question().unwrap_or_default().split_whitespace();
@@ -179,13 +158,12 @@ impl TurnRecord {
         }
     }
 
-    /// Whether the answer may repeat what was recalled or what tools gave.
+    /// Whether the answer may repeat memories or tool results.
     #[must_use]
     pub fn is_grounded(&self) -> bool {
         !self.citations.is_empty() || self.messages.iter().any(|message| matches!(message, Message::Tool { .. }))
     }
 
-    /// A rough count of what it costs to tell a model of it.
     #[must_use]
     pub fn estimate_tokens(&self) -> u32 {
         self.messages.iter().fold(0, |sum, message| sum.saturating_add(message.estimate_tokens()))
@@ -194,20 +172,20 @@ impl TurnRecord {
 
 impl From<&RecalledMemory> for RecordedCitation {
     fn from(RecalledMemory { memory, score }: &RecalledMemory) -> Self {
-        let told = |name: &str| memory.metadata.get(name).cloned().unwrap_or_default();
-        let number = |name: &str| told(name).parse().unwrap_or_default();
-        let place = memory.location.as_ref();
-        // A memory that is no chunk may tell by its metadata where it comes from.
+        let metadata = |name: &str| memory.metadata.get(name).cloned().unwrap_or_default();
+        let number = |name: &str| metadata(name).parse().unwrap_or_default();
+        let location = memory.location.as_ref();
+        // A memory that is no chunk may have its source in its metadata.
         Self {
             id: memory.id.clone(),
-            title: place.map_or_else(|| told("title"), |place| place.title.clone()),
+            title: location.map_or_else(|| metadata("title"), |location| location.title.clone()),
             excerpt: memory.content.chars().take(EXCERPT_CHARS).collect(),
             score: *score,
             source_type: memory.source_type.clone(),
-            document_id: place.map(|place| place.document_id.clone()).unwrap_or_default(),
-            section: place.map_or_else(|| told("section_title"), |place| place.section.clone()),
-            url: place.map_or_else(|| told("url"), |place| place.url.clone()),
-            chunk: place.map_or_else(|| number("chunk_index"), |place| place.chunk_index),
+            document_id: location.map(|location| location.document_id.clone()).unwrap_or_default(),
+            section: location.map_or_else(|| metadata("section_title"), |location| location.section.clone()),
+            url: location.map_or_else(|| metadata("url"), |location| location.url.clone()),
+            chunk: location.map_or_else(|| number("chunk_index"), |location| location.chunk_index),
             page: number("page_number"),
         }
     }
@@ -247,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_again() {
+    fn record_survives_serialization() {
         let mut record = record();
         record.citations.push(RecordedCitation { id: "m1".into(), score: 0.5, ..Default::default() });
         record.usage = Some(RecordedUsage { prompt: 1, completion: 2, cost_micro_usd: None });
@@ -257,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_broke_off_at_its_tools_has_no_answer() {
+    fn answer_is_none_for_turn_that_ended_at_tool_calls() {
         let mut record = record();
         record.messages.truncate(2);
         assert_eq!((record.answer(), record.is_grounded()), (None, false));
     }
 
     #[test]
-    fn a_record_that_can_not_be_read_is_an_error_that_quotes_nothing_of_it() {
+    fn from_bytes_of_bad_record_fails_without_quoting_it() {
         let mut bytes = record().to_bytes().unwrap();
         let later = String::from_utf8(bytes.clone()).unwrap().replace("\"version\":1", "\"version\":2");
         assert!(matches!(TurnRecord::from_bytes(later.as_bytes()), Err(RecordError::UnknownVersion(2))));

@@ -1,285 +1,429 @@
-//! The stages of one turn, up to where the model is asked.
+//! The state machine of a turn.
+//!
+//! ```text
+//! Think → Recall → Prompt ─┬→ Request → Receive ⟲ ─┬→ finished
+//!                 Resume ──┘     ↑                 ├→ failed
+//!                                ├─ ExecuteTools ⟲ ┤
+//!                                                  └→ Suspend → pending
+//! ```
+//!
+//! A step does one piece of work and returns the next step. Its events are delivered before the next step starts, so that a
+//! slow reader holds the turn back (backpressure). Nothing runs before the first poll, and dropping the stream drops the step
+//! in progress, which cancels its provider call: the turn owns no detached task.
+//!
+//! [`TurnMachine::end`] is the only way to stop, which makes the last event unique. Only `Receive`, which waits for the
+//! provider, is part of the stream's own state; the futures of the other steps are boxed, so that an open stream stays small.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, mem, sync::Arc, vec};
 
 use async_stream::stream;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, stream};
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    Assistant, HISTORY_TOKEN_BUDGET, RecalledMemory, RecordedCitation, Stage, TurnEvent, TurnFailure, TurnRecord,
-    exchange::{Exchange, history_message, tool_result_content},
-    input::{ToolResult, TurnInput},
+    assistant::Assistant,
+    context::{TurnContext, error_content, repair_messages},
+    event::{FinishedTurn, Stage, ToolExecution, TurnClosing, TurnEvent, TurnFailure},
+    history::messages_before,
+    input::TurnInput,
     interruption::Interruption,
-    rounds::RunningTurn,
+    pending::ResumedTurn,
+    profile::time_zone,
+    prompt::SystemPrompt,
+    recall::{RecalledMemory, recall},
+    record::{RecordedCitation, TurnFinish, TurnRecord},
+    round::{Progress, RoundOutcome, RunningTurn},
 };
 use crate::{
-    conversation::{History, Lease, PendingTurnId, StoreError, StoredTurn, ToolResultOutcome},
-    llm::Message,
-    memory::{CHAT_SOURCE_TYPE, DEFAULT_ALPHA, MAX_QUERY_BYTES, Memory, RetrievalQuery},
-    tools::ToolSelection,
+    conversation::History,
+    llm::{Finish, Message, ModelEvent, ModelStream, ToolCall},
+    tools::{MemoryTool, ToolContext, ToolRunner, ToolSelection, ValidatedCall},
 };
 
-/// Most memories that a turn is grounded in.
-const RECALL_LIMIT: usize = 8;
-/// Least score of a memory that a turn is grounded in: below it, texts have hardly more in common than chance.
-const RECALL_MIN_SCORE: f32 = 0.2;
-/// Longest wait for the memory: an answer without it is better than a late one.
-const RECALL_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// A turn that goes on, because all results of its tools are in.
-#[derive(Debug)]
-pub struct ResumedTurn {
-    lease: Lease,
-    exchange: Exchange,
-    ticket: PendingTurnId,
-}
-
-impl ResumedTurn {
-    /// BCP 47 tag of the language in which the turn began.
-    #[must_use]
-    pub fn language_tag(&self) -> &str {
-        &self.exchange.language_tag
-    }
-}
-
 impl Assistant {
-    /// Runs a turn until it ends or is `interrupted`. Nothing is done before the stream is polled; dropping it cancels the
-    /// turn with its provider call.
-    ///
-    /// The events are those of the contract, in its order; the last one is the only one of which [`Event::is_last`] is true.
+    /// Runs a turn until it ends or `interrupted` resolves.
     pub fn run_turn(
         self: Arc<Self>,
-        request: TurnInput,
+        input: TurnInput,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> impl Stream<Item = TurnEvent> + Send + 'static {
-        let span = Span::current();
-        stream! {
-            let mut interruption = Interruption::new(interrupted);
-            let deadline = Instant::now() + self.total_timeout;
-            yield TurnEvent::StageEntered(Stage::Thinking);
-            if !self.thinking_delay.is_zero()
-                && let Err(failure) = interruption.unless(sleep(self.thinking_delay)).await
-            {
-                yield TurnEvent::Closing(Box::new(request.broken_off()));
-                yield TurnEvent::Failed(failure);
-                return;
-            }
-
-            let searches = request.recall.is_some() && self.memory.is_configured();
-            if searches {
-                yield TurnEvent::StageEntered(Stage::Searching);
-            }
-            let recall = async {
-                if searches { self.recall(&request).await } else { Some(Vec::new()) }
-            };
-            let known = async { tokio::join!(recall, self.load_history(&request)) }.instrument(span);
-            let (recalled, past) = match interruption.unless(known).await {
-                Ok((recalled, Ok(past))) => (recalled, past),
-                Ok((_, Err(error))) => {
-                    // An answer that knows nothing of what was said would be taken for one that does.
-                    tracing::warn!(%error, "the conversation can not be read");
-                    yield TurnEvent::Failed(TurnFailure::NotPersisted);
-                    return;
-                }
-                Err(failure) => {
-                    yield TurnEvent::Closing(Box::new(request.broken_off()));
-                    yield TurnEvent::Failed(failure);
-                    return;
-                }
-            };
-            let recall_failed = recalled.is_none();
-            let recalled = recalled.unwrap_or_default();
-            if !recalled.is_empty() {
-                yield TurnEvent::Recalled(recalled.clone());
-            }
-
-            let running = match self.build_turn(request, past, &recalled, recall_failed, deadline) {
-                Ok(running) => running,
-                Err(error) => {
-                    tracing::error!(%error, "the prompt can not be made");
-                    yield TurnEvent::Failed(TurnFailure::Internal);
-                    return;
-                }
-            };
-            drop(recalled);
-            let mut rounds = pin!(self.rounds(running, &mut interruption));
-            while let Some(event) = rounds.next().await {
-                yield event;
-            }
-        }
+        run(self, Step::Think(Box::new(input)), Interruption::new(interrupted))
     }
 
-    /// Goes on with a turn whose tools have run, as [`Assistant::turn`] does.
+    /// Continues a pending turn whose tool results are complete.
     pub fn resume_turn(
         self: Arc<Self>,
         turn: ResumedTurn,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> impl Stream<Item = TurnEvent> + Send + 'static {
-        stream! {
-            let mut interruption = Interruption::new(interrupted);
-            let deadline = Instant::now() + self.total_timeout;
-            yield TurnEvent::StageEntered(Stage::Thinking);
-            let ResumedTurn { lease, exchange, ticket } = turn;
-            let wanted = ToolSelection::Named(exchange.tools.clone());
-            let offer = self.offer(&wanted, exchange.documents.is_some(), true);
-            let user = lease.key.user.clone();
-            let running = RunningTurn {
-                user,
-                lease: Some(lease),
-                exchange,
-                offer,
-                recall_failed: false,
-                deadline,
-                ticket: Some(ticket),
-            };
-            let mut rounds = pin!(self.rounds(running, &mut interruption));
-            while let Some(event) = rounds.next().await {
-                yield event;
-            }
-        }
+        run(self, Step::Resume(Box::new(turn)), Interruption::new(interrupted))
     }
 
-    /// A call that brought a result while others are still missing.
+    /// The events of a call whose tool result leaves others missing.
     pub fn await_more_results() -> impl Stream<Item = TurnEvent> + Send + 'static {
-        futures_util::stream::iter([TurnEvent::StageEntered(Stage::Thinking), TurnEvent::AwaitsMoreResults])
+        stream::iter([TurnEvent::StageEntered(Stage::Thinking), TurnEvent::AwaitsMoreResults])
+    }
+}
+
+fn run(assistant: Arc<Assistant>, step: Step, interruption: Interruption) -> impl Stream<Item = TurnEvent> + Send {
+    let span = Span::current();
+    stream! {
+        let deadline = Instant::now() + assistant.total_timeout;
+        let events = VecDeque::from([TurnEvent::StageEntered(Stage::Thinking)]);
+        let mut turn = TurnMachine { assistant, interruption, deadline, span, events, step };
+        while let Some(event) = turn.next_event().await {
+            yield event;
+        }
+    }
+}
+
+struct TurnMachine {
+    assistant: Arc<Assistant>,
+    interruption: Interruption,
+    deadline: Instant,
+    /// Of the call, for logs of recall and history.
+    span: Span,
+    /// Of the last step, not delivered yet.
+    events: VecDeque<TurnEvent>,
+    step: Step,
+}
+
+enum Step {
+    /// Simulated thought of demo mode.
+    Think(Box<TurnInput>),
+    /// Retrieves memories and loads the history, at the same time.
+    Recall(Box<TurnInput>),
+    Prompt(Box<PromptInput>),
+    Resume(Box<ResumedTurn>),
+    /// Starts a round: asks the model.
+    Request(Box<RunningTurn>),
+    /// Waits for the next event of the model.
+    Receive(Box<RunningTurn>, ModelStream),
+    /// Runs the next server tool.
+    ExecuteTools(Box<RunningTurn>, ToolCalls),
+    /// Persists the turn until the client has run these calls.
+    Suspend(Box<RunningTurn>, Vec<ToolCall>),
+    Done,
+}
+
+struct PromptInput {
+    input: TurnInput,
+    history: History,
+    /// `None` = retrieval failed.
+    recalled: Option<Vec<RecalledMemory>>,
+}
+
+/// The valid calls of one round.
+struct ToolCalls {
+    server: vec::IntoIter<ServerCall>,
+    client: Vec<ToolCall>,
+}
+
+struct ServerCall {
+    call: ToolCall,
+    tool: MemoryTool,
+    arguments: serde_json::Value,
+}
+
+impl TurnMachine {
+    async fn next_event(&mut self) -> Option<TurnEvent> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
+            self.step = match mem::replace(&mut self.step, Step::Done) {
+                Step::Think(input) => Box::pin(self.think(input)).await,
+                Step::Recall(input) => Box::pin(self.recall(input)).await,
+                Step::Prompt(input) => self.prompt(*input),
+                Step::Resume(turn) => self.resume(*turn),
+                Step::Request(turn) => self.request(turn),
+                Step::Receive(turn, answer) => self.receive(turn, answer).await,
+                Step::ExecuteTools(turn, calls) => Box::pin(self.execute_tools(turn, calls)).await,
+                Step::Suspend(turn, calls) => Box::pin(self.suspend(turn, calls)).await,
+                Step::Done => return None,
+            };
+        }
     }
 
-    /// Takes what came of a tool that the client ran.
-    ///
-    /// # Errors
-    /// The store failed or took too long; then the result is not taken.
-    pub async fn record_tool_result(
-        &self,
-        lease: &Lease,
-        result: ToolResult,
-    ) -> Result<ToolResultOutcome<Box<ResumedTurn>>, StoreError> {
-        let Some(conversations) = &self.conversations else { return Ok(ToolResultOutcome::UnknownCall) };
-        let call_id = result.call_id.clone();
-        let content = tool_result_content(result);
-        let outcome = conversations.record_tool_result(lease, &call_id, content.as_bytes()).await?;
-        Ok(outcome.and_then(|turn| match serde_json::from_slice::<Exchange>(&turn.state) {
-            Ok(mut exchange) => {
-                let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-                exchange.push_tool_results(turn.results.into_iter().map(|(id, bytes)| (id, text(bytes))).collect());
-                ToolResultOutcome::Complete(Box::new(ResumedTurn { lease: lease.clone(), exchange, ticket: turn.id }))
+    fn emit(&mut self, event: TurnEvent) {
+        debug_assert!(!event.is_last(), "a last event ends the turn");
+        self.events.push_back(event);
+    }
+
+    /// Emits the last event.
+    fn end(&mut self, last: TurnEvent) -> Step {
+        debug_assert!(last.is_last(), "a turn ends with a last event");
+        self.events.push_back(last);
+        Step::Done
+    }
+
+    async fn think(&mut self, input: Box<TurnInput>) -> Step {
+        let delay = self.assistant.thinking_delay;
+        if !delay.is_zero()
+            && let Err(failure) = self.interruption.race(sleep(delay)).await
+        {
+            return self.interrupted_before_model(&input, failure);
+        }
+        if self.is_recalling(&input) {
+            self.emit(TurnEvent::StageEntered(Stage::Searching));
+        }
+        Step::Recall(input)
+    }
+
+    fn is_recalling(&self, input: &TurnInput) -> bool {
+        input.recall.is_some() && self.assistant.memory.is_configured()
+    }
+
+    async fn recall(&mut self, input: Box<TurnInput>) -> Step {
+        let is_recalling = self.is_recalling(&input);
+        let recalled =
+            async { if is_recalling { recall(&self.assistant.memory, &input).await } else { Some(Vec::new()) } };
+        let loading = async { tokio::join!(recalled, self.assistant.load_history(&input)) };
+        match self.interruption.race(loading.instrument(self.span.clone())).await {
+            Ok((recalled, Ok(history))) => Step::Prompt(Box::new(PromptInput { input: *input, history, recalled })),
+            Ok((_, Err(error))) => {
+                // Without the history the answer would ignore the conversation, and nobody could tell.
+                tracing::warn!(%error, "the conversation cannot be read");
+                self.end(TurnEvent::Failed(TurnFailure::NotPersisted))
             }
+            Err(failure) => self.interrupted_before_model(&input, failure),
+        }
+    }
+
+    /// The question is worth persisting even without an answer.
+    fn interrupted_before_model(&mut self, input: &TurnInput, failure: TurnFailure) -> Step {
+        let messages = vec![Message::User(input.message.clone())];
+        let mut record = TurnRecord::new(messages, input.model.clone().unwrap_or_default(), TurnFinish::Cancelled);
+        record.language_tag.clone_from(&input.profile.language_tag);
+        record.timezone.clone_from(&input.profile.timezone);
+        let turn = Some(FinishedTurn { record, is_complete: false });
+        self.emit(TurnEvent::Closing(Box::new(TurnClosing { turn, resumed_turn: None })));
+        self.end(TurnEvent::Failed(failure))
+    }
+
+    fn prompt(&mut self, PromptInput { input, history, recalled }: PromptInput) -> Step {
+        let recall_failed = recalled.is_none();
+        let recalled = recalled.unwrap_or_default();
+        let turn = self.build_turn(input, &history, &recalled, recall_failed);
+        if !recalled.is_empty() {
+            self.emit(TurnEvent::Recalled(recalled));
+        }
+        match turn {
+            Ok(turn) => self.generate(Box::new(turn)),
             Err(error) => {
-                tracing::error!(%error, "a pending turn of another version of the service cannot be resumed");
-                ToolResultOutcome::UnknownCall
-            }
-        }))
-    }
-
-    /// What was said before in the conversation.
-    async fn load_history(&self, request: &TurnInput) -> Result<History, StoreError> {
-        match (&self.conversations, &request.lease) {
-            (Some(conversations), Some(lease)) => {
-                conversations.load_history(&lease.key.user, &lease.key.session, HISTORY_TOKEN_BUDGET).await
-            }
-            _ => Ok(History::default()),
-        }
-    }
-
-    /// What the memory knows about the question; `None` where it failed.
-    async fn recall(&self, request: &TurnInput) -> Option<Vec<RecalledMemory>> {
-        let query = RetrievalQuery {
-            text: head(&request.message, MAX_QUERY_BYTES).to_owned(),
-            limit: RECALL_LIMIT,
-            min_score: RECALL_MIN_SCORE,
-            filter: request.recall.clone().unwrap_or_default(),
-            alpha: DEFAULT_ALPHA,
-            time_zone: request.profile.zone(),
-        };
-        match timeout(RECALL_TIMEOUT, self.memory.retrieve(&request.user, &query)).await {
-            Ok(Ok(found)) => {
-                let recalled = found.hits.into_iter().map(|(memory, score)| RecalledMemory { memory, score });
-                Some(recalled.filter(|recalled| !is_echo(&recalled.memory, &request.message)).collect())
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "recall failed; the turn goes on without it");
-                None
-            }
-            Err(_) => {
-                tracing::warn!(
-                    timeout_ms = RECALL_TIMEOUT.as_millis(),
-                    "recall timed out; the turn goes on without it"
-                );
-                None
+                tracing::error!(%error, "the system prompt cannot be rendered");
+                self.end(TurnEvent::Failed(TurnFailure::Internal))
             }
         }
     }
 
-    /// Everything that the model is asked with.
     fn build_turn(
         &self,
-        request: TurnInput,
-        past: History,
+        input: TurnInput,
+        history: &History,
         recalled: &[RecalledMemory],
         recall_failed: bool,
-        deadline: Instant,
     ) -> Result<RunningTurn, minijinja::Error> {
-        let summary = past.summary.as_ref().map_or("", |summary| summary.text.as_str());
-        let (profile, context) = (&request.profile, &request.extra_context);
-        let system = self.prompts.system(profile, context, recalled, summary, Timestamp::now())?;
+        let system = self.assistant.prompts.render(&SystemPrompt {
+            profile: &input.profile,
+            extra_context: &input.extra_context,
+            recalled,
+            summary: history.summary.as_ref().map_or("", |summary| summary.text.as_str()),
+            now: Timestamp::now(),
+        })?;
         let mut messages = vec![Message::System(system)];
-        if past == History::default() {
-            messages.extend(request.history.into_iter().map(history_message));
-        } else {
-            messages.extend(past.turns.iter().flat_map(messages_of_turn));
-        }
+        messages.extend(messages_before(history, input.history));
         let begin = messages.len();
-        messages.push(Message::User(request.message));
-        let offer = self.offer(&request.tools, request.recall.is_some(), request.lease.is_some());
-        let exchange = Exchange {
+        messages.push(Message::User(input.message));
+        let offer = self.assistant.offer_tools(&input.tools, input.recall.is_some(), input.lease.is_some());
+        let progress = Progress::new(self.assistant.model.name(input.model.as_deref()));
+        let context = TurnContext {
             messages: Arc::new(messages),
             begin,
             citations: recalled.iter().map(RecordedCitation::from).collect(),
-            model: request.model,
-            temperature: request.temperature,
-            max_tokens: request.max_tokens,
+            model: input.model,
+            temperature: input.temperature,
+            max_tokens: input.max_tokens,
             tools: offer.names(),
             rounds: 0,
-            language_tag: request.profile.language_tag,
-            timezone: request.profile.timezone,
-            documents: request.recall.map(|filter| filter.document_ids),
+            language_tag: input.profile.language_tag,
+            timezone: input.profile.timezone,
+            documents: input.recall.map(|filter| filter.document_ids),
         };
-        let (user, lease) = (request.user, request.lease);
-        Ok(RunningTurn { user, lease, exchange, offer, recall_failed, deadline, ticket: None })
+        let (user, lease) = (input.user, input.lease);
+        Ok(RunningTurn { user, lease, context, offer, recall_failed, resumed: None, progress })
     }
-}
 
-/// Whether a memory is the question itself, from when it was asked before: it fits best of all and tells nothing.
-fn is_echo(memory: &Memory, question: &str) -> bool {
-    memory.source_type == CHAT_SOURCE_TYPE && memory.content.trim() == question.trim()
-}
+    fn resume(&mut self, ResumedTurn { lease, context, id }: ResumedTurn) -> Step {
+        let selection = ToolSelection::Named(context.tools.clone());
+        let offer = self.assistant.offer_tools(&selection, context.documents.is_some(), true);
+        let progress = Progress::new(self.assistant.model.name(context.model.as_deref()));
+        self.generate(Box::new(RunningTurn {
+            user: lease.key.user.clone(),
+            lease: Some(lease),
+            context,
+            offer,
+            recall_failed: false,
+            resumed: Some(id),
+            progress,
+        }))
+    }
 
-/// What a model is told of an earlier turn. What it thought then is of no use any more.
-fn messages_of_turn(turn: &StoredTurn) -> Vec<Message> {
-    let record = match TurnRecord::from_bytes(&turn.record) {
-        Ok(record) => record,
-        Err(error) => {
-            tracing::error!(%error, "a turn can not be read and is left out");
-            return Vec::new();
+    fn generate(&mut self, turn: Box<RunningTurn>) -> Step {
+        self.emit(TurnEvent::StageEntered(Stage::Generating { recall_failed: turn.recall_failed }));
+        Step::Request(turn)
+    }
+
+    fn request(&mut self, mut turn: Box<RunningTurn>) -> Step {
+        turn.progress.begin_round();
+        let request = turn.context.model_request(&turn.offer, self.deadline);
+        let answer = self.assistant.model.clone().answer(request);
+        Step::Receive(turn, answer)
+    }
+
+    async fn receive(&mut self, mut turn: Box<RunningTurn>, mut answer: ModelStream) -> Step {
+        let outcome = match self.interruption.race(answer.next()).await {
+            Ok(Some(Ok(ModelEvent::Delta(delta)))) => {
+                turn.progress.push_delta(&delta);
+                self.emit(TurnEvent::Delta(delta));
+                return Step::Receive(turn, answer);
+            }
+            Ok(Some(Ok(ModelEvent::Usage { model, tokens }))) => {
+                turn.progress.add_usage(model, tokens);
+                return Step::Receive(turn, answer);
+            }
+            Ok(Some(Ok(ModelEvent::Finished { model, finish }))) => {
+                turn.progress.model = model;
+                Ok(RoundOutcome::Finished(finish))
+            }
+            Ok(Some(Ok(ModelEvent::ToolsCalled { model, calls, reasoning }))) => {
+                turn.progress.model = model;
+                Ok(RoundOutcome::ToolsCalled { calls, reasoning })
+            }
+            Ok(Some(Err(error))) => Err(error.into()),
+            // A model must end its stream with an event.
+            Ok(None) => Err(TurnFailure::Internal),
+            Err(failure) => Err(failure),
+        };
+        drop(answer);
+        turn.end_round(&outcome);
+        match outcome {
+            Ok(RoundOutcome::Finished(finish)) => self.finish(turn, finish),
+            Ok(RoundOutcome::ToolsCalled { calls, reasoning }) => self.dispatch_tools(turn, calls, reasoning),
+            Err(failure) => self.fail(turn, failure),
         }
-    };
-    let has_answer = record.answer().is_some();
-    let mut messages = record.messages;
-    for message in &mut messages {
-        if let Message::Assistant { reasoning, .. } = message {
-            *reasoning = None;
+    }
+
+    fn dispatch_tools(&mut self, mut turn: Box<RunningTurn>, calls: Vec<ToolCall>, reasoning: Option<String>) -> Step {
+        if turn.context.must_answer() {
+            return self.fail(turn, TurnFailure::ToolRoundsExceeded);
         }
+        turn.context.rounds += 1;
+        let validated: Vec<_> = calls.iter().map(|call| turn.offer.validate(call)).collect();
+        let content = turn.progress.round_text().to_owned();
+        turn.context.push(Message::Assistant { content, reasoning, calls: calls.clone() });
+        // All or none of the calls run, so that a repetition runs none of them twice.
+        if validated.iter().any(Result::is_err) {
+            if mem::replace(&mut turn.progress.has_repaired, true) {
+                return self.fail(turn, TurnFailure::InvalidToolCall);
+            }
+            let problems: Vec<_> = validated.into_iter().map(Result::err).collect();
+            for message in repair_messages(&calls, &problems) {
+                turn.context.push(message);
+            }
+            return Step::Request(turn);
+        }
+        turn.progress.has_repaired = false;
+        self.emit(TurnEvent::StageEntered(Stage::ExecutingTools));
+        let (mut server, mut client) = (Vec::new(), Vec::new());
+        for (call, ValidatedCall { runner, arguments }) in calls.into_iter().zip(validated.into_iter().flatten()) {
+            match runner {
+                ToolRunner::Client => client.push(call),
+                ToolRunner::Server(tool) => server.push(ServerCall { call, tool, arguments }),
+            }
+        }
+        Step::ExecuteTools(turn, ToolCalls { server: server.into_iter(), client })
     }
-    if !has_answer {
-        // Two questions in a row would be answered both.
-        messages.push(Message::Assistant { content: "…".to_owned(), reasoning: None, calls: Vec::new() });
+
+    async fn execute_tools(&mut self, mut turn: Box<RunningTurn>, mut calls: ToolCalls) -> Step {
+        let Some(ServerCall { call, tool, arguments }) = calls.server.next() else {
+            return if calls.client.is_empty() { self.generate(turn) } else { Step::Suspend(turn, calls.client) };
+        };
+        if Instant::now() >= self.deadline {
+            return self.fail(turn, TurnFailure::DeadlineExceeded);
+        }
+        let context = ToolContext {
+            user: turn.user.clone(),
+            time_zone: time_zone(&turn.context.timezone),
+            filter: turn.context.memory_filter(),
+        };
+        let execution = tool.run(&self.assistant.memory, &context, arguments);
+        let outcome = match self.interruption.race(execution).await {
+            Ok(outcome) => outcome,
+            Err(failure) => return self.fail(turn, failure),
+        };
+        let content = match &outcome {
+            Ok(value) => value.to_string(),
+            Err(failure) => error_content(&format!("{}; {}", failure.message, failure.suggestion)),
+        };
+        turn.context.push(Message::Tool { call_id: call.id.clone(), content });
+        self.emit(TurnEvent::ToolExecuted(ToolExecution { call_id: call.id, name: call.name, outcome }));
+        Step::ExecuteTools(turn, calls)
     }
-    messages
+
+    async fn suspend(&mut self, mut turn: Box<RunningTurn>, calls: Vec<ToolCall>) -> Step {
+        let stored = self.interruption.race(self.assistant.store_pending_turn(&turn, &calls)).await;
+        if let Err(failure) = stored.flatten() {
+            return self.fail(turn, failure);
+        }
+        self.events.extend(calls.into_iter().map(TurnEvent::ToolCalled));
+        self.events.extend(turn.usage(&self.assistant.prices).map(TurnEvent::Usage));
+        self.end(TurnEvent::AwaitsTools)
+    }
+
+    fn finish(&mut self, mut turn: Box<RunningTurn>, finish: Finish) -> Step {
+        let usage = turn.usage(&self.assistant.prices);
+        if turn.lease.is_some() {
+            let record = turn.to_record(usage.as_ref(), finish.into());
+            self.emit(turn.closing(Some(FinishedTurn { record, is_complete: true })));
+        }
+        self.events.extend(usage.map(TurnEvent::Usage));
+        self.end(TurnEvent::Answered { text: turn.progress.into_text(), finish })
+    }
+
+    fn fail(&mut self, mut turn: Box<RunningTurn>, failure: TurnFailure) -> Step {
+        let usage = turn.usage(&self.assistant.prices);
+        if turn.lease.is_some() {
+            let is_stopped = matches!(failure, TurnFailure::Cancelled | TurnFailure::Abandoned);
+            let finish = if is_stopped { TurnFinish::Cancelled } else { TurnFinish::Failed };
+            // A failed turn may be retried, and is persisted only if the user has seen a part of it.
+            let is_persisted = is_stopped || !turn.progress.text().is_empty();
+            let finished = is_persisted
+                .then(|| FinishedTurn { record: turn.to_record(usage.as_ref(), finish), is_complete: false });
+            self.emit(turn.closing(finished));
+        }
+        self.events.extend(usage.map(TurnEvent::Usage));
+        self.end(TurnEvent::Failed(failure))
+    }
 }
 
-/// The longest beginning of a text within so many bytes.
-fn head(text: &str, max_bytes: usize) -> &str {
-    &text[..text.floor_char_boundary(max_bytes)]
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    fn size_of_stream<T, S>(_: impl FnOnce(Arc<Assistant>, T) -> S) -> usize {
+        size_of::<S>()
+    }
+
+    /// Each open stream holds one: bytes here are bytes times the number of concurrent turns.
+    #[test]
+    fn turn_stream_stays_small() {
+        let run = size_of_stream(|assistant, input: TurnInput| assistant.run_turn(input, pending()));
+        let resume = size_of_stream(|assistant, turn: ResumedTurn| assistant.resume_turn(turn, pending()));
+        assert!(run.max(resume) <= 1024, "run_turn: {run} bytes, resume_turn: {resume} bytes");
+    }
 }

@@ -1,4 +1,4 @@
-//! Definitions of tools, in the form of OpenAI's `tools`: <https://platform.openai.com/docs/guides/function-calling>.
+//! Tool definitions in the form of OpenAI's `tools`: <https://platform.openai.com/docs/guides/function-calling>.
 
 use std::{collections::HashSet, fs, path::Path};
 
@@ -6,66 +6,41 @@ use jsonschema::Validator;
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 
-/// Largest file, in bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
-/// Most tools; providers take 128.
+/// The limit of providers.
 const MAX_TOOLS: usize = 128;
-/// Longest name of a tool, which OpenAI sets.
+/// OpenAI's limit.
 const MAX_NAME_BYTES: usize = 64;
-/// Mistakes in arguments that a model is told of at once, and the length of each, in characters.
+/// Bounds of an error that the model reads.
 const MAX_PROBLEMS: usize = 5;
 const MAX_PROBLEM_CHARS: usize = 300;
 
-/// Why tools can not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolsFileError {
-    /// The file can not be read.
-    #[error("TOOLS_FILE can not be read: {0}")]
+    #[error("TOOLS_FILE cannot be read: {0}")]
     Read(#[from] std::io::Error),
-    /// The file is too large.
     #[error("TOOLS_FILE is larger than 1 MiB")]
     TooLarge,
-    /// The file is not of the form.
     #[error(
         "TOOLS_FILE is not a JSON array of entries like \
          {{\"type\": \"function\", \"function\": {{\"name\": …, \"description\": …, \"parameters\": …}}}}: {0}"
     )]
     Malformed(#[from] serde_json::Error),
-    /// There are too many.
     #[error("TOOLS_FILE has more than {MAX_TOOLS} tools")]
     TooMany,
-    /// An entry is of a kind that models do not call.
     #[error("TOOLS_FILE: the type of {name:?} must be \"function\"")]
-    NotAFunction {
-        /// Which tool.
-        name: String,
-    },
-    /// A name that models can not use.
+    NotAFunction { name: String },
     #[error("TOOLS_FILE: the name {name:?} must be 1 to 64 letters, digits, _ and -")]
-    InvalidName {
-        /// The name.
-        name: String,
-    },
-    /// Two tools have one name.
-    #[error("TOOLS_FILE: there are two tools of the name {name:?}, one of which may be the service's own")]
-    DuplicateName {
-        /// The name.
-        name: String,
-    },
-    /// The parameters are no schema.
-    #[error("TOOLS_FILE: the parameters of {name:?} are no JSON schema of an object: {problem}")]
-    InvalidSchema {
-        /// Which tool.
-        name: String,
-        /// What is wrong with them.
-        problem: String,
-    },
+    InvalidName { name: String },
+    #[error("TOOLS_FILE: two tools have the name {name:?}; the service's own tools count too")]
+    DuplicateName { name: String },
+    #[error("TOOLS_FILE: the parameters of {name:?} are not the JSON schema of an object: {problem}")]
+    InvalidSchema { name: String, problem: String },
 }
 
-/// A tool that can be offered, and whose calls can be checked.
 pub(super) struct ToolDefinition {
     pub(super) name: String,
-    /// The entry as it was written.
+    /// The entry as written: unknown fields reach the provider.
     pub(super) json: Box<RawValue>,
     argument_schema: Validator,
 }
@@ -84,7 +59,6 @@ struct Function {
 }
 
 impl ToolDefinition {
-    /// Reads tools from a file.
     pub(super) fn load(path: &Path) -> Result<Vec<Self>, ToolsFileError> {
         if fs::metadata(path)?.len() > MAX_FILE_BYTES {
             return Err(ToolsFileError::TooLarge);
@@ -100,7 +74,7 @@ impl ToolDefinition {
         let definitions = entries.into_iter().map(Self::new).collect::<Result<Vec<_>, _>>()?;
         let mut seen = HashSet::new();
         match definitions.iter().find(|definition| !seen.insert(definition.name.as_str())) {
-            Some(twice) => Err(ToolsFileError::DuplicateName { name: twice.name.clone() }),
+            Some(duplicate) => Err(ToolsFileError::DuplicateName { name: duplicate.name.clone() }),
             None => Ok(definitions),
         }
     }
@@ -110,19 +84,19 @@ impl ToolDefinition {
         if kind != "function" {
             return Err(ToolsFileError::NotAFunction { name });
         }
-        let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-        if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(is_good) {
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(is_allowed) {
             return Err(ToolsFileError::InvalidName { name });
         }
-        // Without parameters nothing is checked but that the arguments are an object.
+        // Without parameters any object is valid.
         let schema = parameters.unwrap_or_else(|| json!({"type": "object"}));
         if schema["type"] != "object" {
-            return Err(ToolsFileError::InvalidSchema { name, problem: "their type is not \"object\"".to_owned() });
+            return Err(ToolsFileError::InvalidSchema { name, problem: "the type is not \"object\"".to_owned() });
         }
         if let Some(reference) = dangling_reference(&schema, &schema) {
             return Err(ToolsFileError::InvalidSchema {
                 name,
-                problem: format!("{reference:?} refers to nothing in them"),
+                problem: format!("{reference:?} does not refer to a part of the schema"),
             });
         }
         match jsonschema::validator_for(&schema) {
@@ -131,10 +105,10 @@ impl ToolDefinition {
         }
     }
 
-    /// Checks arguments, which are text as a model wrote it.
+    /// Validates arguments, which are text that a model wrote.
     ///
     /// # Errors
-    /// What is wrong, for the model to read.
+    /// A problem that the model can read and repair.
     pub(super) fn validate(&self, arguments: &str) -> Result<Value, String> {
         let value: Value =
             serde_json::from_str(arguments).map_err(|error| format!("the arguments are not JSON: {error}"))?;
@@ -148,14 +122,14 @@ impl ToolDefinition {
     }
 }
 
-/// A reference in a part of a schema to what is not in the whole: nothing is fetched from elsewhere. The library would find
-/// it only when a model has called the tool.
+/// Finds a `$ref` that does not resolve within the schema: nothing is fetched from elsewhere. The library would report it only
+/// when a model calls the tool.
 fn dangling_reference<'a>(part: &'a Value, whole: &Value) -> Option<&'a str> {
     match part {
         Value::Object(fields) => fields.iter().find_map(|(name, value)| match value {
             Value::String(reference) if name == "$ref" => {
-                let is_there = reference.strip_prefix('#').is_some_and(|place| whole.pointer(place).is_some());
-                (!is_there).then_some(reference.as_str())
+                let resolves = reference.strip_prefix('#').is_some_and(|pointer| whole.pointer(pointer).is_some());
+                (!resolves).then_some(reference.as_str())
             }
             _ => dangling_reference(value, whole),
         }),
@@ -173,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_of_tools_is_said_with_the_name_of_the_tool() {
+    fn parse_error_names_the_tool() {
         let tool = |name: &str, parameters: &str| {
             format!(r#"{{"type": "function", "function": {{"name": "{name}", "parameters": {parameters}}}}}"#)
         };
@@ -185,7 +159,7 @@ mod tests {
         assert!(problem(&format!("[{}]", tool("f", r#"{"type": "string"}"#))).contains("\"f\""));
         assert!(problem(&format!("[{}]", tool("f", r#"{"type": "object", "required": 1}"#))).contains("\"f\""));
         let remote = r#"{"type": "object", "properties": {"x": {"$ref": "https://example.com/schema"}}}"#;
-        assert!(problem(&format!("[{}]", tool("f", remote))).contains("\"f\""), "nothing is fetched");
+        assert!(problem(&format!("[{}]", tool("f", remote))).contains("\"f\""), "remote schemas are not fetched");
         let dangling = remote.replace("https://example.com/schema", "#/$defs/x");
         assert!(problem(&format!("[{}]", tool("f", &dangling))).contains("#/$defs/x"));
         let defined = dangling.replace("{\"type\": \"object\", ", "{\"type\": \"object\", \"$defs\": {\"x\": {}}, ");
@@ -195,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_offered_as_it_was_written_and_needs_no_parameters() {
+    fn definition_is_offered_verbatim_and_needs_no_parameters() {
         let json = r#"[{"type": "function", "function": {"strict": true, "name": "now", "description": "d"}}]"#;
         let definition = &ToolDefinition::parse(json).unwrap()[0];
         assert_eq!(definition.json.get(), &json[1..json.len() - 1]);

@@ -1,4 +1,4 @@
-//! The tools that the server runs: the user's own memory, searched, added to and forgotten from.
+//! The tools that the server runs, on the user's own memory.
 
 use std::time::Duration;
 
@@ -12,14 +12,12 @@ use crate::{
     memory::{DEFAULT_ALPHA, Filter, MemoryEngine, MemoryError, Metadata, NewMemory, RetrievalQuery, Selection},
 };
 
-/// Longest that one tool runs: a model that waits costs the user's patience.
+/// The user waits for the model, and the model for the tool.
 const TOOL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Memories that a search gives where the model says no number.
-const SEARCH_LIMIT: usize = 8;
-/// What kind of source a memory is that a model saves.
+/// Where the model gives no limit.
+const DEFAULT_SEARCH_LIMIT: usize = 8;
 const FACT_SOURCE_TYPE: &str = "fact";
 
-/// A tool that the server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryTool {
     /// `search_memory`
@@ -30,24 +28,19 @@ pub enum MemoryTool {
     Forget,
 }
 
-/// For whom a tool is run, and where it may look.
 #[derive(Debug, Clone)]
 pub struct ToolContext {
-    /// Whose memory it is.
     pub user: UserId,
-    /// Where the user's days begin.
-    pub zone: TimeZone,
-    /// Which memories may be searched.
+    pub time_zone: TimeZone,
+    /// Limits the search.
     pub filter: Filter,
 }
 
-/// Why a tool has no result, for the model and the client. It holds no text of the user.
+/// An error that the model and the client read. It holds no text of the user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ToolFailure {
-    /// What went wrong.
     pub message: &'static str,
-    /// What to do about it.
     pub suggestion: &'static str,
 }
 
@@ -79,10 +72,10 @@ impl MemoryTool {
         })
     }
 
-    /// Runs it with arguments that its schema has passed.
+    /// Runs the tool with arguments that match its schema.
     ///
     /// # Errors
-    /// The memory failed or took too long.
+    /// The memory failed or timed out.
     pub async fn run(
         self,
         memory: &MemoryEngine,
@@ -97,15 +90,16 @@ impl MemoryTool {
             }
         };
         match timeout(TOOL_TIMEOUT, run).await {
-            Ok(done) => done,
+            Ok(outcome) => outcome,
             Err(_) => Err(ToolFailure { message: "the memory took too long", suggestion: "try again later" }),
         }
     }
 }
 
-/// The schema has passed them, but for what it can not say: text must be more than white space and without NUL.
+/// Checks what the schema cannot express: text must not be blank, and must not hold a NUL, which Postgres rejects.
 fn parse_arguments<T: for<'de> Deserialize<'de>>(arguments: Value) -> Result<T, ToolFailure> {
-    let failure = ToolFailure { message: "an argument is blank or holds a NUL", suggestion: "say it in words" };
+    let failure =
+        ToolFailure { message: "an argument is blank or holds a NUL", suggestion: "give text that is not blank" };
     if !is_usable(&arguments) {
         return Err(failure);
     }
@@ -128,19 +122,19 @@ async fn search(
 ) -> Result<Value, ToolFailure> {
     let query = RetrievalQuery {
         text: arguments.query,
-        limit: arguments.limit.unwrap_or(SEARCH_LIMIT),
+        limit: arguments.limit.unwrap_or(DEFAULT_SEARCH_LIMIT),
         min_score: 0.0,
         filter: context.filter.clone(),
         alpha: DEFAULT_ALPHA,
-        time_zone: context.zone.clone(),
+        time_zone: context.time_zone.clone(),
     };
     let found = memory.retrieve(&context.user, &query).await.map_err(tool_failure)?;
     let memories: Vec<_> = found
         .hits
         .into_iter()
         .map(|(memory, score)| {
-            let date = memory.created_at.to_zoned(context.zone.clone()).strftime("%Y-%m-%d").to_string();
-            let title = memory.location.map(|place| place.title).unwrap_or_default();
+            let date = memory.created_at.to_zoned(context.time_zone.clone()).strftime("%Y-%m-%d").to_string();
+            let title = memory.location.map(|location| location.title).unwrap_or_default();
             let score = (f64::from(score) * 1e3).round() / 1e3;
             json!({"id": memory.id, "date": date, "source": memory.source_type, "title": title, "content": memory.content, "score": score})
         })
@@ -172,9 +166,9 @@ async fn forget(
 }
 
 fn tool_failure(error: MemoryError) -> ToolFailure {
-    tracing::warn!(%error, "a tool of the memory failed");
+    tracing::warn!(%error, "a memory tool failed");
     if error.is_transient() {
-        ToolFailure { message: "the memory can not be reached right now", suggestion: "try again later" }
+        ToolFailure { message: "the memory cannot be reached right now", suggestion: "try again later" }
     } else {
         ToolFailure { message: "the memory failed", suggestion: "go on without it" }
     }
@@ -185,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_that_say_nothing_or_hold_a_nul_are_refused_wherever_they_stand() {
+    fn parse_arguments_rejects_blank_text_and_nul() {
         for arguments in [json!({"ids": ["a", " "]}), json!({"ids": ["a\0"]}), json!({"ids": "a"})] {
             assert!(parse_arguments::<ForgetArguments>(arguments).is_err());
         }

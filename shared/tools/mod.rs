@@ -1,7 +1,6 @@
-//! Tools that a model may call: those that the operator defines, which the client runs, and a few that the server runs
-//! itself, on the user's memory.
+//! Tools that a model may call: tools of the operator, which the client runs, and memory tools, which the server runs.
 //!
-//! The room offers tools and checks calls of them. It asks no model, and keeps nothing.
+//! Selects tools and validates calls. Does not ask a model, and stores nothing.
 
 mod definition;
 mod memory;
@@ -16,31 +15,36 @@ pub use memory::{MemoryTool, ToolContext, ToolFailure};
 use crate::llm::ToolCall;
 use definition::ToolDefinition;
 
-/// Tools by the server itself, in the form of `TOOLS_FILE`.
+/// The server's tools, in the form of `TOOLS_FILE`.
 const BUILT_IN: &str = include_str!("built_in.json");
 
-/// Which tools a turn may use.
+/// The tools that a request selects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ToolSelection {
-    /// None.
     #[default]
     None,
-    /// All that there are.
     All,
-    /// Those of these names that there are.
+    /// Unknown names are ignored.
     Named(Vec<String>),
 }
 
-/// Who runs a tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToolRunner {
-    /// The client.
     Client,
-    /// The server.
     Server(MemoryTool),
 }
 
-/// Every tool that there is.
+/// Conditions of a turn that decide which tools it can use.
+#[derive(Debug, Clone, Copy)]
+pub struct ToolAvailability {
+    pub has_memory: bool,
+    /// Whether the turn may retrieve memories.
+    pub may_search: bool,
+    /// Whether the turn can be persisted until a client tool has run.
+    pub can_suspend: bool,
+}
+
+/// All tools of the service.
 pub struct Toolbox(Vec<Arc<Tool>>);
 
 struct Tool {
@@ -49,10 +53,10 @@ struct Tool {
 }
 
 impl Toolbox {
-    /// The tools of the server, and those of a file that clients run.
+    /// Loads the server's tools, and client tools from a file.
     ///
     /// # Errors
-    /// The file can not be read, or a tool in it can not be used.
+    /// The file cannot be read, or a tool in it is invalid.
     pub fn load(file: Option<&Path>) -> Result<Self, ToolsFileError> {
         let built_in = ToolDefinition::parse(BUILT_IN)?.into_iter().filter_map(|definition| {
             let runner = ToolRunner::Server(MemoryTool::from_name(&definition.name)?);
@@ -70,24 +74,23 @@ impl Toolbox {
         Ok(Self(tools.into_iter().map(Arc::new).collect()))
     }
 
-    /// The tools for a turn. Those of the memory are there where the memory is, and search only where the turn may; those of
-    /// clients only where the turn can be kept until they have run.
     #[must_use]
-    pub fn offer(&self, wanted: &ToolSelection, has_memory: bool, may_search: bool, can_wait: bool) -> ToolOffer {
-        let fits = |tool: &Tool| {
-            let is_wanted = match wanted {
+    pub fn offer(&self, selection: &ToolSelection, availability: ToolAvailability) -> ToolOffer {
+        let ToolAvailability { has_memory, may_search, can_suspend } = availability;
+        let is_offered = |tool: &Tool| {
+            let is_selected = match selection {
                 ToolSelection::None => false,
                 ToolSelection::All => true,
                 ToolSelection::Named(names) => names.contains(&tool.definition.name),
             };
-            is_wanted
-                && match tool.runner {
-                    ToolRunner::Client => can_wait,
-                    ToolRunner::Server(MemoryTool::Search) => has_memory && may_search,
-                    ToolRunner::Server(_) => has_memory,
-                }
+            let is_available = match tool.runner {
+                ToolRunner::Client => can_suspend,
+                ToolRunner::Server(MemoryTool::Search) => has_memory && may_search,
+                ToolRunner::Server(_) => has_memory,
+            };
+            is_selected && is_available
         };
-        let tools: Vec<_> = self.0.iter().filter(|tool| fits(tool)).cloned().collect();
+        let tools: Vec<_> = self.0.iter().filter(|tool| is_offered(tool)).cloned().collect();
         ToolOffer { json: tools.iter().map(|tool| tool.definition.json.clone()).collect(), tools }
     }
 }
@@ -99,32 +102,28 @@ pub struct ToolOffer {
     json: Arc<[Box<RawValue>]>,
 }
 
-/// A call of a tool that can be made.
+/// A tool call that can be run.
 #[derive(Debug)]
 pub struct ValidatedCall {
-    /// Who makes it.
     pub runner: ToolRunner,
-    /// Its arguments, as the schema of the tool wants them.
+    /// They match the schema of the tool.
     pub arguments: Value,
 }
 
 impl ToolOffer {
-    /// As OpenAI's `tools`.
+    /// Entries of OpenAI's `tools`.
     #[must_use]
     pub fn json(&self) -> &Arc<[Box<RawValue>]> {
         &self.json
     }
 
-    /// The names of the tools.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.tools.iter().map(|tool| tool.definition.name.clone()).collect()
     }
 
-    /// Checks a call.
-    ///
     /// # Errors
-    /// What is wrong with it, for the model to read.
+    /// A problem that the model can read and repair.
     pub fn validate(&self, call: &ToolCall) -> Result<ValidatedCall, String> {
         let Some(tool) = self.tools.iter().find(|tool| tool.definition.name == call.name) else {
             return Err(format!("there is no such tool; there are: {}", self.names().join(", ")));
@@ -138,30 +137,32 @@ impl ToolOffer {
 mod tests {
     use super::*;
 
+    const ALL_AVAILABLE: ToolAvailability = ToolAvailability { has_memory: true, may_search: true, can_suspend: true };
+
     fn call(name: &str, arguments: &str) -> ToolCall {
         ToolCall { id: "c".into(), name: name.into(), arguments: arguments.into() }
     }
 
     #[test]
-    fn a_turn_is_offered_what_it_wants_as_far_as_there_is_such_a_tool() {
+    fn offer_has_selected_tools_that_are_available() {
         let toolbox = Toolbox::load(None).unwrap();
-        let names = |wanted: &ToolSelection, has_memory, may_search| {
-            toolbox.offer(wanted, has_memory, may_search, true).names()
+        let names = |selection: &ToolSelection, has_memory, may_search| {
+            toolbox.offer(selection, ToolAvailability { has_memory, may_search, ..ALL_AVAILABLE }).names()
         };
         assert_eq!(names(&ToolSelection::All, true, true), ["search_memory", "save_memory", "forget_memory"]);
         assert_eq!(names(&ToolSelection::All, true, false), ["save_memory", "forget_memory"]);
         assert!(names(&ToolSelection::All, false, true).is_empty());
         assert!(names(&ToolSelection::None, true, true).is_empty());
-        let wanted = ToolSelection::Named(vec!["unheard_of".into(), "save_memory".into()]);
-        assert_eq!(names(&wanted, true, true), ["save_memory"]);
+        let selection = ToolSelection::Named(vec!["no_such_tool".into(), "save_memory".into()]);
+        assert_eq!(names(&selection, true, true), ["save_memory"]);
     }
 
     #[test]
-    fn a_call_is_checked_against_the_schema_of_its_tool() {
-        let offer = Toolbox::load(None).unwrap().offer(&ToolSelection::All, true, true, true);
-        let checked = offer.validate(&call("search_memory", r#"{"query": "algebra"}"#)).unwrap();
-        assert_eq!(checked.runner, ToolRunner::Server(MemoryTool::Search));
-        for (name, arguments, said) in [
+    fn call_is_validated_against_its_schema() {
+        let offer = Toolbox::load(None).unwrap().offer(&ToolSelection::All, ALL_AVAILABLE);
+        let validated = offer.validate(&call("search_memory", r#"{"query": "algebra"}"#)).unwrap();
+        assert_eq!(validated.runner, ToolRunner::Server(MemoryTool::Search));
+        for (name, arguments, expected) in [
             ("find_memory", "{}", "search_memory"),
             ("search_memory", "{\"query\": ", "not JSON"),
             ("search_memory", "{}", "query"),
@@ -169,7 +170,7 @@ mod tests {
             ("search_memory", r#"{"query": "a", "limit": 1000}"#, "/limit"),
         ] {
             let problem = offer.validate(&call(name, arguments)).unwrap_err();
-            assert!(problem.contains(said), "{arguments}: {problem}");
+            assert!(problem.contains(expected), "{arguments}: {problem}");
         }
     }
 }

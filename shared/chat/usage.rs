@@ -1,7 +1,20 @@
-//! What a call has spent.
+//! Token usage and cost of a turn.
 
-use super::UsageReport;
 use crate::llm::{Prices, TokenUsage};
+
+/// Tokens that a call has spent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageReport {
+    /// Of all models together.
+    pub usage: TokenUsage,
+    /// `None` = the price of some model is unknown.
+    pub cost_micro_usd: Option<i64>,
+    /// Whether some counts are estimates, because the provider sent none.
+    pub is_estimated: bool,
+    /// The model that answered.
+    pub model: String,
+    pub by_model: Vec<(String, TokenUsage)>,
+}
 
 /// Tokens by model, counted by providers or else estimated.
 #[derive(Debug, Default)]
@@ -11,35 +24,33 @@ pub(super) struct UsageTally {
 }
 
 impl UsageTally {
-    /// Adds what a provider counted.
     pub(super) fn add(&mut self, model: String, tokens: TokenUsage) {
         match self.models.iter_mut().find(|(known, _)| *known == model) {
-            Some((_, so_far)) => *so_far = so_far.plus(tokens),
+            Some((_, total)) => *total = total.plus(tokens),
             None => self.models.push((model, tokens)),
         }
     }
 
-    /// Adds what nobody counted.
     pub(super) fn add_estimate(&mut self, model: String, prompt: u32, completion: u32) {
         self.is_estimated = true;
         self.add(model, TokenUsage { prompt, completion, ..TokenUsage::default() });
     }
 
-    /// All together; `None` = nothing was spent.
-    pub(super) fn report(self, answering: &str, prices: &Prices) -> Option<UsageReport> {
+    /// `None` = nothing was spent.
+    pub(super) fn report(self, answering_model: &str, prices: &Prices) -> Option<UsageReport> {
         if self.models.is_empty() {
             return None;
         }
         let costs = self.models.iter().map(|(model, tokens)| prices.cost(model, tokens));
-        // Rounded once, and not for each model.
-        #[expect(clippy::cast_possible_truncation, reason = "so many dollars there are not")]
+        // Rounded once, not per model.
+        #[expect(clippy::cast_possible_truncation, reason = "u32 token counts at any real price fit an i64")]
         let cost_micro_usd = costs.sum::<Option<f64>>().map(|cost| cost.round() as i64);
         let usage = self.models.iter().fold(TokenUsage::default(), |sum, (_, tokens)| sum.plus(*tokens));
         Some(UsageReport {
             usage,
             cost_micro_usd,
             is_estimated: self.is_estimated,
-            model: answering.to_owned(),
+            model: answering_model.to_owned(),
             by_model: self.models,
         })
     }
@@ -50,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_add_up_by_model_and_an_unknown_price_is_no_price_of_zero() {
+    fn usage_sums_by_model_and_has_no_cost_without_a_price() {
         let prices = Prices::built_in().unwrap();
         let tokens = TokenUsage { prompt: 1000, cached: 0, completion: 100, reasoning: 0 };
         let mut tally = UsageTally::default();
@@ -58,14 +69,14 @@ mod tests {
         tally.add("gpt-4o-mini".into(), tokens);
         tally.add("gpt-4o-mini".into(), tokens);
         tally.add("gpt-4o".into(), tokens);
-        let spent = tally.report("gpt-4o", &prices).unwrap();
-        assert_eq!((spent.usage.prompt, spent.usage.completion, spent.is_estimated), (3000, 300, false));
-        assert_eq!(spent.cost_micro_usd, Some(2 * (150 + 60) + 2500 + 1000));
-        assert_eq!(spent.by_model.len(), 2);
+        let report = tally.report("gpt-4o", &prices).unwrap();
+        assert_eq!((report.usage.prompt, report.usage.completion, report.is_estimated), (3000, 300, false));
+        assert_eq!(report.cost_micro_usd, Some(2 * (150 + 60) + 2500 + 1000));
+        assert_eq!(report.by_model.len(), 2);
         let mut tally = UsageTally::default();
         tally.add("gpt-4o-mini".into(), tokens);
-        tally.add_estimate("unheard-of".into(), 7, 8);
-        let spent = tally.report("unheard-of", &prices).unwrap();
-        assert_eq!((spent.cost_micro_usd, spent.is_estimated), (None, true));
+        tally.add_estimate("no-such-model".into(), 7, 8);
+        let report = tally.report("no-such-model", &prices).unwrap();
+        assert_eq!((report.cost_micro_usd, report.is_estimated), (None, true));
     }
 }

@@ -1,0 +1,71 @@
+//! Pending turns: suspended until the client has run tools, and resumed with its results.
+
+use super::{
+    assistant::Assistant,
+    context::{TurnContext, tool_result_content},
+    event::TurnFailure,
+    input::ToolResult,
+    round::RunningTurn,
+};
+use crate::{
+    conversation::{CompletedPendingTurn, Lease, PendingTurnId, StoreError, ToolResultOutcome},
+    llm::ToolCall,
+};
+
+/// A turn whose tool results are complete.
+#[derive(Debug)]
+pub struct ResumedTurn {
+    pub(super) lease: Lease,
+    pub(super) context: TurnContext,
+    pub(super) id: PendingTurnId,
+}
+
+impl ResumedTurn {
+    /// BCP 47 tag of the language in which the turn began.
+    #[must_use]
+    pub fn language_tag(&self) -> &str {
+        &self.context.language_tag
+    }
+}
+
+impl Assistant {
+    /// # Errors
+    /// The store failed or timed out; then the result is not recorded.
+    pub async fn record_tool_result(
+        &self,
+        lease: &Lease,
+        result: ToolResult,
+    ) -> Result<ToolResultOutcome<Box<ResumedTurn>>, StoreError> {
+        let Some(conversations) = &self.conversations else { return Ok(ToolResultOutcome::UnknownCall) };
+        let call_id = result.call_id.clone();
+        let content = tool_result_content(result);
+        let outcome = conversations.record_tool_result(lease, &call_id, content.as_bytes()).await?;
+        Ok(outcome.and_then(|CompletedPendingTurn { state, results, id }| {
+            match serde_json::from_slice::<TurnContext>(&state) {
+                Ok(mut context) => {
+                    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+                    context.push_tool_results(results.into_iter().map(|(id, bytes)| (id, text(bytes))).collect());
+                    ToolResultOutcome::Complete(Box::new(ResumedTurn { lease: lease.clone(), context, id }))
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a pending turn of another version of the service cannot be resumed");
+                    ToolResultOutcome::UnknownCall
+                }
+            }
+        }))
+    }
+
+    /// Persists a turn until the client has run these calls.
+    pub(super) async fn store_pending_turn(&self, turn: &RunningTurn, calls: &[ToolCall]) -> Result<(), TurnFailure> {
+        // Without a store no client tool is offered.
+        let (Some(conversations), Some(lease)) = (&self.conversations, &turn.lease) else {
+            return Err(TurnFailure::Internal);
+        };
+        let state = serde_json::to_vec(&turn.context).map_err(|_| TurnFailure::Internal)?;
+        let call_ids: Vec<&str> = calls.iter().map(|call| call.id.as_str()).collect();
+        conversations.store_pending_turn(lease, &state, &call_ids).await.map_err(|error| {
+            tracing::warn!(%error, "the pending turn cannot be stored");
+            TurnFailure::NotPersisted
+        })
+    }
+}

@@ -1,0 +1,65 @@
+//! A user's profile: sent with a request, or persisted from an earlier one.
+
+use std::collections::BTreeMap;
+
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::language::Language;
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Profile {
+    pub nickname: String,
+    /// IANA name; anything else counts as UTC.
+    pub timezone: String,
+    /// BCP 47 tag.
+    pub language_tag: String,
+    /// Whether the user has a paid plan.
+    pub is_pro: bool,
+    pub preferences: BTreeMap<String, String>,
+    /// Free context for the prompt; null = none.
+    pub extra_context: Value,
+    /// Level of the learner; 0 = unknown.
+    pub level: i32,
+}
+
+impl Profile {
+    #[must_use]
+    pub fn time_zone(&self) -> TimeZone {
+        time_zone(&self.timezone)
+    }
+
+    /// Fills empty fields from an earlier profile: a gateway may know a nickname and nothing else.
+    #[must_use]
+    pub fn with_defaults_from(self, earlier: Self) -> Self {
+        if self == Self::default() {
+            return earlier;
+        }
+        let text = |new: String, old: String| if new.is_empty() { old } else { new };
+        let mut preferences = earlier.preferences;
+        preferences.extend(self.preferences);
+        Self {
+            nickname: text(self.nickname, earlier.nickname),
+            timezone: text(self.timezone, earlier.timezone),
+            language_tag: text(self.language_tag, earlier.language_tag),
+            // A bool has no "not given": a profile with any field set states the plan too.
+            is_pro: self.is_pro,
+            preferences,
+            extra_context: if self.extra_context.is_null() { earlier.extra_context } else { self.extra_context },
+            level: if self.level == 0 { earlier.level } else { self.level },
+        }
+    }
+
+    /// The language of statuses, errors and the prompt.
+    #[must_use]
+    pub fn language(&self) -> Language {
+        Language::from_tag(&self.language_tag)
+    }
+}
+
+/// UTC for an unknown name: devices send abbreviations such as `CST`.
+pub(super) fn time_zone(name: &str) -> TimeZone {
+    TimeZone::get(name).unwrap_or(TimeZone::UTC)
+}

@@ -1,0 +1,56 @@
+//! Retrieval of the memories that ground a turn. A turn goes on without them if retrieval fails.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::input::TurnInput;
+use crate::memory::{CHAT_SOURCE_TYPE, DEFAULT_ALPHA, MAX_QUERY_BYTES, Memory, MemoryEngine, RetrievalQuery};
+
+const RECALL_LIMIT: usize = 8;
+/// Below it, texts have hardly more in common than chance.
+const RECALL_MIN_SCORE: f32 = 0.2;
+/// An answer without memories is better than a late one.
+const RECALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Clone)]
+pub struct RecalledMemory {
+    pub memory: Memory,
+    /// Relevance, 0 to 1.
+    pub score: f32,
+}
+
+/// Memories for the question, best first; `None` if retrieval failed or timed out.
+pub(super) async fn recall(engine: &MemoryEngine, input: &TurnInput) -> Option<Vec<RecalledMemory>> {
+    let query = RetrievalQuery {
+        text: truncate(&input.message, MAX_QUERY_BYTES).to_owned(),
+        limit: RECALL_LIMIT,
+        min_score: RECALL_MIN_SCORE,
+        filter: input.recall.clone().unwrap_or_default(),
+        alpha: DEFAULT_ALPHA,
+        time_zone: input.profile.time_zone(),
+    };
+    match timeout(RECALL_TIMEOUT, engine.retrieve(&input.user, &query)).await {
+        Ok(Ok(found)) => {
+            let recalled = found.hits.into_iter().map(|(memory, score)| RecalledMemory { memory, score });
+            Some(recalled.filter(|recalled| !is_echo(&recalled.memory, &input.message)).collect())
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "recall failed; the turn goes on without it");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(timeout_ms = RECALL_TIMEOUT.as_millis(), "recall timed out; the turn goes on without it");
+            None
+        }
+    }
+}
+
+/// Whether a memory is the same question, asked before: it would score best and add nothing.
+fn is_echo(memory: &Memory, question: &str) -> bool {
+    memory.source_type == CHAT_SOURCE_TYPE && memory.content.trim() == question.trim()
+}
+
+fn truncate(text: &str, max_bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(max_bytes)]
+}

@@ -1,0 +1,125 @@
+//! A turn that has reached the model, and the accounting of its rounds: text, model and usage.
+
+use std::mem;
+
+use super::{
+    context::TurnContext,
+    event::{FinishedTurn, TurnClosing, TurnEvent, TurnFailure},
+    record::{TurnFinish, TurnRecord},
+    usage::{UsageReport, UsageTally},
+};
+use crate::{
+    conversation::{Lease, PendingTurnId},
+    identity::UserId,
+    llm::{Finish, Message, Prices, TokenUsage, ToolCall, estimate_tokens},
+    tools::ToolOffer,
+};
+
+pub(super) struct RunningTurn {
+    pub(super) user: UserId,
+    /// The right to persist the turn; `None` = a turn without persistence.
+    pub(super) lease: Option<Lease>,
+    pub(super) context: TurnContext,
+    pub(super) offer: ToolOffer,
+    pub(super) recall_failed: bool,
+    /// The pending turn that this call resumed.
+    pub(super) resumed: Option<PendingTurnId>,
+    pub(super) progress: Progress,
+}
+
+/// Progress of a turn over its rounds.
+#[derive(Default)]
+pub(super) struct Progress {
+    tally: UsageTally,
+    /// The model that answers; a fallback changes it.
+    pub(super) model: String,
+    /// The answer so far, of all rounds.
+    text: String,
+    round_start: usize,
+    /// The model whose usage the provider reported in this round.
+    counted_model: Option<String>,
+    /// Set by an invalid tool call, which the model may repeat once, until tools run again.
+    pub(super) has_repaired: bool,
+}
+
+/// The end of a round that did not fail.
+pub(super) enum RoundOutcome {
+    Finished(Finish),
+    ToolsCalled { calls: Vec<ToolCall>, reasoning: Option<String> },
+}
+
+impl Progress {
+    pub(super) fn new(model: &str) -> Self {
+        Self { model: model.to_owned(), ..Self::default() }
+    }
+
+    pub(super) fn begin_round(&mut self) {
+        self.round_start = self.text.len();
+        self.counted_model = None;
+    }
+
+    pub(super) fn push_delta(&mut self, delta: &str) {
+        self.text.push_str(delta);
+    }
+
+    pub(super) fn add_usage(&mut self, model: String, tokens: TokenUsage) {
+        self.counted_model = Some(model.clone());
+        self.tally.add(model, tokens);
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The text of this round, which is not in the context yet.
+    pub(super) fn round_text(&self) -> &str {
+        &self.text[self.round_start..]
+    }
+
+    pub(super) fn into_text(self) -> String {
+        self.text
+    }
+}
+
+impl RunningTurn {
+    /// Attributes the round to a model, and estimates its usage where the provider reported none.
+    pub(super) fn end_round(&mut self, outcome: &Result<RoundOutcome, TurnFailure>) {
+        let progress = &mut self.progress;
+        // A fallback may have failed in the middle of its answer.
+        if let Err(TurnFailure::Model(error)) = outcome
+            && let Some(origin) = &error.origin
+        {
+            progress.model.clone_from(&origin.model);
+        }
+        let is_counted = progress.counted_model.as_ref() == Some(&progress.model);
+        let is_spent = outcome.is_ok() || !progress.round_text().is_empty();
+        if is_spent && !is_counted {
+            let completion = estimate_completion(progress.round_text(), outcome);
+            progress.tally.add_estimate(progress.model.clone(), self.context.estimate_tokens(), completion);
+        }
+    }
+
+    pub(super) fn usage(&mut self, prices: &Prices) -> Option<UsageReport> {
+        mem::take(&mut self.progress.tally).report(&self.progress.model, prices)
+    }
+
+    pub(super) fn to_record(&self, usage: Option<&UsageReport>, finish: TurnFinish) -> TurnRecord {
+        self.context.to_record(self.progress.round_text(), &self.progress.model, usage, finish)
+    }
+
+    pub(super) fn closing(&mut self, turn: Option<FinishedTurn>) -> TurnEvent {
+        TurnEvent::Closing(Box::new(TurnClosing { turn, resumed_turn: self.resumed.take() }))
+    }
+}
+
+fn estimate_completion(text: &str, outcome: &Result<RoundOutcome, TurnFailure>) -> u32 {
+    let tokens = estimate_tokens(text);
+    match outcome {
+        Ok(RoundOutcome::ToolsCalled { calls, reasoning }) => {
+            let message =
+                Message::Assistant { content: String::new(), reasoning: reasoning.clone(), calls: calls.clone() };
+            tokens.saturating_add(message.estimate_tokens())
+        }
+        _ => tokens,
+    }
+}
