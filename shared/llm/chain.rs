@@ -1,9 +1,21 @@
-//! Models in a chain: the first that answers is the one. Each is asked a few times; one that is dead is not asked at all.
+//! A model with its fallbacks: retries, backoff, circuit breakers, and the choice of the next model.
+//!
+//! ```text
+//! NextCandidate → Attempt → Receive ⟲ → done
+//!       ↑            ↑         │
+//!       │            ├ Backoff ┤ retryable
+//!       └────────────┴─────────┘ not retryable, or circuit open
+//! ```
+//!
+//! Invariant: after the first delta no other attempt starts, because a second answer would be glued to the first
+//! ([`ChainAnswer::fail`]).
 
 use std::{
+    mem,
     num::NonZero,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
+    vec,
 };
 
 use async_stream::try_stream;
@@ -11,49 +23,37 @@ use futures_util::{StreamExt as _, future::BoxFuture};
 use lru::LruCache;
 use tokio::time::{Instant, sleep};
 
-use super::{ChatModel, ModelError, ModelErrorKind, ModelEvent, ModelRequest, ModelStream, openai::Endpoint};
+use super::{
+    error::{ModelError, ModelErrorKind},
+    model::{ChatModel, ModelEvent, ModelRequest, ModelStream},
+    openai::Endpoint,
+};
 use crate::{
     config::{EndpointConfig, ProviderConfig, RetryConfig},
-    provider::{CircuitBreaker, CircuitOpen, backoff_delay},
+    provider::{CallPermit, CircuitBreaker, CircuitOpen, backoff_delay},
 };
 
-/// Models that a request named whose breakers are kept.
+/// Requests may name any number of models, so breakers are evicted.
 const MAX_BREAKERS: NonZero<usize> = NonZero::<usize>::MIN.saturating_add(127);
-/// Longest that a model is waited for before it is asked again, at the provider's wish.
+/// A provider may ask for a longer wait; then its model fails.
 const MAX_RETRY_WAIT: Duration = Duration::from_secs(20);
-/// The same where another model could answer at once.
+/// The same while another model could answer at once.
 const MAX_RETRY_WAIT_BEFORE_FALLBACK: Duration = Duration::from_secs(2);
 
-/// A model with those that take its place.
 #[derive(Debug)]
 pub struct ModelChain {
+    /// The primary one first; never empty.
     endpoints: Vec<Arc<Endpoint>>,
+    /// Empty = a request may name any model.
     allowed_models: Vec<String>,
-    retry_policy: RetryConfig,
-    /// By endpoint and model.
+    retry: RetryConfig,
+    /// By index of the endpoint and name of the model.
     breakers: Mutex<LruCache<(usize, String), Arc<CircuitBreaker>>>,
 }
 
-/// A model to ask.
-struct Candidate {
-    endpoint: Arc<Endpoint>,
-    model: String,
-    breaker: Arc<CircuitBreaker>,
-}
-
-/// What to do after a failure.
-enum FailureReaction {
-    /// Ask the same model after a while.
-    RetryAfter(Duration),
-    /// Ask the next one.
-    FallBack,
-}
-
 impl ModelChain {
-    /// The models that the configuration names. They keep connections open between answers.
-    ///
     /// # Errors
-    /// The HTTP client can not be built.
+    /// TLS cannot be set up.
     pub fn new(config: &ProviderConfig) -> Result<Self, reqwest::Error> {
         let configs = std::iter::once(&config.primary).chain(&config.fallbacks);
         let endpoint = |endpoint: &EndpointConfig| {
@@ -62,112 +62,48 @@ impl ModelChain {
         Ok(Self {
             endpoints: configs.map(endpoint).collect::<Result<_, _>>()?,
             allowed_models: config.allowed_models.clone(),
-            retry_policy: config.retry,
+            retry: config.retry,
             breakers: Mutex::new(LruCache::new(MAX_BREAKERS)),
         })
     }
 
     fn primary(&self) -> &Endpoint {
-        // There is always one: it is made of the primary and the fallbacks.
         &self.endpoints[0]
     }
 
     /// The models to ask, in order. A request may name the first one.
     fn candidates(&self, requested: Option<&str>) -> Vec<Candidate> {
         let mut breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
-        let candidate = |(place, endpoint): (usize, &Arc<Endpoint>)| {
-            let model = requested.filter(|_| place == 0).unwrap_or(&endpoint.config.model).to_owned();
-            let breaker = breakers
-                .get_or_insert((place, model.clone()), || Arc::new(CircuitBreaker::new(self.retry_policy.breaker)));
-            Candidate { endpoint: endpoint.clone(), breaker: breaker.clone(), model }
+        let candidate = |(index, endpoint): (usize, &Arc<Endpoint>)| {
+            let model = requested.filter(|_| index == 0).unwrap_or(&endpoint.config.model).to_owned();
+            let new_breaker = || Arc::new(CircuitBreaker::new(self.retry.breaker));
+            let breaker = breakers.get_or_insert((index, model.clone()), new_breaker).clone();
+            Candidate { endpoint: endpoint.clone(), model, breaker, attempt: 1, last_error: None }
         };
         self.endpoints.iter().enumerate().map(candidate).collect()
     }
 
-    /// What to do after the `attempt`-th failure of a model. The failures that it can be retried after are those of the
-    /// moment; and only before anything was said, which the caller sees to.
-    fn classify(&self, error: &ModelError, attempt: u32, is_last: bool, deadline: Instant) -> FailureReaction {
-        // Who was waited for in vain once is not waited for again where another model could answer.
-        let was_slow = error.kind == ModelErrorKind::Timeout && !is_last;
-        if !error.kind.is_retryable() || was_slow || attempt >= self.retry_policy.max_attempts {
-            return FailureReaction::FallBack;
+    /// The wait before the next attempt at the same model; `None` = it has failed. `can_fall_back`: another model is left.
+    fn retry_wait(&self, error: &ModelError, attempt: u32, can_fall_back: bool, deadline: Instant) -> Option<Duration> {
+        // A second timeout would cost the user more than another model.
+        let is_too_slow = error.kind == ModelErrorKind::Timeout && can_fall_back;
+        if !error.kind.is_retryable() || is_too_slow || attempt >= self.retry.max_attempts {
+            return None;
         }
         let wait = backoff_delay(attempt, error.retry_after);
-        let longest = if is_last { MAX_RETRY_WAIT } else { MAX_RETRY_WAIT_BEFORE_FALLBACK };
-        let in_time = deadline.saturating_duration_since(Instant::now());
-        if wait <= longest.min(in_time) { FailureReaction::RetryAfter(wait) } else { FailureReaction::FallBack }
+        let longest = if can_fall_back { MAX_RETRY_WAIT_BEFORE_FALLBACK } else { MAX_RETRY_WAIT };
+        let time_left = deadline.saturating_duration_since(Instant::now());
+        (wait <= longest.min(time_left)).then_some(wait)
     }
 }
 
 impl ChatModel for ModelChain {
     fn answer(self: Arc<Self>, request: ModelRequest) -> ModelStream {
         Box::pin(try_stream! {
-            let candidates = self.candidates(request.model.as_deref());
-            let last = candidates.len().saturating_sub(1);
-            let mut failures = Vec::new();
-            for (place, Candidate { endpoint, model, breaker }) in candidates.into_iter().enumerate() {
-                let mut attempt = 1;
-                let mut failed = None;
-                let error = loop {
-                    let mut permit = match breaker.admit() {
-                        Ok(permit) => permit,
-                        Err(open) => break failed.unwrap_or_else(|| circuit_open_error(open)),
-                    };
-                    let mut answer = endpoint.clone().answer(request.clone(), model.clone());
-                    let mut has_begun = false;
-                    let error = loop {
-                        match answer.next().await {
-                            Some(Ok(event)) => match event {
-                                ModelEvent::Delta(_) => {
-                                    if !has_begun {
-                                        has_begun = true;
-                                        permit.answer_began();
-                                    }
-                                    yield event;
-                                }
-                                ModelEvent::Usage { .. } => yield event,
-                                ModelEvent::Finished { .. } | ModelEvent::ToolsCalled { .. } => {
-                                    permit.succeeded();
-                                    yield event;
-                                    return;
-                                }
-                            },
-                            Some(Err(error)) => break error,
-                            None => break ModelError::new(ModelErrorKind::Truncated, "the answer has no end"),
-                        }
-                    };
-                    drop(answer);
-                    let is_over = Instant::now() >= request.deadline;
-                    if !error.is_outage() {
-                        // It is there, and refuses this request.
-                        permit.succeeded();
-                    } else if !(has_begun && is_over) {
-                        permit.failed();
-                    }
-                    if has_begun {
-                        // A second answer would be glued to the first.
-                        Err(with_origin(error, &endpoint, &model))?;
-                        return;
-                    }
-                    match self.classify(&error, attempt, place == last, request.deadline) {
-                        FailureReaction::RetryAfter(wait) => {
-                            tracing::warn!(%error, model, attempt, wait_ms = wait.as_millis(), "the model failed; it is asked again");
-                            sleep(wait).await;
-                            attempt += 1;
-                            failed = Some(error);
-                        }
-                        FailureReaction::FallBack => break error,
-                    }
-                };
-                if place < last {
-                    tracing::warn!(%error, model, attempt, "the model failed; the next one is asked");
-                }
-                failures.push(with_origin(error, &endpoint, &model));
-                if Instant::now() >= request.deadline {
-                    break;
-                }
+            let mut answer = ChainAnswer::new(self, request);
+            while let Some(event) = answer.next_event().await? {
+                yield event;
             }
-            Err(most_actionable(failures))?;
         })
     }
 
@@ -184,25 +120,170 @@ impl ChatModel for ModelChain {
     }
 }
 
-fn circuit_open_error(open: CircuitOpen) -> ModelError {
-    let CircuitOpen(rest) = open;
-    let detail = "it failed too often in a row and is not asked for a while";
-    let retry_after = Some(rest.max(Duration::from_secs(1)));
+/// A model to ask.
+struct Candidate {
+    endpoint: Arc<Endpoint>,
+    model: String,
+    breaker: Arc<CircuitBreaker>,
+    /// Number of the next attempt, from 1.
+    attempt: u32,
+    last_error: Option<ModelError>,
+}
+
+/// A request to one model that is in progress.
+struct Attempt {
+    candidate: Box<Candidate>,
+    permit: CallPermit,
+    answer: ModelStream,
+    /// Whether a delta was delivered.
+    has_begun: bool,
+}
+
+enum Step {
+    NextCandidate,
+    /// Asks the model, if its circuit is closed.
+    Attempt(Box<Candidate>),
+    /// Waits for the next event of the model.
+    Receive(Box<Attempt>),
+    Backoff(Box<Candidate>, Duration),
+    Done,
+}
+
+/// The state machine of one answer.
+struct ChainAnswer {
+    chain: Arc<ModelChain>,
+    request: ModelRequest,
+    /// Not asked yet.
+    candidates: vec::IntoIter<Candidate>,
+    /// The final error of each model that failed.
+    failures: Vec<ModelError>,
+    step: Step,
+}
+
+impl ChainAnswer {
+    fn new(chain: Arc<ModelChain>, request: ModelRequest) -> Self {
+        let candidates = chain.candidates(request.model.as_deref()).into_iter();
+        Self { chain, request, candidates, failures: Vec::new(), step: Step::NextCandidate }
+    }
+
+    async fn next_event(&mut self) -> Result<Option<ModelEvent>, ModelError> {
+        loop {
+            self.step = match mem::replace(&mut self.step, Step::Done) {
+                Step::NextCandidate => self.next_candidate()?,
+                Step::Attempt(candidate) => self.attempt(candidate),
+                Step::Receive(mut attempt) => match attempt.answer.next().await {
+                    Some(Ok(event)) => {
+                        self.step = attempt.step_after(&event);
+                        return Ok(Some(event));
+                    }
+                    Some(Err(error)) => self.fail(*attempt, error)?,
+                    None => self.fail(*attempt, ModelError::new(ModelErrorKind::Truncated, "the answer has no end"))?,
+                },
+                Step::Backoff(candidate, wait) => {
+                    sleep(wait).await;
+                    Step::Attempt(candidate)
+                }
+                Step::Done => return Ok(None),
+            };
+        }
+    }
+
+    fn next_candidate(&mut self) -> Result<Step, ModelError> {
+        let is_too_late = !self.failures.is_empty() && Instant::now() >= self.request.deadline;
+        match self.candidates.next() {
+            Some(candidate) if !is_too_late => Ok(Step::Attempt(Box::new(candidate))),
+            _ => Err(most_actionable(mem::take(&mut self.failures))),
+        }
+    }
+
+    fn attempt(&mut self, mut candidate: Box<Candidate>) -> Step {
+        match candidate.breaker.admit() {
+            Ok(permit) => {
+                let answer = candidate.endpoint.clone().answer(self.request.clone(), candidate.model.clone());
+                Step::Receive(Box::new(Attempt { candidate, permit, answer, has_begun: false }))
+            }
+            Err(open) => {
+                let error = candidate.last_error.take().unwrap_or_else(|| circuit_open_error(open));
+                self.fall_back(&candidate, error)
+            }
+        }
+    }
+
+    /// Classifies a failed attempt: retry, fall back, or end the answer.
+    fn fail(&mut self, attempt: Attempt, error: ModelError) -> Result<Step, ModelError> {
+        let Attempt { mut candidate, permit, answer, has_begun } = attempt;
+        drop(answer);
+        let deadline = self.request.deadline;
+        if !error.is_outage() {
+            // The provider is up and rejects this request.
+            permit.succeeded();
+        } else if !(has_begun && Instant::now() >= deadline) {
+            permit.failed();
+        }
+        if has_begun {
+            return Err(with_origin(error, &candidate));
+        }
+        let Some(wait) = self.chain.retry_wait(&error, candidate.attempt, self.can_fall_back(), deadline) else {
+            return Ok(self.fall_back(&candidate, error));
+        };
+        let Candidate { model, attempt, .. } = &*candidate;
+        tracing::warn!(%error, model, attempt, wait_ms = wait.as_millis(), "model attempt failed; retrying");
+        candidate.attempt += 1;
+        candidate.last_error = Some(error);
+        Ok(Step::Backoff(candidate, wait))
+    }
+
+    fn can_fall_back(&self) -> bool {
+        !self.candidates.as_slice().is_empty()
+    }
+
+    fn fall_back(&mut self, candidate: &Candidate, error: ModelError) -> Step {
+        if self.can_fall_back() {
+            let Candidate { model, attempt, .. } = candidate;
+            tracing::warn!(%error, model, attempt, "model failed; falling back to the next one");
+        }
+        self.failures.push(with_origin(error, candidate));
+        Step::NextCandidate
+    }
+}
+
+impl Attempt {
+    fn step_after(mut self: Box<Self>, event: &ModelEvent) -> Step {
+        match event {
+            ModelEvent::Delta(_) => {
+                if !mem::replace(&mut self.has_begun, true) {
+                    self.permit.answer_began();
+                }
+                Step::Receive(self)
+            }
+            ModelEvent::Usage { .. } => Step::Receive(self),
+            ModelEvent::Finished { .. } | ModelEvent::ToolsCalled { .. } => {
+                self.permit.succeeded();
+                Step::Done
+            }
+        }
+    }
+}
+
+fn circuit_open_error(CircuitOpen(cooldown): CircuitOpen) -> ModelError {
+    let detail = "the circuit breaker of the model is open: too many consecutive failures";
+    let retry_after = Some(cooldown.max(Duration::from_secs(1)));
+    // `resting` is a wire name.
     ModelError { retry_after, problem: Some("resting"), ..ModelError::new(ModelErrorKind::Unavailable, detail) }
 }
 
-fn with_origin(error: ModelError, endpoint: &Endpoint, model: &str) -> ModelError {
-    ModelError { origin: Some(endpoint.origin(model, error.kind)), ..error }
+fn with_origin(error: ModelError, candidate: &Candidate) -> ModelError {
+    let origin = candidate.endpoint.origin(&candidate.model, error.kind);
+    ModelError { origin: Some(origin), ..error }
 }
 
-/// Of the failures of all models, in their order, the first that may pass, or else the first: what the user can do something
-/// about.
+/// The first failure that a retry may solve, or else the first: it is the one that the user can act on.
 fn most_actionable(mut failures: Vec<ModelError>) -> ModelError {
-    let place = failures.iter().position(|error| error.kind.is_retryable()).unwrap_or_default();
     if failures.is_empty() {
-        return ModelError::new(ModelErrorKind::Unavailable, "there is no model");
+        return ModelError::new(ModelErrorKind::Unavailable, "no model is configured");
     }
-    failures.swap_remove(place)
+    let index = failures.iter().position(|error| error.kind.is_retryable()).unwrap_or_default();
+    failures.swap_remove(index)
 }
 
 #[cfg(test)]
@@ -210,11 +291,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_several_failures_the_first_that_may_pass_is_told() {
+    fn most_actionable_prefers_first_retryable_failure() {
         let error = |kind| ModelError::new(kind, "");
-        let told = |kinds: &[ModelErrorKind]| most_actionable(kinds.iter().copied().map(error).collect()).kind;
+        let kind = |kinds: &[ModelErrorKind]| most_actionable(kinds.iter().copied().map(error).collect()).kind;
         use ModelErrorKind::{ModelNotFound, RateLimited, Unauthorized, Unavailable};
-        assert_eq!(told(&[Unauthorized, RateLimited, Unavailable]), RateLimited);
-        assert_eq!(told(&[Unauthorized, ModelNotFound]), Unauthorized);
+        assert_eq!(kind(&[Unauthorized, RateLimited, Unavailable]), RateLimited);
+        assert_eq!(kind(&[Unauthorized, ModelNotFound]), Unauthorized);
     }
 }

@@ -1,4 +1,4 @@
-//! Canned answers for trying things out: no key, no cost, the same answer every time.
+//! Canned answers for demo mode: no key, no cost, deterministic.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
@@ -6,16 +6,16 @@ use async_stream::stream;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 
-use super::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream, pace::chunk_ends};
+use super::{
+    model::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream},
+    pace::chunk_ends,
+};
 use crate::language::Language;
 
-/// Largest file of answers, in bytes.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What the model is called.
 pub const DEMO_MODEL: &str = "demo";
 
-/// Answers by question.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DemoResponses {
@@ -37,7 +37,7 @@ struct FallbackAnswers {
     en: CannedAnswer,
 }
 
-/// A text and where its chunks end: cut once, not in every turn.
+/// A text and the byte offsets at which its chunks end, split once and not per turn.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(from = "String")]
 struct CannedAnswer(Arc<(String, Vec<usize>)>);
@@ -55,42 +55,35 @@ impl CannedAnswer {
     }
 }
 
-/// Why a file of answers can not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoResponsesError {
-    /// It can not be read.
-    #[error("DEMO_RESPONSES_FILE can not be read: {0}")]
+    #[error("DEMO_RESPONSES_FILE cannot be read: {0}")]
     Read(#[from] std::io::Error),
-    /// It is too large to be meant.
     #[error("DEMO_RESPONSES_FILE is larger than {MAX_FILE_BYTES} bytes")]
     TooLarge,
-    /// It is not of the expected form.
     #[error(
-        "the demo answers are not of the form {{\"responses\": [{{\"questions\": [\"…\"], \"answer\": \"…\"}}], \
+        "the demo answers do not have the form {{\"responses\": [{{\"questions\": [\"…\"], \"answer\": \"…\"}}], \
          \"fallback\": {{\"zh\": \"…\", \"en\": \"…\"}}}}: {0}"
     )]
     Malformed(#[from] serde_json::Error),
-    /// An entry could never be used, or would answer with nothing.
     #[error("the demo answers have an empty question or answer (entry {index}, counted from 0)")]
     Empty {
-        /// Position in `responses`; its length stands for the fallback.
+        /// Index in `responses`; its length stands for the fallback.
         index: usize,
     },
 }
 
 impl DemoResponses {
-    /// The answers that come with the service.
-    ///
     /// # Errors
-    /// Never, as a test shows.
+    /// Never, which a test proves.
     pub fn built_in() -> Result<Self, DemoResponsesError> {
         Self::parse(include_str!("demo_responses.json"))
     }
 
-    /// Answers from a file in the form of `demo_responses.json`.
+    /// Loads a file in the form of `demo_responses.json`.
     ///
     /// # Errors
-    /// The file can not be read, is too large or of another form.
+    /// The file cannot be read, is too large, or is malformed.
     pub fn load(path: &Path) -> Result<Self, DemoResponsesError> {
         if fs::metadata(path)?.len() > MAX_FILE_BYTES {
             return Err(DemoResponsesError::TooLarge);
@@ -114,25 +107,23 @@ impl DemoResponses {
         Ok(parsed)
     }
 
-    /// The answer to a question: of the entry that has exactly this question, else of the longest question that the
-    /// message contains, else the fallback in the message's language.
+    /// The entry with exactly this question, else with the longest question that the message contains, else the fallback in the
+    /// language of the message.
     fn answer_to(&self, message: &str) -> CannedAnswer {
-        let asked = normalise(message);
-        let entries =
-            || self.responses.iter().flat_map(|r| r.questions.iter().map(move |question| (question, &r.answer)));
-        let exact = entries().find(|(question, _)| **question == asked);
-        let contained = || entries().filter(|(q, _)| asked.contains(q.as_str())).max_by_key(|(q, _)| q.len());
+        let question = normalise(message);
+        let entries = || self.responses.iter().flat_map(|r| r.questions.iter().map(move |known| (known, &r.answer)));
+        let exact = entries().find(|(known, _)| **known == question);
+        let contained = || entries().filter(|(q, _)| question.contains(q.as_str())).max_by_key(|(q, _)| q.len());
         let fallback = Language::detect(message).pick(&self.fallback.en, &self.fallback.zh);
         exact.or_else(contained).map_or(fallback, |(_, answer)| answer).clone()
     }
 }
 
-/// Folds what does not change a question: case, white space and punctuation around it.
+/// Removes case, and white space and punctuation around the question.
 fn normalise(question: &str) -> String {
     question.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase()
 }
 
-/// A model that types canned answers.
 #[derive(Debug)]
 pub struct DemoModel {
     responses: DemoResponses,
@@ -140,7 +131,7 @@ pub struct DemoModel {
 }
 
 impl DemoModel {
-    /// A model that types one chunk every `chunk_delay`; zero = as fast as the client reads.
+    /// `chunk_delay`: time between two chunks; zero = as fast as the client reads.
     #[must_use]
     pub fn new(responses: DemoResponses, chunk_delay: Duration) -> Self {
         Self { responses, chunk_delay }
@@ -156,7 +147,7 @@ impl ChatModel for DemoModel {
         let answer = self.responses.answer_to(question.unwrap_or_default());
         let delay = self.chunk_delay;
         Box::pin(stream! {
-            // A schedule, not a pause after each chunk: a late chunk does not make all that follow it late.
+            // A schedule, not a pause after each chunk: a late chunk does not delay the next ones.
             let mut due = Instant::now();
             let mut from = 0;
             let (text, ends) = &*answer.0;
@@ -197,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exact_question_wins_then_the_longest_contained_one_then_the_fallback_in_its_language() {
+    fn answer_prefers_exact_then_longest_question() {
         let responses = responses();
         assert_eq!(responses.answer_to("复习").text(), "short");
         assert_eq!(responses.answer_to(" study plan? ").text(), "long");
@@ -207,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_answers_cover_what_clients_ask_today_at_a_readable_length() {
+    fn built_in_answers_cover_known_questions() {
         let responses = DemoResponses::built_in().unwrap();
         for question in [
             "帮我制定高数复习计划",
@@ -231,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_can_not_be_used_is_refused_with_its_reason() {
+    fn invalid_file_is_rejected_with_reason() {
         assert!(matches!(DemoResponses::parse("{}"), Err(DemoResponsesError::Malformed(_))));
         let empty = r#"{"responses": [{"questions": ["?"], "answer": "a"}], "fallback": {"zh": "z", "en": "e"}}"#;
         assert!(matches!(DemoResponses::parse(empty), Err(DemoResponsesError::Empty { index: 0 })));

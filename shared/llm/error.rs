@@ -1,72 +1,67 @@
-//! What goes wrong between us and a provider, and what is right to do then.
+//! Errors of providers, classified by the right reaction to them.
 
 use std::time::Duration;
 
 use crate::provider::{ErrorReport, ErrorResponse};
 
-/// A failed answer. It holds no text of the user and no key.
+/// Holds no text of the user and no key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind:?}: {detail}")]
 pub struct ModelError {
-    /// What class of failure it is.
     pub kind: ModelErrorKind,
-    /// HTTP status of the provider's answer, where there was one.
+    /// HTTP status, if the provider responded.
     pub status: Option<u16>,
-    /// The provider's own code or type, where it gave one.
+    /// The provider's own code or type.
     pub provider_code: Option<String>,
-    /// How long the provider asks to wait.
+    /// Wait that the provider asks for.
     pub retry_after: Option<Duration>,
-    /// What failed on the way to the provider, in a word that stays the same: `dns`, `tls`, …
+    /// A stable code for a transport failure, which clients see: `dns`, `tls`, …
     pub problem: Option<&'static str>,
-    /// Whose failure it is.
+    /// The model that failed.
     pub origin: Option<Box<ErrorOrigin>>,
-    /// For the log: what happened, in our words.
+    /// For the log.
     pub detail: String,
 }
 
-/// Whose failure it is, for whoever runs the service.
+/// The model that failed, and hints for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorOrigin {
-    /// The provider, as it is configured.
+    /// As configured.
     pub provider: String,
-    /// The model.
     pub model: String,
-    /// The variables to look at.
+    /// Environment variables that may be wrong.
     pub variables_to_check: Vec<String>,
-    /// What is wrong with the address, if that can be told from itself.
+    /// A mistake that the URL itself shows.
     pub address_hint: Option<&'static str>,
 }
 
-/// Classes of failure, each with one right reaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ModelErrorKind {
-    /// The key is wrong or may not do this.
+    /// The key is invalid or lacks permission.
     Unauthorized,
-    /// The account has no money or quota left; waiting does not help.
+    /// The account has no balance or quota; waiting does not help.
     QuotaExhausted,
     /// Too many requests; waiting helps.
     RateLimited,
-    /// There is no such model.
     ModelNotFound,
-    /// There is no such API at the address.
+    /// The URL has no such API.
     AddressNotFound,
-    /// The conversation is longer than the model can read.
+    /// The conversation exceeds the context window.
     ContextLength,
-    /// The provider's filter refused the question.
+    /// The provider's filter rejected the question.
     ContentFilter,
-    /// The provider refused the request for another reason.
+    /// The provider rejected the request for another reason.
     Rejected,
-    /// The provider can not be reached or is in trouble.
+    /// The provider is unreachable or failing.
     Unavailable,
-    /// The provider took too long.
     Timeout,
-    /// The stream broke off before the answer was complete.
+    /// The stream ended before the answer was complete.
     Truncated,
-    /// The provider sent what the protocol does not allow.
+    /// The response violates the protocol.
     Malformed,
-    /// The provider ended without any text.
+    /// The answer has no text.
     EmptyAnswer,
-    /// The model thought and then said nothing.
+    /// The model sent reasoning and no answer.
     OnlyReasoning,
 }
 
@@ -94,7 +89,7 @@ impl ModelErrorKind {
         }
     }
 
-    /// The class of a provider's own error code or type, where it is a known one; see `docs/providers.md`.
+    /// By the provider's own code or type; see `docs/providers.md`.
     fn from_code(code: &str) -> Option<Self> {
         Some(match code {
             "invalid_api_key"
@@ -139,10 +134,10 @@ impl ModelErrorKind {
         })
     }
 
-    /// The class of an error whose code says nothing, by its sentence in lower case.
-    fn from_sentence(sentence: &str, status: Option<u16>) -> Option<Self> {
-        let says = |words: &[&str]| words.iter().any(|word| sentence.contains(word));
-        // What other statuses mean is told by themselves.
+    /// By the message in lower case, for errors without a known code.
+    fn from_message(message: &str, status: Option<u16>) -> Option<Self> {
+        let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+        // Other statuses are unambiguous.
         if !status.is_none_or(|status| matches!(status, 400 | 403 | 404 | 413 | 422 | 429)) {
             return None;
         }
@@ -163,7 +158,7 @@ impl ModelErrorKind {
         if says(&["invalid url", "unknown request url"]) {
             return Some(Self::AddressNotFound);
         }
-        let of_model = sentence.contains("model")
+        let is_about_model = message.contains("model")
             && says(&[
                 "not found",
                 "not exist",
@@ -172,15 +167,14 @@ impl ModelErrorKind {
                 "invalid model",
                 "not a valid model",
             ]);
-        of_model.then_some(Self::ModelNotFound)
+        is_about_model.then_some(Self::ModelNotFound)
     }
 
-    /// The class of an HTTP status.
     fn from_status(status: u16) -> Self {
         match status {
             401 | 403 => Self::Unauthorized,
             402 => Self::QuotaExhausted,
-            // A redirection is never followed: it could carry the key away.
+            // Redirects are not followed: they could leak the key.
             300..=399 | 404 | 405 => Self::AddressNotFound,
             408 | 504 => Self::Timeout,
             413 => Self::ContextLength,
@@ -192,7 +186,6 @@ impl ModelErrorKind {
 }
 
 impl ModelError {
-    /// A failure of a class.
     pub fn new(kind: ModelErrorKind, detail: impl Into<String>) -> Self {
         Self {
             kind,
@@ -205,32 +198,30 @@ impl ModelError {
         }
     }
 
-    /// A failure that the provider reported: its code counts more than the HTTP status, because 429 stands for an
-    /// empty account too.
+    /// The provider's code takes precedence over the HTTP status, because 429 means an empty account too.
     pub(super) fn from_report(status: Option<u16>, report: &ErrorReport) -> Self {
         let status = status.or(report.status);
         let kind = [&report.code, &report.kind]
             .into_iter()
             .find_map(|code| Kind::from_code(code.as_deref()?))
-            .or_else(|| Kind::from_sentence(&report.message, status))
+            .or_else(|| Kind::from_message(&report.message, status))
             .or_else(|| status.map(Kind::from_status))
             .unwrap_or(Kind::Unavailable);
         let provider_code = report.code.clone().or_else(|| report.kind.clone());
         Self { status, provider_code, ..Self::new(kind, "the provider reported an error") }
     }
 
-    /// Whether the provider was in trouble, so that others will fail, too. What it answers with a status of 4xx is about
-    /// the request.
+    /// Whether other requests will fail too, so that the circuit breaker counts it. A status of 4xx concerns one request.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        let is_trouble = matches!(self.kind, Kind::Unavailable | Kind::Timeout | Kind::Truncated | Kind::Malformed);
-        is_trouble && !self.status.is_some_and(|status| (400..500).contains(&status))
+        let is_outage = matches!(self.kind, Kind::Unavailable | Kind::Timeout | Kind::Truncated | Kind::Malformed);
+        is_outage && !self.status.is_some_and(|status| (400..500).contains(&status))
     }
 }
 
 impl From<ErrorResponse> for ModelError {
-    fn from(refusal: ErrorResponse) -> Self {
-        Self { retry_after: refusal.retry_after, ..Self::from_report(Some(refusal.status), &refusal.report) }
+    fn from(response: ErrorResponse) -> Self {
+        Self { retry_after: response.retry_after, ..Self::from_report(Some(response.status), &response.report) }
     }
 }
 
@@ -242,9 +233,9 @@ mod tests {
         ModelError::from_report(Some(status), &ErrorReport::from_body(body.as_bytes())).kind
     }
 
-    /// As documented by the providers, or as their servers' sources write them.
+    /// Bodies from the documentation of the providers, or from the sources of their servers.
     #[test]
-    fn a_wrong_key_a_wrong_address_an_unknown_model_and_an_empty_account_are_told_apart() {
+    fn provider_errors_are_classified() {
         for (status, body, expected) in [
             // OpenAI
             (
@@ -338,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_of_4xx_are_no_outage() {
+    fn status_4xx_is_no_outage() {
         let error = |kind, status| ModelError { status, ..ModelError::new(kind, "") };
         assert!(error(Kind::Timeout, None).is_outage() && error(Kind::Unavailable, Some(503)).is_outage());
         assert!(!error(Kind::Timeout, Some(408)).is_outage() && !error(Kind::RateLimited, Some(429)).is_outage());

@@ -1,4 +1,4 @@
-//! Streaming chat completions of any OpenAI-compatible API: one request, one answer, no second try.
+//! Streaming chat completions of any OpenAI-compatible API: one request, one answer, no retry.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,10 +6,13 @@ use async_stream::try_stream;
 use reqwest::{Client, Response, header};
 use tokio::time::{Instant, timeout_at};
 
-use super::{ErrorOrigin, ModelError, ModelErrorKind, ModelEvent, ModelRequest, ModelStream};
+use super::{
+    error::{ErrorOrigin, ModelError, ModelErrorKind},
+    model::{ModelEvent, ModelRequest, ModelStream},
+};
 use crate::{
     config::{EndpointConfig, ModelTimeouts},
-    provider::{ErrorResponse, read_bounded_body, transport_problem},
+    provider::{ErrorResponse, http_client, read_bounded_body, transport_problem},
 };
 
 mod answer;
@@ -23,63 +26,57 @@ use chunk::Chunk;
 use request::RequestBody;
 use sse::SseChunks;
 
-/// How long to wait for the end of a response whose answer is complete.
+/// Wait for the end of the response after a complete answer.
 const TRAILING_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long to wait for the usage of an answer whose end was told.
+/// Wait for the usage after the finish reason.
 const TRAILING_USAGE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most bytes of an answer, its thought and its calls together: no model says that much, and a defect must not fill the
-/// memory.
+/// Of text, reasoning and tool calls together: bounds the memory that a defective provider can fill.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
-/// Bytes that a token has at most: a provider that ignores the limit of tokens is stopped by this.
+/// Upper bound of a token's length: stops a provider that ignores the token limit.
 const MAX_TOKEN_BYTES: usize = 16;
 
-/// A model and how to reach it.
+/// An API and its model. Keeps connections open between answers.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     client: Client,
     pub(super) config: EndpointConfig,
     timeouts: ModelTimeouts,
-    /// Most tokens of an answer, whatever a request says.
+    /// Upper bound for the limit of a request.
     max_tokens: Option<u32>,
 }
 
 impl Endpoint {
-    /// An endpoint that keeps connections to its provider open between answers.
     pub(super) fn new(
         config: EndpointConfig,
-        limits: ModelTimeouts,
+        timeouts: ModelTimeouts,
         max_tokens: Option<u32>,
     ) -> Result<Self, reqwest::Error> {
-        Ok(Self { client: crate::http_client(limits.connect)?, config, timeouts: limits, max_tokens })
+        Ok(Self { client: http_client(timeouts.connect)?, config, timeouts, max_tokens })
     }
 
-    /// One answer of a model. Nothing is asked before the stream is polled; dropping it cancels the request.
     pub(super) fn answer(self: Arc<Self>, request: ModelRequest, model: String) -> ModelStream {
         Box::pin(try_stream! {
-            let end = request.deadline;
+            let deadline = request.deadline;
             let max_tokens = [request.max_tokens, self.max_tokens].into_iter().flatten().min();
-            let mut due = end.min(Instant::now() + self.timeouts.first_token);
-            let opening = self.send(&request, &model, max_tokens);
-            let response = timeout_at(due, opening).await.map_err(|_| timed_out("no answer began in time"))??;
-            let limit = max_tokens.map_or(MAX_ANSWER_BYTES, |tokens| {
-                usize::try_from(tokens).unwrap_or(usize::MAX).saturating_mul(MAX_TOKEN_BYTES).min(MAX_ANSWER_BYTES)
-            });
-            let mut answer = PartialAnswer::new(limit);
-            let mut chunks = timeout_at(due, ResponseChunks::from_response(response)).await.map_err(|_| timed_out("no answer came in time"))??;
-            let ended = loop {
-                // A provider that never pauses would never be found late otherwise.
-                if Instant::now() >= end {
-                    break Err(timed_out("the time for the turn is over"));
+            let mut due = deadline.min(Instant::now() + self.timeouts.first_token);
+            // Boxed: needed once, and large.
+            let opening = Box::pin(self.open(&request, &model, max_tokens));
+            let mut chunks = timeout_at(due, opening).await.map_err(|_| timed_out("no answer began in time"))??;
+            let mut answer = PartialAnswer::new(byte_limit(max_tokens));
+            let result = loop {
+                // `timeout_at` never fires for a provider that always has a chunk ready.
+                if Instant::now() >= deadline {
+                    break Err(timed_out("the deadline of the turn is exceeded"));
                 }
                 let chunk = match timeout_at(due, chunks.next()).await {
                     Ok(Ok(Some(chunk))) => chunk,
                     Ok(Ok(None)) => break Ok(()),
                     Ok(Err(error)) => break Err(error),
-                    // Only what follows the end was still awaited, and not all servers close their connection.
+                    // The answer is complete; not all servers close the connection.
                     Err(_) if answer.has_finished() => break Ok(()),
                     Err(_) => break Err(timed_out("the answer stalled")),
                 };
-                let alive = chunk.shows_progress();
+                let shows_progress = chunk.shows_progress();
                 match answer.push(chunk) {
                     Ok(Some(delta)) => yield ModelEvent::Delta(delta),
                     Ok(None) => {}
@@ -91,22 +88,31 @@ impl Endpoint {
                     due = due.min(Instant::now() + TRAILING_BYTES_TIMEOUT);
                 } else if answer.has_finished() {
                     due = due.min(Instant::now() + TRAILING_USAGE_TIMEOUT);
-                } else if alive {
-                    due = end.min(Instant::now() + self.timeouts.idle);
+                } else if shows_progress {
+                    due = deadline.min(Instant::now() + self.timeouts.idle);
                 }
             };
-            // What was spent is told however it ended.
+            // A failed answer has spent tokens too.
             if let Some(tokens) = answer.usage() {
                 yield ModelEvent::Usage { model: model.clone(), tokens };
             }
-            ended?;
-            let ended = answer.finish(chunks.is_done())?;
+            result?;
+            let outcome = answer.finish(chunks.is_done())?;
             chunks.drain().await;
-            yield match ended {
+            yield match outcome {
                 AnswerOutcome::Finished(finish) => ModelEvent::Finished { model, finish },
                 AnswerOutcome::ToolsCalled { calls, reasoning } => ModelEvent::ToolsCalled { model, calls, reasoning },
             };
         })
+    }
+
+    async fn open(
+        &self,
+        request: &ModelRequest,
+        model: &str,
+        max_tokens: Option<u32>,
+    ) -> Result<ResponseChunks, ModelError> {
+        ResponseChunks::from_response(self.send(request, model, max_tokens).await?).await
     }
 
     async fn send(&self, request: &ModelRequest, model: &str, max_tokens: Option<u32>) -> Result<Response, ModelError> {
@@ -122,16 +128,15 @@ impl Endpoint {
         if response.status().is_success() { Ok(response) } else { Err(ErrorResponse::read(response).await.into()) }
     }
 
-    /// Opens a connection. Without the key: any answer will do.
+    /// Opens a connection. Sends no key, because any response will do.
     pub(super) async fn warm_up(&self) {
         drop(self.client.head(&self.config.base_url).send().await);
     }
 
-    /// Whose failure it is, for whoever runs the service.
     pub(super) fn origin(&self, model: &str, kind: ModelErrorKind) -> Box<ErrorOrigin> {
         use ModelErrorKind as Kind;
         let address = self.config.url_variable.to_owned();
-        let check = match kind {
+        let variables_to_check = match kind {
             Kind::Unauthorized | Kind::QuotaExhausted => vec![self.config.key_variable.clone()],
             Kind::AddressNotFound | Kind::Malformed => vec![address],
             Kind::ModelNotFound => vec!["LLM_MODEL_NAME".to_owned(), address],
@@ -142,13 +147,13 @@ impl Endpoint {
         Box::new(ErrorOrigin {
             provider: self.config.provider.name().to_owned(),
             model: model.to_owned(),
-            variables_to_check: check,
+            variables_to_check,
             address_hint,
         })
     }
 }
 
-/// What an address is most likely wrong in: most have one `/v1`, and it is often forgotten or written twice.
+/// Most base URLs have one `/v1`, which is often forgotten or doubled.
 fn address_hint(base_url: &str) -> Option<&'static str> {
     let is_version =
         |part: &str| part.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
@@ -157,6 +162,12 @@ fn address_hint(base_url: &str) -> Option<&'static str> {
         1 => None,
         _ => Some("the address has /v1 twice"),
     }
+}
+
+fn byte_limit(max_tokens: Option<u32>) -> usize {
+    max_tokens.map_or(MAX_ANSWER_BYTES, |tokens| {
+        usize::try_from(tokens).unwrap_or(usize::MAX).saturating_mul(MAX_TOKEN_BYTES).min(MAX_ANSWER_BYTES)
+    })
 }
 
 fn timed_out(detail: &str) -> ModelError {
@@ -169,7 +180,7 @@ fn transport_error(error: reqwest::Error) -> ModelError {
     ModelError { problem: Some(problem.code), ..ModelError::new(kind, problem.detail) }
 }
 
-/// The chunks of a response: of a stream, or the single one of a server that does not stream.
+/// The chunks of a streamed response, or the single one of a server that does not stream.
 enum ResponseChunks {
     Stream(Box<SseChunks>),
     Whole(Option<Chunk>),
@@ -179,7 +190,7 @@ impl ResponseChunks {
     async fn from_response(mut response: Response) -> Result<Self, ModelError> {
         let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         match content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim() {
-            "text/html" => Err(ModelError::new(ModelErrorKind::Malformed, "a web page came instead of an answer")),
+            "text/html" => Err(ModelError::new(ModelErrorKind::Malformed, "the response is a web page (text/html)")),
             "application/json" => {
                 let body = read_bounded_body(&mut response, MAX_ANSWER_BYTES)
                     .await
@@ -187,53 +198,53 @@ impl ResponseChunks {
                 let body = body.ok_or_else(|| ModelError::new(ModelErrorKind::Malformed, "the answer is too large"))?;
                 Ok(Self::Whole(Some(Chunk::parse(&body)?)))
             }
-            // Some servers do not name the type of a stream.
+            // Some servers send a stream without its content type.
             _ => Ok(Self::Stream(Box::new(SseChunks::new(response.bytes_stream())))),
         }
     }
 
     async fn next(&mut self) -> Result<Option<Chunk>, ModelError> {
         match self {
-            Self::Stream(events) => events.next().await,
+            Self::Stream(chunks) => chunks.next().await,
             Self::Whole(chunk) => Ok(chunk.take()),
         }
     }
 
     fn is_done(&self) -> bool {
         match self {
-            Self::Stream(events) => events.is_done(),
+            Self::Stream(chunks) => chunks.is_done(),
             Self::Whole(_) => true,
         }
     }
 
-    /// Reads to the end: a response that was read whole leaves its connection for the next answer.
+    /// Reads the response to its end, so that its connection can be reused.
     async fn drain(&mut self) {
-        if let Self::Stream(events) = self
-            && events.is_done()
+        if let Self::Stream(chunks) = self
+            && chunks.is_done()
         {
-            let _ = tokio::time::timeout(TRAILING_BYTES_TIMEOUT, events.drain()).await;
+            let _ = tokio::time::timeout(TRAILING_BYTES_TIMEOUT, chunks.drain()).await;
         }
     }
 }
 
-/// What a body of these pieces comes to, in words: the text, and how it ended. For tests of the parser; the pieces of a body
-/// say nothing, so that any cut of the same bytes comes to the same.
+/// Parses a response body that arrives in these pieces: the text, and the outcome for a comparison. For tests of the parser:
+/// any split of the same bytes must give the same result.
 #[cfg(any(test, fuzzing))]
 pub async fn parse_pieces(pieces: Vec<bytes::Bytes>) -> (String, String) {
     let pieces = pieces.into_iter().map(Ok::<_, std::io::Error>);
-    let mut events = SseChunks::new(futures_util::stream::iter(pieces));
+    let mut chunks = SseChunks::new(futures_util::stream::iter(pieces));
     let (mut answer, mut text) = (PartialAnswer::new(MAX_ANSWER_BYTES), String::new());
-    let ended = loop {
-        match events.next().await {
+    let outcome = loop {
+        match chunks.next().await {
             Ok(Some(chunk)) => match answer.push(chunk) {
                 Ok(delta) => text.extend(delta),
                 Err(error) => break Err(error),
             },
-            Ok(None) => break answer.finish(events.is_done()),
+            Ok(None) => break answer.finish(chunks.is_done()),
             Err(error) => break Err(error),
         }
     };
-    (text, format!("{:?}", ended.map_err(|error| error.kind)))
+    (text, format!("{:?}", outcome.map_err(|error| error.kind)))
 }
 
 #[cfg(test)]
@@ -241,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_forgotten_or_doubled_version_is_told_from_the_address_itself() {
+    fn address_hint_finds_missing_or_doubled_version() {
         assert!(address_hint("https://api.openai.com").unwrap().contains("no /v1"));
         assert!(address_hint("https://api.openai.com/v1/v1").unwrap().contains("twice"));
         assert_eq!(address_hint("https://dashscope.aliyuncs.com/compatible-mode/v1"), None);

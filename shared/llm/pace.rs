@@ -1,13 +1,11 @@
-//! A typewriter: cuts a text into chunks for a reader's eye.
+//! Splits a text into chunks, for a typewriter effect.
 
 use unicode_segmentation::UnicodeSegmentation as _;
 
-/// Graphemes of a chunk.
 const CHUNK_GRAPHEMES: usize = 10;
 
-/// Byte offsets at which the chunks of a text end: every [`CHUNK_GRAPHEMES`] grapheme clusters and at its end.
-///
-/// A cluster is never cut, so an emoji or a letter with its accent arrives whole.
+/// Byte offsets at which the chunks of a text end. A grapheme cluster, such as an emoji or a letter with its accent, is never
+/// split.
 pub(super) fn chunk_ends(text: &str) -> Vec<usize> {
     let mut ends: Vec<usize> = text.grapheme_indices(true).map(|(at, _)| at).step_by(CHUNK_GRAPHEMES).skip(1).collect();
     if !text.is_empty() {
@@ -26,7 +24,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_join_to_the_text_and_never_cut_a_grapheme() {
+    fn chunks_join_to_the_text_without_split_graphemes() {
         let text = "家庭👨‍👩‍👧‍👦".repeat(7) + "e\u{301}tude";
         let chunks = chunks(&text);
         assert_eq!(chunks.concat(), text);
@@ -37,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_text_has_no_chunks() {
+    fn empty_text_has_no_chunks() {
         assert!(chunk_ends("").is_empty());
     }
 }

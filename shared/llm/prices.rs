@@ -1,32 +1,29 @@
-//! What tokens cost.
+//! Prices of models.
 
 use std::{collections::HashMap, fs, path::Path};
 
 use serde::Deserialize;
 
-use super::TokenUsage;
+use super::tokens::TokenUsage;
 
-/// Prices of the models that the service knows, as published; they change, and may be replaced by a file.
+/// Published prices. They change, so that a file can replace them.
 const BUILT_IN: &str = include_str!("prices.json");
-/// Largest table, in bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// US dollars for a million tokens of one model. That is micro-dollars a token.
+/// US dollars per million tokens, which is micro-dollars per token.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
-    /// Of a question.
     pub input: f64,
-    /// Of what the provider had in its cache; not given = `input`.
+    /// `None` = `input`.
     pub cached_input: Option<f64>,
-    /// Of an answer.
     pub output: f64,
-    /// Of thought; not given = `output`.
+    /// `None` = `output`.
     pub reasoning: Option<f64>,
 }
 
 impl Price {
-    /// Micro-dollars.
+    /// In micro-dollars.
     fn cost(&self, tokens: &TokenUsage) -> f64 {
         let cached = tokens.cached.min(tokens.prompt);
         let reasoning = tokens.reasoning.min(tokens.completion);
@@ -37,45 +34,33 @@ impl Price {
     }
 }
 
-/// Prices by model.
+/// By model.
 #[derive(Debug, Clone)]
 pub struct Prices(HashMap<String, Price>);
 
-/// Why a table of prices can not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PricesError {
-    /// It can not be read.
-    #[error("PRICES_FILE can not be read: {0}")]
+    #[error("PRICES_FILE cannot be read: {0}")]
     Read(#[from] std::io::Error),
-    /// It is too large.
     #[error("PRICES_FILE is larger than 1 MiB")]
     TooLarge,
-    /// It is not of the form of a table.
     #[error(
         "PRICES_FILE is not like {{\"gpt-4o-mini\": {{\"input\": 0.15, \"cached_input\": 0.075, \"output\": 0.6}}}}: {0}"
     )]
     Malformed(#[from] serde_json::Error),
-    /// A price is no price.
-    #[error("PRICES_FILE: a price of {model} is negative or no number")]
-    InvalidPrice {
-        /// The model.
-        model: String,
-    },
+    #[error("PRICES_FILE: a price of {model} is negative or not a number")]
+    InvalidPrice { model: String },
 }
 
 impl Prices {
-    /// The prices that the service knows.
-    ///
     /// # Errors
-    /// The table is malformed, which a test excludes.
+    /// Never, which a test proves.
     pub fn built_in() -> Result<Self, PricesError> {
         Self::parse(BUILT_IN)
     }
 
-    /// Prices from a file, instead of those that the service knows.
-    ///
     /// # Errors
-    /// The file can not be read or is not of the form.
+    /// The file cannot be read or is malformed.
     pub fn load(path: &Path) -> Result<Self, PricesError> {
         if fs::metadata(path)?.len() > MAX_FILE_BYTES {
             return Err(PricesError::TooLarge);
@@ -85,23 +70,23 @@ impl Prices {
 
     fn parse(json: &str) -> Result<Self, PricesError> {
         let prices: HashMap<String, Price> = serde_json::from_str(json)?;
-        let is_wrong = |price: &Price| {
+        let is_invalid = |price: &Price| {
             let all = [Some(price.input), price.cached_input, Some(price.output), price.reasoning];
             all.into_iter().flatten().any(|price| !price.is_finite() || price < 0.0)
         };
-        match prices.iter().find(|(_, price)| is_wrong(price)) {
+        match prices.iter().find(|(_, price)| is_invalid(price)) {
             Some((model, _)) => Err(PricesError::InvalidPrice { model: model.clone() }),
             None => Ok(Self(prices)),
         }
     }
 
-    /// What tokens of a model cost, in micro-dollars; `None` = nobody knows.
+    /// In micro-dollars; `None` = the price is unknown.
     #[must_use]
     pub fn cost(&self, model: &str, tokens: &TokenUsage) -> Option<f64> {
         self.price(model).map(|price| price.cost(tokens))
     }
 
-    /// The price of a model by its name, or by its name without a date: `gpt-4o-mini-2024-07-18` costs what `gpt-4o-mini` does.
+    /// By name, or by the name without its date: `gpt-4o-mini-2024-07-18` costs as much as `gpt-4o-mini`.
     fn price(&self, model: &str) -> Option<&Price> {
         if let Some(price) = self.0.get(model) {
             return Some(price);
@@ -131,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn cached_and_reasoning_tokens_have_their_own_prices_or_those_of_the_rest() {
+    fn cached_and_reasoning_prices_have_defaults() {
         let tokens = TokenUsage { prompt: 1000, cached: 400, completion: 100, reasoning: 30 };
         assert_eq!(prices().cost("m", &tokens), Some(600.0 * 2.0 + 400.0 * 0.5 + 70.0 * 8.0 + 30.0 * 16.0));
         assert_eq!(prices().cost("m-mini", &tokens), Some(1000.0 + 400.0));
@@ -141,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_changes_no_price_but_another_name_does() {
+    fn price_ignores_date_suffix_only() {
         let prices = prices();
         for model in ["m-2026-01-31", "m-20260131", "m-latest", "m-0131"] {
             assert_eq!(prices.price(model).map(|price| price.input), Some(2.0), "{model}");
@@ -153,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_table_can_be_used_and_a_wrong_one_says_why() {
+    fn built_in_prices_parse_and_invalid_ones_fail() {
         let built_in = Prices::built_in().unwrap();
         for model in ["gpt-4o-mini", "qwen-plus", "deepseek-chat"] {
             assert!(built_in.price(model).is_some(), "{model} is a default");

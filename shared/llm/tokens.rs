@@ -1,22 +1,19 @@
-//! Tokens: as providers count them, or estimated where they do not tell.
+//! Token counts: reported by providers, or estimated.
 
 use crate::language::is_han;
 
-/// Tokens of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TokenUsage {
-    /// Tokens of the question with everything around it.
     pub prompt: u32,
-    /// Of these, those that the provider had in its cache.
+    /// The part of `prompt` that the provider had in its cache.
     pub cached: u32,
-    /// Tokens of the answer, thought included.
+    /// Includes reasoning.
     pub completion: u32,
-    /// Of these, those of thought.
+    /// The part of `completion` that is reasoning.
     pub reasoning: u32,
 }
 
 impl TokenUsage {
-    /// Both together.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
@@ -28,11 +25,11 @@ impl TokenUsage {
     }
 }
 
-/// Estimates the tokens of a text: about four characters of an alphabetic script each, or two thirds of a token for a
-/// Han character. Real tokenisers differ by up to a third, so whoever shows it marks it as an estimate.
+/// Four characters of an alphabetic script per token, or two thirds of a token per Han character. Real tokenizers differ by up
+/// to a third, so the number must be marked as an estimate where it is shown.
 #[must_use]
 pub fn estimate_tokens(text: &str) -> u32 {
-    // Text without a Han character, such as the English prompt, is counted at a fraction of the cost.
+    // ASCII text, such as the English prompt, is counted at a fraction of the cost.
     let chars = text.chars().count() as u64;
     let han = if text.is_ascii() { 0 } else { text.chars().filter(|c| is_han(*c)).count() as u64 };
     let other = chars - han;
@@ -44,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chinese_costs_more_tokens_a_character_than_english() {
+    fn chinese_needs_more_tokens_per_character() {
         assert_eq!(estimate_tokens(""), 0);
         assert_eq!(estimate_tokens("four"), 1);
         assert_eq!(estimate_tokens("线性代数学"), 4);

@@ -1,26 +1,25 @@
-//! How long to wait before a call is made again.
+//! Exponential backoff with jitter.
 
 use std::time::Duration;
 
-/// Before the second attempt, and twice as long before each that follows.
+/// Before the second attempt; doubled before each further one.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(250);
-/// Longest wait that nobody asked for.
+/// A provider may ask for a longer wait.
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
-/// What is added at most to a wait that the provider asks for, as a share of it and in all.
+/// Added to a wait that the provider asks for: up to this share of it, plus up to `RETRY_AFTER_MARGIN`.
 const RETRY_AFTER_JITTER: f64 = 0.1;
 const RETRY_AFTER_MARGIN: Duration = Duration::from_millis(250);
 
-/// How long to wait after the `attempt`-th failure (from 1): at least as long as the provider asks for. Callers that failed
-/// together do not come back together, because a part is left to chance ("equal jitter", Brooker, "Exponential Backoff And
-/// Jitter", 2015).
+/// The wait after the `attempt`-th failure (from 1), at least `retry_after`. A random part keeps callers that failed together
+/// from retrying together ("equal jitter", Brooker, "Exponential Backoff And Jitter", 2015).
 #[must_use]
-pub fn backoff_delay(attempt: u32, asked: Option<Duration>) -> Duration {
-    let chance = fastrand::f64();
-    match asked {
-        Some(asked) => asked + (asked.mul_f64(RETRY_AFTER_JITTER) + RETRY_AFTER_MARGIN).mul_f64(chance),
+pub fn backoff_delay(attempt: u32, retry_after: Option<Duration>) -> Duration {
+    let random = fastrand::f64();
+    match retry_after {
+        Some(wait) => wait + (wait.mul_f64(RETRY_AFTER_JITTER) + RETRY_AFTER_MARGIN).mul_f64(random),
         None => {
             let whole = INITIAL_BACKOFF.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(MAX_BACKOFF);
-            whole.mul_f64((1.0 + chance) / 2.0)
+            whole.mul_f64((1.0 + random) / 2.0)
         }
     }
 }
@@ -30,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_within_bounds_and_are_never_shorter_than_asked() {
+    fn backoff_doubles_within_bounds_and_honors_retry_after() {
         for _ in 0..1000 {
             for (attempt, whole) in [(1, 250), (2, 500), (3, 1000), (4, 2000), (10, 8000), (u32::MAX, 8000)] {
                 let whole = Duration::from_millis(whole);
@@ -43,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_left_to_chance() {
+    fn backoff_has_jitter() {
         let waits: std::collections::HashSet<_> = (0..20).map(|_| backoff_delay(1, None)).collect();
         assert!(waits.len() > 1);
     }

@@ -1,4 +1,4 @@
-//! A circuit breaker: a provider that is dead costs nothing.
+//! Circuit breaker: calls to a failing provider are rejected at once.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -7,17 +7,16 @@ use std::{
 
 use tokio::time::Instant;
 
-/// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerSettings {
-    /// Failures in a row that open it; 0 = it never opens.
+    /// Consecutive failures that open the circuit; 0 = it never opens.
     pub failures: u32,
-    /// How long it stays open before one call is let through again.
+    /// Time from opening to the first probe.
     pub cooldown: Duration,
 }
 
-/// Lets calls through until too many in a row have failed. Then it refuses them for a while; after that it lets one call
-/// through at a time, and the first that is answered closes it.
+/// Closed: admits all calls. Open, after too many consecutive failures: rejects all calls until the cooldown is over. Half-open:
+/// admits one probe at a time, and the first one that is answered closes the circuit.
 #[derive(Debug)]
 pub struct CircuitBreaker {
     settings: BreakerSettings,
@@ -26,34 +25,30 @@ pub struct CircuitBreaker {
 
 #[derive(Debug, Default)]
 struct BreakerState {
-    /// In a row.
+    /// Consecutive.
     failures: u32,
-    /// When it opened; `None` = it is closed.
+    /// `None` = closed.
     opened_at: Option<Instant>,
-    /// Whether a call is under way that shows whether the provider is back.
+    /// Whether a probe is in progress.
     is_probing: bool,
 }
 
-/// The breaker is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many calls in a row have failed; none is made for {0:?}")]
+#[error("the circuit is open for {0:?}: too many consecutive failures")]
 pub struct CircuitOpen(
-    /// Until a call is let through again; zero where one is under way that shows whether that helps.
+    /// Time left of the cooldown; zero while a probe is in progress.
     pub Duration,
 );
 
 impl CircuitBreaker {
-    /// A closed breaker.
     #[must_use]
     pub fn new(settings: BreakerSettings) -> Self {
         Self { settings, state: Mutex::default() }
     }
 
-    /// Lets a call through.
-    ///
     /// # Errors
-    /// The breaker is open.
-    pub fn admit(self: &Arc<Self>) -> Result<Permit, CircuitOpen> {
+    /// The circuit is open.
+    pub fn admit(self: &Arc<Self>) -> Result<CallPermit, CircuitOpen> {
         let mut state = self.state();
         let is_probe = match state.opened_at {
             None => false,
@@ -66,7 +61,7 @@ impl CircuitBreaker {
                 true
             }
         };
-        Ok(Permit { breaker: self.clone(), is_probe })
+        Ok(CallPermit { breaker: self.clone(), is_probe })
     }
 
     fn state(&self) -> MutexGuard<'_, BreakerState> {
@@ -74,17 +69,17 @@ impl CircuitBreaker {
     }
 }
 
-/// A call that was let through. One that is dropped without a word was cancelled, which says nothing about the provider.
+/// An admitted call. Dropping it without a result means cancellation, which does not count.
 #[derive(Debug)]
 #[must_use]
-pub struct Permit {
+pub struct CallPermit {
     breaker: Arc<CircuitBreaker>,
     is_probe: bool,
 }
 
-impl Permit {
-    /// The provider has begun to answer. That closes an open breaker; but until an answer is complete, a single failure
-    /// opens it again.
+impl CallPermit {
+    /// Records the first part of an answer, which closes an open circuit. Until an answer is complete, a single failure opens it
+    /// again.
     pub fn answer_began(&mut self) {
         if std::mem::take(&mut self.is_probe) {
             let mut state = self.breaker.state();
@@ -94,17 +89,16 @@ impl Permit {
         }
     }
 
-    /// The call succeeded.
     pub fn succeeded(mut self) {
         self.answer_began();
         let mut state = self.breaker.state();
-        // A call from before it opened says nothing about now.
+        // A call from before the circuit opened proves nothing.
         if state.opened_at.is_none() {
             state.failures = 0;
         }
     }
 
-    /// The call failed in a way that others will, too.
+    /// The call failed in a way that affects other calls too.
     pub fn failed(mut self) {
         let mut state = self.breaker.state();
         if std::mem::take(&mut self.is_probe) {
@@ -120,7 +114,7 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl Drop for CallPermit {
     fn drop(&mut self) {
         if self.is_probe {
             self.breaker.state().is_probing = false;
@@ -147,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_opens_after_failures_in_a_row_and_lets_one_call_through_after_a_while() {
+    async fn circuit_opens_after_failures_and_probes_after_cooldown() {
         let breaker = breaker(3);
         fail(&breaker, 2);
         breaker.admit().unwrap().succeeded();
@@ -157,15 +151,15 @@ mod tests {
         let probe = breaker.admit().unwrap();
         assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(Duration::ZERO), "one at a time");
         probe.failed();
-        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(COOLDOWN), "it begins anew");
+        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(COOLDOWN), "the cooldown starts again");
         advance(COOLDOWN).await;
         breaker.admit().unwrap().succeeded();
         fail(&breaker, 2);
-        assert!(breaker.admit().is_ok(), "it counts from the beginning");
+        assert!(breaker.admit().is_ok(), "the count starts again");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_is_cancelled_says_nothing_and_makes_room_for_the_next() {
+    async fn cancelled_probe_does_not_count_and_admits_the_next() {
         let breaker = breaker(1);
         drop(breaker.admit().unwrap());
         fail(&breaker, 1);
@@ -175,19 +169,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_provider_that_always_breaks_off_stays_out() {
+    async fn probe_that_fails_after_its_start_reopens_the_circuit() {
         let breaker = breaker(3);
         fail(&breaker, 3);
         advance(COOLDOWN).await;
         let mut probe = breaker.admit().unwrap();
         probe.answer_began();
-        assert!(breaker.admit().is_ok(), "others need not wait for the end of the first answer");
+        assert!(breaker.admit().is_ok(), "other calls need not wait for the end of the answer");
         probe.failed();
         assert!(breaker.admit().is_err());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn calls_from_before_it_opened_change_nothing_and_zero_means_never() {
+    async fn late_results_do_not_count_and_zero_disables_breaker() {
         let breaker = breaker(2);
         let (slow, slower) = (breaker.admit().unwrap(), breaker.admit().unwrap());
         fail(&breaker, 2);

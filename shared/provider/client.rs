@@ -1,30 +1,30 @@
-//! The HTTP client to providers.
+//! The HTTP client for providers.
 
 use std::{sync::Once, time::Duration};
 
-/// How long a connection without a call is kept. Load balancers close theirs after 60 seconds as a rule, and a call that meets
-/// that moment fails; shorter, and most users' next turn would begin with a handshake.
+/// Below the usual 60 seconds of load balancers, because a call on a connection that closes at that moment fails; long enough
+/// that most users' next turn needs no handshake.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-/// How long what was sent may stay unconfirmed by the other end's kernel. A function that was frozen, or a laptop that slept,
-/// wakes with connections that others have forgotten without a word, and whose age it need not know: its clock may have stood
-/// still as well. This finds them well before the wait for a first token is over, so that the call can be made again.
+/// Time that sent bytes may stay unacknowledged. A frozen function or a sleeping laptop wakes with dead connections, whose age
+/// it may not know, because its clock may have stopped too. This detects them well before the first-token timeout, so that the
+/// call can be retried.
 #[cfg(target_os = "linux")]
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
-/// HTTP/2 asks for a sign of life where an answer is awaited and nothing came for so long …
+/// HTTP/2 keep-alive: silence after which a PING is sent while a response is awaited.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
-/// … and for so long it waits for that sign. It is the protocol's own answer, so that a model may think for longer.
+/// Wait for the PING's acknowledgement, which comes from the HTTP/2 layer: the model itself may think for longer.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client that keeps its connections open between calls and never follows a redirect, which could carry a key away.
+/// Never follows a redirect, which could leak a key.
 ///
 /// # Errors
-/// TLS can not be set up.
+/// TLS cannot be set up.
 pub(crate) fn http_client(connect_timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
     install_tls_provider();
     let client = reqwest::Client::builder();
     #[cfg(target_os = "linux")]
     let client = client.tcp_user_timeout(TCP_USER_TIMEOUT);
-    // Idle connections are asked for nothing: it would be traffic without a user, and none in a frozen function.
+    // No PING on idle connections: it would be traffic without a user, and a frozen function sends none.
     client
         .connect_timeout(connect_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
@@ -37,11 +37,10 @@ pub(crate) fn http_client(connect_timeout: Duration) -> Result<reqwest::Client, 
         .build()
 }
 
-/// Chooses the cryptography of TLS once for the process.
 fn install_tls_provider() {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| {
-        // An error means that the program around us has chosen already, which is as good.
-        let _chosen = rustls::crypto::ring::default_provider().install_default();
+        // An error means that the process has a provider already.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
     });
 }

@@ -1,4 +1,4 @@
-//! What providers say instead of an answer: statuses, and errors in the many shapes that APIs of OpenAI's kind give them.
+//! Error responses of OpenAI-compatible APIs, in their various shapes, and transport errors.
 
 use std::{error::Error, io, time::Duration};
 
@@ -7,26 +7,20 @@ use serde_json::Value;
 
 use crate::error::with_causes;
 
-/// Most bytes of an error answer that are read.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
-/// Longest time that the body of an error answer is waited for: its status says the most.
+/// The status matters most, so the body is not worth a longer wait.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest code or type that is passed on.
 const MAX_CODE_CHARS: usize = 64;
 
-/// An answer with an error status.
+/// A response with an error status.
 #[derive(Debug)]
 pub(crate) struct ErrorResponse {
-    /// The HTTP status.
     pub(crate) status: u16,
-    /// How long the provider asks to wait.
     pub(crate) retry_after: Option<Duration>,
-    /// What the body says.
     pub(crate) report: ErrorReport,
 }
 
 impl ErrorResponse {
-    /// Reads an answer with an error status.
     pub(crate) async fn read(mut response: Response) -> Self {
         let status = response.status().as_u16();
         let retry_after = retry_after(response.headers());
@@ -44,22 +38,20 @@ impl ErrorResponse {
     }
 }
 
-/// What a provider says about an error.
+/// The error in a body or in a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ErrorReport {
-    /// Its code, where that is a word.
+    /// A textual code.
     pub(crate) code: Option<String>,
-    /// Its code, where that is a number, which is then that of a status.
+    /// A numeric code, which is an HTTP status.
     pub(crate) status: Option<u16>,
-    /// Its type.
     pub(crate) kind: Option<String>,
-    /// Its sentence in lower case, to tell errors apart that have no code. It may repeat the question: it is neither logged
-    /// nor passed on.
+    /// In lower case, to classify errors without a code. It may quote the question: never log it or pass it on.
     pub(crate) message: String,
 }
 
 impl ErrorReport {
-    /// The error in the body of an answer. It stands in `error`, or with some servers at the top.
+    /// The error is in `error`, or with some servers at the top level.
     pub(crate) fn from_body(body: &[u8]) -> Self {
         match serde_json::from_slice::<Value>(body) {
             Ok(value) => Self::from_error(value.get("error").filter(|error| !error.is_null()).unwrap_or(&value)),
@@ -67,20 +59,20 @@ impl ErrorReport {
         }
     }
 
-    /// An error as such: an object, or with some servers a bare string.
+    /// An object, or with some servers a string.
     pub(crate) fn from_error(error: &Value) -> Self {
         let text = |name: &str| error[name].as_str().filter(|text| !text.is_empty()).map(sanitize_code);
-        let sentence = error.as_str().or(error["message"].as_str()).or(error["detail"].as_str()).unwrap_or_default();
+        let message = error.as_str().or(error["message"].as_str()).or(error["detail"].as_str()).unwrap_or_default();
         Self {
             code: text("code"),
             status: error["code"].as_u64().and_then(|code| u16::try_from(code).ok()),
             kind: text("type"),
-            message: sentence.to_lowercase(),
+            message: message.to_lowercase(),
         }
     }
 }
 
-/// A code as it may be shown: without control characters and bounded.
+/// Clients see the code: no control characters, and a bounded length.
 fn sanitize_code(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_CODE_CHARS).collect()
 }
@@ -99,11 +91,14 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     std::time::SystemTime::from(at).duration_since(std::time::SystemTime::now()).ok()
 }
 
-/// The body of a good answer, if it is no longer than `most` bytes; `None` = it is.
-pub(crate) async fn read_bounded_body(response: &mut Response, most: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
+/// `None` = the body is longer than `max_bytes`.
+pub(crate) async fn read_bounded_body(
+    response: &mut Response,
+    max_bytes: usize,
+) -> Result<Option<Vec<u8>>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(piece) = response.chunk().await? {
-        if body.len() + piece.len() > most {
+        if body.len() + piece.len() > max_bytes {
             return Ok(None);
         }
         body.extend_from_slice(&piece);
@@ -111,18 +106,16 @@ pub(crate) async fn read_bounded_body(response: &mut Response, most: usize) -> R
     Ok(Some(body))
 }
 
-/// Why there was no answer.
+/// A call without a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TransportProblem {
-    /// Whether time ran out.
     pub(crate) is_timeout: bool,
-    /// What failed, in a word that stays the same.
+    /// A stable code, which clients see.
     pub(crate) code: &'static str,
-    /// What failed, for the log; without the address, which could hold a key.
+    /// For the log, without the URL, which could hold a key.
     pub(crate) detail: String,
 }
 
-/// What went wrong on the way to a provider.
 pub(crate) fn transport_problem(error: reqwest::Error) -> TransportProblem {
     let error = error.without_url();
     let (is_timeout, is_connect) = (error.is_timeout(), error.is_connect());
@@ -148,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_read_in_every_shape_that_servers_give_them() {
+    fn error_report_reads_all_known_shapes() {
         for (body, code, status, kind) in [
             (r#"{"error":{"message":"M","type":"t","param":null,"code":"c"}}"#, Some("c"), None, Some("t")),
             (r#"{"error":{"message":"M","type":"t","code":404}}"#, None, Some(404), Some("t")),
@@ -168,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_are_read_in_seconds_milliseconds_and_as_dates() {
+    fn retry_after_reads_seconds_milliseconds_and_dates() {
         let read = |name: &'static str, value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().unwrap());

@@ -1,5 +1,6 @@
-//! What all calls to providers have in common, be it for answers, vectors or keys: the client, how long to wait before a
-//! call is made again, and the breaker of those that are dead. It knows nothing of what is asked.
+//! Shared by all HTTP calls to providers (answers, embeddings, keys): client, backoff, circuit breaker and error responses.
+//!
+//! Knows nothing of the content of the calls.
 
 mod backoff;
 mod breaker;
@@ -7,6 +8,6 @@ mod client;
 mod error_response;
 
 pub use backoff::backoff_delay;
-pub use breaker::{BreakerSettings, CircuitBreaker, CircuitOpen, Permit};
+pub use breaker::{BreakerSettings, CallPermit, CircuitBreaker, CircuitOpen};
 pub(crate) use client::http_client;
 pub(crate) use error_response::{ErrorReport, ErrorResponse, read_bounded_body, transport_problem};

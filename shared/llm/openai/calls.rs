@@ -1,23 +1,25 @@
-//! Calls of tools, put together from their pieces.
+//! Assembles tool calls from their deltas.
 
 use uuid::Uuid;
 
 use super::{
-    super::{ModelError, ModelErrorKind, ToolCall},
+    super::{
+        error::{ModelError, ModelErrorKind},
+        model::ToolCall,
+    },
     chunk::CallDelta,
 };
 
-/// Most calls of one answer.
+/// Per answer.
 const MAX_CALLS: usize = 64;
-/// Longest id that is kept; a longer one is replaced.
+/// A longer id is replaced.
 const MAX_ID_BYTES: usize = 256;
 
-/// Calls as far as they have come.
 #[derive(Default)]
 pub(super) struct PartialCalls(Vec<PartialCall>);
 
 struct PartialCall {
-    /// What its pieces name it by.
+    /// Groups the deltas of a call.
     index: u32,
     id: String,
     name: String,
@@ -29,8 +31,7 @@ impl PartialCalls {
         self.0.is_empty()
     }
 
-    /// Adds a piece and says how many bytes it brought. Pieces belong together by their index; servers that tell none send a
-    /// call's pieces in a row, the first of which has the id.
+    /// Returns the bytes of the delta. Servers that send no index send the deltas of a call in a row, the first with the id.
     pub(super) fn push(&mut self, delta: CallDelta) -> Result<usize, ModelError> {
         let id = delta.id.unwrap_or_default();
         let index = match delta.index {
@@ -42,22 +43,19 @@ impl PartialCalls {
                 known.or(last).map_or(next, |call| call.index)
             }
         };
-        let place = match self.0.iter().position(|call| call.index == index) {
-            Some(place) => place,
+        let position = match self.0.iter().position(|call| call.index == index) {
+            Some(position) => position,
             None if self.0.len() >= MAX_CALLS => {
-                return Err(ModelError::new(
-                    ModelErrorKind::Malformed,
-                    format!("more than {MAX_CALLS} calls of tools"),
-                ));
+                return Err(ModelError::new(ModelErrorKind::Malformed, format!("more than {MAX_CALLS} tool calls")));
             }
             None => {
                 self.0.push(PartialCall { index, id: String::new(), name: String::new(), arguments: String::new() });
                 self.0.len() - 1
             }
         };
-        let call = &mut self.0[place];
+        let call = &mut self.0[position];
         let function = delta.function.unwrap_or_default();
-        // Empty is what some servers say for "as before".
+        // In later deltas some servers send an empty id or name for "unchanged".
         if call.id.is_empty() {
             call.id = id;
         }
@@ -68,20 +66,20 @@ impl PartialCalls {
         Ok(function.arguments.len())
     }
 
-    /// The calls in the order of their indexes, each with an id of its own.
+    /// The calls by index. Unusable and repeated ids are replaced.
     pub(super) fn finish(mut self) -> Result<Vec<ToolCall>, ModelError> {
         self.0.sort_by_key(|call| call.index);
         let mut calls: Vec<ToolCall> = Vec::with_capacity(self.0.len());
         for PartialCall { id, name, arguments, .. } in self.0 {
             if name.is_empty() {
-                return Err(ModelError::new(ModelErrorKind::Malformed, "a call of a tool has no name"));
+                return Err(ModelError::new(ModelErrorKind::Malformed, "a tool call has no name"));
             }
             let is_usable = !id.trim().is_empty()
                 && id.len() <= MAX_ID_BYTES
                 && !id.chars().any(char::is_control)
                 && calls.iter().all(|call| call.id != id);
             let id = if is_usable { id } else { format!("call_{}", Uuid::new_v4().simple()) };
-            // A tool without parameters may be called with nothing.
+            // Some models send nothing for a tool without parameters.
             let arguments = if arguments.trim().is_empty() { "{}".to_owned() } else { arguments };
             calls.push(ToolCall { id, name, arguments });
         }
@@ -108,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_parallel_calls_are_told_apart_by_their_index() {
+    fn deltas_of_parallel_calls_are_grouped_by_index() {
         let deltas = [
             json!({"index": 1, "id": "b", "type": "function", "function": {"name": "g", "arguments": ""}}),
             json!({"index": 0, "id": "a", "function": {"name": "f", "arguments": "{\"x\""}}),
@@ -120,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_index_a_new_id_begins_a_new_call() {
+    fn new_id_without_index_starts_a_call() {
         let deltas = [
             json!({"id": "a", "function": {"name": "f", "arguments": "{"}}),
             json!({"function": {"arguments": "}"}}),
@@ -130,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_can_not_be_used_are_replaced_and_a_name_is_needed() {
+    fn unusable_ids_are_replaced_and_a_name_is_required() {
         let long = "x".repeat(MAX_ID_BYTES + 1);
         let named = |index: u32, id: &str| json!({"index": index, "id": id, "function": {"name": "f"}});
         let calls_made =

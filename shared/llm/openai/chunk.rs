@@ -1,9 +1,12 @@
-//! The JSON of one streamed chunk. Every field is optional, because providers leave out or null what they like.
+//! The JSON of one streamed chunk. Every field is optional: providers omit fields or send null.
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::super::{ModelError, ModelErrorKind, TokenUsage};
+use super::super::{
+    error::{ModelError, ModelErrorKind},
+    tokens::TokenUsage,
+};
 
 /// A chunk, <https://platform.openai.com/docs/api-reference/chat-streaming>, or the whole answer of a server that does not
 /// stream.
@@ -16,7 +19,7 @@ pub(super) struct Chunk {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Choice {
-    /// In a whole answer it is called otherwise.
+    /// `message` in an answer that is not streamed.
     #[serde(alias = "message")]
     pub(super) delta: Option<Delta>,
     pub(super) finish_reason: Option<String>,
@@ -25,25 +28,22 @@ pub(super) struct Choice {
 #[derive(Debug, Deserialize)]
 pub(super) struct Delta {
     pub(super) content: Option<String>,
-    /// Thought of a reasoning model: not shown, but a sign of life, and some want it back.
+    /// Not shown, but it proves progress, and some providers want it back with tool results.
     #[serde(default, deserialize_with = "text")]
     reasoning_content: Option<String>,
-    /// The same by its newer name.
+    /// The newer name of `reasoning_content`.
     #[serde(default, deserialize_with = "text")]
     reasoning: Option<String>,
     pub(super) tool_calls: Option<Vec<CallDelta>>,
 }
 
 impl Delta {
-    /// What the model thought, if it told anything.
-    pub(super) fn reasoning_text(&self) -> Option<&str> {
-        let told = |thought: &Option<String>| thought.as_ref().is_some_and(|thought| !thought.is_empty());
-        let thought = if told(&self.reasoning_content) { &self.reasoning_content } else { &self.reasoning };
-        thought.as_deref().filter(|thought| !thought.is_empty())
+    pub(super) fn reasoning_text<'a>(&'a self) -> Option<&'a str> {
+        let non_empty = |text: &'a Option<String>| text.as_deref().filter(|text| !text.is_empty());
+        non_empty(&self.reasoning_content).or_else(|| non_empty(&self.reasoning))
     }
 }
 
-/// A piece of a call of a tool.
 #[derive(Debug, Deserialize)]
 pub(super) struct CallDelta {
     pub(super) index: Option<u32>,
@@ -58,7 +58,7 @@ pub(super) struct FunctionDelta {
     pub(super) arguments: String,
 }
 
-/// Text, or nothing where something else stands.
+/// Ignores a value that is not text.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::String(text) => Some(text),
@@ -66,7 +66,7 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
     })
 }
 
-/// JSON as text; some servers send the object itself.
+/// JSON as text. Some servers send an object instead.
 fn json_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::String(text) => text,
@@ -96,7 +96,7 @@ struct CompletionDetails {
 }
 
 impl ChunkUsage {
-    /// The counts, unless both are missing.
+    /// `None` if both counts are missing.
     pub(super) fn token_usage(self) -> Option<TokenUsage> {
         let cached = self.prompt_tokens_details.and_then(|details| details.cached_tokens);
         let reasoning = self.completion_tokens_details.and_then(|details| details.reasoning_tokens);
@@ -112,13 +112,13 @@ impl ChunkUsage {
 impl Chunk {
     pub(super) fn parse(json: &[u8]) -> Result<Self, ModelError> {
         serde_json::from_slice(json).map_err(|error| {
-            // The error's own text could repeat what the model said.
-            let place = format!("a chunk is not the expected JSON (column {})", error.column());
-            ModelError::new(ModelErrorKind::Malformed, place)
+            // The message of the error could quote the answer.
+            let detail = format!("a chunk is not the expected JSON (column {})", error.column());
+            ModelError::new(ModelErrorKind::Malformed, detail)
         })
     }
 
-    /// Whether the chunk shows that the model is at work.
+    /// Whether the chunk proves that the model is working: resets the idle timeout.
     pub(super) fn shows_progress(&self) -> bool {
         let has = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         self.usage.is_some()

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::super::{Message, ModelRequest, ToolCall};
+use super::super::model::{Message, ModelRequest, ToolCall};
 use crate::config::{EndpointConfig, Provider};
 
 #[derive(Serialize)]
@@ -41,7 +41,7 @@ enum BodyMessage<'a> {
         content: &'a str,
     },
     Assistant {
-        /// Never null: some servers refuse that.
+        /// Some servers reject null.
         content: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         reasoning_content: Option<&'a str>,
@@ -73,10 +73,11 @@ impl<'a> RequestBody<'a> {
         config: &'a EndpointConfig,
         request: &'a ModelRequest,
         model: &'a str,
-        limit: Option<u32>,
+        max_tokens: Option<u32>,
     ) -> Self {
-        // OpenAI's newer models refuse the old name of the limit; others know only the old one.
-        let (max_tokens, max_completion_tokens) = if config.is_openai_api() { (None, limit) } else { (limit, None) };
+        // OpenAI's newer models reject `max_tokens`; other providers know nothing else.
+        let (max_tokens, max_completion_tokens) =
+            if config.is_openai_api() { (None, max_tokens) } else { (max_tokens, None) };
         let has_tools = !request.tools.is_empty();
         Self {
             model,
@@ -88,7 +89,7 @@ impl<'a> RequestBody<'a> {
             max_completion_tokens,
             tools: &request.tools,
             tool_choice: (has_tools && request.must_answer).then_some("none"),
-            // What others do by themselves.
+            // The default of other providers.
             parallel_tool_calls: (has_tools && config.provider == Provider::Qwen).then_some(true),
         }
     }
@@ -101,14 +102,14 @@ impl<'a> BodyMessage<'a> {
             Message::User(content) => Self::User { content },
             Message::Tool { call_id, content } => Self::Tool { tool_call_id: call_id, content },
             Message::Assistant { content, reasoning, calls } => {
-                let thought = reasoning.as_deref().filter(|thought| !thought.is_empty());
+                let reasoning = reasoning.as_deref().filter(|text| !text.is_empty());
                 let reasoning_content = if calls.is_empty() || config.is_openai_api() {
                     None
                 } else if config.is_deepseek() {
-                    // Without it, even where there was none, a request with calls is refused.
-                    Some(thought.unwrap_or_default())
+                    // DeepSeek rejects a request with calls and without this field.
+                    Some(reasoning.unwrap_or_default())
                 } else {
-                    thought
+                    reasoning
                 };
                 Self::Assistant { content, reasoning_content, tool_calls: calls.iter().map(BodyCall::from).collect() }
             }
@@ -164,10 +165,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_provider_gets_what_it_wants_and_nothing_that_it_refuses() {
+    async fn request_body_fits_each_provider() {
         let deepseek = body("https://api.deepseek.com/v1", Provider::Compatible, false);
         assert_eq!(deepseek["messages"][0]["reasoning_content"], "thought");
-        assert_eq!(deepseek["messages"][1]["reasoning_content"], "", "even empty");
+        assert_eq!(deepseek["messages"][1]["reasoning_content"], "", "sent even if empty");
         assert_eq!(deepseek["messages"][0]["content"], "");
         assert_eq!((&deepseek["max_tokens"], deepseek.get("max_completion_tokens")), (&json!(7), None));
         let openai = body("https://api.openai.com/v1", Provider::OpenAi, true);
@@ -177,7 +178,7 @@ mod tests {
         let qwen = body("https://dashscope.aliyuncs.com/compatible-mode/v1", Provider::Qwen, false);
         assert_eq!((&qwen["parallel_tool_calls"], qwen.get("tool_choice")), (&json!(true), None));
         let other = body("http://127.0.0.1:1/v1", Provider::Compatible, false);
-        assert_eq!(other["messages"][0]["reasoning_content"], "thought", "where the model thought aloud");
+        assert_eq!(other["messages"][0]["reasoning_content"], "thought", "sent if the model sent reasoning");
         assert_eq!(other["messages"][1].get("reasoning_content"), None);
         let call = json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}});
         assert_eq!(other["messages"][0]["tool_calls"], json!([call]));

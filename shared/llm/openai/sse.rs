@@ -1,4 +1,4 @@
-//! From the bytes of a response to the JSON chunks in it.
+//! Reads JSON chunks from the server-sent events of a response.
 
 use std::{
     io,
@@ -14,62 +14,60 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use sse_stream::{Error, Sse, SseByteStream};
 
 use super::{
-    super::{ModelError, ModelErrorKind},
+    super::error::{ModelError, ModelErrorKind},
     chunk::Chunk,
 };
 use crate::error::with_causes;
 
-/// Most bytes of a stream from one event to the next: far above any chunk of text, far below what hurts.
+/// Far above any chunk of text, and small enough to be buffered per stream.
 const MAX_EVENT_BYTES: usize = 1024 * 1024;
 
 const TOO_LARGE: &str = "an event is too large";
 
-/// Ends the last event where a server forgets the empty line, which the parser would otherwise drop. Two line ends,
-/// because the first one may only end the line.
+/// Appended to the body: without a blank line the parser drops the last event, and some servers omit it. The first line end may
+/// only end a line.
 const FINAL_BLANK_LINE: Bytes = Bytes::from_static(b"\n\n");
 
-/// The chunks of one response.
 pub(super) struct SseChunks {
-    sses: Pin<Box<dyn Stream<Item = Result<Sse, Error>> + Send>>,
-    /// Bytes that came since the last event; shared with the stream that counts them.
-    since_event: Arc<AtomicUsize>,
-    done: bool,
+    events: Pin<Box<dyn Stream<Item = Result<Sse, Error>> + Send>>,
+    /// Shared with the byte stream that counts.
+    bytes_since_event: Arc<AtomicUsize>,
+    is_done: bool,
 }
 
 impl SseChunks {
-    /// Reads a byte stream, however it is cut into pieces.
     pub(super) fn new<E>(bytes: impl Stream<Item = Result<Bytes, E>> + Send + 'static) -> Self
     where
         E: std::error::Error + Send + Sync + 'static,
     {
-        let since_event = Arc::new(AtomicUsize::new(0));
-        let counter = since_event.clone();
+        let bytes_since_event = Arc::new(AtomicUsize::new(0));
+        let counter = bytes_since_event.clone();
         let bounded = bytes.map_err(io::Error::other).chain(stream::iter([Ok(FINAL_BLANK_LINE)])).map(move |piece| {
             let piece = piece?;
-            // The piece itself is of bounded size and may hold many events: what counts is what came before it.
+            // A piece has a bounded size and may hold many events, so only the bytes before it count.
             if counter.fetch_add(piece.len(), Ordering::Relaxed) > MAX_EVENT_BYTES {
                 return Err(io::Error::new(io::ErrorKind::FileTooLarge, TOO_LARGE));
             }
             Ok(piece)
         });
-        Self { sses: Box::pin(SseByteStream::new(bounded)), since_event, done: false }
+        Self { events: Box::pin(SseByteStream::new(bounded)), bytes_since_event, is_done: false }
     }
 
-    /// The next chunk; `None` at `[DONE]` or where the response ends.
+    /// `None` at `[DONE]` or at the end of the response.
     pub(super) async fn next(&mut self) -> Result<Option<Chunk>, ModelError> {
-        while let Some(sse) = self.sses.next().await {
-            self.since_event.store(0, Ordering::Relaxed);
-            let data = match sse {
-                Ok(sse) => sse.data.unwrap_or_default(),
+        while let Some(event) = self.events.next().await {
+            self.bytes_since_event.store(0, Ordering::Relaxed);
+            let data = match event {
+                Ok(event) => event.data.unwrap_or_default(),
                 Err(Error::Body(error)) => return Err(stream_error(&*error)),
                 Err(error) => return Err(ModelError::new(ModelErrorKind::Malformed, error.to_string())),
             };
             match data.trim() {
-                // Some servers keep a connection alive by empty events or a bare `:ping`.
+                // Keep-alives of some servers: empty events, or a bare `:ping`.
                 "" => {}
                 ping if ping.starts_with(':') => {}
                 "[DONE]" => {
-                    self.done = true;
+                    self.is_done = true;
                     return Ok(None);
                 }
                 json => return Chunk::parse(json.as_bytes()).map(Some),
@@ -78,18 +76,18 @@ impl SseChunks {
         Ok(None)
     }
 
-    /// Reads what is left, which is of no interest.
+    /// Reads and ignores the rest.
     pub(super) async fn drain(&mut self) {
-        while let Some(Ok(_)) = self.sses.next().await {}
+        while let Some(Ok(_)) = self.events.next().await {}
     }
 
-    /// Whether the server said that the answer is complete.
+    /// Whether `[DONE]` has arrived.
     pub(super) fn is_done(&self) -> bool {
-        self.done
+        self.is_done
     }
 }
 
-/// Why the bytes ended early: the connection broke, or we gave up.
+/// The connection broke, or an event exceeded its bound.
 fn stream_error(error: &(dyn std::error::Error + 'static)) -> ModelError {
     let detail = with_causes(error);
     let kind = if detail.contains(TOO_LARGE) { ModelErrorKind::Malformed } else { ModelErrorKind::Truncated };
@@ -130,13 +128,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cut_of_an_answer_comes_to_the_same(at in prop::collection::vec(any::<usize>(), 0..40)) {
+        fn any_split_of_an_answer_parses_alike(at in prop::collection::vec(any::<usize>(), 0..40)) {
             let expected = ("线性代数 🎓".to_owned(), "Ok(Finished(Stop))".to_owned());
             prop_assert_eq!(outcome(cut(ANSWER.as_bytes(), &at)), expected);
         }
 
         #[test]
-        fn any_cut_of_any_bytes_comes_to_the_same_as_the_whole(
+        fn any_split_of_any_bytes_parses_alike(
             lines in prop::collection::vec(
                 prop_oneof![
                     Just("data: {\"choices\":[{\"delta\":{\"content\":\"数\"}}]}".as_bytes().to_vec()),
@@ -155,19 +153,19 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        fn no_bytes_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
             let _ = whole(&bytes);
         }
     }
 
     #[test]
-    fn one_byte_at_a_time_is_as_good_as_the_whole() {
+    fn single_bytes_parse_like_the_whole() {
         let pieces = ANSWER.bytes().map(|byte| Bytes::copy_from_slice(&[byte])).collect();
         assert_eq!(outcome(pieces), ("线性代数 🎓".to_owned(), "Ok(Finished(Stop))".to_owned()));
     }
 
     #[tokio::test]
-    async fn an_event_that_never_ends_is_cut_off() {
+    async fn endless_event_is_malformed() {
         let piece = Bytes::from(vec![b'x'; 64 * 1024]);
         let pieces = std::iter::once(Bytes::from_static(b"data: ")).chain(std::iter::repeat_n(piece, 100)).collect();
         assert_eq!(parse_pieces(pieces).await.1, "Err(Malformed)");
