@@ -80,7 +80,7 @@ fn compile_protos() -> Result<(), Box<dyn Error>> {
     builder()
         .build_client(false)
         .extern_path(".agent.v1", "crate::proto::agent_v1")
-        .extern_path(".agent.v1.ChatResponse", "crate::proto::ChatFrame")
+        .extern_path(".agent.v1.ChatResponse", "crate::proto::chat_frame::ChatFrame")
         .out_dir(servers)
         .compile_fds(descriptors)?;
     Ok(())

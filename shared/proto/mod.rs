@@ -1,11 +1,9 @@
 //! Types generated from `proto/`, and their encoding on the wire.
 
-mod chat_frame;
+pub mod chat_frame;
 pub mod codec;
 
-pub use chat_frame::ChatFrame;
-
-/// Messages, clients and servers of the package `agent.v1`. The server of `AgentService` streams [`ChatFrame`]s where the proto
+/// Messages, clients and servers of the package `agent.v1`. The server of `AgentService` streams [`ChatFrame`](chat_frame::ChatFrame)s where the proto
 /// file says `ChatResponse`.
 #[expect(
     missing_docs,

@@ -25,8 +25,8 @@ use crate::{
     language::Language,
     memory::{MemoryEngine, Retriever},
     proto::{
-        ChatFrame,
         agent_v1::{self as pb, agent_service_server::AgentService},
+        chat_frame::ChatFrame,
     },
 };
 

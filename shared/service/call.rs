@@ -146,7 +146,7 @@ impl RpcCall {
     /// Ends a call before its work begins.
     pub(super) fn reject(&mut self, error: &AdmissionError, language: Language) -> Status {
         self.outcome = match error {
-            AdmissionError::InvalidArgument(_) => "invalid_argument",
+            AdmissionError::InvalidArgument(_) | AdmissionError::Authn(AuthnError::Invalid(_)) => "invalid_argument",
             AdmissionError::Authn(AuthnError::PermissionDenied) => "permission_denied",
             AdmissionError::Authn(_) => "unauthenticated",
             AdmissionError::StoreUnavailable(_) => "unavailable",
@@ -155,10 +155,8 @@ impl RpcCall {
             AdmissionError::Overloaded => "overloaded",
         };
         self.span.in_scope(|| match error {
-            AdmissionError::InvalidArgument(error) => tracing::debug!(field = error.field, "invalid argument"),
-            AdmissionError::Authn(error) => tracing::debug!(%error, "authentication failed"),
             AdmissionError::StoreUnavailable(error) => tracing::warn!(%error, "conversation store unavailable"),
-            error => tracing::debug!(?error, "call rejected"),
+            error => tracing::debug!(%error, "call rejected"),
         });
         status::admission(error, language)
     }

@@ -1,12 +1,14 @@
 //! The fields that all frames of a stream share.
 
+use std::fmt::Write as _;
+
 use bytes::Bytes;
 use prost::Message as _;
 use uuid::Uuid;
 
 use crate::{
     identity::{RequestId, SessionId, TraceId},
-    proto::{ChatFrame, agent_v1 as pb},
+    proto::{agent_v1 as pb, chat_frame::ChatFrame},
 };
 
 /// Encoded once per stream; cloning it shares the bytes.
@@ -60,7 +62,10 @@ impl Envelope {
 
     /// Fixed width and ascending within the stream, so that a client can name the last frame it received.
     fn response_id(&self, number: u32) -> String {
-        format!("{}-{number:08x}", self.stream_id)
+        let mut id = String::with_capacity(self.stream_id.len() + 9);
+        // Writing to a string cannot fail.
+        let _ = write!(id, "{}-{number:08x}", self.stream_id);
+        id
     }
 
     /// The inverse of the id of a frame; `None` for an id of another stream.

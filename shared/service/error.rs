@@ -11,43 +11,21 @@ use crate::{
     identity::AuthnError,
 };
 
-/// A chat was refused before its first frame.
-#[derive(Debug)]
+/// A call was refused before its work began.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum AdmissionError {
-    InvalidArgument(InvalidArgument),
-    Authn(AuthnError),
-    StoreUnavailable(StoreError),
-    /// Another request of the session is running.
-    Busy {
-        retry_after: Duration,
-    },
-    QuotaExceeded {
-        quota: QuotaKind,
-        retry_after: Duration,
-    },
-    /// The process has no concurrency permit left.
+    #[error(transparent)]
+    InvalidArgument(#[from] InvalidArgument),
+    #[error(transparent)]
+    Authn(#[from] AuthnError),
+    #[error(transparent)]
+    StoreUnavailable(#[from] StoreError),
+    #[error("another request of the session is running")]
+    Busy { retry_after: Duration },
+    #[error("quota exceeded: {}", quota.name())]
+    QuotaExceeded { quota: QuotaKind, retry_after: Duration },
+    #[error("no concurrency permit is left")]
     Overloaded,
-}
-
-impl From<InvalidArgument> for AdmissionError {
-    fn from(error: InvalidArgument) -> Self {
-        Self::InvalidArgument(error)
-    }
-}
-
-impl From<AuthnError> for AdmissionError {
-    fn from(error: AuthnError) -> Self {
-        match error {
-            AuthnError::Invalid(error) => Self::InvalidArgument(error),
-            error => Self::Authn(error),
-        }
-    }
-}
-
-impl From<StoreError> for AdmissionError {
-    fn from(error: StoreError) -> Self {
-        Self::StoreUnavailable(error)
-    }
 }
 
 /// An error of a unary call.
