@@ -39,6 +39,14 @@ pub(super) struct AdmittedCall {
     pub(super) source: FrameSource,
 }
 
+/// A validated call that has neither been refused nor started a turn.
+struct PreparedCall {
+    call: ChatCall,
+    envelope: Envelope,
+    /// A call that attaches to a run needs no permit, so a missing one is no error yet.
+    permit: Result<OwnedSemaphorePermit, AdmissionError>,
+}
+
 /// A run that the store has admitted, before its turn exists.
 struct StartedRun {
     call: ChatCall,
@@ -47,8 +55,6 @@ struct StartedRun {
     stored_profile: Option<Vec<u8>>,
     permit: OwnedSemaphorePermit,
 }
-
-type PermitResult = Result<OwnedSemaphorePermit, AdmissionError>;
 
 impl Admission {
     /// `interrupted` ends the turn from outside: the server shuts down, or the call's deadline passes.
@@ -69,20 +75,18 @@ impl Admission {
         }
         rpc.set_request(&call.session, &call.request, self.assistant.model.name(call.model()));
         let envelope = Envelope::new(call.session.clone(), &call.request, rpc.trace());
-        // A call that attaches to a run needs no permit, so a missing one is no error yet.
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| AdmissionError::Overloaded);
+        let prepared = PreparedCall { call, envelope, permit };
         match &self.runs {
-            Some(runs) => self.start_or_attach(runs, call, envelope, permit, interrupted).await,
-            None => self.start_direct(call, envelope, permit, interrupted),
+            Some(runs) => Box::pin(self.start_or_attach(runs, prepared, interrupted)).await,
+            None => self.start_direct(prepared, interrupted),
         }
     }
 
     /// Starts a turn without persistence.
     fn start_direct(
         &self,
-        call: ChatCall,
-        envelope: Envelope,
-        permit: PermitResult,
+        PreparedCall { call, envelope, permit }: PreparedCall,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         if call.last_response_id.is_some() {
@@ -103,9 +107,7 @@ impl Admission {
     async fn start_or_attach(
         &self,
         runs: &RunRegistry,
-        call: ChatCall,
-        envelope: Envelope,
-        permit: PermitResult,
+        PreparedCall { call, envelope, permit }: PreparedCall,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         let resumes = call.last_response_id.is_some();
@@ -120,7 +122,7 @@ impl Admission {
         let outcome = match runs.store.admit(&run).await {
             Err(error) if error.is_unreachable() && call.is_self_contained && !resumes => {
                 tracing::warn!(%error, "conversation store unreachable; the turn runs without persistence");
-                return self.start_direct(call, envelope, permit, interrupted);
+                return self.start_direct(PreparedCall { call, envelope, permit }, interrupted);
             }
             outcome => outcome?,
         };

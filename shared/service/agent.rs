@@ -72,7 +72,7 @@ impl AgentService for AgentApi {
         let time_zone = metadata.get("x-timezone").and_then(|zone| zone.to_str().ok());
         let query = parse::memory::query(request, time_zone);
         let call = UnaryCall { method: "RetrieveMemory", metadata: &metadata, user_id: &user_id };
-        let retrieve = |user, query| async move { self.memory.retrieve(&user, &query).await };
+        let retrieve = |user, query| async move { Box::pin(self.memory.retrieve(&user, &query)).await };
         let result = self.context.unary(call, query, retrieve).await?.into_inner();
         let degraded_to = result.degraded_to;
         let mut response = Response::new(pb::MemoryResult {

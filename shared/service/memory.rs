@@ -39,7 +39,7 @@ impl MemoryService for MemoryApi {
         let memories = parse::new_memories(request.memories);
         let call = UnaryCall { method: "AddMemories", metadata: &metadata, user_id: &request.user_id };
         let add = |user, memories| async move {
-            let outcome = self.memory.add(&user, memories).await?;
+            let outcome = Box::pin(self.memory.add(&user, memories)).await?;
             Ok::<_, MemoryError>(pb::AddMemoriesResponse {
                 ids: outcome.ids,
                 added: convert::int(outcome.added),
@@ -59,7 +59,7 @@ impl MemoryService for MemoryApi {
         let call = UnaryCall { method: "IngestDocument", metadata: &metadata, user_id: &user_id };
         let ingest = |user, document: NewDocument| async move {
             let document_id = document.id.clone();
-            let chunks = convert::int(self.memory.ingest(&user, document).await?);
+            let chunks = convert::int(Box::pin(self.memory.ingest(&user, document)).await?);
             Ok::<_, MemoryError>(pb::IngestDocumentResponse { document_id, chunks })
         };
         self.context.unary(call, document, ingest).await
@@ -74,7 +74,8 @@ impl MemoryService for MemoryApi {
         let listing = parse::listing(request);
         let call = UnaryCall { method: "ListMemories", metadata: &metadata, user_id: &user_id };
         let list = |user, listing: MemoryListing| async move {
-            let page = self.memory.list(&user, &listing.filter, listing.page_size, listing.after.as_ref()).await?;
+            let page = self.memory.list(&user, &listing.filter, listing.page_size, listing.after.as_ref());
+            let page = Box::pin(page).await?;
             Ok::<_, MemoryError>(pb::ListMemoriesResponse {
                 memories: page.memories.into_iter().map(|memory| convert::memory_record(memory, Vec::new())).collect(),
                 next_page_token: page.next.map(|token| token.to_string()).unwrap_or_default(),
@@ -92,7 +93,8 @@ impl MemoryService for MemoryApi {
         let update = parse::update(request);
         let call = UnaryCall { method: "UpdateMemory", metadata: &metadata, user_id: &user_id };
         let apply = |user, update| async move {
-            Ok::<_, MemoryError>(convert::memory_record(self.memory.update(&user, &update).await?, Vec::new()))
+            let memory = Box::pin(self.memory.update(&user, &update)).await?;
+            Ok::<_, MemoryError>(convert::memory_record(memory, Vec::new()))
         };
         self.context.unary(call, update, apply).await
     }
@@ -107,8 +109,8 @@ impl MemoryService for MemoryApi {
         let call = UnaryCall { method: "DeleteMemories", metadata: &metadata, user_id: &user_id };
         let delete = |user, deletion| async move {
             let deleted = match deletion {
-                MemoryDeletion::User => erase_user(&self.memory, &user).await?,
-                MemoryDeletion::Selected(selection) => self.memory.delete(&user, &selection).await?,
+                MemoryDeletion::User => Box::pin(erase_user(&self.memory, &user)).await?,
+                MemoryDeletion::Selected(selection) => Box::pin(self.memory.delete(&user, &selection)).await?,
             };
             Ok::<_, MemoryError>(pb::DeleteMemoriesResponse { deleted: convert::int(deleted) })
         };
