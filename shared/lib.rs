@@ -5,6 +5,7 @@
 //! Only `transport` and `service` know gRPC; the rooms below them do not name it.
 
 pub mod chat;
+pub mod composition;
 pub mod config;
 pub mod conversation;
 pub mod embedding;
@@ -24,5 +25,3 @@ mod temporal;
 pub mod tools;
 pub mod transport;
 mod turn_ledger;
-
-pub(crate) use provider::http_client;

@@ -13,10 +13,7 @@ use tracing_subscriber::{
     prelude::*,
 };
 
-use crate::config::EnvReader;
-
-pub(crate) const RUST_LOG: &str = "RUST_LOG";
-pub(crate) const LOG_FORMAT: &str = "LOG_FORMAT";
+use crate::config::LogFormat;
 
 /// What is logged where `RUST_LOG` is not set.
 const DEFAULT_FILTER: &str = "info,sqlx::postgres::notice=warn";
@@ -38,24 +35,6 @@ const CARRIERS: [&str; 14] = [
     "tonic",
     "tonic_web",
 ];
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Pretty,
-    /// One JSON object a line.
-    Json,
-}
-
-impl LogFormat {
-    pub(crate) fn read(reader: &mut EnvReader<'_>) -> Option<Self> {
-        if reader.text(RUST_LOG).is_some_and(|filter| EnvFilter::try_new(filter).is_err()) {
-            reader.report(RUST_LOG, "is not a list of directives", "info,agent_service=debug");
-        }
-        reader.choice(LOG_FORMAT, &[("pretty", Self::Pretty), ("json", Self::Json)])
-    }
-}
 
 /// Sends the process's logs to standard error, and with them the place of a panic but not its message, which may quote the
 /// text that caused it.

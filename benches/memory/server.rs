@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use agent_service::{
+    composition::{App, build_embedder},
     config::Config,
-    embedding::{self, Embedder},
+    embedding::Embedder,
     memory::MemoryEngine,
     postgres::{self, DatabaseGuard},
     proto::agent_v1::{agent_service_client::AgentServiceClient, memory_service_client::MemoryServiceClient},
-    service::Services,
     transport::server::Server,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -36,15 +36,15 @@ impl Running {
     /// A server with the embedder that the configuration names.
     pub async fn configured(database: &Database, variables: &[(&str, &str)]) -> Outcome<Self> {
         let config = database.config(variables)?;
-        Self::serve(&config, embedding::from_config(&config.embedding)?).await
+        Self::serve(&config, build_embedder(&config.embedding)?).await
     }
 
     async fn serve(config: &Config, embedder: Arc<dyn Embedder>) -> Outcome<Self> {
         let database = postgres::Database::from_config(&config.stores.database)?;
         let opened = database.open(Arc::new(|_| {})).await?;
-        let services = Services::with_embedder(config, database.pools(), embedder)?;
-        let engine = services.engine.clone();
-        let server = Server::bind(&config.server, services).await?;
+        let app = App::with_embedder(config, database.pools(), embedder)?;
+        let engine = app.engine.clone();
+        let server = Server::bind(&config.server, app.apis).await?;
         let address = server.address();
         // Told once and for all: the database is there.
         let (_, is_ready) = watch::channel(true);

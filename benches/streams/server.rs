@@ -12,10 +12,10 @@ use std::{
 };
 
 use agent_service::{
+    composition::App,
     config::Config,
     postgres::Database,
     proto::agent_v1::{self as pb, chat_response::Content},
-    service::Services,
     telemetry,
     transport::server::Server,
 };
@@ -161,8 +161,8 @@ async fn serve(
         })
     })?;
     let database = Database::from_config(&config.stores.database)?;
-    let services = Services::from_config(&config, database.pools())?;
-    let server = Server::bind(&config.server, services).await?;
+    let app = App::from_config(&config, database.pools())?;
+    let server = Server::bind(&config.server, app.apis).await?;
     let address = server.address();
     let (ready, is_ready) = watch::channel(false);
     let mut can_begin = is_ready.clone();

@@ -1,5 +1,3 @@
-//! How callers prove who they are.
-
 use std::net::IpAddr;
 
 use reqwest::Url;
@@ -15,96 +13,93 @@ pub(super) const INTERNAL_API_KEY: &str = "INTERNAL_API_KEY";
 
 const JWKS_EXAMPLE: &str = "https://issuer.example.com/.well-known/jwks.json";
 
-/// How callers prove who they are.
 #[derive(Debug, Clone)]
 pub struct AuthConfig {
-    /// By what.
     pub mode: AuthMode,
-    /// How tokens are checked; there for [`Auth::Jwt`].
+    /// Set for [`AuthMode::Jwt`].
     pub tokens: Option<TokenConfig>,
-    /// The key of our own services, which may act for any user.
+    /// The key of internal services, which may act for any user.
     pub internal_api_key: Option<Secret>,
 }
 
-/// By what callers prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMode {
-    /// Nothing: only callers on this machine are let in.
+    /// No authentication: only callers on this machine are accepted.
     None,
     /// Bearer tokens.
     Jwt,
-    /// A gateway in front has checked them, and nobody else can reach the port.
+    /// A gateway authenticates callers and is the only one that can reach the port.
     Gateway,
 }
 
-/// How tokens are checked.
 #[derive(Debug, Clone)]
 pub struct TokenConfig {
-    /// Whose signatures count.
     pub keys: TokenKeys,
-    /// The `iss` that tokens must have; `None` = any.
+    /// Required `iss`; `None` = any.
     pub issuer: Option<String>,
-    /// The `aud` that tokens must have; `None` = any.
+    /// Required `aud`; `None` = any.
     pub audience: Option<String>,
 }
 
-/// Whose signatures count.
 #[derive(Debug, Clone)]
 pub enum TokenKeys {
-    /// A secret that the issuer shares with us (HS256).
+    /// A secret shared with the issuer (HS256).
     Secret(Secret),
-    /// The issuer's public keys at a URL (RS256, ES256).
+    /// The issuer's JWKS with public keys (RS256, ES256).
     JwksUrl(String),
 }
 
 impl AuthConfig {
-    pub(super) fn read(reader: &mut EnvReader<'_>, place: EntryPoint) -> Self {
+    pub(super) fn read(reader: &mut EnvReader<'_>, entry_point: EntryPoint) -> Self {
         let choices = [("none", AuthMode::None), ("jwt", AuthMode::Jwt), ("gateway", AuthMode::Gateway)];
-        let auth = reader.choice(AUTH, &choices).unwrap_or(AuthMode::None);
-        if auth == AuthMode::Gateway && place == EntryPoint::Function {
-            let problem = "is gateway, but nothing stands before a function, which anyone can call; set it to jwt with \
+        let mode = reader.choice(AUTH, &choices).unwrap_or(AuthMode::None);
+        if mode == AuthMode::Gateway && entry_point == EntryPoint::Function {
+            let problem = "is gateway, but a function has no gateway in front and anyone can call it: set it to jwt with \
                            JWT_SECRET or JWT_JWKS_URL";
             reader.report(AUTH, problem, "jwt");
         }
-        let keys_of_tokens = [JWT_SECRET, JWT_JWKS_URL].into_iter().find(|name| reader.text(name).is_some());
-        if let (None, Some(name)) = (reader.text(AUTH), keys_of_tokens) {
-            // Whoever names keys means that tokens are checked.
-            reader.report(AUTH, format!("is not set, but {name} is; set it to jwt, or say none"), "jwt");
+        let key_variable = [JWT_SECRET, JWT_JWKS_URL].into_iter().find(|name| reader.text(name).is_some());
+        // A configured key without a mode is ambiguous; defaulting to `none` would leave the service open.
+        if let (None, Some(name)) = (reader.text(AUTH), key_variable) {
+            reader.report(AUTH, format!("is not set, but {name} is: set it to jwt, or to none"), "jwt");
         }
-        let secret = reader.text(JWT_SECRET).map(Secret::new);
-        let url = reader.url(JWT_JWKS_URL, &["https", "http"], JWKS_EXAMPLE);
-        if url.as_deref().is_some_and(can_be_changed_on_the_way) {
-            let problem =
-                "begins with http://, so that whoever is on the way can put in keys; only this machine is asked so";
-            reader.report(JWT_JWKS_URL, problem, JWKS_EXAMPLE);
-        }
-        let keys = match (secret, url) {
-            (Some(_), Some(_)) => {
-                reader.report(JWT_SECRET, "is set, and JWT_JWKS_URL too: tokens are checked by one of them", "");
-                None
-            }
-            (Some(secret), None) => Some(TokenKeys::Secret(secret)),
-            (None, url) => url.map(TokenKeys::JwksUrl),
-        };
-        if auth == AuthMode::Jwt && keys_of_tokens.is_none() {
-            let problem = "is not set, and JWT_JWKS_URL neither, but AUTH=jwt needs one of them";
+        let keys = read_keys(reader);
+        if mode == AuthMode::Jwt && key_variable.is_none() {
+            let problem = "is not set, nor is JWT_JWKS_URL, but AUTH=jwt needs one of them";
             reader.report(JWT_SECRET, problem, "the-secret-of-the-gateway");
         }
         let (issuer, audience) = (reader.text(JWT_ISSUER), reader.text(JWT_AUDIENCE));
         Self {
-            mode: auth,
-            tokens: keys.filter(|_| auth == AuthMode::Jwt).map(|keys| TokenConfig { keys, issuer, audience }),
+            mode,
+            tokens: keys.filter(|_| mode == AuthMode::Jwt).map(|keys| TokenConfig { keys, issuer, audience }),
             internal_api_key: reader.text(INTERNAL_API_KEY).map(Secret::new),
         }
     }
 }
 
-/// Whether what is fetched from a URL is neither encrypted nor of this machine.
-fn can_be_changed_on_the_way(url: &str) -> bool {
+fn read_keys(reader: &mut EnvReader<'_>) -> Option<TokenKeys> {
+    let secret = reader.text(JWT_SECRET).map(Secret::new);
+    let url = reader.url(JWT_JWKS_URL, &["https", "http"], JWKS_EXAMPLE);
+    if url.as_deref().is_some_and(is_remote_plaintext) {
+        let problem = "begins with http://, so that an attacker on the network could replace the keys: use https:// (http:// is \
+                       accepted for this machine only)";
+        reader.report(JWT_JWKS_URL, problem, JWKS_EXAMPLE);
+    }
+    match (secret, url) {
+        (Some(_), Some(_)) => {
+            reader.report(JWT_SECRET, "is set, and JWT_JWKS_URL too: set one of them", "");
+            None
+        }
+        (Some(secret), None) => Some(TokenKeys::Secret(secret)),
+        (None, url) => url.map(TokenKeys::JwksUrl),
+    }
+}
+
+fn is_remote_plaintext(url: &str) -> bool {
     let Ok(url) = Url::parse(url) else { return false };
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let is_of_this_machine = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    url.scheme() == "http" && !is_of_this_machine
+    let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    url.scheme() == "http" && !is_loopback
 }
 
 #[cfg(test)]
@@ -112,49 +107,49 @@ mod tests {
     use super::*;
     use crate::config::{Config, InvalidSetting};
 
-    fn mistakes(place: EntryPoint, variables: &[(&str, &str)]) -> Vec<InvalidSetting> {
+    fn errors(entry_point: EntryPoint, variables: &[(&str, &str)]) -> Vec<InvalidSetting> {
         let value = |name: &str| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
-        Config::read_for(place, &value).err().map_or_else(Vec::new, |mistakes| mistakes.0)
+        Config::read_for(entry_point, &value).err().map_or_else(Vec::new, |errors| errors.0)
     }
 
-    fn problem(place: EntryPoint, variables: &[(&str, &str)]) -> String {
-        let mistakes = mistakes(place, variables);
-        let [mistake] = mistakes.as_slice() else { panic!("{mistakes:?}") };
-        format!("{} {}", mistake.variable, mistake.problem)
+    fn problem(entry_point: EntryPoint, variables: &[(&str, &str)]) -> String {
+        let errors = errors(entry_point, variables);
+        let [error] = errors.as_slice() else { panic!("{errors:?}") };
+        format!("{} {}", error.variable, error.problem)
     }
 
     #[test]
-    fn a_function_has_no_gateway_before_it() {
+    fn gateway_mode_is_invalid_for_functions() {
         let gateway = [(AUTH, "gateway")];
-        assert!(mistakes(EntryPoint::Server, &gateway).is_empty());
+        assert!(errors(EntryPoint::Server, &gateway).is_empty());
         assert!(problem(EntryPoint::Function, &gateway).starts_with("AUTH is gateway"));
     }
 
     #[test]
-    fn keys_of_tokens_without_a_word_on_whether_tokens_are_checked_are_a_mistake() {
+    fn token_key_requires_explicit_auth_mode() {
         let secret = (JWT_SECRET, "a-secret-of-thirty-two-bytes----");
         let url = (JWT_JWKS_URL, "https://issuer.example.com/keys");
         let provider = ("LLM_API_KEY", "k");
-        for place in [EntryPoint::Server, EntryPoint::Function] {
-            assert!(problem(place, &[secret]).starts_with("AUTH is not set, but JWT_SECRET is"));
-            assert!(problem(place, &[url, provider]).starts_with("AUTH is not set, but JWT_JWKS_URL is"));
-            for said in ["none", "jwt"] {
-                assert!(mistakes(place, &[secret, (AUTH, said)]).is_empty(), "{said}");
+        for entry_point in [EntryPoint::Server, EntryPoint::Function] {
+            assert!(problem(entry_point, &[secret]).starts_with("AUTH is not set, but JWT_SECRET is"));
+            assert!(problem(entry_point, &[url, provider]).starts_with("AUTH is not set, but JWT_JWKS_URL is"));
+            for mode in ["none", "jwt"] {
+                assert!(errors(entry_point, &[secret, (AUTH, mode)]).is_empty(), "{mode}");
             }
         }
-        assert!(mistakes(EntryPoint::Server, &[secret, (AUTH, "gateway")]).is_empty());
+        assert!(errors(EntryPoint::Server, &[secret, (AUTH, "gateway")]).is_empty());
     }
 
     #[test]
-    fn keys_of_an_issuer_are_fetched_in_the_clear_from_this_machine_alone() {
-        let read = |url: &str| mistakes(EntryPoint::Server, &[(AUTH, "jwt"), (JWT_JWKS_URL, url)]);
+    fn plaintext_jwks_url_must_be_loopback() {
+        let read = |url: &str| errors(EntryPoint::Server, &[(AUTH, "jwt"), (JWT_JWKS_URL, url)]);
         for url in
             ["http://localhost:8080/keys", "http://127.0.0.1/keys", "http://[::1]:1/keys", "https://issuer.example/"]
         {
             assert!(read(url).is_empty(), "{url}");
         }
         for url in ["http://issuer.example/keys", "http://10.0.0.1/keys", "http://localhost.example/keys"] {
-            assert_eq!(read(url).first().map(|mistake| mistake.variable), Some(JWT_JWKS_URL), "{url}");
+            assert_eq!(read(url).first().map(|error| error.variable), Some(JWT_JWKS_URL), "{url}");
         }
     }
 }

@@ -1,5 +1,3 @@
-//! Who turns text into vectors.
-
 use std::path::PathBuf;
 
 use super::{EnvReader, ModelConfig, Provider, RetryConfig, Secret};
@@ -11,32 +9,29 @@ pub(super) const EMBEDDING_MODEL: &str = "EMBEDDING_MODEL";
 pub(super) const EMBEDDING_DIM: &str = "EMBEDDING_DIM";
 pub(super) const EMBEDDING_MODEL_DIR: &str = "EMBEDDING_MODEL_DIR";
 
-/// Most dimensions that the store can index (pgvector's limit for `halfvec`).
-pub const MAX_DIMENSION: u64 = 4_000;
+/// pgvector's limit for indexed `halfvec` columns.
+const MAX_DIMENSION: u64 = 4_000;
+const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
 
-/// Who turns text into vectors.
 #[derive(Debug, Clone)]
 pub enum EmbeddingConfig {
-    /// Deterministic hashing of words and characters, at no cost.
+    /// The built-in embedder: deterministic hashing of words and characters.
     Hashed,
     /// A model in this process.
     Local {
         /// A sentence-transformers directory.
         model_dir: PathBuf,
     },
-    /// Any OpenAI-compatible `/embeddings`.
+    /// A remote OpenAI-compatible `/embeddings`.
     OpenAi {
-        /// Base URL with its `/v1`, without a trailing slash.
+        /// Includes `/v1`, without a trailing slash.
         base_url: String,
-        /// The key; `None` where the API needs none.
+        /// `None` = the API needs none.
         api_key: Option<Secret>,
-        /// Name of the model.
         model: String,
-        /// Length of its vectors.
         dimension: usize,
-        /// Whether the model has to be asked for this length, because it is not its own.
+        /// Requests must name the dimension, because it is not the model's own.
         sends_dimension: bool,
-        /// How often it is asked, and when no more.
         retry: RetryConfig,
     },
 }
@@ -49,35 +44,35 @@ enum EmbeddingProvider {
 }
 
 impl EmbeddingConfig {
-    pub(super) fn read(reader: &mut EnvReader<'_>, model: &ModelConfig, patience: RetryConfig) -> Self {
-        let kinds = [
+    pub(super) fn read(reader: &mut EnvReader<'_>, model: &ModelConfig, retry: RetryConfig) -> Self {
+        let choices = [
             ("openai", EmbeddingProvider::OpenAi),
             ("local", EmbeddingProvider::Local),
             ("hashed", EmbeddingProvider::Hashed),
         ];
-        let chosen = reader.choice(EMBEDDING_PROVIDER, &kinds);
+        let chosen = reader.choice(EMBEDDING_PROVIDER, &choices);
         let model_dir = reader.directory(EMBEDDING_MODEL_DIR, "models/all-MiniLM-L6-v2");
-        let own_url = reader.base_url(EMBEDDING_API_BASE_URL, "https://api.openai.com/v1");
+        let own_url = reader.base_url(EMBEDDING_API_BASE_URL, OPENAI_BASE_URL);
         let own_key = reader.text(EMBEDDING_API_KEY).map(Secret::new);
         let own_model = reader.text(EMBEDDING_MODEL);
         let own_dimension = reader.integer(EMBEDDING_DIM, 1, MAX_DIMENSION, "1536");
-        let provider = match model {
+        let chat = match model {
             ModelConfig::Provider(config) => Some(&config.primary),
             ModelConfig::Demo(_) => None,
         };
-        match (chosen, provider) {
+        match (chosen, chat) {
             (Some(EmbeddingProvider::Local), _) => return Self::local(reader, model_dir),
             (Some(EmbeddingProvider::Hashed), _) | (None, None) => return Self::Hashed,
             (None, Some(config)) if config.provider == Provider::DeepSeek && own_url.is_none() => {
-                let problem = "is not set, and DeepSeek has no embeddings: set it to openai with EMBEDDING_API_KEY, or \
-                               to hashed for keyword-like vectors at no cost";
+                let problem = "is not set, and DeepSeek has no embeddings API: set it to openai with EMBEDDING_API_KEY, or \
+                               to hashed for the built-in embedder";
                 reader.report(EMBEDDING_PROVIDER, problem, "openai");
                 return Self::Hashed;
             }
             _ => {}
         }
-        // DeepSeek's key and address are of no use here.
-        let shared = provider.filter(|config| config.provider != Provider::DeepSeek);
+        // The chat provider's key and URL serve embeddings as well, except DeepSeek's.
+        let shared = chat.filter(|config| config.provider != Provider::DeepSeek);
         let base_url = own_url.or_else(|| shared.map(|config| config.base_url.clone()));
         let api_key = own_key.or_else(|| shared.and_then(|config| config.api_key.clone()));
         let model = own_model.or_else(|| match shared.map(|config| config.provider) {
@@ -86,25 +81,25 @@ impl EmbeddingConfig {
             _ => Some("text-embedding-3-small".to_owned()),
         });
         let Some(model) = model else {
-            let problem = "is not set, but LLM_PROVIDER=compatible has no default; or set EMBEDDING_PROVIDER=hashed";
+            let problem = "is not set, and LLM_PROVIDER=compatible has no default; or set EMBEDDING_PROVIDER=hashed";
             reader.report(EMBEDDING_MODEL, problem, "nomic-embed-text");
             return Self::Hashed;
         };
-        let known = known_dimension(&model);
-        let Some(dimension) = own_dimension.or(known) else {
+        let native = native_dimension(&model);
+        let Some(dimension) = own_dimension.or(native) else {
             reader.report(EMBEDDING_DIM, "is not set, and the dimension of EMBEDDING_MODEL is not known", "768");
             return Self::Hashed;
         };
         if base_url.is_none() && api_key.is_none() {
-            reader.report(EMBEDDING_API_KEY, "is not set, but the embeddings of OpenAI need a key", "sk-...");
+            reader.report(EMBEDDING_API_KEY, "is not set, but OpenAI's embeddings need a key", "sk-...");
         }
         Self::OpenAi {
-            base_url: base_url.unwrap_or_else(|| "https://api.openai.com/v1".to_owned()),
+            base_url: base_url.unwrap_or_else(|| OPENAI_BASE_URL.to_owned()),
             api_key,
             model,
-            sends_dimension: known.is_some_and(|known| known != dimension),
+            sends_dimension: native.is_some_and(|native| native != dimension),
             dimension: usize::try_from(dimension).unwrap_or_default(),
-            retry: patience,
+            retry,
         }
     }
 
@@ -117,7 +112,7 @@ impl EmbeddingConfig {
     }
 }
 
-fn known_dimension(model: &str) -> Option<u64> {
+fn native_dimension(model: &str) -> Option<u64> {
     match model {
         "text-embedding-3-small" | "text-embedding-ada-002" => Some(1536),
         "text-embedding-3-large" => Some(3072),

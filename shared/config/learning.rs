@@ -1,23 +1,20 @@
-//! What is learned from turns.
-
 use super::EnvReader;
 
 pub(super) const LEARNING: &str = "LEARNING";
 
-/// What becomes of turns in the memory. Titles and summaries of conversations are made in any case.
+/// The memories that are stored of finished turns. Titles and summaries of conversations are generated in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LearningConfig {
-    /// They are remembered word for word, and facts about the user are found in them.
+    /// The turn verbatim, and facts about the user extracted from it.
     #[default]
     On,
-    /// They are remembered word for word.
     Verbatim,
-    /// Nothing of them is put into the memory.
     Off,
 }
 
 impl LearningConfig {
     pub(super) fn read(reader: &mut EnvReader<'_>) -> Self {
+        // Not `choice`: these words are case-sensitive.
         match reader.text(LEARNING).as_deref() {
             None | Some("on") => Self::On,
             Some("verbatim") => Self::Verbatim,
@@ -36,7 +33,7 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn learning_is_on_unless_it_is_said_otherwise() {
+    fn learning_is_on_by_default() {
         let read = |value: Option<&str>| {
             let value = value.map(str::to_owned);
             Config::read(&|name| value.clone().filter(|_| name == LEARNING)).map(|config| config.learning)

@@ -1,19 +1,17 @@
-//! How memories are searched.
-
 use super::EnvReader;
 
 pub(super) const BM25_K1: &str = "BM25_K1";
 pub(super) const BM25_B: &str = "BM25_B";
 pub(super) const VECTOR_INDEX_THRESHOLD: &str = "VECTOR_INDEX_THRESHOLD";
 
-/// How memories are searched.
+/// Retrieval parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MemoryConfig {
-    /// How fast repeats of a word stop counting, 0 to 10.
+    /// BM25 term frequency saturation, 0 to 10.
     pub k1: f64,
-    /// How much a text longer than the average is marked down, 0 to 1.
+    /// BM25 length normalisation, 0 to 1.
     pub b: f64,
-    /// From how many memories of one user on vectors are searched by an index, rather than compared one by one.
+    /// Memories of one user from which vectors are searched by an ANN index (HNSW) instead of exact kNN.
     pub vector_index_threshold: usize,
 }
 
@@ -21,8 +19,8 @@ impl MemoryConfig {
     pub(super) fn read(reader: &mut EnvReader<'_>) -> Self {
         let threshold = reader.integer(VECTOR_INDEX_THRESHOLD, 1_000, 1_000_000_000, "20000").unwrap_or(20_000);
         Self {
-            k1: reader.decimal(BM25_K1, (0.0, 10.0), 1.2, "1.2"),
-            b: reader.decimal(BM25_B, (0.0, 1.0), 0.75, "0.75"),
+            k1: reader.decimal(BM25_K1, 0.0..=10.0, 1.2),
+            b: reader.decimal(BM25_B, 0.0..=1.0, 0.75),
             vector_index_threshold: usize::try_from(threshold).unwrap_or(usize::MAX),
         }
     }

@@ -1,5 +1,3 @@
-//! Where and how the local server listens.
-
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -18,40 +16,37 @@ pub(super) const WEB_PAGE: &str = "WEB_PAGE";
 pub(super) const SHUTDOWN_GRACE_SECONDS: &str = "SHUTDOWN_GRACE_SECONDS";
 pub(super) const ALLOWED_ORIGINS: &str = "ALLOWED_ORIGINS";
 
-/// Where and how the local server listens.
+/// Settings of the local server.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// The address to listen on.
     pub host: IpAddr,
-    /// The port to listen on; 0 = any free one.
+    /// 0 = any free port.
     pub port: u16,
-    /// Certificate and key; `None` = plain text.
+    /// `None` = plaintext.
     pub tls: Option<TlsFiles>,
-    /// Whether clients may ask which services there are, without proof of who they are.
+    /// gRPC server reflection, which needs no authentication.
     pub reflection: bool,
-    /// Whether clients may ask whether the services can be used, without proof of who they are.
+    /// The gRPC health service, which needs no authentication.
     pub health: bool,
-    /// Whether there is a web page at `/`. It needs no proof of who asks; what it calls does.
+    /// The web page at `/`. The page needs no authentication; its calls do.
     pub web_page: bool,
-    /// How long open streams may go on after a signal to stop.
+    /// Graceful shutdown: time that open streams have after the first signal.
     pub shutdown_grace: Duration,
-    /// Whether callers prove who they are, or a gateway does. If not, calls of pages of other origins are refused.
+    /// Callers authenticate themselves, or a gateway does. If not, calls of pages with a foreign origin are refused.
     pub authenticates_callers: bool,
-    /// Origins of web pages that may call; empty = pages on this machine.
+    /// Origins of web pages that may call; empty = pages that this machine serves.
     pub allowed_origins: Vec<String>,
 }
 
-/// PEM files of the server's identity.
+/// PEM files.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
     /// The certificate chain.
     pub certificate: PathBuf,
-    /// The private key.
     pub key: PathBuf,
 }
 
 impl ServerConfig {
-    /// The address to listen on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.host, self.port)
@@ -60,8 +55,8 @@ impl ServerConfig {
     pub(super) fn read(reader: &mut EnvReader<'_>, auth: AuthMode) -> Self {
         let host = read_host(reader);
         if auth == AuthMode::None && !host.is_loopback() {
-            let problem = "opens the port to other machines, but no caller is authenticated; stay on this machine, or \
-                           set AUTH=jwt, or AUTH=gateway where only a trusted gateway can reach the port";
+            let problem = "is reachable from other machines, but callers are not authenticated: listen on a loopback address, \
+                           or set AUTH=jwt, or AUTH=gateway if only a trusted gateway can reach the port";
             reader.report(GRPC_HOST, problem, "127.0.0.1");
         }
         Self {
@@ -106,14 +101,14 @@ fn read_tls(reader: &mut EnvReader<'_>) -> Option<TlsFiles> {
 fn read_origins(reader: &mut EnvReader<'_>) -> Vec<String> {
     const EXAMPLE: &str = "https://app.example.com,http://localhost:5173";
     let origins = reader.list(ALLOWED_ORIGINS);
-    // An Origin header has no path, not even a slash: such an entry would never match.
+    // An Origin header has no path, not even a slash (RFC 6454, section 6.1): such an entry would never match.
     let is_origin = |origin: &String| {
         origin.split_once("://").is_some_and(|(scheme, rest)| {
             matches!(scheme, "http" | "https") && !rest.is_empty() && !rest.contains('/') && rest.is_ascii()
         })
     };
     if !origins.iter().all(|origin| origin == "*" || is_origin(origin)) {
-        reader.report(ALLOWED_ORIGINS, "is not a list of origins without paths, separated by commas, or *", EXAMPLE);
+        reader.report(ALLOWED_ORIGINS, "is neither * nor a comma-separated list of origins without paths", EXAMPLE);
     }
     origins
 }

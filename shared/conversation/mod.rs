@@ -13,7 +13,7 @@ mod session;
 pub use pending::{CompletedPendingTurn, PendingTurnId, ToolResultOutcome};
 pub use postgres::PostgresConversations;
 pub(crate) use postgres::erase_pending_turns;
-pub use quotas::{QuotaKind, UserQuotas};
+pub use quotas::QuotaKind;
 pub use run::{
     AdmitOutcome, FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun, NewTurn, PendingTurnDisposition,
     RunEnding, RunKey, RunOutcome, RunSignals, RunSnapshot, RunState, WATCH_WINDOW,
@@ -22,15 +22,13 @@ pub use session::{
     History, MAX_TITLE_BYTES, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, Summary,
 };
 
+pub use crate::config::UserQuotas;
+
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::{
-    config::{Config, ConversationStoreConfig},
-    identity::{RequestId, SessionId, UserId},
-    postgres::RolePools,
-};
+use crate::identity::{RequestId, SessionId, UserId};
 
 /// Why the store does not do what it is asked. It holds no text of the user.
 #[derive(Debug, thiserror::Error)]
@@ -205,40 +203,4 @@ pub trait ConversationStore: Send + Sync {
     fn learning_wakeup(&self) -> Option<Arc<Notify>> {
         None
     }
-}
-
-/// Why the store of conversations can not be built.
-#[derive(Debug, thiserror::Error)]
-pub enum ConversationSetupError {
-    /// The configuration names a store that this build does not have.
-    #[cfg(not(feature = "dynamodb"))]
-    #[error("this build has no DynamoDB: set CONVERSATIONS to postgres or off")]
-    NoDynamo,
-    /// The table can not be reached by what the environment tells.
-    #[cfg(feature = "dynamodb")]
-    #[error(transparent)]
-    Dynamo(#[from] dynamodb::DynamoSetupError),
-}
-
-/// The store that the configuration names; `None` = conversations are not kept. Nothing is connected.
-///
-/// # Errors
-/// The store can not be built.
-pub fn from_config(
-    config: &Config,
-    database: &RolePools,
-) -> Result<Option<Arc<dyn ConversationStore>>, ConversationSetupError> {
-    let (longest_turn, admission) = (config.model.total_timeout(), config.stores.admission_timeout);
-    Ok(match &config.conversations.store {
-        ConversationStoreConfig::Off => None,
-        ConversationStoreConfig::Postgres => {
-            Some(Arc::new(PostgresConversations::new(database.conversations.clone(), longest_turn, admission)))
-        }
-        #[cfg(feature = "dynamodb")]
-        ConversationStoreConfig::DynamoDb { table } => {
-            Some(Arc::new(dynamodb::DynamoConversations::new(table.clone(), longest_turn, admission)?))
-        }
-        #[cfg(not(feature = "dynamodb"))]
-        ConversationStoreConfig::DynamoDb { .. } => return Err(ConversationSetupError::NoDynamo),
-    })
 }

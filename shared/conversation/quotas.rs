@@ -1,17 +1,6 @@
 //! What a user may use.
 
-/// Limits of one user. They hold across all processes that share a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UserQuotas {
-    /// Requests in one minute of the clock.
-    pub requests_per_minute: u32,
-    /// Runs at the same time.
-    pub concurrent_streams: u32,
-    /// Tokens in one day of UTC. The request that crosses it is answered, and the next one refused.
-    pub tokens_per_day: u64,
-}
-
-/// One of [`Limits`].
+/// One of [`UserQuotas`](crate::config::UserQuotas).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuotaKind {
     /// Requests in one minute.

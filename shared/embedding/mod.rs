@@ -6,8 +6,6 @@ mod hashed;
 mod local;
 mod openai;
 
-use std::sync::Arc;
-
 use futures_util::future::BoxFuture;
 
 pub use cache::QueryCache;
@@ -15,8 +13,6 @@ pub use hashed::HashedEmbedder;
 #[cfg(feature = "local-embeddings")]
 pub use local::{LocalEmbedder, LocalModelError};
 pub use openai::OpenAiEmbedder;
-
-use crate::config::EmbeddingConfig;
 
 /// A model that vectors come from. Vectors of different models are never compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,46 +89,6 @@ impl EmbedError {
             Self::InvalidResponse(_) | Self::Local(_) => false,
         }
     }
-}
-
-/// Why an embedder can not be built.
-#[derive(Debug, thiserror::Error)]
-pub enum EmbedderSetupError {
-    /// The HTTP client can not be built.
-    #[error("the HTTP client can not be built: {0}")]
-    Client(#[from] reqwest::Error),
-    /// The directory of the model can not be used.
-    #[cfg(feature = "local-embeddings")]
-    #[error("EMBEDDING_MODEL_DIR can not be used: {0}")]
-    Model(#[from] LocalModelError),
-    /// This build has no models of its own.
-    #[error("this build has no local embeddings: set EMBEDDING_PROVIDER to openai or hashed")]
-    LocalModelsUnsupported,
-}
-
-/// Builds the embedder that the configuration names. A local model is read, which blocks for a moment.
-///
-/// # Errors
-/// The HTTP client can not be built, or the directory of a local model can not be used.
-pub fn from_config(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, EmbedderSetupError> {
-    Ok(match config {
-        EmbeddingConfig::Hashed => Arc::new(HashedEmbedder::new()),
-        #[cfg(feature = "local-embeddings")]
-        EmbeddingConfig::Local { model_dir } => Arc::new(LocalEmbedder::load(model_dir)?),
-        #[cfg(not(feature = "local-embeddings"))]
-        EmbeddingConfig::Local { .. } => return Err(EmbedderSetupError::LocalModelsUnsupported),
-        EmbeddingConfig::OpenAi {
-            base_url,
-            api_key,
-            model,
-            dimension,
-            sends_dimension: shortened,
-            retry: patience,
-        } => {
-            let model = EmbeddingModel { name: model.clone(), dimension: *dimension };
-            Arc::new(OpenAiEmbedder::new(base_url, api_key.clone(), model, *shortened, *patience)?)
-        }
-    })
 }
 
 /// Scales a vector to length 1; `None` where it has no direction.

@@ -97,7 +97,7 @@ impl OpenAiEmbedder {
         patience: RetryConfig,
     ) -> Result<Self, reqwest::Error> {
         Ok(Self {
-            client: crate::http_client(CONNECT_TIMEOUT)?,
+            client: crate::provider::http_client(CONNECT_TIMEOUT)?,
             url: format!("{base_url}/embeddings"),
             api_key,
             model,

@@ -15,7 +15,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::CredentialError;
-use crate::http_client;
+use crate::provider::http_client;
 
 /// Keys are fetched no more often than this many times in this long, whatever tokens ask for.
 const FETCHES: (usize, Duration) = (3, Duration::from_secs(30));

@@ -7,19 +7,15 @@ use super::{
     fact::{Extractor, Fact, FactRejection, FactStatus, KnownFact, Statement},
     instruction_guard,
     limits::{HISTORY_TOKENS, SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS},
-    model::ModelExtractor,
     own_words::own_words,
-    rules::{RuleExtractor, RuleSummarizer},
-    summarizer::{Exchange, ModelSummarizer, Summarizer},
+    summarizer::{Exchange, Summarizer},
     verbatim,
 };
 use crate::{
     chat::TurnRecord,
-    config::{Config, LearningConfig, ModelConfig},
     conversation::{ConversationStore, SessionUpdate, StoredTurn, Summary},
     identity::{SessionId, UserId},
     language::Language,
-    llm::ChatModel,
     memory::{DEFAULT_ALPHA, Filter, MemoryEngine, NewMemory, RetrievalQuery, TurnMemories, TurnWriteOutcome},
 };
 
@@ -76,27 +72,6 @@ impl<'a> TurnContext<'a> {
 }
 
 impl TurnLearner {
-    #[must_use]
-    pub fn from_config(
-        config: &Config,
-        memory: Arc<MemoryEngine>,
-        conversations: Arc<dyn ConversationStore>,
-        model: Arc<dyn ChatModel>,
-    ) -> Self {
-        let (extractor, summarizer): (Arc<dyn Extractor>, Arc<dyn Summarizer>) = match config.model {
-            ModelConfig::Demo(_) => (Arc::new(RuleExtractor), Arc::new(RuleSummarizer)),
-            ModelConfig::Provider(_) => {
-                (Arc::new(ModelExtractor::new(model.clone())), Arc::new(ModelSummarizer::new(model)))
-            }
-        };
-        let learner = Self::new(memory, conversations, extractor, summarizer);
-        match config.learning {
-            LearningConfig::On => learner,
-            LearningConfig::Verbatim => learner.verbatim_only(),
-            LearningConfig::Off => learner.without_memory(),
-        }
-    }
-
     #[must_use]
     pub fn new(
         memory: Arc<MemoryEngine>,

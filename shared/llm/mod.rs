@@ -11,8 +11,6 @@ mod pace;
 mod prices;
 mod tokens;
 
-use std::sync::Arc;
-
 pub use chain::ModelChain;
 pub use demo::{DEMO_MODEL, DemoModel, DemoResponses, DemoResponsesError};
 pub use error::{ErrorOrigin, ModelError, ModelErrorKind};
@@ -21,30 +19,3 @@ pub use model::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStrea
 pub use openai::parse_pieces;
 pub use prices::{Price, Prices, PricesError};
 pub use tokens::{TokenUsage, estimate_tokens};
-
-use crate::config::ModelConfig;
-
-/// Builds the configured model.
-///
-/// # Errors
-/// The demo responses are invalid, or TLS cannot be set up.
-pub fn from_config(config: &ModelConfig) -> Result<Arc<dyn ChatModel>, ModelSetupError> {
-    Ok(match config {
-        ModelConfig::Demo(demo) => {
-            let responses = match &demo.responses_file {
-                Some(path) => DemoResponses::load(path)?,
-                None => DemoResponses::built_in()?,
-            };
-            Arc::new(DemoModel::new(responses, demo.chunk_delay))
-        }
-        ModelConfig::Provider(provider) => Arc::new(ModelChain::new(provider)?),
-    })
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ModelSetupError {
-    #[error(transparent)]
-    Responses(#[from] DemoResponsesError),
-    #[error("the HTTP client cannot be built: {0}")]
-    Client(#[from] reqwest::Error),
-}

@@ -1,17 +1,17 @@
-//! Refuses a database that could show one user's rows to another.
+//! Verifies row-level security: refuses a database that could show one user's rows to another.
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
-use super::{DatabaseError, Role};
+use super::{error::DatabaseError, role::Role};
 
-/// What stands against isolation: whether the effective role bypasses row-level security, which tables with users' rows are
-/// not protected, which of them the role owns, which other roles' rights it has, and which policies are not ours.
+/// One row about the current role: whether it bypasses row-level security, the tables with a `user_id` that do not force it, those
+/// that the role owns, other service roles that it inherits, and policies that the migrations did not create.
 const WEAKNESSES: &str = "
     with ours as (
         select policyname, tablename from pg_policies
         cross join lateral (
             select array(select unnest(roles)::text order by 1) as granted,
-                   -- Without what releases write differently.
+                   -- Postgres releases print casts and aliases differently.
                    regexp_replace(qual, '[[:space:]]|::text|AS current_setting', '', 'g') as seen,
                    regexp_replace(with_check, '[[:space:]]|::text|AS current_setting', '', 'g') as taken
         ) as plain
@@ -35,46 +35,45 @@ const WEAKNESSES: &str = "
            array(select policyname || ' on ' || tablename from pg_policies join users_tables on relname = tablename
                  where schemaname = 'public' and (policyname, tablename) not in (select * from ours)) as foreign_policies";
 
-/// Checks that a login which acts as a role is held to one user's rows.
-///
-/// # Errors
-/// [`DatabaseError::NotIsolated`] says what is wrong and what would be right.
+/// Checks that a login which acts as a role is restricted to one user's rows.
 pub(super) async fn check(connection: &mut PgConnection, role: Role) -> Result<(), DatabaseError> {
-    let refused = |why: String| Err(DatabaseError::NotIsolated(why));
+    let not_isolated = |reason: String| Err(DatabaseError::NotIsolated(reason));
     let name = role.name();
     let mut transaction = match connection.begin_with(AssertSqlSafe(role.begin(&[]))).await {
         Ok(transaction) => transaction,
-        // The role does not exist, or is not granted.
+        // invalid_parameter_value: the role does not exist; insufficient_privilege: it is not granted.
         Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("22023" | "42501")) => {
-            return refused(format!(
-                "its login may not act as {name}; run `agent-local migrate` with DATABASE_ADMIN_URL"
+            return not_isolated(format!(
+                "the login may not act as {name}: run `agent-local migrate` with DATABASE_ADMIN_URL"
             ));
         }
         Err(error) => return Err(error.into()),
     };
-    // The simple protocol, which needs no named statement.
+    // The simple query protocol: some poolers allow no prepared statement.
     let row = sqlx::raw_sql(WEAKNESSES).fetch_one(&mut *transaction).await?;
     let list = |column| row.try_get::<Vec<String>, _>(column).map(|tables| tables.join(", "));
     let (unprotected, owned) = (list("unprotected")?, list("owned")?);
     let (mixed, foreign_policies) = (list("mixed")?, list("foreign_policies")?);
     if row.try_get("bypasses")? {
-        return refused(format!(
+        return not_isolated(format!(
             "the role {name} bypasses row-level security: `alter role {name} nosuperuser nobypassrls`"
         ));
     }
     if !unprotected.is_empty() {
-        return refused(format!(
+        return not_isolated(format!(
             "row-level security is not forced on {unprotected}: `alter table … force row level security`"
         ));
     }
     if !owned.is_empty() {
-        return refused(format!("the role {name} owns {owned}: let the login that migrates own them"));
+        return not_isolated(format!("the role {name} owns {owned}: make the login that migrates their owner"));
     }
     if !mixed.is_empty() {
-        return refused(format!("the role {name} has the rights of {mixed}: `revoke {mixed} from {name}`"));
+        return not_isolated(format!("the role {name} inherits the rights of {mixed}: `revoke {mixed} from {name}`"));
     }
     if !foreign_policies.is_empty() {
-        return refused(format!("policies that are not the service's let rows be seen: {foreign_policies}; drop them"));
+        return not_isolated(format!(
+            "policies that the migrations did not create expose rows: {foreign_policies}; drop them"
+        ));
     }
     transaction.rollback().await?;
     Ok(())

@@ -7,13 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BreakerSettings {
-    /// Consecutive failures that open the circuit; 0 = it never opens.
-    pub failures: u32,
-    /// Time from opening to the first probe.
-    pub cooldown: Duration,
-}
+use crate::config::BreakerSettings;
 
 /// Closed: admits all calls. Open, after too many consecutive failures: rejects all calls until the cooldown is over. Half-open:
 /// admits one probe at a time, and the first one that is answered closes the circuit.

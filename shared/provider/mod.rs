@@ -8,6 +8,6 @@ mod client;
 mod error_response;
 
 pub use backoff::backoff_delay;
-pub use breaker::{BreakerSettings, CallPermit, CircuitBreaker, CircuitOpen};
+pub use breaker::{CallPermit, CircuitBreaker, CircuitOpen};
 pub(crate) use client::http_client;
 pub(crate) use error_response::{ErrorReport, ErrorResponse, read_bounded_body, transport_problem};

@@ -24,9 +24,10 @@ use tokio_util::task::TaskTracker;
 use tower::util::{MapFutureLayer, service_fn};
 
 use crate::{
+    composition::App,
     config::{Config, DatabaseConfig, EntryPoint},
     postgres::{Database, DatabaseError},
-    service::{Drain, Services},
+    service::{Apis, Drain},
     telemetry,
 };
 
@@ -40,15 +41,15 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 const EXIT_USAGE: u8 = 2;
 
 /// Runs a function that answers some calls of our services, until Lambda ends it.
-pub fn serve(adapter: impl FnOnce(Services) -> Adapter) -> ExitCode {
-    run(async |services| {
-        let drain = services.drain.clone();
-        serve_until_stopped(&adapter(services), &drain).await
+pub fn serve(adapter: impl FnOnce(Apis) -> Adapter) -> ExitCode {
+    run(async |app| {
+        let drain = app.apis.drain.clone();
+        serve_until_stopped(&adapter(app.apis), &drain).await
     })
 }
 
 /// Runs a function that handles events, until Lambda ends it.
-fn run(handle: impl AsyncFnOnce(Services) -> Result<(), lambda_runtime::Error>) -> ExitCode {
+fn run(handle: impl AsyncFnOnce(App) -> Result<(), lambda_runtime::Error>) -> ExitCode {
     let failed = |error: &dyn std::fmt::Display, code| {
         eprintln!("error: {error}");
         ExitCode::from(code)
@@ -61,18 +62,18 @@ fn run(handle: impl AsyncFnOnce(Services) -> Result<(), lambda_runtime::Error>) 
         Err(error) => return failed(&error, 1),
     };
     runtime.block_on(async {
-        let (services, database) = match start().await {
+        let (app, database) = match start().await {
             Ok(started) => started,
             Err(error) => return failed(&error, EXIT_USAGE),
         };
         // Calls begin with warm connections, but none waits for one that can not be had.
-        let ready = async { tokio::join!(check(database.as_ref()), services.warm_up()).0 };
+        let ready = async { tokio::join!(check(database.as_ref()), app.warm_up()).0 };
         match timeout(WARM_UP, ready).await {
             Ok(Err(error @ DatabaseError::NotIsolated(_))) => return failed(&error, 1),
             Ok(Err(error)) => tracing::warn!(%error, "the database is not ready"),
             Ok(Ok(())) | Err(_) => {}
         }
-        match handle(services).await {
+        match handle(app).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),
         }
@@ -80,7 +81,7 @@ fn run(handle: impl AsyncFnOnce(Services) -> Result<(), lambda_runtime::Error>) 
 }
 
 /// What the environment configures, with its secrets.
-async fn start() -> Result<(Services, Option<Database>), Box<dyn std::error::Error>> {
+async fn start() -> Result<(App, Option<Database>), Box<dyn std::error::Error>> {
     let secrets = secrets::from_env().await?;
     let source = |name: &str| secrets.get(name).cloned().or_else(|| std::env::var(name).ok());
     let config = Config::read_for(EntryPoint::Function, &source)?;
@@ -90,7 +91,7 @@ async fn start() -> Result<(Services, Option<Database>), Box<dyn std::error::Err
         stores => Some(Database::from_config(stores)?),
     };
     let roles = database.as_ref().map(|database| database.pools_with_limit(MAX_CONNECTIONS));
-    Ok((Services::from_config(&config, roles)?, database))
+    Ok((App::from_config(&config, roles)?, database))
 }
 
 /// Whether the database keeps users apart, if there is one.

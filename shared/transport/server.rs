@@ -32,7 +32,7 @@ use crate::{
             memory_service_server::MemoryServiceServer,
         },
     },
-    service::{AgentApi, ConversationApi, MemoryApi, Services},
+    service::{AgentApi, Apis, ConversationApi, MemoryApi},
     transport::{agent_service, conversation_service, memory_service, request_filter, status_layer::StatusLayer},
 };
 
@@ -152,7 +152,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Server {
     listener: Listener,
     config: ServerConfig,
-    services: Services,
+    apis: Apis,
 }
 
 impl Server {
@@ -160,8 +160,8 @@ impl Server {
     ///
     /// # Errors
     /// A TLS file or an origin can not be used, or the address can not be listened on.
-    pub async fn bind(config: &ServerConfig, services: Services) -> Result<Self, ServerError> {
-        Ok(Self { listener: Listener::bind(config).await?, config: config.clone(), services })
+    pub async fn bind(config: &ServerConfig, apis: Apis) -> Result<Self, ServerError> {
+        Ok(Self { listener: Listener::bind(config).await?, config: config.clone(), apis })
     }
 
     /// The address that is listened on, with the real port.
@@ -176,16 +176,16 @@ impl Server {
     /// # Errors
     /// The server can not be set up, or its transport fails.
     pub async fn serve(self, mut ready: watch::Receiver<bool>, stop: CancellationToken) -> Result<(), ServerError> {
-        let Self { listener, config, services } = self;
-        let drain = services.drain.clone();
+        let Self { listener, config, apis } = self;
+        let drain = apis.drain.clone();
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
 
         let mut routes = Routes::builder();
         routes
-            .add_service(agent_service(services.agent))
-            .add_service(memory_service(services.memory))
-            .add_service(conversation_service(services.conversation));
+            .add_service(agent_service(apis.agent))
+            .add_service(memory_service(apis.memory))
+            .add_service(conversation_service(apis.conversation));
         let mut files = vec![DESCRIPTOR, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET];
         if config.health {
             routes.add_service(health);

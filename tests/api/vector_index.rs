@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use agent_service::{
+    composition::App,
     identity::UserId,
     memory::{Filter, MemoryEngine, RetrievalQuery},
     postgres::Database,
-    service::Services,
 };
 use sqlx::{Executor as _, PgConnection};
 
@@ -17,7 +17,7 @@ fn start_engine(database: &TestDatabase, variables: &[(&str, &str)]) -> (Arc<Mem
     all.extend(variables);
     let config = config(&all);
     let database = Database::from_config(&config.stores.database).unwrap();
-    (Services::from_config(&config, database.pools()).unwrap().engine, database)
+    (App::from_config(&config, database.pools()).unwrap().engine, database)
 }
 
 /// Deterministic sentences over a small vocabulary.

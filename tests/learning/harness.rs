@@ -8,11 +8,11 @@ use std::{
 
 use agent_service::{
     chat::{RecordedCitation, TurnFinish, TurnRecord},
+    composition::build_embedder,
     conversation::{
         AdmitOutcome, ConversationStore, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
         RunOutcome, StoredTurn,
     },
-    embedding,
     identity::{RequestId, SessionId, UserId},
     learning::{ExtractionWorker, Extractor, ModelExtractor, RuleExtractor, RuleSummarizer, Summarizer, TurnLearner},
     llm::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream},
@@ -143,7 +143,7 @@ fn parts(database: &TestDatabase) -> (RolePools, Arc<MemoryEngine>, Arc<dyn Conv
     let url = database.service_url();
     let config = config(&[("DATABASE_URL", &url), ("EMBEDDING_PROVIDER", "hashed")]);
     let roles = Database::from_config(&config.stores.database).unwrap().pools();
-    let embedder = embedding::from_config(&config.embedding).unwrap();
+    let embedder = build_embedder(&config.embedding).unwrap();
     let memory = Arc::new(MemoryEngine::new(config.memory, roles.clone(), embedder));
     let store = PostgresConversations::new(roles.service.clone(), TEST_TIMEOUT, TEST_TIMEOUT);
     (roles, memory, Arc::new(store))

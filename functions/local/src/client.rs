@@ -16,7 +16,7 @@ use agent_service::{
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::{
-    Outcome,
+    CommandResult,
     connection::{Connected, connect, refusal},
     options::{ChatArguments, RecallArguments, RememberArguments},
 };
@@ -25,7 +25,7 @@ use crate::{
 const HISTORY: usize = 100;
 
 /// Asks one question, or holds a conversation.
-pub async fn chat(arguments: ChatArguments) -> Outcome {
+pub async fn chat(arguments: ChatArguments) -> CommandResult {
     let channel = connect(&arguments.connection).await?;
     let mut session = Session {
         client: AgentServiceClient::new(channel),
@@ -152,7 +152,7 @@ fn print_frame(frame: pb::ChatResponse) -> std::io::Result<()> {
 }
 
 /// Stores a memory.
-pub async fn remember(arguments: RememberArguments) -> Outcome {
+pub async fn remember(arguments: RememberArguments) -> CommandResult {
     let mut client = MemoryServiceClient::new(connect(&arguments.connection).await?);
     let memory = pb::MemoryInput { content: arguments.text, tags: arguments.tags, ..Default::default() };
     let request = pb::AddMemoriesRequest { user_id: arguments.connection.user, memories: vec![memory] };
@@ -162,7 +162,7 @@ pub async fn remember(arguments: RememberArguments) -> Outcome {
 }
 
 /// Searches the memory.
-pub async fn recall(arguments: RecallArguments) -> Outcome {
+pub async fn recall(arguments: RecallArguments) -> CommandResult {
     let mut client = AgentServiceClient::new(connect(&arguments.connection).await?);
     let request = pb::MemoryQuery {
         user_id: arguments.connection.user,

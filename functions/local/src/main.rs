@@ -1,78 +1,92 @@
 //! `agent-local`: the agent service as one local server, and a command line client for it.
 
+mod banner;
 mod client;
 mod connection;
 mod import;
+mod migrate;
 mod options;
 mod reembed;
 mod serve;
+mod signals;
 
-use std::process::ExitCode;
+use std::{error::Error, process::ExitCode};
 
 use agent_service::config::Config;
 use clap::Parser as _;
 
 use crate::options::{Command, Options};
 
-/// The exit code of a configuration that can not be used, as for wrong arguments.
+/// Invalid configuration or arguments, as clap has it.
 const EXIT_USAGE: u8 = 2;
 
-/// The exit code of a program that a signal ended: 128 and the number of SIGINT.
+/// 128 and the number of SIGINT, as shells have it.
 const EXIT_INTERRUPTED: u8 = 130;
+
+type CommandResult = Result<ExitCode, CommandError>;
+
+/// An error to print; it decides the exit code.
+struct CommandError {
+    source: Box<dyn Error>,
+    exit_code: ExitCode,
+}
+
+impl CommandError {
+    /// The user has to change the configuration or the command line.
+    fn configuration(source: impl Into<Box<dyn Error>>) -> Self {
+        Self { source: source.into(), exit_code: ExitCode::from(EXIT_USAGE) }
+    }
+}
+
+impl<E: Into<Box<dyn Error>>> From<E> for CommandError {
+    fn from(source: E) -> Self {
+        Self { source: source.into(), exit_code: ExitCode::FAILURE }
+    }
+}
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
-    };
-    let done = runtime.block_on(async {
-        match options.command {
-            None | Some(Command::Serve) => with_config(serve::run).await,
-            Some(Command::Migrate) => with_config(serve::migrate).await,
-            Some(Command::Reembed(arguments)) => with_config(|config| reembed::run(config, arguments)).await,
-            Some(Command::Chat(arguments)) => client::chat(arguments).await,
-            Some(Command::Remember(arguments)) => client::remember(arguments).await,
-            Some(Command::Recall(arguments)) => client::recall(arguments).await,
-            Some(Command::Import(arguments)) => import::run(arguments).await,
+    let result = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => {
+            let result = runtime.block_on(execute(options.command.unwrap_or(Command::Serve)));
+            // A database start that a signal cut short blocks its thread; the process does not wait for it.
+            runtime.shutdown_background();
+            result
         }
-    });
-    // A start of the database that a signal cut short would hold up the end. It ends with the process.
-    runtime.shutdown_background();
-    done.unwrap_or_else(|error| failed(&*error))
+        Err(error) => Err(error.into()),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {}", error.source);
+        error.exit_code
+    })
 }
 
-fn failed(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("error: {error}");
-    ExitCode::FAILURE
+async fn execute(command: Command) -> CommandResult {
+    match command {
+        Command::Serve => with_config(serve::run).await,
+        Command::Migrate => with_config(migrate::run).await,
+        Command::Reembed(arguments) => with_config(|config| reembed::run(config, arguments)).await,
+        Command::Chat(arguments) => client::chat(arguments).await,
+        Command::Remember(arguments) => client::remember(arguments).await,
+        Command::Recall(arguments) => client::recall(arguments).await,
+        Command::Import(arguments) => import::run(arguments).await,
+    }
 }
 
-/// What a command comes to; an error is one sentence for the user.
-type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
-
-/// Reads the configuration from the environment and a `.env` file, and runs a command with it.
-async fn with_config<F: Future<Output = Outcome>>(run: impl FnOnce(Config) -> F) -> Outcome {
+/// Reads the configuration from the environment and `.env`, starts logging, and runs a command.
+async fn with_config<F: Future<Output = CommandResult>>(run: impl FnOnce(Config) -> F) -> CommandResult {
     match dotenvy::dotenv() {
         Ok(_) => {}
         Err(error) if error.not_found() => {}
-        // Half a configuration is worse than none. The error itself would quote the line, which may be a secret.
+        // dotenvy's message would quote the line, which may hold a secret.
         Err(dotenvy::Error::LineParse(_, position)) => {
-            eprintln!("error: .env can not be read: a line is not NAME=value (problem at its character {position})");
-            return Ok(ExitCode::from(EXIT_USAGE));
+            return Err(CommandError::configuration(format!(
+                ".env cannot be read: a line is not of the form NAME=value (at its character {position})"
+            )));
         }
-        Err(error) => return Err(format!(".env can not be read: {error}").into()),
+        Err(error) => return Err(format!(".env cannot be read: {error}").into()),
     }
-    match Config::from_env() {
-        Ok(config) => {
-            agent_service::telemetry::init(config.log_format);
-            run(config).await
-        }
-        Err(mistakes) => Ok(misconfigured(&mistakes)),
-    }
-}
-
-/// Says what is wrong with the configuration.
-fn misconfigured(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("error: {error}");
-    ExitCode::from(EXIT_USAGE)
+    let config = Config::from_env().map_err(CommandError::configuration)?;
+    agent_service::telemetry::init(config.log_format);
+    run(config).await
 }

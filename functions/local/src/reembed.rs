@@ -3,19 +3,19 @@
 use std::{io::IsTerminal as _, process::ExitCode, sync::Arc};
 
 use agent_service::{
+    composition::build_embedder,
     config::Config,
-    embedding,
     memory::{MemoryEngine, ReembedProgress},
     postgres::Database,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{Outcome, options::ReembedArguments};
+use crate::{CommandResult, options::ReembedArguments};
 
 /// Gives every memory a vector of the configured model.
-pub async fn run(config: Config, arguments: ReembedArguments) -> Outcome {
+pub async fn run(config: Config, arguments: ReembedArguments) -> CommandResult {
     let database = Database::from_config(&config.stores.database)?;
-    let embedder = embedding::from_config(&config.embedding)?;
+    let embedder = build_embedder(&config.embedding)?;
     let (name, dimension) = (embedder.model().name.clone(), embedder.model().dimension);
     let _opened = database.open(Arc::new(|_| {})).await?;
     let engine = MemoryEngine::new(config.memory, database.pools(), embedder);

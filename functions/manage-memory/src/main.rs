@@ -14,8 +14,8 @@ const MEMORY: &[&str] =
 const CONVERSATION: &[&str] = &["ListSessions", "GetSession", "RenameSession", "DeleteSessions", "CancelTurn"];
 
 fn main() -> ExitCode {
-    lambda::serve(|services| {
-        Adapter::new(memory_service(services.memory), MEMORY)
-            .add_service(conversation_service(services.conversation), CONVERSATION)
+    lambda::serve(|apis| {
+        Adapter::new(memory_service(apis.memory), MEMORY)
+            .add_service(conversation_service(apis.conversation), CONVERSATION)
     })
 }

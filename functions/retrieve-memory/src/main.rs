@@ -11,5 +11,5 @@ use agent_service::transport::{
 const METHODS: &[&str] = &["RetrieveMemory"];
 
 fn main() -> ExitCode {
-    lambda::serve(|services| Adapter::new(agent_service(services.agent), METHODS))
+    lambda::serve(|apis| Adapter::new(agent_service(apis.agent), METHODS))
 }

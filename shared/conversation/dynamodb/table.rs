@@ -61,7 +61,7 @@ impl Table {
         let region = set("AWS_REGION").map_or_else(|| needed("AWS_DEFAULT_REGION"), Ok);
         let region = region.map_err(|_| DynamoSetupError::Missing("AWS_REGION"))?;
         let endpoint = set("AWS_ENDPOINT_URL_DYNAMODB").or_else(|| set("AWS_ENDPOINT_URL"));
-        let http = SharedHttpClient::new(Http(crate::http_client(CONNECT)?));
+        let http = SharedHttpClient::new(Http(crate::provider::http_client(CONNECT)?));
         Ok(Self::new(name, http, credentials, region, endpoint))
     }
 

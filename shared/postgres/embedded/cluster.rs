@@ -1,4 +1,4 @@
-//! The directory with the data: creating it, and making sure that no Postgres of an earlier run still works on it.
+//! The data directory of Postgres: creates it, and ends a Postgres of an earlier run that still works on it.
 
 use std::{
     fs,
@@ -12,12 +12,13 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tracing::{debug, info};
 
-use super::{super::StartupStep, EmbeddedError, USER, postmaster, unpack};
+use super::{error::EmbeddedError, login::USER, postmaster, unpack};
+use crate::postgres::startup::StartupStep;
 
-/// How often to look whether a process that is not our child has ended.
-const POLL: Duration = Duration::from_millis(10);
+/// The end of a process that is not our child cannot be awaited.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Creates the cluster unless it is there. Only a complete one has the name, so a cut `initdb` is simply repeated.
+/// A cluster gets its name once it is complete, so an interrupted `initdb` is repeated.
 pub(super) fn create_if_missing(
     runtime: &Path,
     data_dir: &Path,
@@ -29,8 +30,8 @@ pub(super) fn create_if_missing(
     }
     progress(StartupStep::Initialising);
     let partial = unpack::partial_path(data_dir);
-    // Trust is no risk: only who may enter the socket directory can connect at all. The locale is built into Postgres: it
-    // gives the same order of text on every machine, and no machine lacks it.
+    // `trust` authentication is safe, because the permissions of the socket directory decide about who can connect. The
+    // built-in locale sorts text the same on every machine.
     let mut initdb = postmaster::command(&runtime.join("bin/initdb"), Signal::KILL);
     initdb.arg("-D").arg(&partial);
     initdb.args(["-U", USER, "-A", "trust", "-E", "UTF8", "--no-instructions"]);
@@ -41,42 +42,41 @@ pub(super) fn create_if_missing(
         .output()
         .map_err(EmbeddedError::io("run", &runtime.join("bin/initdb")))?;
     if !output.status.success() {
-        let said = [output.stdout, output.stderr].concat();
+        let log = [output.stdout, output.stderr].concat();
         return Err(EmbeddedError::Failed {
             program: "initdb",
             status: output.status.to_string(),
-            log: postmaster::last_lines(&String::from_utf8_lossy(&said)),
+            log: postmaster::last_lines(&String::from_utf8_lossy(&log)),
         });
     }
     unpack::publish(&partial, cluster)
 }
 
-/// Ends a Postgres whose owner was killed, and clears what would keep the next one from starting.
+/// Ends a Postgres whose owner was killed, and removes a stale `postmaster.pid`.
 ///
-/// Call it with the lock of the data directory held: then no living server owns that Postgres.
+/// The caller holds the lock of the data directory, so no living server owns that Postgres.
 pub(super) fn end_previous_run(cluster: &Path) -> Result<(), EmbeddedError> {
     let pid_file = cluster.join("postmaster.pid");
     let Some(pid) = fs::read_to_string(&pid_file).ok().and_then(|text| first_pid(&text)) else { return Ok(()) };
     if is_postmaster(pid, cluster) {
-        info!(pid = pid.as_raw_pid(), "the Postgres of an earlier run still runs and is stopped first");
-        // It may have ended since the last look; then there is nobody to signal and nothing to do.
+        info!(pid = pid.as_raw_pid(), "stopping the Postgres of an earlier run");
+        // Fails if it has ended in the meantime, which is as good.
         let send = |signal| {
             let _ = kill_process(pid, signal);
         };
-        if !postmaster::end_step_by_step(send, |patience| ended_within(pid, cluster, patience)) {
+        if !postmaster::end_with_signals(send, |timeout| ended_within(pid, cluster, timeout)) {
             return Err(EmbeddedError::StillRunning { pid: pid.as_raw_pid() });
         }
     }
-    // Postgres itself sees that a process id is of no living process. One that nobody reaped, or that was given to another
-    // process in the meantime, as happens after a reboot or in a container, would stop it for ever.
+    // Postgres refuses to start while the process id in the file is in use, be it by a zombie or, after a reboot or in a
+    // container, by an unrelated process.
     if test_kill_process(pid) != Err(rustix::io::Errno::SRCH) {
-        debug!(pid = pid.as_raw_pid(), "postmaster.pid names a process that is no Postgres of this directory");
+        debug!(pid = pid.as_raw_pid(), "removing postmaster.pid, whose process is not a Postgres of this directory");
         remove_if_present(&pid_file)?;
     }
     Ok(())
 }
 
-/// Removes a stale file, which its owner may just have removed itself.
 pub(super) fn remove_if_present(file: &Path) -> Result<(), EmbeddedError> {
     match fs::remove_file(file) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(EmbeddedError::io("remove", file)(error)),
@@ -88,24 +88,24 @@ fn first_pid(text: &str) -> Option<Pid> {
     text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw)
 }
 
-#[expect(clippy::disallowed_methods, reason = "a start blocks by contract, and only a child's end can be awaited")]
-fn ended_within(pid: Pid, cluster: &Path, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
+#[expect(clippy::disallowed_methods, reason = "`start` blocks by contract, and only the end of a child can be awaited")]
+fn ended_within(pid: Pid, cluster: &Path, timeout: Duration) -> bool {
+    let deadline = Instant::now() + timeout;
     while is_postmaster(pid, cluster) {
         if Instant::now() >= deadline {
             return false;
         }
-        thread::sleep(POLL);
+        thread::sleep(POLL_INTERVAL);
     }
     true
 }
 
-/// Whether the process is a Postgres that works in this cluster. A process id alone proves nothing.
+/// Whether the process is a Postgres of this cluster, as opposed to one that got a reused process id.
 #[cfg(target_os = "linux")]
 fn is_postmaster(pid: Pid, cluster: &Path) -> bool {
     let process = Path::new("/proc").join(pid.as_raw_pid().to_string());
     let program = fs::read_link(process.join("exe")).ok();
-    // The name of a program whose file is gone has an addition.
+    // Linux appends " (deleted)" if the file is gone.
     let is_postgres = program
         .as_deref()
         .and_then(Path::file_name)
@@ -113,7 +113,6 @@ fn is_postmaster(pid: Pid, cluster: &Path) -> bool {
     is_postgres && fs::read_link(process.join("cwd")).is_ok_and(|directory| directory == cluster)
 }
 
-/// Whether the process is a Postgres that was started for this cluster. A process id alone proves nothing.
 #[cfg(not(target_os = "linux"))]
 fn is_postmaster(pid: Pid, cluster: &Path) -> bool {
     let pid = pid.as_raw_pid().to_string();

@@ -1,4 +1,6 @@
-//! The order of a start, and the lock that gives a data directory one owner.
+//! Starts and stops the embedded Postgres; a file lock gives a data directory one owner.
+//!
+//! Start order: lock, end of an earlier Postgres, runtime, cluster, socket, postmaster. They are released in reverse.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -8,46 +10,45 @@ use std::{
     time::Instant,
 };
 
+use sqlx::postgres::PgConnectOptions;
 use tracing::info;
 
 use super::{
-    super::StartupStep,
-    EmbeddedError, cluster,
+    cluster,
+    error::EmbeddedError,
+    login::{PORT, USER},
     postmaster::Postmaster,
     socket::{self, SocketDir},
     unpack,
 };
+use crate::postgres::startup::StartupStep;
 
-/// A running Postgres that ends with this value, and with this process however that ends.
+/// A running Postgres.
 ///
-/// Dropping it stops Postgres in order and cuts open connections. That blocks for some 20 ms; a Postgres that does not answer
-/// is ended by force after 5 s.
-///
-/// After a sudden end of the process the system tells Postgres to shut down on Linux; elsewhere the next start does.
+/// Dropping it shuts Postgres down and closes its connections, which blocks for some 20 ms. If this process dies, the kernel
+/// signals Postgres on Linux; elsewhere the next start ends it.
 #[derive(Debug)]
 pub struct EmbeddedPostgres {
-    // Fields are dropped in this order: first Postgres stops, then its socket goes, then others may own the directory.
+    // Drop order: Postgres stops, its socket is removed, the lock is released.
     _postmaster: Postmaster,
     _socket: SocketDir,
     _lock: File,
 }
 
 impl EmbeddedPostgres {
-    /// Starts Postgres on the data directory, which is created if need be, and returns when it accepts connections.
+    /// Creates the data directory if necessary, and returns when Postgres accepts connections.
     ///
-    /// Blocks for some 50 ms, on the first start for a second or two, and for longer after a crash: call it through
-    /// `spawn_blocking`.
+    /// Blocks for some 50 ms, on the first start for a second or two, and for longer after a crash: use `spawn_blocking`.
     ///
     /// # Errors
     ///
-    /// [`EmbeddedError::InUse`] if another server owns the directory; the other variants if the files cannot be written or
-    /// Postgres does not start.
+    /// [`EmbeddedError::InUse`] if another server owns the directory; other variants if files cannot be written or Postgres
+    /// does not start.
     pub fn start(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result<Self, EmbeddedError> {
         let started = Instant::now();
-        let data_dir = &make(data_dir)?;
+        let data_dir = &create_data_dir(data_dir)?;
 
-        // Everything below relies on being the only one here.
-        let lock = own(data_dir)?;
+        let lock = lock_data_dir(data_dir)?;
         let cluster = data_dir.join("postgres");
         cluster::end_previous_run(&cluster)?;
         unpack::remove_leftovers(data_dir);
@@ -66,24 +67,31 @@ impl EmbeddedPostgres {
     }
 }
 
-/// The directory of the socket for a data directory, which is created if need be.
+/// Options for connecting to the Postgres of a data directory, whether it runs or not.
 ///
 /// # Errors
-///
-/// [`EmbeddedError::Io`] if the data directory can not be made.
-pub fn socket_path(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
-    Ok(socket::location(&make(data_dir)?).0)
+/// The data directory cannot be created.
+pub fn connect_options(data_dir: &Path) -> Result<PgConnectOptions, EmbeddedError> {
+    let socket = socket_path(data_dir)?;
+    Ok(PgConnectOptions::new_without_pgpass().socket(socket).port(PORT).username(USER).database(USER))
 }
 
-/// Creates the data directory unless it is there, and gives its real path.
-fn make(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
-    // The database belongs to this user alone, so does a directory made for it.
+/// The directory of the Unix socket for a data directory.
+///
+/// # Errors
+/// The data directory cannot be created.
+pub fn socket_path(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
+    Ok(socket::location(&create_data_dir(data_dir)?).0)
+}
+
+/// Returns the canonical path.
+fn create_data_dir(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
     DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(EmbeddedError::io("create", data_dir))?;
     fs::canonicalize(data_dir).map_err(EmbeddedError::io("open", data_dir))
 }
 
-/// Takes the lock of the directory, which the system gives back when the process ends in whichever way.
-fn own(data_dir: &Path) -> Result<File, EmbeddedError> {
+/// The system releases the lock when the process ends, however that happens.
+fn lock_data_dir(data_dir: &Path) -> Result<File, EmbeddedError> {
     let path = data_dir.join("lock");
     let mut lock = OpenOptions::new()
         .read(true)
@@ -97,9 +105,8 @@ fn own(data_dir: &Path) -> Result<File, EmbeddedError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
-            // The number is for the reader only: without it, the directory is just as much in use.
-            let known = lock.read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
-            let owner = if known { format!("process {}", pid.trim()) } else { "another process".to_owned() };
+            let is_known = lock.read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
+            let owner = if is_known { format!("process {}", pid.trim()) } else { "another process".to_owned() };
             return Err(EmbeddedError::InUse { owner, data_dir: data_dir.to_owned() });
         }
         Err(TryLockError::Error(error)) => return Err(EmbeddedError::io("lock", &path)(error)),

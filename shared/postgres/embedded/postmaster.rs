@@ -1,4 +1,4 @@
-//! The process: starting it so that it cannot outlive its owner, knowing when it is ready, and ending it.
+//! The postmaster process: started so that it cannot outlive its owner, awaited until it is ready, and ended.
 
 use std::{
     env,
@@ -15,60 +15,58 @@ use std::{
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tracing::{error, warn};
 
-use super::{EmbeddedError, PORT};
+use super::{error::EmbeddedError, login::PORT};
 
-/// After a crash, up to 1 GB of log has to be replayed first.
-const READY_WITHIN: Duration = Duration::from_mins(2);
+/// Crash recovery replays up to 1 GB of WAL first.
+const READY_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// How often to look whether Postgres is ready.
-const POLL: Duration = Duration::from_millis(3);
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(3);
 
-/// The log starts anew at this size, in bytes.
-const LOG_LIMIT: u64 = 1 << 20;
+/// Bytes after which the log is truncated.
+const MAX_LOG_BYTES: u64 = 1 << 20;
 
-/// How to end a Postgres: ask for a fast shutdown, which writes a checkpoint and so is as slow as the disk; then for an immediate
-/// one, which costs a replay of the log at the next start and no data; and if even that is not heard, kill it. Postgres itself
-/// kills those of its processes that do not hear of an immediate shutdown after 5 seconds: sooner, it must not be killed before
-/// them, or it leaves them, and `postmaster.pid`, behind.
-const WAYS_TO_END: [(Signal, Duration); 3] = [
+/// Shutdown modes in order, each with its timeout: fast, which writes a checkpoint and so depends on the disk; immediate,
+/// which costs a WAL replay at the next start; then SIGKILL. Postgres kills children that ignore an immediate shutdown after
+/// 5 seconds; killed before that, it leaves them and `postmaster.pid` behind.
+const SHUTDOWN_SIGNALS: [(Signal, Duration); 3] = [
     (Signal::INT, Duration::from_secs(20)),
     (Signal::QUIT, Duration::from_secs(8)),
     (Signal::KILL, Duration::from_secs(2)),
 ];
 
-/// A running Postgres; dropping it stops it.
+/// Dropping it stops Postgres.
 #[derive(Debug)]
 pub(super) struct Postmaster {
     pid: Pid,
-    life: Arc<Life>,
+    process: Arc<ProcessMonitor>,
 }
 
-/// What the owner and the thread that keeps the process both know.
+/// Shared by the owner and the thread that waits for the process.
 #[derive(Debug, Default)]
-struct Life {
-    state: Mutex<State>,
-    /// Notified when `State::exit` is set.
+struct ProcessMonitor {
+    state: Mutex<ProcessState>,
+    /// Notified when `ProcessState::exit` is set.
     ended: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// From ready until the owner asks for the end: an end in between is a surprise, which nobody else reports.
+struct ProcessState {
+    /// From ready until the owner requests the shutdown: an exit in between is unexpected and logged.
     in_service: bool,
-    /// The exit status, in words. While it is `None`, the process id is surely still that of our process.
+    /// While it is `None`, the process has not been reaped and its id cannot have been reused.
     exit: Option<String>,
 }
 
-impl Life {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Both fields are always consistent, whoever panicked.
+impl ProcessMonitor {
+    fn lock(&self) -> MutexGuard<'_, ProcessState> {
+        // A panic cannot leave the state inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the end of the process, at most this long, and returns how it ended.
-    fn exit_within(&self, patience: Duration) -> Option<String> {
+    /// The exit status, once the process has ended within the timeout.
+    fn exit_within(&self, timeout: Duration) -> Option<String> {
         self.ended
-            .wait_timeout_while(self.lock(), patience, |state| state.exit.is_none())
+            .wait_timeout_while(self.lock(), timeout, |state| state.exit.is_none())
             .unwrap_or_else(PoisonError::into_inner)
             .0
             .exit
@@ -77,10 +75,10 @@ impl Life {
 }
 
 impl Postmaster {
-    /// Starts Postgres on the cluster and returns when it accepts connections.
+    /// Returns when Postgres accepts connections.
     pub(super) fn start(runtime: &Path, cluster: &Path, socket_dir: &Path, log: &Path) -> Result<Self, EmbeddedError> {
         let program = runtime.join("bin/postgres");
-        // If this process dies, Postgres is asked for a fast shutdown: it takes a moment, and the next start needs no replay.
+        // If this process dies, Postgres does a fast shutdown, after which the next start needs no recovery.
         let mut postgres = command(&program, Signal::INT);
         postgres.arg("-D").arg(cluster).arg("-k").arg(socket_dir).args(["-p", &PORT.to_string()]);
         for setting in SETTINGS {
@@ -94,99 +92,98 @@ impl Postmaster {
             .open(log)
             .map_err(EmbeddedError::io("create", log))?;
 
-        let life = Arc::new(Life::default());
+        let process = Arc::new(ProcessMonitor::default());
         let pid =
-            keep_on_own_thread(postgres, log_file, Arc::clone(&life)).map_err(EmbeddedError::io("run", &program))?;
-        let postmaster = Self { pid, life };
+            spawn_monitored(postgres, log_file, Arc::clone(&process)).map_err(EmbeddedError::io("run", &program))?;
+        let postmaster = Self { pid, process };
         postmaster.wait_until_ready(cluster, log)?;
-        postmaster.life.lock().in_service = true;
+        postmaster.process.lock().in_service = true;
         Ok(postmaster)
     }
 
-    /// Postgres itself writes its state into `postmaster.pid`, so no client is needed to ask for it.
+    /// Reads the state that Postgres writes into `postmaster.pid`, which needs no client.
     fn wait_until_ready(&self, cluster: &Path, log: &Path) -> Result<(), EmbeddedError> {
         let pid_file = cluster.join("postmaster.pid");
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_TIMEOUT;
         let log_tail = || last_lines(&String::from_utf8_lossy(&fs::read(log).unwrap_or_default()));
         while Instant::now() < deadline {
-            if fs::read_to_string(&pid_file).is_ok_and(|text| says_ready(&text, self.pid)) {
+            if fs::read_to_string(&pid_file).is_ok_and(|text| is_ready(&text, self.pid)) {
                 return Ok(());
             }
-            if let Some(status) = self.life.exit_within(POLL) {
+            if let Some(status) = self.process.exit_within(READY_POLL_INTERVAL) {
                 return Err(EmbeddedError::Failed { program: "Postgres", status, log: log_tail() });
             }
         }
-        Err(EmbeddedError::NotReady { seconds: READY_WITHIN.as_secs(), log: log_tail() })
+        Err(EmbeddedError::NotReady { seconds: READY_TIMEOUT.as_secs(), log: log_tail() })
     }
 
     fn signal(&self, signal: Signal) {
-        // The state is held meanwhile: a process that ended is not reaped before, so its id cannot be somebody else's.
-        let state = self.life.lock();
+        // Holding the lock keeps the process from being reaped, so its id cannot be reused meanwhile.
+        let state = self.process.lock();
         if state.exit.is_none()
             && let Err(error) = kill_process(self.pid, signal)
         {
-            warn!(%error, "the embedded Postgres could not be signalled");
+            warn!(%error, "failed to signal the embedded Postgres");
         }
     }
 }
 
 impl Drop for Postmaster {
     fn drop(&mut self) {
-        self.life.lock().in_service = false;
+        self.process.lock().in_service = false;
         let ended =
-            end_step_by_step(|signal| self.signal(signal), |patience| self.life.exit_within(patience).is_some());
+            end_with_signals(|signal| self.signal(signal), |timeout| self.process.exit_within(timeout).is_some());
         if !ended {
             error!(pid = self.pid.as_raw_pid(), "the embedded Postgres does not end");
         }
     }
 }
 
-/// Sends ever stronger signals until the process has ended, and returns whether it has.
-pub(super) fn end_step_by_step(send: impl Fn(Signal), ended_within: impl Fn(Duration) -> bool) -> bool {
-    WAYS_TO_END.into_iter().any(|(signal, patience)| {
+/// Escalates through [`SHUTDOWN_SIGNALS`]; returns whether the process has ended.
+pub(super) fn end_with_signals(send: impl Fn(Signal), ended_within: impl Fn(Duration) -> bool) -> bool {
+    SHUTDOWN_SIGNALS.into_iter().any(|(signal, timeout)| {
         send(signal);
-        let ended = ended_within(patience);
+        let ended = ended_within(timeout);
         if !ended {
-            // Told, because an end in order is what is to be expected, on a slow machine as well.
-            warn!(signal = signal.as_raw(), waited_ms = patience.as_millis(), "Postgres has not ended yet");
+            warn!(signal = signal.as_raw(), waited_ms = timeout.as_millis(), "Postgres has not ended yet");
         }
         ended
     })
 }
 
-/// The end of a log, short enough for an error message.
+/// For error messages.
 pub(super) fn last_lines(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
-/// Sizes for one small server. Nothing here touches durability: `fsync` and all its kin keep their defaults.
+/// Sized for one small server. Durability settings such as `fsync` keep their defaults.
 const SETTINGS: &[&str] = &[
-    // Only the socket: nothing to find for a port scan, no clash with another Postgres.
+    // Unix socket only: no open port, no clash with another Postgres.
     "listen_addresses=",
-    // initdb's own guess is 400 kB.
+    // initdb's guess is 400 kB.
     "shared_buffers=64MB",
     "max_connections=40",
     // For building vector indexes.
     "maintenance_work_mem=128MB",
-    // Containers often have a tiny /dev/shm, too small for a parallel index build.
+    // Containers often have a /dev/shm that is too small for a parallel index build.
     "dynamic_shared_memory_type=mmap",
-    // After a crash: one call instead of opening each file. Only Linux has it.
+    // Crash recovery: one syncfs instead of opening each file (Linux only).
     #[cfg(target_os = "linux")]
     "recovery_init_sync_method=syncfs",
-    // The client gets its errors itself. In the log they would repeat the values of rows, which are the user's text.
+    // Clients get their errors anyway; in the log they would quote rows, which are user text.
     "log_min_messages=log",
     "log_min_error_statement=panic",
     "log_checkpoints=off",
 ];
 
-/// A program of Postgres that hears of nobody but its owner: no terminal, no settings from the environment.
+/// A command of Postgres without terminal and without `PG*` variables.
 ///
-/// On Linux it gets the signal as soon as the *thread* that starts it ends.
+/// On Linux the signal is sent as soon as the *thread* that started the process ends (`PR_SET_PDEATHSIG`).
 pub(super) fn command(program: &Path, when_parent_ends: Signal) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    // Ctrl-C goes to every process of the terminal's group; Postgres shall be stopped by its owner, after the last request.
+    // Ctrl-C signals the terminal's process group, but Postgres must outlive the last request.
     command.process_group(0);
     for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
         command.env_remove(name);
@@ -202,26 +199,26 @@ fn end_with_parent(command: &mut Command, signal: Signal) {
     let parent = getpid();
     let before_exec = move || {
         set_parent_process_death_signal(Some(signal))?;
-        // Had the parent ended before that call, the signal would never come.
+        // If the parent ended before that call, the signal would never be sent.
         if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(rustix::io::Errno::SRCH)) }
     };
-    // SAFETY: the closure runs in the child between fork and exec, where other threads' locks may be held for ever. It makes
-    // system calls only: it neither allocates nor takes a lock.
+    // SAFETY: the closure runs in the child between fork and exec, where locks of other threads may never be released. It makes
+    // system calls only: it neither allocates nor locks.
     unsafe { command.pre_exec(before_exec) };
 }
 
 #[cfg(not(target_os = "linux"))]
 fn end_with_parent(_command: &mut Command, _signal: Signal) {}
 
-/// Starts the process on a thread that lives as long as the process does, since the end of that thread would end it.
-fn keep_on_own_thread(mut postgres: Command, log: File, life: Arc<Life>) -> io::Result<Pid> {
+/// Starts the process on a thread that lives as long as the process, because the end of that thread would end it.
+fn spawn_monitored(mut postgres: Command, log: File, process: Arc<ProcessMonitor>) -> io::Result<Pid> {
     let (started, pid) = mpsc::sync_channel(1);
     thread::Builder::new().name("embedded-postgres".to_owned()).spawn(move || {
-        // The receiver waits for exactly one message, so neither of them can fail.
+        // The receiver waits for exactly one message, so sending cannot fail.
         match postgres.stderr(Stdio::piped()).spawn() {
             Ok(child) => {
                 let _ = started.send(Ok(Pid::from_child(&child)));
-                keep(child, log, &life);
+                monitor(child, log, &process);
             }
             Err(error) => drop(started.send(Err(error))),
         }
@@ -229,24 +226,24 @@ fn keep_on_own_thread(mut postgres: Command, log: File, life: Arc<Life>) -> io::
     pid.recv().map_err(io::Error::other)?
 }
 
-/// Writes the log until Postgres has ended, and makes the end known.
-fn keep(mut child: Child, log: File, life: &Life) {
+/// Copies the log until Postgres has ended, then publishes its exit status.
+fn monitor(mut child: Child, log: File, process: &ProcessMonitor) {
     if let Some(output) = child.stderr.take() {
         copy_log(output, log);
     }
-    // First wait without reaping: see `Postmaster::signal`.
+    // Wait without reaping, which requires the lock: see `Postmaster::signal`.
     let pid = Pid::from_child(&child);
     let _ = rustix::io::retry_on_intr(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT));
-    let mut state = life.lock();
+    let mut state = process.lock();
     let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
     if state.in_service {
-        error!(%status, "the embedded Postgres has ended on its own: see postgres.log in the data directory");
+        error!(%status, "the embedded Postgres exited unexpectedly; see postgres.log in the data directory");
     }
     state.exit = Some(status);
-    life.ended.notify_all();
+    process.ended.notify_all();
 }
 
-/// A full disk must not stop the reading, or Postgres would wait for ever to write its next line.
+/// Ignores write errors such as a full disk: if reading stopped, Postgres would block on its next line.
 fn copy_log(mut output: impl Read, mut log: File) {
     let mut chunk = [0; 4096];
     let mut written = 0;
@@ -257,7 +254,7 @@ fn copy_log(mut output: impl Read, mut log: File) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => return,
         };
-        if written > LOG_LIMIT {
+        if written > MAX_LOG_BYTES {
             let _ = log.rewind().and_then(|()| log.set_len(0));
             written = 0;
         }
@@ -266,8 +263,8 @@ fn copy_log(mut output: impl Read, mut log: File) {
     }
 }
 
-/// Whether this is the `postmaster.pid` of our process (line 1) and tells that connections are accepted (line 8).
-fn says_ready(pid_file: &str, pid: Pid) -> bool {
+/// `postmaster.pid` holds the process id on line 1 and the state on line 8.
+fn is_ready(pid_file: &str, pid: Pid) -> bool {
     let mut lines = pid_file.lines().map(str::trim);
     lines.next() == Some(pid.as_raw_pid().to_string().as_str()) && lines.nth(6) == Some("ready")
 }

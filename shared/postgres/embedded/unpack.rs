@@ -1,4 +1,4 @@
-//! From the archives inside this program to a directory with Postgres and pgvector.
+//! Unpacks the archives of Postgres and pgvector that the program carries.
 
 use std::{
     fs::{self, File},
@@ -13,18 +13,19 @@ use ruzstd::decoding::StreamingDecoder;
 use tar::Archive;
 use tracing::debug;
 
-use super::{super::StartupStep, EmbeddedError};
+use super::error::EmbeddedError;
+use crate::postgres::startup::StartupStep;
 
 static RUNTIME: &[u8] = include_bytes!(env!("EMBEDDED_POSTGRES_RUNTIME"));
 static PGVECTOR: &[u8] = include_bytes!(env!("EMBEDDED_POSTGRES_PGVECTOR"));
 
-/// Names the version and the platform, so that a newer program unpacks anew.
+/// Contains the version and the platform, so that a newer program unpacks its own.
 const RUNTIME_DIR: &str = concat!("runtime-", env!("EMBEDDED_POSTGRES_VERSION"));
 
-/// Under such a name a directory grows; it gets its real name when it is complete.
-const PARTIAL: &str = "partial-";
+/// A directory has such a name until it is complete.
+const PARTIAL_PREFIX: &str = "partial-";
 
-/// The directory of the unpacked Postgres, unpacked now if it was not before.
+/// Unpacks unless it was done before, and returns the directory.
 pub(super) fn runtime(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result<PathBuf, EmbeddedError> {
     let runtime = data_dir.join(RUNTIME_DIR);
     if runtime.is_dir() {
@@ -38,31 +39,31 @@ pub(super) fn runtime(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result
     Ok(runtime)
 }
 
-/// A new name in the directory. A process that a killed server left may still write under the old one for a moment.
+/// Unique per call: a child of a killed server may still write to its directory for a moment.
 pub(super) fn partial_path(data_dir: &Path) -> PathBuf {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    data_dir.join(format!("{PARTIAL}{}-{:x}", process::id(), now.as_nanos()))
+    data_dir.join(format!("{PARTIAL_PREFIX}{}-{:x}", process::id(), now.as_nanos()))
 }
 
-/// Gives a complete directory, whose files are on the disk already, its real name.
+/// Renames a complete directory whose files have been flushed.
 pub(super) fn publish(partial: &Path, complete: &Path) -> Result<(), EmbeddedError> {
     fs::rename(partial, complete).map_err(EmbeddedError::io("move into place", complete))?;
-    // The new name must reach the disk before rows are committed below it.
+    // The rename must be durable before rows are committed below it.
     let parent = complete.parent().unwrap_or(complete);
     File::open(parent).and_then(|directory| directory.sync_all()).map_err(EmbeddedError::io("flush", parent))
 }
 
-/// Removes what interrupted starts and older versions left. Failing to costs space only.
+/// Removes directories of interrupted starts and older versions. Failures are ignored: they cost disk space only.
 pub(super) fn remove_leftovers(data_dir: &Path) {
     let Ok(entries) = fs::read_dir(data_dir) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let old_runtime = name.starts_with("runtime-") && name != RUNTIME_DIR;
-        if (old_runtime || name.starts_with(PARTIAL))
+        if (old_runtime || name.starts_with(PARTIAL_PREFIX))
             && let Err(error) = fs::remove_dir_all(entry.path())
         {
-            debug!(name, %error, "an old directory could not be removed");
+            debug!(name, %error, "failed to remove an old directory");
         }
     }
 }
@@ -78,7 +79,7 @@ fn unpack_tar(archive: impl Read, into: &Path) -> io::Result<()> {
     archive.unpack(into)
 }
 
-/// One call for hundreds of files; flushing each of them takes several times as long.
+/// One `syncfs` is several times faster than an `fsync` of each of hundreds of files.
 #[cfg(target_os = "linux")]
 fn flush(directory: &Path) -> io::Result<()> {
     Ok(rustix::fs::syncfs(File::open(directory)?)?)

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tower::util::service_fn;
 
 use super::run;
-use crate::{learning::learn_from_records, service::Services};
+use crate::{composition::App, learning::learn_from_records};
 
 /// Time that is left for the answer.
 const RESERVE: Duration = Duration::from_secs(3);
@@ -31,18 +31,18 @@ enum NothingToLearn {
 /// Runs the function that learns from turns, until Lambda ends it.
 #[must_use]
 pub fn learn() -> ExitCode {
-    run(async |services| {
-        let services = &services;
+    run(async |app| {
+        let app = &app;
         let handler = service_fn(async |event: LambdaEvent<Value>| {
             let until = deadline(event.context.deadline);
-            handle(services, &event.payload, until).await.map_err(lambda_runtime::Error::from)
+            handle(app, &event.payload, until).await.map_err(lambda_runtime::Error::from)
         });
         Runtime::new(handler).layer(TracingLayer::new()).run().await
     })
 }
 
-async fn handle(services: &Services, event: &Value, until: Instant) -> Result<Value, NothingToLearn> {
-    let (Some(learner), Some(conversations)) = (&services.learner, &services.conversations) else {
+async fn handle(app: &App, event: &Value, until: Instant) -> Result<Value, NothingToLearn> {
+    let (Some(learner), Some(conversations)) = (&app.learner, &app.conversations) else {
         return Err(NothingToLearn::NoConversations);
     };
     if let Some(records) = event.get("Records").and_then(Value::as_array) {
@@ -50,7 +50,7 @@ async fn handle(services: &Services, event: &Value, until: Instant) -> Result<Va
     }
     // The schedule of EventBridge, old and new.
     let is_scheduled = matches!(event.get("source").and_then(Value::as_str), Some("aws.events" | "aws.scheduler"));
-    match &services.extraction_worker {
+    match &app.extraction_worker {
         Some(learning) if is_scheduled => Ok(json!({ "settled": learning.run_until_idle(until).await? })),
         _ => Err(NothingToLearn::OtherEvent),
     }

@@ -124,7 +124,7 @@ impl Stores {
             None,
             "environment",
         );
-        let client = crate::http_client(TIMEOUT).map_err(|error| error.to_string())?;
+        let client = crate::provider::http_client(TIMEOUT).map_err(|error| error.to_string())?;
         Ok(Self { client, region: needed("AWS_REGION")?, credentials })
     }
 

@@ -7,13 +7,13 @@ mod streams;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use agent_service::{
+    composition::App,
     memory::MemoryEngine,
     postgres::Database,
     proto::agent_v1::{
         agent_service_client::AgentServiceClient, conversation_service_client::ConversationServiceClient,
         memory_service_client::MemoryServiceClient,
     },
-    service::Services,
     transport::server::Server,
 };
 use sqlx::PgConnection;
@@ -74,9 +74,9 @@ impl TestServer {
         all.extend(variables);
         let config = config(&all);
         let database = Database::from_config(&config.stores.database).unwrap();
-        let services = Services::from_config(&config, database.pools()).unwrap();
-        let engine = services.engine.clone();
-        let server = Server::bind(&config.server, services).await.unwrap();
+        let app = App::from_config(&config, database.pools()).unwrap();
+        let engine = app.engine.clone();
+        let server = Server::bind(&config.server, app.apis).await.unwrap();
         let address = server.address();
         let (ready, is_ready) = watch::channel(true);
         let stop = CancellationToken::new();

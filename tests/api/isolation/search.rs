@@ -33,7 +33,7 @@ async fn rls_confines_search_without_user_predicates() {
     let database = server.database();
     let variables = [("DATABASE_URL", database.url.as_str()), ("DATABASE_PREPARED_STATEMENTS", "on")];
     let roles = Database::from_config(&config(&variables).stores.database).unwrap().pools();
-    let embedder = agent_service::embedding::from_config(&config(&[("EMBEDDING_PROVIDER", "hashed")]).embedding);
+    let embedder = agent_service::composition::build_embedder(&config(&[("EMBEDDING_PROVIDER", "hashed")]).embedding);
     let engine = MemoryEngine::new(config(&[]).memory, roles.clone(), embedder.unwrap());
     let mut query = RetrievalQuery { limit: 100, ..engine_query("kat", 0.5) };
     let mut owner = database.connect().await;

@@ -31,7 +31,7 @@ use self::{
     report::{Report, count},
     send::{Failure, Sender},
 };
-use crate::{EXIT_INTERRUPTED, EXIT_USAGE, Outcome, connection::connect, options::ImportArguments};
+use crate::{CommandResult, EXIT_INTERRUPTED, EXIT_USAGE, connection::connect, options::ImportArguments};
 
 /// Most memories of one call.
 const BATCH: usize = 500;
@@ -39,7 +39,7 @@ const BATCH: usize = 500;
 const BATCH_BYTES: usize = 2_000_000;
 
 /// Imports files into the memory of a running server.
-pub async fn run(arguments: ImportArguments) -> Outcome {
+pub async fn run(arguments: ImportArguments) -> CommandResult {
     if let Err(mistakes) = check(&arguments) {
         for mistake in mistakes {
             eprintln!("error: {mistake}");

@@ -160,7 +160,7 @@ async fn migrate_requires_an_external_database() {
     proxy.close();
     let cut = sandbox.run(&["migrate"], &[("DATABASE_URL", &url)]).await;
     assert_eq!(cut.code, Some(1), "{cut:?}");
-    assert!(cut.stderr.contains("the database can not be reached"), "{}", cut.stderr);
+    assert!(cut.stderr.contains("the database cannot be reached"), "{}", cut.stderr);
     let output = sandbox.run(&["migrate"], &[]).await;
     assert_eq!(output.code, Some(1), "{output:?}");
     assert!(output.stderr.contains("DATABASE_URL"), "{}", output.stderr);

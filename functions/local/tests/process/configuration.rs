@@ -74,7 +74,7 @@ async fn environment_takes_precedence_over_env_file() {
 async fn unreadable_file_is_reported_by_its_setting() {
     let output = Sandbox::new().run(&[], &[("DEMO_RESPONSES_FILE", "absent.json")]).await;
     assert_eq!(output.code, Some(2), "{output:?}");
-    assert!(output.stderr.contains("DEMO_RESPONSES_FILE: can not be read"), "{}", output.stderr);
+    assert!(output.stderr.contains("DEMO_RESPONSES_FILE: cannot be read"), "{}", output.stderr);
 }
 
 #[tokio::test]

@@ -32,11 +32,11 @@ async fn data_directory_too_long_for_socket_works() {
 async fn interrupted_first_start_is_repeated_without_leftovers() {
     let sandbox = Sandbox::new();
     let server = sandbox.start_listening(&[]).await;
-    server.process.stdout.line("Making an empty database").await;
+    server.process.stdout.line("Creating an empty database").await;
     server.process.kill().await;
     let server = sandbox.start_serving(&[]).await;
     let stdout = server.process.stdout.so_far();
-    assert!(stdout.contains("Making an empty database") && !stdout.contains("Unpacking"), "{stdout}");
+    assert!(stdout.contains("Creating an empty database") && !stdout.contains("Unpacking"), "{stdout}");
     server.process.stop().await;
 
     // As after a power failure during initdb and during unpacking.
@@ -75,7 +75,7 @@ async fn server_reports_not_serving_when_postgres_dies() {
     health.wait_for_status(ServingStatus::Serving).await;
     kill(sandbox.postmaster().unwrap(), Signal::KILL);
     health.wait_for_status(ServingStatus::NotServing).await;
-    server.process.stderr.line("the embedded Postgres has ended on its own").await;
+    server.process.stderr.line("the embedded Postgres exited unexpectedly").await;
     server.process.stop().await;
     sandbox.start_serving(&[]).await.remember("works").await;
 }

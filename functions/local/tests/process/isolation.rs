@@ -51,7 +51,7 @@ impl Cluster {
 
 fn assert_rejected(rejected: &crate::process::ProcessOutput, words: &[&str]) {
     assert_eq!(rejected.code, Some(1), "{rejected:?}");
-    for word in ["the database does not keep users apart"].iter().chain(words) {
+    for word in ["the database does not isolate users"].iter().chain(words) {
         assert!(rejected.stderr.contains(word), "{word} is not in:\n{}", rejected.stderr);
     }
     assert!(!rejected.stdout.contains("Ready."), "{}", rejected.stdout);

@@ -163,7 +163,7 @@ async fn second_signal_stops_server_immediately() {
 #[tokio::test]
 async fn signal_during_first_start_stops_it_cleanly() {
     let sandbox = Sandbox::new();
-    for step in ["Unpacking", "Making an empty database"] {
+    for step in ["Unpacking", "Creating an empty database"] {
         let server = sandbox.start_listening(&[]).await;
         server.process.stdout.line(step).await;
         server.process.signal(Signal::INT);
@@ -194,7 +194,7 @@ async fn database_ready_during_shutdown_does_not_resume_serving() {
     server.process.stderr.line("the database is ready").await;
     // A later check of the database proves that the result of the first was handled.
     proxy.close();
-    server.process.stderr.line("the database can not be reached").await;
+    server.process.stderr.line("the database cannot be reached").await;
     server.process.signal(Signal::TERM);
     while let Some(status) = health.next().await {
         assert_eq!(status, ServingStatus::NotServing);

@@ -8,7 +8,7 @@ use crate::{
     server::Server,
 };
 
-const ONCE: [&str; 2] = ["Unpacking the embedded Postgres", "Making an empty database"];
+const ONCE: [&str; 2] = ["Unpacking the embedded Postgres", "Creating an empty database"];
 const ALWAYS: [&str; 2] = ["Starting the database", "Ready."];
 
 #[tokio::test]
@@ -39,9 +39,9 @@ async fn banner_shows_address_mode_memory_and_examples() {
     let data = sandbox.data();
     for part in [
         format!("address    {url} (gRPC and gRPC-Web)"),
-        "answers    DEMO: canned answers, because no key is set; set LLM_API_KEY".to_owned(),
+        "answers    DEMO mode: canned answers, because no API key is set; set LLM_API_KEY".to_owned(),
         format!("memory     embedded Postgres in {}", data.display()),
-        "callers    not authenticated: only this machine".to_owned(),
+        "callers    not authenticated (AUTH=none): only this machine".to_owned(),
         format!("agent-local chat --addr {url} \"帮我制定高数复习计划\""),
         format!("agent-local remember --addr {url} "),
         format!("agent-local recall --addr {url} "),

@@ -80,7 +80,7 @@ async fn unreadable_certificate_or_key_is_named() {
     for (certificate, key, name) in [(absent, key, "TLS_CERT_FILE"), (certificate, absent, "TLS_KEY_FILE")] {
         let output = sandbox.run(&[], &[("TLS_CERT_FILE", certificate), ("TLS_KEY_FILE", key)]).await;
         assert_eq!(output.code, Some(2), "{output:?}");
-        assert!(output.stderr.contains(&format!("{name}: can not be read")), "{}", output.stderr);
+        assert!(output.stderr.contains(&format!("{name}: cannot be read")), "{}", output.stderr);
     }
     // Readable files with the wrong content.
     let output = sandbox.run(&[], &[("TLS_CERT_FILE", key), ("TLS_KEY_FILE", certificate)]).await;

@@ -1,68 +1,73 @@
-//! `LLM_FALLBACKS`: models that are asked where the first one fails.
+//! `LLM_FALLBACKS`: models that are tried in order when the primary model fails.
 
 use serde::Deserialize;
 
-use super::{EndpointConfig, LLM_FALLBACKS, Provider};
-use crate::config::{EnvReader, Secret, env::check_base_url};
+use super::{EndpointConfig, EnvReader, Provider, Secret, env::parse_base_url};
 
-/// Most models of a chain, because each adds its own waits to a turn.
-const MOST: usize = 8;
+pub(super) const LLM_FALLBACKS: &str = "LLM_FALLBACKS";
+
+/// Each model of the chain adds its own waits to a turn.
+const MAX_FALLBACKS: usize = 8;
 const EXAMPLE: &str = r#"[{"model": "qwen-plus", "base_url": "https://dashscope.aliyuncs.com/compatible-mode/v1", "api_key_env": "QWEN_API_KEY"}]"#;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct FallbackEntry {
     model: String,
-    /// Not given = that of the first model.
+    /// Default: that of the primary model.
     base_url: Option<String>,
-    /// The variable that holds the key. Not given = the first model's key, which is sent to no other address.
+    /// The variable that holds the key. Default: the primary model's key, which is sent to no other address.
     api_key_env: Option<String>,
 }
 
-/// Reads the list. Without a `primary`, in demo mode, it is only checked.
+/// Without a `primary` (demo mode) the list is only validated.
 pub(super) fn read(reader: &mut EnvReader<'_>, primary: Option<&EndpointConfig>) -> Vec<EndpointConfig> {
     let Some(json) = reader.text(LLM_FALLBACKS) else { return Vec::new() };
-    let entries: Vec<Entry> = match serde_json::from_str(&json) {
+    let entries: Vec<FallbackEntry> = match serde_json::from_str(&json) {
         Ok(entries) => entries,
         Err(error) => {
-            // The parser's own words could quote the value.
-            let place = format!("is not a JSON list of models (line {}, column {})", error.line(), error.column());
-            reader.report(LLM_FALLBACKS, place, EXAMPLE);
+            // serde's message could quote the value.
+            let problem = format!("is not a JSON list of models (line {}, column {})", error.line(), error.column());
+            reader.report(LLM_FALLBACKS, problem, EXAMPLE);
             return Vec::new();
         }
     };
-    if entries.len() > MOST {
-        reader.report(LLM_FALLBACKS, format!("has more than {MOST} entries"), EXAMPLE);
+    if entries.len() > MAX_FALLBACKS {
+        reader.report(LLM_FALLBACKS, format!("has more than {MAX_FALLBACKS} entries"), EXAMPLE);
     }
     let mut endpoints = Vec::with_capacity(entries.len());
-    for (number, entry) in entries.into_iter().enumerate() {
-        match endpoint(reader, entry, primary) {
+    for (index, entry) in entries.into_iter().enumerate() {
+        match parse_entry(reader, entry, primary) {
             Ok(endpoint) => endpoints.push(endpoint),
-            Err(problem) => reader.report(LLM_FALLBACKS, format!("entry {}: {problem}", number + 1), EXAMPLE),
+            Err(problem) => reader.report(LLM_FALLBACKS, format!("entry {}: {problem}", index + 1), EXAMPLE),
         }
     }
     endpoints
 }
 
-fn endpoint(reader: &EnvReader<'_>, entry: Entry, primary: Option<&EndpointConfig>) -> Result<EndpointConfig, String> {
+fn parse_entry(
+    reader: &EnvReader<'_>,
+    entry: FallbackEntry,
+    primary: Option<&EndpointConfig>,
+) -> Result<EndpointConfig, String> {
     if entry.model.trim().is_empty() {
         return Err("model is blank".to_owned());
     }
-    let own_url = entry.base_url.map(|url| check_base_url(&url).map_err(|problem| format!("base_url {problem}")));
+    let own_url = entry.base_url.map(|url| parse_base_url(&url).map_err(|problem| format!("base_url {problem}")));
     let base_url = own_url.transpose()?.or_else(|| primary.map(|primary| primary.base_url.clone())).unwrap_or_default();
-    let shared = primary.filter(|primary| primary.base_url == base_url);
+    let same_address = primary.filter(|primary| primary.base_url == base_url);
     let (api_key, key_variable) = match entry.api_key_env {
         Some(variable) => match reader.text(&variable) {
             Some(key) => (Some(Secret::new(key)), variable),
             None => return Err(format!("api_key_env names {variable}, which is not set")),
         },
-        None => match shared {
+        None => match same_address {
             Some(primary) => (primary.api_key.clone(), primary.key_variable.clone()),
             None => (None, LLM_FALLBACKS.to_owned()),
         },
     };
     Ok(EndpointConfig {
-        provider: shared.map_or_else(|| Provider::from_url(&base_url), |primary| primary.provider),
+        provider: same_address.map_or_else(|| Provider::from_url(&base_url), |primary| primary.provider),
         base_url,
         api_key,
         model: entry.model,
@@ -82,14 +87,14 @@ mod tests {
             "LLM_FALLBACKS" => Some(fallbacks.to_owned()),
             _ => None,
         };
-        match Config::read(&source).map_err(|mistakes| mistakes.to_string())?.model {
+        match Config::read(&source).map_err(|errors| errors.to_string())?.model {
             ModelConfig::Provider(config) => Ok(config.fallbacks),
             ModelConfig::Demo(_) => panic!("demo"),
         }
     }
 
     #[test]
-    fn a_fallback_takes_address_and_key_of_the_first_model_but_no_key_to_another_address() {
+    fn fallback_inherits_key_only_for_the_same_address() {
         let fallbacks = read(
             r#"[
                 {"model": "gpt-4.1-mini"},
@@ -98,7 +103,7 @@ mod tests {
             ]"#,
         )
         .unwrap();
-        let key = |place: usize| fallbacks[place].api_key.as_ref().map(|key| key.expose().to_owned());
+        let key = |index: usize| fallbacks[index].api_key.as_ref().map(|key| key.expose().to_owned());
         assert_eq!((key(0).as_deref(), fallbacks[0].base_url.as_str()), (Some("first"), "https://api.openai.com/v1"));
         assert_eq!((key(1).as_deref(), fallbacks[1].provider), (Some("second"), Provider::DeepSeek));
         assert_eq!(fallbacks[1].base_url, "https://api.deepseek.com/v1");
@@ -106,18 +111,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_an_entry_is_said_with_its_number_and_without_its_value() {
-        for (fallbacks, said) in [
+    fn invalid_entry_is_reported_by_number_without_its_value() {
+        for (fallbacks, expected) in [
             ("gpt-4o", "not a JSON list"),
             (r#"[{"model": "m", "key": "sk-secret"}]"#, "not a JSON list"),
             (r#"[{"model": "m"}, {"model": " "}]"#, "entry 2: model is blank"),
             (r#"[{"model": "m", "base_url": "sk-secret"}]"#, "entry 1: base_url is not a URL"),
-            (r#"[{"model": "m", "base_url": "https://h/v1/chat/completions"}]"#, "leave out /chat/completions"),
+            (r#"[{"model": "m", "base_url": "https://h/v1/chat/completions"}]"#, "remove /chat/completions"),
             (r#"[{"model": "m", "api_key_env": "NO_KEY"}]"#, "NO_KEY, which is not set"),
         ] {
-            let mistakes = read(fallbacks).unwrap_err();
-            assert!(mistakes.contains(said) && mistakes.contains("LLM_FALLBACKS"), "{fallbacks}: {mistakes}");
-            assert!(!mistakes.contains("sk-secret"), "{mistakes}");
+            let errors = read(fallbacks).unwrap_err();
+            assert!(errors.contains(expected) && errors.contains("LLM_FALLBACKS"), "{fallbacks}: {errors}");
+            assert!(!errors.contains("sk-secret"), "{errors}");
         }
     }
 }

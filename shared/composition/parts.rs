@@ -1,0 +1,91 @@
+use std::sync::Arc;
+
+use super::error::SetupError;
+#[cfg(feature = "dynamodb")]
+use crate::conversation::dynamodb::DynamoConversations;
+#[cfg(feature = "local-embeddings")]
+use crate::embedding::LocalEmbedder;
+use crate::{
+    config::{Config, ConversationStoreConfig, EmbeddingConfig, LearningConfig, ModelConfig},
+    conversation::{ConversationStore, PostgresConversations},
+    embedding::{Embedder, EmbeddingModel, HashedEmbedder, OpenAiEmbedder},
+    learning::{Extractor, ModelExtractor, ModelSummarizer, RuleExtractor, RuleSummarizer, Summarizer, TurnLearner},
+    llm::{ChatModel, DemoModel, DemoResponses, ModelChain},
+    memory::MemoryEngine,
+    postgres::RolePools,
+};
+
+/// Builds the configured embedder. Loading a local model blocks for a moment.
+///
+/// # Errors
+/// The directory of a local model cannot be used, or the HTTP client cannot be built.
+pub fn build_embedder(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, SetupError> {
+    Ok(match config {
+        EmbeddingConfig::Hashed => Arc::new(HashedEmbedder::new()),
+        #[cfg(feature = "local-embeddings")]
+        EmbeddingConfig::Local { model_dir } => Arc::new(LocalEmbedder::load(model_dir)?),
+        #[cfg(not(feature = "local-embeddings"))]
+        EmbeddingConfig::Local { .. } => return Err(SetupError::LocalModelUnsupported),
+        EmbeddingConfig::OpenAi { base_url, api_key, model, dimension, sends_dimension, retry } => {
+            let model = EmbeddingModel { name: model.clone(), dimension: *dimension };
+            Arc::new(OpenAiEmbedder::new(base_url, api_key.clone(), model, *sends_dimension, *retry)?)
+        }
+    })
+}
+
+/// # Errors
+/// The file with demo answers cannot be used, or the HTTP client cannot be built.
+pub fn build_chat_model(config: &ModelConfig) -> Result<Arc<dyn ChatModel>, SetupError> {
+    Ok(match config {
+        ModelConfig::Demo(demo) => {
+            let responses = match &demo.responses_file {
+                Some(path) => DemoResponses::load(path)?,
+                None => DemoResponses::built_in()?,
+            };
+            Arc::new(DemoModel::new(responses, demo.chunk_delay))
+        }
+        ModelConfig::Provider(provider) => Arc::new(ModelChain::new(provider)?),
+    })
+}
+
+pub(super) fn build_conversation_store(
+    config: &Config,
+    database: &RolePools,
+) -> Result<Option<Arc<dyn ConversationStore>>, SetupError> {
+    let (max_turn_duration, admission_timeout) = (config.model.total_timeout(), config.stores.admission_timeout);
+    Ok(match &config.conversations.store {
+        ConversationStoreConfig::Off => None,
+        ConversationStoreConfig::Postgres => Some(Arc::new(PostgresConversations::new(
+            database.conversations.clone(),
+            max_turn_duration,
+            admission_timeout,
+        ))),
+        #[cfg(feature = "dynamodb")]
+        ConversationStoreConfig::DynamoDb { table } => {
+            Some(Arc::new(DynamoConversations::new(table.clone(), max_turn_duration, admission_timeout)?))
+        }
+        #[cfg(not(feature = "dynamodb"))]
+        ConversationStoreConfig::DynamoDb { .. } => return Err(SetupError::DynamoUnsupported),
+    })
+}
+
+/// By a model or, in demo mode, by rules.
+pub(super) fn build_learner(
+    config: &Config,
+    memory: Arc<MemoryEngine>,
+    conversations: Arc<dyn ConversationStore>,
+    model: Arc<dyn ChatModel>,
+) -> TurnLearner {
+    let (extractor, summarizer): (Arc<dyn Extractor>, Arc<dyn Summarizer>) = match config.model {
+        ModelConfig::Demo(_) => (Arc::new(RuleExtractor), Arc::new(RuleSummarizer)),
+        ModelConfig::Provider(_) => {
+            (Arc::new(ModelExtractor::new(model.clone())), Arc::new(ModelSummarizer::new(model)))
+        }
+    };
+    let learner = TurnLearner::new(memory, conversations, extractor, summarizer);
+    match config.learning {
+        LearningConfig::On => learner,
+        LearningConfig::Verbatim => learner.verbatim_only(),
+        LearningConfig::Off => learner.without_memory(),
+    }
+}

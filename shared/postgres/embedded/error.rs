@@ -1,0 +1,40 @@
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// The embedded Postgres cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EmbeddedError {
+    #[error(
+        "{owner} already uses the data directory {}: connect to that server with --addr, or set another AGENT_DATA_DIR, \
+         or set DATABASE_URL",
+        data_dir.display()
+    )]
+    InUse {
+        /// "process 4711", if its id is known.
+        owner: String,
+        data_dir: PathBuf,
+    },
+    /// The Postgres of an owner that was killed ignores all signals.
+    #[error("the Postgres process {pid} of an earlier run does not end: stop it, then start again")]
+    StillRunning { pid: i32 },
+    /// Another user owns the socket directory and could intercept connections.
+    #[error("{} is not a directory of this user: remove it, or set another AGENT_DATA_DIR", path.display())]
+    UnsafeSocketDir { path: PathBuf },
+    #[error("{program} failed ({status}); its last output:\n{log}")]
+    Failed { program: &'static str, status: String, log: String },
+    #[error("Postgres was not ready after {seconds} s; its last output:\n{log}")]
+    NotReady { seconds: u64, log: String },
+    #[error("failed to {action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl EmbeddedError {
+    /// For `map_err`.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}

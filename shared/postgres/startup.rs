@@ -1,0 +1,14 @@
+use std::sync::Arc;
+
+/// Reported as it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartupStep {
+    /// First start only: the embedded Postgres is unpacked.
+    Unpacking,
+    /// First start only: `initdb`.
+    Initialising,
+    Starting,
+    Ready,
+}
+
+pub type StartupProgress = Arc<dyn Fn(StartupStep) + Send + Sync>;
