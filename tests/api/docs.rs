@@ -1,41 +1,61 @@
-//! The documents agree with the code.
+//! The documents agree with the code and with each other.
 
-use std::{collections::BTreeSet, fs};
+mod code;
+mod links;
+mod text;
+
+use std::{collections::BTreeSet, fs, path::Path};
 
 use agent_service::config::VARIABLES;
 
-fn read(path: &str) -> String {
-    fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+use text::{code_blocks, code_spans, first_cells, read};
+
+/// Pages whose names of files and types must exist, and whose text follows the style guide.
+const PAGES: &[&str] = &["README.md", "ARCHITECTURE.md", "docs/reference", "docs/explanation"];
+
+/// Pages in both languages, which must show the same commands.
+const TRANSLATIONS: &[(&str, &str)] = &[("infra/README.md", "infra/README.zh-CN.md")];
+
+fn names(items: impl IntoIterator<Item = impl Into<String>>) -> BTreeSet<String> {
+    items.into_iter().map(Into::into).collect()
 }
 
-/// Environment variables (in backticks) of the first column of tables.
-fn documented(markdown: &str) -> BTreeSet<String> {
-    let first_cells = markdown.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
-    first_cells
-        .flat_map(|cell| cell.split('`'))
-        .filter(|name| name.len() > 3 && name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
-        .map(str::to_owned)
-        .collect()
+fn is_variable(name: &str) -> bool {
+    name.len() > 3 && name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
 }
 
 #[test]
-fn both_readmes_document_exactly_the_variables_that_are_read() {
-    // Only the tests read it.
-    let read_by_code: BTreeSet<_> = VARIABLES.iter().copied().chain(["TEST_DATABASE_URL"]).map(str::to_owned).collect();
-    for readme in ["README.md", "README.zh-CN.md"] {
-        assert_eq!(documented(&read(readme)), read_by_code, "{readme}");
+fn configuration_reference_lists_exactly_the_variables_that_are_read() {
+    // Only the tests read the last one.
+    let read_by_code = names(VARIABLES.iter().copied().chain(["TEST_DATABASE_URL"]));
+    let documented = first_cells(&read("docs/reference/configuration.md"));
+    assert_eq!(names(documented.into_iter().filter(|name| is_variable(name))), read_by_code);
+}
+
+#[test]
+fn variables_in_the_documents_exist() {
+    // Variables of clients, scripts, AWS and systems.
+    let known: BTreeSet<_> = VARIABLES.iter().copied().collect();
+    for (path, markdown) in text::pages(PAGES) {
+        for span in code_spans(&markdown) {
+            let name = span.split('=').next().unwrap_or_default();
+            let prefixes = ["DATABASE_", "LLM_", "EMBEDDING_", "JWT_", "GRPC_", "DEMO_", "RATE_", "BM25_", "DEEPSEEK_"];
+            if is_variable(name) && prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+                assert!(known.contains(name), "{path}: {name} is no variable of the service");
+            }
+        }
     }
 }
 
 #[test]
 fn example_environment_lists_every_variable() {
     let example = read(".env.example");
-    let names: BTreeSet<_> = example
+    let listed: BTreeSet<_> = example
         .lines()
         .filter_map(|line| line.trim_start_matches("# ").split_once('='))
         .map(|(name, _)| name)
         .collect();
-    assert_eq!(names, VARIABLES.iter().copied().collect());
+    assert_eq!(listed, VARIABLES.iter().copied().collect());
 }
 
 #[test]
@@ -48,41 +68,117 @@ fn both_readmes_begin_with_run_and_test_commands() {
 }
 
 #[test]
-fn both_readmes_show_the_same_commands() {
-    let blocks = |path: &str| -> Vec<String> {
-        let text = read(path);
-        let code: Vec<_> = text.split("```").skip(1).step_by(2).map(str::to_owned).collect();
-        // Comments are translated.
-        code.iter()
-            .flat_map(|block| block.lines())
-            .map(|line| line.split(" #").next().unwrap().trim_end().to_owned())
-            .collect()
-    };
-    assert_eq!(blocks("README.md"), blocks("README.zh-CN.md"));
+fn readme_has_at_most_150_lines() {
+    assert!(read("README.md").lines().count() <= 150);
 }
 
-/// Snippets are indented differently than their example.
+#[test]
+fn readme_shows_what_the_program_prints() {
+    let readme = read("README.md");
+    let listing = readme.split("```text\n").nth(1).unwrap().split("```").next().unwrap();
+    let printed: String = text::files("functions/local/src", &["rs"]).iter().map(|path| read(path)).collect();
+    for line in listing.lines() {
+        // Labels stand apart from their values, and these are inserted when the line is printed.
+        let parts = line.split("  ").flat_map(|part| {
+            ["0.1.0", "http://127.0.0.1:50051", "~/.local/share/agent-service"]
+                .into_iter()
+                .fold(vec![part], |parts, value| parts.into_iter().flat_map(|part| part.split(value)).collect())
+        });
+        for part in parts.map(str::trim).filter(|part| part.len() > 1) {
+            assert!(printed.contains(part), "the program does not print {part:?}");
+        }
+    }
+}
+
+#[test]
+fn translations_show_the_same_commands() {
+    // Comments are translated, commands are not.
+    let commands = |path: &str| -> Vec<String> {
+        code_blocks(&read(path))
+            .iter()
+            .flat_map(|(_, block)| block.lines())
+            .map(|line| line.split(" #").next().unwrap().trim_end().to_owned())
+            .filter(|line| line.is_ascii() && !line.is_empty() && !line.starts_with('#'))
+            .collect()
+    };
+    for (english, chinese) in TRANSLATIONS {
+        assert_eq!(commands(english), commands(chinese), "{english}, {chinese}");
+    }
+}
+
+/// The lines without their indentation, which a snippet does not keep.
 fn unindented(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
 fn client_snippets_are_taken_from_examples() {
-    let guide = read("docs/clients.md");
+    let sources: Vec<_> = ["go/agent/agent.go", "go/chat/main.go", "go/bridge/main.go", "python/chat.py"]
+        .into_iter()
+        .chain(["connect-web/chat.ts", "grpc-web/chat.js"])
+        .map(|path| unindented(&read(&format!("examples/{path}"))))
+        .collect();
     let mut snippets = 0;
-    for block in guide.split("```").skip(1).step_by(2) {
-        let (language, snippet) = block.split_once('\n').unwrap();
-        let examples: &[&str] = match language {
-            "go" => &["go/agent/agent.go", "go/chat/main.go", "go/bridge/main.go"],
-            "python" => &["python/chat.py"],
-            "ts" => &["connect-web/chat.ts"],
-            "js" => &["grpc-web/chat.js"],
-            _ => continue,
-        };
-        let snippet = unindented(snippet);
-        let is_real = examples.iter().any(|path| unindented(&read(&format!("examples/{path}"))).contains(&snippet));
-        assert!(is_real, "no example contains this snippet:\n{snippet}");
-        snippets += 1;
+    for (path, markdown) in text::pages(&["docs"]) {
+        for (language, snippet) in code_blocks(&markdown) {
+            if ["go", "python", "ts", "js"].contains(&language.as_str()) {
+                let snippet = unindented(&snippet);
+                assert!(sources.iter().any(|source| source.contains(&snippet)), "{path}: no example has\n{snippet}");
+                snippets += 1;
+            }
+        }
     }
     assert!(snippets > 0);
+}
+
+#[test]
+fn guarantees_name_existing_tests() {
+    let page = read("docs/reference/guarantees.md");
+    let mut tests = 0;
+    for span in code_spans(&page) {
+        let Some((path, name)) = span.split_once(".rs::") else { continue };
+        let source = read(&format!("{path}.rs"));
+        let is_test = source.contains(&format!("fn {name}("));
+        assert!(is_test, "{span} does not exist");
+        tests += 1;
+    }
+    assert!(tests > 30, "only {tests} tests are named");
+}
+
+#[test]
+fn sentences_are_short_on_average() {
+    for (path, markdown) in text::pages(PAGES) {
+        let lengths = text::sentence_lengths(&markdown);
+        let (words, sentences) = (lengths.iter().sum::<usize>(), lengths.len());
+        assert!(words < 20 * sentences, "{path}: {words} words in {sentences} sentences");
+    }
+}
+
+#[test]
+fn style_guide_phrases_do_not_occur() {
+    const FORBIDDEN: &[&str] =
+        &["can not", "whoever", "anew", "sign of life", "the house", "way in", "of which nothing", "what is no"];
+    for (path, markdown) in text::pages(PAGES) {
+        // Names in code are checked where they are defined.
+        let lower = text::prose(&markdown).split('`').step_by(2).collect::<String>().to_lowercase();
+        for phrase in FORBIDDEN {
+            let is_there = lower.match_indices(phrase).any(|(at, _)| {
+                let (before, after) = (&lower[..at], &lower[at + phrase.len()..]);
+                !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric)
+            });
+            assert!(!is_there, "{path} has {phrase:?}");
+        }
+    }
+}
+
+#[test]
+fn every_page_is_listed_in_the_readme() {
+    let readme = read("README.md");
+    for path in text::files("docs", &["md"]) {
+        // Chinese pages are listed in README.zh-CN.md.
+        if !Path::new(&path).starts_with("docs/zh") {
+            assert!(readme.contains(&format!("({path}")), "{path}");
+        }
+    }
+    assert!(fs::exists(text::absolute("LICENSE")).unwrap());
 }

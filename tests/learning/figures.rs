@@ -1,5 +1,5 @@
 //! Precision and recall of fact extraction on labelled dialogues, and that no instruction becomes a fact. Prints the table of
-//! docs/performance.md: `cargo test --test learning figures -- --nocapture`.
+//! docs/explanation/measurements.md: `cargo test --test learning figures -- --nocapture`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
