@@ -1,4 +1,4 @@
-//! Made-up texts, and vectors of them: the same in every run.
+//! SyntheticEmbedder texts and vectors, the same in every run.
 
 use agent_service::{
     embedding::{EmbedError, Embedder, EmbeddingModel},
@@ -7,16 +7,15 @@ use agent_service::{
 use futures_util::future::BoxFuture;
 use jiff::{Timestamp, ToSpan as _};
 
-/// As all-MiniLM-L6-v2 has it.
+/// The dimension of all-MiniLM-L6-v2.
 const DIMENSION: usize = 384;
-/// Subjects that texts are about.
 const SUBJECTS: u64 = 500;
-/// How far a text is from its subject: two texts of one have a cosine of 1 / (1 + 0.8²) = 0.61.
+/// Distance of a text from its subject: two texts of a subject have a cosine of 1 / (1 + 0.8²) = 0.61.
 const SPREAD: f32 = 0.8;
-/// Distinct words.
+/// Vocabulary size.
 const WORDS: usize = 20_000;
-/// The words of a text that say something: the frequency of the word of rank r falls as 1 / (r + SHIFT), because the words
-/// before them are those without a meaning, which are not indexed.
+/// Zipf-Mandelbrot: the frequency of the term of rank r is proportional to 1 / (r + SHIFT). The shift leaves out stop words,
+/// which are not indexed.
 const SHIFT: f64 = 20.0;
 const WORDS_OF_MEMORY: usize = 15;
 const WORDS_OF_QUERY: usize = 6;
@@ -25,15 +24,15 @@ const SYLLABLES: [&str; 30] = [
     "zim", "kub", "sha", "che", "tho", "bri", "plu", "gra", "ste", "flo", "qui", "dru",
 ];
 
-/// Numbers that look random: SplitMix64.
-pub struct Numbers(u64);
+/// SplitMix64.
+pub struct Random(u64);
 
-impl Numbers {
+impl Random {
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Numbers that depend on a text alone: FNV-1a.
+    /// Seeded by the FNV-1a hash of a text.
     fn of_text(text: &str) -> Self {
         let hash = text
             .bytes()
@@ -49,12 +48,12 @@ impl Numbers {
         mixed ^ (mixed >> 31)
     }
 
-    /// From 0 to 1.
-    fn share(&mut self) -> f64 {
+    /// Uniform in 0..1.
+    fn uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// As if drawn from a normal distribution: the sum of four even ones.
+    /// Approximately normal: the sum of four uniform random.
     fn normal(&mut self) -> f32 {
         let bits = self.next();
         let sum: u64 = (0..4).map(|part| (bits >> (16 * part)) & 0xffff).sum();
@@ -74,10 +73,9 @@ fn unit(mut vector: Vec<f32>) -> Vec<f32> {
     vector
 }
 
-/// Texts.
 pub struct Corpus {
     words: Vec<String>,
-    numbers: Numbers,
+    random: Random,
     now: Timestamp,
 }
 
@@ -86,23 +84,21 @@ impl Corpus {
         let syllable = |number: usize| SYLLABLES[number % SYLLABLES.len()];
         let base = SYLLABLES.len();
         let word = |rank: usize| format!("{}{}{}", syllable(rank), syllable(rank / base), syllable(rank / base / base));
-        Self { words: (0..WORDS).map(word).collect(), numbers: Numbers::new(seed), now: Timestamp::now() }
+        Self { words: (0..WORDS).map(word).collect(), random: Random::new(seed), now: Timestamp::now() }
     }
 
     fn text(&mut self, words: usize) -> String {
         let of_rank = |share: f64| SHIFT * ((WORDS as f64 / SHIFT + 1.0).powf(share) - 1.0);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank is 0 to 20,000")]
         let rank = |share: f64| (of_rank(share) as usize).min(WORDS - 1);
-        let words: Vec<&str> = (0..words).map(|_| self.words[rank(self.numbers.share())].as_str()).collect();
+        let words: Vec<&str> = (0..words).map(|_| self.words[rank(self.random.uniform())].as_str()).collect();
         words.join(" ")
     }
 
-    /// A question.
     pub fn query(&mut self) -> String {
         self.text(WORDS_OF_QUERY)
     }
 
-    /// What is remembered.
     pub fn content(&mut self) -> String {
         self.text(WORDS_OF_MEMORY)
     }
@@ -114,7 +110,7 @@ impl Corpus {
             content: self.content(),
             source_type: "note".to_owned(),
             tags: Vec::new(),
-            created_at: self.now.checked_sub(((self.numbers.next() % 26_000).cast_signed()).hours()).ok(),
+            created_at: self.now.checked_sub(((self.random.next() % 26_000).cast_signed()).hours()).ok(),
             metadata: Default::default(),
             supersedes: Vec::new(),
         };
@@ -122,37 +118,36 @@ impl Corpus {
     }
 }
 
-/// Gives each text a vector that depends on the text alone, and takes no time.
-pub struct Synthetic {
+/// Vectors depend on the text alone, and cost no time.
+pub struct SyntheticEmbedder {
     model: EmbeddingModel,
-    /// The middles of the subjects; without any, a vector is like no other.
+    /// Centers of the clusters; empty for vectors without structure.
     subjects: Vec<Vec<f32>>,
 }
 
-impl Synthetic {
-    /// Vectors around subjects, as those of texts are.
+impl SyntheticEmbedder {
+    /// Vectors clustered around subjects, like those of real texts.
     pub fn clustered() -> Self {
-        let mut numbers = Numbers::new(7);
-        Self { subjects: (0..SUBJECTS).map(|_| numbers.direction()).collect(), ..Self::scattered() }
+        let mut random = Random::new(7);
+        Self { subjects: (0..SUBJECTS).map(|_| random.direction()).collect(), ..Self::scattered() }
     }
 
-    /// Vectors in all directions: what is worst for an index.
+    /// Vectors in random directions: the worst case for an ANN index.
     pub fn scattered() -> Self {
         let model = EmbeddingModel { name: "synthetic".to_owned(), dimension: DIMENSION };
         Self { model, subjects: Vec::new() }
     }
 
-    /// The vector of a text.
     pub fn vector(&self, text: &str) -> Vec<f32> {
-        let mut numbers = Numbers::of_text(text);
-        let Some(last) = self.subjects.len().checked_sub(1) else { return numbers.direction() };
+        let mut random = Random::of_text(text);
+        let Some(last) = self.subjects.len().checked_sub(1) else { return random.direction() };
         #[expect(clippy::cast_possible_truncation, reason = "it is below the number of subjects")]
-        let middle = &self.subjects[(numbers.next() % (last as u64 + 1)) as usize];
-        unit(middle.iter().zip(numbers.direction()).map(|(middle, away)| middle + SPREAD * away).collect())
+        let center = &self.subjects[(random.next() % (last as u64 + 1)) as usize];
+        unit(center.iter().zip(random.direction()).map(|(center, offset)| center + SPREAD * offset).collect())
     }
 }
 
-impl Embedder for Synthetic {
+impl Embedder for SyntheticEmbedder {
     fn model(&self) -> &EmbeddingModel {
         &self.model
     }

@@ -1,45 +1,42 @@
-//! From how many memories on the HNSW index is worth it, and what it misses.
+//! The size from which the HNSW index is faster than exact kNN, and its recall.
 
 use std::{sync::Arc, time::Instant};
 
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::{
-    Outcome,
-    corpus::{Corpus, Synthetic},
+    BenchResult,
+    corpus::{Corpus, SyntheticEmbedder},
     measure::{Times, retrieve},
     report::{Table, count, number},
-    retrieve::{NEVER, USER},
-    server::Running,
+    retrieve::{INDEX_NEVER, USER},
+    server::BenchServer,
     store::{Database, Postgres, fill},
 };
 
-/// The least that can be configured: everybody here is searched by the index.
-const ALWAYS: (&str, &str) = ("VECTOR_INDEX_THRESHOLD", "1000");
-/// Hybrid, and vectors alone.
+/// The smallest valid threshold: all users are searched by the index.
+const INDEX_ALWAYS: (&str, &str) = ("VECTOR_INDEX_THRESHOLD", "1000");
+/// Hybrid, and the vector retriever alone.
 const ALPHAS: [f32; 2] = [0.5, 1.0];
 
-/// The index that the service has built.
 const INDEX: &str = "
     select indexrelid::regclass::text
     from pg_index join pg_class on pg_class.oid = indexrelid join pg_am on pg_am.oid = relam
     where amname = 'hnsw' and indisvalid";
 
-/// How much there is to search, and how often.
 pub struct Plan {
     /// In ascending order.
     pub sizes: &'static [usize],
-    /// Other users, who together have as much as the largest one.
+    /// Other users, who together have as many memories as the largest size.
     pub others: usize,
     pub queries: usize,
-    /// What the index has to find of what there is, 0 to 1, where vectors have subjects.
-    pub least_recall: f64,
+    /// The required recall for clustered vectors.
+    pub min_recall: f64,
 }
 
-/// Measures and prints.
-pub async fn run(postgres: &Postgres, plan: &Plan) -> Outcome<()> {
+pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
     println!(
-        "\nBy the HNSW index and without it, {} queries; recall is the share of the exact ten that the index finds",
+        "\nHNSW and exact kNN, {} queries; recall is the share of the exact top ten that HNSW finds",
         plan.queries
     );
     let table = Table::new(&[
@@ -57,49 +54,49 @@ pub async fn run(postgres: &Postgres, plan: &Plan) -> Outcome<()> {
     ]);
     let Some(&largest) = plan.sizes.last() else { return Ok(()) };
 
-    let store = Store::create(postgres, Synthetic::clustered()).await?;
+    let store = Store::create(postgres, SyntheticEmbedder::clustered()).await?;
     let (mut corpus, mut held) = (Corpus::new(1), 0);
     for &size in plan.sizes {
         fill(&store.exact.engine, USER, &mut corpus, size - held).await?;
         held = size;
-        store.measure(&table, plan, &Held { vectors: "of subjects", memories: size, of_others: 0 }).await?;
+        store.measure(&table, plan, &Contents { vectors: "clustered", memories: size, of_others: 0 }).await?;
     }
     for number in 0..plan.others {
         fill(&store.exact.engine, &format!("other-{number}"), &mut corpus, largest / plan.others).await?;
     }
-    store.measure(&table, plan, &Held { vectors: "of subjects", memories: largest, of_others: largest }).await?;
+    store.measure(&table, plan, &Contents { vectors: "clustered", memories: largest, of_others: largest }).await?;
     drop(store);
 
-    let store = Store::create(postgres, Synthetic::scattered()).await?;
+    let store = Store::create(postgres, SyntheticEmbedder::scattered()).await?;
     fill(&store.exact.engine, USER, &mut Corpus::new(1), largest).await?;
-    let plan = Plan { least_recall: 0.0, ..*plan };
-    store.measure(&table, &plan, &Held { vectors: "in all directions", memories: largest, of_others: 0 }).await
+    let plan = Plan { min_recall: 0.0, ..*plan };
+    store.measure(&table, &plan, &Contents { vectors: "random", memories: largest, of_others: 0 }).await
 }
 
-/// A database, with a server that uses the index and one that does not.
+/// A database with a server that uses the index and one that does not.
 struct Store {
     database: Database,
-    exact: Running,
-    indexed: Running,
+    exact: BenchServer,
+    indexed: BenchServer,
 }
 
-/// What a database holds, as the table tells it.
-struct Held {
+/// The contents of a database, for the table.
+struct Contents {
     vectors: &'static str,
     memories: usize,
     of_others: usize,
 }
 
 impl Store {
-    async fn create(postgres: &Postgres, embedder: Synthetic) -> Outcome<Self> {
+    async fn create(postgres: &Postgres, embedder: SyntheticEmbedder) -> BenchResult<Self> {
         let (database, embedder) = (postgres.database().await?, Arc::new(embedder));
-        let exact = Running::start(&database, embedder.clone(), &[NEVER]).await?;
-        let indexed = Running::start(&database, embedder, &[ALWAYS]).await?;
+        let exact = BenchServer::start(&database, embedder.clone(), &[INDEX_NEVER]).await?;
+        let indexed = BenchServer::start(&database, embedder, &[INDEX_ALWAYS]).await?;
         Ok(Self { database, exact, indexed })
     }
 
-    /// Builds the index, measures both ways, and takes the index away, so that what follows is written faster.
-    async fn measure(&self, table: &Table, plan: &Plan, held: &Held) -> Outcome<()> {
+    /// Builds the index, measures both servers, and drops the index so that later writes are faster.
+    async fn measure(&self, table: &Table, plan: &Plan, contents: &Contents) -> BenchResult<()> {
         self.database.settle().await?;
         let began = Instant::now();
         self.indexed.engine.build_vector_index(&self.indexed.database).await?;
@@ -107,33 +104,33 @@ impl Store {
         let mut connection = self.database.connect().await?;
         let name: String = sqlx::query_scalar(INDEX).fetch_one(&mut connection).await?;
         for alpha in ALPHAS {
-            let mut compared = self.compare(plan.queries, alpha).await?;
-            if compared.recall < plan.least_recall {
-                return Err(format!("the index finds {} of what there is", compared.recall).into());
+            let mut comparison = self.compare(plan.queries, alpha).await?;
+            if comparison.recall < plan.min_recall {
+                return Err(format!("the recall of the index is only {}", comparison.recall).into());
             }
-            let [exact, indexed] = &mut compared.times;
+            let [exact, indexed] = &mut comparison.times;
             let (exact_p50, indexed_p50) = (exact.quantile(0.5), indexed.quantile(0.5));
             let numbers =
                 [exact_p50, exact.quantile(0.99), indexed_p50, indexed.quantile(0.99), exact_p50 / indexed_p50];
-            let told = [
-                held.vectors.to_owned(),
-                count(held.memories),
-                count(held.of_others),
+            let cells = [
+                contents.vectors.to_owned(),
+                count(contents.memories),
+                count(contents.of_others),
                 number(build),
                 alpha.to_string(),
             ];
-            let recall = format!("{:.3}", compared.recall);
-            table.row(told.into_iter().chain(numbers.map(number)).chain([recall]));
+            let recall = format!("{:.3}", comparison.recall);
+            table.row(cells.into_iter().chain(numbers.map(number)).chain([recall]));
         }
         connection.execute(AssertSqlSafe(format!("drop index {name}"))).await?;
         Ok(())
     }
 
-    /// Asks both servers the same, after a tenth that is not counted.
-    async fn compare(&self, queries: usize, alpha: f32) -> Outcome<Compared> {
+    /// Sends the same queries to both servers, after a warm-up of a tenth.
+    async fn compare(&self, queries: usize, alpha: f32) -> BenchResult<Comparison> {
         let mut agents = [self.exact.agent(), self.indexed.agent()];
         let (mut questions, mut times) = (Corpus::new(2), <[Times; 2]>::default());
-        let (mut found, mut wanted) = (0, 0);
+        let (mut found, mut expected) = (0, 0);
         let warm_up = queries.div_ceil(10);
         for number in 0..warm_up + queries {
             let (query, mut hits) = (questions.query(), <[Vec<String>; 2]>::default());
@@ -145,15 +142,15 @@ impl Store {
                 }
             }
             let [exact, indexed] = hits;
-            wanted += exact.len();
+            expected += exact.len();
             found += exact.iter().filter(|id| indexed.contains(id)).count();
         }
-        Ok(Compared { times, recall: found as f64 / wanted as f64 })
+        Ok(Comparison { times, recall: found as f64 / expected as f64 })
     }
 }
 
-/// Searches by comparing every vector, and by the index.
-struct Compared {
+/// Times of exact kNN and of the index.
+struct Comparison {
     times: [Times; 2],
     recall: f64,
 }

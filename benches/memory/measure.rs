@@ -1,4 +1,4 @@
-//! One search after the other, each way of searching in turn.
+//! Sequential searches, by each kind of search in turn.
 
 use std::time::Instant;
 
@@ -7,17 +7,16 @@ use sqlx::{PgConnection, Row as _};
 use tonic::transport::Channel;
 
 use crate::{
-    Outcome,
-    corpus::Synthetic,
+    BenchResult,
+    corpus::SyntheticEmbedder,
     report::{Table, number, quantile},
 };
 
-/// How much meaning counts: words alone, both, vectors alone.
+/// Weights of the vector retriever: lexical, hybrid, vector.
 pub const ALPHAS: [f32; 3] = [0.0, 0.5, 1.0];
-/// Hits of a search.
 const LIMIT: i32 = 10;
 
-/// What a search of vectors costs at least.
+/// The minimal vector search.
 const BARE: &str = "
     select memory_id from memory_vectors where user_id = $1 and model = $2
     order by embedding <=> $3::real[]::vector limit 10";
@@ -36,20 +35,19 @@ impl Times {
     }
 }
 
-/// Who is asked for what, in milliseconds, by each alpha and by a bare search.
 #[derive(Debug, Default)]
-pub struct Measured {
+pub struct Measurement {
     pub by_alpha: [Times; ALPHAS.len()],
     pub bare: Times,
 }
 
-/// The ids that a search finds, best first.
+/// The ids of the hits, best first.
 pub async fn retrieve(
     agent: &mut AgentServiceClient<Channel>,
     user: &str,
     query: &str,
     alpha: f32,
-) -> Outcome<Vec<String>> {
+) -> BenchResult<Vec<String>> {
     let request = pb::MemoryQuery {
         user_id: user.to_owned(),
         query_text: query.to_owned(),
@@ -59,33 +57,32 @@ pub async fn retrieve(
     };
     let found = agent.retrieve_memory(request).await?.into_inner();
     if found.items.is_empty() && alpha > 0.0 {
-        return Err(format!("{query:?} finds nothing of {user}").into());
+        return Err(format!("{query:?} finds no memory of {user}").into());
     }
     Ok(found.items.into_iter().map(|item| item.id).collect())
 }
 
-/// The ids that a bare search finds.
-pub async fn bare(connection: &mut PgConnection, user: &str, vector: &[f32]) -> Outcome<Vec<String>> {
+pub async fn bare(connection: &mut PgConnection, user: &str, vector: &[f32]) -> BenchResult<Vec<String>> {
     let query = sqlx::query(BARE).bind(user).bind(format!("synthetic/{}", vector.len())).bind(vector);
     let rows = query.fetch_all(connection).await?;
     Ok(rows.iter().map(|row| row.try_get("memory_id")).collect::<Result<_, _>>()?)
 }
 
-/// Measures searches of users, one of every way right after the other, so that what else the machine does weighs on all
-/// alike. Each way is at another of the searches meanwhile: who searches for what was just searched for finds it in memory.
+/// Measures searches, one of each kind directly after the other, so that other load on the machine affects all kinds alike.
+/// The kinds are at different positions of `searches`: a repeated search would find its pages cached.
 pub async fn searches(
     agent: &mut AgentServiceClient<Channel>,
     connection: &mut PgConnection,
-    embedder: &Synthetic,
+    embedder: &SyntheticEmbedder,
     searches: &[(String, String)],
-) -> Outcome<Measured> {
+) -> BenchResult<Measurement> {
     check(agent, connection, embedder, &searches[..searches.len().div_ceil(10)]).await?;
-    let mut measured = Measured::default();
-    let ways = ALPHAS.len() + 1;
+    let mut measured = Measurement::default();
+    let kinds = ALPHAS.len() + 1;
     for number in 0..searches.len() {
-        let search_of = |way: usize| &searches[(number + way * searches.len() / ways) % searches.len()];
-        for (way, (alpha, times)) in ALPHAS.into_iter().zip(&mut measured.by_alpha).enumerate() {
-            let (user, query) = search_of(way);
+        let search_of = |kind: usize| &searches[(number + kind * searches.len() / kinds) % searches.len()];
+        for (kind, (alpha, times)) in ALPHAS.into_iter().zip(&mut measured.by_alpha).enumerate() {
+            let (user, query) = search_of(kind);
             let began = Instant::now();
             retrieve(agent, user, query, alpha).await?;
             times.add(began);
@@ -99,35 +96,32 @@ pub async fn searches(
     Ok(measured)
 }
 
-/// Checks that the service finds near a query what is nearest, and that words find something. Nothing is measured, and
-/// everything is warm then.
+/// Checks that the vector retriever returns the exact kNN and that the lexical retriever finds anything. Also warms up caches.
 async fn check(
     agent: &mut AgentServiceClient<Channel>,
     connection: &mut PgConnection,
-    embedder: &Synthetic,
+    embedder: &SyntheticEmbedder,
     searches: &[(String, String)],
-) -> Outcome<()> {
-    let mut by_words = 0;
+) -> BenchResult<()> {
+    let mut lexical_hits = 0;
     for (user, query) in searches {
-        by_words += retrieve(agent, user, query, 0.0).await?.len();
+        lexical_hits += retrieve(agent, user, query, 0.0).await?.len();
         retrieve(agent, user, query, 0.5).await?;
         let found = retrieve(agent, user, query, 1.0).await?;
         let nearest = bare(connection, user, &embedder.vector(query)).await?;
         if found != nearest {
-            return Err(format!("{user} finds {found:?} near {query:?} and not {nearest:?}").into());
+            return Err(format!("the nearest memories of {user} to {query:?} are {nearest:?}, found {found:?}").into());
         }
     }
-    if by_words == 0 {
-        return Err("no word finds anything".into());
+    if lexical_hits == 0 {
+        return Err("the lexical retriever finds nothing".into());
     }
     Ok(())
 }
 
-/// A table of searches.
 pub struct SearchTable(Table);
 
 impl SearchTable {
-    /// Prints the head.
     pub fn new(first: &str) -> Self {
         Self(Table::new(&[
             first,
@@ -141,8 +135,7 @@ impl SearchTable {
         ]))
     }
 
-    /// Prints the rows of a measurement.
-    pub fn rows(&self, what: &str, mut measured: Measured) {
+    pub fn rows(&self, what: &str, mut measured: Measurement) {
         let (bare_p50, bare_p99) = (measured.bare.quantile(0.5), measured.bare.quantile(0.99));
         for (alpha, times) in ALPHAS.into_iter().zip(&mut measured.by_alpha) {
             let (p50, p99) = (times.quantile(0.5), times.quantile(0.99));

@@ -1,37 +1,22 @@
 //! Numbers as tables in Markdown.
 
-/// A table, printed as it grows.
+pub use crate::quantile::{number, quantile};
+
+/// Printed row by row.
 pub struct Table;
 
 impl Table {
-    /// Prints the head.
     pub fn new(columns: &[&str]) -> Self {
         println!("\n| {} |\n|{}", columns.join(" | "), "---|".repeat(columns.len()));
         Self
     }
 
-    /// Prints a line.
     pub fn row(&self, cells: impl IntoIterator<Item = String>) {
         println!("| {} |", cells.into_iter().collect::<Vec<_>>().join(" | "));
     }
 }
 
-/// A number with as many digits as are worth reading.
-pub fn number(value: f64) -> String {
-    let decimals = if value.abs() < 100.0 { 2 } else { 0 };
-    format!("{value:.decimals$}")
-}
-
-/// A count with its thousands apart.
+/// With thousands separators.
 pub fn count(value: usize) -> String {
     if value < 1_000 { value.to_string() } else { format!("{},{:03}", count(value / 1_000), value % 1_000) }
-}
-
-/// The value below which a share of them lies; not a number, if there are none.
-pub fn quantile(values: &mut [f64], share: f64) -> f64 {
-    let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
-    values.sort_unstable_by(f64::total_cmp);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the share is between 0 and 1")]
-    let at = (last as f64 * share).round() as usize;
-    values[at]
 }

@@ -1,39 +1,36 @@
-//! One user with ever more memories, all of whose vectors are compared.
+//! One user with a growing number of memories, by exact kNN.
 
 use std::sync::Arc;
 
 use crate::{
-    Outcome,
-    corpus::{Corpus, Synthetic},
+    BenchResult,
+    corpus::{Corpus, SyntheticEmbedder},
     measure::{self, SearchTable},
     report::count,
-    server::Running,
+    server::BenchServer,
     store::{Postgres, fill},
 };
 
 pub const USER: &str = "ann";
-/// More than any user has.
-pub const NEVER: (&str, &str) = ("VECTOR_INDEX_THRESHOLD", "1000000000");
+pub const INDEX_NEVER: (&str, &str) = ("VECTOR_INDEX_THRESHOLD", "1000000000");
 
-/// How much there is to search, and how often.
 pub struct Plan {
     /// In ascending order.
     pub sizes: &'static [usize],
     pub queries: usize,
 }
 
-/// Measures and prints.
-pub async fn run(postgres: &Postgres, plan: &Plan) -> Outcome<()> {
+pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
     let database = postgres.database().await?;
-    let embedder = Arc::new(Synthetic::clustered());
-    let server = Running::start(&database, embedder.clone(), &[NEVER]).await?;
+    let embedder = Arc::new(SyntheticEmbedder::clustered());
+    let server = BenchServer::start(&database, embedder.clone(), &[INDEX_NEVER]).await?;
     let mut connection = database.connect().await?;
-    let (mut corpus, mut held) = (Corpus::new(1), 0);
-    println!("\nOne user, every vector compared, {} queries one after the other", plan.queries);
+    let (mut corpus, mut stored) = (Corpus::new(1), 0);
+    println!("\nOne user, exact kNN, {} sequential queries", plan.queries);
     let table = SearchTable::new("memories");
     for &size in plan.sizes {
-        fill(&server.engine, USER, &mut corpus, size - held).await?;
-        held = size;
+        fill(&server.engine, USER, &mut corpus, size - stored).await?;
+        stored = size;
         database.settle().await?;
         let mut questions = Corpus::new(2);
         let searches: Vec<_> = (0..plan.queries).map(|_| (USER.to_owned(), questions.query())).collect();

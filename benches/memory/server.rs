@@ -1,4 +1,4 @@
-//! The service as it is, but with made-up vectors, called over a socket.
+//! The service with synthetic vectors, called over a socket.
 
 use std::sync::Arc;
 
@@ -15,38 +15,40 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Outcome, store::Database};
+use crate::{BenchResult, store::Database};
 
-/// A running server. Dropping it stops it.
-pub struct Running {
+/// Stops when dropped.
+pub struct BenchServer {
     pub engine: Arc<MemoryEngine>,
-    /// The database as the server knows it.
     pub database: postgres::Database,
     channel: Channel,
     serving: JoinHandle<()>,
     _opened: DatabaseGuard,
 }
 
-impl Running {
-    /// A server with vectors of an embedder.
-    pub async fn start(database: &Database, embedder: Arc<dyn Embedder>, variables: &[(&str, &str)]) -> Outcome<Self> {
+impl BenchServer {
+    pub async fn start(
+        database: &Database,
+        embedder: Arc<dyn Embedder>,
+        variables: &[(&str, &str)],
+    ) -> BenchResult<Self> {
         Self::serve(&database.config(variables)?, embedder).await
     }
 
-    /// A server with the embedder that the configuration names.
-    pub async fn configured(database: &Database, variables: &[(&str, &str)]) -> Outcome<Self> {
+    /// With the configured embedder.
+    pub async fn configured(database: &Database, variables: &[(&str, &str)]) -> BenchResult<Self> {
         let config = database.config(variables)?;
         Self::serve(&config, build_embedder(&config.embedding)?).await
     }
 
-    async fn serve(config: &Config, embedder: Arc<dyn Embedder>) -> Outcome<Self> {
+    async fn serve(config: &Config, embedder: Arc<dyn Embedder>) -> BenchResult<Self> {
         let database = postgres::Database::from_config(&config.stores.database)?;
         let opened = database.open(Arc::new(|_| {})).await?;
         let app = App::with_embedder(config, database.pools(), embedder)?;
         let engine = app.engine.clone();
         let server = Server::bind(&config.server, app.apis).await?;
         let address = server.address();
-        // Told once and for all: the database is there.
+        // The database is ready from the start.
         let (_, is_ready) = watch::channel(true);
         let serving = tokio::spawn(async move {
             if let Err(error) = server.serve(is_ready, CancellationToken::new()).await {
@@ -66,7 +68,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for BenchServer {
     fn drop(&mut self) {
         self.serving.abort();
     }

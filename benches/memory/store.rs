@@ -1,25 +1,23 @@
-//! Databases to search, each with nothing in it but what a measurement puts there.
+//! Databases that hold nothing but the data of one measurement.
 
 use std::{path::Path, str::FromStr as _};
 
 use agent_service::{config::Config, identity::UserId, memory::MemoryEngine, postgres::embedded};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
 
-use crate::{Outcome, corpus::Corpus};
+use crate::{BenchResult, corpus::Corpus};
 
 const NAME: &str = "memory_bench";
-/// Memories that are written at once.
 const BATCH: usize = 1_000;
 
-/// The Postgres of a run.
 pub struct Postgres {
     url: String,
     _embedded: Option<embedded::EmbeddedPostgres>,
 }
 
 impl Postgres {
-    /// The one of `TEST_DATABASE_URL`, or else an embedded one, whose directory is kept from run to run.
-    pub fn start() -> Outcome<Self> {
+    /// That of `TEST_DATABASE_URL`, or else an embedded one whose directory is reused between runs.
+    pub fn start() -> BenchResult<Self> {
         if let Ok(url) = std::env::var("TEST_DATABASE_URL") {
             return Ok(Self { url, _embedded: None });
         }
@@ -30,8 +28,8 @@ impl Postgres {
         Ok(Self { url, _embedded: Some(embedded) })
     }
 
-    /// A database of one measurement, in place of the one before. It has no tables yet.
-    pub async fn database(&self) -> Outcome<Database> {
+    /// An empty database, which replaces that of the last measurement.
+    pub async fn database(&self) -> BenchResult<Database> {
         let mut connection = PgConnection::connect_with(&PgConnectOptions::from_str(&self.url)?).await?;
         connection.execute(AssertSqlSafe(format!("drop database if exists {NAME} with (force)"))).await?;
         connection.execute(AssertSqlSafe(format!("create database {NAME}"))).await?;
@@ -42,19 +40,17 @@ impl Postgres {
     }
 }
 
-/// A database of one measurement.
 pub struct Database {
     pub url: String,
 }
 
 impl Database {
-    /// A connection beside the server, as a superuser, who is held to no user's rows.
-    pub async fn connect(&self) -> Outcome<PgConnection> {
+    /// A connection as superuser, to whom row-level security does not apply.
+    pub async fn connect(&self) -> BenchResult<PgConnection> {
         Ok(PgConnection::connect_with(&PgConnectOptions::from_str(&self.url)?).await?)
     }
 
-    /// What the server is configured with.
-    pub fn config(&self, variables: &[(&str, &str)]) -> Outcome<Config> {
+    pub fn config(&self, variables: &[(&str, &str)]) -> BenchResult<Config> {
         let given =
             |name: &str| variables.iter().find(|(given, _)| *given == name).map(|(_, value)| (*value).to_owned());
         Ok(Config::read(&|name| {
@@ -68,16 +64,15 @@ impl Database {
         })?)
     }
 
-    /// Has the planner know what there is, as it does in a database that has run for a while.
-    pub async fn settle(&self) -> Outcome<()> {
+    /// Updates the planner's statistics, as autovacuum would over time.
+    pub async fn settle(&self) -> BenchResult<()> {
         self.connect().await?.execute("vacuum analyze").await?;
         self.connect().await?.execute("checkpoint").await?;
         Ok(())
     }
 }
 
-/// Gives a user memories.
-pub async fn fill(engine: &MemoryEngine, user: &str, corpus: &mut Corpus, mut count: usize) -> Outcome<()> {
+pub async fn fill(engine: &MemoryEngine, user: &str, corpus: &mut Corpus, mut count: usize) -> BenchResult<()> {
     let user = UserId::parse("user_id", user)?;
     while count > 0 {
         let batch = corpus.memories(count.min(BATCH));

@@ -1,58 +1,56 @@
-//! How fast memories are written.
+//! The throughput of writes.
 
 use std::{sync::Arc, time::Instant};
 
 use agent_service::{embedding::Embedder, proto::agent_v1 as pb};
 
 use crate::{
-    Outcome,
-    corpus::{Corpus, Synthetic},
+    BenchResult,
+    corpus::{Corpus, SyntheticEmbedder},
     measure::Times,
     report::{Table, count, number},
-    server::Running,
+    server::BenchServer,
     store::Postgres,
 };
 
-/// Memories of one request where a model embeds them.
+/// Memories a request with a local model.
 const MODEL_BATCH: usize = 100;
 
-/// How much is written.
 pub struct Plan {
-    /// Memories of a request, and how many requests.
+    /// Memories a request, and number of requests.
     pub batches: &'static [(usize, usize)],
     /// Requests of one memory.
     pub singles: usize,
-    /// Memories that a model embeds.
+    /// Memories that a local model embeds.
     pub by_model: usize,
 }
 
-/// Measures and prints.
-pub async fn run(postgres: &Postgres, plan: &Plan) -> Outcome<()> {
-    println!("\nAddMemories of one user, one request after the other");
+pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
+    println!("\nAddMemories of one user, sequential requests");
     let table = Table::new(&["vectors", "memories a request", "requests", "rows a second", "request p50, ms", "p99"]);
-    let made_up: Arc<dyn Embedder> = Arc::new(Synthetic::clustered());
+    let synthetic: Arc<dyn Embedder> = Arc::new(SyntheticEmbedder::clustered());
     for (size, requests) in [(1, plan.singles)].into_iter().chain(plan.batches.iter().copied()) {
         let database = postgres.database().await?;
-        let server = Running::start(&database, made_up.clone(), &[]).await?;
-        measure(&table, &server, "made up", size, requests).await?;
+        let server = BenchServer::start(&database, synthetic.clone(), &[]).await?;
+        measure(&table, &server, "synthetic", size, requests).await?;
     }
     match std::env::var("EMBEDDING_MODEL_DIR") {
         Ok(model) => {
             let database = postgres.database().await?;
             let variables = [("EMBEDDING_PROVIDER", "local"), ("EMBEDDING_MODEL_DIR", model.as_str())];
-            let server = Running::configured(&database, &variables).await?;
+            let server = BenchServer::configured(&database, &variables).await?;
             let batch = MODEL_BATCH.min(plan.by_model);
             measure(&table, &server, "local model", batch, plan.by_model / batch).await?;
         }
-        Err(_) => println!("\nEMBEDDING_MODEL_DIR is not set: nothing is measured with a model"),
+        Err(_) => println!("\nEMBEDDING_MODEL_DIR is not set: the local model is not measured"),
     }
     Ok(())
 }
 
-async fn measure(table: &Table, server: &Running, vectors: &str, size: usize, requests: usize) -> Outcome<()> {
+async fn measure(table: &Table, server: &BenchServer, vectors: &str, size: usize, requests: usize) -> BenchResult<()> {
     let (mut corpus, mut memory) = (Corpus::new(4), server.memory());
     let mut times = Times::default();
-    // The first request connects, and counts for nothing.
+    // The first request, which connects, is not counted.
     for number in 0..=requests {
         let memories = (0..size).map(|_| pb::MemoryInput { content: corpus.content(), ..Default::default() });
         let request = pb::AddMemoriesRequest { user_id: "ann".to_owned(), memories: memories.collect() };

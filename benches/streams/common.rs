@@ -10,6 +10,11 @@ pub const LOG_LEVEL: &str = "warn";
 /// Ends a measurement that hangs.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Pause between two deltas of the provider.
+pub const PACE: Duration = Duration::from_millis(20);
+/// Deltas of an answer of the provider.
+pub const DELTAS: usize = 100;
+
 /// Has one of the longest canned answers, about 100 chunks.
 const QUESTION: &str = "What is the difference between eigenvalues and eigenvectors?";
 

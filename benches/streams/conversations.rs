@@ -5,8 +5,7 @@ use std::time::Duration;
 use tokio::{runtime::Runtime, time::timeout};
 
 use crate::{
-    common::{BenchResult, LOG_LEVEL, STALL_TIMEOUT},
-    paced_provider::{DELTAS, PACE},
+    common::{BenchResult, DELTAS, LOG_LEVEL, PACE, STALL_TIMEOUT},
     process::ServerProcess,
     provider::{Latencies, Plan, proxied_round},
     report::{number, quantile},

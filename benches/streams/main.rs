@@ -7,6 +7,7 @@
 //! It has no thresholds: on a shared machine only the ratios within one run are meaningful.
 
 use crate::{
+    arguments::Arguments,
     common::{BenchResult, LOG_LEVEL, request},
     load::Target,
     process::ServerProcess,
@@ -17,6 +18,8 @@ use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServ
 use std::{process::ExitCode, thread::available_parallelism, time::Duration};
 use tokio::runtime::Runtime;
 
+#[path = "../support/arguments.rs"]
+mod arguments;
 mod common;
 mod conversations;
 
@@ -24,12 +27,14 @@ mod load;
 
 mod paced;
 
+#[path = "../support/paced_provider.rs"]
 mod paced_provider;
 
 mod process;
 
 mod provider;
 
+#[path = "../support/quantile.rs"]
 mod quantile;
 
 mod report;
@@ -73,44 +78,29 @@ fn main() -> BenchResult<ExitCode> {
         server::run(ServerRole::parse(role)?, rest)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // `cargo test --all-targets` runs benchmarks without `--bench`.
-    if !arguments.iter().any(|argument| argument == "--bench") {
-        println!("nothing is measured without --bench, which `cargo bench` passes");
-        return Ok(ExitCode::SUCCESS);
-    }
-    let (mut plan, mut parts) = (Plan::FULL, Vec::new());
-    for argument in &arguments {
-        match argument.as_str() {
-            "--bench" => {}
-            "--quick" => plan = Plan::QUICK,
-            part @ ("frames" | "paced" | "provider" | "conversations" | "retrieval") => parts.push(part),
-            other => {
-                let known = "--quick, frames, paced, provider, conversations, retrieval";
-                return Err(format!("{other:?} is none of {known}").into());
-            }
-        }
-    }
-    let is_selected = |part| parts.is_empty() || parts.contains(&part);
+    let parts = ["frames", "paced", "provider", "conversations", "retrieval"];
+    let Some(arguments) = Arguments::parse(&arguments, &parts)? else { return Ok(ExitCode::SUCCESS) };
+    let plan = if arguments.is_quick { Plan::QUICK } else { Plan::FULL };
 
     let runtime = Runtime::new()?;
     println!("{} cores, shared by the load and the server; logs at {LOG_LEVEL}", available_parallelism()?);
-    if is_selected("frames") || is_selected("paced") {
+    if arguments.selects("frames") || arguments.selects("paced") {
         let service = ServerProcess::start(ServerRole::Service, Duration::ZERO, &[], LOG_LEVEL)?;
         let turn = runtime.block_on(record(service.address()))?;
-        if is_selected("frames") {
+        if arguments.selects("frames") {
             frames(&runtime, &plan, service, &turn)?;
         }
-        if is_selected("paced") {
+        if arguments.selects("paced") {
             paced::run(&runtime, &plan.paced, &turn)?;
         }
     }
-    if is_selected("provider") {
+    if arguments.selects("provider") {
         provider::run(&runtime, &plan.provider)?;
     }
-    if is_selected("conversations") {
+    if arguments.selects("conversations") {
         conversations::run(&runtime, &plan.provider)?;
     }
-    if is_selected("retrieval") {
+    if arguments.selects("retrieval") {
         retrieval::run(&runtime, &plan.retrieval)?;
     }
     Ok(ExitCode::SUCCESS)

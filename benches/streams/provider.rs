@@ -1,9 +1,9 @@
 //! The latency that the service adds to a provider: a client reads timestamped deltas directly and through the service.
 
 use crate::{
-    common::{BenchResult, LOG_LEVEL, STALL_TIMEOUT, milliseconds, request},
+    common::{BenchResult, DELTAS, LOG_LEVEL, PACE, STALL_TIMEOUT, milliseconds, request},
     load::Target,
-    paced_provider::{DELTAS, PACE, lateness},
+    paced_provider::lateness,
     process::ServerProcess,
     report::{number, quantile},
     server::ServerRole,

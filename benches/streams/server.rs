@@ -38,7 +38,10 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use crate::{common::BenchResult, paced_provider};
+use crate::{
+    common::{BenchResult, DELTAS},
+    paced_provider,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerRole {
@@ -100,7 +103,7 @@ pub fn run(role: ServerRole, arguments: &[&str]) -> BenchResult<()> {
                 let listener = TcpListener::bind("127.0.0.1:0").await?;
                 announce(listener.local_addr()?)?;
                 tokio::select! {
-                    result = paced_provider::serve(listener, pace) => result,
+                    result = paced_provider::serve(listener, pace, DELTAS) => result,
                     () = stop.cancelled() => Ok(()),
                 }
             }

@@ -5,9 +5,9 @@
 
 mod chain;
 mod client;
-#[path = "../../benches/streams/paced_provider.rs"]
+#[path = "../../benches/support/paced_provider.rs"]
 mod paced_provider;
-#[path = "../../benches/streams/quantile.rs"]
+#[path = "../../benches/support/quantile.rs"]
 mod quantile;
 
 use std::{

@@ -6,10 +6,10 @@ use agent_service::proto::agent_v1 as pb;
 use tonic::Code;
 
 use crate::{
-    fake_provider::{FakeProvider, Step, delta, events, finish, stream_head, usage},
+    fake_provider::FakeProvider,
     harness::{
         TestServer, assert_contract, chat_request, complete_answer, endless_answer, error_of, joined_deltas, latch,
-        open_stream, read_to_end, read_until, resume_after,
+        open_stream, paused_answer, read_to_end, read_until, resume_after,
     },
 };
 
@@ -33,15 +33,7 @@ async fn lost_stream_resumes_elsewhere_and_replays_after_end() {
     let mut provider = FakeProvider::start().await;
     let Some([first, second]) = start_instances(&provider).await else { return };
     let (release, latch) = latch();
-    provider
-        .script(vec![
-            stream_head(),
-            events(&[&delta("one ")]),
-            Step::AwaitLatch(latch),
-            events(&[&delta("two ")]),
-            events(&[&delta("three"), &finish("stop"), &usage(3, 4), "[DONE]"]),
-        ])
-        .await;
+    provider.script(paused_answer(latch)).await;
     let question = || request_of("resuming", "r", "count");
     let mut lost = open_stream(&first, question()).await;
     let mut frames = read_until(&mut lost, "delta").await;

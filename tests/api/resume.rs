@@ -4,10 +4,10 @@ use tokio::time::timeout;
 use tonic::Code;
 
 use crate::{
-    fake_provider::{FakeProvider, Step, delta, events, finish, partial_answer, stream_head, usage},
+    fake_provider::{FakeProvider, Step, partial_answer},
     harness::{
         TEST_TIMEOUT, TestServer, assert_contract, chat_request, complete_answer, endless_answer, error_of,
-        joined_deltas, latch, open_stream, read_to_end, read_until, resume_after, resume_after_id,
+        joined_deltas, latch, open_stream, paused_answer, read_to_end, read_until, resume_after, resume_after_id,
     },
 };
 
@@ -44,15 +44,7 @@ async fn lost_stream_resumes_on_same_and_other_instance() {
     let other = server.start_second(&provider.variables()).await;
     for (id, instance) in [("same", &server), ("other", &other)] {
         let (release, latch) = latch();
-        provider
-            .script(vec![
-                stream_head(),
-                events(&[&delta("one ")]),
-                Step::AwaitLatch(latch),
-                events(&[&delta("two ")]),
-                events(&[&delta("three"), &finish("stop"), &usage(3, 4), "[DONE]"]),
-            ])
-            .await;
+        provider.script(paused_answer(latch)).await;
         let mut stream = open_stream(&server, chat_request(id, id, "count")).await;
         let mut frames = read_until(&mut stream, "delta").await;
         drop(stream);
@@ -70,20 +62,13 @@ async fn second_call_attaches_to_running_answer() {
     let mut provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     let (release, latch) = latch();
-    provider
-        .script(vec![
-            stream_head(),
-            events(&[&delta("a")]),
-            Step::AwaitLatch(latch),
-            events(&[&delta("b"), &finish("stop"), "[DONE]"]),
-        ])
-        .await;
+    provider.script(paused_answer(latch)).await;
     let mut first = open_stream(&server, chat_request("r", "s", "hi")).await;
-    let mut seen = read_until(&mut first, "delta").await;
+    let mut frames = read_until(&mut first, "delta").await;
     let second = open_stream(&server, chat_request("r", "s", "hi")).await;
     release.send(()).unwrap();
-    seen.extend(read_to_end(first).await);
-    assert_eq!(read_to_end(second).await, seen);
+    frames.extend(read_to_end(first).await);
+    assert_eq!(read_to_end(second).await, frames);
     assert_eq!(provider.take_requests().len(), 1);
 }
 

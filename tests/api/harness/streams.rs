@@ -5,7 +5,7 @@ use tokio::{sync::oneshot, time::timeout};
 use tonic::{Request, Status, Streaming};
 
 use super::{TEST_TIMEOUT, TestServer, frame_kind};
-use crate::fake_provider::{Latch, Step, delta, finish, partial_answer, stream, usage};
+use crate::fake_provider::{Latch, Step, delta, events, finish, partial_answer, stream, stream_head, usage};
 
 pub fn ask(message: &str) -> pb::ChatRequest {
     pb::ChatRequest {
@@ -36,6 +36,17 @@ pub fn endless_answer(text: &str) -> Vec<Step> {
     let mut steps = partial_answer(text);
     steps.push(Step::AwaitDisconnect);
     steps
+}
+
+/// "one two three", which pauses after "one " until the latch is released.
+pub fn paused_answer(latch: Latch) -> Vec<Step> {
+    vec![
+        stream_head(),
+        events(&[&delta("one ")]),
+        Step::AwaitLatch(latch),
+        events(&[&delta("two ")]),
+        events(&[&delta("three"), &finish("stop"), &usage(3, 4), "[DONE]"]),
+    ]
 }
 
 /// A latch for [`Step::AwaitLatch`], and its release.

@@ -1,26 +1,26 @@
-//! Many users with as many memories each, who have written in turn.
+//! Many users with equally many memories, written in turns.
 
 use std::sync::Arc;
 
 use sqlx::PgConnection;
 
 use crate::{
-    Outcome,
-    corpus::{Corpus, Numbers, Synthetic},
+    BenchResult,
+    corpus::{Corpus, Random, SyntheticEmbedder},
     measure::{self, SearchTable},
     report::count,
-    retrieve::NEVER,
-    server::Running,
+    retrieve::INDEX_NEVER,
+    server::BenchServer,
     store::{Postgres, fill},
 };
 
 const FIRST: &str = "user-0";
-/// Memories of one user that are copied to all others at once, so that a user's rows lie scattered as if written over time.
-const AT_ONCE: usize = 10;
+/// Memories of the first user that are copied to all others at a time, so that the rows of a user are scattered over pages as
+/// if written over time.
+const COPY_BATCH: usize = 10;
 
-/// Copies rows of the first user to the users from 1 to $2. What lies scattered is what a search reads rows of; $1 are ids
-/// of memories.
-const SCATTERED: [&str; 2] = [
+/// Copies memories $1 of the first user to the users 1 to $2.
+const COPY_MEMORIES: [&str; 2] = [
     "insert into memories (user_id, id, content, content_digest, source_type, tags, metadata, document_id, created_at)
      select 'user-' || number, id, content, content_digest, source_type, tags, metadata, document_id, created_at
      from memories cross join generate_series(1, $2) as number where user_id = 'user-0' and id = any($1)",
@@ -28,8 +28,8 @@ const SCATTERED: [&str; 2] = [
      select 'user-' || number, model, memory_id, digest, embedding
      from memory_vectors cross join generate_series(1, $2) as number where user_id = 'user-0' and memory_id = any($1)",
 ];
-/// Copies the keyword index of the first user to the user $1.
-const OF_USER: [&str; 3] = [
+/// Copies the lexical index of the first user to the user $1.
+const COPY_INDEX: [&str; 3] = [
     "insert into memory_postings (user_id, term, memory_id, frequency, length)
      select 'user-' || $1, term, memory_id, frequency, length from memory_postings where user_id = 'user-0'",
     "insert into memory_terms (user_id, term, memories)
@@ -38,45 +38,42 @@ const OF_USER: [&str; 3] = [
      select 'user-' || $1, memories, total_length, tokenizer from memory_users where user_id = 'user-0'",
 ];
 
-/// How much there is to search, and how often.
 pub struct Plan {
     pub users: usize,
-    /// Of each user.
+    /// Per user.
     pub memories: usize,
     pub queries: usize,
 }
 
-/// Measures and prints.
-pub async fn run(postgres: &Postgres, plan: &Plan) -> Outcome<()> {
+pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
     let database = postgres.database().await?;
-    let embedder = Arc::new(Synthetic::clustered());
-    let server = Running::start(&database, embedder.clone(), &[NEVER]).await?;
+    let embedder = Arc::new(SyntheticEmbedder::clustered());
+    let server = BenchServer::start(&database, embedder.clone(), &[INDEX_NEVER]).await?;
     let mut connection = database.connect().await?;
     fill(&server.engine, FIRST, &mut Corpus::new(1), plan.memories).await?;
     copy(&mut connection, plan.users - 1).await?;
     database.settle().await?;
-    let (mut questions, mut numbers) = (Corpus::new(2), Numbers::new(3));
-    let searches: Vec<_> = (0..plan.queries)
-        .map(|_| (format!("user-{}", numbers.next() % plan.users as u64), questions.query()))
-        .collect();
+    let (mut questions, mut random) = (Corpus::new(2), Random::new(3));
+    let searches: Vec<_> =
+        (0..plan.queries).map(|_| (format!("user-{}", random.next() % plan.users as u64), questions.query())).collect();
     let measured = measure::searches(&mut server.agent(), &mut connection, &embedder, &searches).await?;
-    println!("\n{} queries, each of a user at random", plan.queries);
+    println!("\n{} queries, each of a random user", plan.queries);
     SearchTable::new("memories").rows(&format!("{} × {}", count(plan.users), count(plan.memories)), measured);
     Ok(())
 }
 
-/// Gives other users what the first one has. Through the service it would take an hour.
-async fn copy(connection: &mut PgConnection, others: usize) -> Outcome<()> {
+/// Copies the data of the first user to others. Through the service it would take an hour.
+async fn copy(connection: &mut PgConnection, others: usize) -> BenchResult<()> {
     let others = i32::try_from(others)?;
     let ids: Vec<String> =
         sqlx::query_scalar("select id from memories where user_id = 'user-0'").fetch_all(&mut *connection).await?;
-    for ids in ids.chunks(AT_ONCE) {
-        for statement in SCATTERED {
+    for ids in ids.chunks(COPY_BATCH) {
+        for statement in COPY_MEMORIES {
             sqlx::query(statement).bind(ids).bind(others).execute(&mut *connection).await?;
         }
     }
     for number in 1..=others {
-        for statement in OF_USER {
+        for statement in COPY_INDEX {
             sqlx::query(statement).bind(number.to_string()).execute(&mut *connection).await?;
         }
     }

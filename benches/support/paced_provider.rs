@@ -8,12 +8,7 @@ use tokio::{
     time::sleep_until,
 };
 
-use crate::common::BenchResult;
-
-/// Pause between two deltas.
-pub const PACE: Duration = Duration::from_millis(20);
-/// Deltas of an answer.
-pub const DELTAS: usize = 100;
+type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Milliseconds since a delta was sent.
 pub fn lateness(delta: &str) -> Option<f64> {
@@ -27,20 +22,20 @@ fn now() -> u64 {
     u64::try_from(elapsed.as_nanos()).unwrap_or_default()
 }
 
-/// Answers every request with [`DELTAS`] deltas, one every `pace`.
-pub async fn serve(listener: TcpListener, pace: Duration) -> BenchResult<()> {
+/// Answers every request with `deltas` deltas, one every `pace`.
+pub async fn serve(listener: TcpListener, pace: Duration, deltas: usize) -> Result<(), Error> {
     loop {
         let (socket, _) = listener.accept().await?;
         socket.set_nodelay(true)?;
         tokio::spawn(async move {
             let mut socket = socket;
             // An error ends this connection only.
-            while answer(&mut socket, pace).await.is_ok() {}
+            while answer(&mut socket, pace, deltas).await.is_ok() {}
         });
     }
 }
 
-async fn answer(socket: &mut TcpStream, pace: Duration) -> BenchResult<()> {
+async fn answer(socket: &mut TcpStream, pace: Duration, deltas: usize) -> Result<(), Error> {
     let mut request = Vec::new();
     let mut piece = [0; 16 * 1024];
     loop {
@@ -61,7 +56,7 @@ async fn answer(socket: &mut TcpStream, pace: Duration) -> BenchResult<()> {
         .await?;
     let chunk = |event: &str| format!("{:x}\r\ndata: {event}\n\n\r\n", event.len() + 8);
     let mut due = tokio::time::Instant::now();
-    for _ in 0..DELTAS {
+    for _ in 0..deltas {
         sleep_until(due).await;
         due += pace;
         let event =
