@@ -5,7 +5,6 @@ use super::{
     context::{TurnContext, tool_result_content},
     event::TurnFailure,
     input::ToolResult,
-    round::RunningTurn,
 };
 use crate::{
     conversation::{CompletedPendingTurn, Lease, PendingTurnId, StoreError, ToolResultOutcome},
@@ -56,12 +55,17 @@ impl Assistant {
     }
 
     /// Persists a turn until the client has run these calls.
-    pub(super) async fn store_pending_turn(&self, turn: &RunningTurn, calls: &[ToolCall]) -> Result<(), TurnFailure> {
+    pub(super) async fn store_pending_turn(
+        &self,
+        lease: Option<&Lease>,
+        context: &TurnContext,
+        calls: &[ToolCall],
+    ) -> Result<(), TurnFailure> {
         // Without a store no client tool is offered.
-        let (Some(conversations), Some(lease)) = (&self.conversations, &turn.lease) else {
+        let (Some(conversations), Some(lease)) = (&self.conversations, lease) else {
             return Err(TurnFailure::Internal);
         };
-        let state = serde_json::to_vec(&turn.context).map_err(|_| TurnFailure::Internal)?;
+        let state = serde_json::to_vec(context).map_err(|_| TurnFailure::Internal)?;
         let call_ids: Vec<&str> = calls.iter().map(|call| call.id.as_str()).collect();
         conversations.store_pending_turn(lease, &state, &call_ids).await.map_err(|error| {
             tracing::warn!(%error, "the pending turn cannot be stored");

@@ -1,18 +1,26 @@
 //! A turn that has reached the model, and the accounting of its rounds: text, model and usage.
 
-use std::mem;
+use std::{mem, sync::Arc};
+
+use jiff::Timestamp;
 
 use super::{
+    assistant::Assistant,
     context::TurnContext,
     event::{FinishedTurn, TurnClosing, TurnEvent, TurnFailure},
-    record::{TurnFinish, TurnRecord},
+    history::messages_before,
+    input::TurnInput,
+    pending::ResumedTurn,
+    prompt::SystemPrompt,
+    recall::RecalledMemory,
+    record::{RecordedCitation, TurnFinish, TurnRecord},
     usage::{UsageReport, UsageTally},
 };
 use crate::{
-    conversation::{Lease, PendingTurnId},
+    conversation::{History, Lease, PendingTurnId},
     identity::UserId,
     llm::{Finish, Message, Prices, TokenUsage, ToolCall, estimate_tokens},
-    tools::ToolOffer,
+    tools::{ToolOffer, ToolSelection},
 };
 
 pub(super) struct RunningTurn {
@@ -82,6 +90,52 @@ impl Progress {
 }
 
 impl RunningTurn {
+    /// # Errors
+    /// The system prompt cannot be rendered.
+    pub(super) fn start(
+        assistant: &Assistant,
+        input: TurnInput,
+        history: &History,
+        recalled: &[RecalledMemory],
+    ) -> Result<Self, minijinja::Error> {
+        let system = assistant.prompts.render(&SystemPrompt {
+            profile: &input.profile,
+            extra_context: &input.extra_context,
+            recalled,
+            summary: history.summary.as_ref().map_or("", |summary| summary.text.as_str()),
+            now: Timestamp::now(),
+        })?;
+        let mut messages = vec![Message::System(system)];
+        messages.extend(messages_before(history, input.history));
+        let begin = messages.len();
+        messages.push(Message::User(input.message));
+        let offer = assistant.offer_tools(&input.tools, input.recall.is_some(), input.lease.is_some());
+        let progress = Progress::new(assistant.model.name(input.model.as_deref()));
+        let context = TurnContext {
+            messages: Arc::new(messages),
+            begin,
+            citations: recalled.iter().map(RecordedCitation::from).collect(),
+            model: input.model,
+            temperature: input.temperature,
+            max_tokens: input.max_tokens,
+            tools: offer.names(),
+            rounds: 0,
+            language_tag: input.profile.language_tag,
+            timezone: input.profile.timezone,
+            documents: input.recall.map(|filter| filter.document_ids),
+        };
+        let (user, lease) = (input.user, input.lease);
+        Ok(Self { user, lease, context, offer, recall_failed: false, resumed: None, progress })
+    }
+
+    pub(super) fn resume(assistant: &Assistant, ResumedTurn { lease, context, id }: ResumedTurn) -> Self {
+        let selection = ToolSelection::Named(context.tools.clone());
+        let offer = assistant.offer_tools(&selection, context.documents.is_some(), true);
+        let progress = Progress::new(assistant.model.name(context.model.as_deref()));
+        let user = lease.key.user.clone();
+        Self { user, lease: Some(lease), context, offer, recall_failed: false, resumed: Some(id), progress }
+    }
+
     /// Attributes the round to a model, and estimates its usage where the provider reported none.
     pub(super) fn end_round(&mut self, outcome: &Result<RoundOutcome, TurnFailure>) {
         let progress = &mut self.progress;

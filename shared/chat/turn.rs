@@ -18,28 +18,25 @@ use std::{collections::VecDeque, mem, sync::Arc, vec};
 
 use async_stream::stream;
 use futures_util::{Stream, StreamExt as _, stream};
-use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, Span};
 
 use super::{
     assistant::Assistant,
-    context::{TurnContext, error_content, repair_messages},
+    context::{error_content, repair_messages},
     event::{FinishedTurn, Stage, ToolExecution, TurnClosing, TurnEvent, TurnFailure},
-    history::messages_before,
     input::TurnInput,
     interruption::Interruption,
     pending::ResumedTurn,
     profile::time_zone,
-    prompt::SystemPrompt,
     recall::{RecalledMemory, recall},
-    record::{RecordedCitation, TurnFinish, TurnRecord},
-    round::{Progress, RoundOutcome, RunningTurn},
+    record::{TurnFinish, TurnRecord},
+    round::{RoundOutcome, RunningTurn},
 };
 use crate::{
     conversation::History,
     llm::{Finish, Message, ModelEvent, ModelStream, ToolCall},
-    tools::{MemoryTool, ToolContext, ToolRunner, ToolSelection, ValidatedCall},
+    tools::{MemoryTool, ToolContext, ToolRunner, ValidatedCall},
 };
 
 impl Assistant {
@@ -184,7 +181,7 @@ impl TurnMachine {
         match self.interruption.race(loading.instrument(self.span.clone())).await {
             Ok((recalled, Ok(history))) => Step::Prompt(Box::new(PromptInput { input: *input, history, recalled })),
             Ok((_, Err(error))) => {
-                // Without the history the answer would ignore the conversation, and nobody could tell.
+                // Without the history the answer would ignore the conversation, and the client could not tell.
                 tracing::warn!(%error, "the conversation cannot be read");
                 self.end(TurnEvent::Failed(TurnFailure::NotPersisted))
             }
@@ -203,15 +200,16 @@ impl TurnMachine {
         self.end(TurnEvent::Failed(failure))
     }
 
-    fn prompt(&mut self, PromptInput { input, history, recalled }: PromptInput) -> Step {
+    fn prompt(&mut self, input: PromptInput) -> Step {
+        let PromptInput { input, history, recalled } = input;
         let recall_failed = recalled.is_none();
         let recalled = recalled.unwrap_or_default();
-        let turn = self.build_turn(input, &history, &recalled, recall_failed);
+        let turn = RunningTurn::start(&self.assistant, input, &history, &recalled);
         if !recalled.is_empty() {
             self.emit(TurnEvent::Recalled(recalled));
         }
         match turn {
-            Ok(turn) => self.generate(Box::new(turn)),
+            Ok(turn) => self.generate(Box::new(RunningTurn { recall_failed, ..turn })),
             Err(error) => {
                 tracing::error!(%error, "the system prompt cannot be rendered");
                 self.end(TurnEvent::Failed(TurnFailure::Internal))
@@ -219,56 +217,9 @@ impl TurnMachine {
         }
     }
 
-    fn build_turn(
-        &self,
-        input: TurnInput,
-        history: &History,
-        recalled: &[RecalledMemory],
-        recall_failed: bool,
-    ) -> Result<RunningTurn, minijinja::Error> {
-        let system = self.assistant.prompts.render(&SystemPrompt {
-            profile: &input.profile,
-            extra_context: &input.extra_context,
-            recalled,
-            summary: history.summary.as_ref().map_or("", |summary| summary.text.as_str()),
-            now: Timestamp::now(),
-        })?;
-        let mut messages = vec![Message::System(system)];
-        messages.extend(messages_before(history, input.history));
-        let begin = messages.len();
-        messages.push(Message::User(input.message));
-        let offer = self.assistant.offer_tools(&input.tools, input.recall.is_some(), input.lease.is_some());
-        let progress = Progress::new(self.assistant.model.name(input.model.as_deref()));
-        let context = TurnContext {
-            messages: Arc::new(messages),
-            begin,
-            citations: recalled.iter().map(RecordedCitation::from).collect(),
-            model: input.model,
-            temperature: input.temperature,
-            max_tokens: input.max_tokens,
-            tools: offer.names(),
-            rounds: 0,
-            language_tag: input.profile.language_tag,
-            timezone: input.profile.timezone,
-            documents: input.recall.map(|filter| filter.document_ids),
-        };
-        let (user, lease) = (input.user, input.lease);
-        Ok(RunningTurn { user, lease, context, offer, recall_failed, resumed: None, progress })
-    }
-
-    fn resume(&mut self, ResumedTurn { lease, context, id }: ResumedTurn) -> Step {
-        let selection = ToolSelection::Named(context.tools.clone());
-        let offer = self.assistant.offer_tools(&selection, context.documents.is_some(), true);
-        let progress = Progress::new(self.assistant.model.name(context.model.as_deref()));
-        self.generate(Box::new(RunningTurn {
-            user: lease.key.user.clone(),
-            lease: Some(lease),
-            context,
-            offer,
-            recall_failed: false,
-            resumed: Some(id),
-            progress,
-        }))
+    fn resume(&mut self, turn: ResumedTurn) -> Step {
+        let turn = RunningTurn::resume(&self.assistant, turn);
+        self.generate(Box::new(turn))
     }
 
     fn generate(&mut self, turn: Box<RunningTurn>) -> Step {
@@ -374,7 +325,8 @@ impl TurnMachine {
     }
 
     async fn suspend(&mut self, mut turn: Box<RunningTurn>, calls: Vec<ToolCall>) -> Step {
-        let stored = self.interruption.race(self.assistant.store_pending_turn(&turn, &calls)).await;
+        let stored =
+            self.interruption.race(self.assistant.store_pending_turn(turn.lease.as_ref(), &turn.context, &calls)).await;
         if let Err(failure) = stored.flatten() {
             return self.fail(turn, failure);
         }

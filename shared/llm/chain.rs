@@ -289,6 +289,10 @@ fn most_actionable(mut failures: Vec<ModelError>) -> ModelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        config::{ModelTimeouts, Provider},
+        provider::BreakerSettings,
+    };
 
     #[test]
     fn most_actionable_prefers_first_retryable_failure() {
@@ -297,5 +301,42 @@ mod tests {
         use ModelErrorKind::{ModelNotFound, RateLimited, Unauthorized, Unavailable};
         assert_eq!(kind(&[Unauthorized, RateLimited, Unavailable]), RateLimited);
         assert_eq!(kind(&[Unauthorized, ModelNotFound]), Unauthorized);
+    }
+
+    /// Each open answer holds both streams: bytes here are bytes times the number of concurrent turns.
+    #[tokio::test]
+    async fn answer_streams_stay_small() {
+        let second = Duration::from_secs(1);
+        let primary = EndpointConfig {
+            provider: Provider::Compatible,
+            base_url: "http://127.0.0.1:1/v1".into(),
+            api_key: None,
+            model: "m".into(),
+            key_variable: "K".into(),
+            url_variable: "U",
+        };
+        let chain = ModelChain::new(&ProviderConfig {
+            primary,
+            fallbacks: Vec::new(),
+            allowed_models: Vec::new(),
+            timeouts: ModelTimeouts { connect: second, first_token: second, idle: second, total: second },
+            retry: RetryConfig { max_attempts: 1, breaker: BreakerSettings { failures: 0, cooldown: second } },
+            max_tokens: None,
+            prices_file: None,
+            tools_file: None,
+        });
+        let chain = Arc::new(chain.unwrap());
+        let request = ModelRequest {
+            model: None,
+            messages: Arc::default(),
+            temperature: None,
+            max_tokens: None,
+            tools: Arc::new([]),
+            must_answer: false,
+            deadline: Instant::now(),
+        };
+        let of_endpoint = size_of_val(&*chain.endpoints[0].clone().answer(request.clone(), "m".into()));
+        let of_chain = size_of_val(&*chain.answer(request));
+        assert!(of_endpoint <= 1024 && of_chain <= 768, "endpoint: {of_endpoint} bytes, chain: {of_chain} bytes");
     }
 }

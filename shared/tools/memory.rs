@@ -14,7 +14,7 @@ use crate::{
 
 /// The user waits for the model, and the model for the tool.
 const TOOL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Where the model gives no limit.
+/// Applies if the model gives no limit.
 const DEFAULT_SEARCH_LIMIT: usize = 8;
 const FACT_SOURCE_TYPE: &str = "fact";
 
