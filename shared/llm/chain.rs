@@ -289,10 +289,7 @@ fn most_actionable(mut failures: Vec<ModelError>) -> ModelError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{ModelTimeouts, Provider},
-        provider::BreakerSettings,
-    };
+    use crate::config::{BreakerSettings, ModelTimeouts, Provider};
 
     #[test]
     fn most_actionable_prefers_first_retryable_failure() {
