@@ -35,15 +35,15 @@ def inconsistencies(template: dict) -> list[str]:
         if sorted(cors[direction]) != sorted(cors_constant(constant)):
             errors.append(f"Mappings.Cors.Headers.{direction} differs from {constant} in cors.rs")
 
-    readme = (ROOT / "README.md").read_text()
-    documented = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", readme, re.M))
+    reference = "docs/reference/configuration.md"
+    documented = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", (ROOT / reference).read_text(), re.M))
     global_variables = set(template["Globals"]["Function"]["Environment"]["Variables"])
     for name, function in functions(template).items():
         own = set(function["Properties"].get("Environment", {}).get("Variables", {}))
         for variable in sorted((own | global_variables) - documented):
             # These configure the Lambda runtime, not the service.
             if not variable.startswith("AWS_LAMBDA_"):
-                errors.append(f"{name} sets {variable}, which README.md does not document")
+                errors.append(f"{name} sets {variable}, which {reference} does not document")
 
         folder = function["Properties"]["CodeUri"]
         binary = function["Metadata"]["BuildProperties"]["Binary"]

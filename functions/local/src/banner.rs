@@ -38,7 +38,7 @@ pub fn print_banner(config: &Config, address: SocketAddr) {
 Try it in a second terminal:
   {program} chat{flags} \"帮我制定高数复习计划\"
   {program} remember{flags} \"I mix up eigenvalues and eigenvectors\"
-  {program} recall{flags} \"what do I find hard in linear algebra?\"
+  {program} recall{flags} \"how do eigenvalues differ from eigenvectors?\"
 ",
         version = env!("CARGO_PKG_VERSION"),
         model = describe_model(&config.model),

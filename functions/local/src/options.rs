@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 /// Streaming chat with long-term memory, as one local server.
 ///
-/// Without a command it runs the server. All settings are environment variables, or lines of a file `.env`; the README lists
-/// them. Without any it needs nothing: it answers canned questions (demo mode) and brings its own Postgres.
+/// Without a command it runs the server. All settings are environment variables, or lines of a file `.env`;
+/// docs/reference/configuration.md lists them. Without any setting it answers with canned texts (demo mode) and runs its own
+/// Postgres.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
 pub struct Options {
@@ -20,7 +21,7 @@ Examples:
   agent-local                                  run the server on 127.0.0.1:50051
   agent-local chat \"帮我制定高数复习计划\"        ask it something, in a second terminal
   agent-local remember \"I mix up eigenvalues and eigenvectors\"
-  agent-local recall \"what do I find hard in linear algebra?\"
+  agent-local recall \"how do eigenvalues differ from eigenvectors?\"
   agent-local import notes/ book.md chat.jsonl  fill its memory from files";
 
 /// Where a server listens that was not told otherwise.
