@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServiceClient};
+use pgvector::Vector;
 use sqlx::{PgConnection, Row as _};
 use tonic::transport::Channel;
 
@@ -19,7 +20,7 @@ const LIMIT: i32 = 10;
 /// The minimal vector search.
 const BARE: &str = "
     select memory_id from memory_vectors where user_id = $1 and model = $2
-    order by embedding <=> $3::real[]::vector limit 10";
+    order by embedding <=> $3 limit 10";
 
 /// Times in milliseconds.
 #[derive(Debug, Default)]
@@ -63,7 +64,8 @@ pub async fn retrieve(
 }
 
 pub async fn bare(connection: &mut PgConnection, user: &str, vector: &[f32]) -> BenchResult<Vec<String>> {
-    let query = sqlx::query(BARE).bind(user).bind(format!("synthetic/{}", vector.len())).bind(vector);
+    let query = sqlx::query(BARE).bind(user).bind(format!("synthetic/{}", vector.len()));
+    let query = query.bind(Vector::from(vector.to_vec()));
     let rows = query.fetch_all(connection).await?;
     Ok(rows.iter().map(|row| row.try_get("memory_id")).collect::<Result<_, _>>()?)
 }

@@ -140,8 +140,8 @@ impl Fact {
             return Err(FactRejection::Instruction);
         }
         // A paraphrase still shares at least one term with the sentence that it comes from.
-        let context_terms = memory::terms(&context);
-        if !memory::terms(content).iter().any(|term| context_terms.contains(term)) {
+        let context_terms = memory::distinct_terms(&context);
+        if !memory::distinct_terms(content).iter().any(|term| context_terms.contains(term)) {
             return Err(FactRejection::Unsupported);
         }
         Ok(())

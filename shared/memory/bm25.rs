@@ -1,25 +1,18 @@
-//! The ranking function of the keyword search: Okapi BM25.
-//!
-//! A text's score for a query is the sum of `term_score` over the query's distinct terms. Robertson and Zaragoza,
-//! "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), with the inverse document frequency of Lucene.
+//! Okapi BM25, the ranking function of the lexical retriever: Robertson and Zaragoza, "The Probabilistic Relevance
+//! Framework: BM25 and Beyond" (2009), with the inverse document frequency of Lucene. Search computes it in SQL
+//! (`store/sql/search_lexical.sql`).
 
-/// How much a term tells, by how few documents have it: ln(1 + (N - n + 0.5) / (n + 0.5)), which is above 0 for every
-/// n up to N.
+/// The inverse document frequency ln(1 + (N - n + 0.5) / (n + 0.5)), which is positive for every n up to N.
 ///
-/// Robertson's own ln((N - n + 0.5) / (n + 0.5)) is negative for terms in more than half of the documents, which is
-/// common where a user has few memories. A count above `documents`, as between two writes, counts as `documents`.
-#[must_use]
-pub fn idf(documents: u64, with_term: u64) -> f64 {
-    let with_term = as_f64(with_term.min(documents));
-    ((as_f64(documents) - with_term + 0.5) / (with_term + 0.5)).ln_1p()
+/// Robertson's ln((N - n + 0.5) / (n + 0.5)) is negative for terms in more than half of the documents, which is common
+/// where a user has few memories. A document frequency above `documents`, as between two writes, counts as `documents`.
+pub(super) fn idf(documents: u64, document_frequency: u64) -> f64 {
+    let document_frequency = as_f64(document_frequency.min(documents));
+    ((as_f64(documents) - document_frequency + 0.5) / (document_frequency + 0.5)).ln_1p()
 }
 
-/// What one term adds to a document's score: idf · tf · (k1 + 1) / (tf + k1 · (1 - b + b · length / average length)).
-///
-/// `tf` is how often the document has the term, `length` how many terms it has. The score is below idf · (k1 + 1). An
-/// average of 0 marks nothing down.
-///
-/// The database computes it in the statement of a search; this is what tests hold that against.
+/// The score of one term: idf · tf · (k1 + 1) / (tf + k1 · (1 - b + b · length / average length)), which is below
+/// idf · (k1 + 1). With an average of 0, b has no effect.
 #[cfg(test)]
 fn term_score(idf: f64, tf: f64, length: f64, average_length: f64, k1: f64, b: f64) -> f64 {
     if tf <= 0.0 {
@@ -38,7 +31,6 @@ fn as_f64(count: u64) -> f64 {
 mod tests {
     use super::*;
 
-    /// How fast repeats of a term stop counting, and how much a text longer than the average is marked down: the usual values.
     const K1: f64 = 1.2;
     const B: f64 = 0.75;
 
@@ -55,9 +47,9 @@ mod tests {
         let average = as_f64(documents.iter().map(|document| document.len() as u64).sum()) / as_f64(5);
         let score = |document: &Vec<&str>| {
             let of_term = |term| {
-                let with_term = documents.iter().filter(|other| other.contains(&term)).count() as u64;
-                let tf = document.iter().filter(|word| **word == term).count() as u64;
-                term_score(idf(5, with_term, term), as_f64(tf), as_f64(document.len() as u64), average, k1, B)
+                let document_frequency = documents.iter().filter(|other| other.contains(&term)).count() as u64;
+                let tf = document.iter().filter(|other| **other == term).count() as u64;
+                term_score(idf(5, document_frequency, term), as_f64(tf), as_f64(document.len() as u64), average, k1, B)
             };
             query.split(' ').map(of_term).sum()
         };
@@ -72,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_are_those_computed_by_hand() {
+    fn scores_match_hand_computed_values() {
         // N = 5, n = 2: ln(1 + 3.5 / 2.5) = ln 2.4.
         assert_close(&[idf(5, 2), idf(5, 1), idf(5, 3)], &[0.875_468_737, 1.386_294_361, 0.538_996_501]);
         // 6 of 6.4 terms on average: 0.875469 * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 6 / 6.4)).
@@ -80,15 +72,15 @@ mod tests {
     }
 
     #[test]
-    fn scores_are_those_of_rank_bm25_given_the_same_idf() {
+    fn scores_match_rank_bm25() {
         // rank_bm25 0.2.2: BM25Okapi(corpus, k1=1.2, b=0.75) with its `idf` replaced by the one above.
-        let ours = |documents, with_term, _: &str| idf(documents, with_term);
+        let ours = |documents, document_frequency, _: &str| idf(documents, document_frequency);
         assert_close(&scores("cat bird", 1.2, ours), &[0.898_440, 0.0, 0.0, 0.898_440, 1.831_039]);
         assert_close(&scores("the cat", 1.2, ours), &[1.652_821, 0.754_381, 0.0, 0.553_139, 1.080_333]);
-        // As it comes: its idf for k1 = 1.5, with a quarter of the average in place of a negative one.
-        let okapi = |documents: u64, with_term: u64, term: &str| match term {
+        // With its own idf for k1 = 1.5: a quarter of the average in place of a negative one.
+        let okapi = |documents: u64, document_frequency: u64, term: &str| match term {
             "the" => 0.199_554_011_697,
-            _ => ((as_f64(documents - with_term) + 0.5) / (as_f64(with_term) + 0.5)).ln(),
+            _ => ((as_f64(documents - document_frequency) + 0.5) / (as_f64(document_frequency) + 0.5)).ln(),
         };
         assert_close(&scores("cat bird", 1.5, okapi), &[0.346_209, 0.0, 0.0, 0.346_209, 0.709_625]);
         assert_close(&scores("the cat", 1.5, okapi), &[0.637_131, 0.290_922, 0.0, 0.205_329, 0.425_157]);
@@ -96,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn rarer_terms_and_more_of_them_count_more_and_longer_texts_less() {
+    fn score_grows_with_rarity_and_frequency_and_falls_with_length() {
         assert!((0..100).all(|n| idf(100, n) > idf(100, n + 1)));
         assert!(idf(100, 100) > 0.0 && idf(1, 1) > 0.0);
         let score = |tf, length| term_score(1.0, tf, length, 10.0, K1, B);
@@ -105,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_out_of_step_and_empty_collections_give_finite_scores() {
+    fn inconsistent_counts_give_finite_scores() {
         assert!(idf(3, 9) > 0.0 && idf(0, 0).is_finite());
         assert_close(&[term_score(1.0, 0.0, 0.0, 0.0, K1, B), term_score(1.0, 1.0, 5.0, 0.0, K1, B)], &[0.0, 1.0]);
     }

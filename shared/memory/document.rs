@@ -1,4 +1,4 @@
-//! Documents: cut into chunks, embedded where they are new, and written in place of what was there.
+//! Ingestion of documents: split into chunks, embedded where they are new, and written in place of the former version.
 
 use std::collections::HashMap;
 
@@ -6,55 +6,53 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     MemoryEngine, MemoryError, NewDocument,
-    engine::{BULK_TIMEOUT, digest, within, within_timeout},
     index_input::vector_text,
     splitter::{self, TextChunk},
     store::{self, NewMemoryRow, NewVector},
+    timeouts::{with_bulk_timeout, with_timeout},
+    write_batch::digest,
 };
 use crate::identity::UserId;
 
-/// What kind of source a chunk is.
-const DOCUMENT: &str = "document";
+const DOCUMENT_SOURCE_TYPE: &str = "document";
 
 impl MemoryEngine {
-    /// Keeps a document as chunks, in place of what was kept of it before, and says how many there are. Chunks that are the
-    /// same as before keep their ids and vectors.
+    /// Stores a document as chunks in place of its former version, and returns their number. Unchanged chunks keep their ids
+    /// and vectors.
     ///
     /// # Errors
     /// The embedder or the database failed.
     pub async fn ingest(&self, user: &UserId, document: NewDocument) -> Result<usize, MemoryError> {
-        /// Most attempts where somebody else changes the same document meanwhile.
+        /// An attempt fails where another writer changes the same document meanwhile.
         const ATTEMPTS: usize = 3;
-        // A long document takes a second, for which no other call is to wait.
-        let split = tokio::task::spawn_blocking(move || (chunks_of(&document), document));
+        // Splitting a long document takes a second.
+        let split = tokio::task::spawn_blocking(move || (chunk_rows(&document), document));
         let (mut chunks, document) = split.await.map_err(|_| MemoryError::Internal)?;
-        let ids: Vec<String> = chunks.iter().map(|chunk| chunk.id.clone()).collect();
         for _ in 0..ATTEMPTS {
             self.embed_chunks(user, &document, &mut chunks).await?;
-            let write = self.write_chunks(user, &document, &ids, &chunks);
-            if within(BULK_TIMEOUT, write).await? {
+            if with_bulk_timeout(self.write_chunks(user, &document, &chunks)).await? {
                 return Ok(chunks.len());
             }
         }
         Err(MemoryError::Timeout)
     }
 
-    /// Gives a document's chunks their vectors, but for those that are kept already.
+    /// Embeds the chunks that have no stored vector.
     async fn embed_chunks(
         &self,
         user: &UserId,
         document: &NewDocument,
         chunks: &mut [ChunkRow],
     ) -> Result<(), MemoryError> {
-        let known = within_timeout(async {
+        let stored = with_timeout(async {
             let mut transaction = self.service.begin(user).await?;
-            let known = store::vector_digests(&mut transaction, user, &document.id, &self.model_key).await?;
+            let stored = store::vector_digests(&mut transaction, user, &document.id, &self.model_key).await?;
             transaction.commit().await?;
-            Ok(known)
+            Ok(stored)
         });
-        let known = known.await?;
+        let stored = stored.await?;
         let is_new = |chunk: &&mut ChunkRow| {
-            chunk.vector.is_none() && known.get(&chunk.id).is_none_or(|known| *known != chunk.digest)
+            chunk.vector.is_none() && stored.get(&chunk.id).is_none_or(|digest| *digest != chunk.digest)
         };
         let mut new: Vec<&mut ChunkRow> = chunks.iter_mut().filter(is_new).collect();
         let texts: Vec<String> =
@@ -66,53 +64,50 @@ impl MemoryEngine {
         Ok(())
     }
 
-    /// Writes a document and says whether it did: not where a vector that was there is so no more.
+    /// Returns whether the document was written: not if a stored vector that it relies on is gone.
     async fn write_chunks(
         &self,
         user: &UserId,
         document: &NewDocument,
-        ids: &[String],
         chunks: &[ChunkRow],
     ) -> Result<bool, sqlx::Error> {
         let rows: Vec<NewMemoryRow<'_>> = chunks
             .iter()
             .enumerate()
-            .map(|(place, chunk)| NewMemoryRow {
+            .map(|(index, chunk)| NewMemoryRow {
                 id: &chunk.id,
                 content: &chunk.text,
-                source_type: DOCUMENT,
+                source_type: DOCUMENT_SOURCE_TYPE,
                 tags: &document.tags,
                 metadata: &document.metadata,
                 created_at: None,
-                location: Some((&chunk.section, place)),
+                location: Some((&chunk.section, index)),
                 vector: NewVector { id: &chunk.id, digest: chunk.digest, embedding: chunk.vector.as_deref() },
             })
             .collect();
-        let mut change = self.begin_bulk(user).await?;
-        let known: Vec<&str> = ids.iter().map(String::as_str).collect();
-        change.replace_document(document, &known).await?;
-        change.upsert(&rows, &document.id, &self.model_key).await?;
-        if !change.ids_without_vector(ids, &self.model_key).await?.is_empty() {
+        let ids: Vec<&str> = chunks.iter().map(|chunk| chunk.id.as_str()).collect();
+        let mut transaction = self.begin_bulk(user).await?;
+        transaction.replace_document(document, &ids).await?;
+        transaction.upsert(&rows, &document.id, &self.model_key).await?;
+        if !transaction.ids_without_vector(&ids, &self.model_key).await?.is_empty() {
             return Ok(false);
         }
-        change.commit().await?;
+        transaction.commit().await?;
         Ok(true)
     }
 }
 
-/// A chunk on its way into the store.
 struct ChunkRow {
     id: String,
     section: String,
     text: String,
-    /// Of the text that its vector is of.
+    /// SHA-256 of the text that the vector is made from.
     digest: [u8; 32],
-    /// `None` = the one that is kept already.
+    /// `None` = not embedded yet, or stored already.
     vector: Option<Vec<f32>>,
 }
 
-/// A document in chunks that have no vectors yet.
-fn chunks_of(document: &NewDocument) -> Vec<ChunkRow> {
+fn chunk_rows(document: &NewDocument) -> Vec<ChunkRow> {
     let chunks = splitter::split(&document.content);
     let ids = chunk_ids(&document.id, &chunks);
     let row = |(chunk, id): (TextChunk<'_>, String)| ChunkRow {
@@ -125,22 +120,22 @@ fn chunks_of(document: &NewDocument) -> Vec<ChunkRow> {
     chunks.into_iter().zip(ids).map(row).collect()
 }
 
-/// Ids of a document's chunks: the same for the same text in the same document, wherever it stands, so that what did not
-/// change keeps its id and its vector.
-fn chunk_ids(document: &str, chunks: &[TextChunk<'_>]) -> Vec<String> {
-    let mut seen: HashMap<&str, u32> = HashMap::new();
+/// Ids that depend on the document and the text alone, not on the position, so that an unchanged chunk keeps its id and
+/// its vector.
+fn chunk_ids(document_id: &str, chunks: &[TextChunk<'_>]) -> Vec<String> {
+    let mut repeats: HashMap<&str, u32> = HashMap::new();
     let mut ids = Vec::with_capacity(chunks.len());
     for chunk in chunks {
-        let repeat = seen.entry(chunk.text).or_default();
+        let repeat = repeats.entry(chunk.text).or_default();
         *repeat += 1;
         let mut hash = Sha256::new();
-        for part in [document, chunk.text, &repeat.to_string()] {
+        for part in [document_id, chunk.text, &repeat.to_string()] {
             hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
             hash.update(part);
         }
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&hash.finalize()[..16]);
-        // Version 8 is for ids of one's own making (RFC 9562).
+        // Version 8, for custom ids (RFC 9562, section 5.8).
         ids.push(uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string());
     }
     ids

@@ -1,26 +1,20 @@
-//! Why the memory failed.
+//! The error of the memory layer. Its messages hold no text of the user.
 
 use crate::embedding::EmbedError;
 
-/// Why the memory failed. It holds no text of the user.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The database failed.
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
-    /// The database took longer than a call may take.
-    #[error("the database took too long")]
+    #[error("the database timed out")]
     Timeout,
-    /// Words alone were to be searched, and their index is still being made.
-    #[error("the index of the words is being made")]
+    /// The query has no vector, and the inverted index is still being built.
+    #[error("the inverted index is still being built")]
     IndexIncomplete,
-    /// There is no vector to store or to search with.
     #[error(transparent)]
     Embedding(#[from] EmbedError),
-    /// A defect of ours.
-    #[error("an internal defect")]
+    #[error("an internal task failed")]
     Internal,
-    /// The user has no memory with this id.
     #[error("there is no such memory")]
     NotFound,
 }
@@ -35,9 +29,9 @@ impl MemoryError {
             Self::Embedding(error) => error.is_transient(),
             Self::Internal | Self::NotFound => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
-            // Connections (08), resources (53), an operator's intervention such as a restart, or a statement that took too
-            // long (57), a collision of transactions (40001, 40P01), a lock that another holds
-            // (55P03), a table or role that the migration of a starting server has yet to make (42P01, 22023).
+            // Connection exceptions (08), insufficient resources (53), operator intervention and statement timeouts (57),
+            // serialization failures and deadlocks (40001, 40P01), lock timeouts (55P03), and a table or role that the
+            // migration of a starting server has yet to create (42P01, 22023).
             Self::Database(Error::Database(error)) => error.code().is_some_and(|code| {
                 ["08", "53", "57"].iter().any(|class| code.starts_with(class))
                     || matches!(&*code, "40001" | "40P01" | "55P03" | "42P01" | "22023")

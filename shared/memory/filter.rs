@@ -1,24 +1,21 @@
-//! Which memories a question is about.
-
 use jiff::Timestamp;
 
 /// A memory matches when it matches every part that is set.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter {
-    /// It has all of these tags.
+    /// All of these tags.
     pub tags: Vec<String>,
-    /// It is of this time or later.
+    /// Inclusive.
     pub from: Option<Timestamp>,
-    /// It is of before this time.
+    /// Exclusive.
     pub before: Option<Timestamp>,
-    /// Its source type is one of these; empty = any.
+    /// Any of these source types; empty = any at all.
     pub source_types: Vec<String>,
-    /// It is a chunk of one of these documents; empty = any memory.
+    /// A chunk of any of these documents; empty = any memory.
     pub document_ids: Vec<String>,
 }
 
 impl Filter {
-    /// Whether nothing is set, so that everything matches.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

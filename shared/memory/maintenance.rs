@@ -1,201 +1,194 @@
-//! What is done for all users: moving to another embedding model, and the index of vectors.
+//! Maintenance over all users: moving to another embedding model, and building the vector index.
 //!
-//! Such work sees who there is and which ids they have, and then acts as each user.
+//! The maintenance role sees only who the users are and the ids of their rows; contents are read and written as each user.
 
 use sqlx::Row as _;
 
 use super::{
     MemoryEngine, MemoryError,
-    engine::{BULK_TIMEOUT, digest, within, within_timeout},
     index_input::vector_text,
-    store::{self, MemoryTransaction, NewVector},
+    store::{self, EmbeddingSource, MemoryTransaction, NewVector},
+    timeouts::{BULK_TIMEOUT, with_bulk_timeout, with_timeout},
+    write_batch::digest,
 };
 use crate::{
     embedding::EmbedError,
     identity::UserId,
-    postgres::{Database, DatabaseError},
+    postgres::{Database, DatabaseError, RoleTransaction},
 };
 
-/// Memories that are embedded at once.
-const BATCH: usize = 256;
+const EMBEDDING_BATCH: usize = 256;
 
-/// The memories after ($2, $3) that can be found and have no vector of the model, and whose they are.
-const MISSING: &str = "
-    select user_id, id from memories
-    where superseded_by is null and (user_id, id) > ($2, $3)
-          and not exists (select from memory_vectors vectors
-                          where vectors.user_id = memories.user_id and vectors.model = $1
-                                and vectors.memory_id = memories.id)
-    order by user_id, id limit $4";
+const MEMORIES_WITHOUT_VECTOR: &str = include_str!("store/sql/memories_without_vector.sql");
+const COUNT_WITHOUT_VECTOR: &str = include_str!("store/sql/count_without_vector.sql");
 
-/// How many vectors of the model are missing.
-const COUNT_MISSING: &str = "
-    select count(*) as missing from memories
-    where superseded_by is null
-          and not exists (select from memory_vectors vectors
-                          where vectors.user_id = memories.user_id and vectors.model = $1
-                                and vectors.memory_id = memories.id)";
-
-/// How far a move to another model is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReembedProgress {
-    /// Memories that have got a vector, or were changed or forgotten meanwhile.
+    /// Memories that have got a vector, or were changed or deleted meanwhile.
     pub done: u64,
-    /// Memories that had no vector of the model when it was last counted, with those that are done.
+    /// Memories without a vector when they were last counted, plus `done`.
     pub total: u64,
-    /// Memories whose text the embedder refuses. They are found by their words.
+    /// Memories whose text the embedder rejects. The lexical retriever finds them.
     pub rejected: u64,
 }
 
 impl MemoryEngine {
-    /// Gives every memory a vector of this engine's model that has none. Searches and writes go on meanwhile, and those of
-    /// another model find what they found before. It can be broken off at any time and goes on where it stopped.
+    /// Embeds every memory that has no vector of this engine's model. Searches and writes go on meanwhile, and engines of
+    /// another model find what they found before. It can be cancelled at any time, and resumes where it stopped.
     ///
     /// # Errors
-    /// The embedder failed otherwise than by refusing a text, or the database did.
-    pub async fn reembed(&self, progress: &(dyn Fn(ReembedProgress) + Sync)) -> Result<ReembedProgress, MemoryError> {
-        let mut at = ReembedProgress::default();
+    /// The database failed, or the embedder did otherwise than by rejecting a text.
+    pub async fn reembed(
+        &self,
+        on_progress: &(dyn Fn(ReembedProgress) + Sync),
+    ) -> Result<ReembedProgress, MemoryError> {
+        let mut progress = ReembedProgress::default();
         loop {
-            // What others have written meanwhile is counted as well.
-            let missing = self.count_missing_vectors().await?;
-            at.total = at.done + missing;
-            progress(at);
-            let done = at.done;
-            at.rejected = 0;
-            self.reembed_once(&mut at, progress).await?;
-            if at.done == done {
-                return Ok(at);
+            // Memories that were written meanwhile count as well.
+            progress.total = progress.done + self.count_missing_vectors().await?;
+            progress.rejected = 0;
+            on_progress(progress);
+            let done = progress.done;
+            self.reembed_once(&mut progress, on_progress).await?;
+            if progress.done == done {
+                return Ok(progress);
             }
         }
     }
 
-    /// Goes through all memories without a vector once.
     async fn reembed_once(
         &self,
-        at: &mut ReembedProgress,
-        progress: &(dyn Fn(ReembedProgress) + Sync),
+        progress: &mut ReembedProgress,
+        on_progress: &(dyn Fn(ReembedProgress) + Sync),
     ) -> Result<(), MemoryError> {
-        let (mut user, mut id) = (String::new(), String::new());
+        let (mut user_id, mut id) = (String::new(), String::new());
         loop {
-            let missing = within(BULK_TIMEOUT, self.missing(&user, &id)).await?;
-            let Some(last) = missing.last() else { return Ok(()) };
-            (user, id) = last.clone();
-            for of_user in missing.chunk_by(|(user, _), (next, _)| user == next) {
+            let batch = with_bulk_timeout(self.memories_without_vector(&user_id, &id)).await?;
+            let Some(last) = batch.last() else { return Ok(()) };
+            (user_id, id) = last.clone();
+            for of_user in batch.chunk_by(|(user, _), (next, _)| user == next) {
                 let ids: Vec<&str> = of_user.iter().map(|(_, id)| id.as_str()).collect();
-                let refused = match of_user.first().and_then(|(user, _)| UserId::parse("user_id", user).ok()) {
-                    Some(user) => self.embed_missing(&user, &ids).await?,
-                    // Nobody can be so named, so that nobody finds these either.
+                let rejected = match of_user.first().and_then(|(user, _)| UserId::parse("user_id", user).ok()) {
+                    Some(user) => self.reembed_memories(&user, &ids).await?,
+                    // No request can have this user id.
                     None => ids.len(),
                 };
-                at.rejected += refused as u64;
-                at.done += (ids.len() - refused) as u64;
-                progress(*at);
+                progress.rejected += rejected as u64;
+                progress.done += (ids.len() - rejected) as u64;
+                on_progress(*progress);
             }
         }
     }
 
-    /// How many memories that can be found have no vector of this engine's model.
+    /// Counts the memories that are not superseded and have no vector of this engine's model.
     ///
     /// # Errors
     /// The database failed.
     pub async fn count_missing_vectors(&self) -> Result<u64, MemoryError> {
         let count = async {
-            let mut transaction = self.maintenance.with_statement_timeout(BULK_TIMEOUT).begin_without_user().await?;
-            let query = transaction.query(COUNT_MISSING).bind(&self.model_key);
+            let mut transaction = self.begin_maintenance().await?;
+            let query = transaction.query(COUNT_WITHOUT_VECTOR).bind(&self.model_key);
             let missing: i64 = query.fetch_one(&mut *transaction).await?.try_get("missing")?;
             transaction.commit().await?;
             Ok(u64::try_from(missing).unwrap_or_default())
         };
-        within(BULK_TIMEOUT, count).await
+        with_bulk_timeout(count).await
     }
 
-    async fn missing(&self, user: &str, id: &str) -> Result<Vec<(String, String)>, sqlx::Error> {
-        let mut transaction = self.maintenance.with_statement_timeout(BULK_TIMEOUT).begin_without_user().await?;
-        let query = transaction.query(MISSING).bind(&self.model_key).bind(user).bind(id).bind(store::sql_int(BATCH));
+    /// The next users and ids after these.
+    async fn memories_without_vector(&self, user_id: &str, id: &str) -> Result<Vec<(String, String)>, sqlx::Error> {
+        let mut transaction = self.begin_maintenance().await?;
+        let query = transaction.query(MEMORIES_WITHOUT_VECTOR);
+        let query = query.bind(&self.model_key).bind(user_id).bind(id).bind(store::sql_int(EMBEDDING_BATCH));
         let rows = query.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
         rows.iter().map(|row| Ok((row.try_get("user_id")?, row.try_get("id")?))).collect()
     }
 
-    /// Embeds some memories of a user, unless they have changed or gone meanwhile, and says how many texts the embedder refused.
-    async fn embed_missing(&self, user: &UserId, ids: &[&str]) -> Result<usize, MemoryError> {
-        let texts = within_timeout(async {
+    async fn begin_maintenance(&self) -> Result<RoleTransaction, sqlx::Error> {
+        self.maintenance.with_statement_timeout(BULK_TIMEOUT).begin_without_user().await
+    }
+
+    /// Embeds memories of a user, unless they are changed or deleted meanwhile. Returns how many texts the embedder rejected.
+    async fn reembed_memories(&self, user: &UserId, ids: &[&str]) -> Result<usize, MemoryError> {
+        let sources = with_timeout(async {
             let mut transaction = self.service.begin(user).await?;
-            let texts = store::embedding_sources(&mut transaction, user, ids).await?;
+            let sources = store::embedding_sources(&mut transaction, user, ids).await?;
             transaction.commit().await?;
-            Ok(texts)
+            Ok(sources)
         });
         let texts: Vec<(String, String)> =
-            texts.await?.into_iter().map(|text| (text.id.clone(), text.text())).collect();
-        let embedded: Vec<&str> = texts.iter().map(|(_, text)| text.as_str()).collect();
-        let vectors = self.embed_what_can_be(&embedded).await?;
-        let write = within_timeout(async {
-            let mut change = MemoryTransaction::begin(&self.service, &self.writers, user).await?;
-            let now = store::embedding_sources(change.inner(), user, ids).await?;
-            let still: Vec<NewVector<'_>> = texts
-                .iter()
-                .zip(&vectors)
-                .filter_map(|(of, vector)| Some((of, vector.as_deref()?)))
-                .filter(|((id, text), _)| now.iter().any(|now| now.id == *id && now.text() == *text))
-                .map(|((id, text), vector)| NewVector { id, digest: digest(text), embedding: Some(vector) })
-                .collect();
-            change.upsert_vectors(&still, &self.model_key).await?;
-            change.commit().await
+            sources.await?.into_iter().map(|source| (source.id.clone(), source.text())).collect();
+        let vectors = self.embed_accepted(&texts.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>()).await?;
+        let write = with_timeout(async {
+            let mut transaction = MemoryTransaction::begin(&self.service, &self.write_locks, user).await?;
+            let current = store::embedding_sources(transaction.inner(), user, ids).await?;
+            let is_current =
+                |id: &str, text: &str| current.iter().any(|source| source.id == id && source.text() == text);
+            let vectors = texts.iter().zip(&vectors).filter_map(|((id, text), vector)| {
+                let embedding = Some(vector.as_deref()?);
+                is_current(id, text).then(|| NewVector { id, digest: digest(text), embedding })
+            });
+            transaction.upsert_vectors(&vectors.collect::<Vec<_>>(), &self.model_key).await?;
+            transaction.commit().await
         });
         write.await?;
         Ok(vectors.iter().filter(|vector| vector.is_none()).count())
     }
 
-    /// Vectors of texts, and `None` for those that the embedder refuses. Where it refuses all together, they are sent in
-    /// halves until those are found that it means.
-    async fn embed_what_can_be(&self, texts: &[&str]) -> Result<Vec<Option<Vec<f32>>>, MemoryError> {
+    /// Vectors of texts, `None` for those that the embedder rejects. A rejected batch is bisected until the rejected texts are
+    /// found.
+    async fn embed_accepted(&self, texts: &[&str]) -> Result<Vec<Option<Vec<f32>>>, MemoryError> {
         let mut vectors = Vec::with_capacity(texts.len());
-        let mut waiting = vec![texts];
-        while let Some(part) = waiting.pop() {
-            match self.embed(part).await {
-                Ok(made) => vectors.extend(made.into_iter().map(Some)),
-                Err(MemoryError::Embedding(EmbedError::Rejected(400 | 413 | 422))) if part.len() > 1 => {
-                    let (first, second) = part.split_at(part.len() / 2);
-                    waiting.extend([second, first]);
+        let mut pending = vec![texts];
+        while let Some(batch) = pending.pop() {
+            match self.embed(batch).await {
+                Ok(embedded) => vectors.extend(embedded.into_iter().map(Some)),
+                Err(MemoryError::Embedding(EmbedError::Rejected(400 | 413 | 422))) => {
+                    if batch.len() > 1 {
+                        let (first, second) = batch.split_at(batch.len() / 2);
+                        pending.extend([second, first]);
+                    } else {
+                        vectors.push(None);
+                    }
                 }
-                Err(MemoryError::Embedding(EmbedError::Rejected(400 | 413 | 422))) => vectors.push(None),
                 Err(error) => return Err(error),
             }
         }
         Ok(vectors)
     }
 
-    /// Forgets the vectors of all other models, and says how many there were. A memory that has none of this model keeps
-    /// those that it has.
+    /// Deletes the vectors of all other models, and returns their number. A memory without a vector of this model keeps those
+    /// that it has.
     ///
     /// # Errors
     /// The database failed.
     pub async fn delete_other_models(&self) -> Result<u64, MemoryError> {
-        let users = within(BULK_TIMEOUT, async {
-            let mut transaction = self.maintenance.with_statement_timeout(BULK_TIMEOUT).begin_without_user().await?;
+        let users = with_bulk_timeout(async {
+            let mut transaction = self.begin_maintenance().await?;
             let query = transaction.query("select distinct user_id from memory_vectors where model <> $1");
             let rows = query.bind(&self.model_key).fetch_all(&mut *transaction).await?;
             transaction.commit().await?;
             store::column::<String>(&rows, "user_id")
         });
-        let mut forgotten = 0;
+        let mut deleted = 0;
         for user in users.await?.iter().filter_map(|user| UserId::parse("user_id", user).ok()) {
-            forgotten += within(BULK_TIMEOUT, async {
-                let mut change = self.begin_bulk(&user).await?;
-                let forgotten = change.delete_other_models(&self.model_key).await?;
-                change.commit().await?;
-                Ok(forgotten)
+            deleted += with_bulk_timeout(async {
+                let mut transaction = self.begin_bulk(&user).await?;
+                let deleted = transaction.delete_other_models(&self.model_key).await?;
+                transaction.commit().await?;
+                Ok(deleted)
             })
             .await?;
         }
-        Ok(forgotten)
+        Ok(deleted)
     }
 
-    /// Builds the index of vectors, as the owner of the tables, if there is a user for whom it is worth it. This takes
-    /// minutes for a million vectors, and nobody waits for it.
+    /// Builds the vector index as the owner of the tables, if a user has so many memories that it pays off. This takes
+    /// minutes for a million vectors and blocks no other statement.
     ///
     /// # Errors
-    /// The database failed, or the owner's login is not known.
+    /// The database failed, or the owner's login is not configured.
     pub async fn build_vector_index(&self, database: &Database) -> Result<(), DatabaseError> {
         if self.vector_index.is_needed(&self.maintenance).await? {
             let mut owner = database.connect_owner().await?;
@@ -205,8 +198,7 @@ impl MemoryEngine {
     }
 }
 
-impl store::EmbeddingSource {
-    /// What its vector is of.
+impl EmbeddingSource {
     fn text(&self) -> String {
         vector_text(&self.title, &self.section, &self.content)
     }

@@ -1,190 +1,183 @@
-//! What the memory takes and gives.
+//! The data types of the memory. Sizes are checked where requests are parsed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Filter, PageToken};
+use super::Filter;
+use crate::{error::check_text, identity::MAX_ID_BYTES};
 
 /// Free data of a memory, in a stable order.
 pub type Metadata = BTreeMap<String, String>;
 
-/// What kind of source a turn of a conversation is, kept word for word.
+/// The source type of a turn stored verbatim.
 pub const CHAT_SOURCE_TYPE: &str = "chat";
 
-/// A memory to keep. The edge has checked its sizes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewMemory {
-    /// Chosen by the client; `None` = the one that the same content has already, or else a new UUIDv7.
+    /// Chosen by the client; `None` = the id that the same content has already, or else a new UUIDv7.
     pub id: Option<String>,
-    /// The text, verbatim.
     pub content: String,
-    /// What kind of source it comes from.
     pub source_type: String,
-    /// Labels to filter by.
     pub tags: Vec<String>,
     /// `None` = now.
     pub created_at: Option<Timestamp>,
-    /// Kept and given back as it is.
     pub metadata: Metadata,
-    /// Ids of memories that this one replaces.
+    /// Ids of memories that this one supersedes.
     pub supersedes: Vec<String>,
 }
 
-/// What became of memories that were added.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddOutcome {
-    /// An id for each, in the order given.
+    /// One for each memory of the request, in its order.
     pub ids: Vec<String>,
-    /// How many rows were written.
+    /// Rows that are new or changed.
     pub added: usize,
-    /// How many were there already with the same content.
+    /// Memories whose content was stored already.
     pub unchanged: usize,
 }
 
-/// A document to keep as chunks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewDocument {
-    /// Chosen by the client.
     pub id: String,
-    /// What it is called; may be empty.
+    /// May be empty.
     pub title: String,
     /// Plain text or Markdown, not blank.
     pub content: String,
-    /// Where it can be opened; may be empty.
+    /// May be empty.
     pub url: String,
-    /// Labels of every chunk.
+    /// Tags of every chunk.
     pub tags: Vec<String>,
-    /// Free data of every chunk.
+    /// Metadata of every chunk.
     pub metadata: Metadata,
 }
 
-/// A correction; `None` = as it is.
+/// `None` = as it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MemoryUpdate {
-    /// Which memory.
     pub id: String,
-    /// The right text.
     pub content: Option<String>,
-    /// The right labels.
     pub tags: Option<Vec<String>>,
-    /// The right free data.
     pub metadata: Option<Metadata>,
 }
 
-/// A memory as it is kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Memory {
     /// Unique for the user.
     pub id: String,
-    /// The text.
     pub content: String,
-    /// What kind of source it comes from.
     pub source_type: String,
-    /// Labels to filter by.
     pub tags: Vec<String>,
-    /// Kept as it was given.
     pub metadata: Metadata,
-    /// When what it tells happened.
+    /// The time that the content is about.
     pub created_at: Timestamp,
     /// When the row was last written.
     pub updated_at: Timestamp,
-    /// The memory that replaced it, after which it is kept and never found.
+    /// Retrieval skips superseded memories.
     pub superseded_by: Option<String>,
-    /// Where it stands, if it is a chunk of a document.
+    /// `None` = not a chunk of a document.
     pub location: Option<ChunkLocation>,
 }
 
-/// Where a chunk stands.
+/// A chunk's place in its document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkLocation {
-    /// Its document.
     pub document_id: String,
-    /// What the document is called; may be empty.
+    /// May be empty.
     pub title: String,
-    /// Where it can be opened; may be empty.
+    /// May be empty.
     pub url: String,
     /// The headings above the chunk, outermost first; empty before the first.
     pub section: String,
-    /// Its number in the document, from 0.
+    /// From 0.
     pub chunk_index: u32,
 }
 
-/// A memory as it was before a correction.
+/// A memory as it was before an update.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MemoryVersion {
-    /// The text.
     pub content: String,
-    /// Its labels.
     pub tags: Vec<String>,
-    /// Its free data.
     pub metadata: Metadata,
-    /// When it was corrected.
     pub replaced_at: Timestamp,
 }
 
-/// A memory with all that is held of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExportedMemory {
-    /// As it is now.
     pub memory: Memory,
-    /// What it was before corrections, oldest first.
+    /// Oldest first.
     pub history: Vec<MemoryVersion>,
 }
 
-/// A question to the memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetrievalQuery {
-    /// What to look for; not blank.
+    /// Not blank.
     pub text: String,
-    /// Most memories to give.
     pub limit: usize,
-    /// Least score, 0 to 1; 0 = no floor.
+    /// 0 to 1; 0 = no floor.
     pub min_score: f32,
-    /// What a memory must match.
     pub filter: Filter,
-    /// How much meaning counts against words, 0 to 1.
+    /// The weight of the vector retriever against the lexical one, 0 to 1.
     pub alpha: f32,
-    /// Where the user's days begin, for what a query says of time.
+    /// For dates in the text.
     pub time_zone: TimeZone,
 }
 
-/// Memories that were found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetrievalResult {
     /// Best first, each with its score from 0 to 1.
     pub hits: Vec<(Memory, f32)>,
-    /// How many passed filter and floor, counted up to [`MAX_COUNTED`](super::MAX_COUNTED).
+    /// Matches of filter and floor, counted up to [`MAX_COUNTED`](super::MAX_COUNTED).
     pub total: usize,
-    /// The one leg that could be searched where both were asked for; `None` = what was asked for was searched.
+    /// The only retriever that could be used where the query asks for both.
     pub degraded_to: Option<Retriever>,
 }
 
-/// What memories are found by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retriever {
-    /// By words.
+    /// BM25.
     Lexical,
-    /// By meaning.
     Vector,
 }
 
-/// A page of memories.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MemoryPage {
     /// Newest first.
     pub memories: Vec<Memory>,
-    /// Where the next page begins; `None` on the last.
+    /// `None` on the last page.
     pub next: Option<PageToken>,
 }
 
-/// Which memories to forget.
+/// The last memory of the page before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageToken {
+    pub(super) created_at: Timestamp,
+    pub(super) id: String,
+}
+
+impl fmt::Display for PageToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.created_at.as_microsecond(), self.id)
+    }
+}
+
+impl FromStr for PageToken {
+    type Err = ();
+
+    fn from_str(token: &str) -> Result<Self, ()> {
+        let (micros, id) = token.split_once('.').ok_or(())?;
+        let created_at = Timestamp::from_microsecond(micros.parse().map_err(|_| ())?).map_err(|_| ())?;
+        check_text("page_token", id, MAX_ID_BYTES).map_err(|_| ())?;
+        Ok(Self { created_at, id: id.to_owned() })
+    }
+}
+
+/// The memories to delete.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Selection {
-    /// Those with these ids.
     Ids(Vec<String>),
     /// All chunks of a document.
     Document(String),
-    /// Those that match a filter with at least one part set.
+    /// At least one part of the filter is set.
     Matching(Filter),
 }

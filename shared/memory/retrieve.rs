@@ -1,4 +1,4 @@
-//! Finding memories by words and by meaning.
+//! Retrieval by the lexical and the vector retriever.
 
 use std::{
     sync::Arc,
@@ -6,16 +6,16 @@ use std::{
 };
 
 use jiff::Timestamp;
+use pgvector::Vector;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    MemoryEngine, MemoryError, RetrievalQuery, RetrievalResult, Retriever,
-    engine::within_timeout,
-    lexical,
+    MemoryEngine, MemoryError, RetrievalQuery, RetrievalResult, Retriever, lexical,
     store::{
         self, IndexAdvance, knn,
         search::{self, LexicalStatistics, Search, SearchMode},
     },
+    timeouts::with_timeout,
 };
 use crate::{
     embedding::{EmbedError, QueryVector},
@@ -24,112 +24,105 @@ use crate::{
     temporal,
 };
 
-/// How long one search by words alone goes on with an index that is being made, or waits for who makes it.
-const INDEX_TIME: Duration = Duration::from_secs(10);
-/// The same for a search that has a vector as well: a turn waits no longer than three seconds for what it recalls.
-const INDEX_TIME_BESIDE_VECTORS: Duration = Duration::from_secs(1);
-/// How long a search by words and meaning waits for the vector of its query, before it is one by words alone.
-const EMBED_TIME_BESIDE_WORDS: Duration = Duration::from_secs(2);
-/// Time between two looks whether somebody else has made it.
-const INDEX_PAUSE: Duration = Duration::from_millis(100);
+/// How long a lexical search builds an incomplete index, or waits for another builder.
+const INDEX_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a hybrid search, which can do without: a turn waits three seconds at most for its memories.
+const HYBRID_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a hybrid search waits for the vector of its query.
+const HYBRID_EMBED_TIMEOUT: Duration = Duration::from_secs(2);
+const INDEX_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Below this, words alone are meant: clients that can not send a plain 0 send this little.
-const KEYWORDS_ALONE: f32 = 0.001;
+/// A smaller alpha means lexical search: some clients cannot send an explicit 0.
+const MIN_VECTOR_ALPHA: f32 = 0.001;
 
 impl MemoryEngine {
-    /// Finds memories by words and by meaning. The score is `a · v + (1 − a) · k`, on the same scale for every query:
+    /// Finds memories. The score is `a · v + (1 − a) · k`, on the same scale for every query:
     ///
-    /// - `v` is the cosine of the angle between the vectors, and 0 where that is negative;
-    /// - `k` is x / √(1 + x²), where x is the Okapi BM25 score divided by what a memory of average length scores that has
-    ///   each of the query's known words once;
-    /// - `a` is alpha times the share of the query that the embedding model has words for.
+    /// - `v` is the cosine of the vectors, and 0 where that is negative;
+    /// - `k` is x / √(1 + x²), where x is the Okapi BM25 score divided by that of a memory of average length that has each
+    ///   of the query's indexed terms once;
+    /// - `a` is alpha times the share of the query that is in the embedding model's vocabulary.
     ///
-    /// A memory of a time that the query names scores a twentieth more. With alpha below 0.001 the embedder is not asked,
-    /// with alpha 1 the words are not looked up. Where the embedder fails, words alone are searched, unless meaning alone is
-    /// wanted; and where the index of the words is still being made, meaning alone.
+    /// A memory of a time that the query names scores 0.05 more. With alpha below 0.001 only the lexical retriever is used,
+    /// with alpha 1 only the vector retriever. A hybrid search falls back to the lexical retriever if the embedder fails,
+    /// and to the vector retriever while the inverted index is incomplete.
     ///
     /// # Errors
-    /// The database failed, or the one leg that was wanted can not be searched.
+    /// The database failed, or the one retriever that the query asks for cannot be used.
     pub async fn retrieve(&self, user: &UserId, query: &RetrievalQuery) -> Result<RetrievalResult, MemoryError> {
-        let (words, meaning) = (query.alpha < 1.0, query.alpha >= KEYWORDS_ALONE);
-        let vector = match (meaning, words) {
-            (false, _) => Ok(None),
-            (true, false) => self.query_cache.embed(&query.text).await.map(Some),
-            (true, true) => match timeout(EMBED_TIME_BESIDE_WORDS, self.query_cache.embed(&query.text)).await {
-                Ok(vector) => vector.map(Some),
-                Err(_) => Err(EmbedError::Unreachable("it took too long".to_owned())),
-            },
-        };
-        let (vector, failed) = match vector {
-            Err(error) if words => {
-                tracing::warn!(%error, "the query has no vector; searching by words alone");
+        let is_lexical = query.alpha < 1.0;
+        let (vector, has_embedding_failed) = match self.query_vector(query).await {
+            Err(error) if is_lexical => {
+                tracing::warn!(%error, "embedding the query failed; falling back to lexical search");
                 (None, true)
             }
             vector => (vector?, false),
         };
-        let found = within_timeout(async {
-            let Some((mut search, mut transaction)) = self.prepare(user, query, vector).await? else { return Ok(None) };
-            // Nothing is changed, and nobody waits for the end of the transaction.
-            let found = search.run(&mut transaction).await?;
-            let only = match search.mode {
-                _ if failed => Some(Retriever::Lexical),
-                SearchMode::Vector(_) if words => Some(Retriever::Vector),
+        let result = with_timeout(async {
+            let Some((mut search, mut transaction)) = self.prepare_search(user, query, vector).await? else {
+                return Ok(None);
+            };
+            // Nothing is written, so the transaction is dropped rather than committed, which saves a round trip.
+            let result = search.run(&mut transaction).await?;
+            let degraded_to = match search.mode {
+                _ if has_embedding_failed => Some(Retriever::Lexical),
+                SearchMode::Vector(_) if is_lexical => Some(Retriever::Vector),
                 _ => None,
             };
-            Ok(Some(RetrievalResult { degraded_to: only, ..found }))
+            Ok(Some(RetrievalResult { degraded_to, ..result }))
         });
-        found.await?.ok_or(MemoryError::IndexIncomplete)
+        result.await?.ok_or(MemoryError::IndexIncomplete)
     }
 
-    /// How the database goes about a query, as it tells by `explain`: for those who tune it.
+    /// The query plan of a search.
     ///
     /// # Errors
     /// As [`MemoryEngine::retrieve`].
     pub async fn explain(&self, user: &UserId, query: &RetrievalQuery) -> Result<String, MemoryError> {
-        let meaning = query.alpha >= KEYWORDS_ALONE;
-        let vector = if meaning { Some(self.query_cache.embed(&query.text).await?) } else { None };
-        let plan = within_timeout(async {
-            let Some((search, mut transaction)) = self.prepare(user, query, vector).await? else { return Ok(None) };
+        let is_vector = query.alpha >= MIN_VECTOR_ALPHA;
+        let vector = if is_vector { Some(self.query_cache.embed(&query.text).await?) } else { None };
+        let plan = with_timeout(async {
+            let Some((search, mut transaction)) = self.prepare_search(user, query, vector).await? else {
+                return Ok(None);
+            };
             search.explain(&mut transaction).await.map(Some)
         });
         plan.await?.ok_or(MemoryError::IndexIncomplete)
     }
 
-    /// The search for a query, and the transaction in which it is run; `None` where there is nothing to search by, because
-    /// the index of the words is still being made.
-    async fn prepare<'a>(
+    async fn query_vector(&self, query: &RetrievalQuery) -> Result<Option<Arc<QueryVector>>, EmbedError> {
+        if query.alpha < MIN_VECTOR_ALPHA {
+            return Ok(None);
+        }
+        let embed = self.query_cache.embed(&query.text);
+        if query.alpha >= 1.0 {
+            return embed.await.map(Some);
+        }
+        match timeout(HYBRID_EMBED_TIMEOUT, embed).await {
+            Ok(vector) => vector.map(Some),
+            Err(_) => Err(EmbedError::Unreachable("it timed out".to_owned())),
+        }
+    }
+
+    /// The search and its transaction; `None` = there is no vector, and the inverted index is incomplete.
+    async fn prepare_search<'a>(
         &'a self,
         user: &'a UserId,
         query: &'a RetrievalQuery,
         vector: Option<Arc<QueryVector>>,
     ) -> Result<Option<(Search<'a>, RoleTransaction)>, sqlx::Error> {
-        // Of a query in a language that the model does not know the words alone say something.
-        let known_share = vector.as_ref().map_or(0.0, |vector| vector.vocabulary_coverage);
-        let alpha = if query.alpha < 1.0 { query.alpha * known_share } else { 1.0 };
-        let vector = vector.filter(|_| alpha >= KEYWORDS_ALONE).map(|vector| vector.vector.clone());
-        let mut transaction = self.reader.begin(user).await?;
-        let mut statistics = None;
-        if query.alpha < 1.0 {
-            let terms = lexical::query_terms(&query.text);
-            statistics = search::lexical_statistics(&mut transaction, user, &terms).await?;
-            if statistics.is_none() {
-                // Their index is missing, or of an older tokeniser. Whoever waits for it holds no connection.
-                transaction.commit().await?;
-                if let Err(error) = self.index(user, vector.is_some()).await {
-                    tracing::warn!(%error, "the keyword index can not be made");
-                }
-                transaction = self.reader.begin(user).await?;
-                statistics = search::lexical_statistics(&mut transaction, user, &terms).await?;
-            }
-        }
-        let many = |statistics: &LexicalStatistics| self.vector_index.pays_off_for(statistics.memories);
-        // A filter may leave few of many memories, which the index would have to look for among all.
-        let may_use_index = vector.is_some() && query.filter.is_empty() && statistics.as_ref().is_none_or(many);
+        // A vector means little for words outside of the model's vocabulary.
+        let coverage = vector.as_ref().map_or(0.0, |vector| vector.vocabulary_coverage);
+        let alpha = if query.alpha < 1.0 { query.alpha * coverage } else { 1.0 };
+        let vector = vector.filter(|_| alpha >= MIN_VECTOR_ALPHA).map(|vector| Vector::from(vector.vector.clone()));
+        let (mut transaction, statistics) = self.begin_search(user, query, vector.is_some()).await?;
+        let is_large = |statistics: &LexicalStatistics| self.vector_index.pays_off_for(statistics.memories);
+        // With a filter, the index scan might visit many vectors for few matches.
+        let may_use_index = vector.is_some() && query.filter.is_empty() && statistics.as_ref().is_none_or(is_large);
         let candidates = knn::candidate_count(query.limit, query.min_score);
         let memories =
             if may_use_index { self.vector_index.usable_size(&mut transaction, user, candidates).await? } else { None };
-        let nearest = memories.map(|memories| (&self.vector_index, memories));
-        let legs = match (statistics, vector) {
+        let mode = match (statistics, vector) {
             (Some(statistics), Some(vector)) => SearchMode::Hybrid(statistics, vector),
             (None, Some(vector)) => SearchMode::Vector(vector),
             (Some(statistics), None) => SearchMode::Lexical(statistics),
@@ -138,24 +131,50 @@ impl MemoryEngine {
         let search = Search {
             user,
             query,
-            mode: legs,
+            mode,
             alpha: alpha.into(),
             spans: temporal::past_spans(&query.text, Timestamp::now(), &query.time_zone),
             model_key: &self.model_key,
-            vector_index: nearest,
+            vector_index: memories.map(|memories| (&self.vector_index, memories)),
             bm25: self.bm25,
         };
         Ok(Some((search, transaction)))
     }
 
-    /// Makes the index of a user who has memories and no whole one, part by part. Where that takes too long for one search,
-    /// the next one goes on. A search that has a vector as well waits for nobody who is at it already.
-    async fn index(&self, user: &UserId, has_vector: bool) -> Result<(), sqlx::Error> {
-        let time = if has_vector { INDEX_TIME_BESIDE_VECTORS } else { INDEX_TIME };
-        let began = Instant::now();
-        while began.elapsed() < time {
-            let turn = if has_vector { self.writers.try_lock(user) } else { Some(self.writers.lock(user).await?) };
-            let advance = match &turn {
+    /// Begins a search and reads the statistics of its terms, if it is lexical and the inverted index is complete.
+    async fn begin_search(
+        &self,
+        user: &UserId,
+        query: &RetrievalQuery,
+        has_vector: bool,
+    ) -> Result<(RoleTransaction, Option<LexicalStatistics>), sqlx::Error> {
+        let mut transaction = self.reader.begin(user).await?;
+        if query.alpha >= 1.0 {
+            return Ok((transaction, None));
+        }
+        let terms = lexical::distinct_terms(&query.text);
+        let mut statistics = search::lexical_statistics(&mut transaction, user, &terms).await?;
+        if statistics.is_none() {
+            // The index build may wait, and must not hold a connection meanwhile.
+            transaction.commit().await?;
+            if let Err(error) = self.build_index(user, has_vector).await {
+                tracing::warn!(%error, "building the inverted index failed");
+            }
+            transaction = self.reader.begin(user).await?;
+            statistics = search::lexical_statistics(&mut transaction, user, &terms).await?;
+        }
+        Ok((transaction, statistics))
+    }
+
+    /// Indexes the memories of a user whose inverted index is incomplete, batch by batch until a timeout; the next search goes
+    /// on. A search with a vector does not wait for another builder.
+    async fn build_index(&self, user: &UserId, has_vector: bool) -> Result<(), sqlx::Error> {
+        let limit = if has_vector { HYBRID_INDEX_TIMEOUT } else { INDEX_TIMEOUT };
+        let started = Instant::now();
+        while started.elapsed() < limit {
+            let permit =
+                if has_vector { self.write_locks.try_lock(user) } else { Some(self.write_locks.lock(user).await?) };
+            let advance = match &permit {
                 Some(_) => {
                     let mut transaction = self.service.begin(user).await?;
                     let advance = store::advance_index(&mut transaction, user).await?;
@@ -164,10 +183,10 @@ impl MemoryEngine {
                 }
                 None => IndexAdvance::Contended,
             };
-            drop(turn);
+            drop(permit);
             match advance {
                 IndexAdvance::Partial => {}
-                IndexAdvance::Contended if !has_vector => sleep(INDEX_PAUSE).await,
+                IndexAdvance::Contended if !has_vector => sleep(INDEX_POLL_INTERVAL).await,
                 IndexAdvance::Complete | IndexAdvance::Contended => break,
             }
         }

@@ -1,84 +1,71 @@
-//! Keeping what was learned from turns of conversations: once each, and never after the user had everything forgotten.
-
-use std::collections::HashMap;
+//! Writes memories that were extracted from turns: at most once a turn, and never after the user was erased.
 
 use jiff::Timestamp;
 
 use super::{
     AddOutcome, MemoryEngine, MemoryError, NewMemory,
-    engine::{BULK_TIMEOUT, WriteBatch, within, within_timeout},
+    timeouts::{with_bulk_timeout, with_timeout},
 };
 use crate::{
     identity::{RequestId, SessionId, UserId},
     turn_ledger,
 };
 
-/// What is learned from a turn.
+/// Memories extracted from one turn.
 #[derive(Debug, Clone)]
 pub struct TurnMemories<'a> {
-    /// The conversation of the turn.
     pub session: &'a SessionId,
     /// The request that ended the turn.
     pub request: &'a RequestId,
-    /// When the turn was over.
     pub turn_ended_at: Timestamp,
-    /// What is to be kept.
     pub memories: Vec<NewMemory>,
-    /// Whether nothing more is to be learned from the turn.
+    /// Whether the extraction from this turn is complete.
     pub is_final: bool,
 }
 
-/// What became of a lesson.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TurnWriteOutcome {
-    /// Its memories are kept.
     Added(AddOutcome),
-    /// Everything was learned from the turn before; nothing has changed.
+    /// The extraction was complete before; nothing was written.
     AlreadyExtracted,
-    /// The user had everything forgotten since the turn; nothing is kept.
+    /// All data of the user was deleted after the turn; nothing was written.
     UserErased,
 }
 
 impl MemoryEngine {
-    /// Keeps what was learned from a turn, unless all was learned from it before or the user had everything forgotten since.
-    /// That is decided in the transaction that writes.
+    /// Writes the memories of a turn, unless its extraction is complete or the user was erased after it. That is decided in
+    /// the transaction that writes.
     ///
     /// # Errors
-    /// The embedder or the database failed; then nothing is kept.
+    /// The embedder or the database failed; then nothing is written.
     pub async fn add_turn_memories(
         &self,
         user: &UserId,
-        lesson: TurnMemories<'_>,
+        turn: TurnMemories<'_>,
     ) -> Result<TurnWriteOutcome, MemoryError> {
-        let TurnMemories { session, request, turn_ended_at: said_at, memories, is_final: is_last } = lesson;
-        let count = memories.len();
-        let mut batch = WriteBatch::from_memories(memories);
-        within(BULK_TIMEOUT, self.drop_unchanged(user, &mut batch)).await?;
-        let texts: Vec<&str> = batch.texts().collect();
-        let vectors = self.embed(&texts).await?;
-        let vectors: HashMap<String, Vec<f32>> = batch.row_ids().cloned().zip(vectors).collect();
+        let TurnMemories { session, request, turn_ended_at, memories, is_final } = turn;
+        let mut batch = self.prepare_batch(user, memories).await?;
         let write = async {
-            let mut change = self.begin_bulk(user).await?;
-            let transaction = change.inner();
-            if turn_ledger::is_erased_since(transaction, user, said_at).await? {
-                // Not even the lock is to stay, which would be the only row of the user.
+            let mut transaction = self.begin_bulk(user).await?;
+            let ledger = transaction.inner();
+            if turn_ledger::is_erased_since(ledger, user, turn_ended_at).await? {
+                // Without a commit the row lock does not stay behind as the user's only row.
                 return Ok(TurnWriteOutcome::UserErased);
             }
-            if turn_ledger::is_extracted(transaction, user, session, request).await? {
+            if turn_ledger::is_extracted(ledger, user, session, request).await? {
                 return Ok(TurnWriteOutcome::AlreadyExtracted);
             }
-            if is_last {
-                turn_ledger::mark_extracted(transaction, user, session, request).await?;
+            if is_final {
+                turn_ledger::mark_extracted(ledger, user, session, request).await?;
             }
-            let added = self.write_batch(user, &mut change, &mut batch, &vectors).await?;
-            change.commit().await?;
-            Ok(TurnWriteOutcome::Added(AddOutcome { ids: batch.ids(), added, unchanged: count - added }))
+            let added = self.write_batch(user, &mut transaction, &mut batch).await?;
+            transaction.commit().await?;
+            Ok(TurnWriteOutcome::Added(batch.outcome(added)))
         };
-        within(BULK_TIMEOUT, write).await
+        with_bulk_timeout(write).await
     }
 
-    /// Whether everything was learned from a turn already, or the user had everything forgotten since: then there is nothing
-    /// to do.
+    /// Whether the extraction from a turn is complete, or the user was erased after it.
     ///
     /// # Errors
     /// The database failed.
@@ -87,14 +74,14 @@ impl MemoryEngine {
         user: &UserId,
         session: &SessionId,
         request: &RequestId,
-        said_at: Timestamp,
+        turn_ended_at: Timestamp,
     ) -> Result<bool, MemoryError> {
-        within_timeout(async {
+        with_timeout(async {
             let mut transaction = self.service.begin(user).await?;
-            let settled = turn_ledger::is_erased_since(&mut transaction, user, said_at).await?
+            let is_settled = turn_ledger::is_erased_since(&mut transaction, user, turn_ended_at).await?
                 || turn_ledger::is_extracted(&mut transaction, user, session, request).await?;
             transaction.commit().await?;
-            Ok(settled)
+            Ok(is_settled)
         })
         .await
     }

@@ -111,7 +111,7 @@ const YEARS_AHEAD: Offsets = &[("明年", -1)];
 const WEEKS: Offsets = &[("上上", 2), ("上", 1), ("这", 0), ("本", 0)];
 const WEEKS_AHEAD: Offsets = &[("下下", -2), ("下", -1)];
 
-fn relative<'t>(text: &'t str, anchor: Anchor, past: Offsets, ahead: Offsets) -> Option<(i32, &'t str)> {
+fn relative(text: &str, anchor: Anchor, past: Offsets, ahead: Offsets) -> Option<(i32, &str)> {
     let ahead = if anchor.is_future() { ahead } else { &[] };
     past.iter().chain(ahead).find_map(|(name, ago)| Some((*ago, text.strip_prefix(name)?)))
 }

@@ -1,36 +1,34 @@
-//! The blocks of a document that matter for cutting it: headings, fenced code, and all other text.
+//! The blocks of a Markdown document that the splitter distinguishes: headings, fenced code, and all other text.
 
-use super::{MAX_TITLE, line_end};
+use super::{MAX_TITLE_CHARS, line_end};
 
-/// What a block is.
 pub(super) enum BlockKind<'a> {
-    /// A heading with its level, 1 to 6, and its title.
+    /// The level, 1 to 6, and the title.
     Heading(usize, &'a str),
     /// A paragraph, list or table.
     Text,
-    /// Fenced code with its fences.
+    /// With its fences.
     Code,
 }
 
-/// Lines that belong together, as a range of the document.
 pub(super) struct Block<'a> {
     pub(super) start: usize,
     pub(super) end: usize,
     pub(super) kind: BlockKind<'a>,
 }
 
-/// The blocks of a document: what stands between blank lines, headings and fences.
+/// Iterates over what is between blank lines, headings and fences.
 pub(super) struct Blocks<'a> {
     content: &'a str,
     at: usize,
 }
 
 impl<'a> Blocks<'a> {
-    pub(super) fn of(content: &'a str) -> Self {
+    pub(super) fn new(content: &'a str) -> Self {
         Self { content, at: 0 }
     }
 
-    /// The line at a position without its end, and where the next one begins; `None` at the end of the document.
+    /// The line at `at` without its end, and the start of the next one.
     fn line(&self, at: usize) -> Option<(&'a str, usize)> {
         let rest = self.content.get(at..).filter(|rest| !rest.is_empty())?;
         let end = line_end(rest);
@@ -76,7 +74,7 @@ impl<'a> Iterator for Blocks<'a> {
     }
 }
 
-/// A line without an indentation of at most three spaces; `None` for a deeper one, which is code or part of a list.
+/// The line without an indentation of at most three spaces; `None` for a deeper one, which is code or part of a list.
 fn flush_left(line: &str) -> Option<&str> {
     let text = line.trim_start_matches(' ');
     (line.len() - text.len() < 4 && !text.starts_with('\t')).then_some(text)
@@ -93,7 +91,7 @@ fn atx_heading(line: &str) -> Option<(usize, &str)> {
     Some((level, if open.is_empty() || open.ends_with([' ', '\t']) { open.trim() } else { title.trim() }))
 }
 
-/// The level of the heading that a line is, if the line under it is its underline.
+/// The level of the heading that `line` is, if the line `under` it is its underline.
 fn setext_level(line: &str, under: &str) -> Option<usize> {
     let is_title = flush_left(line)?.starts_with(|c: char| !matches!(c, '-' | '*' | '+' | '>' | '|' | '=' | '_'));
     let under = flush_left(under)?;
@@ -102,12 +100,11 @@ fn setext_level(line: &str, under: &str) -> Option<usize> {
         [b'-', b'-', ..] => 2,
         _ => return None,
     };
-    // Longer than a heading is a paragraph with a rule below it.
-    let is_short = line.chars().nth(MAX_TITLE).is_none();
+    // A longer line is a paragraph with a rule below it.
+    let is_short = line.chars().nth(MAX_TITLE_CHARS).is_none();
     (is_title && is_short && under.trim_matches(if level == 1 { '=' } else { '-' }).is_empty()).then_some(level)
 }
 
-/// The opening line of a fenced code block.
 struct Fence {
     mark: char,
     len: usize,

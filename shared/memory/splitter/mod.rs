@@ -1,56 +1,56 @@
-//! Cuts a document, plain text or Markdown, into chunks that an embedding model sees whole.
+//! Splits a document, plain text or Markdown, into chunks that fit the window of an embedding model.
 //!
 //! Chunks end at headings; in a section at the ends of paragraphs; in a long paragraph at the ends of sentences; in a
 //! long sentence at a space; and where there is none, between graphemes. They do not overlap, so that one sentence is
-//! one hit; what a chunk belongs to is told by its section.
+//! one hit; the section gives a chunk its context.
 
 mod markdown;
+
+use std::ops::Range;
 
 use unicode_segmentation::UnicodeSegmentation as _;
 
 use self::markdown::{BlockKind, Blocks};
 
-/// Weight at which a chunk is full, about 250 tokens, which a model with a window of 256 sees whole. A Latin letter
-/// weighs 1 (four make a token) and a character of any other script 2: 1,000 Latin or 500 Chinese characters.
-const TARGET: usize = 1_000;
+/// The weight of a full chunk, about 250 tokens, for models with a window of 256. A Latin letter weighs 1 (four make a
+/// token) and a character of any other script 2: 1,000 Latin or 500 Chinese characters.
+const TARGET_WEIGHT: usize = 1_000;
 
-/// Most weight of a chunk: of a code block that stays in one piece, and of a heading with its paragraph. A character
-/// weighs at least 1, so no chunk has more characters.
-const LIMIT: usize = 1_600;
+/// For a code block in one piece, and for a heading with its paragraph. A character weighs at least 1, so this bounds the
+/// characters of a chunk as well.
+const MAX_WEIGHT: usize = 1_600;
 
-/// Most characters of a heading in a section's path.
-const MAX_TITLE: usize = 120;
+/// Of a heading in a section's path.
+const MAX_TITLE_CHARS: usize = 120;
 
-/// A piece of a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextChunk<'a> {
     /// The headings above it, outermost first, as in `Guide > Setup`; empty before the first heading.
     pub section: String,
-    /// The text as it stands in the document, with its headings; never blank.
+    /// Verbatim, with its headings; never blank.
     pub text: &'a str,
 }
 
-/// Cuts a document into chunks of at most 1,600 characters each, in time linear in its length.
+/// Splits a document into chunks of at most 1,600 characters each, in time linear in its length.
 ///
 /// All of the document but white space is in exactly one chunk, in order. ATX and setext headings open sections,
 /// except within fenced code (`CommonMark` 0.31, sections 4.2, 4.3, 4.5; a setext heading is one line here, so that a
-/// rule below a paragraph makes none). Headings without a text of their own stay with what follows.
-#[must_use]
-pub fn split(content: &str) -> Vec<TextChunk<'_>> {
+/// rule below a paragraph makes none). Headings without text stay with the next section.
+pub(super) fn split(content: &str) -> Vec<TextChunk<'_>> {
     let content = content.strip_prefix('\u{FEFF}').unwrap_or(content);
     let mut splitter = Splitter { content, chunks: Vec::new(), path: Vec::new(), open: None };
-    for block in Blocks::of(content) {
+    for block in Blocks::new(content) {
         match block.kind {
-            BlockKind::Heading(level, title) => splitter.heading(block.start, block.end, level, title),
-            BlockKind::Text => splitter.text(block.start, block.end, TARGET, sentence_end),
-            BlockKind::Code => splitter.text(block.start, block.end, LIMIT, line_end),
+            BlockKind::Heading(level, title) => splitter.add_heading(block.start..block.end, level, title),
+            BlockKind::Text => splitter.add_text(block.start..block.end, TARGET_WEIGHT, sentence_end),
+            BlockKind::Code => splitter.add_text(block.start..block.end, MAX_WEIGHT, line_end),
         }
     }
     splitter.close();
     splitter.chunks
 }
 
-/// How much of a model's window a text takes; see [`TARGET`].
+/// In units of [`TARGET_WEIGHT`].
 fn weight(text: &str) -> usize {
     text.chars().map(weight_of).sum()
 }
@@ -59,73 +59,72 @@ fn weight_of(c: char) -> usize {
     if c < '\u{250}' { 1 } else { 2 }
 }
 
-/// The chunk at hand: a range of the content.
-struct Open {
-    start: usize,
-    end: usize,
+/// The chunk that text is added to.
+struct OpenChunk {
+    range: Range<usize>,
     weight: usize,
-    /// Whether there is nothing but headings in it yet.
-    headings_only: bool,
+    has_only_headings: bool,
 }
 
 struct Splitter<'a> {
     content: &'a str,
     chunks: Vec<TextChunk<'a>>,
-    /// The headings above the text at hand, with their levels.
+    /// The headings above the open chunk, with their levels.
     path: Vec<(usize, String)>,
-    open: Option<Open>,
+    open: Option<OpenChunk>,
 }
 
 impl Splitter<'_> {
-    fn heading(&mut self, start: usize, end: usize, level: usize, title: &str) {
-        if self.open.as_ref().is_some_and(|open| !open.headings_only) {
+    fn add_heading(&mut self, range: Range<usize>, level: usize, title: &str) {
+        if self.open.as_ref().is_some_and(|open| !open.has_only_headings) {
             self.close();
         }
-        // Text of a heading longer than a chunk is cut like any other.
-        self.text(start, end, TARGET, line_end);
+        // A heading longer than a chunk is split like other text.
+        self.add_text(range, TARGET_WEIGHT, line_end);
         if let Some(open) = &mut self.open {
-            open.headings_only = true;
+            open.has_only_headings = true;
         }
         self.path.retain(|(above, _)| *above < level);
-        self.path.push((level, title.chars().take(MAX_TITLE).collect()));
+        self.path.push((level, title.chars().take(MAX_TITLE_CHARS).collect()));
     }
 
-    /// Adds a block: whole if it weighs at most `whole`, else in the pieces that `piece_end` finds.
-    fn text(&mut self, start: usize, end: usize, whole: usize, piece_end: fn(&str) -> usize) {
-        let weight_of_block = weight(&self.content[start..end]);
-        if weight_of_block <= whole {
-            return self.piece(start, end, weight_of_block);
+    /// Adds a block: whole if it weighs at most `max_weight`, else in the pieces that `piece_end` finds.
+    fn add_text(&mut self, range: Range<usize>, max_weight: usize, piece_end: fn(&str) -> usize) {
+        let Range { start, end } = range;
+        let block_weight = weight(&self.content[start..end]);
+        if block_weight <= max_weight {
+            return self.add_piece(start..end, block_weight);
         }
         let mut at = start;
         while at < end {
             let piece = at + piece_end(&self.content[at..end]);
             while at < piece {
                 let cut = at + hard_cut(&self.content[at..piece]);
-                self.piece(at, cut, weight(&self.content[at..cut]));
+                self.add_piece(at..cut, weight(&self.content[at..cut]));
                 at = cut;
             }
         }
     }
 
-    /// Adds a piece that weighs at most [`LIMIT`] to the chunk at hand, or opens a new one.
-    fn piece(&mut self, start: usize, end: usize, weight_of_piece: usize) {
+    /// Adds a piece of at most [`MAX_WEIGHT`] to the open chunk, or opens a new one.
+    fn add_piece(&mut self, range: Range<usize>, piece_weight: usize) {
         if let Some(open) = &mut self.open {
-            let gap = if open.end < start { weight(&self.content[open.end..start]) } else { 0 };
-            let total = open.weight + gap + weight_of_piece;
-            // A heading is worth more with its text than a chunk of the exact size.
-            if total <= if open.headings_only { LIMIT } else { TARGET } {
-                (open.end, open.weight, open.headings_only) = (end, total, false);
+            let gap = self.content.get(open.range.end..range.start).map_or(0, weight);
+            let total = open.weight + gap + piece_weight;
+            // To keep a heading with its text is worth a larger chunk.
+            if total <= if open.has_only_headings { MAX_WEIGHT } else { TARGET_WEIGHT } {
+                (open.range.end, open.weight, open.has_only_headings) = (range.end, total, false);
                 return;
             }
             self.close();
         }
-        self.open = Some(Open { start, end, weight: weight_of_piece, headings_only: false });
+        self.open = Some(OpenChunk { range, weight: piece_weight, has_only_headings: false });
     }
 
     fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
-        // The indentation of a first line is kept: it belongs to a list or to code.
-        let text = self.content[open.start..open.end].trim_start_matches(['\n', '\r']).trim_end();
+        // The indentation of the first line stays: it belongs to a list or to code.
+        let text = self.content[open.range].trim_start_matches(['\n', '\r']).trim_end();
         if !text.trim_start().is_empty() {
             let titles: Vec<&str> = self.path.iter().map(|(_, title)| title.as_str()).collect();
             self.chunks.push(TextChunk { section: titles.join(" > "), text });
@@ -133,78 +132,59 @@ impl Splitter<'_> {
     }
 }
 
-/// The end of the first line.
 fn line_end(text: &str) -> usize {
     text.find('\n').map_or(text.len(), |at| at + 1)
 }
 
-/// The end of the first sentence with the white space after it; an item of a list or a row of a table ends one as well.
+/// The end of the first sentence with the white space after it. List items and table rows end sentences as well.
 fn sentence_end(text: &str) -> usize {
+    /// Stand after a full stop in the same sentence.
+    const CLOSING: &str = ".!?。！？…\"')]”’」』）】》";
     let mut chars = text.char_indices().peekable();
     while let Some((at, c)) = chars.next() {
-        let wide = matches!(c, '。' | '！' | '？' | '；' | '…' | '｡');
+        let is_wide = matches!(c, '。' | '！' | '？' | '；' | '…' | '｡');
         if c == '\n'
             && chars.peek().is_some_and(|(_, next)| matches!(next, '-' | '*' | '+' | '•' | '|' | '>' | '0'..='9'))
         {
             return at + 1;
         }
-        if !wide && !matches!(c, '.' | '!' | '?') {
+        if !is_wide && !matches!(c, '.' | '!' | '?') {
             continue;
         }
-        let closes = |c: char| {
-            matches!(
-                c,
-                '.' | '!'
-                    | '?'
-                    | '。'
-                    | '！'
-                    | '？'
-                    | '…'
-                    | '"'
-                    | '\''
-                    | ')'
-                    | ']'
-                    | '”'
-                    | '’'
-                    | '」'
-                    | '』'
-                    | '）'
-                    | '】'
-                    | '》'
-            )
-        };
-        while chars.next_if(|(_, next)| closes(*next)).is_some() {}
+        while chars.next_if(|(_, next)| CLOSING.contains(*next)).is_some() {}
         let end = chars.peek().map_or(text.len(), |(next, _)| *next);
-        let mut spaced = false;
+        let mut has_space = false;
         while chars.next_if(|(_, next)| next.is_whitespace()).is_some() {
-            spaced = true;
+            has_space = true;
         }
         let Some(&(next_at, next)) = chars.peek() else { return text.len() };
         // "3.14", "example.com", "e.g. this" and "Dr. No" go on.
-        if wide || (spaced && !next.is_lowercase() && !(c == '.' && end == at + 1 && is_abbreviation(&text[..at]))) {
+        if is_wide
+            || (has_space && !next.is_lowercase() && !(c == '.' && end == at + 1 && is_abbreviation(&text[..at])))
+        {
             return next_at;
         }
     }
     text.len()
 }
 
-/// Whether a full stop after this text most likely ends no sentence: after a title, or a single capital letter.
+/// Whether a full stop after `text` most likely ends no sentence: after a title, or a single capital letter.
 fn is_abbreviation(text: &str) -> bool {
-    // No abbreviation is longer, and looking back further would cost the length of the text at each full stop.
+    // No abbreviation is longer; without the bound, the whole splitter would take quadratic time.
     let near = text.ceil_char_boundary(text.len().saturating_sub(8));
     let word = text[near..].rsplit(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
     matches!(word, "Mr" | "Mrs" | "Ms" | "Dr" | "Prof" | "St" | "Mt" | "Jr" | "Sr" | "No" | "Fig" | "vs")
         || word.len() == 1 && word.bytes().all(|b| b.is_ascii_uppercase() && b != b'I')
 }
 
-/// How much of a piece goes into one chunk: all that weighs at most [`TARGET`]; else up to a space, if one is in the
-/// second half; else up to a grapheme; and if that weighs more than a chunk, up to a character.
+/// The length of a piece's part that fits into a chunk: all of it; else up to a space, if one is in the second half;
+/// else up to a grapheme; and if one grapheme weighs more than a chunk, up to a character.
 fn hard_cut(piece: &str) -> usize {
     let mut sum = 0;
     let mut chars = piece.char_indices();
     let Some((full, over)) = chars.find(|(_, c)| {
         sum += weight_of(*c);
-        sum > TARGET
+        sum > TARGET_WEIGHT
     }) else {
         return piece.len();
     };
@@ -212,7 +192,7 @@ fn hard_cut(piece: &str) -> usize {
     if space > full / 2 {
         return space;
     }
-    // With the first character that is too much: the grapheme that it is in begins where the cut is.
+    // The cut is before the grapheme of the first character that does not fit.
     let window = &piece[..full + over.len_utf8()];
     window.grapheme_indices(true).next_back().map(|(at, _)| at).filter(|at| *at > 0).unwrap_or(full)
 }

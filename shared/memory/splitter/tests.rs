@@ -8,22 +8,22 @@ fn chunks(content: &str) -> Vec<(String, &str)> {
     split(content).into_iter().map(|chunk| (chunk.section, chunk.text)).collect()
 }
 
-fn dense(text: &str) -> String {
+fn without_space(text: &str) -> String {
     text.chars().filter(|c| !c.is_whitespace()).collect()
 }
 
-fn assert_sound(content: &str) {
+fn assert_lossless_and_bounded(content: &str) {
     let chunks = split(content);
     let all: String = chunks.iter().map(|chunk| chunk.text).collect();
-    assert_eq!(dense(&all), dense(content.trim_start_matches('\u{FEFF}')));
+    assert_eq!(without_space(&all), without_space(content.trim_start_matches('\u{FEFF}')));
     for chunk in chunks {
         assert!(!chunk.text.trim().is_empty());
-        assert!(weight(chunk.text) <= LIMIT, "{}", chunk.text.len());
+        assert!(weight(chunk.text) <= MAX_WEIGHT, "{}", chunk.text.len());
     }
 }
 
 #[test]
-fn headings_open_sections_and_stay_with_their_text() {
+fn headings_open_sections_and_keep_their_text() {
     let content = "Intro.\n\n# Guide #\n\n## Setup\nInstall it.\n\nRun it.\n\n## Use\n\nSo.\n# 附录\n完。\n";
     let expected = [
         ("", "Intro."),
@@ -38,7 +38,7 @@ fn headings_open_sections_and_stay_with_their_text() {
 }
 
 #[test]
-fn setext_headings_are_headings_and_rules_lists_and_tables_are_not() {
+fn setext_heading_is_told_from_rule_list_and_table() {
     let sections = |content| split(content).into_iter().map(|chunk| chunk.section).collect::<Vec<_>>();
     assert_eq!(sections("Title\n=====\ntext\n\nPart\n---\ntext"), ["Title", "Title > Part"]);
     for content in [
@@ -55,7 +55,7 @@ fn setext_headings_are_headings_and_rules_lists_and_tables_are_not() {
 }
 
 #[test]
-fn fenced_code_has_no_headings_and_stays_whole_if_it_fits() {
+fn fenced_code_stays_whole_and_has_no_headings() {
     let code = format!("```sh\n# not a heading\n\n{}```", "make all\n".repeat(150));
     let content = format!("# Build\n\nBefore.\n\n{code}\n\nAfter.\n");
     let found = chunks(&content);
@@ -69,7 +69,7 @@ fn fenced_code_has_no_headings_and_stays_whole_if_it_fits() {
 }
 
 #[test]
-fn paragraphs_are_merged_up_to_the_target() {
+fn paragraphs_merge_up_to_target_weight() {
     let content = format!("{}\n\n", "word ".repeat(60).trim_end()).repeat(7);
     let sizes: Vec<usize> = split(&content).iter().map(|chunk| chunk.text.len()).collect();
     assert_eq!(sizes, [901, 901, 299]);
@@ -79,7 +79,7 @@ fn paragraphs_are_merged_up_to_the_target() {
 }
 
 #[test]
-fn long_paragraphs_end_at_sentences() {
+fn long_paragraph_splits_at_sentences() {
     let english = "Dr. No paid 3.14 dollars to example.com, e.g. for J. Doe. \"Was it worth it?\" Yes! ".repeat(40);
     assert!(split(&english).len() > 2);
     for chunk in split(&english) {
@@ -94,43 +94,43 @@ fn long_paragraphs_end_at_sentences() {
 }
 
 #[test]
-fn sentences_without_end_are_cut_at_spaces_and_then_at_graphemes() {
+fn endless_sentence_splits_at_spaces_then_graphemes() {
     let words = "word ".repeat(1_000);
     assert!(split(&words).iter().all(|chunk| chunk.text.starts_with("word") && chunk.text.ends_with("word")));
     let family = "👨‍👩‍👧‍👦";
     let families = family.repeat(300);
     assert!(split(&families).len() > 3);
     assert!(split(&families).iter().all(|chunk| chunk.text.replace(family, "").is_empty()));
-    // One grapheme that is larger than any chunk.
-    assert_sound(&format!("e{}", "\u{301}".repeat(5_000)));
+    // One grapheme heavier than a chunk.
+    assert_lossless_and_bounded(&format!("e{}", "\u{301}".repeat(5_000)));
 }
 
 #[test]
-fn blank_documents_have_no_chunks() {
+fn blank_document_has_no_chunks() {
     for content in ["", "\n\n", " \t\r\n", "\u{FEFF}\n", "\u{3000}"] {
         assert_eq!(chunks(content), [], "{content:?}");
     }
 }
 
 #[test]
-fn time_grows_with_the_length_and_not_its_square() {
-    let began = Instant::now();
+fn split_takes_linear_time() {
+    let started = Instant::now();
     for unit in
         ["a", "#", "# \n", "# a\n", "\n", " ", "```\n", "a.", ". ", "a. b", "a\n---\n", "🇩🇪", "。", "\u{301}", "- \n"]
     {
-        assert_sound(&unit.repeat(300_000 / unit.len()));
+        assert_lossless_and_bounded(&unit.repeat(300_000 / unit.len()));
     }
-    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
 proptest! {
     #[test]
-    fn nothing_is_lost_and_no_chunk_is_too_large(
+    fn split_is_lossless_and_bounded(
         parts in prop::collection::vec(
             ("\\PC{0,20}|[a-z 好。.!?\"#`=\r\n\t-]{0,40}|#{1,7} [a-z]{0,9}\n|```\n|\n\n", 1_usize..80),
             0..30,
         )
     ) {
-        assert_sound(&parts.into_iter().map(|(part, times)| part.repeat(times)).collect::<String>());
+        assert_lossless_and_bounded(&parts.into_iter().map(|(part, times)| part.repeat(times)).collect::<String>());
     }
 }

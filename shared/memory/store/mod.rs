@@ -1,4 +1,12 @@
-//! The SQL of the memory. Every statement names the user, although the database would show no other's rows.
+//! The SQL of the memory. Every statement names the user, although row-level security hides the rows of all others.
+//!
+//! Lock order of a write, which all writers and the index build follow:
+//! 1. the user's mutex of [`WriteLocks`], then a slot of it, before a connection is taken from the pool;
+//! 2. the user's row in `memory_users`, which serializes writers of different processes;
+//! 3. rows of `documents`, `memories` and their vectors, in any order, because of 2;
+//! 4. rows of the inverted index, once, when the transaction commits.
+//!
+//! Erasing a user takes locks of other modules between 2 and 3; see [`crate::erasure`].
 
 mod inverted_index;
 pub(super) mod knn;
@@ -7,29 +15,27 @@ pub(super) mod search;
 mod transaction;
 mod write_locks;
 
-use std::str::FromStr;
-
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
 use sqlx::{
     FromRow, Postgres, Row as _,
     postgres::{PgArguments, PgRow},
-    query::Query as SqlQuery,
+    query::Query,
     types::Json,
 };
 
 pub(super) use inverted_index::{IndexAdvance, advance as advance_index};
 pub(super) use read::{
-    EmbeddingSource, embedding_sources, existing_ids, history, ids_with_history, memory, page, unchanged_ids,
-    vector_digests,
+    EmbeddingSource, HistoryPart, SessionContent, StoredText, embedding_sources, existing_ids, history,
+    ids_with_history, memory, page, unchanged_ids, vector_digests,
 };
-pub(super) use transaction::{MemoryTransaction, NewMemoryRow, NewVector};
+pub(super) use transaction::{MemoryTransaction, NewMemoryRow, NewVector, SupersedeEdge};
 pub(super) use write_locks::WriteLocks;
 
 use super::{ChunkLocation, Filter, Memory, MemoryVersion, Metadata};
 use crate::{embedding::EmbeddingModel, identity::UserId};
 
-/// What makes up a [`Memory`], of `memories` with its `documents`.
+/// The columns of a [`Memory`], from `memories` joined with `documents`.
 macro_rules! columns {
     () => {
         "memories.id, memories.content, memories.source_type, memories.tags, memories.metadata, memories.created_at,
@@ -38,14 +44,13 @@ macro_rules! columns {
     };
 }
 
-/// Memories with the documents that they are chunks of.
 macro_rules! with_documents {
     ($memories:expr) => {
         concat!($memories, " left join documents on documents.user_id = $1 and documents.id = memories.document_id")
     };
 }
 
-/// The rows of one user that match a filter; it takes the parameters $1 to $6, bound by [`matching`].
+/// A filter with the parameters $1 to $6, which [`bind_filter`] binds.
 macro_rules! matches_filter {
     () => {
         "memories.user_id = $1
@@ -61,30 +66,29 @@ use columns;
 use matches_filter;
 use with_documents;
 
-type Bound<'q> = SqlQuery<'q, Postgres, PgArguments>;
+type SqlQuery<'q> = Query<'q, Postgres, PgArguments>;
 
-fn bind_filter<'q>(query: Bound<'q>, user: &'q UserId, filter: &'q Filter) -> Bound<'q> {
-    let set = |values: &'q Vec<String>| (!values.is_empty()).then_some(values);
+fn bind_filter<'q>(query: SqlQuery<'q>, user: &'q UserId, filter: &'q Filter) -> SqlQuery<'q> {
+    let unless_empty = |values: &'q Vec<String>| (!values.is_empty()).then_some(values);
     query
         .bind(user.as_str())
-        .bind(set(&filter.tags))
+        .bind(unless_empty(&filter.tags))
         .bind(filter.from.map(|time| time.to_sqlx()))
         .bind(filter.before.map(|time| time.to_sqlx()))
-        .bind(set(&filter.source_types))
-        .bind(set(&filter.document_ids))
+        .bind(unless_empty(&filter.source_types))
+        .bind(unless_empty(&filter.document_ids))
 }
 
-/// What vectors are kept under: only those of one model and dimension are compared.
+/// The key under which vectors are stored. Only vectors of one model and dimension are compared.
 pub(super) fn model_key(model: &EmbeddingModel) -> String {
     format!("{}/{}", model.name, model.dimension)
 }
 
-/// A dimension or a limit as Postgres counts; both are far below the bound.
+/// For dimensions and limits, which are far below the bound.
 pub(super) fn sql_int(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 
-/// One column of some rows.
 pub(super) fn column<'r, T>(rows: &'r [PgRow], name: &str) -> Result<Vec<T>, sqlx::Error>
 where
     T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
@@ -99,20 +103,6 @@ fn timestamp(row: &PgRow, name: &str) -> Result<Timestamp, sqlx::Error> {
 impl FromRow<'_, PgRow> for Memory {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         let Json(metadata): Json<Metadata> = row.try_get("metadata")?;
-        let document: String = row.try_get("document_id")?;
-        let place = if document.is_empty() {
-            None
-        } else {
-            let text = |name| Ok::<_, sqlx::Error>(row.try_get::<Option<String>, _>(name)?.unwrap_or_default());
-            let chunk: i32 = row.try_get::<Option<i32>, _>("chunk_index")?.unwrap_or_default();
-            Some(ChunkLocation {
-                document_id: document,
-                title: text("title")?,
-                url: text("url")?,
-                section: row.try_get("section_title")?,
-                chunk_index: u32::try_from(chunk).unwrap_or_default(),
-            })
-        };
         Ok(Self {
             id: row.try_get("id")?,
             content: row.try_get("content")?,
@@ -122,9 +112,25 @@ impl FromRow<'_, PgRow> for Memory {
             created_at: timestamp(row, "created_at")?,
             updated_at: timestamp(row, "updated_at")?,
             superseded_by: row.try_get("superseded_by")?,
-            location: place,
+            location: location(row)?,
         })
     }
+}
+
+fn location(row: &PgRow) -> Result<Option<ChunkLocation>, sqlx::Error> {
+    let document_id: String = row.try_get("document_id")?;
+    if document_id.is_empty() {
+        return Ok(None);
+    }
+    let text = |name| Ok::<_, sqlx::Error>(row.try_get::<Option<String>, _>(name)?.unwrap_or_default());
+    let chunk_index: i32 = row.try_get::<Option<i32>, _>("chunk_index")?.unwrap_or_default();
+    Ok(Some(ChunkLocation {
+        document_id,
+        title: text("title")?,
+        url: text("url")?,
+        section: row.try_get("section_title")?,
+        chunk_index: u32::try_from(chunk_index).unwrap_or_default(),
+    }))
 }
 
 impl FromRow<'_, PgRow> for MemoryVersion {
@@ -136,29 +142,5 @@ impl FromRow<'_, PgRow> for MemoryVersion {
             metadata,
             replaced_at: timestamp(row, "replaced_at")?,
         })
-    }
-}
-
-/// Where a page begins: after this memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PageToken {
-    created_at: Timestamp,
-    id: String,
-}
-
-impl std::fmt::Display for PageToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.created_at.as_microsecond(), self.id)
-    }
-}
-
-impl FromStr for PageToken {
-    type Err = ();
-
-    fn from_str(token: &str) -> Result<Self, ()> {
-        let (micros, id) = token.split_once('.').ok_or(())?;
-        let created_at = Timestamp::from_microsecond(micros.parse().map_err(|_| ())?).map_err(|_| ())?;
-        crate::error::check_text("page_token", id, crate::identity::MAX_ID_BYTES).map_err(|_| ())?;
-        Ok(Self { created_at, id: id.to_owned() })
     }
 }

@@ -1,4 +1,4 @@
-//! Whose turn it is to write in this process.
+//! Serializes the writers of one user within a process, and bounds the writers of all users.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -6,47 +6,44 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 
 use crate::identity::UserId;
 
-/// Who writes in this process. Writers of one user wait for each other before they take a connection, and all of them
-/// together leave connections to those who read.
-pub(in crate::memory) struct WriteLocks {
-    /// Users share them by a hash.
-    turns: Vec<Mutex<()>>,
+/// Users share a mutex by their hash.
+const MUTEXES: usize = 256;
+/// Half of a pool's connections, so that writers leave connections to readers.
+const SLOTS: usize = 8;
+
+pub(crate) struct WriteLocks {
+    mutexes: Vec<Mutex<()>>,
     slots: Semaphore,
 }
 
 impl Default for WriteLocks {
     fn default() -> Self {
-        const TURNS: usize = 256;
-        // Half of a pool.
-        const SLOTS: usize = 8;
-        Self { turns: (0..TURNS).map(|_| Mutex::new(())).collect(), slots: Semaphore::new(SLOTS) }
+        Self { mutexes: (0..MUTEXES).map(|_| Mutex::new(())).collect(), slots: Semaphore::new(SLOTS) }
     }
 }
 
 impl WriteLocks {
-    /// Waits for the user's turn, holding no connection.
-    pub(in crate::memory) async fn lock(&self, user: &UserId) -> Result<WritePermit<'_>, sqlx::Error> {
-        let turn = self.turn_of(user).lock().await;
+    /// Waits without a connection. Cancelling the wait gives the place in the queue up.
+    pub(crate) async fn lock(&self, user: &UserId) -> Result<WritePermit<'_>, sqlx::Error> {
+        let guard = self.mutex(user).lock().await;
         let slot = self.slots.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        Ok(WritePermit { _slot: slot, _turn: turn })
+        Ok(WritePermit { _slot: slot, _guard: guard })
     }
 
-    /// The user's turn, if it is to be had at once.
-    pub(in crate::memory) fn try_lock(&self, user: &UserId) -> Option<WritePermit<'_>> {
-        let turn = self.turn_of(user).try_lock().ok()?;
-        Some(WritePermit { _slot: self.slots.try_acquire().ok()?, _turn: turn })
+    pub(crate) fn try_lock(&self, user: &UserId) -> Option<WritePermit<'_>> {
+        let guard = self.mutex(user).try_lock().ok()?;
+        Some(WritePermit { _slot: self.slots.try_acquire().ok()?, _guard: guard })
     }
 
-    fn turn_of(&self, user: &UserId) -> &Mutex<()> {
+    fn mutex(&self, user: &UserId) -> &Mutex<()> {
         let mut hasher = DefaultHasher::new();
         user.hash(&mut hasher);
-        let place = usize::try_from(hasher.finish() % self.turns.len() as u64).unwrap_or_default();
-        &self.turns[place]
+        let index = usize::try_from(hasher.finish() % self.mutexes.len() as u64).unwrap_or_default();
+        &self.mutexes[index]
     }
 }
 
-/// The right to write for a user.
-pub(in crate::memory) struct WritePermit<'w> {
+pub(crate) struct WritePermit<'w> {
     _slot: SemaphorePermit<'w>,
-    _turn: MutexGuard<'w, ()>,
+    _guard: MutexGuard<'w, ()>,
 }

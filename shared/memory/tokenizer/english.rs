@@ -1,4 +1,4 @@
-//! English words as search terms: which of them tell nothing, and which stem is theirs.
+//! English function words, stems and clitics.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -8,7 +8,7 @@ use rust_stemmers::{Algorithm, Stemmer};
 /// apostrophe. Most are of the NLTK stop word list.
 ///
 /// Not in the list: "may" (the month), "us" (the country, once case is folded), and "before", "after", "between",
-/// "during", "against", "above", "below", "under", which tell things apart that people remember.
+/// "during", "against", "above", "below", "under", which distinguish memories.
 #[rustfmt::skip]
 const FUNCTION_WORDS: &[&str] = &[
     "a", "about", "again", "aint", "all", "also", "am", "an", "and", "any", "are", "arent", "as", "at", "be",
@@ -27,7 +27,7 @@ const FUNCTION_WORDS: &[&str] = &[
 ];
 
 /// Irregular forms with their base form, sorted: past tenses and participles of common verbs, plurals of common nouns.
-/// A suffix stemmer leaves them apart, so that "where did I go" would not find "I went".
+/// A suffix stemmer does not relate them: "where did I go" would not find "I went".
 ///
 /// Forms that are more often another word are not in the list: "felt", "found", "ground", "left", "lay", "saw", "rose".
 #[rustfmt::skip]
@@ -56,18 +56,15 @@ const IRREGULAR_FORMS: &[(&str, &str)] = &[
 
 static STEMMER: LazyLock<Stemmer> = LazyLock::new(|| Stemmer::create(Algorithm::English));
 
-/// Whether a word in lower case tells nothing of what a text is about.
-#[must_use]
-pub fn is_function_word(word: &str) -> bool {
+/// For a word in lower case.
+pub(super) fn is_function_word(word: &str) -> bool {
     FUNCTION_WORDS.binary_search(&word).is_ok()
 }
 
-/// What the inflected forms of a word in lower case have in common: the Snowball stem of its base form.
-///
-/// Words with other letters than a to z are not English and stay as they are.
-#[must_use]
-pub fn stem(word: &str) -> Cow<'_, str> {
-    // The words "as", "is" and the like would lose letters that the stemmer takes for a plural.
+/// The Snowball stem of the base form of a word in lower case. Words with other letters than a to z are returned as they
+/// are.
+pub(super) fn stem(word: &str) -> Cow<'_, str> {
+    // The stemmer would take the s of short words like "js" for a plural.
     if word.len() < 3 || !word.bytes().all(|b| b.is_ascii_lowercase()) {
         return Cow::Borrowed(word);
     }
@@ -77,9 +74,8 @@ pub fn stem(word: &str) -> Cow<'_, str> {
     }
 }
 
-/// A word without the possessive or a contracted verb: "Anna's" is "Anna". An apostrophe elsewhere stays.
-#[must_use]
-pub fn without_clitic(word: &str) -> &str {
+/// The word without a possessive or a contracted verb: "Anna's" is "Anna". An apostrophe elsewhere stays.
+pub(super) fn without_clitic(word: &str) -> &str {
     ["'s", "'re", "'ve", "'ll", "'d", "'m"]
         .iter()
         .find_map(|clitic| {
@@ -94,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lists_are_sorted_and_no_form_is_its_own_base() {
+    fn word_lists_are_sorted_and_consistent() {
         assert!(FUNCTION_WORDS.is_sorted_by(|a, b| a < b));
         assert!(IRREGULAR_FORMS.is_sorted_by(|a, b| a.0 < b.0));
         for (form, base) in IRREGULAR_FORMS {
@@ -105,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_of_one_word_have_one_stem() {
+    fn inflected_forms_share_a_stem() {
         for forms in [
             &["go", "goes", "going", "went", "gone"][..],
             &["paint", "paints", "painted", "painting", "paintings"],
@@ -119,14 +115,14 @@ mod tests {
     }
 
     #[test]
-    fn short_and_foreign_words_are_not_stemmed() {
+    fn short_and_foreign_words_have_no_stem() {
         for word in ["as", "js", "3", "straßes", "gpt4s", "", "c++"] {
             assert_eq!(stem(word), word);
         }
     }
 
     #[test]
-    fn words_lose_their_clitic_and_names_keep_their_apostrophe() {
+    fn clitic_is_removed_and_other_apostrophes_stay() {
         for (word, rest) in
             [("Anna's", "Anna"), ("ANNA'S", "ANNA"), ("they're", "they"), ("o'brien", "o'brien"), ("'s", "'s")]
         {

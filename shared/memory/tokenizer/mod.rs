@@ -1,10 +1,10 @@
-//! Text to search terms, for stored texts and queries alike.
+//! Tokenizes texts and queries into terms.
 //!
-//! A text is normalised (NFKC, no accents, no case), cut into words (UAX #29), and each word into the spellings that
-//! it may be looked for by. English is stemmed and loses its function words. Scripts written without spaces become
-//! overlapping pairs of characters, which needs no dictionary: 高等数学 is 高等, 等数, 数学.
+//! A text is normalized (NFKC, no accents, no case) and split into words (UAX #29), and each word into the spellings by
+//! which it may be searched. English is stemmed and loses its function words. Scripts without spaces become overlapping
+//! pairs of characters, which needs no dictionary: 高等数学 is 高等, 等数, 数学.
 //!
-//! The tokeniser knows no synonyms, no inflection of other languages, and does not keep the order of words.
+//! There are no synonyms, no stemming of other languages and no word positions.
 
 mod english;
 
@@ -15,27 +15,25 @@ use unicode_segmentation::UnicodeSegmentation as _;
 
 use crate::language;
 
-/// Which rules made a term. Terms of different versions may not match: a new version re-indexes what is stored.
-pub const VERSION: i32 = 1;
+/// Increase it with every change of the terms: each user's inverted index is then rebuilt.
+pub(super) const VERSION: i32 = 1;
 
-/// Most bytes of a term. Longer ones are cut, in texts and queries alike.
-pub const MAX_TERM_BYTES: usize = 64;
+/// Longer terms are truncated, in texts and queries alike.
+const MAX_TERM_BYTES: usize = 64;
 
-/// A compound of more parts is a hash or the like, whose single letters and digits tell nothing.
+/// A compound of more parts is likely a hash, and its parts of one or two characters are dropped.
 const MAX_PARTS: usize = 8;
 
-/// The search terms of a text in the order of their appearance, with repeats.
+/// The terms of a text in order, with repeats.
 ///
-/// A compound gives the term of the whole, without its joiners, and those of its parts: `GPT-4` and `GPT4` are both
-/// `gpt4`, `gpt`, `4`, and the query `gpt 4` finds them by their parts. Numbers alone make no whole: `2023-05-08` is
-/// `2023`, `05`, `08`. A text of nothing but function words keeps them, any other loses them; so does a query, and
-/// one of only function words finds the texts of only function words.
+/// A compound has the term of the whole, without its joiners, and those of its parts: `GPT-4` and `GPT4` are both
+/// `gpt4`, `gpt`, `4`, and the query `gpt 4` finds them by their parts. Numbers alone have no term of the whole:
+/// `2023-05-08` is `2023`, `05`, `08`. A text of function words alone keeps them, any other loses them.
 ///
 /// No term is empty or longer than [`MAX_TERM_BYTES`]. Texts that are equal under NFKC have equal terms.
-#[must_use]
-pub fn terms(text: &str) -> Vec<String> {
-    let text = normalised(text);
-    let mut scan = Scan::default();
+pub(super) fn terms(text: &str) -> Vec<String> {
+    let text = normalize(text);
+    let mut scan = Scanner::default();
     let mut before = ' ';
     for segment in text.split_word_bounds() {
         if segment.contains(char::is_alphanumeric) {
@@ -48,9 +46,9 @@ pub fn terms(text: &str) -> Vec<String> {
     scan.finish()
 }
 
-/// The text in NFKC, without accents, so that "résumé" is found by "resume" (and й by и), with the plain apostrophe for
-/// the typographic one, and without characters that only steer the layout.
-fn normalised(text: &str) -> String {
+/// NFKC without accents, so that "resume" finds "résumé" (and и finds й), with plain apostrophes and without invisible
+/// layout characters.
+fn normalize(text: &str) -> String {
     if text.is_ascii() {
         return text.to_owned();
     }
@@ -60,17 +58,17 @@ fn normalised(text: &str) -> String {
     text.nfkd().filter(|c| !is_accent(c) && !is_layout(c)).map(plain).nfc().collect()
 }
 
-/// Without case, as in Unicode's full case folding: by way of the upper case, ß meets SS and ς meets σ. It is made of
-/// the standard library's mappings, so no table of a further crate can be of another Unicode version.
-fn folded(text: &str) -> String {
+/// As Unicode's full case folding: by way of the upper case, ß becomes ss and ς becomes σ. The standard library's
+/// mappings are all of one Unicode version.
+fn fold_case(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
     }
     text.chars().flat_map(char::to_lowercase).flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
-/// Whether a character is of a script that puts no space between words, or, as Hangul, adds its endings to them:
-/// Han, Kana, Bopomofo, Hangul, Thai, Lao, Burmese, Khmer.
+/// Whether a character is of a script without spaces between words or, as Hangul, with endings attached to them: Han,
+/// Kana, Bopomofo, Hangul, Thai, Lao, Burmese, Khmer.
 fn is_unspaced(c: char) -> bool {
     language::is_han(c)
         || (c.is_alphanumeric()
@@ -79,37 +77,37 @@ fn is_unspaced(c: char) -> bool {
                 | '\u{0E00}'..='\u{0EFF}' | '\u{1000}'..='\u{109F}' | '\u{1780}'..='\u{17FF}'))
 }
 
-/// What is known between two segments.
+/// The state between two segments.
 #[derive(Default)]
-struct Scan {
+struct Scanner {
     terms: Vec<String>,
     function_words: Vec<String>,
-    /// Characters of a script without spaces, in sequence.
+    /// Consecutive characters of a script without spaces.
     run: String,
-    /// The parts of the compound at hand, without case.
+    /// The parts of the open compound, case-folded.
     parts: Vec<String>,
-    /// Whether a joiner stands after the compound, so that it goes on with the next word.
-    joined: bool,
+    /// Whether a joiner follows the compound, so that the next word belongs to it.
+    is_joined: bool,
     /// `+`, `++` or `#` directly after the compound, as in `C++`.
     suffix: String,
-    /// Whether only a full stop stands before the compound, as in `.NET`.
-    dotted: bool,
+    /// Whether only a full stop is in front of the compound, as in `.NET`.
+    is_dotted: bool,
 }
 
-impl Scan {
-    /// Takes a segment without letters and digits, and the character before it.
+impl Scanner {
+    /// Takes a segment without letters and digits; `before` is the character in front of it.
     fn separator(&mut self, segment: &str, before: char) {
         self.flush_run();
         match segment {
-            "+" | "#" if !self.parts.is_empty() && !self.joined => self.suffix.push_str(segment),
+            "+" | "#" if !self.parts.is_empty() && !self.is_joined => self.suffix.push_str(segment),
             "-" | "\u{2010}" | "_" | "." | "@" | "&"
-                if !self.parts.is_empty() && !self.joined && self.suffix.is_empty() =>
+                if !self.parts.is_empty() && !self.is_joined && self.suffix.is_empty() =>
             {
-                self.joined = true;
+                self.is_joined = true;
             }
             _ => {
                 self.flush_compound();
-                self.dotted = segment == "." && !before.is_alphanumeric() && before != '.';
+                self.is_dotted = segment == "." && !before.is_alphanumeric() && before != '.';
             }
         }
     }
@@ -117,7 +115,7 @@ impl Scan {
     /// Takes a segment with letters or digits.
     fn word(&mut self, segment: &str) {
         let first = segment.chars().next().unwrap_or(' ');
-        if !mem::take(&mut self.joined) && !self.parts.is_empty() {
+        if !mem::take(&mut self.is_joined) && !self.parts.is_empty() {
             // "C++17" and "C++的" name the language, "a+b" is a sum.
             if !(is_unspaced(first) || self.suffix == "++" && first.is_numeric()) {
                 self.suffix.clear();
@@ -125,7 +123,7 @@ impl Scan {
             self.flush_compound();
         }
         if segment.contains('\'') {
-            let plain = folded(segment).replace('\'', "");
+            let plain = fold_case(segment).replace('\'', "");
             if english::is_function_word(&plain) {
                 self.flush_run();
                 self.flush_compound();
@@ -133,11 +131,11 @@ impl Scan {
                 return;
             }
         }
-        self.pieces(english::without_clitic(segment));
+        self.split(english::without_clitic(segment));
     }
 
-    /// Cuts a segment where the script changes, at joiners, at the humps of camelCase, and between letters and digits.
-    fn pieces(&mut self, mut rest: &str) {
+    /// Splits a segment where the script changes, at joiners, in camelCase, and between letters and digits.
+    fn split(&mut self, mut rest: &str) {
         let mut after_number = false;
         while let Some(c) = rest.chars().next() {
             let mut end = c.len_utf8();
@@ -151,8 +149,8 @@ impl Scan {
                     self.number(&rest[..end]);
                 } else if c.is_alphabetic() {
                     end = letters_end(rest);
-                    let letters = folded(&rest[..end]);
-                    // "8th" is the number, as in a date, and "1990s" the decade.
+                    let letters = fold_case(&rest[..end]);
+                    // "8th" in a date is the number, and "1990s" the decade.
                     if !(after_number && matches!(letters.as_str(), "st" | "nd" | "rd" | "th" | "s")) {
                         self.parts.push(letters);
                     }
@@ -165,11 +163,12 @@ impl Scan {
         }
     }
 
-    /// Takes digits with full stops, commas and apostrophes between them: `1,000` is 1000, `3.14` stays, and in
-    /// `1.2.3` or `1,2` are several numbers.
+    /// Takes digits with full stops, commas and apostrophes in between: `1,000` is 1000, `3.14` stays, `1.2.3` and `1,2`
+    /// are several numbers.
     fn number(&mut self, text: &str) {
-        let grouped = text.split('.').next().unwrap_or(text).split([',', '\'']).skip(1).all(|group| group.len() == 3);
-        let text = if grouped { text.replace([',', '\''], "") } else { text.to_owned() };
+        let is_grouped =
+            text.split('.').next().unwrap_or(text).split([',', '\'']).skip(1).all(|group| group.len() == 3);
+        let text = if is_grouped { text.replace([',', '\''], "") } else { text.to_owned() };
         for number in text.split([',', '\'']) {
             if number.matches('.').count() == 1 {
                 self.parts.push(number.to_owned());
@@ -195,16 +194,16 @@ impl Scan {
     fn flush_compound(&mut self) {
         let mut parts = mem::take(&mut self.parts);
         let suffix = mem::take(&mut self.suffix);
-        let dotted = mem::take(&mut self.dotted);
-        self.joined = false;
+        let is_dotted = mem::take(&mut self.is_dotted);
+        self.is_joined = false;
         if let [word] = parts.as_slice() {
             if word.ends_with(char::is_alphabetic) && matches!(suffix.as_str(), "+" | "++" | "#") {
                 self.push(format!("{word}{suffix}"));
-                // The C of C++ would find vitamins.
+                // "C++" must not find "vitamin C".
                 if word.chars().nth(1).is_none() {
                     return;
                 }
-            } else if dotted && word.starts_with(char::is_alphabetic) {
+            } else if is_dotted && word.starts_with(char::is_alphabetic) {
                 self.push(format!(".{word}"));
             }
         } else if parts.iter().any(|part| part.contains(char::is_alphabetic)) {
@@ -234,8 +233,8 @@ impl Scan {
     }
 }
 
-/// The length of the letters and their marks that a text begins with, up to a hump: `camel|Case`, `HTTP|Server`. "TVs"
-/// has none, and only ASCII is looked at.
+/// The length of the leading letters and marks up to a hump of camelCase, in ASCII only: `camel|Case`, `HTTP|Server`,
+/// but `TVs`.
 fn letters_end(text: &str) -> usize {
     let bytes = text.as_bytes();
     let lower = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_lowercase);
@@ -248,7 +247,7 @@ fn letters_end(text: &str) -> usize {
     text.char_indices().find(|(at, c)| ends(*at, *c)).map_or(text.len(), |(at, _)| at)
 }
 
-/// The length of the number that a text begins with: digits, and single separators between them.
+/// The length of the leading number: digits with single separators in between.
 fn number_end(text: &str) -> usize {
     let mut end = 0;
     let mut separator = false;

@@ -1,6 +1,6 @@
 //! Requests to read and write memories.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use jiff::tz::TimeZone;
 
@@ -13,7 +13,7 @@ use crate::{
     identity::MAX_ID_BYTES,
     memory::{
         DEFAULT_ALPHA, Filter, MAX_QUERY_BYTES, MemoryUpdate, NewDocument, NewMemory, PageToken, RetrievalQuery,
-        Selection,
+        Selection, supersede_cycles,
     },
     proto::agent_v1 as pb,
 };
@@ -43,35 +43,26 @@ pub(in crate::service) fn new_memories(memories: Vec<pb::MemoryInput>) -> Parsed
     at_most("memories", &memories, MAX_MEMORIES)?;
     let memories = memories.into_iter().enumerate().map(|(index, memory)| new_memory(index, memory));
     let memories = memories.collect::<Parsed<Vec<_>>>()?;
-    reject_supersede_cycle(&memories)?;
+    reject_supersede_cycles(&memories)?;
     Ok(memories)
 }
 
-/// Memories that supersede each other in a cycle would all disappear from retrieval.
-fn reject_supersede_cycle(memories: &[NewMemory]) -> Parsed<()> {
+/// Retrieval would find none of the memories of a cycle.
+fn reject_supersede_cycles(memories: &[NewMemory]) -> Parsed<()> {
     let mut superseded_by: HashMap<&str, &str> = HashMap::new();
     for memory in memories {
         for old in &memory.supersedes {
-            let Some(id) = memory.id.as_deref().filter(|id| id != old) else { continue };
-            superseded_by.insert(old, id);
-        }
-    }
-    // Each edge is followed once: a path that reaches an earlier path's memory ends without a cycle.
-    let mut visited: HashSet<&str> = HashSet::new();
-    for memory in memories {
-        let mut path = HashSet::new();
-        let mut current = memory.id.as_deref().filter(|id| superseded_by.contains_key(id));
-        while let Some(id) = current.filter(|id| !visited.contains(id)) {
-            if !path.insert(id) {
-                let index = memories.iter().position(|memory| memory.id.as_deref() == Some(id)).unwrap_or_default();
-                let expected = "of memories that do not replace this one in turn";
-                return invalid(format!("memories[{index}].supersedes"), Problem::Malformed { expected });
+            if let Some(id) = memory.id.as_deref().filter(|id| id != old) {
+                superseded_by.insert(old, id);
             }
-            current = superseded_by.get(id).copied();
         }
-        visited.extend(path);
     }
-    Ok(())
+    let ids = memories.iter().filter_map(|memory| memory.id.as_deref());
+    let cycles = supersede_cycles(ids, |id| superseded_by.get(id).copied());
+    let Some(id) = cycles.first().and_then(|cycle| cycle.first()) else { return Ok(()) };
+    let index = memories.iter().position(|memory| memory.id.as_deref() == Some(id)).unwrap_or_default();
+    let expected = "of memories that do not replace this one in turn";
+    invalid(format!("memories[{index}].supersedes"), Problem::Malformed { expected })
 }
 
 fn new_memory(index: usize, memory: pb::MemoryInput) -> Parsed<NewMemory> {

@@ -38,7 +38,7 @@ async fn rls_confines_search_without_user_predicates() {
     let mut query = RetrievalQuery { limit: 100, ..engine_query("kat", 0.5) };
     let mut owner = database.connect().await;
     let vector =
-        query_strings(&mut owner, "select embedding::real[]::text from memory_vectors where memory_id = 'ann-1'").await;
+        query_strings(&mut owner, "select embedding::text from memory_vectors where memory_id = 'ann-1'").await;
     let model = query_strings(&mut owner, "select distinct model from memory_vectors").await;
 
     // Prepared statements are per session, and the pool has several.
@@ -84,10 +84,10 @@ async fn rls_confines_search_without_user_predicates() {
         assert_eq!(search(&mut transaction).await, vec!["ann"; 20]);
     }
     for statement in [
-        "select user_id from memory_vectors order by embedding <=> $1::real[]::vector limit 100",
-        "select user_id from memory_postings join unnest('{kat,ann,bob}'::text[], $1::real[]) as asked (term, idf) using (term)",
-        "select memories.user_id from memories join memory_vectors on memory_id = id where $1::real[] is not null",
-        "select user_id from memories where content like '%bob%' or $1::real[] is not null",
+        "select user_id from memory_vectors order by embedding <=> $1::vector limit 100",
+        "select user_id from memory_postings join unnest('{kat,ann,bob}'::text[], $1::vector::real[]) as asked (term, idf) using (term)",
+        "select memories.user_id from memories join memory_vectors on memory_id = id where $1::vector is not null",
+        "select user_id from memories where content like '%bob%' or $1::vector is not null",
     ] {
         let query = AssertSqlSafe(statement.replace("$1", &format!("'{}'", vector[0])));
         let rows = transaction.fetch_all(query).await.unwrap();

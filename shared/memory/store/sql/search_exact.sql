@@ -1,0 +1,7 @@
+-- The cosine, which is the inner product of unit vectors; a negative one is 0. $13 the vector, $14 its model. The offset keeps
+-- the planner from comparing vectors of another dimension before they are filtered out; to materialize would cost a tenth of
+-- the search.
+vectors as (
+    select memory_id as id, least(1, greatest(0, -(embedding <#> $13))) as score
+    from memory_vectors where user_id = $1 and model = $14 offset 0
+)

@@ -1,0 +1,136 @@
+//! A transaction that changes memories of one user. The inverted index follows when it commits.
+
+mod delete;
+mod document;
+mod supersede;
+mod update;
+mod vectors;
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx as _;
+use sqlx::types::Json;
+
+pub(crate) use supersede::SupersedeEdge;
+pub(crate) use vectors::NewVector;
+
+use super::{
+    column, inverted_index, sql_int,
+    write_locks::{WriteLocks, WritePermit},
+};
+use crate::{
+    identity::UserId,
+    memory::Metadata,
+    postgres::{RolePool, RoleTransaction},
+};
+
+/// Rows of one statement.
+const BATCH: usize = 1_000;
+
+const UPSERT: &str = include_str!("../sql/upsert_memories.sql");
+
+#[derive(Debug)]
+pub(crate) struct NewMemoryRow<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) content: &'a str,
+    pub(crate) source_type: &'a str,
+    pub(crate) tags: &'a [String],
+    pub(crate) metadata: &'a Metadata,
+    /// `None` = now.
+    pub(crate) created_at: Option<Timestamp>,
+    /// The section and the index of a chunk.
+    pub(crate) location: Option<(&'a str, usize)>,
+    pub(crate) vector: NewVector<'a>,
+}
+
+/// Dropping it rolls back.
+pub(crate) struct MemoryTransaction<'u> {
+    transaction: RoleTransaction,
+    user: &'u UserId,
+    /// Memories up to this id are indexed; `None` = all.
+    indexed_to: Option<String>,
+    /// Memories whose postings are out of date.
+    touched: BTreeSet<String>,
+    _permit: WritePermit<'u>,
+}
+
+impl<'u> MemoryTransaction<'u> {
+    /// Waits until no other writer of the user is active, in this process or another.
+    pub(crate) async fn begin(
+        pool: &RolePool,
+        write_locks: &'u WriteLocks,
+        user: &'u UserId,
+    ) -> Result<Self, sqlx::Error> {
+        let permit = write_locks.lock(user).await?;
+        let mut transaction = pool.begin(user).await?;
+        let indexed_to = inverted_index::lock(&mut transaction, user).await?;
+        Ok(Self { transaction, user, indexed_to, touched: BTreeSet::new(), _permit: permit })
+    }
+
+    pub(crate) fn inner(&mut self) -> &mut RoleTransaction {
+        &mut self.transaction
+    }
+
+    /// Updates the inverted index and commits.
+    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        let is_indexed = |id: &String| self.indexed_to.as_ref().is_none_or(|to| id <= to);
+        let (indexed, later): (Vec<String>, Vec<String>) = self.touched.into_iter().partition(is_indexed);
+        inverted_index::refresh(&mut self.transaction, self.user, &indexed).await?;
+        // The index build will add these; postings of an older index are wrong until then.
+        inverted_index::remove(&mut self.transaction, self.user, &later).await?;
+        self.transaction.commit().await
+    }
+
+    /// Marks the postings of memories, and of the turns that follow them, as out of date. A change that moves turns within
+    /// their session calls it before and after.
+    async fn touch(&mut self, ids: &[String]) -> Result<(), sqlx::Error> {
+        self.touched.extend(inverted_index::following_turns(&mut self.transaction, self.user, ids).await?);
+        self.touched.extend(ids.iter().cloned());
+        Ok(())
+    }
+
+    /// Writes memories, or chunks of a document, with their vectors. Returns the ids that are new or changed.
+    pub(crate) async fn upsert(
+        &mut self,
+        rows: &[NewMemoryRow<'_>],
+        document_id: &str,
+        model_key: &str,
+    ) -> Result<BTreeSet<String>, sqlx::Error> {
+        let mut written = BTreeSet::new();
+        for rows in rows.chunks(BATCH) {
+            let ids: Vec<String> = rows.iter().map(|row| row.id.to_owned()).collect();
+            let following = inverted_index::following_turns(&mut self.transaction, self.user, &ids).await?;
+            if !document_id.is_empty() {
+                // Ingestion overwrites the updates of chunks.
+                self.archive_changed(rows).await?;
+            }
+            let changed = self.upsert_rows(rows, document_id).await?;
+            if !changed.is_empty() {
+                self.touched.extend(following);
+                self.touch(&changed).await?;
+            }
+            written.extend(changed);
+            let vectors: Vec<_> = rows.iter().map(|row| row.vector).collect();
+            written.extend(self.upsert_vectors(&vectors, model_key).await?);
+        }
+        Ok(written)
+    }
+
+    async fn upsert_rows(&mut self, rows: &[NewMemoryRow<'_>], document_id: &str) -> Result<Vec<String>, sqlx::Error> {
+        let query = self
+            .transaction
+            .query(UPSERT)
+            .bind(self.user.as_str())
+            .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.content).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.source_type).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| Json(row.tags)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| Json(row.metadata)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.created_at.map(|time| time.to_sqlx())).collect::<Vec<_>>())
+            .bind(document_id)
+            .bind(rows.iter().map(|row| row.location.map_or("", |(section, _)| section)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.location.map(|(_, index)| sql_int(index))).collect::<Vec<_>>());
+        column(&query.fetch_all(&mut *self.transaction).await?, "id")
+    }
+}

@@ -1,0 +1,62 @@
+use pgvector::Vector;
+
+use super::{MemoryTransaction, column};
+
+const DELETE_STALE: &str = include_str!("../sql/delete_stale_vectors.sql");
+const INSERT: &str = include_str!("../sql/insert_vectors.sql");
+const DELETE_OTHER_MODELS: &str = include_str!("../sql/delete_other_models.sql");
+const IDS_WITHOUT_VECTOR: &str = include_str!("../sql/ids_without_vector.sql");
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewVector<'a> {
+    /// Of its memory.
+    pub(crate) id: &'a str,
+    /// SHA-256 of the text that it is made from.
+    pub(crate) digest: [u8; 32],
+    /// `None` = stored already.
+    pub(crate) embedding: Option<&'a [f32]>,
+}
+
+impl MemoryTransaction<'_> {
+    /// Replaces vectors of former texts. Returns the ids whose vector is new.
+    pub(crate) async fn upsert_vectors(
+        &mut self,
+        vectors: &[NewVector<'_>],
+        model_key: &str,
+    ) -> Result<Vec<String>, sqlx::Error> {
+        let query = self
+            .transaction
+            .query(DELETE_STALE)
+            .bind(self.user.as_str())
+            .bind(vectors.iter().map(|vector| vector.id).collect::<Vec<_>>())
+            .bind(vectors.iter().map(|vector| vector.digest.as_slice()).collect::<Vec<_>>());
+        query.execute(&mut *self.transaction).await?;
+        let (mut ids, mut digests, mut embeddings) = (Vec::new(), Vec::new(), Vec::new());
+        for vector in vectors {
+            if let Some(embedding) = vector.embedding {
+                ids.push(vector.id);
+                digests.push(vector.digest.as_slice());
+                embeddings.push(Vector::from(embedding.to_vec()));
+            }
+        }
+        let query = self.transaction.query(INSERT).bind(self.user.as_str()).bind(model_key);
+        let rows = query.bind(ids).bind(digests).bind(embeddings).fetch_all(&mut *self.transaction).await?;
+        column(&rows, "memory_id")
+    }
+
+    /// Returns the number of deleted vectors.
+    pub(crate) async fn delete_other_models(&mut self, model_key: &str) -> Result<u64, sqlx::Error> {
+        let query = self.transaction.query(DELETE_OTHER_MODELS).bind(self.user.as_str()).bind(model_key);
+        Ok(query.execute(&mut *self.transaction).await?.rows_affected())
+    }
+
+    /// Superseded memories need no vector.
+    pub(crate) async fn ids_without_vector(
+        &mut self,
+        ids: &[&str],
+        model_key: &str,
+    ) -> Result<Vec<String>, sqlx::Error> {
+        let query = self.transaction.query(IDS_WITHOUT_VECTOR).bind(self.user.as_str()).bind(ids).bind(model_key);
+        column(&query.fetch_all(&mut *self.transaction).await?, "id")
+    }
+}
