@@ -93,22 +93,21 @@ pub(in crate::service) fn parse(
             Some(pb::chat_request::Input::ToolResult(result)) => ChatInput::ToolResult(tool_result(result)?),
             Some(pb::chat_request::Input::Message(message)) => {
                 let message = text("message", message, MAX_MESSAGE_BYTES)?;
-                let turn = TurnContext { user: principal.user.clone(), session, profile };
-                ChatInput::Message(Box::new(turn_input(turn, message, request)?))
+                let input = turn_input(principal.user.clone(), session, profile, message, request)?;
+                ChatInput::Message(Box::new(input))
             }
         },
         user: principal.user,
     })
 }
 
-/// The parts of a turn that are parsed before its message.
-struct TurnContext {
+fn turn_input(
     user: UserId,
     session: SessionId,
     profile: Profile,
-}
-
-fn turn_input(context: TurnContext, message: String, request: pb::ChatRequest) -> Parsed<TurnInput> {
+    message: String,
+    request: pb::ChatRequest,
+) -> Parsed<TurnInput> {
     let active_tools = names("active_tools", request.active_tools, MAX_ENTRIES)?;
     check_text("chat_mode", &request.chat_mode, MAX_ID_BYTES)?;
     let file_ids = names("file_ids", request.file_ids, MAX_ENTRIES)?;
@@ -121,7 +120,6 @@ fn turn_input(context: TurnContext, message: String, request: pb::ChatRequest) -
         (true, true) => ToolSelection::All,
         (true, false) => ToolSelection::None,
     };
-    let TurnContext { user, session, profile } = context;
     Ok(TurnInput {
         user,
         session,

@@ -8,13 +8,13 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use tokio::{
-    sync::oneshot,
+    sync::{OwnedSemaphorePermit, oneshot},
     time::{Instant, Interval, MissedTickBehavior, interval, sleep},
 };
 
 use super::{
     events::{TurnEvents, events_or_defect},
-    live::LiveRun,
+    live::{LiveRun, LiveRuns},
     log::{FrameCursor, FrameLog, push_delimited},
 };
 use crate::{
@@ -23,7 +23,10 @@ use crate::{
         ConversationStore, FrameChunk, LEASE_DURATION, Lease, NewTurn, PendingTurnDisposition, RunEnding, RunOutcome,
         RunSignals, StoreError, WATCH_WINDOW,
     },
-    service::frame::{EncodedFrame, FrameBuilder},
+    service::{
+        envelope::Envelope,
+        frame::{EncodedFrame, FrameBuilder},
+    },
 };
 
 /// Longest time that a frame waits before it is flushed to the store.
@@ -39,20 +42,22 @@ const FINISH_BACKOFF: [Duration; 5] = [
     Duration::from_secs(4),
 ];
 
-/// The parts of a run that its driver owns.
-pub(super) struct DrivenRun {
-    pub(super) store: Arc<dyn ConversationStore>,
-    pub(super) lease: Lease,
-    pub(super) builder: FrameBuilder,
+/// A run that was admitted and has not started.
+pub(in crate::service) struct AdmittedRun {
+    pub(in crate::service) lease: Lease,
+    pub(in crate::service) envelope: Envelope,
+    pub(in crate::service) builder: FrameBuilder,
     /// The user's profile as JSON, if the request changed it.
-    pub(super) changed_profile: Option<Vec<u8>>,
-    pub(super) live: LiveRun,
-    /// Time that the run goes on without a reader.
-    pub(super) grace: Duration,
+    pub(in crate::service) changed_profile: Option<Vec<u8>>,
+    pub(in crate::service) permit: OwnedSemaphorePermit,
 }
 
 pub(super) struct RunDriver {
-    run: DrivenRun,
+    store: Arc<dyn ConversationStore>,
+    lease: Lease,
+    builder: FrameBuilder,
+    changed_profile: Option<Vec<u8>>,
+    live: LiveRun,
     /// Stops the turn; `None` = it was stopped.
     stop: Option<oneshot::Sender<TurnFailure>>,
     ticker: Interval,
@@ -89,12 +94,25 @@ enum Step {
 }
 
 impl RunDriver {
-    pub(super) fn new(run: DrivenRun, stop: oneshot::Sender<TurnFailure>) -> Self {
+    /// `grace` is the time that the run goes on without a reader; `stop` stops its turn.
+    pub(super) fn new(
+        store: Arc<dyn ConversationStore>,
+        run: AdmittedRun,
+        grace: Duration,
+        runs: &LiveRuns,
+        stop: oneshot::Sender<TurnFailure>,
+    ) -> Self {
+        let AdmittedRun { lease, envelope, builder, changed_profile, permit } = run;
+        let live = runs.insert((lease.key.user.clone(), lease.key.request.clone()), FrameLog::new(envelope), permit);
         let mut ticker = interval(FLUSH_INTERVAL);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            abandoned: run.live.log.clone().wait_until_abandoned(run.grace).boxed(),
-            run,
+            store,
+            lease,
+            builder,
+            changed_profile,
+            abandoned: live.log.clone().wait_until_abandoned(grace).boxed(),
+            live,
             stop: Some(stop),
             ticker,
             watched_until: Instant::now(),
@@ -105,6 +123,10 @@ impl RunDriver {
             progress: Progress::default(),
             has_finished: false,
         }
+    }
+
+    pub(super) fn log(&self) -> &Arc<FrameLog> {
+        &self.live.log
     }
 
     pub(super) async fn run(mut self, events: TurnEvents) {
@@ -134,7 +156,7 @@ impl RunDriver {
         tokio::select! {
             biased;
             (result, cursor) = flushed(&mut self.flush) => Step::Flushed(result, cursor),
-            () = self.run.live.log.cancelled.cancelled(), if may_stop => Step::CancelRequested,
+            () = self.live.log.cancelled.cancelled(), if may_stop => Step::CancelRequested,
             () = &mut self.abandoned, if may_stop => Step::Abandoned,
             _ = self.ticker.tick() => Step::Tick,
             event = events.next() => Step::Event(event.unwrap_or(TurnEvent::Failed(TurnFailure::Internal))),
@@ -164,7 +186,7 @@ impl RunDriver {
     fn on_abandoned(&mut self) {
         let now = Instant::now();
         if self.watched_until > now {
-            let log = self.run.live.log.clone();
+            let log = self.log().clone();
             self.abandoned = log.wait_until_abandoned(self.watched_until - now).boxed();
         } else {
             self.stop(TurnFailure::Abandoned);
@@ -190,7 +212,7 @@ impl RunDriver {
         }
         if let TurnEvent::Closing(closing) = event {
             self.progress.closing = Some(closing);
-        } else if let Some(frame) = self.run.builder.build(event)
+        } else if let Some(frame) = self.builder.build(event)
             && !self.log().push(&frame)
         {
             self.stop(TurnFailure::Internal);
@@ -205,12 +227,8 @@ impl RunDriver {
         }
     }
 
-    fn log(&self) -> &FrameLog {
-        &self.run.live.log
-    }
-
     fn checkpoint(&self) -> Flush {
-        let (store, lease) = (self.run.store.clone(), self.run.lease.clone());
+        let (store, lease) = (self.store.clone(), self.lease.clone());
         let (chunk, cursor) = match self.log().chunk(self.persisted) {
             Some((chunk, cursor)) => (Some(chunk), cursor),
             None => (None, self.persisted),
@@ -224,14 +242,14 @@ impl RunDriver {
             TurnEvent::Failed(failure) => Some(failure.clone()),
             _ => None,
         };
-        let Some(frame) = self.run.builder.build(last) else { return };
+        let Some(frame) = self.builder.build(last) else { return };
         let ending = self.ending(failure.as_ref());
         let frame = match self.commit(ending, &frame).await {
             Ok(()) => frame,
             Err(error) => {
                 tracing::error!(%error, "the end of a turn could not be persisted");
                 // An answer that was not persisted is not shown as if it were.
-                if failure.is_some() { frame } else { self.run.builder.failure(&TurnFailure::NotPersisted) }
+                if failure.is_some() { frame } else { self.builder.failure(&TurnFailure::NotPersisted) }
             }
         };
         self.log().push(&frame);
@@ -262,7 +280,7 @@ impl RunDriver {
             }),
             tokens: self.progress.tokens,
             resumed_turn: closing.resumed_turn.map(|pending_turn| (pending_turn, disposition)),
-            profile: self.run.changed_profile.take(),
+            profile: self.changed_profile.take(),
         }
     }
 
@@ -290,7 +308,7 @@ impl RunDriver {
             && let Some((chunk, cursor)) = self.log().chunk(self.persisted)
             && self.log().has_more(cursor)
         {
-            match self.run.store.checkpoint(&self.run.lease, Some(&chunk)).await {
+            match self.store.checkpoint(&self.lease, Some(&chunk)).await {
                 Ok(_) => self.persisted = cursor,
                 // The store refuses the ending too, but counts the tokens.
                 Err(StoreError::LeaseLost) => self.lease_is_lost = true,
@@ -302,7 +320,7 @@ impl RunDriver {
         ending.chunk = chunk.unwrap_or(empty);
         ending.chunk.count += 1;
         push_delimited(&mut ending.chunk.frames, last);
-        self.run.store.finish(&self.run.lease, ending).await
+        self.store.finish(&self.lease, ending).await
     }
 }
 
@@ -310,7 +328,7 @@ impl Drop for RunDriver {
     fn drop(&mut self) {
         // After a panic the readers still get a last frame; the lease expires by itself.
         if !self.has_finished {
-            self.log().push(&self.run.builder.failure(&TurnFailure::Internal));
+            self.log().push(&self.builder.failure(&TurnFailure::Internal));
         }
     }
 }

@@ -2,20 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tracing::{Instrument as _, Span};
 
 use super::{
-    driver::{DrivenRun, RunDriver},
+    driver::{AdmittedRun, RunDriver},
     events::TurnEvents,
     live::LiveRuns,
     log::{FrameLog, LogReader},
 };
 use crate::{
     chat::TurnFailure,
-    conversation::{ConversationStore, Lease},
+    conversation::ConversationStore,
     identity::{RequestId, SessionId, UserId},
-    service::{drain::Drain, envelope::Envelope, frame::FrameBuilder},
+    service::drain::Drain,
 };
 
 #[derive(Clone)]
@@ -24,16 +24,6 @@ pub(in crate::service) struct RunRegistry {
     grace: Duration,
     drain: Drain,
     live: LiveRuns,
-}
-
-/// A run that was admitted and has not started.
-pub(in crate::service) struct AdmittedRun {
-    pub(in crate::service) lease: Lease,
-    pub(in crate::service) envelope: Envelope,
-    pub(in crate::service) builder: FrameBuilder,
-    /// The user's profile as JSON, if the request changed it.
-    pub(in crate::service) changed_profile: Option<Vec<u8>>,
-    pub(in crate::service) permit: OwnedSemaphorePermit,
 }
 
 impl RunRegistry {
@@ -48,21 +38,10 @@ impl RunRegistry {
         run: AdmittedRun,
         begin: impl FnOnce(oneshot::Receiver<TurnFailure>) -> TurnEvents,
     ) -> LogReader {
-        let AdmittedRun { lease, envelope, builder, changed_profile, permit } = run;
-        let log = FrameLog::new(envelope);
-        // Created before the driver, so that the run is never abandoned at its start.
-        let reader = log.read(0);
-        let key = (lease.key.user.clone(), lease.key.request.clone());
         let (stop, stopped) = oneshot::channel();
-        let driven = DrivenRun {
-            store: self.store.clone(),
-            lease,
-            builder,
-            changed_profile,
-            live: self.live.insert(key, log, permit),
-            grace: self.grace,
-        };
-        let driver = RunDriver::new(driven, stop);
+        let driver = RunDriver::new(self.store.clone(), run, self.grace, &self.live, stop);
+        // Read before the driver starts, so that the run is never abandoned at its start.
+        let reader = driver.log().read(0);
         self.drain.spawn(driver.run(begin(stopped)).instrument(Span::current()));
         reader
     }
