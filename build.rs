@@ -1,5 +1,5 @@
-//! Compiles `proto/` to Rust types and a descriptor for reflection, without an installed `protoc`, finds the archives of the
-//! embedded Postgres, and packs the web page.
+//! Compiles `proto/` to Rust types and a descriptor for reflection (without `protoc`), locates the archives of the embedded
+//! Postgres, and compresses the web page.
 
 use std::{
     env,
@@ -24,16 +24,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-check-cfg=cfg(embedded_postgres_archive)");
     if env::var_os("CARGO_FEATURE_EMBEDDED_POSTGRES").is_some() {
-        embedded_postgres()?;
+        locate_postgres_archives()?;
     }
     if env::var_os("CARGO_FEATURE_SERVER").is_some() {
-        web_page()?;
+        embed_web_page()?;
     }
     compile_protos()
 }
 
-/// The files of `web/dist`, as they are and compressed, and a table of them for `shared/transport/server/page.rs`.
-fn web_page() -> Result<(), Box<dyn Error>> {
+/// Compresses the files of `web/dist` and writes a table of them for `shared/transport/server/page.rs`.
+fn embed_web_page() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=web/dist");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let dist = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("web/dist");
@@ -43,7 +43,7 @@ fn web_page() -> Result<(), Box<dyn Error>> {
     names.sort();
     for name in names {
         let path = dist.join(&name);
-        let name = name.into_string().map_err(|_| "a file of web/dist has no name in UTF-8")?;
+        let name = name.into_string().map_err(|_| "web/dist contains a file whose name is not UTF-8")?;
         let bytes = fs::read(&path)?;
         let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
@@ -86,27 +86,27 @@ fn compile_protos() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Tells the module `embedded` where the archives of Postgres and pgvector for the target are.
+/// Passes the paths of the archives of Postgres and pgvector to the module `embedded`.
 ///
-/// A crate of archives exists for a few targets only. On the others there is no module `embedded`, and a start without
-/// `DATABASE_URL` is answered with an error that asks for it.
-fn embedded_postgres() -> Result<(), Box<dyn Error>> {
-    /// The targets named in `Cargo.toml`, each with a crate of archives.
+/// Only some targets have a crate of archives. The others are built without that module, and starting without `DATABASE_URL`
+/// is an error.
+fn locate_postgres_archives() -> Result<(), Box<dyn Error>> {
+    /// The targets with a crate of archives in `Cargo.toml`.
     const TARGETS: [&str; 4] =
         ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-apple-darwin", "aarch64-apple-darwin"];
 
-    // The version of the archives is pinned there.
+    // Pins the version of the archives.
     println!("cargo:rerun-if-changed=Cargo.toml");
     let target = env::var("TARGET")?;
     if !TARGETS.contains(&target.as_str()) {
         return Ok(());
     }
 
-    // `cargo metadata` also wants the development dependencies, which a plain `cargo build` on a fresh machine has not
-    // fetched: only then is the network needed.
+    // `cargo metadata` needs the development dependencies as well, which a plain `cargo build` on a fresh machine has not
+    // fetched: only then the network is needed.
     let folder = archive_folder(&target, true)
         .or_else(|_| archive_folder(&target, false))
-        .map_err(|why| format!("no archives of Postgres for {target}: {why}"))?;
+        .map_err(|error| format!("failed to locate the Postgres archives for {target}: {error}"))?;
     println!("cargo:rustc-cfg=embedded_postgres_archive");
     println!("cargo:rustc-env=EMBEDDED_POSTGRES_VERSION={}-{target}", archive_version(&folder)?);
     for (variable, archive) in [
@@ -120,19 +120,18 @@ fn embedded_postgres() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The folder `lib` of the crate of archives. The crate exports no path of its own, so cargo is asked where it lies.
+/// The folder `lib` of the crate of archives. The crate exports no path, so `cargo metadata` is asked for it.
 fn archive_folder(target: &str, offline: bool) -> Result<PathBuf, Box<dyn Error>> {
     let mut cargo = Command::new(env::var_os("CARGO").ok_or("CARGO is not set")?);
     cargo.args(["metadata", "--format-version=1", "--features=embedded-postgres", "--filter-platform", target]);
     if offline {
         cargo.arg("--offline");
     }
-    // Cargo runs a build script in the directory of its package.
     let output = cargo.output()?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into());
     }
-    // One field of the JSON is needed, and the archive itself proves that it is the right one: no parser for that.
+    // A JSON parser would be one more build dependency for one field; finding the archive proves the path right.
     let folder = String::from_utf8_lossy(&output.stdout)
         .split("\"manifest_path\":\"")
         .skip(1)
@@ -142,9 +141,9 @@ fn archive_folder(target: &str, offline: bool) -> Result<PathBuf, Box<dyn Error>
     folder.ok_or_else(|| "cargo metadata does not list the crate".into())
 }
 
-/// The version in the manifest of the crate: its folder has it in the name in a registry only, not among vendored crates.
+/// Read from the manifest, because the folder name of a vendored crate has no version.
 fn archive_version(folder: &Path) -> Result<String, Box<dyn Error>> {
     let manifest = fs::read_to_string(folder.with_file_name("Cargo.toml"))?;
     let version = manifest.lines().find_map(|line| line.strip_prefix("version = \"")?.strip_suffix('"'));
-    Ok(version.ok_or("the crate of archives has no version")?.to_owned())
+    Ok(version.ok_or("the manifest of the archive crate has no version")?.to_owned())
 }

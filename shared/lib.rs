@@ -1,8 +1,8 @@
-//! The core of the agent service: streaming chat grounded in long-term memory, written once and served by every way in.
+//! The core of the agent service: streaming chat grounded in long-term memory, served by gRPC, gRPC-Web and AWS Lambda.
 //!
-//! Data walks one way: [`transport`] → [`service`] → [`chat`] → [`memory`], [`llm`], [`tools`], [`conversation`],
-//! [`embedding`] → stores and providers.
-//! Only `transport` and `service` know gRPC; the rooms below them do not name it.
+//! Data flows one way: [`transport`] → [`service`] → [`chat`] → [`memory`], [`llm`], [`tools`], [`conversation`],
+//! [`embedding`] → stores and providers. Modules import each other only along that direction, without cycles
+//! (`tests/style`). Only `transport`, `service` and `proto` know gRPC. [`composition`] builds everything from [`config`].
 
 pub mod chat;
 pub mod composition;

@@ -1,4 +1,4 @@
-//! Logs: pretty on a terminal, JSON elsewhere. They never hold a user's text, tokens or keys.
+//! Logging to standard error. Logs never contain user text, tokens or keys, whatever `RUST_LOG` asks for.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -15,11 +15,10 @@ use tracing_subscriber::{
 
 use crate::config::LogFormat;
 
-/// What is logged where `RUST_LOG` is not set.
 const DEFAULT_FILTER: &str = "info,sqlx::postgres::notice=warn";
 
-/// Crates whose records below `info` quote what they carry: events, headers with tokens, texts of users.
-const CARRIERS: [&str; 14] = [
+/// Crates that log payloads, headers with tokens or user text below `info`.
+const PAYLOAD_LOGGERS: [&str; 14] = [
     "aws_sdk_dynamodb",
     "aws_sigv4",
     "aws_smithy_http_client",
@@ -36,10 +35,9 @@ const CARRIERS: [&str; 14] = [
     "tonic_web",
 ];
 
-/// Sends the process's logs to standard error, and with them the place of a panic but not its message, which may quote the
-/// text that caused it.
+/// Installs the subscriber, and a panic hook that logs the location of a panic without its message, which may quote user text.
 ///
-/// Does nothing where a subscriber is installed already, as in tests.
+/// Does nothing if a subscriber is installed already, as in tests. `None` = pretty on a terminal, JSON otherwise.
 pub fn init(format: Option<LogFormat>) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let format = format.unwrap_or(if io::stderr().is_terminal() { LogFormat::Pretty } else { LogFormat::Json });
@@ -54,18 +52,17 @@ pub fn init(format: Option<LogFormat>) {
             fmt::layer().with_writer(io::stderr).json().flatten_event(true).with_span_list(false).boxed()
         }
     };
-    // Whatever is asked for. Without a hint of its own it would take away that of the first, by which records that nobody wants
-    // cost nothing, and are no reason to drop the next.
-    let filter = filter.and(filter_fn(quotes_nothing).with_max_level_hint(LevelFilter::TRACE));
+    // Without a hint, the combined filter would lose the level hint of the first, which makes disabled records free.
+    let filter = filter.and(filter_fn(has_no_payload).with_max_level_hint(LevelFilter::TRACE));
     if tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().is_ok() {
         panic::set_hook(Box::new(|panic| {
             let location = panic.location().map_or_else(String::new, Location::to_string);
-            tracing::error!(location, "a defect: the program panicked");
+            tracing::error!(location, "panicked; this is a bug");
         }));
     }
 }
 
-fn quotes_nothing(metadata: &Metadata<'_>) -> bool {
-    let of = metadata.target().split("::").next().unwrap_or_default();
-    *metadata.level() <= Level::INFO || !CARRIERS.contains(&of)
+fn has_no_payload(metadata: &Metadata<'_>) -> bool {
+    let crate_name = metadata.target().split("::").next().unwrap_or_default();
+    *metadata.level() <= Level::INFO || !PAYLOAD_LOGGERS.contains(&crate_name)
 }

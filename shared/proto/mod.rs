@@ -6,9 +6,9 @@ pub mod codec;
 /// Messages, clients and servers of the package `agent.v1`. The server of `AgentService` streams [`ChatFrame`](chat_frame::ChatFrame)s where the proto
 /// file says `ChatResponse`.
 #[expect(
-    missing_docs,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     reason = "generated code; the comments of the proto files document the types"
 )]
 pub mod agent_v1 {

@@ -1,4 +1,4 @@
-//! The command line client: it talks gRPC to a running server, as any other client.
+//! The commands that call a running server: chat, remember and recall.
 
 use std::{
     error::Error,
@@ -17,14 +17,14 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::{
     CommandResult,
-    connection::{Connected, connect, refusal},
+    connection::{AuthenticatedChannel, connect, describe_status},
     options::{ChatArguments, RecallArguments, RememberArguments},
 };
 
-/// Messages of a session that are sent along; the server takes 200.
-const HISTORY: usize = 100;
+/// Messages that a request carries; the server accepts 200.
+const MAX_HISTORY: usize = 100;
 
-/// Asks one question, or holds a conversation.
+/// Asks one question or, without a message, starts an interactive session.
 pub async fn chat(arguments: ChatArguments) -> CommandResult {
     let channel = connect(&arguments.connection).await?;
     let mut session = Session {
@@ -36,26 +36,26 @@ pub async fn chat(arguments: ChatArguments) -> CommandResult {
     if let Some(message) = session.arguments.message.take() {
         return Ok(if session.ask(message).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    session.converse().await?;
+    session.run_interactively().await?;
     Ok(ExitCode::SUCCESS)
 }
 
 struct Session {
-    client: AgentServiceClient<Connected>,
+    client: AgentServiceClient<AuthenticatedChannel>,
     session_id: String,
     history: Vec<pb::ChatMessage>,
     arguments: ChatArguments,
 }
 
 impl Session {
-    async fn converse(&mut self) -> Result<(), Box<dyn Error>> {
+    async fn run_interactively(&mut self) -> Result<(), Box<dyn Error>> {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
-        eprintln!("An interactive session; Ctrl-D ends it.");
+        eprintln!("Interactive session; press Ctrl-D to leave.");
         loop {
             eprint!("{}", dim("you> "));
             let Some(line) = lines.next_line().await? else { break };
             if !line.trim().is_empty() {
-                // A question that is refused, or a server that restarts, ends no conversation.
+                // A rejected question or a restart of the server does not end the session.
                 if let Err(error) = self.ask(line).await {
                     eprintln!("error: {error}");
                 }
@@ -64,7 +64,7 @@ impl Session {
         Ok(())
     }
 
-    /// Asks and prints the answer as it is typed; false where the stream ended with an error.
+    /// Prints the answer as it arrives; returns whether it was complete.
     async fn ask(&mut self, message: String) -> Result<bool, Box<dyn Error>> {
         let language = self
             .arguments
@@ -85,27 +85,27 @@ impl Session {
             use_document_context: self.arguments.no_memory.then_some(false),
             ..Default::default()
         };
-        let mut frames = self.client.stream_chat(request).await.map_err(refusal)?.into_inner();
-        let mut answered = false;
-        while let Some(frame) = frames.message().await.map_err(refusal)? {
+        let mut frames = self.client.stream_chat(request).await.map_err(describe_status)?.into_inner();
+        let mut is_complete = false;
+        while let Some(frame) = frames.message().await.map_err(describe_status)? {
             self.session_id.clone_from(&frame.session_id);
             if let Some(Content::FullText(text)) = &frame.content {
-                answered = true;
-                self.remember_turn(&message, text);
+                is_complete = true;
+                self.append_turn(&message, text);
             }
             print_frame(frame)?;
         }
-        Ok(answered)
+        Ok(is_complete)
     }
 
-    fn remember_turn(&mut self, question: &str, answer: &str) {
+    fn append_turn(&mut self, question: &str, answer: &str) {
         let message = |role: &str, content: &str| pb::ChatMessage {
             role: role.to_owned(),
             content: content.to_owned(),
             ..Default::default()
         };
         self.history.extend([message("user", question), message("assistant", answer)]);
-        let surplus = self.history.len().saturating_sub(HISTORY);
+        let surplus = self.history.len().saturating_sub(MAX_HISTORY);
         self.history.drain(..surplus);
     }
 }
@@ -127,41 +127,42 @@ fn print_frame(frame: pb::ChatResponse) -> std::io::Result<()> {
         }
         Some(Content::Usage(usage)) => {
             let estimated = metadata.get("usage_source").is_some_and(|source| source == "estimated");
-            let about = if estimated { "about " } else { "" };
+            let prefix = if estimated { "about " } else { "" };
             writeln!(out)?;
-            eprintln!("{}", dim(&format!("[{about}{} + {} tokens]", usage.prompt_tokens, usage.completion_tokens)));
+            eprintln!("{}", dim(&format!("[{prefix}{} + {} tokens]", usage.prompt_tokens, usage.completion_tokens)));
         }
         Some(Content::Error(error)) => {
             writeln!(out)?;
-            let again = if error.retryable { " (trying again may help)" } else { "" };
-            eprintln!("error: {}{again} [{}]", error.message, error.code);
+            let hint = if error.retryable { " (a retry may help)" } else { "" };
+            eprintln!("error: {}{hint} [{}]", error.message, error.code);
         }
         Some(Content::ToolCall(call)) => {
             eprintln!(
                 "{}",
-                dim(&format!("[wants {} {}; only clients with tools can go on]", call.name, call.arguments))
+                dim(&format!(
+                    "[calls the tool {} {}; only a client that runs tools can continue]",
+                    call.name, call.arguments
+                ))
             );
         }
         Some(Content::ToolResult(result)) => {
-            let how = if result.success { "done" } else { &result.error_message };
-            eprintln!("{}", dim(&format!("[{}: {how}]", result.tool_name)));
+            let outcome = if result.success { "done" } else { &result.error_message };
+            eprintln!("{}", dim(&format!("[{}: {outcome}]", result.tool_name)));
         }
         Some(Content::FullText(_)) | None => {}
     }
     Ok(())
 }
 
-/// Stores a memory.
 pub async fn remember(arguments: RememberArguments) -> CommandResult {
     let mut client = MemoryServiceClient::new(connect(&arguments.connection).await?);
     let memory = pb::MemoryInput { content: arguments.text, tags: arguments.tags, ..Default::default() };
     let request = pb::AddMemoriesRequest { user_id: arguments.connection.user, memories: vec![memory] };
-    let added = client.add_memories(request).await.map_err(refusal)?.into_inner();
+    let added = client.add_memories(request).await.map_err(describe_status)?.into_inner();
     println!("Remembered as {}", added.ids.join(", "));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Searches the memory.
 pub async fn recall(arguments: RecallArguments) -> CommandResult {
     let mut client = AgentServiceClient::new(connect(&arguments.connection).await?);
     let request = pb::MemoryQuery {
@@ -171,9 +172,9 @@ pub async fn recall(arguments: RecallArguments) -> CommandResult {
         min_score: arguments.min_score,
         ..Default::default()
     };
-    let found = client.retrieve_memory(request).await.map_err(refusal)?.into_inner();
+    let found = client.retrieve_memory(request).await.map_err(describe_status)?.into_inner();
     if found.items.is_empty() {
-        println!("Nothing found.");
+        println!("No memories found.");
     }
     for item in &found.items {
         println!("{:.3}  {}  {}", item.score, one_line(&item.content, 160), dim(&item.id));
@@ -185,13 +186,13 @@ pub async fn recall(arguments: RecallArguments) -> CommandResult {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The beginning of a text on one line.
-fn one_line(text: &str, most: usize) -> String {
+/// At most `max_chars` of a text, on one line.
+fn one_line(text: &str, max_chars: usize) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= most { line } else { line.chars().take(most).chain(['…']).collect() }
+    if line.chars().count() <= max_chars { line } else { line.chars().take(max_chars).chain(['…']).collect() }
 }
 
-/// Grey, where a person looks.
+/// Grey on a terminal.
 fn dim(text: &str) -> String {
     if std::io::stderr().is_terminal() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
 }

@@ -1,4 +1,4 @@
-//! The connection to a running server, and what its refusals say to a person.
+//! The connection to a running server, and its errors as messages for users.
 
 use std::{error::Error, io::ErrorKind, time::Duration};
 
@@ -13,14 +13,13 @@ use crate::options::Connection;
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
-/// A connection whose calls say on whose behalf they are made.
-pub type Connected = InterceptedService<Channel, Bearer>;
+pub type AuthenticatedChannel = InterceptedService<Channel, BearerToken>;
 
-/// Puts a token into every call.
+/// Adds the token, if there is one, to every call.
 #[derive(Clone)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
+pub struct BearerToken(Option<MetadataValue<Ascii>>);
 
-impl Interceptor for Bearer {
+impl Interceptor for BearerToken {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(token) = &self.0 {
             request.metadata_mut().insert("authorization", token.clone());
@@ -29,58 +28,57 @@ impl Interceptor for Bearer {
     }
 }
 
-/// Connects to the server, or says why that can not be.
-pub async fn connect(connection: &Connection) -> Result<Connected, Box<dyn Error>> {
+pub async fn connect(connection: &Connection) -> Result<AuthenticatedChannel, Box<dyn Error>> {
     let bearer = |token: &String| {
         let value: Result<MetadataValue<Ascii>, _> = format!("Bearer {token}").parse();
-        value.map_err(|_| "AGENT_TOKEN is no token: it holds characters that no header may")
+        value.map_err(|_| "AGENT_TOKEN is not a valid token: it contains characters that a header cannot hold")
     };
-    let bearer = Bearer(connection.token.as_ref().map(bearer).transpose()?);
+    let bearer = BearerToken(connection.token.as_ref().map(bearer).transpose()?);
 
     let addr = &connection.addr;
-    let wrong = || format!("--addr {addr:?} is no address; it is written like http://127.0.0.1:50051");
-    let mut endpoint = Endpoint::from_shared(addr.clone()).map_err(|_| wrong())?;
+    let invalid = || format!("--addr {addr:?} is not a valid URL; expected, for example, http://127.0.0.1:50051");
+    let mut endpoint = Endpoint::from_shared(addr.clone()).map_err(|_| invalid())?;
     if !matches!(endpoint.uri().scheme_str(), Some("http" | "https")) {
-        return Err(wrong().into());
+        return Err(invalid().into());
     }
     if endpoint.uri().scheme_str() == Some("https") {
         let tls = match &connection.ca_file {
             Some(path) => {
-                let pem = std::fs::read(path).map_err(|error| format!("--ca-file can not be read: {error}"))?;
+                let pem = std::fs::read(path).map_err(|error| format!("--ca-file cannot be read: {error}"))?;
                 ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
             }
-            None => return Err("an https address needs --ca-file with the certificate authority of the server".into()),
+            None => {
+                return Err("an https:// address needs --ca-file with the certificate authority of the server".into());
+            }
         };
         endpoint = endpoint.tls_config(tls)?;
     }
-    // A server that vanished without a word is missed within a minute.
+    // Detects a server that vanished without closing the connection.
     endpoint = endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL);
-    let no_server = |error: tonic::transport::Error| {
-        let cause = innermost(&error);
+    let unreachable = |error: tonic::transport::Error| {
+        let cause = root_cause(&error);
         let refused = cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::ConnectionRefused);
-        let advice = if refused {
-            "Start one in another terminal with `cargo run`, or name another address with --addr."
+        let hint = if refused {
+            "Start a server in another terminal with `cargo run`, or set --addr to the address of another one."
         } else {
-            "Check --addr, and --ca-file where the server uses TLS."
+            "Check --addr and, if the server uses TLS, --ca-file."
         };
-        format!("no server answers at {addr} ({cause}).\n{advice}")
+        format!("no server answers at {addr} ({cause}).\n{hint}")
     };
-    Ok(InterceptedService::new(endpoint.connect().await.map_err(no_server)?, bearer))
+    Ok(InterceptedService::new(endpoint.connect().await.map_err(unreachable)?, bearer))
 }
 
-/// The cause of an error that has no cause itself.
-pub fn innermost<'e>(mut error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+pub fn root_cause<'e>(mut error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
     while let Some(cause) = error.source() {
         error = cause;
     }
     error
 }
 
-/// What a status says to a person.
-pub fn refusal(status: Status) -> String {
+pub fn describe_status(status: Status) -> String {
     match status.code() {
         Code::Unknown if status.source().is_some() => {
-            format!("the connection broke ({}); if the server uses TLS, write https:// in --addr", innermost(&status))
+            format!("the connection broke ({}); if the server uses TLS, write https:// in --addr", root_cause(&status))
         }
         Code::Unavailable => format!("the server is not ready: {}", status.message()),
         code => format!("{} ({code:?})", status.message()),

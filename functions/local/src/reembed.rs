@@ -1,4 +1,4 @@
-//! Moving the memories to the configured embedding model.
+//! `agent-local reembed`: computes the missing vectors of the configured embedding model.
 
 use std::{io::IsTerminal as _, process::ExitCode, sync::Arc};
 
@@ -12,7 +12,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{CommandResult, options::ReembedArguments};
 
-/// Gives every memory a vector of the configured model.
 pub async fn run(config: Config, arguments: ReembedArguments) -> CommandResult {
     let database = Database::from_config(&config.stores.database)?;
     let embedder = build_embedder(&config.embedding)?;
@@ -28,30 +27,28 @@ pub async fn run(config: Config, arguments: ReembedArguments) -> CommandResult {
     };
     let done = engine.reembed(&progress).await;
     bar.finish_and_clear();
-    let done = done.map_err(|error| format!("{error}\nRun the same command again: it goes on where it stopped."))?;
-    println!("{} memories have got vectors of {name} ({dimension} dimensions).", done.done);
+    let done = done.map_err(|error| format!("{error}\nRun the same command again to resume."))?;
+    println!("Computed vectors of {name} ({dimension} dimensions) for {} memories.", done.done);
     let mut code = ExitCode::SUCCESS;
-    // Counted last of all: somebody may have written with another model meanwhile.
+    // Counted afterwards, because a server with another model may have written in the meantime.
     let missing = engine.count_missing_vectors().await?;
-    // What was refused is so again: a further run would come to the same, and must not be what everything waits for.
-    let unasked = missing.saturating_sub(done.rejected);
+    // The model rejects the same texts in every run, so only the rest makes another run worthwhile.
+    let retryable = missing.saturating_sub(done.rejected);
     if missing > 0 {
-        let refused = if done.rejected > 0 {
-            format!("; the model refused the texts of {}", done.rejected)
+        let rejected = if done.rejected > 0 {
+            format!("; the model rejected {} of their texts", done.rejected)
         } else {
             String::new()
         };
-        eprintln!("{missing} memories are without{refused}. They are found by their words.");
+        eprintln!("{missing} memories have no vector{rejected}. Only lexical search finds them.");
     }
-    if unasked > 0 {
+    if retryable > 0 {
         code = ExitCode::FAILURE;
     }
-    if arguments.prune && unasked > 0 {
-        eprintln!(
-            "error: the vectors of other models are kept, because {unasked} of these can still have one: run it again."
-        );
+    if arguments.prune && retryable > 0 {
+        eprintln!("error: vectors of other models are not deleted while {retryable} memories lack one: run it again.");
     } else if arguments.prune {
-        println!("{} vectors of other models are forgotten.", engine.delete_other_models().await?);
+        println!("Deleted {} vectors of other models.", engine.delete_other_models().await?);
     }
     engine.build_vector_index(&database).await?;
     Ok(code)

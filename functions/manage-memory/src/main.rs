@@ -1,4 +1,4 @@
-//! Writes, lists, corrects, exports and forgets memories, and the same of conversations.
+//! AWS Lambda function: writes, lists, updates, exports and deletes memories, and manages conversations.
 
 use std::process::ExitCode;
 
@@ -8,14 +8,13 @@ use agent_service::transport::{
     memory_service,
 };
 
-/// The calls that this function answers.
-const MEMORY: &[&str] =
+const MEMORY_METHODS: &[&str] =
     &["AddMemories", "IngestDocument", "ListMemories", "UpdateMemory", "DeleteMemories", "ExportMemories"];
-const CONVERSATION: &[&str] = &["ListSessions", "GetSession", "RenameSession", "DeleteSessions", "CancelTurn"];
+const CONVERSATION_METHODS: &[&str] = &["ListSessions", "GetSession", "RenameSession", "DeleteSessions", "CancelTurn"];
 
 fn main() -> ExitCode {
     lambda::serve(|apis| {
-        Adapter::new(memory_service(apis.memory), MEMORY)
-            .add_service(conversation_service(apis.conversation), CONVERSATION)
+        Adapter::new(memory_service(apis.memory), MEMORY_METHODS)
+            .add_service(conversation_service(apis.conversation), CONVERSATION_METHODS)
     })
 }

@@ -1,4 +1,4 @@
-//! Learns from turns that are over, as the stream of the table of conversations tells of them.
+//! AWS Lambda function: learns from finished turns, triggered by the DynamoDB stream of conversations or by a schedule.
 
 use std::process::ExitCode;
 

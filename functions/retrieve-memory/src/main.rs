@@ -1,4 +1,4 @@
-//! Searches the memory. Its login may be one that only reads (`DATABASE_READ_URL`).
+//! AWS Lambda function: retrieves memories. A read-only login (`DATABASE_READ_URL`) suffices.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,6 @@ use agent_service::transport::{
     lambda::{self, Adapter},
 };
 
-/// The calls that this function answers.
 const METHODS: &[&str] = &["RetrieveMemory"];
 
 fn main() -> ExitCode {

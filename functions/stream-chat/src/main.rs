@@ -1,4 +1,4 @@
-//! Streams answers that are grounded in memory.
+//! AWS Lambda function: streams answers grounded in memory.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,6 @@ use agent_service::transport::{
     lambda::{self, Adapter},
 };
 
-/// The calls that this function answers.
 const METHODS: &[&str] = &["StreamChat"];
 
 fn main() -> ExitCode {

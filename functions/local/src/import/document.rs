@@ -1,4 +1,4 @@
-//! Reading a document and finding its title.
+//! Documents to import, and their titles.
 
 use std::{
     fs::File,
@@ -7,40 +7,39 @@ use std::{
 };
 
 use super::{
-    files::{Kind, Source, unreadable},
-    send::Failure,
+    files::{FileFormat, SourceFile, unreadable},
+    upload::ImportError,
 };
 
-/// Most bytes of a document, by the contract.
+/// Bytes, by the API's contract.
 const MAX_BYTES: u64 = 20_000_000;
-/// Most bytes of a title, by the contract.
+/// Bytes, by the API's contract.
 const MAX_TITLE_BYTES: usize = 1_000;
 
-/// Reads a document that can be sent.
-pub fn read(path: &Path) -> Result<String, Failure> {
-    let refused = |reason: &str| Failure::Refused(reason.to_owned());
+pub fn read(path: &Path) -> Result<String, ImportError> {
+    let rejected = |reason: &str| ImportError::Rejected(reason.to_owned());
     let read = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().map_err(|error| Failure::Refused(unreadable(error)))?;
+    let bytes = read().map_err(|error| ImportError::Rejected(unreadable(error)))?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_BYTES {
-        return Err(refused("larger than 20 MB; split it"));
+        return Err(rejected("larger than 20 MB; split it"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| refused("not UTF-8 text; convert it, for example with iconv"))?;
-    if text.trim_start_matches('\u{FEFF}').trim().is_empty() { Err(refused("empty")) } else { Ok(text) }
+    let text = String::from_utf8(bytes).map_err(|_| rejected("not UTF-8 text; convert it, for example with iconv"))?;
+    if text.trim_start_matches('\u{FEFF}').trim().is_empty() { Err(rejected("empty")) } else { Ok(text) }
 }
 
-/// What a document is called: the first heading of level 1, else the file's name without its extension.
-pub fn title(source: &Source, text: &str) -> String {
-    let heading = if source.kind == Kind::Markdown { first_heading(text) } else { None };
+/// The first heading of level 1, else the file's name without its extension.
+pub fn title(source: &SourceFile, text: &str) -> String {
+    let heading = if source.format == FileFormat::Markdown { first_heading(text) } else { None };
     let stem = || source.path.file_stem().unwrap_or_default().to_string_lossy();
     let title = heading.map_or_else(stem, Into::into);
     title[..title.floor_char_boundary(MAX_TITLE_BYTES)].to_owned()
 }
 
-/// The text of the first heading of level 1 outside of fenced code (`CommonMark` 0.31, sections 4.2, 4.3 and 4.5).
+/// The text of the first heading of level 1 outside of code blocks (`CommonMark` 0.31, sections 4.2, 4.3 and 4.5).
 fn first_heading(text: &str) -> Option<&str> {
     let mut fence = None;
     let mut above = "";
@@ -72,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_heading_of_level_one_is_the_title() {
+    fn title_is_first_level_one_heading() {
         for (text, title) in [
             ("# Linear algebra\n\ntext", Some("Linear algebra")),
             ("\u{FEFF}# 线性代数 ##\r\n正文", Some("线性代数")),
@@ -90,11 +89,11 @@ mod tests {
     }
 
     #[test]
-    fn a_document_without_a_heading_is_called_as_its_file() {
-        let source = |path: &str, kind| Source { path: path.into(), id: path.to_owned(), kind };
-        assert_eq!(title(&source("a/第一章.md", Kind::Markdown), "text"), "第一章");
-        assert_eq!(title(&source("log.txt", Kind::PlainText), "# no heading in plain text"), "log");
+    fn title_without_heading_is_file_name() {
+        let source = |path: &str, format| SourceFile { path: path.into(), id: path.to_owned(), format };
+        assert_eq!(title(&source("a/第一章.md", FileFormat::Markdown), "text"), "第一章");
+        assert_eq!(title(&source("log.txt", FileFormat::PlainText), "# no heading in plain text"), "log");
         let long = format!("# {}", "数".repeat(1_000));
-        assert_eq!(title(&source("a.md", Kind::Markdown), &long).len(), 999);
+        assert_eq!(title(&source("a.md", FileFormat::Markdown), &long).len(), 999);
     }
 }

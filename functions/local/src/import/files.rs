@@ -1,4 +1,4 @@
-//! Which files are imported, and under which ids.
+//! Finds the files to import and derives their ids.
 
 use std::{
     collections::HashMap,
@@ -11,26 +11,25 @@ use agent_service::identity::MAX_ID_BYTES;
 
 use super::report::Report;
 
-/// A file to import.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Source {
-    /// Where it is, as the user would write it.
+pub struct SourceFile {
+    /// As the user would write it.
     pub path: PathBuf,
-    /// The same in every run: its path from the last name of the argument on, with forward slashes.
+    /// The path from the last component of the argument on, with forward slashes: the same in every run.
     pub id: String,
-    pub kind: Kind,
+    pub format: FileFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileFormat {
     Markdown,
     PlainText,
-    /// A memory a line.
+    /// One memory per line.
     JsonLines,
 }
 
-impl Kind {
-    fn of(path: &Path) -> Option<Self> {
+impl FileFormat {
+    fn from_path(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "md" | "markdown" => Some(Self::Markdown),
             "txt" => Some(Self::PlainText),
@@ -40,37 +39,37 @@ impl Kind {
     }
 }
 
-const UNKNOWN_KIND: &str = "not .md, .markdown, .txt or .jsonl";
+const UNKNOWN_FORMAT: &str = "not .md, .markdown, .txt or .jsonl";
 
-/// The files at and below these paths, in the same order every time. What is no such file goes into the report.
-pub fn find(arguments: &[PathBuf], report: &mut Report) -> Vec<Source> {
-    let mut found = Found { sources: Vec::new(), paths: HashMap::new(), report };
+/// Returns files in a stable order; the report gets those that cannot be imported.
+pub fn find(arguments: &[PathBuf], report: &mut Report) -> Vec<SourceFile> {
+    let mut collector = Collector { sources: Vec::new(), paths: HashMap::new(), report };
     for argument in arguments {
-        if let Err(reason) = found.argument(argument) {
-            found.report.skip(argument, reason);
+        if let Err(reason) = collector.add_argument(argument) {
+            collector.report.skip(argument, reason);
         }
     }
-    found.sources
+    collector.sources
 }
 
-struct Found<'r> {
-    sources: Vec<Source>,
-    /// Which file has an id.
+struct Collector<'r> {
+    sources: Vec<SourceFile>,
+    /// By id.
     paths: HashMap<String, PathBuf>,
     report: &'r mut Report,
 }
 
-impl Found<'_> {
-    fn argument(&mut self, path: &Path) -> Result<(), String> {
-        let kind = fs::metadata(path).map_err(unreadable)?.file_type();
+impl Collector<'_> {
+    fn add_argument(&mut self, path: &Path) -> Result<(), String> {
+        let file_type = fs::metadata(path).map_err(unreadable)?.file_type();
         let canonical = path.canonicalize().map_err(unreadable)?;
-        // `.` and `..` have no name of their own, and the root has none at all.
+        // `.` and `..` have no file name, and the root has none even when canonical.
         let name = path.file_name().or_else(|| canonical.file_name()).unwrap_or_default();
         let id = name.to_str().ok_or(NAME_NOT_UTF8)?;
-        if kind.is_dir() { self.folder(path, id) } else { self.file(path, id.to_owned(), kind) }
+        if file_type.is_dir() { self.add_folder(path, id) } else { self.add_file(path, id.to_owned(), file_type) }
     }
 
-    fn folder(&mut self, folder: &Path, id: &str) -> Result<(), String> {
+    fn add_folder(&mut self, folder: &Path, id: &str) -> Result<(), String> {
         let entries: io::Result<Vec<_>> = fs::read_dir(folder).and_then(Iterator::collect);
         let mut entries = entries.map_err(unreadable)?;
         entries.sort_by_key(fs::DirEntry::file_name);
@@ -78,55 +77,57 @@ impl Found<'_> {
             if entry.file_name().as_encoded_bytes().starts_with(b".") {
                 continue;
             }
-            if let Err(reason) = self.entry(&entry, id) {
+            if let Err(reason) = self.add_entry(&entry, id) {
                 self.report.skip(&entry.path(), reason);
             }
         }
         Ok(())
     }
 
-    fn entry(&mut self, entry: &fs::DirEntry, folder_id: &str) -> Result<(), String> {
+    fn add_entry(&mut self, entry: &fs::DirEntry, folder_id: &str) -> Result<(), String> {
         let path = entry.path();
         let name = entry.file_name();
         let name = name.to_str().ok_or(NAME_NOT_UTF8)?;
         let id = if folder_id.is_empty() { name.to_owned() } else { format!("{folder_id}/{name}") };
-        let mut kind = entry.file_type().map_err(unreadable)?;
-        if kind.is_dir() {
-            return self.folder(&path, &id);
+        let mut file_type = entry.file_type().map_err(unreadable)?;
+        if file_type.is_dir() {
+            return self.add_folder(&path, &id);
         }
-        if kind.is_symlink() {
-            kind = fs::metadata(&path).map_err(unreadable)?.file_type();
-            if kind.is_dir() {
-                // It may lead in a circle.
-                self.report.pass_over(&path, "a link to a folder");
+        if file_type.is_symlink() {
+            file_type = fs::metadata(&path).map_err(unreadable)?.file_type();
+            if file_type.is_dir() {
+                // The link may form a cycle.
+                self.report.ignore(&path, "a link to a folder");
                 return Ok(());
             }
         }
-        if Kind::of(&path).is_none() {
-            self.report.pass_over(&path, UNKNOWN_KIND);
+        if FileFormat::from_path(&path).is_none() {
+            self.report.ignore(&path, UNKNOWN_FORMAT);
             return Ok(());
         }
-        self.file(&path, id, kind)
+        self.add_file(&path, id, file_type)
     }
 
-    fn file(&mut self, path: &Path, id: String, file_type: FileType) -> Result<(), String> {
-        let kind = Kind::of(path).ok_or(UNKNOWN_KIND)?;
+    fn add_file(&mut self, path: &Path, id: String, file_type: FileType) -> Result<(), String> {
+        let format = FileFormat::from_path(path).ok_or(UNKNOWN_FORMAT)?;
         if !file_type.is_file() {
-            return Err("no regular file".to_owned());
+            return Err("not a regular file".to_owned());
         }
         if id.len() > MAX_ID_BYTES {
-            return Err(format!("its id {id:?} is longer than {MAX_ID_BYTES} bytes; import the folder that it is in"));
+            return Err(format!(
+                "its id {id:?} is longer than {MAX_ID_BYTES} bytes; import the folder that contains it"
+            ));
         }
         match self.paths.get(&id) {
-            // The same file, named twice.
+            // The same file in two arguments.
             Some(other) if other.canonicalize().ok() == path.canonicalize().ok() => Ok(()),
             Some(other) => Err(format!(
-                "{} has the same id {id:?} and would be replaced; import a folder that holds both",
+                "{} has the same id {id:?} and would be replaced; import a folder that contains both",
                 other.display()
             )),
             None => {
                 self.paths.insert(id.clone(), path.to_owned());
-                self.sources.push(Source { path: path.to_owned(), id, kind });
+                self.sources.push(SourceFile { path: path.to_owned(), id, format });
                 Ok(())
             }
         }
@@ -135,7 +136,6 @@ impl Found<'_> {
 
 const NAME_NOT_UTF8: &str = "its name is not UTF-8";
 
-/// Why a file is not read.
 pub fn unreadable(error: io::Error) -> String {
-    format!("can not be read: {error}")
+    format!("cannot be read: {error}")
 }

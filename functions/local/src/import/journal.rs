@@ -1,4 +1,4 @@
-//! What has been imported, kept in a file so that an interrupted import goes on where it stopped.
+//! The import journal: a file of what has been imported, so that an interrupted import resumes where it stopped.
 
 use std::{
     collections::HashMap,
@@ -11,45 +11,42 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// How far into a file an import has come.
+/// The part of a file, from its beginning, that has been imported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct ImportedPrefix {
     pub bytes: u64,
-    /// Of these bytes.
     pub sha256: String,
-    /// How many lines these bytes are, where lines are counted.
+    /// 0 for documents.
     pub lines: u64,
 }
 
-impl Progress {
-    /// The whole of a text.
+impl ImportedPrefix {
     pub fn whole(text: &str) -> Self {
         Self { bytes: text.len() as u64, sha256: hex(&Sha256::digest(text)), lines: 0 }
     }
 }
 
-/// What has been imported of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// Of the file.
+pub struct JournalEntry {
+    /// The id of the file.
     pub id: String,
     pub tags: Vec<String>,
     #[serde(flatten)]
-    pub progress: Progress,
+    pub prefix: ImportedPrefix,
     /// Lines that could not be imported.
     pub skipped: u64,
 }
 
-/// The entries of one user at one server. Each is a line of a file that is only ever appended to, so that a program that is
-/// killed loses nothing but the line that it writes.
+/// The entries of one user at one server. The file is append-only with one entry per line: a killed program loses at most the
+/// line that it was writing.
 #[derive(Default)]
 pub struct Journal {
-    entries: HashMap<String, Entry>,
+    entries: HashMap<String, JournalEntry>,
     file: Option<File>,
 }
 
 impl Journal {
-    /// Opens the journal, which may not exist yet. A line that is no entry was torn and counts for nothing.
+    /// Creates the journal if necessary. Lines that cannot be parsed (torn writes) are ignored.
     pub fn open(path: &Path) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
@@ -62,27 +59,25 @@ impl Journal {
             file.write_all(b"\n")?;
         }
         let entries = bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-        let entries = entries.map(|entry: Entry| (entry.id.clone(), entry)).collect();
+        let entries = entries.map(|entry: JournalEntry| (entry.id.clone(), entry)).collect();
         Ok(Self { entries, file: Some(file) })
     }
 
-    /// Forgets what has been imported.
-    pub fn forget(&mut self) {
+    pub fn clear(&mut self) {
         self.entries.clear();
     }
 
-    /// Whether an interrupted import can go on.
-    pub fn is_kept(&self) -> bool {
+    /// Whether entries are written, so that an interrupted import can resume.
+    pub fn is_persistent(&self) -> bool {
         self.file.is_some()
     }
 
-    /// What has been imported of a file with the same tags.
-    pub fn entry(&self, id: &str, tags: &[String]) -> Option<&Entry> {
+    pub fn entry(&self, id: &str, tags: &[String]) -> Option<&JournalEntry> {
         self.entries.get(id).filter(|entry| entry.tags == tags)
     }
 
-    /// Notes what has been imported. After an error nothing more is noted.
-    pub fn note(&mut self, entry: &Entry) -> io::Result<()> {
+    /// After an error nothing more is written.
+    pub fn append(&mut self, entry: &JournalEntry) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
@@ -90,7 +85,7 @@ impl Journal {
     }
 }
 
-/// Where the journal of a user at a server is, by the conventions of the system (XDG base directories).
+/// By the XDG base directory specification.
 pub fn path(address: &str, user: &str) -> Option<PathBuf> {
     let state = env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let state = state.or_else(|| env::home_dir().map(|home| home.join(".local/state")))?;
@@ -98,7 +93,6 @@ pub fn path(address: &str, user: &str) -> Option<PathBuf> {
     Some(state.join("agent-service/import").join(format!("{}.jsonl", &name[..16])))
 }
 
-/// Bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -107,36 +101,41 @@ pub fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn entry(id: &str, text: &str) -> Entry {
-        Entry { id: id.to_owned(), tags: vec!["math".to_owned()], progress: Progress::whole(text), skipped: 1 }
+    fn entry(id: &str, text: &str) -> JournalEntry {
+        JournalEntry {
+            id: id.to_owned(),
+            tags: vec!["math".to_owned()],
+            prefix: ImportedPrefix::whole(text),
+            skipped: 1,
+        }
     }
 
     #[test]
-    fn the_last_entry_of_a_file_counts_and_a_torn_line_is_passed_over() {
+    fn journal_uses_last_entry_and_ignores_torn_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state/import/journal.jsonl");
         let tags = ["math".to_owned()];
         let (old, new, other) = (entry("a.md", "old"), entry("a.md", "new"), entry("b.md", "text"));
         let mut journal = Journal::open(&path).unwrap();
         for entry in [&old, &other, &new] {
-            journal.note(entry).unwrap();
+            journal.append(entry).unwrap();
         }
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
 
         let mut journal = Journal::open(&path).unwrap();
         assert_eq!(journal.entry("a.md", &tags), Some(&old));
-        journal.note(&new).unwrap();
+        journal.append(&new).unwrap();
         let mut journal = Journal::open(&path).unwrap();
         assert_eq!(journal.entry("a.md", &tags), Some(&new));
         assert_eq!(journal.entry("b.md", &tags), Some(&other));
         assert_eq!(journal.entry("b.md", &[]), None, "other tags");
-        journal.forget();
+        journal.clear();
         assert_eq!(journal.entry("a.md", &tags), None);
     }
 
     #[test]
-    fn every_user_at_every_server_has_a_journal() {
+    fn journal_path_differs_by_user_and_server() {
         let one = path("http://127.0.0.1:50051", "ann");
         assert_eq!(path("http://127.0.0.1:50051/", "ann"), one);
         assert_ne!(path("http://127.0.0.1:50051", "bob"), one);

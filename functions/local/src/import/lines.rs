@@ -1,4 +1,4 @@
-//! JSON lines: reading a file line by line, and a memory from a line.
+//! JSON Lines: reads a file line by line and parses memories.
 
 use std::{
     collections::BTreeMap,
@@ -10,15 +10,15 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::journal::{Progress, hex};
+use super::journal::{ImportedPrefix, hex};
 
-/// Most bytes of a line that is looked at: content and metadata at their limits, escaped.
+/// Content and metadata at their limits fit, escaped.
 const MAX_LINE_BYTES: usize = 1_000_000;
-/// Most bytes of the content of a memory, by the contract.
+/// By the API's contract.
 const MAX_CONTENT_BYTES: usize = 64_000;
 
-/// The lines of a file, of which one at a time is in memory, and how far they have been read.
-pub struct Lines<R> {
+/// Reads a file with one line in memory, and tracks the prefix that has been read.
+pub struct LineReader<R> {
     input: R,
     line: Vec<u8>,
     hash: Sha256,
@@ -26,12 +26,12 @@ pub struct Lines<R> {
     count: u64,
 }
 
-impl<R: BufRead> Lines<R> {
+impl<R: BufRead> LineReader<R> {
     pub fn new(input: R) -> Self {
         Self { input, line: Vec::new(), hash: Sha256::new(), bytes: 0, count: 0 }
     }
 
-    /// The next line with its number from 1. Of one that is too long, the beginning.
+    /// The next line with its number, from 1. A line of more than [`MAX_LINE_BYTES`] is truncated to one byte more.
     pub fn next(&mut self) -> io::Result<Option<(u64, &[u8])>> {
         let limit = u64::try_from(MAX_LINE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
         self.line.clear();
@@ -41,34 +41,37 @@ impl<R: BufRead> Lines<R> {
         }
         self.hash.update(&self.line);
         self.bytes += self.line.len() as u64;
-        while self.line.len() > MAX_LINE_BYTES && !self.line.ends_with(b"\n") && self.pass(u64::MAX, true)? != b'\n' {}
+        while self.line.len() > MAX_LINE_BYTES && !self.line.ends_with(b"\n") && self.consume(u64::MAX, true)? != b'\n'
+        {
+        }
         self.count += 1;
         Ok(Some((self.count, &self.line)))
     }
 
-    /// Passes over what has been done, if the file begins with it; else nothing can be said of where it is.
-    pub fn pass_over(&mut self, done: &Progress) -> io::Result<bool> {
+    /// Skips the imported prefix and returns whether the file still begins with it; if not, the position is undefined.
+    pub fn skip_imported(&mut self, done: &ImportedPrefix) -> io::Result<bool> {
         let mut last = b'\n';
         while self.bytes < done.bytes {
             let before = self.bytes;
-            last = self.pass(done.bytes - before, false)?;
+            last = self.consume(done.bytes - before, false)?;
             if self.bytes == before {
                 return Ok(false);
             }
         }
         self.count = done.lines;
-        // A last line without an end may have become another.
-        Ok(self.progress() == *done && (last == b'\n' || self.at_end()?))
+        // A last line without a line end may have been continued.
+        Ok(self.prefix() == *done && (last == b'\n' || self.at_end()?))
     }
 
-    /// Passes over at most so many bytes of the buffer, or a line of it, and gives the last of them; at the end, a line end.
-    fn pass(&mut self, most: u64, within_line: bool) -> io::Result<u8> {
+    /// Consumes at most `max` bytes of the buffer, up to a line end if `within_line`, and returns the last one. At the end of the
+    /// file it returns a line end.
+    fn consume(&mut self, max: u64, within_line: bool) -> io::Result<u8> {
         let buffer = self.input.fill_buf()?;
-        let most = usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len());
-        let line_end = buffer[..most].iter().position(|byte| within_line && *byte == b'\n').map(|at| at + 1);
-        let passed = &buffer[..line_end.unwrap_or(most)];
-        let (last, count) = (passed.last().copied().unwrap_or(b'\n'), passed.len());
-        self.hash.update(passed);
+        let max = usize::try_from(max).unwrap_or(usize::MAX).min(buffer.len());
+        let line_end = buffer[..max].iter().position(|byte| within_line && *byte == b'\n').map(|at| at + 1);
+        let consumed = &buffer[..line_end.unwrap_or(max)];
+        let (last, count) = (consumed.last().copied().unwrap_or(b'\n'), consumed.len());
+        self.hash.update(consumed);
         self.bytes += count as u64;
         self.input.consume(count);
         Ok(last)
@@ -78,16 +81,15 @@ impl<R: BufRead> Lines<R> {
         Ok(self.input.fill_buf()?.is_empty())
     }
 
-    /// How far it has been read.
-    pub fn progress(&self) -> Progress {
-        Progress { bytes: self.bytes, sha256: hex(&self.hash.clone().finalize()), lines: self.count }
+    pub fn prefix(&self) -> ImportedPrefix {
+        ImportedPrefix { bytes: self.bytes, sha256: hex(&self.hash.clone().finalize()), lines: self.count }
     }
 }
 
-/// A memory as it is written in a line, by the names of the contract or those of its JSON form.
+/// Fields have their proto names or the names of proto's JSON mapping.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct MemoryLine {
     content: String,
     id: Option<String>,
     #[serde(alias = "sourceType")]
@@ -99,7 +101,7 @@ struct Line {
     supersedes: Option<Vec<String>>,
 }
 
-/// Reads the memory of a line; `None` where the line is blank.
+/// Returns `None` for a blank line.
 pub fn parse(line: &[u8]) -> Result<Option<MemoryInput>, String> {
     if line.len() > MAX_LINE_BYTES {
         return Err(format!("longer than {MAX_LINE_BYTES} bytes"));
@@ -111,7 +113,7 @@ pub fn parse(line: &[u8]) -> Result<Option<MemoryInput>, String> {
     if !line.starts_with('{') {
         return Err(r#"not a JSON object on one line, such as {"content": "…"}"#.to_owned());
     }
-    let line = json(line)?;
+    let line = parse_json(line)?;
     check_text("content", &line.content, MAX_CONTENT_BYTES).map_err(|error| error.to_string())?;
     if line.content.trim().is_empty() {
         return Err("content is blank".to_owned());
@@ -121,14 +123,14 @@ pub fn parse(line: &[u8]) -> Result<Option<MemoryInput>, String> {
         content: line.content,
         source_type: line.source_type.unwrap_or_default(),
         tags: line.tags.unwrap_or_default(),
-        created_at: line.created_at.map(|time| timestamp(&time)).transpose()?,
+        created_at: line.created_at.map(|time| parse_timestamp(&time)).transpose()?,
         metadata: line.metadata.unwrap_or_default(),
         supersedes: line.supersedes.unwrap_or_default(),
     }))
 }
 
-/// Reads a JSON object, or says at which field or column it is wrong.
-fn json(line: &str) -> Result<Line, String> {
+/// Errors name the field or the column.
+fn parse_json(line: &str) -> Result<MemoryLine, String> {
     let mut json = serde_json::Deserializer::from_str(line);
     let (at, error) = match serde_path_to_error::deserialize(&mut json) {
         Ok(line) => match json.end() {
@@ -144,16 +146,16 @@ fn json(line: &str) -> Result<Line, String> {
     } else if message.starts_with("invalid") {
         format!("{at}: {message}")
     } else {
-        // It names the field already.
+        // The message names the field already.
         message.to_owned()
     })
 }
 
-fn timestamp(text: &str) -> Result<prost_types::Timestamp, String> {
+fn parse_timestamp(text: &str) -> Result<prost_types::Timestamp, String> {
     let time: Timestamp = text
         .parse()
         .map_err(|_| "created_at is not an RFC 3339 time with its zone, such as 2026-01-31T08:00:00Z".to_owned())?;
-    // A time before 1970 has a negative fraction there and a positive one here.
+    // Before 1970, jiff's fraction is negative and protobuf's is positive.
     let nanos = time.subsec_nanosecond();
     let borrow = i32::from(nanos < 0);
     Ok(prost_types::Timestamp { seconds: time.as_second() - i64::from(borrow), nanos: nanos + borrow * 1_000_000_000 })
@@ -163,9 +165,9 @@ fn timestamp(text: &str) -> Result<prost_types::Timestamp, String> {
 mod tests {
     use super::*;
 
-    fn lines(text: &[u8]) -> Lines<io::BufReader<&[u8]>> {
-        // A buffer that ends within lines.
-        Lines::new(io::BufReader::with_capacity(7, text))
+    fn lines(text: &[u8]) -> LineReader<io::BufReader<&[u8]>> {
+        // The buffer is shorter than a line.
+        LineReader::new(io::BufReader::with_capacity(7, text))
     }
 
     fn parsed(line: &str) -> MemoryInput {
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_the_fields_of_a_memory_in_either_spelling() {
+    fn memory_fields_parse_in_either_spelling() {
         let snake = parsed(
             r#"{"content": "特征值", "id": "7", "source_type": "chat", "tags": ["math"],
             "created_at": "2026-01-31T08:00:00.5+08:00", "metadata": {"speaker": "Ann"}, "supersedes": ["6"]}"#,
@@ -191,10 +193,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_line_is_told() {
+    fn invalid_line_is_rejected_with_reason() {
         let long = format!(r#"{{"content": "{}"}}"#, "x".repeat(MAX_CONTENT_BYTES + 1));
         let longer = " ".repeat(MAX_LINE_BYTES + 1);
-        for (line, wrong) in [
+        for (line, expected) in [
             (&b"{\"content\": \"\xff\"}"[..], "not UTF-8"),
             (b"[\"content\"]", "not a JSON object"),
             (b"hello", "not a JSON object"),
@@ -214,12 +216,12 @@ mod tests {
             (longer.as_bytes(), "longer than 1000000 bytes"),
         ] {
             let error = parse(line).unwrap_err();
-            assert!(error.contains(wrong), "{error} instead of {wrong}");
+            assert!(error.contains(expected), "{error} instead of {expected}");
         }
     }
 
     #[test]
-    fn a_long_line_is_passed_over_and_the_next_one_is_whole() {
+    fn long_line_is_skipped_and_next_line_is_complete() {
         let mut text = vec![b'x'; 3 * MAX_LINE_BYTES];
         text.extend(b"\nnext\nlast");
         let mut lines = lines(&text);
@@ -228,29 +230,29 @@ mod tests {
         assert_eq!(lines.next().unwrap(), Some((2, &b"next\n"[..])));
         assert_eq!(lines.next().unwrap(), Some((3, &b"last"[..])));
         assert_eq!(lines.next().unwrap(), None);
-        let progress = lines.progress();
-        assert_eq!((progress.bytes, progress.lines), (text.len() as u64, 3));
-        assert_eq!(progress.sha256, hex(&Sha256::digest(&text)));
+        let prefix = lines.prefix();
+        assert_eq!((prefix.bytes, prefix.lines), (text.len() as u64, 3));
+        assert_eq!(prefix.sha256, hex(&Sha256::digest(&text)));
     }
 
     #[test]
-    fn what_is_done_is_passed_over_only_where_the_file_still_begins_with_it() {
-        let progress = |text: &[u8], count: usize| {
+    fn imported_prefix_is_skipped_only_if_unchanged() {
+        let prefix = |text: &[u8], count: usize| {
             let mut lines = lines(text);
             for _ in 0..count {
                 lines.next().unwrap();
             }
-            lines.progress()
+            lines.prefix()
         };
-        let done = progress(b"first\nsecond\nthird\n", 2);
+        let done = prefix(b"first\nsecond\nthird\n", 2);
         let mut grown = lines(b"first\nsecond\nanother\n");
-        assert!(grown.pass_over(&done).unwrap());
+        assert!(grown.skip_imported(&done).unwrap());
         assert_eq!(grown.next().unwrap(), Some((3, &b"another\n"[..])));
         for changed in [&b"first\nsecand\nthird\n"[..], b"first\n", b""] {
-            assert!(!lines(changed).pass_over(&done).unwrap(), "{changed:?}");
+            assert!(!lines(changed).skip_imported(&done).unwrap(), "{changed:?}");
         }
-        let without_end = progress(b"first\nsec", 2);
-        assert!(lines(b"first\nsec").pass_over(&without_end).unwrap());
-        assert!(!lines(b"first\nsecond\n").pass_over(&without_end).unwrap());
+        let without_end = prefix(b"first\nsec", 2);
+        assert!(lines(b"first\nsec").skip_imported(&without_end).unwrap());
+        assert!(!lines(b"first\nsecond\n").skip_imported(&without_end).unwrap());
     }
 }

@@ -1,6 +1,7 @@
-//! Importing files: documents whole, JSON lines in batches, one call after the other.
+//! `agent-local import`: uploads documents whole and JSON Lines in batches, one call after the other.
 //!
-//! What is done is noted in a [`journal`] after each call, so that an import that was interrupted goes on where it stopped.
+//! After each call a [`journal`] records the progress, so that an interrupted import resumes where it stopped. A call whose
+//! response was lost is repeated, which is safe: the server recognizes what it has stored already.
 
 mod document;
 mod files;
@@ -8,7 +9,7 @@ mod journal;
 mod lines;
 mod progress;
 mod report;
-mod send;
+mod upload;
 
 use std::{
     fs::File,
@@ -24,72 +25,71 @@ use agent_service::{
 };
 
 use self::{
-    files::{Kind, Source, unreadable},
-    journal::{Entry, Journal, Progress},
-    lines::Lines,
-    progress::Bar,
+    files::{FileFormat, SourceFile, unreadable},
+    journal::{ImportedPrefix, Journal, JournalEntry},
+    lines::LineReader,
+    progress::ImportProgress,
     report::{Report, count},
-    send::{Failure, Sender},
+    upload::{ImportError, Uploader},
 };
 use crate::{CommandResult, EXIT_INTERRUPTED, EXIT_USAGE, connection::connect, options::ImportArguments};
 
-/// Most memories of one call.
-const BATCH: usize = 500;
-/// A batch is full from this many bytes of lines on. With one line more at its limit, a call stays below 4 MB.
-const BATCH_BYTES: usize = 2_000_000;
+/// Memories per call.
+const MAX_BATCH: usize = 500;
+/// Bytes of lines after which a batch is full. With one more line of maximum size, a call stays below 4 MB.
+const FULL_BATCH_BYTES: usize = 2_000_000;
 
-/// Imports files into the memory of a running server.
 pub async fn run(arguments: ImportArguments) -> CommandResult {
-    if let Err(mistakes) = check(&arguments) {
-        for mistake in mistakes {
-            eprintln!("error: {mistake}");
+    if let Err(errors) = validate(&arguments) {
+        for error in errors {
+            eprintln!("error: {error}");
         }
         return Ok(ExitCode::from(EXIT_USAGE));
     }
     let mut report = Report::default();
     let sources = files::find(&arguments.paths, &mut report);
     let channel = connect(&arguments.connection).await?;
-    let bar = Bar::new(sources.len());
+    let progress = ImportProgress::new(sources.len());
     let mut import = Import {
         journal: open_journal(&arguments),
-        sender: Sender::new(channel, arguments.connection.user, bar.clone()),
+        uploader: Uploader::new(channel, arguments.connection.user, progress.clone()),
         tags: arguments.tags,
-        bar: bar.clone(),
+        progress: progress.clone(),
         report: &mut report,
     };
-    let done = tokio::select! {
-        done = import.all(&sources) => done.map_err(|reason| (format!("error: {reason}"), ExitCode::FAILURE)),
+    let result = tokio::select! {
+        result = import.import_all(&sources) => result.map_err(|reason| (format!("error: {reason}"), ExitCode::FAILURE)),
         _ = tokio::signal::ctrl_c() => Err(("Interrupted".to_owned(), ExitCode::from(EXIT_INTERRUPTED))),
     };
-    let resumes = import.journal.is_kept();
-    bar.clear();
-    // Whoever wanted to read it may have gone, as `head` does.
+    let can_resume = import.journal.is_persistent();
+    progress.clear();
+    // Ignores a closed standard output, as after `| head`.
     let _ = write!(io::stdout(), "{report}");
-    let Err((reason, code)) = done else { return Ok(report.exit_code()) };
-    let again = if resumes { "goes on where it stopped" } else { "starts over, and keeps nothing twice" };
-    eprintln!("{reason}.\nThe same command {again}.");
+    let Err((reason, code)) = result else { return Ok(report.exit_code()) };
+    let retry = if can_resume { "resumes where it stopped" } else { "starts over and stores nothing twice" };
+    eprintln!("{reason}.\nThe same command {retry}.");
     Ok(code)
 }
 
-/// Looks for mistakes that would spoil every file.
-fn check(arguments: &ImportArguments) -> Result<(), Vec<String>> {
-    let mut mistakes = Vec::new();
-    mistakes.extend(check_id("--user", &arguments.connection.user).err().map(|error| error.to_string()));
+/// Finds errors that would fail every file.
+fn validate(arguments: &ImportArguments) -> Result<(), Vec<String>> {
+    let mut errors = Vec::new();
+    errors.extend(check_id("--user", &arguments.connection.user).err().map(|error| error.to_string()));
     for tag in &arguments.tags {
-        mistakes.extend(check_text("--tag", tag, MAX_ID_BYTES).err().map(|error| error.to_string()));
+        errors.extend(check_text("--tag", tag, MAX_ID_BYTES).err().map(|error| error.to_string()));
         if tag.trim().is_empty() {
-            mistakes.push("--tag is blank".to_owned());
+            errors.push("--tag is blank".to_owned());
         }
     }
     let missing = |path: &&PathBuf| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-    mistakes.extend(arguments.paths.iter().filter(missing).map(|path| format!("{} does not exist", path.display())));
-    if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
+    errors.extend(arguments.paths.iter().filter(missing).map(|path| format!("{} does not exist", path.display())));
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-/// The journal, or none with a warning.
+/// Without a writable journal, warns and returns one in memory.
 fn open_journal(arguments: &ImportArguments) -> Journal {
     let opened = match journal::path(&arguments.connection.addr, &arguments.connection.user) {
-        Some(path) => Journal::open(&path).map_err(|error| format!("{} can not be written: {error}", path.display())),
+        Some(path) => Journal::open(&path).map_err(|error| format!("{} cannot be written: {error}", path.display())),
         None => Err("neither XDG_STATE_HOME nor HOME is set".to_owned()),
     };
     let mut journal = opened.unwrap_or_else(|reason| {
@@ -97,46 +97,46 @@ fn open_journal(arguments: &ImportArguments) -> Journal {
         Journal::default()
     });
     if arguments.again {
-        journal.forget();
+        journal.clear();
     }
     journal
 }
 
 struct Import<'r> {
     journal: Journal,
-    sender: Sender,
-    /// Of everything that is imported.
+    uploader: Uploader,
+    /// Added to every item.
     tags: Vec<String>,
-    bar: Bar,
+    progress: ImportProgress,
     report: &'r mut Report,
 }
 
-/// A memory with the number of its line.
-type Numbered = (u64, MemoryInput);
+/// A memory and its line number.
+type NumberedMemory = (u64, MemoryInput);
 
 impl Import<'_> {
-    /// Imports all files, or says why it had to stop.
-    async fn all(&mut self, sources: &[Source]) -> Result<(), String> {
+    /// Returns the reason if it had to stop.
+    async fn import_all(&mut self, sources: &[SourceFile]) -> Result<(), String> {
         for source in sources {
-            self.bar.show(self.report, &source.path);
-            let done = match source.kind {
-                Kind::Markdown | Kind::PlainText => self.document(source).await,
-                Kind::JsonLines => self.memories(source).await,
+            self.progress.update(self.report, &source.path);
+            let result = match source.format {
+                FileFormat::Markdown | FileFormat::PlainText => self.import_document(source).await,
+                FileFormat::JsonLines => self.import_memories(source).await,
             };
-            match done {
+            match result {
                 Ok(()) => {}
-                Err(Failure::Refused(reason)) => self.report.skip(&source.path, reason),
-                Err(Failure::Stopped(reason)) => return Err(reason),
+                Err(ImportError::Rejected(reason)) => self.report.skip(&source.path, reason),
+                Err(ImportError::Aborted(reason)) => return Err(reason),
             }
-            self.bar.file_done();
+            self.progress.finish_file();
         }
         Ok(())
     }
 
-    async fn document(&mut self, source: &Source) -> Result<(), Failure> {
+    async fn import_document(&mut self, source: &SourceFile) -> Result<(), ImportError> {
         let content = document::read(&source.path)?;
-        let progress = Progress::whole(&content);
-        if self.journal.entry(&source.id, &self.tags).is_some_and(|entry| entry.progress == progress) {
+        let prefix = ImportedPrefix::whole(&content);
+        if self.journal.entry(&source.id, &self.tags).is_some_and(|entry| entry.prefix == prefix) {
             self.report.unchanged += 1;
             return Ok(());
         }
@@ -147,54 +147,58 @@ impl Import<'_> {
             tags: self.tags.clone(),
             ..Default::default()
         };
-        self.report.chunks += self.sender.document(document).await?;
+        self.report.chunks += self.uploader.ingest_document(document).await?;
         self.report.documents += 1;
-        self.note(source, progress, 0);
+        self.record(source, prefix, 0);
         Ok(())
     }
 
-    async fn memories(&mut self, source: &Source) -> Result<(), Failure> {
-        let broken = |error| Failure::Refused(unreadable(error));
-        let (mut lines, skipped_before) = self.resume(source).map_err(broken)?;
-        if lines.at_end().map_err(broken)? {
-            if lines.progress().bytes == 0 {
-                return Err(Failure::Refused("empty".to_owned()));
+    async fn import_memories(&mut self, source: &SourceFile) -> Result<(), ImportError> {
+        let rejected = |error| ImportError::Rejected(unreadable(error));
+        let (mut lines, skipped_before) = self.resume(source).map_err(rejected)?;
+        if lines.at_end().map_err(rejected)? {
+            if lines.prefix().bytes == 0 {
+                return Err(ImportError::Rejected("empty".to_owned()));
             }
             self.report.unchanged += 1;
             return Ok(());
         }
         let failures = self.report.failures();
-        while !lines.at_end().map_err(broken)? {
-            let batch = self.batch(source, &mut lines).map_err(broken)?;
-            self.deliver(source, &batch).await?;
-            self.note(source, lines.progress(), skipped_before + self.report.failures() - failures);
-            self.bar.show(self.report, &source.path);
+        while !lines.at_end().map_err(rejected)? {
+            let batch = self.read_batch(source, &mut lines).map_err(rejected)?;
+            self.upload_batch(source, &batch).await?;
+            self.record(source, lines.prefix(), skipped_before + self.report.failures() - failures);
+            self.progress.update(self.report, &source.path);
         }
         Ok(())
     }
 
-    /// The lines that are not imported yet, and how many of those before could not be.
-    fn resume(&mut self, source: &Source) -> io::Result<(Lines<io::BufReader<File>>, u64)> {
-        let open = || File::open(&source.path).map(|file| Lines::new(io::BufReader::new(file)));
+    /// The lines that are not imported yet, and the number of skipped lines before them.
+    fn resume(&mut self, source: &SourceFile) -> io::Result<(LineReader<io::BufReader<File>>, u64)> {
+        let open = || File::open(&source.path).map(|file| LineReader::new(io::BufReader::new(file)));
         let mut lines = open()?;
         let Some(done) = self.journal.entry(&source.id, &self.tags) else { return Ok((lines, 0)) };
-        if !lines.pass_over(&done.progress)? {
+        if !lines.skip_imported(&done.prefix)? {
             return Ok((open()?, 0));
         }
         if done.skipped > 0 {
             let skipped = count(done.skipped, "line was", "lines were");
-            let reason = format!("{skipped} skipped by an import before; --again says which and why");
+            let reason = format!("{skipped} skipped by an earlier import; --again lists them with reasons");
             self.report.skip(&source.path, reason);
         }
         Ok((lines, done.skipped))
     }
 
-    /// The memories of the next lines. Lines that hold none go into the report.
-    fn batch(&mut self, source: &Source, lines: &mut Lines<io::BufReader<File>>) -> io::Result<Vec<Numbered>> {
+    /// Reads the memories of the next lines; invalid lines go into the report.
+    fn read_batch(
+        &mut self,
+        source: &SourceFile,
+        lines: &mut LineReader<io::BufReader<File>>,
+    ) -> io::Result<Vec<NumberedMemory>> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while batch.len() < BATCH
-            && bytes < BATCH_BYTES
+        while batch.len() < MAX_BATCH
+            && bytes < FULL_BATCH_BYTES
             && let Some((number, line)) = lines.next()?
         {
             match lines::parse(line) {
@@ -212,36 +216,37 @@ impl Import<'_> {
         Ok(batch)
     }
 
-    /// Sends memories. Where the server refuses them, they are sent in halves until those are found that it means.
-    async fn deliver(&mut self, source: &Source, batch: &[Numbered]) -> Result<(), Failure> {
-        let mut waiting = vec![batch];
-        while let Some(part) = waiting.pop() {
+    /// Bisects a batch that the server rejects until the invalid memories are found.
+    async fn upload_batch(&mut self, source: &SourceFile, batch: &[NumberedMemory]) -> Result<(), ImportError> {
+        let mut pending = vec![batch];
+        while let Some(part) = pending.pop() {
             if part.is_empty() {
                 continue;
             }
-            match (self.sender.memories(part.iter().map(|(_, memory)| memory)).await, part) {
+            match (self.uploader.add_memories(part.iter().map(|(_, memory)| memory)).await, part) {
                 (Ok(added), _) => {
                     self.report.memories += part.len() as u64;
                     self.report.known += u64::try_from(added.unchanged).unwrap_or_default();
                 }
-                (Err(Failure::Refused(reason)), [(number, _)]) => {
+                (Err(ImportError::Rejected(reason)), [(number, _)]) => {
                     self.report.skip_line(&source.path, *number, reason);
                 }
-                (Err(Failure::Refused(_)), _) => {
+                (Err(ImportError::Rejected(_)), _) => {
                     let (first, second) = part.split_at(part.len() / 2);
-                    waiting.extend([second, first]);
+                    pending.extend([second, first]);
                 }
-                (Err(stopped @ Failure::Stopped(_)), _) => return Err(stopped),
+                (Err(aborted @ ImportError::Aborted(_)), _) => return Err(aborted),
             }
         }
         Ok(())
     }
 
-    fn note(&mut self, source: &Source, progress: Progress, skipped: u64) {
-        let entry = Entry { id: source.id.clone(), tags: self.tags.clone(), progress, skipped };
-        if let Err(error) = self.journal.note(&entry) {
-            self.bar
-                .say(&format!("warning: an interrupted import will start over, because its journal failed: {error}"));
+    fn record(&mut self, source: &SourceFile, prefix: ImportedPrefix, skipped: u64) {
+        let entry = JournalEntry { id: source.id.clone(), tags: self.tags.clone(), prefix, skipped };
+        if let Err(error) = self.journal.append(&entry) {
+            self.progress.print_line(&format!(
+                "warning: an interrupted import will start over, because its journal cannot be written: {error}"
+            ));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The progress bar of an import, where a person looks.
+//! The progress bar of an import on a terminal.
 
 use std::{path::Path, time::Duration};
 
@@ -8,35 +8,33 @@ use super::report::{Report, count};
 
 const TICK: Duration = Duration::from_millis(200);
 
-/// A bar on standard error; where that is no terminal there is none.
+/// Shown on standard error if that is a terminal.
 #[derive(Clone)]
-pub struct Bar(ProgressBar);
+pub struct ImportProgress(ProgressBar);
 
-impl Bar {
+impl ImportProgress {
     pub fn new(files: usize) -> Self {
         let bar = ProgressBar::new(files as u64);
-        // A template that is wrong leaves the bar as it is.
+        // An invalid template leaves the default style.
         if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:24} {pos}/{len} files  {prefix}  {wide_msg}") {
             bar.set_style(style);
         }
-        // A large document takes the server a while.
         bar.enable_steady_tick(TICK);
         Self(bar)
     }
 
-    /// Shows what has been done, and the file at hand.
-    pub fn show(&self, report: &Report, file: &Path) {
+    pub fn update(&self, report: &Report, file: &Path) {
         let chunks = count(report.chunks, "chunk", "chunks");
         self.0.set_prefix(format!("{chunks}, {}", count(report.memories, "memory", "memories")));
         self.0.set_message(file.display().to_string());
     }
 
-    pub fn file_done(&self) {
+    pub fn finish_file(&self) {
         self.0.inc(1);
     }
 
     /// Prints a line above the bar.
-    pub fn say(&self, line: &str) {
+    pub fn print_line(&self, line: &str) {
         self.0.suspend(|| eprintln!("{line}"));
     }
 

@@ -1,4 +1,4 @@
-//! What an import came to.
+//! The report at the end of an import.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -6,40 +6,38 @@ use std::{
     process::ExitCode,
 };
 
-/// Most skipped files and lines that are listed.
 const MAX_LISTED: usize = 50;
 
-/// What was imported and what was not.
 #[derive(Default)]
 pub struct Report {
     pub documents: u64,
     pub chunks: u64,
     pub memories: u64,
-    /// Of the memories, those that the server had already.
+    /// Those of `memories` that the server had already.
     pub known: u64,
-    /// Files that were imported before.
+    /// Files that an earlier import has done.
     pub unchanged: u64,
-    /// Files and lines that should have been imported.
-    failed: Skipped,
-    /// Files that were only in the way.
-    passed_over: Skipped,
+    /// Files and lines that could not be imported.
+    failed: SkipList,
+    /// Files in a folder that are of no importable format; they do not fail the import.
+    ignored: SkipList,
 }
 
 #[derive(Default)]
-struct Skipped {
-    /// The first ones with their reasons.
-    listed: Vec<Skip>,
+struct SkipList {
+    /// The first [`MAX_LISTED`].
+    listed: Vec<SkippedItem>,
     count: u64,
 }
 
-struct Skip {
+struct SkippedItem {
     file: String,
-    /// The first line with this reason, and how many more there are; `None` = the file as a whole.
+    /// The first line with this reason and the number of further ones; `None` = the whole file.
     lines: Option<(u64, u64)>,
     reason: String,
 }
 
-impl Skipped {
+impl SkipList {
     fn add(&mut self, file: &Path, line: Option<u64>, reason: String) {
         self.count += 1;
         let file = file.display().to_string();
@@ -49,18 +47,18 @@ impl Skipped {
         {
             *more += 1;
         } else if self.listed.len() < MAX_LISTED {
-            self.listed.push(Skip { file, lines: line.map(|line| (line, 0)), reason });
+            self.listed.push(SkippedItem { file, lines: line.map(|line| (line, 0)), reason });
         }
     }
 }
 
-impl Skip {
+impl SkippedItem {
     fn count(&self) -> u64 {
         1 + self.lines.map_or(0, |(_, more)| more)
     }
 }
 
-impl Display for Skip {
+impl Display for SkippedItem {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { file, lines, reason } = self;
         match lines {
@@ -72,27 +70,22 @@ impl Display for Skip {
 }
 
 impl Report {
-    /// A file could not be imported.
     pub fn skip(&mut self, file: &Path, reason: impl Into<String>) {
         self.failed.add(file, None, reason.into());
     }
 
-    /// A line could not be imported.
     pub fn skip_line(&mut self, file: &Path, line: u64, reason: String) {
         self.failed.add(file, Some(line), reason);
     }
 
-    /// A file in a folder is none that can be imported.
-    pub fn pass_over(&mut self, file: &Path, reason: &str) {
-        self.passed_over.add(file, None, reason.to_owned());
+    pub fn ignore(&mut self, file: &Path, reason: &str) {
+        self.ignored.add(file, None, reason.to_owned());
     }
 
-    /// How many files and lines could not be imported.
     pub fn failures(&self) -> u64 {
         self.failed.count
     }
 
-    /// Success unless something could not be imported.
     pub fn exit_code(&self) -> ExitCode {
         if self.failed.count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
@@ -109,18 +102,18 @@ impl Display for Report {
         }
         if self.unchanged > 0 {
             let files = count(self.unchanged, "file", "files");
-            write!(f, "Unchanged since an import before: {files}; --again imports them again")?;
-            let nothing = self.documents + self.memories == 0;
-            writeln!(f, "{}.", if nothing { ", also where they have been forgotten since" } else { "" })?;
+            write!(f, "Unchanged since an earlier import: {files}; --again imports them again")?;
+            let is_empty = self.documents + self.memories == 0;
+            writeln!(f, "{}.", if is_empty { ", even if they have been deleted since" } else { "" })?;
         }
-        let skipped = self.failed.count + self.passed_over.count;
+        let skipped = self.failed.count + self.ignored.count;
         if skipped > 0 {
             writeln!(f, "Skipped {skipped}:")?;
-            let listed = || self.failed.listed.iter().chain(&self.passed_over.listed).take(MAX_LISTED);
+            let listed = || self.failed.listed.iter().chain(&self.ignored.listed).take(MAX_LISTED);
             for skip in listed() {
                 writeln!(f, "  {skip}")?;
             }
-            let more = skipped - listed().map(Skip::count).sum::<u64>();
+            let more = skipped - listed().map(SkippedItem::count).sum::<u64>();
             if more > 0 {
                 writeln!(f, "  … and {more} more")?;
             }
@@ -129,7 +122,7 @@ impl Display for Report {
     }
 }
 
-/// So many of them.
+/// `1 file`, `2 files`.
 pub fn count(n: u64, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
 }
@@ -139,10 +132,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_lists_what_went_wrong_first_and_no_more_than_a_person_reads() {
+    fn report_lists_failures_first_and_is_bounded() {
         let mut report = Report { documents: 1, chunks: 2, memories: 3, known: 1, unchanged: 4, ..Default::default() };
         for number in 0..60 {
-            report.pass_over(Path::new(&format!("{number}.png")), "unknown");
+            report.ignore(Path::new(&format!("{number}.png")), "unknown");
         }
         assert_eq!(report.exit_code(), ExitCode::SUCCESS);
         let chat = Path::new("chat.jsonl");
@@ -157,7 +150,7 @@ mod tests {
             lines[..6],
             [
                 "Imported 1 document (2 chunks) and 3 memories, 1 of which the server had already.",
-                "Unchanged since an import before: 4 files; --again imports them again.",
+                "Unchanged since an earlier import: 4 files; --again imports them again.",
                 "Skipped 65:",
                 "  chat.jsonl:3 and 2 more lines: malformed",
                 "  chat.jsonl:4: blank",
@@ -166,9 +159,6 @@ mod tests {
         );
         assert_eq!((lines.len(), lines[53]), (54, "  … and 13 more"));
         let unchanged = Report { unchanged: 2, ..Default::default() }.to_string();
-        assert!(
-            unchanged.contains("--again imports them again, also where they have been forgotten since."),
-            "{unchanged}"
-        );
+        assert!(unchanged.contains("--again imports them again, even if they have been deleted since."), "{unchanged}");
     }
 }

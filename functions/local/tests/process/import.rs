@@ -97,7 +97,7 @@ async fn folder_import_lists_skipped_files_with_reasons() {
             "Skipped 10:",
             "notes/binary.md: not UTF-8",
             "notes/blank.md: empty",
-            "notes/broken.md: can not be read",
+            "notes/broken.md: cannot be read",
             "notes/huge.txt: larger than 20 MB",
             "notes/chat.jsonl:2: expected value",
             "notes/chat.jsonl:5: content is longer than 64000 bytes",
@@ -146,7 +146,7 @@ async fn import_skips_unchanged_files_unless_again() {
         &[
             "Imported 0 documents (0 chunks) and 0 memories.",
             "3 files; --again",
-            "1 line was skipped by an import before",
+            "1 line was skipped by an earlier import",
         ],
     );
     server.remember("a call after the imports").await;
@@ -179,7 +179,7 @@ async fn import_resumes_after_lost_server_or_kill() {
     relay.forward_calls(1, AfterLimit::Refuse);
     let lost = imported(&sandbox, &relay.url, &["long.jsonl"]).await;
     assert_says(&lost, 1, &["Imported 0 documents (0 chunks) and 500 memories."]);
-    for part in ["error: the server is out of reach (going down)", "The same command goes on where it stopped."] {
+    for part in ["error: the server is unavailable (going down)", "The same command resumes where it stopped."] {
         assert!(lost.stderr.contains(part), "{part} is not in:\n{}", lost.stderr);
     }
     assert_eq!(relay.calls(0).await, [500; 6], "one call, and five attempts of the next");
@@ -230,7 +230,7 @@ async fn interrupted_import_reports_its_progress() {
     interrupted.signal(Signal::INT);
     let output = interrupted.wait().await;
     assert_says(&output, 130, &["and 500 memories."]);
-    assert!(output.stderr.contains("The same command goes on where it stopped."), "{}", output.stderr);
+    assert!(output.stderr.contains("The same command resumes where it stopped."), "{}", output.stderr);
 }
 
 #[tokio::test]

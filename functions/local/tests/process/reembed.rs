@@ -16,8 +16,8 @@ async fn reembed_works_with_and_without_running_server() {
 
     let moved = sandbox.run(&["reembed", "--prune"], &[]).await;
     assert_eq!(moved.code, Some(0), "{moved:?}");
-    assert!(moved.stdout.contains("1 memories have got vectors of hashed"), "{moved:?}");
-    assert!(moved.stdout.contains("1 vectors of other models are forgotten"), "{moved:?}");
+    assert!(moved.stdout.contains("for 1 memories"), "{moved:?}");
+    assert!(moved.stdout.contains("Deleted 1 vectors of other models"), "{moved:?}");
     let left: i64 = sqlx::query_scalar("select count(*) from memory_vectors").fetch_one(&mut admin).await.unwrap();
     assert_eq!(left, 1);
     assert_eq!(server.remembered().await, ["eigenvalues"], "the running server is unaffected");
@@ -26,7 +26,7 @@ async fn reembed_works_with_and_without_running_server() {
 
     let again = sandbox.run(&["reembed"], &[]).await;
     assert_eq!(again.code, Some(0), "{again:?}");
-    assert!(again.stdout.contains("0 memories have got vectors"), "{again:?}");
+    assert!(again.stdout.contains("for 0 memories"), "{again:?}");
 }
 
 #[tokio::test]
@@ -49,8 +49,8 @@ async fn prune_keeps_vector_of_text_that_cannot_be_embedded() {
         .unwrap();
     let pruned = sandbox.run(&["reembed", "--prune"], &[]).await;
     assert_eq!(pruned.code, Some(0), "a second run would change nothing: {pruned:?}");
-    assert!(pruned.stderr.contains("1 memories are without"), "{pruned:?}");
-    assert!(pruned.stdout.contains("1 vectors of other models are forgotten"), "{pruned:?}");
+    assert!(pruned.stderr.contains("1 memories have no vector"), "{pruned:?}");
+    assert!(pruned.stdout.contains("Deleted 1 vectors of other models"), "{pruned:?}");
     let left: Vec<String> = sqlx::query_scalar("select user_id from memory_vectors where model = 'older/256'")
         .fetch_all(&mut admin)
         .await

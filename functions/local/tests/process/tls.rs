@@ -63,7 +63,7 @@ async fn client_connects_only_to_trusted_certificate_authority() {
 
     let unreadable = ask(&sandbox.path().join("absent.pem")).await;
     assert_eq!(unreadable.code, Some(1), "{unreadable:?}");
-    assert!(unreadable.stderr.contains("--ca-file can not be read"), "{unreadable:?}");
+    assert!(unreadable.stderr.contains("--ca-file cannot be read"), "{unreadable:?}");
 
     let plain = sandbox.run(&["chat", "hello", "--addr", &address.replace("https", "http")], &[]).await;
     assert_eq!(plain.code, Some(1), "{plain:?}");

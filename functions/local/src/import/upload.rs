@@ -1,0 +1,127 @@
+//! Uploads documents and memories, with retries while the server is unavailable.
+
+use std::time::Duration;
+
+use agent_service::proto::agent_v1::{
+    AddMemoriesRequest, AddMemoriesResponse, IngestDocumentRequest, MemoryInput,
+    memory_service_client::MemoryServiceClient,
+};
+use tokio::time::sleep;
+use tonic::{Code, Response, Status};
+use tonic_types::StatusExt as _;
+
+use super::progress::ImportProgress;
+use crate::connection::{AuthenticatedChannel, describe_status, root_cause};
+
+/// Retry backoff; after the last one the import stops.
+const RETRY_DELAYS: [Duration; 4] =
+    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+
+/// Upper bound of the delay that a server asks for.
+const MAX_RETRY_DELAY: Duration = Duration::from_mins(1);
+
+#[derive(Debug)]
+pub enum ImportError {
+    /// This item cannot be imported; the import continues.
+    Rejected(String),
+    /// The import has to stop.
+    Aborted(String),
+}
+
+pub struct Uploader {
+    client: MemoryServiceClient<AuthenticatedChannel>,
+    user: String,
+    progress: ImportProgress,
+}
+
+impl Uploader {
+    pub fn new(channel: AuthenticatedChannel, user: String, progress: ImportProgress) -> Self {
+        Self { client: MemoryServiceClient::new(channel), user, progress }
+    }
+
+    /// Returns the number of chunks.
+    pub async fn ingest_document(&mut self, document: IngestDocumentRequest) -> Result<u64, ImportError> {
+        let request = IngestDocumentRequest { user_id: self.user.clone(), ..document };
+        let ingested = self.call(async |mut client| client.ingest_document(request.clone()).await).await?;
+        Ok(u64::try_from(ingested.chunks).unwrap_or_default())
+    }
+
+    /// The server stores all or none of them.
+    pub async fn add_memories<'m>(
+        &mut self,
+        memories: impl Iterator<Item = &'m MemoryInput>,
+    ) -> Result<AddMemoriesResponse, ImportError> {
+        let request = AddMemoriesRequest { user_id: self.user.clone(), memories: memories.cloned().collect() };
+        self.call(async |mut client| client.add_memories(request.clone()).await).await
+    }
+
+    async fn call<T>(
+        &mut self,
+        call: impl AsyncFn(MemoryServiceClient<AuthenticatedChannel>) -> Result<Response<T>, Status>,
+    ) -> Result<T, ImportError> {
+        let mut delays = RETRY_DELAYS.into_iter();
+        loop {
+            let status = match call(self.client.clone()).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) => status,
+            };
+            // Only a status that the client made itself has a source.
+            let cause = std::error::Error::source(&status).map(|source| root_cause(source).to_string());
+            if cause.is_none() && !is_retryable(&status) {
+                return Err(import_error(status));
+            }
+            let cause = cause.unwrap_or_else(|| status.message().to_owned());
+            let Some(delay) = delays.next() else {
+                return Err(ImportError::Aborted(format!("the server is unavailable ({cause})")));
+            };
+            let delay = requested_delay(&status).map_or(delay, |requested| requested.clamp(delay, MAX_RETRY_DELAY));
+            let seconds = delay.as_secs_f32();
+            self.progress.print_line(&format!("The server is unavailable ({cause}); retrying in {seconds} s."));
+            sleep(delay).await;
+        }
+    }
+}
+
+fn is_retryable(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
+}
+
+/// `RetryInfo` of the status details.
+fn requested_delay(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info().and_then(|info| info.retry_delay)
+}
+
+/// Skips an item only if the item itself is invalid: any other skipped item would be recorded as done and never be retried.
+fn import_error(status: Status) -> ImportError {
+    match status.code() {
+        // A message that is too large is OUT_OF_RANGE. The index is noise where the call had one memory.
+        Code::InvalidArgument | Code::OutOfRange => ImportError::Rejected(status.message().replace("memories[0].", "")),
+        Code::Internal => ImportError::Aborted(format!("the server failed ({}); its log says why", status.message())),
+        _ => ImportError::Aborted(describe_status(status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn only_invalid_items_are_skipped() {
+        for code in (0..17).map(Code::from_i32).filter(|code| *code != Code::Ok) {
+            let is_skipped = matches!(import_error(Status::new(code, "no")), ImportError::Rejected(_));
+            assert_eq!(is_skipped, matches!(code, Code::InvalidArgument | Code::OutOfRange), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn overloaded_server_is_retried_after_its_requested_delay() {
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(7)));
+        let busy = Status::with_error_details(Code::ResourceExhausted, "too many", details);
+        assert!(is_retryable(&busy));
+        assert_eq!(requested_delay(&busy), Some(Duration::from_secs(7)));
+        assert_eq!(requested_delay(&Status::resource_exhausted("too many")), None);
+        assert!(!is_retryable(&Status::internal("a defect")));
+    }
+}
