@@ -30,7 +30,7 @@ pub(super) async fn recall(engine: &MemoryEngine, input: &TurnInput) -> Option<V
         alpha: DEFAULT_ALPHA,
         time_zone: input.profile.time_zone(),
     };
-    match timeout(RECALL_TIMEOUT, engine.retrieve(&input.user, &query)).await {
+    match timeout(RECALL_TIMEOUT, Box::pin(engine.retrieve(&input.user, &query))).await {
         Ok(Ok(found)) => {
             let recalled = found.hits.into_iter().map(|(memory, score)| RecalledMemory { memory, score });
             Some(recalled.filter(|recalled| !is_echo(&recalled.memory, &input.message)).collect())

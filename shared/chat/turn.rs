@@ -1,10 +1,10 @@
 //! The state machine of a turn.
 //!
 //! ```text
-//! Think → Recall → Prompt ─┬→ Request → Receive ⟲ ─┬→ finished
-//!                 Resume ──┘     ↑                 ├→ failed
-//!                                ├─ ExecuteTools ⟲ ┤
-//!                                                  └→ Suspend → pending
+//! Think → Recall → Prompt ─┬→ Request → Receive ⟲ ─┬→ finished or failed
+//!                 Resume ──┘     ↑                 │
+//!                                ├─ invalid calls ─┤
+//!                                └─ ExecuteTools ⟲ ┴→ Suspend → pending
 //! ```
 //!
 //! A step does one piece of work and returns the next step. Its events are delivered before the next step starts, so that a

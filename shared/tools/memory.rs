@@ -128,7 +128,7 @@ async fn search(
         alpha: DEFAULT_ALPHA,
         time_zone: context.time_zone.clone(),
     };
-    let found = memory.retrieve(&context.user, &query).await.map_err(tool_failure)?;
+    let found = Box::pin(memory.retrieve(&context.user, &query)).await.map_err(tool_failure)?;
     let memories: Vec<_> = found
         .hits
         .into_iter()
@@ -152,7 +152,7 @@ async fn save(memory: &MemoryEngine, context: &ToolContext, arguments: SaveArgum
         metadata: Metadata::new(),
         supersedes: Vec::new(),
     };
-    let added = memory.add(&context.user, vec![new]).await.map_err(tool_failure)?;
+    let added = Box::pin(memory.add(&context.user, vec![new])).await.map_err(tool_failure)?;
     Ok(json!({"id": added.ids.first(), "was_known": added.added == 0}))
 }
 
@@ -161,7 +161,8 @@ async fn forget(
     context: &ToolContext,
     arguments: ForgetArguments,
 ) -> Result<Value, ToolFailure> {
-    let forgotten = memory.delete(&context.user, &Selection::Ids(arguments.ids)).await.map_err(tool_failure)?;
+    let selection = Selection::Ids(arguments.ids);
+    let forgotten = Box::pin(memory.delete(&context.user, &selection)).await.map_err(tool_failure)?;
     Ok(json!({ "forgotten": forgotten }))
 }
 
