@@ -6,7 +6,7 @@ mod text;
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use agent_service::config::VARIABLES;
+use agent_service::config::{Config, VARIABLES};
 
 use text::{code_blocks, code_spans, first_cells, read};
 
@@ -30,6 +30,33 @@ fn configuration_reference_lists_exactly_the_variables_that_are_read() {
     let read_by_code = names(VARIABLES.iter().copied().chain(["TEST_DATABASE_URL"]));
     let documented = first_cells(&read("docs/reference/configuration.md"));
     assert_eq!(names(documented.into_iter().filter(|name| is_variable(name))), read_by_code);
+}
+
+#[test]
+fn documented_defaults_are_those_of_the_code() {
+    let key = ("LLM_API_KEY", "sk-none");
+    let mut defaults = 0;
+    for line in read("docs/reference/configuration.md").lines() {
+        let Some((name, rest)) = line.strip_prefix("| `").and_then(|row| row.split_once("` | ")) else { continue };
+        let cell = rest.split(" | ").next().unwrap_or_default();
+        let Some(default) = cell.strip_prefix('`').and_then(|cell| cell.strip_suffix('`')) else { continue };
+        // Other defaults depend on further settings or on the system.
+        let is_value = !default.contains(['`', '~']) && !is_variable(default);
+        if !is_variable(name) || !is_value || name == "TEST_DATABASE_URL" {
+            continue;
+        }
+        for base in [&[][..], &[key]] {
+            let config = |set: Option<(&str, &str)>| {
+                let values: Vec<_> = base.iter().copied().chain(set).collect();
+                let value = |wanted: &str| values.iter().find(|(name, _)| *name == wanted);
+                let config = Config::read(&|wanted| value(wanted).map(|(_, value)| (*value).to_owned()));
+                format!("{:?}", config.unwrap_or_else(|error| panic!("{name}: {error}")))
+            };
+            assert_eq!(config(Some((name, default))), config(None), "{name}={default}");
+        }
+        defaults += 1;
+    }
+    assert!(defaults > 20, "only {defaults} defaults are checked");
 }
 
 #[test]

@@ -79,6 +79,26 @@ fn api_reference_names_every_call_and_field_of_chats() {
     }
 }
 
+/// `1_000` as `1,000`.
+fn with_commas(number: &str) -> String {
+    number.replace('_', ",")
+}
+
+#[test]
+fn api_reference_states_the_size_limits_of_the_code() {
+    let page = read("docs/reference/api.md");
+    let sizes = page.split("## Sizes").nth(1).unwrap().split("## Client code").next().unwrap();
+    let numbers: BTreeSet<_> = sizes.split(|c: char| !c.is_ascii_digit() && c != ',').collect();
+    let sources = ["shared/service/parse/mod.rs", "shared/identity/mod.rs", "shared/conversation/session.rs"];
+    let sources: String = sources.iter().chain(&["shared/memory/mod.rs"]).map(|path| read(path)).collect();
+    let limits = sources.lines().filter_map(|line| line.split_once("const MAX_")?.1.split_once("usize = "));
+    let limits: Vec<_> = limits.map(|(name, value)| (name, with_commas(value.trim_end_matches(';')))).collect();
+    assert!(limits.len() > 10, "{limits:?}");
+    for (name, value) in limits {
+        assert!(numbers.contains(value.as_str()), "MAX_{name} {value}");
+    }
+}
+
 #[test]
 fn api_reference_names_every_header_of_web_clients() {
     let page = read("docs/reference/api.md");
