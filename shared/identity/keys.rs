@@ -1,4 +1,7 @@
-//! The public keys of an issuer of tokens: a JWK set (RFC 7517) behind a URL, kept and fetched again when a key is missing.
+//! The public keys of a token issuer: a JWK set (RFC 7517) behind a URL, cached and refreshed.
+//!
+//! At most one fetch runs at a time, and fetches are rate limited, so that tokens with invented key ids cannot make the service
+//! flood the issuer. An issuer that hangs delays only calls whose key is unknown.
 
 use std::{
     collections::VecDeque,
@@ -14,20 +17,19 @@ use serde::Deserialize;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::CredentialError;
+use super::error::CredentialError;
 use crate::provider::http_client;
 
-/// Keys are fetched no more often than this many times in this long, whatever tokens ask for.
-const FETCHES: (usize, Duration) = (3, Duration::from_secs(30));
-const TIMEOUT: Duration = Duration::from_secs(5);
-const MAX_BYTES: usize = 1 << 20;
+const MAX_FETCHES: usize = 3;
+const FETCH_WINDOW: Duration = Duration::from_secs(30);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_KEY_SET_BYTES: usize = 1 << 20;
 
-/// How long keys count.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct KeyLifetimes {
-    /// After this, they are fetched again with the next token, which does not wait for that.
+    /// Age at which the next token triggers a refresh in the background.
     refresh_after: Duration,
-    /// After this, they count no longer.
+    /// Age at which cached keys are no longer accepted.
     expire_after: Duration,
 }
 
@@ -37,45 +39,40 @@ impl Default for KeyLifetimes {
     }
 }
 
-/// The keys of one issuer.
 pub(super) struct KeySet {
     issuer: Arc<Issuer>,
-    ages: KeyLifetimes,
-    /// The fetch of keys that nobody waits for. It ends with this.
+    lifetimes: KeyLifetimes,
+    /// The background refresh, aborted on drop.
     refresh: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 struct Issuer {
     url: String,
     client: reqwest::Client,
-    kept: RwLock<CachedKeys>,
-    /// One fetch at a time.
-    fetching: Arc<AsyncMutex<FetchState>>,
+    cache: RwLock<CachedKeys>,
+    /// Locked for the time of a fetch.
+    fetch_state: Arc<AsyncMutex<FetchState>>,
 }
 
 #[derive(Default)]
 struct FetchState {
-    /// When the latest began.
-    began: VecDeque<Instant>,
-    /// When the last one ended.
-    ended: Option<Instant>,
-    /// Whether the last one failed, or was given up.
-    failed: bool,
+    started: VecDeque<Instant>,
+    last_ended: Option<Instant>,
+    /// Also true while a fetch runs, and after one was cancelled.
+    has_failed: bool,
 }
 
 impl FetchState {
-    /// Whether it is not too early for another.
-    fn is_due(&mut self) -> bool {
-        let (most, within) = FETCHES;
-        self.began.retain(|began| began.elapsed() < within);
-        self.began.len() < most
+    fn may_fetch(&mut self) -> bool {
+        self.started.retain(|started| started.elapsed() < FETCH_WINDOW);
+        self.started.len() < MAX_FETCHES
     }
 }
 
 #[derive(Default)]
 struct CachedKeys {
     keys: Arc<[Key]>,
-    since: Option<Instant>,
+    fetched_at: Option<Instant>,
 }
 
 struct Key {
@@ -85,58 +82,58 @@ struct Key {
 }
 
 impl KeySet {
-    pub(super) fn new(url: &str, ages: KeyLifetimes) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(url: &str, lifetimes: KeyLifetimes) -> Result<Self, reqwest::Error> {
         let issuer = Issuer {
             url: url.to_owned(),
-            client: http_client(TIMEOUT)?,
-            kept: RwLock::default(),
-            fetching: Arc::default(),
+            client: http_client(FETCH_TIMEOUT)?,
+            cache: RwLock::default(),
+            fetch_state: Arc::default(),
         };
-        Ok(Self { issuer: Arc::new(issuer), ages, refresh: Mutex::default() })
+        Ok(Self { issuer: Arc::new(issuer), lifetimes, refresh: Mutex::default() })
     }
 
-    /// The keys that a token may be signed by: those of its id, or all of their kind where it names none.
+    /// The keys with this id, or all of this algorithm if the token names none.
     pub(super) async fn find(
         &self,
         id: Option<&str>,
         algorithm: Algorithm,
     ) -> Result<Vec<DecodingKey>, CredentialError> {
-        let found = self.known(id, algorithm);
+        let found = self.cached(id, algorithm);
         if !found.is_empty() {
             return Ok(found);
         }
         let fetched = self.issuer.fetch().await;
-        let found = self.known(id, algorithm);
+        let found = self.cached(id, algorithm);
         match (found.is_empty(), fetched) {
             (false, _) => Ok(found),
-            // The key may be one that could not be fetched.
+            // The unknown key may be a new one that could not be fetched.
             (true, false) => Err(CredentialError::KeysUnavailable),
             (true, true) => Err(CredentialError::Invalid),
         }
     }
 
-    /// What is kept and still counts.
-    fn known(&self, id: Option<&str>, algorithm: Algorithm) -> Vec<DecodingKey> {
-        let (keys, age) = self.issuer.kept();
-        if age.is_none_or(|age| age >= self.ages.expire_after) {
+    /// Skips expired keys.
+    fn cached(&self, id: Option<&str>, algorithm: Algorithm) -> Vec<DecodingKey> {
+        let (keys, age) = self.issuer.cached_keys();
+        if age.is_none_or(|age| age >= self.lifetimes.expire_after) {
             return Vec::new();
         }
-        let fitting = keys.iter().filter(|key| key.algorithm == algorithm && (id.is_none() || key.id.as_deref() == id));
-        let found: Vec<_> = fitting.map(|key| key.key.clone()).collect();
-        if !found.is_empty() && age.is_some_and(|age| age >= self.ages.refresh_after) {
-            self.begin_refresh();
+        let matching =
+            keys.iter().filter(|key| key.algorithm == algorithm && (id.is_none() || key.id.as_deref() == id));
+        let found: Vec<_> = matching.map(|key| key.key.clone()).collect();
+        if !found.is_empty() && age.is_some_and(|age| age >= self.lifetimes.refresh_after) {
+            self.start_refresh();
         }
         found
     }
 
-    /// Fetches the keys beside the call, unless somebody is at it or it was just tried: an issuer that hangs holds nobody up
-    /// whose key is known.
-    fn begin_refresh(&self) {
-        let Ok(mut fetching) = self.issuer.fetching.clone().try_lock_owned() else { return };
-        if fetching.is_due() {
+    /// In the background, unless a fetch is running or the rate limit is reached.
+    fn start_refresh(&self) {
+        let Ok(mut state) = self.issuer.fetch_state.clone().try_lock_owned() else { return };
+        if state.may_fetch() {
             let issuer = self.issuer.clone();
             let refresh = tokio::spawn(async move {
-                issuer.fetch_now(fetching).await;
+                issuer.fetch_now(state).await;
             });
             *self.refresh.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(refresh));
         }
@@ -144,50 +141,50 @@ impl KeySet {
 }
 
 impl Issuer {
-    fn kept(&self) -> (Arc<[Key]>, Option<Duration>) {
-        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        (kept.keys.clone(), kept.since.map(|since| since.elapsed()))
+    fn cached_keys(&self) -> (Arc<[Key]>, Option<Duration>) {
+        let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
+        (cache.keys.clone(), cache.fetched_at.map(|fetched_at| fetched_at.elapsed()))
     }
 
-    /// Fetches the keys, unless that was just done, and says whether those that are kept are the issuer's latest.
+    /// Returns whether the cached keys are the issuer's latest.
     async fn fetch(&self) -> bool {
-        let asked = Instant::now();
-        let mut fetching = self.fetching.clone().lock_owned().await;
-        // Whoever waited for somebody else's fetch has its result.
-        let is_done = fetching.ended.is_some_and(|ended| ended > asked);
-        if is_done || !fetching.is_due() {
-            return !fetching.failed;
+        let requested = Instant::now();
+        let mut state = self.fetch_state.clone().lock_owned().await;
+        // A call that waited for another one's fetch uses its result.
+        let is_fetched = state.last_ended.is_some_and(|ended| ended > requested);
+        if is_fetched || !state.may_fetch() {
+            return !state.has_failed;
         }
-        self.fetch_now(fetching).await
+        self.fetch_now(state).await
     }
 
-    async fn fetch_now(&self, mut fetching: OwnedMutexGuard<FetchState>) -> bool {
-        fetching.began.push_back(Instant::now());
-        // So it stays if the caller gives up meanwhile.
-        fetching.failed = true;
+    async fn fetch_now(&self, mut state: OwnedMutexGuard<FetchState>) -> bool {
+        state.started.push_back(Instant::now());
+        // Stays so if this future is dropped.
+        state.has_failed = true;
         let downloaded = self.download().await;
-        fetching.ended = Some(Instant::now());
-        fetching.failed = downloaded.is_err();
+        state.last_ended = Some(Instant::now());
+        state.has_failed = downloaded.is_err();
         match downloaded {
             Ok(keys) => {
-                let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-                *kept = CachedKeys { keys: keys.into(), since: Some(Instant::now()) };
+                let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
+                *cache = CachedKeys { keys: keys.into(), fetched_at: Some(Instant::now()) };
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "the keys of JWT_JWKS_URL can not be fetched");
+                tracing::warn!(%error, "the key set at JWT_JWKS_URL cannot be fetched");
                 false
             }
         }
     }
 
     async fn download(&self) -> Result<Vec<Key>, String> {
-        let request = self.client.get(&self.url).timeout(TIMEOUT).send();
+        let request = self.client.get(&self.url).timeout(FETCH_TIMEOUT).send();
         let mut response = request.await.and_then(reqwest::Response::error_for_status).map_err(without_url)?;
         let mut body = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(without_url)? {
-            body.extend_from_slice(&piece);
-            if body.len() > MAX_BYTES {
+        while let Some(chunk) = response.chunk().await.map_err(without_url)? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_KEY_SET_BYTES {
                 return Err("the key set is larger than 1 MB".to_owned());
             }
         }
@@ -200,29 +197,30 @@ fn without_url(error: reqwest::Error) -> String {
 }
 
 #[derive(Deserialize)]
-struct Document {
+struct KeySetDocument {
     keys: Vec<serde_json::Value>,
 }
 
-/// The keys of a set that are there to check RS256 or ES256; others are passed over.
+/// Skips keys that are not for verifying RS256 or ES256.
 fn parse(body: &[u8]) -> Result<Vec<Key>, String> {
-    let document: Document = serde_json::from_slice(body).map_err(|_| "it is not a JWK set".to_owned())?;
-    Ok(document.keys.into_iter().filter_map(|key| usable(&serde_json::from_value(key).ok()?)).collect())
+    let document: KeySetDocument =
+        serde_json::from_slice(body).map_err(|_| "the response is not a JWK set".to_owned())?;
+    Ok(document.keys.into_iter().filter_map(|key| verification_key(&serde_json::from_value(key).ok()?)).collect())
 }
 
-fn usable(jwk: &Jwk) -> Option<Key> {
-    let (algorithm, named) = match &jwk.algorithm {
+fn verification_key(jwk: &Jwk) -> Option<Key> {
+    let (algorithm, key_algorithm) = match &jwk.algorithm {
         AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
         AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => {
             (Algorithm::ES256, KeyAlgorithm::ES256)
         }
         _ => return None,
     };
-    // What a key says of its purpose is binding, what it does not say is free (RFC 7517, section 4).
+    // Each member is optional, and binding if present (RFC 7517, section 4).
     let common = &jwk.common;
-    let is_for_signatures = common.public_key_use.as_ref().is_none_or(|purpose| *purpose == PublicKeyUse::Signature)
-        && common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify))
-        && common.key_algorithm.is_none_or(|algorithm| algorithm == named);
+    let is_for_signatures = common.public_key_use.as_ref().is_none_or(|key_use| *key_use == PublicKeyUse::Signature)
+        && common.key_operations.as_ref().is_none_or(|operations| operations.contains(&KeyOperations::Verify))
+        && common.key_algorithm.is_none_or(|algorithm| algorithm == key_algorithm);
     if !is_for_signatures {
         return None;
     }

@@ -1,0 +1,10 @@
+//! The authenticated caller.
+
+use super::id::UserId;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    pub user: UserId,
+    /// The plan that the token states. `None` = an internal service calls, and its request states the plan.
+    pub is_pro: Option<bool>,
+}
