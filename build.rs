@@ -53,7 +53,7 @@ fn embed_web_page() -> Result<(), Box<dyn Error>> {
         encoder.finish()?;
         writeln!(
             table,
-            "File {{ name: {name:?}, hash: {hash:?}, plain: include_bytes!({path:?}), packed: include_bytes!({packed:?}) }},",
+            "PageFile {{ name: {name:?}, hash: {hash:?}, plain: include_bytes!({path:?}), gzip: include_bytes!({packed:?}) }},",
             hash = format!("{:016x}", hasher.finish()),
         )?;
     }

@@ -1,4 +1,4 @@
-//! Statuses that tonic gives a name of its own, put right.
+//! Corrects the statuses of requests that tonic and tonic-web reject themselves.
 
 use std::{
     pin::Pin,
@@ -11,9 +11,9 @@ use tokio::time::{Sleep, sleep};
 use tonic::Status;
 use tower::{Layer, Service};
 
-/// Maps tonic's OUT_OF_RANGE for a message that is too large to RESOURCE_EXHAUSTED, and tonic-web's INTERNAL for a text that is no
-/// base64 to INVALID_ARGUMENT; and answers a call whose `grpc-timeout` has passed before a handler answered with
-/// DEADLINE_EXCEEDED where tonic says CANCELLED, as <https://grpc.io/docs/guides/status-codes/> has them.
+/// Follows <https://grpc.io/docs/guides/status-codes/>: a message that is too large is RESOURCE_EXHAUSTED (tonic: OUT_OF_RANGE),
+/// invalid base64 is INVALID_ARGUMENT (tonic-web: INTERNAL), and a `grpc-timeout` that passes before the handler answers is
+/// DEADLINE_EXCEEDED (tonic: CANCELLED).
 #[derive(Debug, Clone)]
 pub(super) struct StatusLayer;
 
@@ -25,7 +25,6 @@ impl<S> Layer<S> for StatusLayer {
     }
 }
 
-/// The service of [`StatusLayer`].
 #[derive(Debug, Clone)]
 pub(super) struct StatusService<S> {
     inner: S,
@@ -46,14 +45,13 @@ where
     }
 
     fn call(&mut self, request: Request<In>) -> Self::Future {
-        // A moment before tonic's own timer, which would answer CANCELLED.
-        let before = |timeout: Duration| timeout.saturating_sub((timeout / 10).min(Duration::from_millis(5)));
-        let deadline = timeout(request.headers()).map(|timeout| Box::pin(sleep(before(timeout))));
+        // Shortly before tonic's own timer, which would answer CANCELLED.
+        let shortened = |timeout: Duration| timeout.saturating_sub((timeout / 10).min(Duration::from_millis(5)));
+        let deadline = timeout(request.headers()).map(|timeout| Box::pin(sleep(shortened(timeout))));
         StatusFuture { inner: Box::pin(self.inner.call(request)), deadline }
     }
 }
 
-/// An answer with its status put right.
 pub(super) struct StatusFuture<F> {
     inner: Pin<Box<F>>,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -69,7 +67,7 @@ where
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         if let Poll::Ready(mut result) = self.inner.as_mut().poll(context) {
             if let Ok(response) = &mut result {
-                put_right(response.headers_mut());
+                correct_status(response.headers_mut());
             }
             return Poll::Ready(result);
         }
@@ -83,24 +81,26 @@ where
     }
 }
 
-/// What is wrong with a request as such is found before a handler runs, hence told in the headers of an answer without a body. It
-/// is known by the words of tonic and tonic-web, because a handler may have the same statuses of its own.
-fn put_right(headers: &mut HeaderMap) {
-    const WRONG: [(&str, &str, HeaderValue); 2] = [
+/// tonic rejects a request before its handler runs, so the status is in the headers. The message tells tonic's own statuses from
+/// the same statuses of a handler.
+fn correct_status(headers: &mut HeaderMap) {
+    const CORRECTIONS: [(&str, &str, HeaderValue); 2] = [
         ("11", "Error,%20decoded%20message%20length%20too%20large", HeaderValue::from_static("8")),
-        // A body that breaks off is told so as well, but there is nobody left to read it.
+        // Also sent for a body that breaks off, but then the client is gone.
         ("13", "tonic-web:%20", HeaderValue::from_static("3")),
     ];
-    let is = |name: &str, prefix: &str| {
+    let starts_with = |name: &str, prefix: &str| {
         headers.get(name).is_some_and(|value| value.as_bytes().starts_with(prefix.as_bytes()))
     };
-    let right = WRONG.into_iter().find(|(status, message, _)| is("grpc-status", status) && is("grpc-message", message));
-    if let Some((_, _, status)) = right {
+    let correction = CORRECTIONS
+        .into_iter()
+        .find(|(status, message, _)| starts_with("grpc-status", status) && starts_with("grpc-message", message));
+    if let Some((_, _, status)) = correction {
         headers.insert("grpc-status", status);
     }
 }
 
-/// The time that a client gives a call: at most eight digits and a unit,
+/// The header `grpc-timeout`: at most eight digits and a unit,
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>. A malformed one counts as absent.
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("grpc-timeout")?.to_str().ok()?;
@@ -122,10 +122,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statuses_for_a_wrong_request_are_put_right_and_a_handlers_own_stay() {
+    fn request_errors_are_corrected_and_handler_statuses_stay() {
         let status_after = |status: Status| {
             let mut headers = status.into_http::<()>().into_parts().0.headers;
-            put_right(&mut headers);
+            correct_status(&mut headers);
             headers["grpc-status"].clone()
         };
         let too_large = "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes";
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_is_read_in_each_unit_and_a_malformed_one_counts_as_absent() {
+    fn timeout_is_parsed_in_each_unit_or_absent() {
         let read = |value: &'static str| {
             timeout(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), HeaderValue::from_static(value))]))
         };

@@ -1,4 +1,4 @@
-//! Events that stand for an HTTP request: of a Function URL (payload format 2.0) and of a REST API (1.0).
+//! Parses HTTP events of a Function URL (payload format 2.0) and of a REST API (1.0).
 
 use std::collections::HashMap;
 
@@ -7,17 +7,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The request that an event stands for.
 #[derive(Debug)]
 pub(super) struct HttpEvent {
     pub(super) method: Method,
-    /// It may begin with a stage, or whatever else the service stands behind.
+    /// May begin with a stage or another prefix.
     pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) body: Result<Vec<u8>, base64::DecodeError>,
 }
 
-/// What is read of either format; each has names of its own for the method and the path.
+/// The fields of both formats, which name the method and the path differently.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Event {
@@ -26,7 +25,7 @@ struct Event {
     http_method: Option<String>,
     path: Option<String>,
     headers: Option<HashMap<String, Option<String>>>,
-    /// All values of each header, where `headers` has only the last.
+    /// `headers` has only the last value of each header.
     multi_value_headers: Option<HashMap<String, Vec<String>>>,
     body: Option<String>,
     #[serde(default)]
@@ -44,13 +43,13 @@ struct Http {
 }
 
 impl HttpEvent {
-    /// Reads an event; `None` if it stands for no HTTP request.
-    pub(super) fn read(event: Value) -> Option<Self> {
+    /// `None` if the event is not an HTTP request.
+    pub(super) fn parse(event: Value) -> Option<Self> {
         let event: Event = serde_json::from_value(event).ok()?;
-        // `cargo lambda watch` has a name of the other format in its events as well, with a method of no meaning.
+        // This order matters: `cargo lambda watch` sets `httpMethod` in format 2.0 as well, to a wrong method.
         let method = event.request_context.and_then(|context| Some(context.http?.method)).or(event.http_method)?;
         let mut headers = HeaderMap::new();
-        // What is no header of HTTP can not have come as one.
+        // Invalid headers cannot come from HTTP and are ignored.
         let mut add = |name: &str, value: &str| {
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
                 headers.append(name, value);
@@ -77,19 +76,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_of_a_function_url_and_one_of_a_rest_api_are_read_alike() {
-        let of_url = json!({
+    fn events_of_function_url_and_rest_api_parse_alike() {
+        let function_url = json!({
             "version": "2.0", "rawPath": "/x.Y/Z", "httpMethod": "GET", "headers": {"content-type": "a", "accept": "b,c"},
             "requestContext": {"http": {"method": "POST", "path": "/x.Y/Z"}}, "body": "aGk=", "isBase64Encoded": true
         });
-        // A REST API says of what is not there that it is null.
-        let of_rest = json!({
+        // A REST API sends null for absent values.
+        let rest_api = json!({
             "httpMethod": "POST", "path": "/x.Y/Z", "resource": "/x.Y/{method}", "queryStringParameters": null,
             "headers": {"Content-Type": "a", "Accept": "c"}, "multiValueHeaders": {"Content-Type": ["a"], "Accept": ["b", "c"]},
             "requestContext": {"stage": "live", "httpMethod": "POST"}, "body": "hi", "isBase64Encoded": false
         });
-        for event in [of_url, of_rest] {
-            let request = HttpEvent::read(event).unwrap();
+        for event in [function_url, rest_api] {
+            let request = HttpEvent::parse(event).unwrap();
             assert_eq!((request.method, request.path.as_str()), (Method::POST, "/x.Y/Z"));
             assert_eq!(request.headers["content-type"], "a");
             let accept: Vec<_> =
@@ -100,14 +99,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_left_out_and_what_is_no_request_is_none() {
+    fn invalid_headers_are_ignored_and_other_events_are_none() {
         let event =
             json!({"httpMethod": "GET", "path": "/", "headers": {"a b": "c", "d": "e\nf", "g": null}, "body": null});
-        let request = HttpEvent::read(event).unwrap();
+        let request = HttpEvent::parse(event).unwrap();
         assert_eq!(request.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["g"]);
         assert!(request.body.unwrap().is_empty());
         let not_base64 = json!({"httpMethod": "GET", "path": "/", "body": "!", "isBase64Encoded": true});
-        assert!(HttpEvent::read(not_base64).unwrap().body.is_err());
+        assert!(HttpEvent::parse(not_base64).unwrap().body.is_err());
         for other in [
             json!(null),
             json!({}),
@@ -118,7 +117,7 @@ mod tests {
             json!({"httpMethod": "POST", "path": "/", "headers": "x"}),
             json!({"rawPath": "/", "requestContext": {"http": null}}),
         ] {
-            assert!(HttpEvent::read(other.clone()).is_none(), "{other}");
+            assert!(HttpEvent::parse(other.clone()).is_none(), "{other}");
         }
     }
 }

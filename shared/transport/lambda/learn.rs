@@ -1,5 +1,4 @@
-//! The function that learns from turns: from the stream of the table of conversations or, on a schedule, from the queue in the
-//! database.
+//! The function that learns from turns: from records of the DynamoDB stream or, on a schedule, from the extraction queue.
 
 use std::{
     process::ExitCode,
@@ -11,20 +10,20 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::util::service_fn;
 
-use super::run;
+use super::runtime::run;
 use crate::{composition::App, learning::learn_from_records};
 
-/// Time that is left for the answer.
-const RESERVE: Duration = Duration::from_secs(3);
+/// Reserved for the function's response.
+const RESPONSE_MARGIN: Duration = Duration::from_secs(3);
 
-/// An event that nothing can be learned from. Lambda tries it again, and then tells of it.
+/// Lambda retries the event, and then sends it to the dead letter queue.
 #[derive(Debug, thiserror::Error)]
-enum NothingToLearn {
-    #[error("conversations are not kept: CONVERSATIONS is off")]
+enum LearnEventError {
+    #[error("conversations are not stored: CONVERSATIONS is off")]
     NoConversations,
-    #[error("the event has no Records and is none of a schedule")]
+    #[error("the event is neither of a DynamoDB stream nor of a schedule")]
     OtherEvent,
-    #[error("the queue can not be worked on: {0}")]
+    #[error("the extraction queue cannot be read: {0}")]
     Queue(#[from] sqlx::Error),
 }
 
@@ -34,31 +33,31 @@ pub fn learn() -> ExitCode {
     run(async |app| {
         let app = &app;
         let handler = service_fn(async |event: LambdaEvent<Value>| {
-            let until = deadline(event.context.deadline);
-            handle(app, &event.payload, until).await.map_err(lambda_runtime::Error::from)
+            let deadline = deadline(event.context.deadline);
+            handle(app, &event.payload, deadline).await.map_err(lambda_runtime::Error::from)
         });
         Runtime::new(handler).layer(TracingLayer::new()).run().await
     })
 }
 
-async fn handle(app: &App, event: &Value, until: Instant) -> Result<Value, NothingToLearn> {
+async fn handle(app: &App, event: &Value, deadline: Instant) -> Result<Value, LearnEventError> {
     let (Some(learner), Some(conversations)) = (&app.learner, &app.conversations) else {
-        return Err(NothingToLearn::NoConversations);
+        return Err(LearnEventError::NoConversations);
     };
     if let Some(records) = event.get("Records").and_then(Value::as_array) {
-        return Ok(json!(learn_from_records(learner, conversations, records, until).await));
+        return Ok(json!(learn_from_records(learner, conversations, records, deadline).await));
     }
-    // The schedule of EventBridge, old and new.
+    // EventBridge rules and EventBridge Scheduler.
     let is_scheduled = matches!(event.get("source").and_then(Value::as_str), Some("aws.events" | "aws.scheduler"));
     match &app.extraction_worker {
-        Some(learning) if is_scheduled => Ok(json!({ "settled": learning.run_until_idle(until).await? })),
-        _ => Err(NothingToLearn::OtherEvent),
+        Some(learning) if is_scheduled => Ok(json!({ "settled": learning.run_until_idle(deadline).await? })),
+        _ => Err(LearnEventError::OtherEvent),
     }
 }
 
-/// When the function must have answered, by what Lambda tells in milliseconds since 1970.
-fn deadline(millis: u64) -> Instant {
-    let then = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
-    let left = then.duration_since(SystemTime::now()).unwrap_or_default();
-    Instant::now() + left.saturating_sub(RESERVE)
+/// `deadline_ms` is Lambda's, in milliseconds since 1970.
+fn deadline(deadline_ms: u64) -> Instant {
+    let deadline = SystemTime::UNIX_EPOCH + Duration::from_millis(deadline_ms);
+    let left = deadline.duration_since(SystemTime::now()).unwrap_or_default();
+    Instant::now() + left.saturating_sub(RESPONSE_MARGIN)
 }

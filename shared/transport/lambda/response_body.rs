@@ -1,4 +1,4 @@
-//! The body of an answer: frames of gRPC-Web and nothing else, whatever happens.
+//! The response body: well-formed gRPC-Web frames, even after a panic, an error or the deadline.
 
 use std::{
     convert::Infallible,
@@ -15,47 +15,43 @@ use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 
-/// The flag of a frame with trailers (gRPC-Web, "Message framing").
-const TRAILERS: u8 = 0x80;
+/// The flag of a trailers frame (gRPC-Web, "Message framing").
+const TRAILERS_FLAG: u8 = 0x80;
 
-/// The body of an answer, piece by piece. It ends with trailers, or there is none.
+/// Ends with a trailers frame unless it is empty.
 pub struct ResponseBody {
-    source: Source,
+    state: BodyState,
     is_text: bool,
 }
 
-enum Source {
-    /// Frames as the service makes them, until a deadline.
+enum BodyState {
     Streaming(Body, Pin<Box<Sleep>>),
-    /// The last bytes.
     Last(Bytes),
     Ended,
 }
 
 impl ResponseBody {
     pub(super) fn empty() -> Self {
-        Self { source: Source::Ended, is_text: false }
+        Self { state: BodyState::Ended, is_text: false }
     }
 
-    /// Nothing but trailers.
     pub(super) fn trailers(trailers: &HeaderMap, is_text: bool) -> Self {
-        Self { source: Source::Last(framed(trailers, is_text)), is_text }
+        Self { state: BodyState::Last(trailers_frame(trailers, is_text)), is_text }
     }
 
-    /// What the service says, until its end or `end`.
-    pub(super) fn streaming(body: Body, is_text: bool, end: Instant) -> Self {
-        Self { source: Source::Streaming(body, Box::pin(sleep_until(end))), is_text }
+    pub(super) fn streaming(body: Body, is_text: bool, deadline: Instant) -> Self {
+        Self { state: BodyState::Streaming(body, Box::pin(sleep_until(deadline))), is_text }
     }
 
-    fn out_of_time(&self) -> Bytes {
-        self.status(Status::deadline_exceeded("the time for the call is over"))
+    fn deadline_exceeded(&self) -> Bytes {
+        self.status_frame(Status::deadline_exceeded("the time for the call is over"))
     }
 
-    fn status(&self, status: Status) -> Bytes {
+    fn status_frame(&self, status: Status) -> Bytes {
         let (parts, ()) = status.into_http::<()>().into_parts();
         let mut trailers = parts.headers;
         trailers.remove(http::header::CONTENT_TYPE);
-        framed(&trailers, self.is_text)
+        trailers_frame(&trailers, self.is_text)
     }
 }
 
@@ -63,38 +59,38 @@ impl Stream for ResponseBody {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let last = match &mut self.source {
-            Source::Ended => return Poll::Ready(None),
-            Source::Last(bytes) => std::mem::take(bytes),
-            // Looked at first, because a body that always has something to say never gets to the timer.
-            Source::Streaming(_, end) if end.deadline() <= Instant::now() => self.out_of_time(),
-            Source::Streaming(body, end) => {
-                // After a panic the body is never polled again, so that no broken state can be seen.
+        let last = match &mut self.state {
+            BodyState::Ended => return Poll::Ready(None),
+            BodyState::Last(bytes) => std::mem::take(bytes),
+            // Checked first: a body that is always ready would never let the timer be polled.
+            BodyState::Streaming(_, timer) if timer.deadline() <= Instant::now() => self.deadline_exceeded(),
+            BodyState::Streaming(body, timer) => {
+                // Unwind safety: after a panic the body is not polled again.
                 let next = catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(context)));
                 match next {
-                    Ok(Poll::Pending) if end.as_mut().poll(context).is_pending() => return Poll::Pending,
-                    Ok(Poll::Pending) => self.out_of_time(),
+                    Ok(Poll::Pending) if timer.as_mut().poll(context).is_pending() => return Poll::Pending,
+                    Ok(Poll::Pending) => self.deadline_exceeded(),
                     Ok(Poll::Ready(Some(Ok(frame)))) => match frame.into_data() {
                         Ok(data) => return Poll::Ready(Some(Ok(data))),
-                        // Lambda knows no trailers.
-                        Err(frame) => framed(&frame.into_trailers().unwrap_or_default(), self.is_text),
+                        // Lambda does not support HTTP trailers.
+                        Err(frame) => trailers_frame(&frame.into_trailers().unwrap_or_default(), self.is_text),
                     },
-                    Ok(Poll::Ready(Some(Err(status)))) => self.status(status),
+                    Ok(Poll::Ready(Some(Err(status)))) => self.status_frame(status),
                     Ok(Poll::Ready(None)) => {
-                        self.source = Source::Ended;
+                        self.state = BodyState::Ended;
                         return Poll::Ready(None);
                     }
-                    Err(_panic) => self.status(Status::internal("an internal defect")),
+                    Err(_panic) => self.status_frame(Status::internal("an internal defect")),
                 }
             }
         };
-        self.source = Source::Ended;
+        self.state = BodyState::Ended;
         Poll::Ready(Some(Ok(last)))
     }
 }
 
-/// A frame of trailers, as HTTP/1 writes headers.
-fn framed(trailers: &HeaderMap, is_text: bool) -> Bytes {
+/// Trailers are encoded as HTTP/1 headers.
+fn trailers_frame(trailers: &HeaderMap, is_text: bool) -> Bytes {
     let mut lines = Vec::new();
     for (name, value) in trailers {
         lines.extend_from_slice(name.as_str().as_bytes());
@@ -103,7 +99,7 @@ fn framed(trailers: &HeaderMap, is_text: bool) -> Bytes {
         lines.extend_from_slice(b"\r\n");
     }
     let mut frame = BytesMut::with_capacity(lines.len() + 5);
-    frame.put_u8(TRAILERS);
+    frame.put_u8(TRAILERS_FLAG);
     frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
     frame.extend_from_slice(&lines);
     if is_text { STANDARD.encode(&frame).into() } else { frame.freeze() }

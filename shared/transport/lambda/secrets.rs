@@ -1,7 +1,9 @@
-//! Secrets by reference: a variable whose value names where its secret is kept gets it from there, once, at the start.
+//! Resolves environment variables that refer to secrets, once at the start.
 //!
-//! - `ssm:NAME`: a parameter of the SSM Parameter Store; ten of them are one request;
-//! - `secretsmanager:ID` or `secretsmanager:ID#FIELD`: a secret of the Secrets Manager, or a field of one that is JSON.
+//! - `ssm:NAME`: a parameter of the SSM Parameter Store, fetched ten per request;
+//! - `secretsmanager:ID` or `secretsmanager:ID#FIELD`: a secret of Secrets Manager, or a field of one that is JSON.
+//!
+//! Errors and logs name variables, never secrets or their references.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,31 +20,28 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-/// Longest that one try is waited for.
-const TIMEOUT: Duration = Duration::from_secs(3);
-/// How often a store is asked that is busy or out of order. Many functions start together when many users come.
-const TRIES: u32 = 3;
-/// About how long is waited before the second try, and twice that before the third.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// Most parameters that one request may name.
-const PARAMETERS: usize = 10;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// Retries matter: functions that scale out together hit the rate limit of the store together.
+const MAX_ATTEMPTS: u32 = 3;
+/// Doubled for each further retry, with jitter.
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The limit of `GetParameters`.
+const MAX_PARAMETERS: usize = 10;
 
-/// Why secrets can not be had. It holds the names of variables, and neither a secret nor its reference.
 #[derive(Debug, thiserror::Error)]
-#[error("the secret that {variables} names can not be had: {problem}")]
+#[error("cannot read the secret that {variables} refers to: {problem}")]
 pub(super) struct SecretError {
     variables: String,
     problem: String,
 }
 
-/// Where a secret is kept.
 #[derive(Debug, PartialEq)]
-enum Reference<'a> {
+enum SecretReference<'a> {
     Parameter(&'a str),
     Secret { id: &'a str, field: Option<&'a str> },
 }
 
-impl<'a> Reference<'a> {
+impl<'a> SecretReference<'a> {
     fn parse(value: &'a str) -> Option<Self> {
         if let Some(name) = value.strip_prefix("ssm:") {
             return Some(Self::Parameter(name));
@@ -55,167 +54,189 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// The secrets that variables of the environment name, by the variables' names.
-///
-/// # Errors
-/// A secret can not be had.
-pub(super) async fn from_env() -> Result<HashMap<String, String>, SecretError> {
-    let set: Vec<(String, String)> = std::env::vars_os()
+/// Maps the names of variables to their secrets.
+pub(super) async fn resolve_env() -> Result<HashMap<String, String>, SecretError> {
+    let variables: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let (mut parameters, mut secrets) = (Vec::new(), Vec::new());
-    for (variable, value) in &set {
-        match Reference::parse(value) {
-            Some(Reference::Parameter(name)) => parameters.push((variable.as_str(), name)),
-            Some(Reference::Secret { id, field }) => secrets.push((variable.as_str(), id, field)),
+    for (variable, value) in &variables {
+        match SecretReference::parse(value) {
+            Some(SecretReference::Parameter(name)) => parameters.push((variable.as_str(), name)),
+            Some(SecretReference::Secret { id, field }) => secrets.push((variable.as_str(), id, field)),
             None => {}
         }
     }
     if parameters.is_empty() && secrets.is_empty() {
         return Ok(HashMap::new());
     }
-    let first = parameters.first().map(|(variable, _)| *variable).or(secrets.first().map(|(variable, ..)| *variable));
-    let stores = Stores::from_env().map_err(|problem| failed(first.unwrap_or_default(), problem))?;
-    let parameters = parameters.chunks(PARAMETERS).map(|some| stores.parameters(some));
-    let secrets = secrets.iter().map(|(variable, id, field)| stores.secret(variable, id, *field));
+    let first_variable =
+        parameters.first().map(|(variable, _)| *variable).or(secrets.first().map(|(variable, ..)| *variable));
+    let client =
+        SecretClient::from_env().map_err(|problem| secret_error(first_variable.unwrap_or_default(), problem))?;
+    let parameters = parameters.chunks(MAX_PARAMETERS).map(|some| client.parameters(some));
+    let secrets = secrets.iter().map(|(variable, id, field)| client.secret(variable, id, *field));
     let (parameters, secrets) = try_join(try_join_all(parameters), try_join_all(secrets)).await?;
     Ok(parameters.into_iter().flatten().chain(secrets).collect())
 }
 
-fn failed(variables: &str, problem: impl Into<String>) -> SecretError {
+fn secret_error(variables: &str, problem: impl Into<String>) -> SecretError {
     SecretError { variables: variables.to_owned(), problem: problem.into() }
 }
 
-/// A service of AWS that keeps secrets, and its call that reads them.
-struct Store {
+/// An AWS service and its operation that reads secrets.
+struct SecretStore {
     name: &'static str,
-    /// The variable that names another endpoint.
-    endpoint: &'static str,
+    endpoint_variable: &'static str,
     target: &'static str,
 }
 
-const SSM: Store = Store { name: "ssm", endpoint: "AWS_ENDPOINT_URL_SSM", target: "AmazonSSM.GetParameters" };
-const SECRETS_MANAGER: Store = Store {
+const SSM: SecretStore =
+    SecretStore { name: "ssm", endpoint_variable: "AWS_ENDPOINT_URL_SSM", target: "AmazonSSM.GetParameters" };
+const SECRETS_MANAGER: SecretStore = SecretStore {
     name: "secretsmanager",
-    endpoint: "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+    endpoint_variable: "AWS_ENDPOINT_URL_SECRETS_MANAGER",
     target: "secretsmanager.GetSecretValue",
 };
 
-/// Why one try brought nothing.
-struct Refused {
+struct RequestFailure {
     problem: String,
-    may_pass: bool,
+    is_retryable: bool,
 }
 
-/// The stores of the function's region, which it reads by its own credentials.
-struct Stores {
+/// Reads the stores of the function's region with the function's own credentials.
+struct SecretClient {
     client: reqwest::Client,
     region: String,
     credentials: Credentials,
 }
 
-impl Stores {
+impl SecretClient {
     fn from_env() -> Result<Self, String> {
-        let needed = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
+        let required = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
         let credentials = Credentials::new(
-            needed("AWS_ACCESS_KEY_ID")?,
-            needed("AWS_SECRET_ACCESS_KEY")?,
+            required("AWS_ACCESS_KEY_ID")?,
+            required("AWS_SECRET_ACCESS_KEY")?,
             std::env::var("AWS_SESSION_TOKEN").ok(),
             None,
             "environment",
         );
-        let client = crate::provider::http_client(TIMEOUT).map_err(|error| error.to_string())?;
-        Ok(Self { client, region: needed("AWS_REGION")?, credentials })
+        let client = crate::provider::http_client(REQUEST_TIMEOUT).map_err(|error| error.to_string())?;
+        Ok(Self { client, region: required("AWS_REGION")?, credentials })
     }
 
-    /// The parameters that variables name, by the variables.
-    async fn parameters(&self, named: &[(&str, &str)]) -> Result<Vec<(String, String)>, SecretError> {
-        let variables: Vec<_> = named.iter().map(|(variable, _)| *variable).collect();
-        // The same may be named twice, but not in one request.
-        let names: BTreeSet<_> = named.iter().map(|(_, name)| *name).collect();
-        let answer = self.ask(&SSM, &json!({"Names": names, "WithDecryption": true})).await;
-        let answer = answer.map_err(|problem| failed(&variables.join(", "), problem))?;
-        let found = named.iter().map(|(variable, name)| {
+    /// Takes pairs of variable and parameter, returns pairs of variable and value.
+    async fn parameters(&self, references: &[(&str, &str)]) -> Result<Vec<(String, String)>, SecretError> {
+        let variables: Vec<_> = references.iter().map(|(variable, _)| *variable).collect();
+        // Duplicates are not allowed in one request.
+        let names: BTreeSet<_> = references.iter().map(|(_, name)| *name).collect();
+        let response = self.request(&SSM, &json!({"Names": names, "WithDecryption": true})).await;
+        let response = response.map_err(|problem| secret_error(&variables.join(", "), problem))?;
+        let found = references.iter().map(|(variable, name)| {
             let value =
-                parameter_of(&answer, name).ok_or_else(|| failed(variable, "ssm has no parameter of that name"))?;
+                find_parameter(&response, name).ok_or_else(|| secret_error(variable, "ssm has no such parameter"))?;
             Ok(((*variable).to_owned(), value))
         });
         found.collect()
     }
 
-    /// The secret that a variable names, or a field of it, by the variable.
     async fn secret(&self, variable: &str, id: &str, field: Option<&str>) -> Result<(String, String), SecretError> {
-        let answer = self.ask(&SECRETS_MANAGER, &json!({"SecretId": id})).await;
-        let answer = answer.map_err(|problem| failed(variable, problem))?;
-        let secret = secret_of(&answer, field);
-        let secret = secret.ok_or_else(|| failed(variable, "secretsmanager has no text of that name"))?;
+        let response = self.request(&SECRETS_MANAGER, &json!({"SecretId": id})).await;
+        let response = response.map_err(|problem| secret_error(variable, problem))?;
+        let secret = find_secret(&response, field);
+        let secret =
+            secret.ok_or_else(|| secret_error(variable, "secretsmanager has no such secret, or it is not text"))?;
         Ok((variable.to_owned(), secret))
     }
 
-    /// Asks a store, some times if need be.
-    async fn ask(&self, store: &Store, body: &Value) -> Result<Value, String> {
+    /// Retries transient failures.
+    async fn request(&self, store: &SecretStore, body: &Value) -> Result<Value, String> {
         let body = body.to_string();
-        let mut tries = 1;
+        let mut attempt = 1;
         loop {
-            match self.ask_once(store, &body).await {
-                Err(refused) if refused.may_pass && tries < TRIES => {
-                    sleep(jittered(FIRST_WAIT * 2_u32.pow(tries - 1))).await;
-                    tries += 1;
+            match self.request_once(store, &body).await {
+                Err(failure) if failure.is_retryable && attempt < MAX_ATTEMPTS => {
+                    sleep(jittered(FIRST_RETRY_DELAY * 2_u32.pow(attempt - 1))).await;
+                    attempt += 1;
                 }
-                answered => return answered.map_err(|refused| refused.problem),
+                result => return result.map_err(|failure| failure.problem),
             }
         }
     }
 
-    async fn ask_once(&self, store: &Store, body: &str) -> Result<Value, Refused> {
-        let Store { name, endpoint, target } = store;
+    async fn request_once(&self, store: &SecretStore, body: &str) -> Result<Value, RequestFailure> {
+        let SecretStore { name, endpoint_variable, target } = store;
         let region = &self.region;
         let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        let other = std::env::var(endpoint).or_else(|_| std::env::var("AWS_ENDPOINT_URL"));
-        let url = other.unwrap_or_else(|_| format!("https://{name}.{region}.{suffix}"));
+        let endpoint = std::env::var(endpoint_variable).or_else(|_| std::env::var("AWS_ENDPOINT_URL"));
+        let url = endpoint.unwrap_or_else(|_| format!("https://{name}.{region}.{suffix}"));
         let headers = [("content-type", "application/x-amz-json-1.1"), ("x-amz-target", *target)];
-        let mut request = self.client.post(&url).timeout(TIMEOUT);
+        let mut request = self.client.post(&url).timeout(REQUEST_TIMEOUT);
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        let signed = signature(&self.credentials, region, name, &url, &headers, body.as_bytes());
-        for (name, value) in signed.map_err(|problem| Refused { problem, may_pass: false })? {
+        let signature = self.sign(name, &url, &headers, body.as_bytes());
+        for (name, value) in signature.map_err(|problem| RequestFailure { problem, is_retryable: false })? {
             request = request.header(name, value);
         }
-        let broken = |error: reqwest::Error| crate::error::with_causes(&error.without_url());
+        let describe = |error: reqwest::Error| crate::error::with_causes(&error.without_url());
         let response = request.body(body.to_owned()).send().await;
-        let response = response.map_err(|error| Refused { problem: broken(error), may_pass: true })?;
+        let response = response.map_err(|error| RequestFailure { problem: describe(error), is_retryable: true })?;
         let status = response.status();
-        let answer: Value = response.json().await.unwrap_or_default();
-        if status.is_success() && answer.is_object() {
-            return Ok(answer);
+        let body: Value = response.json().await.unwrap_or_default();
+        if status.is_success() && body.is_object() {
+            return Ok(body);
         }
-        let kind = answer["__type"].as_str().unwrap_or_default();
-        Err(Refused {
+        let kind = body["__type"].as_str().unwrap_or_default();
+        Err(RequestFailure {
             problem: format!("{name} answered with status {status} {kind}"),
-            may_pass: !status.is_client_error() || status.as_u16() == 429 || kind.contains("Throttl"),
+            is_retryable: !status.is_client_error() || status.as_u16() == 429 || kind.contains("Throttl"),
         })
+    }
+
+    /// The headers of AWS Signature Version 4.
+    fn sign(
+        &self,
+        service: &str,
+        url: &str,
+        headers: &[(&'static str, &'static str)],
+        body: &[u8],
+    ) -> Result<Vec<(String, String)>, String> {
+        let sign_error = |error: &dyn std::fmt::Display| format!("cannot sign the request: {error}");
+        let identity = self.credentials.clone().into();
+        let parameters = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(&self.region)
+            .name(service)
+            .time(SystemTime::now())
+            .settings(SigningSettings::default())
+            .build()
+            .map_err(|error| sign_error(&error))?
+            .into();
+        let request = SignableRequest::new("POST", url, headers.iter().copied(), SignableBody::Bytes(body))
+            .map_err(|error| sign_error(&error))?;
+        let (instructions, _) = sign(request, &parameters).map_err(|error| sign_error(&error))?.into_parts();
+        Ok(instructions.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 }
 
-/// Half to one and a half of a time, so that functions which started together do not ask together again.
-fn jittered(wait: Duration) -> Duration {
+/// 0.5 to 1.5 times the delay, so that functions that started together do not retry together.
+fn jittered(delay: Duration) -> Duration {
     let [random, ..] = Uuid::new_v4().into_bytes();
-    wait.mul_f64(0.5 + f64::from(random) / 255.0)
+    delay.mul_f64(0.5 + f64::from(random) / 255.0)
 }
 
-/// A parameter in an answer, by its name, with its version or label if it has one, or by its ARN.
-fn parameter_of(answer: &Value, name: &str) -> Option<String> {
-    let parameter = answer["Parameters"].as_array()?.iter().find(|parameter| {
+/// By name or ARN, with the version or label if the reference has one.
+fn find_parameter(response: &Value, name: &str) -> Option<String> {
+    let parameter = response["Parameters"].as_array()?.iter().find(|parameter| {
         let text = |field: &str| parameter[field].as_str().unwrap_or_default();
         [text("Name"), text("ARN")].iter().any(|known| format!("{known}{}", text("Selector")) == name)
     })?;
     parameter["Value"].as_str().map(str::to_owned)
 }
 
-/// The secret in an answer, or a field of one that is JSON.
-fn secret_of(answer: &Value, field: Option<&str>) -> Option<String> {
-    let text = answer["SecretString"].as_str()?;
+fn find_secret(response: &Value, field: Option<&str>) -> Option<String> {
+    let text = response["SecretString"].as_str()?;
     let Some(field) = field else { return Some(text.to_owned()) };
     let fields: Value = serde_json::from_str(text).ok()?;
     match &fields[field] {
@@ -225,64 +246,38 @@ fn secret_of(answer: &Value, field: Option<&str>) -> Option<String> {
     }
 }
 
-/// The headers that sign a request.
-fn signature(
-    credentials: &Credentials,
-    region: &str,
-    service: &str,
-    url: &str,
-    headers: &[(&'static str, &'static str)],
-    body: &[u8],
-) -> Result<Vec<(String, String)>, String> {
-    let unsigned = |error: &dyn std::fmt::Display| format!("the request can not be signed: {error}");
-    let identity = credentials.clone().into();
-    let parameters = v4::SigningParams::builder()
-        .identity(&identity)
-        .region(region)
-        .name(service)
-        .time(SystemTime::now())
-        .settings(SigningSettings::default())
-        .build()
-        .map_err(|error| unsigned(&error))?
-        .into();
-    let request = SignableRequest::new("POST", url, headers.iter().copied(), SignableBody::Bytes(body))
-        .map_err(|error| unsigned(&error))?;
-    let (instructions, _) = sign(request, &parameters).map_err(|error| unsigned(&error))?.into_parts();
-    Ok(instructions.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn references_are_told_from_values() {
-        assert_eq!(Reference::parse("ssm:/agent/key"), Some(Reference::Parameter("/agent/key")));
+    fn references_are_distinguished_from_values() {
+        assert_eq!(SecretReference::parse("ssm:/agent/key"), Some(SecretReference::Parameter("/agent/key")));
         assert_eq!(
-            Reference::parse("secretsmanager:arn:aws:x:secret:db#url"),
-            Some(Reference::Secret { id: "arn:aws:x:secret:db", field: Some("url") })
+            SecretReference::parse("secretsmanager:arn:aws:x:secret:db#url"),
+            Some(SecretReference::Secret { id: "arn:aws:x:secret:db", field: Some("url") })
         );
         for value in ["", "sk-123", "postgres://ssm:x@host/db"] {
-            assert_eq!(Reference::parse(value), None, "{value}");
+            assert_eq!(SecretReference::parse(value), None, "{value}");
         }
     }
 
     #[test]
-    fn a_secret_is_the_text_or_a_field_of_it() {
-        let answer = json!({"SecretString": "{\"url\": \"postgres://x\", \"port\": 5432}"});
-        assert_eq!(secret_of(&answer, Some("url")).as_deref(), Some("postgres://x"));
-        assert_eq!(secret_of(&answer, Some("port")).as_deref(), Some("5432"));
-        assert_eq!(secret_of(&answer, Some("none")), None);
-        assert!(secret_of(&answer, None).unwrap().starts_with('{'));
+    fn secret_is_the_text_or_a_field_of_it() {
+        let response = json!({"SecretString": "{\"url\": \"postgres://x\", \"port\": 5432}"});
+        assert_eq!(find_secret(&response, Some("url")).as_deref(), Some("postgres://x"));
+        assert_eq!(find_secret(&response, Some("port")).as_deref(), Some("5432"));
+        assert_eq!(find_secret(&response, Some("none")), None);
+        assert!(find_secret(&response, None).unwrap().starts_with('{'));
     }
 
     #[test]
-    fn a_parameter_is_found_by_its_name_its_version_and_its_arn() {
-        let answer = json!({"Parameters": [
+    fn parameter_is_found_by_name_version_and_arn() {
+        let response = json!({"Parameters": [
             {"Name": "/a", "ARN": "arn:aws:ssm:x:1:parameter/a", "Value": "1"},
             {"Name": "/b", "Selector": ":3", "Value": "2"},
         ], "InvalidParameters": ["/c"]});
-        let found = |name| parameter_of(&answer, name);
+        let found = |name| find_parameter(&response, name);
         assert_eq!(found("/a").as_deref(), Some("1"));
         assert_eq!(found("arn:aws:ssm:x:1:parameter/a").as_deref(), Some("1"));
         assert_eq!(found("/b:3").as_deref(), Some("2"));

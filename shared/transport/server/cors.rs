@@ -1,4 +1,4 @@
-//! Which web pages may call.
+//! CORS, and the defence against DNS rebinding where it does not apply.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::config::ServerConfig;
 
-/// Headers that clients send. They are listed by name, because `*` does not cover `authorization`.
+/// By name: in a preflight, `*` does not cover `authorization`.
 const REQUEST_HEADERS: [&str; 12] = [
     "authorization",
     "content-type",
@@ -26,17 +26,17 @@ const REQUEST_HEADERS: [&str; 12] = [
     "x-trace-id",
     "x-user-agent",
 ];
-/// Headers that a page may read: an error without a body arrives in them.
+/// Includes the gRPC status, because an error without a body arrives in the headers.
 const RESPONSE_HEADERS: [&str; 5] =
     ["grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms", "x-retrieval"];
-const MAX_AGE: Duration = Duration::from_hours(2);
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_hours(2);
 
-/// Origins of pages that may call: those that are configured or, if none is, pages that this machine serves.
+/// The configured origins or, if there are none, those of this machine.
 #[derive(Debug, Clone)]
 pub(super) struct AllowedOrigins {
     /// `None` = all.
     listed: Option<Arc<[HeaderValue]>>,
-    /// Whoever can reach the port is let in, because no caller proves who it is.
+    /// No authentication: everybody who reaches the port is served.
     is_open: bool,
 }
 
@@ -51,12 +51,11 @@ impl AllowedOrigins {
         Ok(Self { listed, is_open: !config.authenticates_callers })
     }
 
-    /// Tells browsers which pages may call.
     pub(super) fn layer(&self) -> CorsLayer {
         let origins = match &self.listed {
             None => AllowOrigin::any(),
             Some(listed) if listed.is_empty() => {
-                AllowOrigin::predicate(|origin: &HeaderValue, _: &Parts| is_of_this_machine(origin))
+                AllowOrigin::predicate(|origin: &HeaderValue, _: &Parts| is_loopback(origin))
             }
             Some(listed) => AllowOrigin::list(listed.iter().cloned()),
         };
@@ -65,18 +64,18 @@ impl AllowedOrigins {
             .allow_methods([Method::POST])
             .allow_headers(REQUEST_HEADERS.map(HeaderName::from_static))
             .expose_headers(RESPONSE_HEADERS.map(HeaderName::from_static))
-            .max_age(MAX_AGE)
+            .max_age(PREFLIGHT_MAX_AGE)
     }
 
-    /// Whether a call is of a page that must not be let in. A page whose host's name comes to mean this machine only after it was
-    /// loaded is of the same origin for the browser, which then asks nobody. Only where callers prove who they are is that no harm.
+    /// Guards against DNS rebinding: an attacker's page lets its own host name resolve to this machine after loading, so that the
+    /// browser sees a same-origin request and sends no CORS preflight. Harmless where callers authenticate.
     pub(super) fn rejects(&self, headers: &HeaderMap) -> bool {
         let Some(origin) = headers.get(header::ORIGIN).filter(|_| self.is_open) else { return false };
-        self.listed.as_ref().is_some_and(|listed| !listed.contains(origin) && !is_of_this_machine(origin))
+        self.listed.as_ref().is_some_and(|listed| !listed.contains(origin) && !is_loopback(origin))
     }
 }
 
-fn is_of_this_machine(origin: &HeaderValue) -> bool {
+fn is_loopback(origin: &HeaderValue) -> bool {
     let Some((_scheme, host)) = origin.to_str().ok().and_then(|origin| origin.split_once("://")) else { return false };
     ["localhost", "127.0.0.1", "[::1]"]
         .iter()
@@ -88,11 +87,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_of_this_machine_is_known_by_its_host_and_not_by_its_beginning() {
-        let is_own = |origin| is_of_this_machine(&HeaderValue::from_static(origin));
-        assert!(is_own("http://localhost:5173") && is_own("https://127.0.0.1") && is_own("http://[::1]:80"));
+    fn loopback_origin_is_matched_by_its_whole_host() {
+        let is_loopback = |origin| super::is_loopback(&HeaderValue::from_static(origin));
         assert!(
-            !is_own("http://localhost.evil.example") && !is_own("null") && !is_own("http://127.0.0.1.evil.example")
+            is_loopback("http://localhost:5173") && is_loopback("https://127.0.0.1") && is_loopback("http://[::1]:80")
+        );
+        assert!(
+            !is_loopback("http://localhost.evil.example")
+                && !is_loopback("null")
+                && !is_loopback("http://127.0.0.1.evil.example")
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Answers over HTTP/1.1 that are there before the request has arrived as a whole.
+//! Lingering close: HTTP/1.1 responses that are ready before the request has been received completely.
 
 use std::{
     pin::Pin,
@@ -15,14 +15,12 @@ use tokio::time::timeout;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-/// What is read of a request that was refused, in bytes: any that is a little too large.
-const MOST_BYTES: usize = 2 * crate::transport::MAX_MESSAGE_BYTES;
-/// How long it may take to arrive.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Of a rejected request: enough for one that is a little too large.
+const MAX_DISCARDED_BYTES: usize = 2 * crate::transport::MAX_MESSAGE_BYTES;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Lets a client send its request to the end before it is told that it was refused. Otherwise the connection is closed while
-/// the client is still writing; its system then throws away the answer, and the client sees a broken connection
-/// (RFC 9112, section 9.6). Over HTTP/2 a stream ends by itself.
+/// Reads the rest of a rejected request before it responds. Otherwise the connection is closed while the client still writes; its
+/// system then discards the response, and the client sees a connection reset (RFC 9112, section 9.6). HTTP/2 closes only the stream.
 #[derive(Debug, Clone)]
 pub(super) struct LingeringCloseLayer;
 
@@ -34,7 +32,6 @@ impl<S> Layer<S> for LingeringCloseLayer {
     }
 }
 
-/// The service of [`UnreadLayer`].
 #[derive(Debug, Clone)]
 pub(super) struct LingeringCloseService<S> {
     inner: S,
@@ -59,29 +56,30 @@ where
         }
         let (parts, body) = request.into_parts();
         let body = Arc::new(Mutex::new(body));
-        let answer = self.inner.call(Request::from_parts(parts, Body::new(SharedBody(body.clone()))));
+        let response = self.inner.call(Request::from_parts(parts, Body::new(SharedBody(body.clone()))));
         Box::pin(async move {
-            let answer = answer.await;
-            // Nobody else has the body: the answer does not depend on what is still to come.
+            let response = response.await;
+            // The handler has dropped its half, so the response does not depend on the rest of the body.
             if let Some(body) = Arc::into_inner(body) {
-                let _ = timeout(PATIENCE, read(body.into_inner().unwrap_or_else(PoisonError::into_inner))).await;
+                let _ =
+                    timeout(DISCARD_TIMEOUT, discard(body.into_inner().unwrap_or_else(PoisonError::into_inner))).await;
             }
-            answer
+            response
         })
     }
 }
 
-async fn read(mut body: Body) {
+async fn discard(mut body: Body) {
     let mut bytes = 0;
     while let Some(Ok(frame)) = body.frame().await {
         bytes += frame.data_ref().map_or(0, Bytes::len);
-        if bytes > MOST_BYTES {
+        if bytes > MAX_DISCARDED_BYTES {
             return;
         }
     }
 }
 
-/// The body of a request, which comes back when the reader has dropped it.
+/// A request body that stays available after the handler has dropped it.
 struct SharedBody(Arc<Mutex<Body>>);
 
 impl http_body::Body for SharedBody {

@@ -1,4 +1,4 @@
-//! The web page at `/`: the files of `web/dist`, which the binary carries. It calls the services as any other page does.
+//! Serves the web page at `/` from the files of `web/dist`, which are embedded in the binary.
 
 use std::{
     future::{Ready, ready},
@@ -11,29 +11,26 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-/// A file of the page.
-struct File {
+struct PageFile {
     name: &'static str,
     hash: &'static str,
     plain: &'static [u8],
-    /// By gzip.
-    packed: &'static [u8],
+    gzip: &'static [u8],
 }
 
-/// All of them; that of the name `index.html` is the page itself.
-static FILES: &[File] = &include!(concat!(env!("OUT_DIR"), "/web_page.rs"));
+/// `index.html` is also served at `/`.
+static FILES: &[PageFile] = &include!(concat!(env!("OUT_DIR"), "/web_page.rs"));
 
-/// What the page may do. Scripts, styles and pictures come from here alone, and nothing in the page can become a script: HTML is
-/// nowhere made from text. Calls may go to this server and to whatever address the user sets, because the page serves those who
-/// have the service elsewhere as well.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+/// Scripts, styles and images come from this server only, and trusted types exclude HTML made from text. Requests may go to any
+/// HTTPS address, because the user can point the page at another server.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self' https: http://localhost:* http://127.0.0.1:*; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'; trusted-types 'none'";
 
-/// Of every file. A browser asks each time whether it has changed, so that a new server never meets half an old page.
+/// `no-cache` makes the browser revalidate every file, so that it never mixes files of two versions.
 const HEADERS: [(header::HeaderName, &str); 7] = [
-    (header::CONTENT_SECURITY_POLICY, POLICY),
+    (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),
     (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
@@ -42,25 +39,23 @@ const HEADERS: [(header::HeaderName, &str); 7] = [
     (header::VARY, "accept-encoding"),
 ];
 
-/// Answers whoever asks for a file of the page; everything else goes on.
 #[derive(Debug, Clone)]
 pub(super) struct PageLayer {
-    pub(super) is_on: bool,
+    pub(super) is_enabled: bool,
 }
 
 impl<S> Layer<S> for PageLayer {
     type Service = PageService<S>;
 
     fn layer(&self, inner: S) -> PageService<S> {
-        PageService { inner, is_on: self.is_on }
+        PageService { inner, is_enabled: self.is_enabled }
     }
 }
 
-/// The service of [`PageLayer`].
 #[derive(Debug, Clone)]
 pub(super) struct PageService<S> {
     inner: S,
-    is_on: bool,
+    is_enabled: bool,
 }
 
 impl<S> Service<Request<Body>> for PageService<S>
@@ -76,15 +71,15 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let is_asked = self.is_on && (request.method() == Method::GET || request.method() == Method::HEAD);
-        match is_asked.then(|| file_at(request.uri().path())).flatten() {
-            Some(file) => Either::Left(ready(Ok(answer(file, request.method(), request.headers())))),
+        let is_page_request = self.is_enabled && (request.method() == Method::GET || request.method() == Method::HEAD);
+        match is_page_request.then(|| file_at(request.uri().path())).flatten() {
+            Some(file) => Either::Left(ready(Ok(respond(file, request.method(), request.headers())))),
             None => Either::Right(self.inner.call(request)),
         }
     }
 }
 
-fn file_at(path: &str) -> Option<&'static File> {
+fn file_at(path: &str) -> Option<&'static PageFile> {
     let name = match path.strip_prefix('/')? {
         "" => "index.html",
         name => name,
@@ -92,16 +87,16 @@ fn file_at(path: &str) -> Option<&'static File> {
     FILES.iter().find(|file| file.name == name)
 }
 
-fn answer(file: &File, method: &Method, asked: &HeaderMap) -> Response<Body> {
-    let is_packed = accepts_gzip(asked);
-    // What is packed is another representation, with a tag of its own (RFC 9110, section 8.8.3).
-    let tag = format!("\"{}{}\"", file.hash, if is_packed { "-gz" } else { "" });
-    let is_known = asked.get_all(header::IF_NONE_MATCH).iter().any(|known| {
+fn respond(file: &PageFile, method: &Method, request_headers: &HeaderMap) -> Response<Body> {
+    let is_gzip = accepts_gzip(request_headers);
+    // The encoded representation has its own tag (RFC 9110, section 8.8.3).
+    let tag = format!("\"{}{}\"", file.hash, if is_gzip { "-gz" } else { "" });
+    let is_cached = request_headers.get_all(header::IF_NONE_MATCH).iter().any(|known| {
         let known = known.to_str().unwrap_or_default();
         known.split(',').any(|known| known.trim().trim_start_matches("W/") == tag)
     });
-    let bytes = if is_packed { file.packed } else { file.plain };
-    let body = if is_known || method == Method::HEAD {
+    let bytes = if is_gzip { file.gzip } else { file.plain };
+    let body = if is_cached || method == Method::HEAD {
         Body::empty()
     } else {
         Body::new(http_body_util::Full::new(Bytes::from_static(bytes)))
@@ -112,29 +107,28 @@ fn answer(file: &File, method: &Method, asked: &HeaderMap) -> Response<Body> {
     if let Ok(tag) = HeaderValue::try_from(tag) {
         headers.insert(header::ETAG, tag);
     }
-    if is_known {
+    if is_cached {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(file.name)));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-    if is_packed {
+    if is_gzip {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     response
 }
 
-/// Whether the client names gzip and does not refuse it by `q=0`.
-fn accepts_gzip(asked: &HeaderMap) -> bool {
-    asked
+fn accepts_gzip(request_headers: &HeaderMap) -> bool {
+    request_headers
         .get_all(header::ACCEPT_ENCODING)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|coding| {
             let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
-            let is_refused = weight.trim().strip_prefix("q=").is_some_and(|q| q.trim().parse() == Ok(0.0));
-            name.trim().eq_ignore_ascii_case("gzip") && !is_refused
+            let is_excluded = weight.trim().strip_prefix("q=").is_some_and(|q| q.trim().parse() == Ok(0.0));
+            name.trim().eq_ignore_ascii_case("gzip") && !is_excluded
         })
 }
 
@@ -153,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_file_has_a_type_that_browsers_take() {
+    fn every_file_has_a_content_type() {
         assert!(file_at("/").is_some_and(|file| file.name == "index.html"));
         for file in FILES {
             assert_ne!(content_type(file.name), "application/octet-stream", "{}", file.name);
@@ -162,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_sent_to_whoever_takes_it() {
+    fn gzip_is_sent_only_if_accepted() {
         let accepts = |value| {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(value));

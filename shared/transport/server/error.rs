@@ -1,0 +1,21 @@
+//! The error of starting or running the local server.
+
+use std::{io, net::SocketAddr};
+
+use crate::error::with_causes;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("cannot listen on {address}: {source}; set GRPC_PORT to a free port, or stop the program that uses it")]
+    Bind { address: SocketAddr, source: io::Error },
+    #[error("cannot read the file that {variable} names: {source}")]
+    TlsFile { variable: &'static str, source: io::Error },
+    #[error("ALLOWED_ORIGINS has an entry that is not a valid header value")]
+    Origin(#[from] http::header::InvalidHeaderValue),
+    #[error("cannot build the reflection service: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    #[error("TLS_CERT_FILE and TLS_KEY_FILE do not hold a certificate and its key: {0}")]
+    Tls(String),
+    #[error("the transport failed: {}", with_causes(.0))]
+    Transport(#[from] tonic::transport::Error),
+}
