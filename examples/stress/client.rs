@@ -1,4 +1,4 @@
-//! One of the people: a WebSocket, a conversation, and what was seen of its answers.
+//! A simulated user: a WebSocket, a session, and the measurements of its turns.
 
 use std::time::{Duration, Instant};
 
@@ -12,25 +12,25 @@ use tokio_tungstenite::{
 
 use crate::{Failures, Outcome, paced_provider::lateness};
 
-/// What a turn may take beyond the length of its answer before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// On top of the paced length of the answer.
+const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// What all of them have in common.
+/// Shared by all users.
 pub struct Client {
-    /// Where the bridge is.
+    /// Of the bridge.
     pub url: String,
-    /// How many an answer has to have, if that is known.
+    /// Expected deltas per answer; `None` = unknown.
     pub deltas: Option<usize>,
-    /// How long an answer takes at least.
-    pub length: Duration,
+    /// The minimum duration of an answer.
+    pub answer_duration: Duration,
 }
 
-/// What they saw; times are in milliseconds.
+/// Times are in milliseconds.
 #[derive(Default)]
-pub struct Seen {
-    /// Turns that were answered as they should be.
+pub struct LoadReport {
+    /// Turns with a correct answer.
     pub turns: usize,
     pub frames: usize,
     pub first_frames: Vec<f64>,
@@ -39,7 +39,7 @@ pub struct Seen {
     pub failures: Failures,
 }
 
-impl Seen {
+impl LoadReport {
     pub fn add(&mut self, mut other: Self) {
         self.turns += other.turns;
         self.frames += other.frames;
@@ -53,99 +53,107 @@ impl Seen {
 }
 
 impl Client {
-    /// Asks one question after the other. After a failure a new connection goes on with the same conversation.
-    pub async fn converse(&self, number: usize, turns: usize) -> Seen {
-        let (mut seen, mut socket, mut session) = (Seen::default(), None, String::new());
+    /// After a failed turn, reconnects and continues the same session.
+    pub async fn converse(&self, number: usize, turns: usize) -> LoadReport {
+        let mut user =
+            User { client: self, number, socket: None, session: String::new(), report: LoadReport::default() };
         for turn in 1..=turns {
-            let patience = self.length + PATIENCE;
-            let answered = timeout(patience, self.turn(&mut socket, &mut session, number, turn, &mut seen)).await;
-            let failure = match answered {
+            let turn_timeout = self.answer_duration + TURN_TIMEOUT;
+            let failure = match timeout(turn_timeout, user.run_turn(turn)).await {
                 Ok(Ok(())) => {
-                    seen.turns += 1;
+                    user.report.turns += 1;
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no end within {patience:?}"),
+                Err(_) => format!("no final frame within {turn_timeout:?}"),
             };
-            *seen.failures.entry(failure).or_default() += 1;
-            socket = None;
+            *user.report.failures.entry(failure).or_default() += 1;
+            user.socket = None;
         }
-        if let Some(mut socket) = socket {
-            // Whether the other side takes leave as well does not matter any more.
+        if let Some(mut socket) = user.socket {
+            // A failed closing handshake does not matter.
             let _ = socket.close(None).await;
         }
-        seen
+        user.report
     }
+}
 
-    async fn turn(
-        &self,
-        socket: &mut Option<Socket>,
-        session: &mut String,
-        number: usize,
-        turn: usize,
-        seen: &mut Seen,
-    ) -> Outcome<()> {
-        let trace_id = format!("{:032x}", number + 1);
-        let socket = match socket {
+struct User<'c> {
+    client: &'c Client,
+    number: usize,
+    socket: Option<Socket>,
+    session: String,
+    report: LoadReport,
+}
+
+impl User<'_> {
+    async fn run_turn(&mut self, turn: usize) -> Outcome<()> {
+        let trace_id = format!("{:032x}", self.number + 1);
+        let mut socket = match self.socket.take() {
             Some(socket) => socket,
-            None => socket.insert(self.connect(number, &trace_id).await?),
+            None => self.connect(&trace_id).await?,
         };
-        let asked = Instant::now();
+        let sent_at = Instant::now();
         let question = json!({
-            "message": format!("Question {turn} of person {number}"),
-            "session_id": session,
-            "request_id": format!("{number}-{turn}-{}", fastrand::u64(..)),
+            "message": format!("Question {turn} of user {}", self.number),
+            "session_id": self.session,
+            "request_id": format!("{}-{turn}-{}", self.number, fastrand::u64(..)),
         });
         socket.send(Message::text(question.to_string())).await?;
         let (mut frames, mut deltas, mut answer) = (0, 0, String::new());
-        loop {
-            let frame = next_frame(socket).await?;
-            let elapsed = asked.elapsed().as_secs_f64() * 1e3;
+        let last = loop {
+            let frame = next_frame(&mut socket).await?;
+            let elapsed = sent_at.elapsed().as_secs_f64() * 1e3;
             frames += 1;
             if frames == 1 {
-                seen.first_frames.push(elapsed);
-                text(&frame, "session_id").clone_into(session);
+                self.report.first_frames.push(elapsed);
+                text(&frame, "session_id").clone_into(&mut self.session);
             }
             if let Some(delta) = frame["delta"].as_str() {
                 deltas += 1;
                 if deltas == 1 {
-                    seen.first_deltas.push(elapsed);
+                    self.report.first_deltas.push(elapsed);
                 }
-                seen.lateness.extend(lateness(delta));
+                self.report.lateness.extend(lateness(delta));
                 answer.push_str(delta);
             }
-            if frame["finish_reason"].is_null() {
-                continue;
+            if !frame["finish_reason"].is_null() {
+                break frame;
             }
-            seen.frames += frames;
-            let error = &frame["error"];
-            return if error.is_object() {
-                Err(format!("{}: {}", text(error, "code"), text(error, "message")).into())
-            } else if text(&frame, "full_text") != answer {
-                Err("the deltas are not the whole answer".into())
-            } else if self.deltas.is_some_and(|expected| expected != deltas) {
-                Err(format!("an answer of {deltas} deltas").into())
-            } else if self.deltas.is_some() && text(&frame, "trace_id") != trace_id {
-                Err("the trace was lost on the way".into())
-            } else {
-                Ok(())
-            };
+        };
+        self.socket = Some(socket);
+        self.report.frames += frames;
+        self.check_answer(&last, &answer, deltas, &trace_id)
+    }
+
+    fn check_answer(&self, last: &Value, answer: &str, deltas: usize, trace_id: &str) -> Outcome<()> {
+        let error = &last["error"];
+        if error.is_object() {
+            return Err(format!("{}: {}", text(error, "code"), text(error, "message")).into());
+        }
+        if text(last, "full_text") != answer {
+            return Err("full_text differs from the deltas".into());
+        }
+        match self.client.deltas {
+            Some(expected) if expected != deltas => Err(format!("{deltas} deltas instead of {expected}").into()),
+            Some(_) if text(last, "trace_id") != trace_id => Err("the trace id was not propagated".into()),
+            _ => Ok(()),
         }
     }
 
-    async fn connect(&self, number: usize, trace_id: &str) -> Outcome<Socket> {
-        let mut request = format!("{}?user=person-{number}", self.url).into_client_request()?;
-        request.headers_mut().insert("traceparent", format!("00-{trace_id}-{:016x}-01", number + 1).parse()?);
+    async fn connect(&self, trace_id: &str) -> Outcome<Socket> {
+        let mut request = format!("{}?user=user-{}", self.client.url, self.number).into_client_request()?;
+        request.headers_mut().insert("traceparent", format!("00-{trace_id}-{:016x}-01", self.number + 1).parse()?);
         Ok(connect_async(request).await?.0)
     }
 }
 
-/// The next message that is one of JSON.
+/// Skips control messages.
 async fn next_frame(socket: &mut Socket) -> Outcome<Value> {
     loop {
-        match socket.next().await.ok_or("the socket was closed in the middle of an answer")?? {
+        match socket.next().await.ok_or("the socket was closed during an answer")?? {
             Message::Text(text) => return Ok(serde_json::from_str(&text)?),
-            Message::Close(_) => return Err("the socket was closed in the middle of an answer".into()),
+            Message::Close(_) => return Err("the socket was closed during an answer".into()),
             _ => {}
         }
     }

@@ -1,14 +1,14 @@
-//! Many people who chat at the same time, through the whole chain: WebSocket → bridge → agent-local → provider.
+//! Load test of the whole stack: WebSocket → bridge → agent-local → provider.
 //!
-//! `cargo run --release --example stress` starts a chain of its own, which takes Rust, Go and Python, and drives it; with
-//! `--url` it drives one that runs. Every turn is checked, and one that fails makes the exit code 1.
+//! `cargo run --release --example stress` starts its own stack, which requires Rust, Go and Python; with `--url` it uses a running
+//! one. Every turn is checked, and a failed one makes the exit code 1.
 
-mod chain;
 mod client;
 #[path = "../../benches/support/paced_provider.rs"]
 mod paced_provider;
 #[path = "../../benches/support/quantile.rs"]
 mod quantile;
+mod stack;
 
 use std::{
     collections::BTreeMap,
@@ -21,24 +21,23 @@ use std::{
 use tokio::{runtime::Runtime, task::JoinSet, time::sleep};
 
 use crate::{
-    chain::Chain,
-    client::{Client, Seen},
+    client::{Client, LoadReport},
     quantile::{number, quantile},
+    stack::Stack,
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const USAGE: &str = "usage: cargo run --release --example stress -- [OPTIONS]
 
-  --connections N   people, each with a WebSocket and a conversation [50]
-  --turns N         questions that each of them asks, one after the other [4]
-  --deltas N        pieces of an answer [60]
-  --delta-ms N      time between two of them [30]
-  --server PATH     agent-local that is built already
-  --bridge PATH     bridge that is built already
-  --url ws://…      a chain that runs already; what its answers are like is then its own affair";
+  --connections N   concurrent users, each with a WebSocket and a session [50]
+  --turns N         turns of each user, one after another [4]
+  --deltas N        deltas of an answer [60]
+  --delta-ms N      interval between two deltas [30]
+  --server PATH     use this agent-local instead of building one
+  --bridge PATH     use this bridge instead of building one
+  --url ws://…      use a running stack; the number of its deltas is not checked";
 
-/// What was asked for.
 struct Options {
     connections: usize,
     turns: usize,
@@ -50,7 +49,7 @@ struct Options {
 }
 
 impl Options {
-    /// None where help was asked for.
+    /// `None` = `--help`.
     fn parse(mut arguments: impl Iterator<Item = String>) -> Outcome<Option<Self>> {
         let mut options = Self {
             connections: 50,
@@ -65,8 +64,8 @@ impl Options {
             if matches!(name.as_str(), "-h" | "--help") {
                 return Ok(None);
             }
-            let value = arguments.next().ok_or_else(|| format!("{name} wants a value\n{USAGE}"))?;
-            let count = || value.parse().map_err(|_| format!("{name} wants a number, not {value:?}"));
+            let value = arguments.next().ok_or_else(|| format!("{name} requires a value\n{USAGE}"))?;
+            let count = || value.parse().map_err(|_| format!("{name} requires a number, got {value:?}"));
             match name.as_str() {
                 "--connections" => options.connections = count()?,
                 "--turns" => options.turns = count()?,
@@ -75,7 +74,7 @@ impl Options {
                 "--server" => options.server = Some(value.into()),
                 "--bridge" => options.bridge = Some(value.into()),
                 "--url" => options.url = Some(value),
-                _ => return Err(format!("there is no option {name}\n{USAGE}").into()),
+                _ => return Err(format!("unknown option {name}\n{USAGE}").into()),
             }
         }
         Ok(Some(options))
@@ -92,68 +91,71 @@ fn main() -> Outcome<ExitCode> {
 
 async fn run(options: &Options) -> Outcome<ExitCode> {
     let (connections, turns, deltas) = (options.connections, options.turns, options.deltas);
-    let chain = match &options.url {
+    let stack = match &options.url {
         Some(_) => None,
-        None => Some(Chain::start(options).await?),
+        None => Some(Stack::start(options).await?),
     };
-    let url = chain.as_ref().map(|chain| chain.url.clone()).or_else(|| options.url.clone()).unwrap_or_default();
-    match &chain {
+    let url = stack.as_ref().map(|stack| stack.url.clone()).or_else(|| options.url.clone()).unwrap_or_default();
+    match &stack {
         Some(_) => {
             println!(
-                "The chain: {url} (bridge) → agent-local → a provider with {deltas} deltas, one every {:?}",
+                "Stack: {url} (bridge) → agent-local → a provider with {deltas} deltas, one every {:?}",
                 options.pace
             );
         }
-        None => println!("The chain: {url}, which runs already"),
+        None => println!("Stack: {url} (running)"),
     }
-    println!("The load: {connections} connections, {turns} turns on each, one after the other");
+    println!("Load: {connections} connections, {turns} turns on each, one after another");
 
-    let began = Instant::now();
-    let mut people = JoinSet::new();
-    let client =
-        Arc::new(Client { url, deltas: chain.as_ref().map(|_| deltas), length: options.pace * u32::try_from(deltas)? });
+    let started = Instant::now();
+    let mut users = JoinSet::new();
+    let client = Arc::new(Client {
+        url,
+        deltas: stack.as_ref().map(|_| deltas),
+        answer_duration: options.pace * u32::try_from(deltas)?,
+    });
     for number in 0..connections {
         let client = client.clone();
-        // People do not all begin at once, but within the time between two deltas.
-        let wait = options.pace * u32::try_from(number)? / u32::try_from(connections)?;
-        people.spawn(async move {
-            sleep(wait).await;
+        // Spread over one delta interval, so that deltas are not sent in bursts.
+        let delay = options.pace * u32::try_from(number)? / u32::try_from(connections)?;
+        users.spawn(async move {
+            sleep(delay).await;
             client.converse(number, turns).await
         });
     }
-    let mut seen = Seen::default();
-    while let Some(one) = people.join_next().await {
-        seen.add(one?);
+    let mut report = LoadReport::default();
+    while let Some(user_report) = users.join_next().await {
+        report.add(user_report?);
     }
-    report(&mut seen, began.elapsed());
-    if let Some(chain) = chain {
-        chain.stop().await?;
+    print_report(&mut report, started.elapsed());
+    if let Some(stack) = stack {
+        stack.stop().await?;
     }
-    Ok(if seen.failures.is_empty() && seen.turns > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.failures.is_empty() && report.turns > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn report(seen: &mut Seen, elapsed: Duration) {
-    let failed: usize = seen.failures.values().sum();
+fn print_report(report: &mut LoadReport, elapsed: Duration) {
+    let failed: usize = report.failures.values().sum();
     let seconds = elapsed.as_secs_f64();
-    println!("\n{} turns in {seconds:.1} s: {} answered, {failed} failed", seen.turns + failed, seen.turns);
-    for (reason, count) in &seen.failures {
+    println!("\n{} turns in {seconds:.1} s: {} answered, {failed} failed", report.turns + failed, report.turns);
+    for (reason, count) in &report.failures {
         println!("{count:>8}  {reason}");
     }
-    println!("{} frames, {} a second\n", seen.frames, number(seen.frames as f64 / seconds));
+    println!("{} frames, {} a second\n", report.frames, number(report.frames as f64 / seconds));
     println!("{:<28}{:>10}{:>10}{:>10}", "ms", "p50", "p95", "p99");
-    for (what, of) in [
-        ("to the first frame", &mut seen.first_frames),
-        ("to the first delta", &mut seen.first_deltas),
-        ("lateness of a delta", &mut seen.lateness),
+    for (metric, values) in [
+        ("time to first frame", &mut report.first_frames),
+        ("time to first delta", &mut report.first_deltas),
+        ("lateness of a delta", &mut report.lateness),
     ] {
-        if of.is_empty() {
-            println!("{what:<28}  not measured: no delta says when it was sent");
+        if values.is_empty() {
+            println!("{metric:<28}  not measured: the deltas carry no send times");
         } else {
-            let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|share| number(quantile(of, share)));
-            println!("{what:<28}{p50:>10}{p95:>10}{p99:>10}");
+            let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|share| number(quantile(values, share)));
+            println!("{metric:<28}{p50:>10}{p95:>10}{p99:>10}");
         }
     }
 }
 
-/// How often something failed, by the reason.
+/// Counts by reason.
 type Failures = BTreeMap<String, usize>;
