@@ -99,7 +99,7 @@ async fn erasure_applies_by_the_time_of_the_turn() {
     let (ann, s) = (user("ann"), session("s"));
     erase(&harness, &ann).await;
     let now = Timestamp::now();
-    for (said_at, is_kept) in [(now - 1.minute(), false), (now + 1.minute(), true)] {
+    for (said_at, is_added) in [(now - 1.minute(), false), (now + 1.minute(), true)] {
         let memory = NewMemory {
             id: None,
             content: format!("said at {said_at}"),
@@ -110,17 +110,17 @@ async fn erasure_applies_by_the_time_of_the_turn() {
             supersedes: Vec::new(),
         };
         let request = RequestId::generate();
-        let lesson = TurnMemories {
+        let memories = TurnMemories {
             session: &s,
             request: &request,
             turn_ended_at: said_at,
             memories: vec![memory],
             is_final: true,
         };
-        let kept = harness.memory.add_turn_memories(&ann, lesson.clone()).await.unwrap();
-        assert_eq!(matches!(kept, TurnWriteOutcome::Added(_)), is_kept, "{kept:?}");
-        let again = harness.memory.add_turn_memories(&ann, lesson).await.unwrap();
-        assert_eq!(again, if is_kept { TurnWriteOutcome::AlreadyExtracted } else { TurnWriteOutcome::UserErased });
+        let outcome = harness.memory.add_turn_memories(&ann, memories.clone()).await.unwrap();
+        assert_eq!(matches!(outcome, TurnWriteOutcome::Added(_)), is_added, "{outcome:?}");
+        let again = harness.memory.add_turn_memories(&ann, memories).await.unwrap();
+        assert_eq!(again, if is_added { TurnWriteOutcome::AlreadyExtracted } else { TurnWriteOutcome::UserErased });
     }
     assert_eq!(harness.count_rows("memories").await, 1);
 }

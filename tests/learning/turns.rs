@@ -80,9 +80,9 @@ async fn fact_has_its_date_and_source_turn() {
     let harness = Harness::new().await;
     let (ann, s) = (user("ann"), session("s"));
     harness.store_turn(&ann, &s, &record("你好", "你好！")).await;
-    let kept = harness.store_turn(&ann, &s, &record("我下周五有高数考试。", "加油！")).await;
+    let stored = harness.store_turn(&ann, &s, &record("我下周五有高数考试。", "加油！")).await;
     // Monday in Shanghai, and still Sunday in London.
-    let turn = StoredTurn { created_at: "2026-11-22T17:00:00Z".parse().unwrap(), ..kept };
+    let turn = StoredTurn { created_at: "2026-11-22T17:00:00Z".parse().unwrap(), ..stored };
     harness.rule_learner().learn(&ann, &s, &turn).await.unwrap();
     let (facts, _) = harness.facts(&ann).await;
     let [fact] = facts.as_slice() else { panic!("{facts:?}") };
@@ -279,9 +279,9 @@ async fn oversized_turn_is_summarized_after_the_next() {
 async fn record_of_unknown_version_is_an_error() {
     let harness = Harness::new().await;
     let (ann, s) = (user("ann"), session("s"));
-    let kept = harness.store_turn(&ann, &s, &record("x", "y")).await;
-    let later = String::from_utf8(kept.record.clone()).unwrap().replace("\"version\":1", "\"version\":9");
-    assert!(TurnRecord::from_bytes(later.as_bytes()).is_err());
-    let turn = StoredTurn { record: later.into_bytes(), ..kept };
+    let stored = harness.store_turn(&ann, &s, &record("x", "y")).await;
+    let newer = String::from_utf8(stored.record.clone()).unwrap().replace("\"version\":1", "\"version\":9");
+    assert!(TurnRecord::from_bytes(newer.as_bytes()).is_err());
+    let turn = StoredTurn { record: newer.into_bytes(), ..stored };
     assert!(matches!(harness.rule_learner().learn(&ann, &s, &turn).await, Err(LearnError::Record(_))));
 }
