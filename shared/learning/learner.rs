@@ -125,13 +125,13 @@ impl TurnLearner {
         if !self.writes_memories || !self.memory.is_configured() {
             return Ok(());
         }
-        if self.memory.is_turn_settled(user, session, &turn.request, turn.created_at).await? {
+        if Box::pin(self.memory.is_turn_settled(user, session, &turn.request, turn.created_at)).await? {
             outcome.was_settled = true;
             return Ok(());
         }
         let verbatim = verbatim::turn_memories(session, turn, record);
         let verbatim = context.memories(verbatim, self.extractor.is_none());
-        match self.memory.add_turn_memories(user, verbatim).await? {
+        match Box::pin(self.memory.add_turn_memories(user, verbatim)).await? {
             TurnWriteOutcome::Added(added) => outcome.memories = added.added,
             TurnWriteOutcome::AlreadyExtracted | TurnWriteOutcome::UserErased => {
                 outcome.was_settled = true;
@@ -142,7 +142,7 @@ impl TurnLearner {
         let facts = self.extract_facts(&**extractor, context).await?;
         let facts = facts_to_memories(facts, context, outcome);
         let count = facts.len();
-        match self.memory.add_turn_memories(user, context.memories(facts, true)).await? {
+        match Box::pin(self.memory.add_turn_memories(user, context.memories(facts, true))).await? {
             TurnWriteOutcome::Added(_) => outcome.facts = count,
             TurnWriteOutcome::AlreadyExtracted | TurnWriteOutcome::UserErased => outcome.was_settled = true,
         }
@@ -191,7 +191,7 @@ impl TurnLearner {
                 alpha: DEFAULT_ALPHA,
                 time_zone: statement.zone.clone(),
             };
-            for (memory, score) in self.memory.retrieve(user, &query).await?.hits {
+            for (memory, score) in Box::pin(self.memory.retrieve(user, &query)).await?.hits {
                 let fact = KnownFact {
                     id: memory.id.clone(),
                     content: memory.content,
