@@ -36,7 +36,7 @@ pub fn learn() -> ExitCode {
             let deadline = deadline(event.context.deadline);
             handle(app, &event.payload, deadline).await.map_err(lambda_runtime::Error::from)
         });
-        Runtime::new(handler).layer(TracingLayer::new()).run().await
+        Box::pin(Runtime::new(handler).layer(TracingLayer::new()).run()).await
     })
 }
 
@@ -50,7 +50,7 @@ async fn handle(app: &App, event: &Value, deadline: Instant) -> Result<Value, Le
     // EventBridge rules and EventBridge Scheduler.
     let is_scheduled = matches!(event.get("source").and_then(Value::as_str), Some("aws.events" | "aws.scheduler"));
     match &app.extraction_worker {
-        Some(learning) if is_scheduled => Ok(json!({ "settled": learning.run_until_idle(deadline).await? })),
+        Some(worker) if is_scheduled => Ok(json!({ "settled": Box::pin(worker.run_until_idle(deadline)).await? })),
         _ => Err(LearnEventError::OtherEvent),
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn run(handle: impl AsyncFnOnce(App) -> Result<(), lambda_runtime::Er
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, EXIT_FAILURE),
     };
-    runtime.block_on(async {
+    runtime.block_on(Box::pin(async {
         let (app, database) = match start().await {
             Ok(started) => started,
             Err(error) => return fail(&error, EXIT_USAGE),
@@ -58,7 +58,7 @@ pub(super) fn run(handle: impl AsyncFnOnce(App) -> Result<(), lambda_runtime::Er
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error, EXIT_FAILURE),
         }
-    })
+    }))
 }
 
 fn fail(error: &dyn Display, code: u8) -> ExitCode {
