@@ -55,14 +55,14 @@ pub(super) fn build_conversation_store(
     let (max_turn_duration, admission_timeout) = (config.model.total_timeout(), config.stores.admission_timeout);
     Ok(match &config.conversations.store {
         ConversationStoreConfig::Off => None,
-        ConversationStoreConfig::Postgres => Some(Arc::new(PostgresConversations::new(
-            database.conversations.clone(),
+        ConversationStoreConfig::Postgres => Some(Arc::new(PostgresConversations::with_deadlines(
+            &database.conversations,
             max_turn_duration,
             admission_timeout,
         ))),
         #[cfg(feature = "dynamodb")]
         ConversationStoreConfig::DynamoDb { table } => {
-            Some(Arc::new(DynamoConversations::new(table.clone(), max_turn_duration, admission_timeout)?))
+            Some(Arc::new(DynamoConversations::with_deadlines(table.clone(), max_turn_duration, admission_timeout)?))
         }
         #[cfg(not(feature = "dynamodb"))]
         ConversationStoreConfig::DynamoDb { .. } => return Err(SetupError::DynamoUnsupported),

@@ -1,24 +1,29 @@
-//! Turns that wait for the results of tools that the client runs.
+//! Pending turns: turns that wait for results of tools which the client runs.
 
 use std::time::Duration;
 
 use crate::identity::{SessionId, UserId};
 
-/// The effect of a tool result. `T` is the turn that goes on after the last one: as it is stored, or made ready to run.
+/// How long a pending turn waits: a client may have to ask a person first.
+pub(super) const PENDING_TURN_WINDOW: Duration = Duration::from_hours(24);
+/// Most pending turns of one user; the oldest ones beyond it are deleted.
+pub(super) const MAX_PENDING_TURNS: usize = 20;
+
+/// The effect of a tool result. `T` is the turn that resumes after the last one: as it is stored, or made ready to run.
 #[derive(Debug)]
 pub enum ToolResultOutcome<T = CompletedPendingTurn> {
-    /// No turn waits for it: the call was never made in this session, is over, or belongs to somebody else.
+    /// No pending turn of the session waits for the call.
     UnknownCall,
-    /// It was given already.
+    /// Another request gave the result before.
     Duplicate,
-    /// Others are still missing.
+    /// Results of other calls are missing.
     Pending,
-    /// It would be the last, but another run has the conversation: it is not taken.
+    /// It is the last result, but another run holds the session. It is not recorded.
     Busy {
-        /// When the lease of the other one ends, unless it is renewed.
+        /// Until the other run's lease expires, unless it is renewed.
         retry_after: Duration,
     },
-    /// It was the last: the turn goes on.
+    /// It is the last result: the turn resumes.
     Complete(T),
 }
 
@@ -38,20 +43,28 @@ impl<T> ToolResultOutcome<T> {
 /// A pending turn with all its tool results.
 #[derive(Debug)]
 pub struct CompletedPendingTurn {
-    /// As given to `store_pending_turn`.
     pub state: Vec<u8>,
     /// By the ids of their calls, in no order.
     pub results: Vec<(String, Vec<u8>)>,
-    /// To be handed back when the turn has ended.
+    /// For [`RunEnding::resumed_turn`](super::RunEnding::resumed_turn).
     pub id: PendingTurnId,
 }
 
-/// A turn that goes on. Until it is handed back the turn is not over; after a while without a word its last result may be
-/// given again.
+/// A pending turn that was resumed. It stays stored until the run that resumed it ends; if that run is lost, its last result
+/// may be given again.
 #[derive(Debug, Clone)]
 pub struct PendingTurnId {
     pub(super) user: UserId,
     pub(super) session: SessionId,
     pub(super) turn: String,
     pub(super) last_call: String,
+}
+
+/// Says what becomes of a resumed turn when its run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PendingTurnDisposition {
+    /// It is over, or waits for other tools.
+    Done,
+    /// Its last result may be given again.
+    Reopened,
 }

@@ -1,13 +1,7 @@
-//! What a user may use.
-
-/// One of [`UserQuotas`](crate::config::UserQuotas).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuotaKind {
-    /// Requests in one minute.
     RequestsPerMinute,
-    /// Runs at the same time.
     ConcurrentStreams,
-    /// Tokens in one day.
     TokensPerDay,
 }
 

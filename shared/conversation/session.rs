@@ -1,87 +1,73 @@
-//! What is kept of a conversation.
-
 use jiff::Timestamp;
 
 use crate::identity::{RequestId, SessionId};
 
-/// Longest title, in bytes.
 pub const MAX_TITLE_BYTES: usize = 256;
 
-/// A conversation, as a list shows it.
+/// A session, as a list shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// Its id, unique for the user.
+    /// Unique for the user.
     pub id: SessionId,
-    /// What it is called.
     pub title: String,
-    /// Its first turn.
+    /// When its first turn ended.
     pub created_at: Timestamp,
-    /// Its last turn.
+    /// When its last turn ended.
     pub updated_at: Timestamp,
-    /// How many turns.
+    /// Number of turns.
     pub turns: u32,
-    /// The request that it answers just now.
+    /// The request whose run holds the session now.
     pub running: Option<RequestId>,
 }
 
-/// A turn that was kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTurn {
-    /// Its place in the conversation; that of the first turn is 1.
+    /// Position in the session, from 1.
     pub seq: u32,
-    /// The request that ended it.
+    /// The request that ended the turn.
     pub request: RequestId,
-    /// What was said, as it was given.
     pub record: Vec<u8>,
-    /// A rough count of what it costs to tell a model of it.
+    /// Estimated cost of the turn in a prompt.
     pub tokens: u32,
     /// Whether it came to its end; otherwise it was interrupted.
     pub is_complete: bool,
-    /// When it was kept.
     pub created_at: Timestamp,
 }
 
-/// What a model is told of a conversation.
+/// The part of a session that goes into a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct History {
     /// The last turns, oldest first, without a gap.
     pub turns: Vec<StoredTurn>,
-    /// What was before them.
+    /// Summary of the turns before them.
     pub summary: Option<Summary>,
 }
 
-/// The beginning of a conversation in few words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
-    /// The words.
     pub text: String,
-    /// The last turn that is in it.
+    /// The last turn that the summary covers.
     pub through: u32,
 }
 
-/// A place in a list of conversations, latest first.
+/// A position in the list of sessions: the last one that was listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionCursor {
-    /// Of the last one that was listed.
     pub updated_at: Timestamp,
-    /// The last one that was listed.
     pub id: SessionId,
 }
 
-/// Something that was found out about a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionUpdate {
-    /// A title, which takes the place of the provisional one and of no other.
+    /// Replaces the provisional title, and no other.
     Title(String),
-    /// A summary, which takes the place of one that reaches less far.
+    /// Replaces a summary that covers fewer turns.
     Summary(Summary),
 }
 
-/// Which conversations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionSelection {
-    /// These.
     Listed(Vec<SessionId>),
-    /// All of the user, and everything else that is kept of them here.
+    /// All of the user, with their profile.
     All,
 }

@@ -1,20 +1,22 @@
-//! A table of a test in what stands in for DynamoDB, and what is done to it from behind.
+//! A table in the double of DynamoDB, and changes of its items.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use agent_service::{conversation::dynamodb::DynamoConversations, identity::UserId};
+use agent_service::{
+    conversation::{WithDeadlines, dynamodb::DynamoConversations},
+    identity::UserId,
+};
 use futures_util::future::BoxFuture;
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::place::{Backdoor, LONGEST_TURN};
+use crate::fixture::{Backdoor, MAX_TURN};
 
-/// The table as it is deployed.
+/// The deployed definition.
 const DEFINITION: &str = include_str!("../../infra/dynamodb-table.json");
 const DAY: i64 = 24 * 60 * 60;
 
-/// A table with the items of one test.
 pub struct TestTable {
     pub name: String,
     url: String,
@@ -24,10 +26,10 @@ pub struct TestTable {
 pub type Attributes = Map<String, Value>;
 
 impl TestTable {
-    /// A new table; `None` where no DynamoDB is told of.
+    /// `None` without `TEST_DYNAMODB_URL`.
     pub async fn create() -> Option<Self> {
         let url = std::env::var("TEST_DYNAMODB_URL").ok()?;
-        // The client wants to know of one, though nothing is encrypted.
+        // The client requires a TLS provider even without TLS.
         let _chosen = rustls::crypto::ring::default_provider().install_default();
         let table = Self { name: format!("test-{}", Uuid::new_v4().simple()), url, client: reqwest::Client::new() };
         let mut definition: Value = serde_json::from_str(DEFINITION).unwrap();
@@ -36,8 +38,8 @@ impl TestTable {
         Some(table)
     }
 
-    pub fn store(&self, admission: Duration) -> DynamoConversations {
-        DynamoConversations::new(self.name.clone(), LONGEST_TURN, admission).unwrap()
+    pub fn store(&self, admit_timeout: Duration) -> WithDeadlines<DynamoConversations> {
+        DynamoConversations::with_deadlines(self.name.clone(), MAX_TURN, admit_timeout).unwrap()
     }
 
     async fn ask(&self, operation: &str, body: Value) -> Value {
@@ -56,7 +58,6 @@ impl TestTable {
         if status.is_success() { Ok(serde_json::from_str(&answer).unwrap()) } else { Err(answer) }
     }
 
-    /// All items whose names begin so.
     pub async fn items(&self, prefix: &str) -> Vec<Attributes> {
         let (mut items, mut from) = (Vec::new(), Value::Null);
         loop {
@@ -84,7 +85,7 @@ impl TestTable {
         self.ask("DeleteItem", json!({"TableName": self.name, "Key": key})).await;
     }
 
-    /// Moves the times of an item into the past, whatever else is done to it meanwhile.
+    /// Moves the times of an item into the past; retried if the item changes meanwhile.
     async fn age(&self, mut item: Attributes, seconds: i64) {
         let moments = ["alive_until", "held_until", "watched_until", "started_at", "kept_at", "resumed_at"];
         let times: Vec<_> = moments.map(|name| (name, 1_000)).into_iter().chain([("expires_at", 1)]).collect();
@@ -116,7 +117,7 @@ impl TestTable {
         }
     }
 
-    /// Moves what a user has used into the past.
+    /// Moves the use of quotas into the past.
     async fn age_usage(&self, items: Vec<Attributes>, time: Duration) {
         let mut aged: BTreeMap<(String, String), Attributes> = BTreeMap::new();
         let mut add = |like: &Attributes, day: String, name: &str, count: i64| {

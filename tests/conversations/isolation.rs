@@ -5,16 +5,16 @@ use agent_service::conversation::{
     SessionUpdate, StoreError, Summary, ToolResultOutcome, UserQuotas,
 };
 
-use crate::place::{Place, chunk, ending, request, session, turn};
+use crate::fixture::{StoreFixture, chunk, ending, request, session, turn};
 
 /// The same run of another user.
-fn of(place: &Place, user: &str, run: &NewRun) -> NewRun {
-    NewRun { key: RunKey { user: place.user(user), ..run.key.clone() }, ..run.clone() }
+fn of(fixture: &StoreFixture, user: &str, run: &NewRun) -> NewRun {
+    NewRun { key: RunKey { user: fixture.user(user), ..run.key.clone() }, ..run.clone() }
 }
 
 /// What a user sees, all of it.
-async fn everything(place: &Place, user: &str) -> String {
-    let (user, s, store) = (place.user(user), session("s"), &place.store);
+async fn everything(fixture: &StoreFixture, user: &str) -> String {
+    let (user, s, store) = (fixture.user(user), session("s"), &fixture.store);
     let mut seen = format!("{:?}\n", store.list_sessions(&user, 10, None).await.unwrap());
     seen += &format!("{:?}\n", store.get_session(&user, &s).await.unwrap());
     seen += &format!("{:?}\n", store.list_turns(&user, &s, None, 10).await.unwrap());
@@ -25,30 +25,30 @@ async fn everything(place: &Place, user: &str) -> String {
     seen
 }
 
-pub async fn users_have_nothing_in_common(place: &Place) {
-    let store = &place.store;
+pub async fn users_are_isolated(fixture: &StoreFixture) {
+    let store = &fixture.store;
     let limits = UserQuotas { requests_per_minute: 1_000, concurrent_streams: 3, tokens_per_day: 1_000 };
-    let run = NewRun { quotas: Some(limits), ..place.run("s", "r1") };
-    let ann = place.user("ann");
-    let nothing = everything(place, "bob").await;
+    let run = NewRun { quotas: Some(limits), ..fixture.run("s", "r1") };
+    let ann = fixture.user("ann");
+    let nothing = everything(fixture, "bob").await;
 
     // All that there can be of ann.
-    let lease = place.start(&run).await;
+    let lease = fixture.start(&run).await;
     let end = RunEnding { turn: Some(turn(b"of ann")), tokens: 999, profile: Some(b"of ann".to_vec()), ..ending(1) };
     store.finish(&lease, &end).await.unwrap();
     store
         .update_session(&ann, &session("s"), &SessionUpdate::Summary(Summary { text: "of ann".into(), through: 1 }))
         .await
         .unwrap();
-    place.talk("s", "r2", b"of ann too").await;
-    let asking = place.start(&place.run("s", "r3")).await;
+    fixture.talk("s", "r2", b"of ann too").await;
+    let asking = fixture.start(&fixture.run("s", "r3")).await;
     store.store_pending_turn(&asking, b"of ann", &["c"]).await.unwrap();
     store.checkpoint(&asking, Some(&chunk(1, 1))).await.unwrap();
-    let ann_sees = everything(place, "ann").await;
-    assert_eq!(everything(place, "bob").await, nothing);
+    let ann_sees = everything(fixture, "ann").await;
+    assert_eq!(everything(fixture, "bob").await, nothing);
 
     // Everything that bob can try, first while nothing of it is there for him.
-    let bob = place.user("bob");
+    let bob = fixture.user("bob");
     let as_bob = |lease: &Lease| Lease {
         key: RunKey { user: bob.clone(), ..lease.key.clone() },
         lease_token: lease.lease_token,
@@ -75,11 +75,11 @@ pub async fn users_have_nothing_in_common(place: &Place) {
     assert_eq!(store.delete_sessions(&bob, &SessionSelection::All).await.unwrap(), 0);
     let signals = store.checkpoint(&asking, None).await.unwrap();
     assert!(!signals.is_cancelled);
-    assert_eq!(everything(place, "bob").await, nothing);
+    assert_eq!(everything(fixture, "bob").await, nothing);
 
     // Then with the same ids of his own: neither ann's conversation, nor her limits, nor her profile are in his way.
     for id in ["r1", "r2", "r3"] {
-        let run = NewRun { quotas: Some(limits), ..of(place, "bob", &place.run("s", id)) };
+        let run = NewRun { quotas: Some(limits), ..of(fixture, "bob", &fixture.run("s", id)) };
         let resuming = NewRun { resumes: true, ..run.clone() };
         let unknown = store.admit(&resuming).await.unwrap();
         assert!(matches!(unknown, AdmitOutcome::Unknown), "{unknown:?}");
@@ -96,13 +96,13 @@ pub async fn users_have_nothing_in_common(place: &Place) {
         .update_session(&bob, &session("s"), &SessionUpdate::Summary(Summary { text: "of bob".into(), through: 3 }))
         .await
         .unwrap();
-    assert!(!everything(place, "bob").await.contains(&format!("{:?}", b"of ann")));
+    assert!(!everything(fixture, "bob").await.contains(&format!("{:?}", b"of ann")));
     assert_eq!(store.delete_sessions(&bob, &SessionSelection::All).await.unwrap(), 1);
 
     // Nothing of it has changed for ann, whose turn still waits, goes on, and ends.
-    assert_eq!(everything(place, "ann").await, ann_sees);
+    assert_eq!(everything(fixture, "ann").await, ann_sees);
     store.finish(&asking, &ending(2)).await.unwrap();
-    let giving = place.start(&NewRun { takes_session: false, ..place.run("s", "r4") }).await;
+    let giving = fixture.start(&NewRun { takes_session: false, ..fixture.run("s", "r4") }).await;
     let ToolResultOutcome::Complete(CompletedPendingTurn { state, results, id: ticket }) =
         store.record_tool_result(&giving, "c", b"1").await.unwrap()
     else {
@@ -110,15 +110,15 @@ pub async fn users_have_nothing_in_common(place: &Place) {
     };
     assert_eq!((&*state, results), (&b"of ann"[..], vec![("c".to_owned(), b"1".to_vec())]));
     // A ticket is of one user as well.
-    let lease = place.start(&of(place, "bob", &place.run("s", "r5"))).await;
+    let lease = fixture.start(&of(fixture, "bob", &fixture.run("s", "r5"))).await;
     let _ = store
         .finish(&lease, &RunEnding { resumed_turn: Some((ticket.clone(), PendingTurnDisposition::Done)), ..ending(1) })
         .await;
     let end = RunEnding { resumed_turn: Some((ticket, PendingTurnDisposition::Reopened)), ..ending(1) };
     store.finish(&giving, &end).await.unwrap();
-    let again = place.start(&NewRun { takes_session: false, ..place.run("s", "r6") }).await;
+    let again = fixture.start(&NewRun { takes_session: false, ..fixture.run("s", "r6") }).await;
     assert!(matches!(store.record_tool_result(&again, "c", b"1").await.unwrap(), ToolResultOutcome::Complete { .. }));
     let limits = Some(UserQuotas { concurrent_streams: 1, ..limits });
-    let over = store.admit(&NewRun { quotas: limits, ..place.run("t", "r7") }).await.unwrap();
+    let over = store.admit(&NewRun { quotas: limits, ..fixture.run("t", "r7") }).await.unwrap();
     assert!(matches!(over, AdmitOutcome::QuotaExceeded { .. }), "{over:?}");
 }

@@ -7,44 +7,44 @@ use agent_service::conversation::{
     SessionSelection, StoreError, WATCH_WINDOW,
 };
 
-use crate::place::{Place, chunk, ending, request, session, turn, within};
+use crate::fixture::{StoreFixture, chunk, ending, request, session, turn, within};
 
-async fn follow(place: &Place, id: &str, after: u32) -> RunSnapshot {
-    place.store.follow(&place.user("ann"), &request(id), after).await.unwrap().unwrap()
+async fn follow(fixture: &StoreFixture, id: &str, after: u32) -> RunSnapshot {
+    fixture.store.follow(&fixture.user("ann"), &request(id), after).await.unwrap().unwrap()
 }
 
-pub async fn frames_can_be_read_from_any_of_them_on(place: &Place) {
-    let lease = place.start(&place.run("s", "r")).await;
-    let nothing = follow(place, "r", 0).await;
+pub async fn frames_are_read_after_any_number(fixture: &StoreFixture) {
+    let lease = fixture.start(&fixture.run("s", "r")).await;
+    let nothing = follow(fixture, "r", 0).await;
     assert_eq!((nothing.state, &*nothing.head, nothing.chunks.len()), (RunState::Running, &b"head"[..], 0));
     let chunks = [chunk(1, 1), chunk(2, 3), chunk(5, 10), chunk(15, 1), chunk(16, 2)];
     for (stored, one) in chunks.iter().enumerate().take(4) {
-        place.store.checkpoint(&lease, Some(one)).await.unwrap();
-        let seen = follow(place, "r", 0).await;
+        fixture.store.checkpoint(&lease, Some(one)).await.unwrap();
+        let seen = follow(fixture, "r", 0).await;
         assert_eq!((seen.state, seen.chunks), (RunState::Running, chunks[..=stored].to_vec()));
     }
     let last = RunEnding { chunk: chunks[4].clone(), ..ending(0) };
-    place.store.finish(&lease, &last).await.unwrap();
+    fixture.store.finish(&lease, &last).await.unwrap();
     for after in 0..=20 {
-        let seen = follow(place, "r", after).await;
+        let seen = follow(fixture, "r", after).await;
         let expected: Vec<_> = chunks.iter().filter(|one| one.first + one.count - 1 > after).cloned().collect();
         assert_eq!((seen.state, &*seen.head), (RunState::Ended, &b"head"[..]));
         assert_eq!(seen.chunks, expected, "after {after}");
     }
-    assert!(place.store.follow(&lease.key.user, &request("none"), 0).await.unwrap().is_none());
+    assert!(fixture.store.follow(&lease.key.user, &request("none"), 0).await.unwrap().is_none());
 }
 
 /// As where a checkpoint is made again, because nobody heard that it was kept.
-pub async fn frames_that_come_again_take_their_own_place(place: &Place) {
-    let lease = place.start(&place.run("s", "r")).await;
-    place.store.checkpoint(&lease, Some(&chunk(1, 2))).await.unwrap();
+pub async fn retried_chunk_replaces_itself(fixture: &StoreFixture) {
+    let lease = fixture.start(&fixture.run("s", "r")).await;
+    fixture.store.checkpoint(&lease, Some(&chunk(1, 2))).await.unwrap();
     for count in [2, 3, 5] {
-        place.store.checkpoint(&lease, Some(&chunk(3, count))).await.unwrap();
+        fixture.store.checkpoint(&lease, Some(&chunk(3, count))).await.unwrap();
     }
-    assert_eq!(follow(place, "r", 0).await.chunks, [chunk(1, 2), chunk(3, 5)]);
+    assert_eq!(follow(fixture, "r", 0).await.chunks, [chunk(1, 2), chunk(3, 5)]);
     let last = RunEnding { chunk: chunk(3, 7), ..ending(0) };
-    place.store.finish(&lease, &last).await.unwrap();
-    assert_eq!(follow(place, "r", 0).await.chunks, [chunk(1, 2), chunk(3, 7)]);
+    fixture.store.finish(&lease, &last).await.unwrap();
+    assert_eq!(follow(fixture, "r", 0).await.chunks, [chunk(1, 2), chunk(3, 7)]);
 }
 
 /// Bytes without a pattern that a compression could find, all values among them.
@@ -57,188 +57,189 @@ fn noise(length: usize, seed: u64) -> Vec<u8> {
     std::iter::repeat_with(next).take(length).collect()
 }
 
-pub async fn megabytes_come_back_byte_for_byte(place: &Place) {
-    let lease = place.start(&place.run("s", "r")).await;
+pub async fn megabytes_are_stored_byte_for_byte(fixture: &StoreFixture) {
+    let lease = fixture.start(&fixture.run("s", "r")).await;
     let frames = [noise(3 << 20, 1), noise(400 << 10, 2), noise(1 << 20, 3)];
     let chunks: Vec<_> =
         (1..).zip(&frames).map(|(first, frames)| FrameChunk { first, count: 1, frames: frames.clone() }).collect();
     for one in &chunks[..2] {
-        place.store.checkpoint(&lease, Some(one)).await.unwrap();
+        fixture.store.checkpoint(&lease, Some(one)).await.unwrap();
     }
     let record = noise(2 << 20, 4);
     let profile = noise(8 << 10, 5);
     let end =
         RunEnding { chunk: chunks[2].clone(), turn: Some(turn(&record)), profile: Some(profile.clone()), ..ending(0) };
-    place.store.finish(&lease, &end).await.unwrap();
-    let user = place.user("ann");
+    fixture.store.finish(&lease, &end).await.unwrap();
+    let user = fixture.user("ann");
     for after in 0..=3 {
         // No diff of megabytes.
-        assert!(follow(place, "r", after).await.chunks == chunks[after as usize..], "after {after}");
+        assert!(follow(fixture, "r", after).await.chunks == chunks[after as usize..], "after {after}");
     }
-    let turns = place.store.list_turns(&user, &session("s"), None, 10).await.unwrap();
+    let turns = fixture.store.list_turns(&user, &session("s"), None, 10).await.unwrap();
     assert!(turns.len() == 1 && turns[0].record == record);
-    let past = place.store.load_history(&user, &session("s"), 1_000).await.unwrap();
+    let past = fixture.store.load_history(&user, &session("s"), 1_000).await.unwrap();
     assert!(past.turns == turns);
-    let AdmitOutcome::Started { profile: kept, .. } = place.store.admit(&place.run("s", "r2")).await.unwrap() else {
+    let AdmitOutcome::Started { profile: kept, .. } = fixture.store.admit(&fixture.run("s", "r2")).await.unwrap()
+    else {
         panic!("not started")
     };
     assert!(kept == Some(profile));
-    assert_eq!(place.store.delete_sessions(&user, &SessionSelection::Listed(vec![session("s")])).await.unwrap(), 1);
-    assert!(place.store.follow(&user, &request("r"), 0).await.unwrap().is_none());
+    assert_eq!(fixture.store.delete_sessions(&user, &SessionSelection::Listed(vec![session("s")])).await.unwrap(), 1);
+    assert!(fixture.store.follow(&user, &request("r"), 0).await.unwrap().is_none());
 }
 
 /// What one item of a store holds is a number that no turn or chunk knows.
-pub async fn sizes_near_every_bound_come_back_whole(place: &Place) {
+pub async fn sizes_near_bounds_are_stored_whole(fixture: &StoreFixture) {
     for (number, size) in
         [0, 1, 255 << 10, 256 << 10, 350_000, 390_000, 400 << 10, 409_601, 800 << 10].into_iter().enumerate()
     {
         let name = format!("r{number}");
-        let lease = place.start(&place.run(&name, &name)).await;
+        let lease = fixture.start(&fixture.run(&name, &name)).await;
         let bytes = noise(size, 9);
         let whole = FrameChunk { first: 1, count: 1, frames: bytes.clone() };
-        place.store.checkpoint(&lease, Some(&whole)).await.unwrap();
+        fixture.store.checkpoint(&lease, Some(&whole)).await.unwrap();
         let last = FrameChunk { first: 2, count: 1, frames: bytes.clone() };
         let end = RunEnding { chunk: last.clone(), turn: Some(turn(&bytes)), ..ending(0) };
-        place.store.finish(&lease, &end).await.unwrap();
-        assert!(follow(place, &name, 0).await.chunks == [whole, last], "{size}");
-        let turns = place.store.list_turns(&place.user("ann"), &session(&name), None, 10).await.unwrap();
+        fixture.store.finish(&lease, &end).await.unwrap();
+        assert!(follow(fixture, &name, 0).await.chunks == [whole, last], "{size}");
+        let turns = fixture.store.list_turns(&fixture.user("ann"), &session(&name), None, 10).await.unwrap();
         assert!(turns.len() == 1 && turns[0].record == bytes, "{size}");
     }
 }
 
-pub async fn an_end_that_is_told_twice_is_kept_once(place: &Place) {
-    let lease = place.start(&place.run("s", "r")).await;
+pub async fn finish_is_idempotent(fixture: &StoreFixture) {
+    let lease = fixture.start(&fixture.run("s", "r")).await;
     let end = || RunEnding { turn: Some(turn(b"x")), profile: Some(b"one".to_vec()), ..ending(1) };
-    place.store.finish(&lease, &end()).await.unwrap();
+    fixture.store.finish(&lease, &end()).await.unwrap();
     // Somebody else has gone on meanwhile.
-    let other = place.start(&place.run("s", "r2")).await;
-    place.store.finish(&lease, &RunEnding { profile: Some(b"two".to_vec()), ..end() }).await.unwrap();
-    place.store.checkpoint(&other, None).await.unwrap();
-    let kept = place.store.get_session(&lease.key.user, &session("s")).await.unwrap().unwrap();
+    let other = fixture.start(&fixture.run("s", "r2")).await;
+    fixture.store.finish(&lease, &RunEnding { profile: Some(b"two".to_vec()), ..end() }).await.unwrap();
+    fixture.store.checkpoint(&other, None).await.unwrap();
+    let kept = fixture.store.get_session(&lease.key.user, &session("s")).await.unwrap().unwrap();
     assert_eq!((kept.turns, kept.running), (1, Some(request("r2"))));
-    place.store.finish(&other, &ending(1)).await.unwrap();
-    let AdmitOutcome::Started { profile, .. } = place.store.admit(&place.run("s", "r3")).await.unwrap() else {
+    fixture.store.finish(&other, &ending(1)).await.unwrap();
+    let AdmitOutcome::Started { profile, .. } = fixture.store.admit(&fixture.run("s", "r3")).await.unwrap() else {
         panic!()
     };
     assert_eq!(profile.unwrap(), b"one");
     // The end is the end.
-    let late = place.store.checkpoint(&lease, Some(&chunk(2, 1))).await;
+    let late = fixture.store.checkpoint(&lease, Some(&chunk(2, 1))).await;
     assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
-    let late = place.store.store_pending_turn(&lease, b"state", &["c"]).await;
+    let late = fixture.store.store_pending_turn(&lease, b"state", &["c"]).await;
     assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
-    assert_eq!(follow(place, "r", 0).await.chunks, [chunk(1, 1)]);
+    assert_eq!(follow(fixture, "r", 0).await.chunks, [chunk(1, 1)]);
 }
 
-pub async fn ends_that_come_at_once_are_kept_once(place: &Place) {
-    let lease = place.start(&place.run("s", "r")).await;
+pub async fn concurrent_finishes_store_one_turn(fixture: &StoreFixture) {
+    let lease = fixture.start(&fixture.run("s", "r")).await;
     let end = RunEnding { turn: Some(turn(b"x")), ..ending(1) };
-    let ends = futures_util::future::join_all((0..8).map(|_| place.store.finish(&lease, &end))).await;
+    let ends = futures_util::future::join_all((0..8).map(|_| fixture.store.finish(&lease, &end))).await;
     // Where one hears that it lost against another, it asks again.
     assert!(ends.iter().any(Result::is_ok), "{ends:?}");
-    place.store.finish(&lease, &end).await.unwrap();
-    let turns = place.store.list_turns(&lease.key.user, &session("s"), None, 10).await.unwrap();
+    fixture.store.finish(&lease, &end).await.unwrap();
+    let turns = fixture.store.list_turns(&lease.key.user, &session("s"), None, 10).await.unwrap();
     assert_eq!(turns.iter().map(|turn| turn.seq).collect::<Vec<_>>(), [1]);
 }
 
-pub async fn a_run_that_came_to_nothing_is_repeated(place: &Place) {
-    let run = place.run("s", "r");
+pub async fn repeatable_run_starts_again(fixture: &StoreFixture) {
+    let run = fixture.run("s", "r");
     let nothing = || RunEnding { outcome: RunOutcome::Repeatable, ..ending(1) };
-    let lease = place.start(&run).await;
-    place.store.checkpoint(&lease, Some(&chunk(1, 4))).await.unwrap();
-    place.store.finish(&lease, &RunEnding { chunk: chunk(5, 1), ..nothing() }).await.unwrap();
+    let lease = fixture.start(&run).await;
+    fixture.store.checkpoint(&lease, Some(&chunk(1, 4))).await.unwrap();
+    fixture.store.finish(&lease, &RunEnding { chunk: chunk(5, 1), ..nothing() }).await.unwrap();
     // Whoever saw it may still read it to its end.
-    assert_eq!(follow(place, "r", 2).await.chunks, [chunk(1, 4), chunk(5, 1)]);
-    assert!(place.store.get_session(&lease.key.user, &session("s")).await.unwrap().is_none());
-    let again = place.start(&run).await;
+    assert_eq!(follow(fixture, "r", 2).await.chunks, [chunk(1, 4), chunk(5, 1)]);
+    assert!(fixture.store.get_session(&lease.key.user, &session("s")).await.unwrap().is_none());
+    let again = fixture.start(&run).await;
     assert_ne!(again.lease_token, lease.lease_token);
-    let anew = follow(place, "r", 0).await;
+    let anew = follow(fixture, "r", 0).await;
     assert_eq!((anew.state, anew.chunks.len()), (RunState::Running, 0));
-    let late = place.store.finish(&lease, &nothing()).await;
+    let late = fixture.store.finish(&lease, &nothing()).await;
     assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
-    place.store.finish(&again, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
-    assert!(matches!(place.store.admit(&run).await.unwrap(), AdmitOutcome::Known { .. }));
-    assert_eq!(follow(place, "r", 0).await.chunks, [chunk(1, 1)]);
+    fixture.store.finish(&again, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
+    assert!(matches!(fixture.store.admit(&run).await.unwrap(), AdmitOutcome::Known { .. }));
+    assert_eq!(follow(fixture, "r", 0).await.chunks, [chunk(1, 1)]);
 }
 
-pub async fn whoever_looks_is_seen_for_a_while(place: &Place) {
+pub async fn follow_marks_run_as_watched_for_a_while(fixture: &StoreFixture) {
     let slack = Duration::from_secs(2);
     within(slack, async |attempt| {
         let name = format!("r{attempt}");
-        let lease = place.start(&place.run(&name, &name)).await;
+        let lease = fixture.start(&fixture.run(&name, &name)).await;
         let unseen = RunSignals { is_cancelled: false, is_watched: false };
         let seen = RunSignals { is_cancelled: false, is_watched: true };
-        assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), unseen);
+        assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), unseen);
         for _ in 0..2 {
-            follow(place, &name, 0).await;
-            assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), seen);
-            assert_eq!(place.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap(), seen);
-            place.backdoor.let_pass(WATCH_WINDOW - slack).await;
-            assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), seen);
+            follow(fixture, &name, 0).await;
+            assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
+            assert_eq!(fixture.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap(), seen);
+            fixture.backdoor.let_pass(WATCH_WINDOW - slack).await;
+            assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
             // A look makes it last, also where the last one is not long ago.
-            follow(place, &name, 0).await;
-            place.backdoor.let_pass(WATCH_WINDOW - slack).await;
-            assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), seen);
-            place.backdoor.let_pass(WATCH_WINDOW).await;
-            assert_eq!(place.store.checkpoint(&lease, None).await.unwrap(), unseen);
+            follow(fixture, &name, 0).await;
+            fixture.backdoor.let_pass(WATCH_WINDOW - slack).await;
+            assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
+            fixture.backdoor.let_pass(WATCH_WINDOW).await;
+            assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), unseen);
         }
     })
     .await;
 }
 
-pub async fn a_run_can_be_stopped_by_its_request_or_its_conversation(place: &Place) {
-    let (user, s) = (place.user("ann"), session("s"));
+pub async fn cancel_by_request_or_session_stops_run(fixture: &StoreFixture) {
+    let (user, s) = (fixture.user("ann"), session("s"));
     let cancel = async |session: &str, id: Option<&str>| {
         let id = id.map(request);
-        let cancelled = place.store.cancel(&user, &self::session(session), id.as_ref()).await.unwrap();
+        let cancelled = fixture.store.cancel(&user, &self::session(session), id.as_ref()).await.unwrap();
         cancelled.map(|request| request.to_string())
     };
     assert_eq!(cancel("s", None).await, None);
-    let lease = place.start(&place.run("s", "r1")).await;
-    let beside = place.run("s", "r2");
-    let beside = place.start(&NewRun { takes_session: false, ..beside }).await;
+    let lease = fixture.start(&fixture.run("s", "r1")).await;
+    let beside = fixture.run("s", "r2");
+    let beside = fixture.start(&NewRun { takes_session: false, ..beside }).await;
     for (session, id) in [("t", None), ("t", Some("r1")), ("s", Some("r3"))] {
         assert_eq!(cancel(session, id).await, None);
     }
-    assert!(!place.store.checkpoint(&lease, None).await.unwrap().is_cancelled);
+    assert!(!fixture.store.checkpoint(&lease, None).await.unwrap().is_cancelled);
     // The one that has the conversation, and no other.
     assert_eq!(cancel("s", None).await.as_deref(), Some("r1"));
-    assert!(!place.store.checkpoint(&beside, None).await.unwrap().is_cancelled);
+    assert!(!fixture.store.checkpoint(&beside, None).await.unwrap().is_cancelled);
     for chunk in [None, Some(&chunk(1, 1))] {
-        assert!(place.store.checkpoint(&lease, chunk).await.unwrap().is_cancelled);
+        assert!(fixture.store.checkpoint(&lease, chunk).await.unwrap().is_cancelled);
     }
     assert_eq!(cancel("s", Some("r2")).await.as_deref(), Some("r2"));
-    assert!(place.store.checkpoint(&beside, None).await.unwrap().is_cancelled);
+    assert!(fixture.store.checkpoint(&beside, None).await.unwrap().is_cancelled);
     // Nothing else happens to it: it ends as it sees fit.
     let cut = NewTurn { is_complete: false, ..turn(b"cut") };
-    place.store.finish(&lease, &RunEnding { turn: Some(cut), ..ending(2) }).await.unwrap();
-    assert!(!place.store.list_turns(&user, &s, None, 1).await.unwrap()[0].is_complete);
+    fixture.store.finish(&lease, &RunEnding { turn: Some(cut), ..ending(2) }).await.unwrap();
+    assert!(!fixture.store.list_turns(&user, &s, None, 1).await.unwrap()[0].is_complete);
     assert_eq!(cancel("s", None).await, None);
     assert_eq!(cancel("s", Some("r1")).await, None);
     // Nor does it reach the next one, or stop what is dead.
-    let next = place.start(&place.run("s", "r4")).await;
-    assert!(!place.store.checkpoint(&next, None).await.unwrap().is_cancelled);
-    place.let_leases_expire().await;
+    let next = fixture.start(&fixture.run("s", "r4")).await;
+    assert!(!fixture.store.checkpoint(&next, None).await.unwrap().is_cancelled);
+    fixture.let_leases_expire().await;
     assert_eq!(cancel("s", None).await, None);
     assert_eq!(cancel("s", Some("r4")).await, None);
 }
 
 /// Eight clients of one user who do whatever comes to their minds, in two conversations.
-pub async fn whatever_happens_at_once_ends_well(place: &Place) {
-    let user = place.user("ann");
+pub async fn concurrent_calls_neither_fail_nor_deadlock(fixture: &StoreFixture) {
+    let user = fixture.user("ann");
     let fine = |result: Result<(), StoreError>| match result {
         // Not one that took too long: that would be two calls that wait for each other.
         Ok(()) | Err(StoreError::LeaseLost) => {}
         Err(other) => panic!("{other:?}"),
     };
     let clients = (0..8_u64).map(async |client| {
-        let store = &place.store;
+        let store = &fixture.store;
         let mut dice = noise(200, client).into_iter();
         let mut roll = |sides: u8| dice.next().map(|number| number % sides);
         let mut number = 0;
         while let Some(side) = roll(12) {
             let s = session(if side % 2 == 0 { "s" } else { "t" });
             number += 1;
-            let mut run = place.run(s.as_str(), &format!("r{}", number % 5));
+            let mut run = fixture.run(s.as_str(), &format!("r{}", number % 5));
             run.takes_session = side < 9;
             let AdmitOutcome::Started { lease, .. } = store.admit(&run).await.unwrap() else { continue };
             for step in 1..4 {
@@ -247,7 +248,7 @@ pub async fn whatever_happens_at_once_ends_well(place: &Place) {
                     Some(1) => fine(store.record_tool_result(&lease, "c", b"1").await.map(drop)),
                     Some(2) => fine(store.cancel(&user, &s, None).await.map(drop)),
                     Some(3) => fine(store.follow(&user, &lease.key.request, 0).await.map(drop)),
-                    Some(4) => place.let_leases_expire().await,
+                    Some(4) => fixture.let_leases_expire().await,
                     Some(5) if client == 0 => {
                         fine(store.delete_sessions(&user, &SessionSelection::Listed(vec![s.clone()])).await.map(drop))
                     }
@@ -259,10 +260,10 @@ pub async fn whatever_happens_at_once_ends_well(place: &Place) {
         }
     });
     futures_util::future::join_all(clients).await;
-    // Each turn has its place.
+    // Each turn has its fixture.
     for id in ["s", "t"] {
-        let turns = place.store.list_turns(&user, &session(id), None, 1_000).await.unwrap();
-        let kept = place.store.get_session(&user, &session(id)).await.unwrap().map_or(0, |session| session.turns);
+        let turns = fixture.store.list_turns(&user, &session(id), None, 1_000).await.unwrap();
+        let kept = fixture.store.get_session(&user, &session(id)).await.unwrap().map_or(0, |session| session.turns);
         assert_eq!(turns.iter().map(|turn| turn.seq).collect::<Vec<_>>(), (1..=kept).rev().collect::<Vec<_>>());
     }
 }

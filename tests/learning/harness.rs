@@ -145,7 +145,7 @@ fn parts(database: &TestDatabase) -> (RolePools, Arc<MemoryEngine>, Arc<dyn Conv
     let roles = Database::from_config(&config.stores.database).unwrap().pools();
     let embedder = build_embedder(&config.embedding).unwrap();
     let memory = Arc::new(MemoryEngine::new(config.memory, roles.clone(), embedder));
-    let store = PostgresConversations::new(roles.service.clone(), TEST_TIMEOUT, TEST_TIMEOUT);
+    let store = PostgresConversations::with_deadlines(&roles.service, TEST_TIMEOUT, TEST_TIMEOUT);
     (roles, memory, Arc::new(store))
 }
 

@@ -1,4 +1,4 @@
-//! Deleting conversations.
+//! Deletion of sessions.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -9,50 +9,48 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{
-    DELETION, DynamoConversations,
-    admit::remove_streams,
+    DELETE_TIMEOUT, DynamoConversations,
+    attributes::{LEASE_TOKEN, SESSION, TURNS},
     item::{Item, ItemExt as _, set, text},
-    keys::{ITEM_ID, Key, request_owner, session_owner, stream_member as stream_of, turn_prefix},
-    lease::{LEASE_TOKEN, SESSION, deletion_lease},
-    session::TURNS,
+    keys::{ITEM_ID, Key, request_owner, session_owner, stream_member, turn_prefix},
+    lease::deletion_lease,
     table::{PageCursor, Query, Table, key_attributes, store_error},
+    usage::remove_streams,
     write::{TransactOutcome, Write, backoff, is_transient},
 };
 use crate::{
-    conversation::{SessionSelection, StoreError},
+    conversation::{error::StoreError, session::SessionSelection},
     identity::{RequestId, SessionId, UserId},
 };
 
-/// Most items that one request may delete.
-const BATCH: usize = 25;
-/// Conversations that are deleted at a time.
-const AT_ONCE: usize = 4;
-/// How often is deleted, if there is always something again.
+/// DynamoDB's limit for `BatchWriteItem`.
+const MAX_BATCH: usize = 25;
+const CONCURRENT_SESSIONS: usize = 4;
+/// Passes of a deletion while new items appear.
 const PASSES: u32 = 10;
-/// Between two requests of which the first one was too much.
+/// After a throttled request.
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl DynamoConversations {
-    pub(super) async fn remove(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
+    pub(super) async fn delete_selected(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
         match sessions {
-            SessionSelection::All => self.remove_all(user).await,
+            SessionSelection::All => self.delete_user(user).await,
             SessionSelection::Listed(sessions) => {
                 let mut seen = HashSet::new();
                 let sessions: Vec<_> = sessions.iter().filter(|session| seen.insert(session.as_str())).collect();
-                let removed: Vec<_> = sessions.iter().map(|session| self.remove_one(user, session)).collect();
-                let removed = stream::iter(removed).buffer_unordered(AT_ONCE);
-                removed.try_fold(0, |count, was_there| async move { Ok(count + u32::from(was_there)) }).await
+                let deletions: Vec<_> = sessions.iter().map(|session| self.delete_session(user, session)).collect();
+                let deleted = stream::iter(deletions).buffer_unordered(CONCURRENT_SESSIONS);
+                deleted.try_fold(0, |count, was_there| async move { Ok(count + u32::from(was_there)) }).await
             }
         }
     }
 
-    /// Everything of the user, but what counts against the limits of the day, which is numbers alone: or to delete were a way
-    /// around the limits. First what runs, which then can keep nothing more; and once more, because something may have begun
-    /// meanwhile.
-    async fn remove_all(&self, user: &UserId) -> Result<u32, StoreError> {
+    /// Deletes everything of the user but the use of quotas, which holds numbers alone: deletion must not reset quotas. Runs
+    /// go first, for they can store nothing after, and passes repeat because a run may start meanwhile.
+    async fn delete_user(&self, user: &UserId) -> Result<u32, StoreError> {
         let mut count = 0;
         for _ in 0..PASSES {
-            let is_over = self.table.delete_prefix(user, "run/").await? == 0;
+            let had_no_runs = self.table.delete_prefix(user, "run/").await? == 0;
             let mut pages = PageCursor::new(Query::everything(user).project("item_id, turns").include_expired());
             let mut is_empty = true;
             while let Some(mut page) = self.table.next_page(&mut pages).await? {
@@ -62,38 +60,38 @@ impl DynamoConversations {
                 count += u32::try_from(heads).unwrap_or(u32::MAX);
                 self.table.delete_all(user, page).await?;
             }
-            if is_over && is_empty {
+            if had_no_runs && is_empty {
                 break;
             }
         }
         Ok(count)
     }
 
-    /// One conversation; whether there was one. It is taken as by a run, so that nothing begins in it meanwhile, and is given
-    /// up together with its item, which is the last to go: whoever did not see this end asks again.
-    async fn remove_one(&self, user: &UserId, session: &SessionId) -> Result<bool, StoreError> {
+    /// Deletes a session; returns whether there was one. The deletion holds the session's lease, so that no run starts in it,
+    /// and releases it in the transaction that deletes the session's item, which is the last one to go.
+    async fn delete_session(&self, user: &UserId, session: &SessionId) -> Result<bool, StoreError> {
         let (head, held) = (Key::session(user, session), Key::lease(user, session));
         for pass in 1..=PASSES {
-            let holder = Uuid::now_v7();
-            let lease = deletion_lease(holder, Timestamp::now(), DELETION);
+            let lease_token = Uuid::now_v7();
+            let lease = deletion_lease(lease_token, Timestamp::now(), DELETE_TIMEOUT);
             self.table.write(Write::put(held.clone(), lease)).await?;
-            self.remove_runs(user, session).await?;
+            self.delete_runs(user, session).await?;
             let turns = self.table.get(head.clone()).await?.and_then(|mut head| head.remove(TURNS));
             let owned = format!("part/{}/", session_owner(session));
-            // First, so that no result comes any more.
+            // First, so that no further result is recorded.
             self.table.write(Write::delete(Key::pending(user, session))).await?;
             for prefix in [turn_prefix(session), owned, format!("result/{session}/")] {
                 self.table.delete_prefix(user, &prefix).await?;
             }
             let was_there = turns.is_some();
-            let free = Write::delete(held.clone()).condition("holder = :holder").bind(":holder", text(holder));
+            let free = Write::delete(held.clone()).condition("holder = :holder").bind(":holder", text(lease_token));
             let gone = match turns {
                 Some(turns) => Write::delete(head.clone()).condition("turns = :turns").bind(":turns", turns),
                 None => Write::check(head.clone()).condition("attribute_not_exists(turns)"),
             };
-            // Where the lease is lost, something may have begun; and a turn that had waited may have ended beside it.
+            // A failed condition: the lease expired and a run started, or a run without the lease has ended here.
             let last = vec![free, gone, Write::delete(Key::pending(user, session))];
-            if let TransactOutcome::Done = self.table.transact(last).await? {
+            if let TransactOutcome::Committed = self.table.transact(last).await? {
                 return Ok(was_there);
             }
             backoff(pass).await;
@@ -101,8 +99,8 @@ impl DynamoConversations {
         Err(StoreError::Timeout)
     }
 
-    /// The runs of a conversation with their frames. Those that are going on find themselves gone.
-    async fn remove_runs(&self, user: &UserId, session: &SessionId) -> Result<(), StoreError> {
+    /// Deletes the runs of a session with their frames. Active ones lose their lease by it.
+    async fn delete_runs(&self, user: &UserId, session: &SessionId) -> Result<(), StoreError> {
         let runs = Query::prefix(user, "run/").project("item_id, session_id, holder");
         let mut runs = self.table.query_all(runs).await?;
         runs.retain(|run| run.text(SESSION).is_ok_and(|of| of == session.as_str()));
@@ -110,8 +108,9 @@ impl DynamoConversations {
         for run in &runs {
             let request = run.text(ITEM_ID)?.trim_start_matches("run/");
             self.table.write(Write::delete(Key::run(user, request))).await?;
-            if let (Ok(request), Ok(holder)) = (RequestId::parse(ITEM_ID, request), run.text(LEASE_TOKEN)?.parse()) {
-                streams.push(stream_of(holder, &request));
+            if let (Ok(request), Ok(lease_token)) = (RequestId::parse(ITEM_ID, request), run.text(LEASE_TOKEN)?.parse())
+            {
+                streams.push(stream_member(lease_token, &request));
             }
             for prefix in [format!("chunk/{request}/"), format!("part/{}/", request_owner(request))] {
                 self.table.delete_prefix(user, &prefix).await?;
@@ -129,7 +128,7 @@ fn is_session(item: &Item) -> bool {
 }
 
 impl Table {
-    /// Deletes all items of a user whose names begin so. Returns how many there were.
+    /// Returns how many items there were.
     async fn delete_prefix(&self, user: &UserId, prefix: &str) -> Result<usize, StoreError> {
         let mut pages = PageCursor::new(Query::prefix(user, prefix).project("item_id").include_expired());
         let mut count = 0;
@@ -149,11 +148,10 @@ impl Table {
             left.push(WriteRequest::builder().delete_request(key).build());
         }
         while !left.is_empty() {
-            let batch = left.split_off(left.len().saturating_sub(BATCH));
+            let batch = left.split_off(left.len().saturating_sub(MAX_BATCH));
             let request = self.client.batch_write_item().request_items(&self.name, batch.clone());
             let unwritten: Vec<_> = match request.send().await {
                 Ok(answer) => answer.unprocessed_items.into_iter().flatten().flat_map(|(_, writes)| writes).collect(),
-                // In a moment it may be done.
                 Err(error) if is_transient(&error) => batch,
                 Err(error) => return Err(store_error(error)),
             };

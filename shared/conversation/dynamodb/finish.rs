@@ -1,39 +1,50 @@
-//! The end of a run: what is long is written first, and one transaction makes it count together with all the rest.
+//! The end of a run: long values are staged first, and one transaction makes them count with everything else.
 
 use std::collections::HashMap;
 
 use jiff::Timestamp;
 
 use super::{
-    DAY, DynamoConversations,
-    admit::{TOKENS, USAGE_RETENTION, remove_streams},
+    DynamoConversations, EXPIRY_MARGIN,
+    attributes::{
+        CREATED_AT, ENDED, HOLDS_SESSION, IS_COMPLETE, MAY_BE_LEARNED, PHASE, REQUEST, RUNNING, TOKENS, TURNS,
+    },
     item::{Item, ItemExt as _, expiry, flag, iso_time, number, set, text},
-    keys::{Key, session_owner, stream_member},
-    lease::{ENDED, HOLDS_SESSION, PHASE, REQUEST, RUNNING, has_lease_token, run_expiry, update_run},
-    parts::{PROFILE, StagedValue, ValueParts},
+    keys::{Key, latest_sort_key, session_owner, stream_member},
+    lease::{has_lease_token, release_lease, run_expiry, update_run},
+    parts::{PROFILE, StagedValue, ValueOwner, ValueParts},
+    pending::dispose,
     run::{last_frame, put_chunk},
-    session::{CREATED, TURNS, latest_sort_key},
-    turns::{IS_COMPLETE, MAY_BE_LEARNED},
+    usage::{count_tokens, remove_streams},
     write::{FailedConditions, TransactOutcome, Write},
 };
-use crate::{
-    conversation::{Lease, NewTurn, PendingTurnDisposition, PendingTurnId, RunEnding, RunOutcome, StoreError},
-    identity::UserId,
+use crate::conversation::{
+    error::StoreError,
+    run::{Lease, NewTurn, RunEnding, RunOutcome},
 };
 
-/// How often an end begins anew, because something changed under it.
-const TRIES: u32 = 4;
+/// Attempts of an end whose items change meanwhile.
+const ATTEMPTS: u32 = 4;
 
-/// What is known before the end is written.
+/// Positions of writes in the transaction; that of the lease only if the run holds its session.
+const RUN: usize = 0;
+const LEASE: usize = 1;
+
+/// The end that is to be written.
+struct End<'a> {
+    lease: &'a Lease,
+    ending: &'a RunEnding,
+    now: Timestamp,
+}
+
+/// Items that were read before the end is written.
 struct RunContext {
     items: HashMap<String, Item>,
-    /// The number that the turn gets.
+    /// Position of the new turn.
     seq: u32,
-    /// Whether the run has its conversation, which it gives up.
     holds_session: bool,
 }
 
-/// What is long, as good as kept.
 struct StagedValues {
     chunk: Option<StagedValue>,
     record: Option<StagedValue>,
@@ -41,76 +52,74 @@ struct StagedValues {
 }
 
 impl StagedValues {
-    /// Parts of what is kept for good.
-    fn lasting(&self) -> impl Iterator<Item = &ValueParts> {
+    /// Parts that do not expire.
+    fn lasting_parts(&self) -> impl Iterator<Item = &ValueParts> {
         [&self.record, &self.profile].into_iter().filter_map(|value| value.as_ref()?.parts.as_ref())
     }
 
-    fn divided(&self) -> impl Iterator<Item = &ValueParts> {
-        self.lasting().chain(self.chunk.as_ref().and_then(|chunk| chunk.parts.as_ref()))
+    fn parts(&self) -> impl Iterator<Item = &ValueParts> {
+        self.lasting_parts().chain(self.chunk.as_ref().and_then(|chunk| chunk.parts.as_ref()))
     }
 }
 
-/// How an attempt to write the end went.
 enum Attempt {
-    Done,
-    Lost,
-    Again,
+    Committed,
+    LeaseLost,
+    Retry,
 }
 
 impl DynamoConversations {
     pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
-        let ended = self.try_to_end(lease, ending).await;
-        if let Err(StoreError::LeaseLost) = ended {
-            // What was spent counts, though nothing of it is kept.
-            if let Some(spent) = spend(&lease.key.user, ending.tokens, Timestamp::now()) {
-                self.table.write(spent).await?;
+        let finished = self.try_finish(lease, ending).await;
+        if let Err(StoreError::LeaseLost) = finished {
+            // The tokens of a lost run count.
+            if let Some(used) = count_tokens(&lease.key.user, ending.tokens, Timestamp::now()) {
+                self.table.write(used).await?;
             }
         }
-        ended
+        finished
     }
 
-    async fn try_to_end(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
-        let mut before = match self.before(lease, ending).await? {
-            Some(before) => before,
-            // It is kept already, and the answer was lost.
-            None => return Ok(()),
+    async fn try_finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
+        let Some(mut context) = self.context_of_end(lease, ending).await? else {
+            // A retry: the end is committed, and its answer was lost.
+            return Ok(());
         };
-        let now = Timestamp::now();
-        let values = self.prepare(lease, ending, now).await?;
-        for _ in 0..TRIES {
-            match self.attempt(lease, ending, &before, &values, now).await? {
-                Attempt::Done => {
-                    self.discard_old_profile(lease, &before, &values).await;
+        let end = End { lease, ending, now: Timestamp::now() };
+        let values = self.stage(&end).await?;
+        for _ in 0..ATTEMPTS {
+            match self.attempt_end(&end, &context, &values).await? {
+                Attempt::Committed => {
+                    self.delete_old_profile(lease, &context, &values).await;
                     return Ok(());
                 }
-                Attempt::Again => {}
-                Attempt::Lost => break,
+                Attempt::Retry => {}
+                Attempt::LeaseLost => break,
             }
-            before = match self.before(lease, ending).await {
-                Ok(Some(before)) => before,
+            context = match self.context_of_end(lease, ending).await {
+                Ok(Some(context)) => context,
                 Ok(None) => return Ok(()),
                 Err(StoreError::LeaseLost) => break,
                 Err(error) => return Err(error),
             };
         }
-        for divided in values.divided() {
-            self.table.delete_parts(divided).await;
+        for parts in values.parts() {
+            self.table.delete_parts(parts).await;
         }
         Err(StoreError::LeaseLost)
     }
 
-    /// What stands before the end; `None` = the end is there already.
-    async fn before(&self, lease: &Lease, ending: &RunEnding) -> Result<Option<RunContext>, StoreError> {
-        let Lease { key, lease_token: holder } = lease;
+    /// Reads what the end depends on; `None` = the run has ended already.
+    async fn context_of_end(&self, lease: &Lease, ending: &RunEnding) -> Result<Option<RunContext>, StoreError> {
+        let key = &lease.key;
         let run = Key::run(&key.user, key.request.as_str());
         let session = Key::session(&key.user, &key.session);
         let mut keys = vec![run.clone(), session.clone()];
         keys.extend(ending.resumed_turn.as_ref().map(|_| Key::pending(&key.user, &key.session)));
         keys.extend(ending.profile.as_ref().map(|_| Key::profile(&key.user)));
         let items = self.table.batch_get(keys).await?;
-        let holder = holder.to_string();
-        let run = items.get(&run.item).filter(|run| has_lease_token(run, &holder)).ok_or(StoreError::LeaseLost)?;
+        let run = items.get(&run.item).filter(|run| has_lease_token(run, lease.lease_token));
+        let run = run.ok_or(StoreError::LeaseLost)?;
         match run.text(PHASE)? {
             RUNNING => {}
             ENDED => return Ok(None),
@@ -124,51 +133,52 @@ impl DynamoConversations {
         Ok(Some(RunContext { items, seq: turns + 1, holds_session }))
     }
 
-    async fn prepare(&self, lease: &Lease, ending: &RunEnding, now: Timestamp) -> Result<StagedValues, StoreError> {
-        let Lease { key, lease_token: holder } = lease;
-        let soon = expiry(now, DAY);
+    async fn stage(&self, end: &End<'_>) -> Result<StagedValues, StoreError> {
+        let End { lease, ending, now } = end;
+        let (user, lease_token) = (&lease.key.user, lease.lease_token);
+        let expires = expiry(*now, EXPIRY_MARGIN);
         let chunk = match ending.chunk.count {
             0 => None,
-            _ => Some(self.stage_chunk(lease, &ending.chunk, now).await?),
+            _ => Some(self.stage_chunk(lease, &ending.chunk, *now).await?),
         };
-        // Under the holder's name, so that the same end tried again writes the same parts.
+        // Under the lease token, so that a retry of the same end writes the same parts.
         let record = match &ending.turn {
             Some(turn) => {
-                let owner = session_owner(&key.session);
-                Some(self.table.stage_value(&key.user, &owner, *holder, &turn.record, &soon).await?)
+                let owner = ValueOwner::new(user, session_owner(&lease.key.session));
+                Some(self.table.stage_value(&owner, lease_token, &turn.record, &expires).await?)
             }
             None => None,
         };
         let profile = match &ending.profile {
-            Some(profile) => Some(self.table.stage_value(&key.user, PROFILE, *holder, profile, &soon).await?),
+            Some(profile) => {
+                let owner = ValueOwner::new(user, PROFILE);
+                Some(self.table.stage_value(&owner, lease_token, profile, &expires).await?)
+            }
             None => None,
         };
         let values = StagedValues { chunk, record, profile };
-        for divided in values.lasting() {
-            self.table.clear_expiry(divided).await?;
+        for parts in values.lasting_parts() {
+            self.table.clear_expiry(parts).await?;
         }
         Ok(values)
     }
 
-    async fn attempt(
+    async fn attempt_end(
         &self,
-        lease: &Lease,
-        ending: &RunEnding,
-        before: &RunContext,
+        end: &End<'_>,
+        context: &RunContext,
         values: &StagedValues,
-        now: Timestamp,
     ) -> Result<Attempt, StoreError> {
-        let writes = end(lease, ending, before, values, now);
-        Ok(match self.table.transact(writes).await? {
-            TransactOutcome::Done => Attempt::Done,
-            TransactOutcome::Refused(refusals) => judge(&refusals, lease, before),
+        Ok(match self.table.transact(end.writes(context, values)).await? {
+            TransactOutcome::Committed => Attempt::Committed,
+            TransactOutcome::ConditionsFailed(failed) => judge(&failed, end.lease, context),
         })
     }
 
-    /// Deletes the parts of the profile whose place was taken.
-    async fn discard_old_profile(&self, lease: &Lease, before: &RunContext, values: &StagedValues) {
+    async fn delete_old_profile(&self, lease: &Lease, context: &RunContext, values: &StagedValues) {
         let user = &lease.key.user;
-        let old = before.items.get(&Key::profile(user).item).and_then(|old| ValueParts::of(user, PROFILE, old));
+        let old = context.items.get(&Key::profile(user).item);
+        let old = old.and_then(|old| ValueOwner::new(user, PROFILE).parts_of(old));
         let new = values.profile.as_ref().map(|profile| &profile.parts);
         if let (Some(old), Some(new)) = (&old, new)
             && new.as_ref() != Some(old)
@@ -178,98 +188,79 @@ impl DynamoConversations {
     }
 }
 
-/// Where the writes of an end are in its transaction.
-const RUN: usize = 0;
-const GIVEN_UP: usize = 1;
-
-fn judge(refusals: &FailedConditions, lease: &Lease, before: &RunContext) -> Attempt {
-    let is_mine = |item: &Item| has_lease_token(item, &lease.lease_token.to_string());
-    let is_taken = before.holds_session && refusals.get(GIVEN_UP).is_some();
-    match refusals.get(RUN) {
-        // It may have ended by an earlier try.
-        Some(run) if is_mine(run) => Attempt::Again,
-        None if !is_taken => Attempt::Again,
-        _ => Attempt::Lost,
+fn judge(failed: &FailedConditions, lease: &Lease, context: &RunContext) -> Attempt {
+    let lost_session = context.holds_session && failed.get(LEASE).is_some();
+    match failed.get(RUN) {
+        // An earlier attempt may be committed.
+        Some(run) if has_lease_token(run, lease.lease_token) => Attempt::Retry,
+        None if !lost_session => Attempt::Retry,
+        _ => Attempt::LeaseLost,
     }
 }
 
-/// All writes of an end.
-fn end(lease: &Lease, ending: &RunEnding, before: &RunContext, values: &StagedValues, now: Timestamp) -> Vec<Write> {
-    let Lease { key, lease_token: holder } = lease;
-    let frames = if ending.chunk.count > 0 { ", frames = :frames" } else { "" };
-    let expression = format!("SET phase = :ended, repeatable = :repeatable, expires_at = :expires{frames}");
-    let mut run = update_run(key, *holder, &expression)
-        .bind(":ended", text(ENDED))
-        .bind(":repeatable", flag(ending.outcome == RunOutcome::Repeatable))
-        .bind(":expires", run_expiry(now));
-    if ending.chunk.count > 0 {
-        run = run.bind(":frames", number(last_frame(&ending.chunk)));
+impl End<'_> {
+    fn writes(&self, context: &RunContext, values: &StagedValues) -> Vec<Write> {
+        let Self { lease, ending, now } = *self;
+        let key = &lease.key;
+        let mut writes = vec![self.end_run()];
+        if context.holds_session {
+            writes.push(release_lease(lease));
+        }
+        writes.push(remove_streams(&key.user, set([stream_member(lease.lease_token, &key.request)]), now));
+        writes.extend(values.chunk.as_ref().map(|staged| put_chunk(lease, &ending.chunk, staged, now)));
+        if let (Some(turn), Some(record)) = (&ending.turn, &values.record) {
+            writes.extend(self.put_turn(turn, record, context.seq));
+        }
+        if let Some(profile) = &values.profile {
+            writes.push(Write::put(Key::profile(&key.user), profile.attributes.clone()));
+        }
+        writes.extend(count_tokens(&key.user, ending.tokens, now));
+        if let Some((resumed, disposition)) = &ending.resumed_turn
+            && let Some(pending) = context.items.get(&Key::pending(&key.user, &key.session).item)
+        {
+            writes.extend(dispose(lease, pending, resumed, *disposition));
+        }
+        writes
     }
-    let mut writes = vec![run];
-    if before.holds_session {
-        let lease = Write::delete(Key::lease(&key.user, &key.session));
-        writes.push(lease.condition("holder = :holder").bind(":holder", text(*holder)));
-    }
-    writes.push(remove_streams(&key.user, set([stream_member(*holder, &key.request)]), now));
-    writes.extend(values.chunk.as_ref().map(|prepared| put_chunk(lease, &ending.chunk, prepared, now)));
-    if let (Some(turn), Some(record)) = (&ending.turn, &values.record) {
-        writes.extend(keep_turn(lease, turn, record, before.seq, now));
-    }
-    if let Some(profile) = &values.profile {
-        writes.push(Write::put(Key::profile(&key.user), profile.attributes.clone()));
-    }
-    writes.extend(spend(&key.user, ending.tokens, now));
-    if let Some((ticket, after)) = &ending.resumed_turn {
-        writes.extend(hand_back(lease, ticket, *after, before));
-    }
-    writes
-}
 
-/// Counts tokens, if there are any.
-fn spend(user: &UserId, tokens: u32, now: Timestamp) -> Option<Write> {
-    let used = Write::update(Key::usage(user, now), format!("ADD {TOKENS} :used SET expires_at = :expires"));
-    let used = used.bind(":used", number(tokens)).bind(":expires", expiry(now, USAGE_RETENTION));
-    (tokens > 0).then_some(used)
-}
+    fn end_run(&self) -> Write {
+        let frames = if self.ending.chunk.count > 0 { ", frames = :frames" } else { "" };
+        let expression = format!("SET phase = :ended, repeatable = :repeatable, expires_at = :expires{frames}");
+        let run = update_run(self.lease, &expression)
+            .bind(":ended", text(ENDED))
+            .bind(":repeatable", flag(self.ending.outcome == RunOutcome::Repeatable))
+            .bind(":expires", run_expiry(self.now));
+        match self.ending.chunk.count {
+            0 => run,
+            _ => run.bind(":frames", number(last_frame(&self.ending.chunk))),
+        }
+    }
 
-/// The turn, and the conversation that it is the last of.
-fn keep_turn(lease: &Lease, turn: &NewTurn, record: &StagedValue, seq: u32, now: Timestamp) -> [Write; 2] {
-    let key = &lease.key;
-    let now = iso_time(now);
-    let mut attributes = record.attributes.clone();
-    attributes.extend([
-        (REQUEST, text(key.request.as_str())),
-        (TOKENS, number(turn.tokens)),
-        (IS_COMPLETE, flag(turn.is_complete)),
-        (MAY_BE_LEARNED, flag(turn.may_be_learned)),
-        (CREATED, text(&now)),
-    ]);
-    let kept =
-        Write::put(Key::turn(&key.user, &key.session, seq), attributes).condition("attribute_not_exists(user_id)");
-    let expression = "SET turns = :turns, updated = :updated, title = if_not_exists(title, :title), \
-                      created_at = if_not_exists(created_at, :now)";
-    let session = Write::update(Key::session(&key.user, &key.session), expression)
-        .bind(":turns", number(seq))
-        .bind(":updated", text(latest_sort_key(&now, key.session.as_str())))
-        .bind(":title", text(&turn.provisional_title))
-        .bind(":now", text(&now));
-    let session = match seq {
-        1 => session.condition("attribute_not_exists(turns)"),
-        _ => session.condition("turns = :before").bind(":before", number(seq - 1)),
-    };
-    [kept, session]
-}
-
-/// What becomes of a turn that waited and went on, unless another one took its place. A ticket of another conversation is good
-/// for nothing.
-fn hand_back(
-    lease: &Lease,
-    ticket: &PendingTurnId,
-    after: PendingTurnDisposition,
-    before: &RunContext,
-) -> Option<Write> {
-    let (user, session) = (&lease.key.user, &lease.key.session);
-    let key = Key::pending(user, session);
-    let pending = before.items.get(&key.item).filter(|_| ticket.user == *user && ticket.session == *session)?;
-    super::pending::hand_back(key, pending, ticket, after)
+    /// The turn, and the session whose last turn it is.
+    fn put_turn(&self, turn: &NewTurn, record: &StagedValue, seq: u32) -> [Write; 2] {
+        let key = &self.lease.key;
+        let now = iso_time(self.now);
+        let mut attributes = record.attributes.clone();
+        attributes.extend([
+            (REQUEST, text(key.request.as_str())),
+            (TOKENS, number(turn.tokens)),
+            (IS_COMPLETE, flag(turn.is_complete)),
+            (MAY_BE_LEARNED, flag(turn.may_be_learned)),
+            (CREATED_AT, text(&now)),
+        ]);
+        let put = Write::put(Key::turn(&key.user, &key.session, seq), attributes);
+        let put = put.condition("attribute_not_exists(user_id)");
+        let expression = "SET turns = :turns, updated = :updated, title = if_not_exists(title, :title), \
+                          created_at = if_not_exists(created_at, :now)";
+        let session = Write::update(Key::session(&key.user, &key.session), expression)
+            .bind(":turns", number(seq))
+            .bind(":updated", text(latest_sort_key(&now, key.session.as_str())))
+            .bind(":title", text(&turn.provisional_title))
+            .bind(":now", text(&now));
+        let session = match seq {
+            1 => session.condition("attribute_not_exists(turns)"),
+            _ => session.condition("turns = :before").bind(":before", number(seq - 1)),
+        };
+        [put, session]
+    }
 }

@@ -1,4 +1,4 @@
-//! The service's own HTTP client as that of the AWS SDK, so that a process has one HTTP, one TLS and one way to trust.
+//! The service's HTTP client for the AWS SDK, so that a process has one HTTP and one TLS implementation.
 
 use aws_sdk_dynamodb::config::{HttpClient, RuntimeComponents};
 use aws_smithy_runtime_api::{
@@ -11,17 +11,17 @@ use aws_smithy_runtime_api::{
 };
 use aws_smithy_types::body::SdkBody;
 
-/// The client, which keeps its connections open. How long a try may take is bounded around it, by the SDK.
+/// The SDK bounds the time of an attempt.
 #[derive(Debug, Clone)]
-pub(super) struct Http(pub(super) reqwest::Client);
+pub(super) struct SdkHttpClient(pub(super) reqwest::Client);
 
-impl HttpClient for Http {
+impl HttpClient for SdkHttpClient {
     fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
         SharedHttpConnector::new(self.clone())
     }
 }
 
-impl HttpConnector for Http {
+impl HttpConnector for SdkHttpClient {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let client = self.0.clone();
         HttpConnectorFuture::new(async move { send(&client, request).await })
@@ -30,22 +30,22 @@ impl HttpConnector for Http {
 
 async fn send(client: &reqwest::Client, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
     let malformed = |error: HttpError| ConnectorError::user(error.into());
-    // Requests to DynamoDB are always whole in memory.
+    // Requests to DynamoDB are never streamed.
     let request = request.try_into_http1x().map_err(malformed)?;
     let request = request.map(|body| body.bytes().map(<[u8]>::to_vec).unwrap_or_default());
     let request = reqwest::Request::try_from(request).map_err(|error| ConnectorError::user(error.into()))?;
-    let response = client.execute(request).await.map_err(broken)?;
+    let response = client.execute(request).await.map_err(connector_error)?;
     let mut whole = http::Response::builder().status(response.status());
     if let Some(headers) = whole.headers_mut() {
         *headers = response.headers().clone();
     }
-    let body = response.bytes().await.map_err(broken)?;
+    let body = response.bytes().await.map_err(connector_error)?;
     let whole = whole.body(SdkBody::from(body)).map_err(|error| ConnectorError::user(error.into()))?;
     HttpResponse::try_from(whole).map_err(malformed)
 }
 
-/// Tells the SDK what may be tried again.
-fn broken(error: reqwest::Error) -> ConnectorError {
+/// The kind of error decides whether the SDK retries.
+fn connector_error(error: reqwest::Error) -> ConnectorError {
     let error = error.without_url();
     if error.is_timeout() { ConnectorError::timeout(error.into()) } else { ConnectorError::io(error.into()) }
 }

@@ -1,4 +1,4 @@
-//! What is in an item: reading, making and measuring it.
+//! Attribute values of items.
 
 use std::{collections::HashMap, str::FromStr, time::Duration};
 
@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use super::keys::EXPIRES_AT;
 use crate::conversation::StoreError;
 
-/// The attributes of an item by their names.
 pub(super) type Item = HashMap<String, AttributeValue>;
 
 pub(super) fn text(value: impl Into<String>) -> AttributeValue {
@@ -27,22 +26,20 @@ pub(super) fn flag(value: bool) -> AttributeValue {
     AttributeValue::Bool(value)
 }
 
-/// A set, which must not be empty.
+/// DynamoDB has no empty sets.
 pub(super) fn set(values: impl IntoIterator<Item = String>) -> AttributeValue {
     AttributeValue::Ss(values.into_iter().collect())
 }
 
-/// A time within a run.
 pub(super) fn millis(time: Timestamp) -> AttributeValue {
     number(time.as_millisecond())
 }
 
-/// When the item may be deleted.
 pub(super) fn expiry(now: Timestamp, after: Duration) -> AttributeValue {
     number(add(now, after).as_second())
 }
 
-/// A time to be shown, and to sort by.
+/// A time that sorts as text.
 pub(super) fn iso_time(time: Timestamp) -> String {
     format!("{time:.6}")
 }
@@ -51,12 +48,12 @@ pub(super) fn add(time: Timestamp, by: Duration) -> Timestamp {
     time.checked_add(by).unwrap_or(Timestamp::MAX)
 }
 
-/// How long it is until then; zero if that is past.
+/// Zero if `then` has passed.
 pub(super) fn duration_until(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or_default()
 }
 
-/// Reading an item. What should be there and is not is an error that names it.
+/// Reads attributes. A missing or invalid one is an error that names it.
 pub(super) trait ItemExt {
     fn text(&self, name: &'static str) -> Result<&str, StoreError>;
     fn number<N: FromStr>(&self, name: &'static str) -> Result<N, StoreError>;
@@ -101,12 +98,11 @@ impl ItemExt for Item {
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
-        // DynamoDB may take days to delete it.
         self.number::<i64>(EXPIRES_AT).is_ok_and(|expires| expires <= now.as_second())
     }
 }
 
-/// Bytes of an item as DynamoDB counts them, rounded up where its rule is not exact.
+/// Bytes of an item as DynamoDB counts them, rounded up where its documentation is not exact.
 pub(super) fn size(item: &Item) -> usize {
     item.iter().map(|(name, value)| name.len() + size_of_value(value)).sum()
 }
@@ -115,7 +111,7 @@ fn size_of_value(value: &AttributeValue) -> usize {
     match value {
         AttributeValue::S(text) => text.len(),
         AttributeValue::B(bytes) => bytes.as_ref().len(),
-        // Two digits a byte, and one or two for the sign and the scale.
+        // Two digits a byte, and one or two bytes for sign and scale.
         AttributeValue::N(digits) => digits.len() / 2 + 3,
         AttributeValue::Ss(texts) => 3 + texts.iter().map(|text| text.len() + 1).sum::<usize>(),
         _ => 1,
@@ -127,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_sort_as_text_and_keep_their_microseconds() {
+    fn iso_times_sort_as_text_with_microseconds() {
         let times = ["2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000001Z", "2026-01-01T00:00:00.1Z"];
         let written = times.map(|text| iso_time(text.parse().unwrap()));
         assert!(written.is_sorted());
@@ -135,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_expired_is_gone_though_it_is_there() {
+    fn item_expires_at_its_second() {
         let now = Timestamp::from_second(1_000).unwrap();
         let item = |expires: i64| Item::from([(EXPIRES_AT.to_owned(), number(expires))]);
         assert!(item(1_000).is_expired(now));
@@ -144,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_is_as_large_as_its_names_and_values() {
+    fn item_size_counts_names_and_values() {
         let item = Item::from([
             ("name".to_owned(), text("四")),
             ("bytes".to_owned(), bytes(&[0; 100])),
@@ -156,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_read_is_named() {
+    fn unreadable_attribute_is_named() {
         let item = Item::from([("a".to_owned(), text("x"))]);
         assert!(matches!(item.number::<u32>("a"), Err(StoreError::Malformed("a"))));
         assert!(matches!(item.text("b"), Err(StoreError::Malformed("b"))));

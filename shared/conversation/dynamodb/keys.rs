@@ -1,23 +1,20 @@
-//! How the table is laid out: `docs/conversations.md` tells it with what is in each item.
-//!
-//! An item belongs to a user and is named by its kind and ids, with slashes between: no id has one.
+//! Keys of items: the user, and the kind and ids of the item with slashes between. No session id has a slash.
 
 use jiff::{Timestamp, tz::TimeZone};
 use uuid::Uuid;
 
 use crate::identity::{RequestId, SessionId, UserId};
 
-/// The user: the table's partition key.
+/// The partition key.
 pub const USER_ID: &str = "user_id";
-/// What it is of the user: the table's sort key.
+/// The sort key.
 pub const ITEM_ID: &str = "item_id";
-/// When the item may be deleted, in seconds since 1970. What is past it counts as gone.
+/// Seconds since 1970. DynamoDB deletes expired items days later; reads skip them.
 pub const EXPIRES_AT: &str = "expires_at";
-/// The index that lists conversations, and its sort key.
+/// The index that lists sessions, and its sort key.
 pub(super) const LATEST_INDEX: &str = "sessions_latest";
 pub(super) const UPDATED: &str = "updated";
 
-/// Names one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) user: String,
@@ -41,9 +38,9 @@ impl Key {
         Self::new(user, format!("run/{request}"))
     }
 
-    /// A chunk is named by its last frame, so that those with frames after a certain one follow each other.
-    pub(super) fn chunk(user: &UserId, request: &RequestId, holder: &str, last: u32) -> Self {
-        Self::new(user, format!("{}{last:010}", chunk_prefix(request.as_str(), holder)))
+    /// Named by its last frame, so that the chunks with frames after a number are consecutive.
+    pub(super) fn chunk(user: &UserId, request: &RequestId, lease_token: &str, last: u32) -> Self {
+        Self::new(user, format!("{}{last:010}", chunk_prefix(request.as_str(), lease_token)))
     }
 
     pub(super) fn turn(user: &UserId, session: &SessionId, seq: u32) -> Self {
@@ -66,7 +63,7 @@ impl Key {
         Self::new(user, "streams")
     }
 
-    /// What a user has used on a day of UTC.
+    /// Use of quotas on a day of UTC.
     pub(super) fn usage(user: &UserId, now: Timestamp) -> Self {
         Self::new(user, format!("usage/{}", now.to_zoned(TimeZone::UTC).date()))
     }
@@ -80,8 +77,8 @@ pub(super) fn turn_prefix(session: &SessionId) -> String {
     format!("turn/{session}/")
 }
 
-pub(super) fn chunk_prefix(request: &str, holder: &str) -> String {
-    format!("chunk/{request}/{holder}/")
+pub(super) fn chunk_prefix(request: &str, lease_token: &str) -> String {
+    format!("chunk/{request}/{lease_token}/")
 }
 
 pub(super) fn result_prefix(session: &SessionId, turn: &str) -> String {
@@ -92,7 +89,7 @@ pub(super) fn part_prefix(owner: &str, id: &str) -> String {
     format!("part/{owner}/{id}/")
 }
 
-/// Whose parts they are, so that they are found when it is deleted.
+/// Owners of parts, which are deleted by the prefix of their owner.
 pub(super) fn session_owner(session: &SessionId) -> String {
     format!("session/{session}")
 }
@@ -101,16 +98,21 @@ pub(super) fn request_owner(request: &str) -> String {
     format!("request/{request}")
 }
 
-/// A run among those of its user at the moment. The request may hold anything but a slash.
-pub(super) fn stream_member(holder: Uuid, request: &RequestId) -> String {
-    format!("{holder}/{request}")
+/// Position of a session in the list: the time of its last turn, then its id.
+pub(super) fn latest_sort_key(updated: &str, session: &str) -> String {
+    format!("{updated}/{session}")
+}
+
+/// A run in the set of its user's streams. A lease token has no slash.
+pub(super) fn stream_member(lease_token: Uuid, request: &RequestId) -> String {
+    format!("{lease_token}/{request}")
 }
 
 pub(super) fn split_stream_member(stream: &str) -> Option<(&str, &str)> {
     stream.split_once('/')
 }
 
-/// The conversation and the number of a turn, if that is what an item of this name is: for whoever reads the table's stream.
+/// The session and position of a turn, if the item is one.
 #[must_use]
 pub fn parse_turn_item(item: &str) -> Option<(SessionId, u32)> {
     let (session, seq) = item.strip_prefix("turn/")?.split_once('/')?;
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_sort_by_their_number_and_are_found_again() {
+    fn turn_keys_sort_by_number_and_parse() {
         let session = SessionId::parse("session_id", "a#b c").unwrap();
         let keys = [9, 10, 4_000_000_000].map(|seq| Key::turn(&user(), &session, seq).item);
         assert!(keys.is_sorted());
@@ -137,21 +139,21 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_ids_make_names_that_dynamodb_takes() {
+    fn longest_ids_make_keys_within_the_limit() {
         let long = "x".repeat(crate::identity::MAX_ID_BYTES);
         let (session, request) = (SessionId::parse("", &long).unwrap(), RequestId::parse("", &long).unwrap());
-        let holder = Uuid::nil().to_string();
+        let token = Uuid::nil().to_string();
         for key in [
-            Key::chunk(&user(), &request, &holder, u32::MAX),
-            Key::part(&user(), &session_owner(&session), &holder, 9_999),
-            Key::result(&user(), &session, &holder, &holder),
+            Key::chunk(&user(), &request, &token, u32::MAX),
+            Key::part(&user(), &session_owner(&session), &token, 9_999),
+            Key::result(&user(), &session, &token, &token),
         ] {
             assert!(key.item.len() <= 1_024);
         }
     }
 
     #[test]
-    fn a_day_is_one_of_utc() {
+    fn usage_key_is_the_day_in_utc() {
         let late: Timestamp = "2026-03-01T23:59:59.999Z".parse().unwrap();
         assert_eq!(Key::usage(&user(), late).item, "usage/2026-03-01");
     }

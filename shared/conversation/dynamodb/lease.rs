@@ -1,7 +1,7 @@
-//! Items of runs and leases: what they say.
+//! Items of runs and leases.
 //!
-//! Whether a run is alive stands in its own item alone. The lease of a conversation and the set of a user's streams only name
-//! runs, so that a sign of life is one small write; the runs are looked at where somebody would be refused because of them.
+//! Only the item of a run says whether the run is alive. The lease of a session and the set of a user's streams name runs,
+//! so that a heartbeat is one small write; their runs are read when something would be refused because of them.
 
 use std::time::Duration;
 
@@ -10,62 +10,46 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
+    attributes::{
+        ALIVE_UNTIL, ENDED, FINGERPRINT, HEAD, HELD_UNTIL, HOLDS_SESSION, LEASE_TOKEN, LOST, PHASE, REQUEST, RUNNING,
+        SESSION, STARTED_AT,
+    },
     item::{Item, ItemExt as _, add, bytes, duration_until, expiry, flag, millis, number, text},
     keys::{EXPIRES_AT, Key},
     table::Table,
     write::{Attribute, Write},
 };
 use crate::{
-    conversation::{IDEMPOTENCY_WINDOW, LEASE_DURATION, NewRun, RunKey, StoreError},
+    conversation::{
+        error::StoreError,
+        run::{IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun},
+    },
     identity::{SessionId, UserId},
 };
 
-pub(super) const SESSION: &str = "session_id";
-pub(super) const REQUEST: &str = "request_id";
-pub(super) const LEASE_TOKEN: &str = "holder";
-pub(super) const FINGERPRINT: &str = "fingerprint";
-pub(super) const HEAD: &str = "head";
-pub(super) const PHASE: &str = "phase";
-pub(super) const ALIVE_UNTIL: &str = "alive_until";
-pub(super) const CANCELLED: &str = "cancelled";
-pub(super) const WATCHED_UNTIL: &str = "watched_until";
-pub(super) const FRAMES: &str = "frames";
-/// When the run was let in.
-pub(super) const STARTED_AT: &str = "started_at";
-/// Whether the run has its conversation, which its lease tells others.
-pub(super) const HOLDS_SESSION: &str = "holds_session";
-/// Until when a lease holds that belongs to no run.
-const HELD_UNTIL: &str = "held_until";
+/// The fence: every write of a run checks it.
+const HAS_LEASE: &str = "holder = :holder AND phase = :running";
 
-pub(super) const RUNNING: &str = "running";
-pub(super) const ENDED: &str = "ended";
-/// Another run has its conversation.
-pub(super) const LOST: &str = "lost";
-
-/// The run is the one that the writer has in hand.
-pub(super) const OWNS_LEASE: &str = "holder = :holder AND phase = :running";
-
-/// A run that does not count as known: it was never there or is forgotten, its process died, or it may be repeated.
+/// Runs that do not count as known: absent or expired ones, lost ones, and repeatable ones.
 const MAY_START: &str = "attribute_not_exists(user_id) OR expires_at <= :second OR phase = :lost \
                          OR (phase = :running AND alive_until <= :now) OR (phase = :ended AND repeatable = :yes)";
 
-/// Whether a run's process gives signs of life.
+/// Whether the run's lease has not expired.
 pub(super) fn is_alive(run: &Item, now: Timestamp) -> bool {
     run.text(PHASE).is_ok_and(|phase| phase == RUNNING) && run.millis(ALIVE_UNTIL).is_ok_and(|until| until > now)
 }
 
-/// Whether it is this start of a request.
-pub(super) fn has_lease_token(item: &Item, holder: &str) -> bool {
-    item.text(LEASE_TOKEN).is_ok_and(|known| known == holder)
+pub(super) fn has_lease_token(item: &Item, lease_token: Uuid) -> bool {
+    item.text(LEASE_TOKEN).is_ok_and(|stored| stored == lease_token.to_string())
 }
 
-/// Starts a run, if it does not count as known.
-pub(super) fn start_run(run: &NewRun, holder: Uuid, now: Timestamp) -> Write {
+/// Starts a run, unless it counts as known.
+pub(super) fn start_run(run: &NewRun, lease_token: Uuid, now: Timestamp) -> Write {
     let attributes = [
         (SESSION, text(run.key.session.as_str())),
         (FINGERPRINT, bytes(&run.fingerprint)),
         (HEAD, bytes(&run.head)),
-        (LEASE_TOKEN, text(holder)),
+        (LEASE_TOKEN, text(lease_token)),
         (PHASE, text(RUNNING)),
         (STARTED_AT, millis(now)),
         (ALIVE_UNTIL, millis(add(now, LEASE_DURATION))),
@@ -82,113 +66,119 @@ pub(super) fn start_run(run: &NewRun, holder: Uuid, now: Timestamp) -> Write {
         .bind(":yes", flag(true))
 }
 
-/// A change of the run that the writer has in hand.
-pub(super) fn update_run(key: &RunKey, holder: Uuid, expression: &str) -> Write {
-    require_lease(Write::update(Key::run(&key.user, key.request.as_str()), expression), holder)
+/// A change of the run that fails if its lease is lost.
+pub(super) fn update_run(lease: &Lease, expression: &str) -> Write {
+    require_lease(Write::update(Key::run(&lease.key.user, lease.key.request.as_str()), expression), lease)
 }
 
-/// A sign of life.
-pub(super) fn renew_lease(key: &RunKey, holder: Uuid, now: Timestamp) -> Write {
-    update_run(key, holder, "SET alive_until = :until, expires_at = :expires")
+/// The heartbeat.
+pub(super) fn renew_lease(lease: &Lease, now: Timestamp) -> Write {
+    update_run(lease, "SET alive_until = :until, expires_at = :expires")
         .bind(":until", millis(add(now, LEASE_DURATION)))
         .bind(":expires", run_expiry(now))
 }
 
-pub(super) fn require_lease(write: Write, holder: Uuid) -> Write {
-    write.condition(OWNS_LEASE).bind(":holder", text(holder)).bind(":running", text(RUNNING))
+/// Adds the fence to a write of the run's item.
+pub(super) fn require_lease(write: Write, lease: &Lease) -> Write {
+    write.condition(HAS_LEASE).bind(":holder", text(lease.lease_token)).bind(":running", text(RUNNING))
 }
 
-/// When a run is forgotten of which nothing more is heard.
 pub(super) fn run_expiry(now: Timestamp) -> AttributeValue {
     expiry(now, LEASE_DURATION + IDEMPOTENCY_WINDOW)
 }
 
-/// The dead run that has a conversation, and will have it no more.
+/// The lease of a session whose run, or deletion, is not active any more.
 #[derive(Debug, Clone)]
 pub(super) struct ExpiredLease {
-    holder: String,
-    /// Its request, if it is not the one that takes the conversation, and has not been noticed to be dead.
-    request: Option<String>,
+    lease_token: String,
+    /// The run to mark as lost: one that is not marked yet, and is not the run that takes the session.
+    lost_request: Option<String>,
 }
 
-/// Takes a conversation, from nobody or from a dead run.
-pub(super) fn take_lease(key: &RunKey, holder: Uuid, dead: Option<&ExpiredLease>, now: Timestamp) -> Vec<Write> {
-    // It expires later than any run ends, so that it is not gone before it is given up.
-    let held = [
-        (LEASE_TOKEN, text(holder)),
+/// Takes a session that is free or whose lease has expired.
+pub(super) fn take_lease(lease: &Lease, expired: Option<&ExpiredLease>, now: Timestamp) -> Vec<Write> {
+    let (key, token) = (&lease.key, lease.lease_token);
+    // It expires later than any run ends, so that it is there until it is released.
+    let attributes = [
+        (LEASE_TOKEN, text(token)),
         (REQUEST, text(key.request.as_str())),
         (EXPIRES_AT, expiry(now, IDEMPOTENCY_WINDOW)),
     ];
-    let lease = Write::put(Key::lease(&key.user, &key.session), held);
-    let from = match dead {
+    let put = Write::put(Key::lease(&key.user, &key.session), attributes);
+    let is_free = match expired {
         None => "attribute_not_exists(user_id) OR holder = :holder",
         Some(_) => "attribute_not_exists(user_id) OR holder = :holder OR holder = :dead",
     };
-    let mut lease = lease.condition(from).bind(":holder", text(holder));
-    let Some(dead) = dead else { return vec![lease] };
-    lease = lease.bind(":dead", text(&dead.holder));
-    let Some(request) = &dead.request else { return vec![lease] };
-    let lost = Write::update(Key::run(&key.user, request), "SET phase = :lost")
+    let mut put = put.condition(is_free).bind(":holder", text(token));
+    let Some(expired) = expired else { return vec![put] };
+    put = put.bind(":dead", text(&expired.lease_token));
+    let Some(request) = &expired.lost_request else { return vec![put] };
+    let mark_lost = Write::update(Key::run(&key.user, request), "SET phase = :lost")
         .condition("holder = :dead AND phase = :running AND alive_until <= :now")
-        .bind(":dead", text(&dead.holder))
+        .bind(":dead", text(&expired.lease_token))
         .bind(":running", text(RUNNING))
         .bind(":lost", text(LOST))
         .bind(":now", millis(now));
-    vec![lease, lost]
+    vec![put, mark_lost]
 }
 
-/// What is in a lease that belongs to no run.
-pub(super) fn deletion_lease(holder: Uuid, now: Timestamp, held: Duration) -> [Attribute; 3] {
+/// Frees a session that the run holds.
+pub(super) fn release_lease(lease: &Lease) -> Write {
+    let release = Write::delete(Key::lease(&lease.key.user, &lease.key.session));
+    release.condition("holder = :holder").bind(":holder", text(lease.lease_token))
+}
+
+/// The attributes of a lease that belongs to a deletion and to no run.
+pub(super) fn deletion_lease(lease_token: Uuid, now: Timestamp, duration: Duration) -> [Attribute; 3] {
     [
-        (LEASE_TOKEN, text(holder)),
-        (HELD_UNTIL, millis(add(now, held))),
-        (EXPIRES_AT, expiry(now, held + IDEMPOTENCY_WINDOW)),
+        (LEASE_TOKEN, text(lease_token)),
+        (HELD_UNTIL, millis(add(now, duration))),
+        (EXPIRES_AT, expiry(now, duration + IDEMPOTENCY_WINDOW)),
     ]
 }
 
-/// Who has a conversation.
 #[derive(Debug)]
 pub(super) enum LeaseState {
-    /// A run that is alive until then.
+    /// Held for this time, unless it is renewed.
     Active(Duration),
-    /// One that is not.
     Expired(ExpiredLease),
 }
 
 impl Table {
-    /// How a conversation is held that could not be taken for `request`.
+    /// The state of a lease that `request` could not take.
     pub(super) async fn lease_state(
         &self,
         user: &UserId,
         request: &str,
         lease: &Item,
     ) -> Result<LeaseState, StoreError> {
-        let holder = lease.text(LEASE_TOKEN)?;
-        let Ok(other) = lease.text(REQUEST) else {
-            let (held, now) = (lease.millis(HELD_UNTIL)?, Timestamp::now());
-            return Ok(match held > now {
-                true => LeaseState::Active(duration_until(now, held)),
-                false => LeaseState::Expired(ExpiredLease { holder: holder.to_owned(), request: None }),
-            });
+        let lease_token = lease.text(LEASE_TOKEN)?;
+        let expired = |lost_request: Option<&str>| {
+            let lost_request = lost_request.map(str::to_owned);
+            LeaseState::Expired(ExpiredLease { lease_token: lease_token.to_owned(), lost_request })
         };
-        let run = self.get(Key::run(user, other)).await?.filter(|run| has_lease_token(run, holder));
+        let Ok(other) = lease.text(REQUEST) else {
+            let (held_until, now) = (lease.millis(HELD_UNTIL)?, Timestamp::now());
+            let is_held = held_until > now;
+            return Ok(if is_held { LeaseState::Active(duration_until(now, held_until)) } else { expired(None) });
+        };
+        let run = self.get(Key::run(user, other)).await?;
+        let run = run.filter(|run| run.text(LEASE_TOKEN).is_ok_and(|stored| stored == lease_token));
         let now = Timestamp::now();
         Ok(match run {
             Some(run) if is_alive(&run, now) => LeaseState::Active(duration_until(now, run.millis(ALIVE_UNTIL)?)),
-            Some(run) if other != request && run.text(PHASE)? == RUNNING => {
-                LeaseState::Expired(ExpiredLease { holder: holder.to_owned(), request: Some(other.to_owned()) })
-            }
-            _ => LeaseState::Expired(ExpiredLease { holder: holder.to_owned(), request: None }),
+            Some(run) if other != request && run.text(PHASE)? == RUNNING => expired(Some(other)),
+            _ => expired(None),
         })
     }
 
-    /// Those of a user's runs that are alive, by their conversations' leases.
+    /// A user's sessions that an active run holds, with its request.
     pub(super) async fn running_sessions(&self, user: &UserId) -> Result<Vec<(SessionId, String)>, StoreError> {
         let leases = self.query_prefix(user, "lease/").await?;
         self.running_sessions_of(user, leases).await
     }
 
-    /// Which conversations a run has that is alive, and its request.
+    /// The same for the sessions of these leases.
     pub(super) async fn running_sessions_of(
         &self,
         user: &UserId,
@@ -198,12 +188,12 @@ impl Table {
         let keys = held.iter().map(|(_, request)| Key::run(user, request)).collect();
         let runs = self.batch_get(keys).await?;
         let now = Timestamp::now();
-        let alive = held.into_iter().filter_map(|(lease, request)| {
+        let active = held.into_iter().filter_map(|(lease, request)| {
             let run = runs.get(&Key::run(user, request).item)?;
-            let is_its_holder = has_lease_token(run, lease.text(LEASE_TOKEN).ok()?);
+            let holds = run.text(LEASE_TOKEN).ok()? == lease.text(LEASE_TOKEN).ok()?;
             let session = SessionId::parse(SESSION, run.text(SESSION).ok()?).ok()?;
-            (is_its_holder && is_alive(run, now)).then(|| (session, request.to_owned()))
+            (holds && is_alive(run, now)).then(|| (session, request.to_owned()))
         });
-        Ok(alive.collect())
+        Ok(active.collect())
     }
 }

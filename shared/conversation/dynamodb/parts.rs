@@ -1,5 +1,7 @@
-//! Values that do not fit into an item: they are divided over items of their own, which are written first, so that an item
-//! that names them is what makes them count.
+//! Values that may be too long for an item. A long value is divided into parts, which are items of their own.
+//!
+//! Parts are written first and expire by themselves. The item that names them makes them count, and whoever writes it for
+//! good removes their expiry before.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -11,60 +13,68 @@ use super::{
     table::Table,
     write::{Attribute, MAX_ITEM_BYTES, Write, WriteOutcome},
 };
-use crate::{conversation::StoreError, identity::UserId};
+use crate::{conversation::error::StoreError, identity::UserId};
 
-/// Longest value that is kept within its item. A few of them fit into a transaction.
-pub(super) const MAX_INLINE_BYTES: usize = 256 * 1_024;
-/// Bytes of a part, beside which its names fit.
+/// Longest value that is stored in its item. A few of them fit into a transaction.
+const MAX_INLINE_BYTES: usize = 256 * 1_024;
+/// Leaves room for the key and the names of attributes.
 const PART_BYTES: usize = MAX_ITEM_BYTES - 16 * 1_024;
-/// Parts that are written at a time. All are of one user, for whom DynamoDB takes about a megabyte a second for long.
-const AT_ONCE: usize = 2;
+/// All parts are in one partition, which takes about a megabyte a second.
+const CONCURRENT_WRITES: usize = 2;
 
-/// Whose parts those of a profile are.
+/// Owner of the parts of a user's profile.
 pub(super) const PROFILE: &str = "profile";
 
-/// The value, where it is short.
-pub(super) const VALUE: &str = "value_inline";
-/// Which parts the value is divided over, and how many they are.
+const VALUE: &str = "value_inline";
 const PARTS_ID: &str = "value_id";
 const PARTS: &str = "value_parts";
-/// What is in a part.
 const CONTENT: &str = "content";
 
-/// Where the parts of a value are.
+/// The session, request or profile with which the parts of a value are deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ValueParts {
+pub(super) struct ValueOwner {
     user: UserId,
     owner: String,
-    id: String,
-    parts: usize,
 }
 
-/// A value that is as good as kept: what has to be written into the item that it is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ValueParts {
+    owner: ValueOwner,
+    id: String,
+    count: usize,
+}
+
+/// The attributes that make a value count, and the parts that are written already.
 #[derive(Debug)]
 pub(super) struct StagedValue {
     pub(super) attributes: Vec<Attribute>,
     pub(super) parts: Option<ValueParts>,
 }
 
-impl ValueParts {
-    /// The parts that an item names, if its value is divided.
-    pub(super) fn of(user: &UserId, owner: &str, item: &Item) -> Option<Self> {
-        let (id, parts) = (item.text(PARTS_ID).ok()?.to_owned(), item.number(PARTS).ok()?);
-        Some(Self { user: user.clone(), owner: owner.to_owned(), id, parts })
+impl ValueOwner {
+    pub(super) fn new(user: &UserId, owner: impl Into<String>) -> Self {
+        Self { user: user.clone(), owner: owner.into() }
     }
 
+    /// The parts that an item names.
+    pub(super) fn parts_of(&self, item: &Item) -> Option<ValueParts> {
+        let (id, count) = (item.text(PARTS_ID).ok()?.to_owned(), item.number(PARTS).ok()?);
+        Some(ValueParts { owner: self.clone(), id, count })
+    }
+}
+
+impl ValueParts {
     fn keys(&self) -> impl Iterator<Item = Key> {
-        (0..self.parts).map(|part| Key::part(&self.user, &self.owner, &self.id, part))
+        let ValueOwner { user, owner } = &self.owner;
+        (0..self.count).map(|part| Key::part(user, owner, &self.id, part))
     }
 }
 
 impl Table {
-    /// Prepares a value of an item. If it is long, parts of `owner` are written under `id`, which are gone after `expires`.
+    /// Stages a value: a long one is written in parts under `id`, with an expiry.
     pub(super) async fn stage_value(
         &self,
-        user: &UserId,
-        owner: &str,
+        owner: &ValueOwner,
         id: Uuid,
         value: &[u8],
         expires: &AttributeValue,
@@ -72,56 +82,56 @@ impl Table {
         if value.len() <= MAX_INLINE_BYTES {
             return Ok(StagedValue { attributes: vec![(VALUE, bytes(value))], parts: None });
         }
-        self.stage_in_parts(user, owner, id, value, expires).await
+        self.stage_in_parts(owner, id, value, expires).await
     }
 
-    /// The same, for a value that is not to be in its item even if it is short, because the item is read for other things.
+    /// Stages a value outside of its item even if it is short, because the item is read for other things.
     pub(super) async fn stage_in_parts(
         &self,
-        user: &UserId,
-        owner: &str,
+        owner: &ValueOwner,
         id: Uuid,
         value: &[u8],
         expires: &AttributeValue,
     ) -> Result<StagedValue, StoreError> {
-        let parts: Vec<&[u8]> = value.chunks(PART_BYTES).collect();
-        let divided =
-            ValueParts { user: user.clone(), owner: owner.to_owned(), id: id.to_string(), parts: parts.len() };
-        let writes: Vec<_> = divided
+        let contents: Vec<&[u8]> = value.chunks(PART_BYTES).collect();
+        let parts = ValueParts { owner: owner.clone(), id: id.to_string(), count: contents.len() };
+        let writes: Vec<_> = parts
             .keys()
-            .zip(&parts)
-            .map(|(key, part)| self.write(Write::put(key, [(CONTENT, bytes(part)), (EXPIRES_AT, expires.clone())])))
+            .zip(&contents)
+            .map(|(key, content)| {
+                self.write(Write::put(key, [(CONTENT, bytes(content)), (EXPIRES_AT, expires.clone())]))
+            })
             .collect();
-        stream::iter(writes).buffer_unordered(AT_ONCE).try_for_each(|_| async { Ok(()) }).await?;
-        let attributes = vec![(PARTS_ID, text(&divided.id)), (PARTS, number(divided.parts))];
-        Ok(StagedValue { attributes, parts: Some(divided) })
+        stream::iter(writes).buffer_unordered(CONCURRENT_WRITES).try_for_each(|_| async { Ok(()) }).await?;
+        let attributes = vec![(PARTS_ID, text(&parts.id)), (PARTS, number(parts.count))];
+        Ok(StagedValue { attributes, parts: Some(parts) })
     }
 
-    /// Lets parts live as long as the item that names them.
-    pub(super) async fn clear_expiry(&self, divided: &ValueParts) -> Result<(), StoreError> {
-        let lasting = |key| Write::update(key, "REMOVE expires_at").condition("attribute_exists(content)");
-        let writes: Vec<_> = divided.keys().map(|key| self.write(lasting(key))).collect();
-        let is_there = |applied| async move {
-            match applied {
+    /// Removes the expiry of parts.
+    pub(super) async fn clear_expiry(&self, parts: &ValueParts) -> Result<(), StoreError> {
+        let clear = |key| Write::update(key, "REMOVE expires_at").condition("attribute_exists(content)");
+        let writes: Vec<_> = parts.keys().map(|key| self.write(clear(key))).collect();
+        let is_there = |outcome| async move {
+            match outcome {
                 WriteOutcome::Done(_) => Ok(()),
-                WriteOutcome::Refused => Err(StoreError::Malformed("a part is gone")),
+                WriteOutcome::ConditionFailed => Err(StoreError::Malformed("a part of a value")),
             }
         };
-        stream::iter(writes).buffer_unordered(AT_ONCE).try_for_each(is_there).await
+        stream::iter(writes).buffer_unordered(CONCURRENT_WRITES).try_for_each(is_there).await
     }
 
-    /// Deletes parts that no item names. Those that are left have an expiry.
-    pub(super) async fn delete_parts(&self, divided: &ValueParts) {
-        let writes: Vec<_> = divided.keys().map(|key| self.write(Write::delete(key))).collect();
-        stream::iter(writes).buffer_unordered(AT_ONCE).for_each(|_| async {}).await;
+    /// Deletes parts that no item names. A failure is ignored: they expire.
+    pub(super) async fn delete_parts(&self, parts: &ValueParts) {
+        let writes: Vec<_> = parts.keys().map(|key| self.write(Write::delete(key))).collect();
+        stream::iter(writes).buffer_unordered(CONCURRENT_WRITES).for_each(|_| async {}).await;
     }
 
-    /// The value of an item.
-    pub(super) async fn read_value(&self, user: &UserId, owner: &str, item: &Item) -> Result<Vec<u8>, StoreError> {
+    /// Reads the value of an item.
+    pub(super) async fn read_value(&self, owner: &ValueOwner, item: &Item) -> Result<Vec<u8>, StoreError> {
         if let Ok(value) = item.bytes(VALUE) {
             return Ok(value.to_vec());
         }
-        let parts = self.query_prefix(user, &part_prefix(owner, item.text(PARTS_ID)?)).await?;
+        let parts = self.query_prefix(&owner.user, &part_prefix(&owner.owner, item.text(PARTS_ID)?)).await?;
         if parts.len() != item.number::<usize>(PARTS)? {
             return Err(StoreError::Malformed("parts of a value"));
         }

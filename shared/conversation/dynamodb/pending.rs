@@ -1,9 +1,7 @@
-//! Turns that wait for the results of tools that the client runs.
+//! Pending turns.
 //!
-//! A turn's item names its calls by digests, because a call's id is the provider's and may be anything. What is long, the
-//! turn's state and the results, is in items of its own. All of it has an expiry and is left to it.
-
-use std::time::Duration;
+//! The item of a pending turn names its calls by digests, because a call's id is the provider's and may be anything. The
+//! turn's state and its results are in items of their own. All of them expire, and are not deleted before.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::future::try_join;
@@ -12,52 +10,60 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
-    DAY, DynamoConversations,
+    DynamoConversations, EXPIRY_MARGIN,
+    attributes::{
+        AWAITED, CALL, CALLS, PHASE, REQUEST, RESUMED_AT, RESUMED_BY, RESUMED_REQUEST, RUNNING, STORED_AT, TURN,
+    },
     item::{Item, ItemExt as _, add, expiry, flag, millis, number, set, text},
     keys::{EXPIRES_AT, ITEM_ID, Key, result_prefix, session_owner},
-    lease::{
-        ExpiredLease, LeaseState, PHASE, REQUEST, RUNNING, has_lease_token, is_alive, renew_lease, require_lease,
-        take_lease,
-    },
-    parts::StagedValue,
+    lease::{ExpiredLease, LeaseState, has_lease_token, is_alive, renew_lease, require_lease, take_lease},
+    parts::{StagedValue, ValueOwner},
     write::{FailedConditions, TransactOutcome, Write},
 };
 use crate::conversation::{
-    CompletedPendingTurn, Lease, PendingTurnDisposition, PendingTurnId, StoreError, ToolResultOutcome,
+    error::StoreError,
+    pending::{
+        CompletedPendingTurn, MAX_PENDING_TURNS, PENDING_TURN_WINDOW, PendingTurnDisposition, PendingTurnId,
+        ToolResultOutcome,
+    },
+    run::Lease,
 };
 
-/// How long results are waited for. A client may have to ask a person first.
-const KEPT: Duration = Duration::from_hours(24);
-/// Most turns of one user that wait; the oldest are given up.
-const MOST: usize = 20;
-/// How often a result begins anew, because something changed under it.
-const TRIES: u32 = 8;
+/// Attempts of a result whose items change meanwhile.
+const ATTEMPTS: u32 = 8;
 
-const TURN: &str = "turn_id";
-/// Digests of all calls, and of those whose results are not there.
-const CALLS: &str = "calls";
-const AWAITED: &str = "awaited";
-const KEPT_AT: &str = "kept_at";
-/// Who goes on with it, and since when.
-const RESUMED_BY: &str = "resumed_by";
-const RESUMED_REQUEST: &str = "resumed_request";
-const RESUMED_AT: &str = "resumed_at";
-/// The id of the call, beside its result.
-const CALL: &str = "call_id";
-
-/// Where the writes of a result are in their transaction. The lease, and the run that lost it, come last.
+/// Positions of writes in the transaction of a result. The lease, and the lost run that held it, come last.
 const RUN: usize = 0;
-const WAITING: usize = 1;
-const TAKEN: usize = 3;
-const LOST: usize = 4;
+const PENDING: usize = 1;
+const LEASE: usize = 3;
+const LOST_RUN: usize = 4;
+
+/// The result of a call, from the run that has the lease.
+struct NewResult<'a> {
+    lease: &'a Lease,
+    call: &'a str,
+    result: &'a [u8],
+}
+
+enum ResultAttempt {
+    Recorded,
+    Busy(LeaseState),
+    /// Something has changed meanwhile.
+    Retry,
+}
 
 impl DynamoConversations {
-    pub(super) async fn keep_pending(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
-        let Lease { key, lease_token: holder } = lease;
+    pub(super) async fn replace_pending_turn(
+        &self,
+        lease: &Lease,
+        state: &[u8],
+        calls: &[&str],
+    ) -> Result<(), StoreError> {
+        let key = &lease.key;
         let now = Timestamp::now();
-        let owner = session_owner(&key.session);
-        let expires = expiry(now, KEPT + DAY);
-        let state = self.table.stage_in_parts(&key.user, &owner, Uuid::now_v7(), state, &expires);
+        let owner = ValueOwner::new(&key.user, session_owner(&key.session));
+        let expires = expiry(now, PENDING_TURN_WINDOW + EXPIRY_MARGIN);
+        let state = self.table.stage_in_parts(&owner, Uuid::now_v7(), state, &expires);
         let (state, others) = try_join(state, self.table.query_prefix(&key.user, "pending/")).await?;
         let calls: Vec<_> = calls.iter().map(|call| digest(call)).collect();
         let mut attributes = state.attributes.clone();
@@ -65,202 +71,213 @@ impl DynamoConversations {
             (TURN, text(Uuid::now_v7())),
             (CALLS, set(calls.clone())),
             (AWAITED, set(calls)),
-            (KEPT_AT, millis(now)),
-            (EXPIRES_AT, expiry(now, KEPT)),
+            (STORED_AT, millis(now)),
+            (EXPIRES_AT, expiry(now, PENDING_TURN_WINDOW)),
         ]);
-        let place = Key::pending(&key.user, &key.session);
-        let run = require_lease(Write::check(Key::run(&key.user, key.request.as_str())), *holder);
-        if let TransactOutcome::Refused(_) =
-            self.table.transact(vec![run, Write::put(place.clone(), attributes)]).await?
-        {
-            if let Some(divided) = &state.parts {
-                self.table.delete_parts(divided).await;
+        let new = Key::pending(&key.user, &key.session);
+        let run = require_lease(Write::check(Key::run(&key.user, key.request.as_str())), lease);
+        let writes = vec![run, Write::put(new.clone(), attributes)];
+        if let TransactOutcome::ConditionsFailed(_) = self.table.transact(writes).await? {
+            if let Some(parts) = &state.parts {
+                self.table.delete_parts(parts).await;
             }
             return Err(StoreError::LeaseLost);
         }
-        self.give_up(lease, others, &place).await
+        self.delete_oldest(lease, others, &new).await
     }
 
-    /// Gives the oldest turns up, so that few enough are left beside the new one.
-    async fn give_up(&self, lease: &Lease, mut others: Vec<Item>, new: &Key) -> Result<(), StoreError> {
+    /// Deletes the oldest pending turns beyond the limit.
+    async fn delete_oldest(&self, lease: &Lease, mut others: Vec<Item>, new: &Key) -> Result<(), StoreError> {
         others.retain(|other| other.text(ITEM_ID).is_ok_and(|item| item != new.item));
-        others.sort_by_key(|other| std::cmp::Reverse(other.number::<i64>(KEPT_AT).unwrap_or_default()));
-        for old in others.iter().skip(MOST - 1) {
-            let gone = Write::delete(Key::new(&lease.key.user, old.text(ITEM_ID)?));
-            let gone = gone.condition("turn_id = :turn").bind(":turn", text(old.text(TURN)?));
-            self.table.write(gone).await?;
+        others.sort_by_key(|other| std::cmp::Reverse(other.number::<i64>(STORED_AT).unwrap_or_default()));
+        for old in others.iter().skip(MAX_PENDING_TURNS - 1) {
+            let delete = Write::delete(Key::new(&lease.key.user, old.text(ITEM_ID)?));
+            let delete = delete.condition("turn_id = :turn").bind(":turn", text(old.text(TURN)?));
+            self.table.write(delete).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn accept_result(
+    pub(super) async fn record_result(
         &self,
         lease: &Lease,
         call: &str,
         result: &[u8],
     ) -> Result<ToolResultOutcome, StoreError> {
         let key = &lease.key;
-        let mut dead: Option<ExpiredLease> = None;
-        for _ in 0..TRIES {
-            let Some(waiting) = self.table.get(Key::pending(&key.user, &key.session)).await? else {
+        let new = NewResult { lease, call, result };
+        let mut expired: Option<ExpiredLease> = None;
+        for _ in 0..ATTEMPTS {
+            let Some(pending) = self.table.get(Key::pending(&key.user, &key.session)).await? else {
                 return self.fenced(lease, ToolResultOutcome::UnknownCall).await;
             };
-            let Some(turn) = self.waiting(lease, &waiting, call).await? else {
-                let refused = match waiting.set(CALLS).contains(&digest(call)) {
-                    true if self.is_given_again(lease, &waiting, call).await? => ToolResultOutcome::Pending,
+            let Some(awaited) = self.awaited_call(lease, &pending, call).await? else {
+                let outcome = match pending.set(CALLS).contains(&digest(call)) {
+                    true if self.is_retry(lease, &pending, call).await? => ToolResultOutcome::Pending,
                     true => ToolResultOutcome::Duplicate,
                     false => ToolResultOutcome::UnknownCall,
                 };
-                return self.fenced(lease, refused).await;
+                return self.fenced(lease, outcome).await;
             };
-            let goes_on = if turn.is_last { Some(self.whole(lease, &waiting, call, result).await?) } else { None };
-            let now = Timestamp::now();
-            let owner = session_owner(&key.session);
-            let expires = expiry(now, KEPT + DAY);
-            let given = self.table.stage_value(&key.user, &owner, Uuid::now_v7(), result, &expires).await?;
-            let sign = renew_lease(key, lease.lease_token, now);
-            let sign = match turn.is_last {
-                true => sign.append(", holds_session = :yes").bind(":yes", flag(true)),
-                false => sign,
-            };
-            let mut writes =
-                vec![sign, turn.take_result(lease, now), put_result(lease, &turn.id, call, &given, expires)];
-            if turn.is_last {
-                writes.extend(take_lease(key, lease.lease_token, dead.as_ref(), now));
-            }
-            let refusals = match self.table.transact(writes).await? {
-                TransactOutcome::Refused(refusals) => refusals,
-                TransactOutcome::Done => {
-                    let ticket = || PendingTurnId {
-                        user: key.user.clone(),
-                        session: key.session.clone(),
-                        turn: turn.id.clone(),
-                        last_call: call.to_owned(),
-                    };
-                    return Ok(match goes_on {
-                        Some((state, results)) => {
-                            ToolResultOutcome::Complete(CompletedPendingTurn { state, results, id: ticket() })
-                        }
-                        None => ToolResultOutcome::Pending,
-                    });
+            let complete = if awaited.is_last { Some(self.complete_turn(&new, &pending).await?) } else { None };
+            match self.attempt_result(&new, &awaited, expired.as_ref()).await? {
+                ResultAttempt::Recorded => {
+                    return Ok(complete.map_or(ToolResultOutcome::Pending, ToolResultOutcome::Complete));
                 }
-            };
-            if let Some(divided) = &given.parts {
-                self.table.delete_parts(divided).await;
-            }
-            match self.refused(lease, &refusals).await? {
-                Some(LeaseState::Active(retry_after)) => return Ok(ToolResultOutcome::Busy { retry_after }),
-                Some(LeaseState::Expired(found)) => dead = Some(found),
-                None => dead = None,
+                ResultAttempt::Busy(LeaseState::Active(retry_after)) => {
+                    return Ok(ToolResultOutcome::Busy { retry_after });
+                }
+                ResultAttempt::Busy(LeaseState::Expired(found)) => expired = Some(found),
+                ResultAttempt::Retry => expired = None,
             }
         }
         Err(StoreError::Timeout)
     }
 
-    /// Whether the same request gave the result that is there, and nobody heard that it had succeeded.
-    async fn is_given_again(&self, lease: &Lease, waiting: &Item, call: &str) -> Result<bool, StoreError> {
-        let key = &lease.key;
-        let given = Key::result(&key.user, &key.session, waiting.text(TURN)?, &digest(call));
-        let given = self.table.get(given).await?;
-        let is_its =
-            given.is_some_and(|given| given.text(REQUEST).is_ok_and(|request| request == key.request.as_str()));
-        Ok(is_its && !waiting.contains_key(RESUMED_BY))
+    async fn attempt_result(
+        &self,
+        new: &NewResult<'_>,
+        awaited: &AwaitedCall,
+        expired: Option<&ExpiredLease>,
+    ) -> Result<ResultAttempt, StoreError> {
+        let (lease, key) = (new.lease, &new.lease.key);
+        let now = Timestamp::now();
+        let owner = ValueOwner::new(&key.user, session_owner(&key.session));
+        let expires = expiry(now, PENDING_TURN_WINDOW + EXPIRY_MARGIN);
+        let staged = self.table.stage_value(&owner, Uuid::now_v7(), new.result, &expires).await?;
+        let heartbeat = renew_lease(lease, now);
+        let heartbeat = match awaited.is_last {
+            true => heartbeat.append(", holds_session = :yes").bind(":yes", flag(true)),
+            false => heartbeat,
+        };
+        let mut writes = vec![heartbeat, awaited.record(lease, now), new.put(&awaited.turn, &staged, expires)];
+        if awaited.is_last {
+            writes.extend(take_lease(lease, expired, now));
+        }
+        let failed = match self.table.transact(writes).await? {
+            TransactOutcome::Committed => return Ok(ResultAttempt::Recorded),
+            TransactOutcome::ConditionsFailed(failed) => failed,
+        };
+        if let Some(parts) = &staged.parts {
+            self.table.delete_parts(parts).await;
+        }
+        self.judge_result(lease, &failed).await
     }
 
-    /// Who is in the way of a result; `None` = something changed, so that it is to be looked at anew.
-    async fn refused(&self, lease: &Lease, refusals: &FailedConditions) -> Result<Option<LeaseState>, StoreError> {
-        if refusals.get(RUN).is_some() {
+    async fn judge_result(&self, lease: &Lease, failed: &FailedConditions) -> Result<ResultAttempt, StoreError> {
+        if failed.get(RUN).is_some() {
             return Err(StoreError::LeaseLost);
         }
-        if refusals.get(WAITING).is_some() || refusals.get(LOST).is_some() {
-            return Ok(None);
+        if failed.get(PENDING).is_some() || failed.get(LOST_RUN).is_some() {
+            return Ok(ResultAttempt::Retry);
         }
-        let Some(taken) = refusals.get(TAKEN) else { return Ok(None) };
-        self.table.lease_state(&lease.key.user, lease.key.request.as_str(), taken).await.map(Some)
+        let Some(taken) = failed.get(LEASE) else { return Ok(ResultAttempt::Retry) };
+        let state = self.table.lease_state(&lease.key.user, lease.key.request.as_str(), taken).await?;
+        Ok(ResultAttempt::Busy(state))
     }
 
-    /// An answer that changes nothing, for a run that still has its lease.
-    async fn fenced(&self, lease: &Lease, accepted: ToolResultOutcome) -> Result<ToolResultOutcome, StoreError> {
+    /// Whether the same request gave the stored result, and its answer was lost.
+    async fn is_retry(&self, lease: &Lease, pending: &Item, call: &str) -> Result<bool, StoreError> {
+        let key = &lease.key;
+        let stored = Key::result(&key.user, &key.session, pending.text(TURN)?, &digest(call));
+        let stored = self.table.get(stored).await?;
+        let is_same =
+            stored.is_some_and(|stored| stored.text(REQUEST).is_ok_and(|request| request == key.request.as_str()));
+        Ok(is_same && !pending.contains_key(RESUMED_BY))
+    }
+
+    /// An outcome that changes nothing, for a run that has its lease.
+    async fn fenced(&self, lease: &Lease, outcome: ToolResultOutcome) -> Result<ToolResultOutcome, StoreError> {
         let run = self.table.get(Key::run(&lease.key.user, lease.key.request.as_str())).await?;
-        let is_mine = run.is_some_and(|run| {
-            has_lease_token(&run, &lease.lease_token.to_string()) && run.text(PHASE).is_ok_and(|phase| phase == RUNNING)
+        let has_lease = run.is_some_and(|run| {
+            has_lease_token(&run, lease.lease_token) && run.text(PHASE).is_ok_and(|phase| phase == RUNNING)
         });
-        if is_mine { Ok(accepted) } else { Err(StoreError::LeaseLost) }
+        if has_lease { Ok(outcome) } else { Err(StoreError::LeaseLost) }
     }
 
-    /// The turn that waits for the result of a call; `None` = it does not.
-    async fn waiting(&self, lease: &Lease, waiting: &Item, call: &str) -> Result<Option<Waiting>, StoreError> {
-        let call = digest(call);
-        if !waiting.set(CALLS).contains(&call) {
+    /// The call, if the pending turn awaits its result.
+    async fn awaited_call(&self, lease: &Lease, pending: &Item, call: &str) -> Result<Option<AwaitedCall>, StoreError> {
+        let digest = digest(call);
+        if !pending.set(CALLS).contains(&digest) {
             return Ok(None);
         }
-        let id = waiting.text(TURN)?.to_owned();
-        let awaited = waiting.set(AWAITED);
-        let Ok(resumed_by) = waiting.text(RESUMED_BY) else {
+        let turn = pending.text(TURN)?.to_owned();
+        let awaited = pending.set(AWAITED);
+        let Ok(resumed_by) = pending.text(RESUMED_BY) else {
             let is_last = awaited.len() == 1;
-            return Ok(awaited.contains(&call).then_some(Waiting { id, call, is_last, lost: None }));
+            return Ok(awaited.contains(&digest).then_some(AwaitedCall { turn, digest, is_last, lost: None }));
         };
-        // An earlier try of this one may have gone on with it, and its answer was lost.
-        if resumed_by != lease.lease_token.to_string() && self.goes_on(lease, waiting, resumed_by).await? {
+        // An earlier attempt of this call may have resumed it, and its answer was lost.
+        if resumed_by != lease.lease_token.to_string() && self.is_running(lease, pending, resumed_by).await? {
             return Ok(None);
         }
-        // A turn that went on and was lost with its process: whoever waits for it may give a result again.
-        Ok(Some(Waiting { id, call, is_last: true, lost: Some(resumed_by.to_owned()) }))
+        // Resumed by a run that is lost: a result may be given again.
+        Ok(Some(AwaitedCall { turn, digest, is_last: true, lost: Some(resumed_by.to_owned()) }))
     }
 
-    /// Whether the run that went on with a turn is still at it.
-    async fn goes_on(&self, lease: &Lease, waiting: &Item, resumed_by: &str) -> Result<bool, StoreError> {
+    /// Whether the run that has resumed a turn is active.
+    async fn is_running(&self, lease: &Lease, pending: &Item, resumed_by: &str) -> Result<bool, StoreError> {
         let now = Timestamp::now();
-        if add(waiting.millis(RESUMED_AT)?, self.max_turn_duration) <= now {
+        if add(pending.millis(RESUMED_AT)?, self.max_turn_duration) <= now {
             return Ok(false);
         }
-        let run = self.table.get(Key::run(&lease.key.user, waiting.text(RESUMED_REQUEST)?)).await?;
+        let run = self.table.get(Key::run(&lease.key.user, pending.text(RESUMED_REQUEST)?)).await?;
+        let resumed_by = resumed_by.parse().map_err(|_| StoreError::Malformed(RESUMED_BY))?;
         Ok(run.is_some_and(|run| has_lease_token(&run, resumed_by) && is_alive(&run, now)))
     }
 
-    /// A turn as it was kept, and all its results, of which the last is given just now.
-    async fn whole(
-        &self,
-        lease: &Lease,
-        waiting: &Item,
-        call: &str,
-        result: &[u8],
-    ) -> Result<(Vec<u8>, Vec<(String, Vec<u8>)>), StoreError> {
-        let key = &lease.key;
-        let owner = session_owner(&key.session);
-        let state = self.table.read_value(&key.user, &owner, waiting);
-        let given = result_prefix(&key.session, waiting.text(TURN)?);
-        let (state, given) = try_join(state, self.table.query_prefix(&key.user, &given)).await?;
-        let mut results = Vec::with_capacity(given.len() + 1);
-        for item in given {
+    /// The turn with all its results, of which the new one is the last.
+    async fn complete_turn(&self, new: &NewResult<'_>, pending: &Item) -> Result<CompletedPendingTurn, StoreError> {
+        let key = &new.lease.key;
+        let owner = ValueOwner::new(&key.user, session_owner(&key.session));
+        let state = self.table.read_value(&owner, pending);
+        let turn = pending.text(TURN)?;
+        let prefix = result_prefix(&key.session, turn);
+        let (state, stored) = try_join(state, self.table.query_prefix(&key.user, &prefix)).await?;
+        let mut results = Vec::with_capacity(stored.len() + 1);
+        for item in stored {
             let other = item.text(CALL)?;
-            if other != call {
-                results.push((other.to_owned(), self.table.read_value(&key.user, &owner, &item).await?));
+            if other != new.call {
+                results.push((other.to_owned(), self.table.read_value(&owner, &item).await?));
             }
         }
-        results.push((call.to_owned(), result.to_vec()));
-        if results.len() != waiting.set(CALLS).len() {
+        results.push((new.call.to_owned(), new.result.to_vec()));
+        if results.len() != pending.set(CALLS).len() {
             return Err(StoreError::Malformed("results of calls"));
         }
-        Ok((state, results))
+        Ok(CompletedPendingTurn { state, results, id: new.pending_turn(turn.to_owned()) })
     }
 }
 
-/// A turn that waits for the result of a call.
-struct Waiting {
-    id: String,
-    /// The call's digest.
-    call: String,
+impl NewResult<'_> {
+    fn put(&self, turn: &str, staged: &StagedValue, expires: AttributeValue) -> Write {
+        let key = &self.lease.key;
+        let mut attributes = staged.attributes.clone();
+        attributes.extend([(CALL, text(self.call)), (REQUEST, text(key.request.as_str())), (EXPIRES_AT, expires)]);
+        Write::put(Key::result(&key.user, &key.session, turn, &digest(self.call)), attributes)
+    }
+
+    fn pending_turn(&self, turn: String) -> PendingTurnId {
+        let (user, session) = (self.lease.key.user.clone(), self.lease.key.session.clone());
+        PendingTurnId { user, session, turn, last_call: self.call.to_owned() }
+    }
+}
+
+/// A call of a pending turn whose result is awaited.
+struct AwaitedCall {
+    turn: String,
+    digest: String,
     is_last: bool,
-    /// Who went on with it and is not heard of any more.
+    /// Lease token of the lost run that has resumed the turn.
     lost: Option<String>,
 }
 
-impl Waiting {
-    fn take_result(&self, lease: &Lease, now: Timestamp) -> Write {
-        let write = |expression: &str| {
-            let place = Key::pending(&lease.key.user, &lease.key.session);
-            Write::update(place, expression).bind(":turn", text(&self.id))
+impl AwaitedCall {
+    /// Takes the call out of those that are awaited; the last one resumes the turn.
+    fn record(&self, lease: &Lease, now: Timestamp) -> Write {
+        let update = |expression: &str| {
+            let key = Key::pending(&lease.key.user, &lease.key.session);
+            Write::update(key, expression).bind(":turn", text(&self.turn))
         };
         let resume = |write: Write| {
             write
@@ -270,48 +287,45 @@ impl Waiting {
         };
         let resumed = "resumed_by = :by, resumed_request = :request, resumed_at = :now";
         if let Some(lost) = &self.lost {
-            let again = write(&format!("SET {resumed}"));
+            let again = update(&format!("SET {resumed}"));
             return resume(again.condition("turn_id = :turn AND resumed_by = :lost").bind(":lost", text(lost)));
         }
-        let awaits = "turn_id = :turn AND attribute_not_exists(resumed_by) AND contains(awaited, :call)";
-        let (change, how_many) = match self.is_last {
+        let is_awaited = "turn_id = :turn AND attribute_not_exists(resumed_by) AND contains(awaited, :call)";
+        let (change, comparison) = match self.is_last {
             true => (format!("SET {resumed} DELETE awaited :calls"), "="),
             false => ("DELETE awaited :calls".to_owned(), ">"),
         };
-        let taken = write(&change)
-            .condition(format!("{awaits} AND size(awaited) {how_many} :one"))
-            .bind(":calls", set([self.call.clone()]))
-            .bind(":call", text(&self.call))
+        let record = update(&change)
+            .condition(format!("{is_awaited} AND size(awaited) {comparison} :one"))
+            .bind(":calls", set([self.digest.clone()]))
+            .bind(":call", text(&self.digest))
             .bind(":one", number(1));
-        if self.is_last { resume(taken) } else { taken }
+        if self.is_last { resume(record) } else { record }
     }
 }
 
-fn put_result(lease: &Lease, turn: &str, call: &str, given: &StagedValue, expires: AttributeValue) -> Write {
-    let mut attributes = given.attributes.clone();
-    attributes.extend([(CALL, text(call)), (REQUEST, text(lease.key.request.as_str())), (EXPIRES_AT, expires)]);
-    Write::put(Key::result(&lease.key.user, &lease.key.session, turn, &digest(call)), attributes)
-}
-
-/// What becomes of a turn that went on, if it is still the one that waits.
-pub(super) fn hand_back(
-    key: Key,
+/// Disposes of a resumed turn when its run ends; `None` = the turn was replaced, or is of another session.
+pub(super) fn dispose(
+    lease: &Lease,
     pending: &Item,
-    ticket: &PendingTurnId,
-    after: PendingTurnDisposition,
+    resumed: &PendingTurnId,
+    disposition: PendingTurnDisposition,
 ) -> Option<Write> {
-    if pending.text(TURN).ok()? != ticket.turn {
+    let (user, session) = (&lease.key.user, &lease.key.session);
+    let is_same = resumed.user == *user && resumed.session == *session && pending.text(TURN).ok()? == resumed.turn;
+    if !is_same {
         return None;
     }
-    let write = match after {
+    let key = Key::pending(user, session);
+    let write = match disposition {
         PendingTurnDisposition::Done => Write::delete(key),
         PendingTurnDisposition::Reopened => {
-            let awaited = set([digest(&ticket.last_call)]);
+            let awaited = set([digest(&resumed.last_call)]);
             let reopen = "SET awaited = :awaited REMOVE resumed_by, resumed_request, resumed_at";
             Write::update(key, reopen).bind(":awaited", awaited)
         }
     };
-    Some(write.condition("turn_id = :turn").bind(":turn", text(&ticket.turn)))
+    Some(write.condition("turn_id = :turn").bind(":turn", text(&resumed.turn)))
 }
 
 fn digest(call: &str) -> String {

@@ -1,4 +1,4 @@
-//! What happens to a run between its admission and its end.
+//! A run between its admission and its end.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{future::try_join, join};
@@ -6,45 +6,40 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    DynamoConversations,
-    admit::{add_streams, refund_request, remove_streams},
-    item::{Item, ItemExt as _, add, flag, millis, number, set, text},
-    keys::{EXPIRES_AT, Key, chunk_prefix, request_owner, stream_member},
-    lease::{
-        CANCELLED, ENDED, FRAMES, HEAD, HOLDS_SESSION, LEASE_TOKEN, PHASE, REQUEST, RUNNING, STARTED_AT, WATCHED_UNTIL,
-        is_alive, renew_lease, require_lease,
+    DynamoConversations, EXPIRY_MARGIN,
+    attributes::{
+        CANCELLED, ENDED, FIRST_FRAME, FRAME_COUNT, FRAMES, HEAD, HOLDS_SESSION, LEASE_TOKEN, PHASE, REQUEST, RUNNING,
+        STARTED_AT, WATCHED_UNTIL,
     },
-    parts::StagedValue,
+    item::{Item, ItemExt as _, add, expiry, flag, millis, number, set, text},
+    keys::{EXPIRES_AT, Key, chunk_prefix, request_owner, stream_member},
+    lease::{is_alive, release_lease, renew_lease, require_lease},
+    parts::{StagedValue, ValueOwner},
     table::Query,
+    usage::{add_streams, refund_request, remove_streams},
     write::{Write, WriteOutcome},
 };
 use crate::{
     conversation::{
-        FrameChunk, IDEMPOTENCY_WINDOW, Lease, RunSignals, RunSnapshot, RunState, StoreError, WATCH_WINDOW,
+        error::StoreError,
+        run::{FrameChunk, IDEMPOTENCY_WINDOW, Lease, RunSignals, RunSnapshot, RunState, WATCH_WINDOW},
     },
     identity::{RequestId, SessionId, UserId},
 };
 
-/// What is kept of a chunk beside its frames.
-const FIRST_FRAME: &str = "first_frame";
-const FRAME_COUNT: &str = "frame_count";
-
 impl DynamoConversations {
-    /// Undoes an admission, with what it counted. Whose lease is lost, or who has ended, takes nothing back.
-    pub(super) async fn abandon_run(&self, lease: &Lease) -> Result<(), StoreError> {
-        let Lease { key, lease_token: holder } = lease;
-        let place = Key::run(&key.user, key.request.as_str());
-        let Some(run) = self.table.get(place.clone()).await? else { return Ok(()) };
+    pub(super) async fn revoke_run(&self, lease: &Lease) -> Result<(), StoreError> {
+        let key = &lease.key;
+        let run_key = Key::run(&key.user, key.request.as_str());
+        let Some(run) = self.table.get(run_key.clone()).await? else { return Ok(()) };
         let now = Timestamp::now();
-        let mut writes = vec![
-            require_lease(Write::delete(place), *holder),
-            remove_streams(&key.user, set([stream_member(*holder, &key.request)]), now),
-        ];
+        let streams = set([stream_member(lease.lease_token, &key.request)]);
+        let mut writes = vec![require_lease(Write::delete(run_key), lease), remove_streams(&key.user, streams, now)];
         writes.extend(refund_request(&key.user, run.millis(STARTED_AT)?, now));
         if run.flag(HOLDS_SESSION) {
-            let lease = Write::delete(Key::lease(&key.user, &key.session));
-            writes.push(lease.condition("holder = :holder").bind(":holder", text(*holder)));
+            writes.push(release_lease(lease));
         }
+        // Failed conditions: the lease is lost or the run has ended, and nothing is taken back.
         self.table.transact(writes).await?;
         Ok(())
     }
@@ -54,58 +49,54 @@ impl DynamoConversations {
         lease: &Lease,
         chunk: Option<&FrameChunk>,
     ) -> Result<RunSignals, StoreError> {
-        let Lease { key, lease_token: holder } = lease;
         let now = Timestamp::now();
         let chunk = match chunk.filter(|chunk| chunk.count > 0) {
             Some(chunk) => Some((chunk, self.stage_chunk(lease, chunk, now).await?)),
             None => None,
         };
-        let mut sign = renew_lease(key, *holder, now);
+        let mut heartbeat = renew_lease(lease, now);
         if let Some((chunk, _)) = &chunk {
-            sign = sign.append(", frames = :frames").bind(":frames", number(last_frame(chunk)));
+            heartbeat = heartbeat.append(", frames = :frames").bind(":frames", number(last_frame(chunk)));
         }
-        // The frames bear the holder's name, so that those of one who lost the lease are seen by nobody.
-        let keep = async {
+        // Beside the heartbeat, for a chunk's key holds the lease token: no reader sees chunks of a run without the lease.
+        let put_chunk = async {
             match &chunk {
-                Some((chunk, prepared)) => self.table.write(put_chunk(lease, chunk, prepared, now)).await.map(|_| ()),
+                Some((chunk, staged)) => self.table.write(put_chunk(lease, chunk, staged, now)).await.map(drop),
                 None => Ok(()),
             }
         };
-        let (signed, kept) = join!(self.table.write(sign.returning_old()), keep);
-        let WriteOutcome::Done(run) = signed? else {
-            if let Some((chunk, prepared)) = &chunk {
-                self.forget_chunk(lease, chunk, prepared).await;
+        let (renewed, stored) = join!(self.table.write(heartbeat.returning_old()), put_chunk);
+        let WriteOutcome::Done(run) = renewed? else {
+            if let Some((chunk, staged)) = &chunk {
+                self.delete_chunk(lease, chunk, staged).await;
             }
             return Err(StoreError::LeaseLost);
         };
-        kept?;
+        stored?;
         if !is_alive(&run, now) {
-            // It may have been taken for dead by an admission that counted.
-            self.table.write(add_streams(&key.user, set([stream_member(*holder, &key.request)]), now)).await?;
+            // An admission may have swept the run from the streams while its lease was expired.
+            let streams = set([stream_member(lease.lease_token, &lease.key.request)]);
+            self.table.write(add_streams(&lease.key.user, streams, now)).await?;
         }
         let is_watched = run.millis(WATCHED_UNTIL).is_ok_and(|watched| watched > now);
         Ok(RunSignals { is_cancelled: run.flag(CANCELLED), is_watched })
     }
 
-    /// Prepares the frames of a chunk.
     pub(super) async fn stage_chunk(
         &self,
         lease: &Lease,
         chunk: &FrameChunk,
         now: Timestamp,
     ) -> Result<StagedValue, StoreError> {
-        let Lease { key, .. } = lease;
-        let owner = request_owner(key.request.as_str());
-        self.table.stage_value(&key.user, &owner, Uuid::now_v7(), &chunk.frames, &chunk_expiry(now)).await
+        let owner = ValueOwner::new(&lease.key.user, request_owner(lease.key.request.as_str()));
+        self.table.stage_value(&owner, Uuid::now_v7(), &chunk.frames, &chunk_expiry(now)).await
     }
 
-    /// Does not leave behind what nobody can see.
-    async fn forget_chunk(&self, lease: &Lease, chunk: &FrameChunk, prepared: &StagedValue) {
-        let key = chunk_key(lease, chunk);
-        // What is left all the same has an expiry.
-        let _gone = self.table.write(Write::delete(key)).await;
-        if let Some(divided) = &prepared.parts {
-            self.table.delete_parts(divided).await;
+    /// Deletes frames that no reader can see. A failure is ignored: they expire.
+    async fn delete_chunk(&self, lease: &Lease, chunk: &FrameChunk, staged: &StagedValue) {
+        let _deleted = self.table.write(Write::delete(chunk_key(lease, chunk))).await;
+        if let Some(parts) = &staged.parts {
+            self.table.delete_parts(parts).await;
         }
     }
 
@@ -115,7 +106,7 @@ impl DynamoConversations {
         request: &RequestId,
         after: u32,
     ) -> Result<Option<RunSnapshot>, StoreError> {
-        // First the run and then its frames, so that all of them are there if it has ended.
+        // The run before its frames: of a run that has ended all of them are read.
         let Some(run) = self.table.get(Key::run(user, request.as_str())).await? else { return Ok(None) };
         let now = Timestamp::now();
         let state = match run.text(PHASE)? {
@@ -124,8 +115,9 @@ impl DynamoConversations {
             _ => RunState::Lost,
         };
         let watch = async {
-            let is_known = run.millis(WATCHED_UNTIL).is_ok_and(|watched| watched > add(now, WATCH_WINDOW / 2));
-            if state == RunState::Running && !is_known {
+            // Renewed in the second half of the window, so that not every poll writes.
+            let is_marked = run.millis(WATCHED_UNTIL).is_ok_and(|watched| watched > add(now, WATCH_WINDOW / 2));
+            if state == RunState::Running && !is_marked {
                 let watch = Write::update(Key::run(user, request.as_str()), "SET watched_until = :watched");
                 let watch =
                     watch.condition("attribute_exists(holder)").bind(":watched", millis(add(now, WATCH_WINDOW)));
@@ -133,12 +125,12 @@ impl DynamoConversations {
             }
             Ok(())
         };
-        let ((), chunks) = try_join(watch, self.chunks(user, request, &run, after)).await?;
+        let ((), chunks) = try_join(watch, self.chunks_after(user, request, &run, after)).await?;
         Ok(Some(RunSnapshot { state, head: run.bytes(HEAD)?.to_vec(), chunks }))
     }
 
-    /// The frames of a run after a number, as far as there is no gap.
-    async fn chunks(
+    /// Chunks with frames after a number, up to the first gap.
+    async fn chunks_after(
         &self,
         user: &UserId,
         request: &RequestId,
@@ -151,14 +143,15 @@ impl DynamoConversations {
         }
         let prefix = chunk_prefix(request.as_str(), run.text(LEASE_TOKEN)?);
         let query = Query::between(user, &format!("{prefix}{:010}", after + 1), &format!("{prefix}{frames:010}"));
+        let owner = ValueOwner::new(user, request_owner(request.as_str()));
         let mut chunks: Vec<FrameChunk> = Vec::new();
         for item in self.table.query_all(query).await? {
             let chunk = FrameChunk {
                 first: item.number(FIRST_FRAME)?,
                 count: item.number(FRAME_COUNT)?,
-                frames: self.table.read_value(user, &request_owner(request.as_str()), &item).await?,
+                frames: self.table.read_value(&owner, &item).await?,
             };
-            // A try whose answer was lost may have left a shorter one.
+            // A checkpoint whose answer was lost may have left a shorter chunk.
             while chunks.pop_if(|earlier| earlier.first >= chunk.first).is_some() {}
             if chunk.first > chunks.last().map_or(after, last_frame) + 1 {
                 break;
@@ -174,11 +167,11 @@ impl DynamoConversations {
         session: &SessionId,
         request: Option<&RequestId>,
     ) -> Result<Option<RequestId>, StoreError> {
-        let (request, holder) = match request {
+        let (request, lease_token) = match request {
             Some(request) => (request.clone(), None),
             None => {
                 let Some(lease) = self.table.get(Key::lease(user, session)).await? else { return Ok(None) };
-                // A lease without a request is that of nobody who could stop.
+                // The lease of a deletion has no request.
                 let Ok(request) = lease.text(REQUEST) else { return Ok(None) };
                 let request = RequestId::parse(REQUEST, request).map_err(|_| StoreError::Malformed(REQUEST))?;
                 (request, Some(lease.text(LEASE_TOKEN)?.to_owned()))
@@ -186,9 +179,9 @@ impl DynamoConversations {
         };
         let mut condition = "session_id = :session AND phase = :running AND alive_until > :now".to_owned();
         let mut cancel = Write::update(Key::run(user, request.as_str()), "SET cancelled = :yes");
-        if let Some(holder) = &holder {
+        if let Some(lease_token) = &lease_token {
             condition.push_str(" AND holder = :holder");
-            cancel = cancel.bind(":holder", text(holder));
+            cancel = cancel.bind(":holder", text(lease_token));
         }
         let cancel = cancel
             .condition(condition)
@@ -198,18 +191,17 @@ impl DynamoConversations {
             .bind(":yes", flag(true));
         Ok(match self.table.write(cancel).await? {
             WriteOutcome::Done(_) => Some(request),
-            WriteOutcome::Refused => None,
+            WriteOutcome::ConditionFailed => None,
         })
     }
 }
 
-/// Number of a chunk's last frame.
 pub(super) fn last_frame(chunk: &FrameChunk) -> u32 {
     chunk.first.saturating_add(chunk.count).saturating_sub(1)
 }
 
-pub(super) fn put_chunk(lease: &Lease, chunk: &FrameChunk, prepared: &StagedValue, now: Timestamp) -> Write {
-    let mut attributes = prepared.attributes.clone();
+pub(super) fn put_chunk(lease: &Lease, chunk: &FrameChunk, staged: &StagedValue, now: Timestamp) -> Write {
+    let mut attributes = staged.attributes.clone();
     attributes.extend([
         (FIRST_FRAME, number(chunk.first)),
         (FRAME_COUNT, number(chunk.count)),
@@ -219,11 +211,10 @@ pub(super) fn put_chunk(lease: &Lease, chunk: &FrameChunk, prepared: &StagedValu
 }
 
 fn chunk_key(lease: &Lease, chunk: &FrameChunk) -> Key {
-    let holder = lease.lease_token.to_string();
-    Key::chunk(&lease.key.user, &lease.key.request, &holder, last_frame(chunk))
+    Key::chunk(&lease.key.user, &lease.key.request, &lease.lease_token.to_string(), last_frame(chunk))
 }
 
-/// Later than the run is forgotten, whose end is not known yet.
-pub(super) fn chunk_expiry(now: Timestamp) -> AttributeValue {
-    super::item::expiry(now, IDEMPOTENCY_WINDOW + super::DAY)
+/// Later than the expiry of the run, whose end is not known yet.
+fn chunk_expiry(now: Timestamp) -> AttributeValue {
+    expiry(now, IDEMPOTENCY_WINDOW + EXPIRY_MARGIN)
 }

@@ -1,32 +1,24 @@
-//! Conversations as lists show them.
-
+use futures_util::future::try_join;
 use jiff::Timestamp;
 
 use super::{
     DynamoConversations,
+    attributes::{CREATED_AT, SUMMARY, SUMMARY_THROUGH, TITLE, TURNS},
     item::{Item, ItemExt as _, flag, iso_time, number, text},
-    keys::{ITEM_ID, Key, UPDATED},
+    keys::{ITEM_ID, Key, UPDATED, latest_sort_key},
     table::{PageCursor, Query},
     write::{Write, WriteOutcome},
 };
 use crate::{
-    conversation::{Session, SessionCursor, SessionUpdate, StoreError, Summary},
+    conversation::{
+        error::StoreError,
+        session::{Session, SessionCursor, SessionUpdate, Summary},
+    },
     identity::{RequestId, SessionId, UserId},
 };
 
-pub(super) const TURNS: &str = "turns";
-pub(super) const CREATED: &str = "created_at";
-const TITLE: &str = "title";
-const SUMMARY: &str = "summary";
-const SUMMARY_THROUGH: &str = "summary_through";
-
-/// Where a conversation stands in a list: the time of its last turn, and its id where two have the same.
-pub(super) fn latest_sort_key(updated: &str, session: &str) -> String {
-    format!("{updated}/{session}")
-}
-
 impl DynamoConversations {
-    pub(super) async fn list(
+    pub(super) async fn read_sessions(
         &self,
         user: &UserId,
         limit: usize,
@@ -46,11 +38,11 @@ impl DynamoConversations {
             found.truncate(limit);
             Ok(found)
         };
-        let (found, running) = futures_util::future::try_join(listing, self.table.running_sessions(user)).await?;
+        let (found, running) = try_join(listing, self.table.running_sessions(user)).await?;
         found.iter().map(|item| session_of(item, &running)).collect()
     }
 
-    pub(super) async fn one(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
+    pub(super) async fn read_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
         let (key, lease) = (Key::session(user, session), Key::lease(user, session));
         let mut items = self.table.batch_get(vec![key.clone(), lease.clone()]).await?;
         let Some(item) = items.remove(&key.item) else { return Ok(None) };
@@ -61,7 +53,7 @@ impl DynamoConversations {
         session_of(&item, &running).map(Some)
     }
 
-    pub(super) async fn give_title(
+    pub(super) async fn set_title(
         &self,
         user: &UserId,
         session: &SessionId,
@@ -79,14 +71,14 @@ impl DynamoConversations {
         session_of(&item, &running).map(Some)
     }
 
-    pub(super) async fn keep_finding(
+    pub(super) async fn apply_update(
         &self,
         user: &UserId,
         session: &SessionId,
-        finding: &SessionUpdate,
+        update: &SessionUpdate,
     ) -> Result<(), StoreError> {
         let key = Key::session(user, session);
-        let note = match finding {
+        let write = match update {
             SessionUpdate::Title(title) => Write::update(key, "SET title = :title, is_titled = :yes")
                 .condition("attribute_exists(turns) AND attribute_not_exists(is_titled)")
                 .bind(":title", text(title))
@@ -101,13 +93,12 @@ impl DynamoConversations {
                     .bind(":through", number(through))
             }
         };
-        // A better one that is there already is as good.
-        self.table.write(note).await?;
+        // A failed condition: the session is gone or has a better one.
+        self.table.write(write).await?;
         Ok(())
     }
 }
 
-/// What was said before the last turns in few words.
 pub(super) fn summary_of(session: &Item) -> Result<Option<Summary>, StoreError> {
     if !session.contains_key(SUMMARY) {
         return Ok(None);
@@ -123,7 +114,7 @@ fn session_of(item: &Item, running: &[(SessionId, String)]) -> Result<Session, S
     let running = running.and_then(|(_, request)| RequestId::parse("request_id", request).ok());
     Ok(Session {
         title: item.text(TITLE)?.to_owned(),
-        created_at: item.time(CREATED)?,
+        created_at: item.time(CREATED_AT)?,
         updated_at: updated.ok_or(StoreError::Malformed(UPDATED))?,
         turns: item.number(TURNS)?,
         running,

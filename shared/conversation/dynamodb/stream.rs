@@ -1,28 +1,25 @@
-//! What the stream of the table tells: records of items that were written, as a function of AWS Lambda gets them.
+//! Records of the table's stream, as a Lambda function gets them.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
+    attributes::{IS_COMPLETE, MAY_BE_LEARNED},
     keys::parse_turn_item,
-    turns::{IS_COMPLETE, MAY_BE_LEARNED},
 };
 use crate::identity::{SessionId, UserId};
 
-/// A turn that was kept, of which something may be learned.
+/// A turn that facts may be extracted from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FinishedTurnItem {
-    /// Whose it is.
     pub user: UserId,
-    /// Its conversation.
     pub session: SessionId,
-    /// Its place in that.
     pub seq: u32,
 }
 
-/// A record that is not of the form that DynamoDB documents. It holds nothing of the item.
+/// A record that does not have the documented form. The message quotes nothing of the item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a record of the stream has no {0} that can be read")]
+#[error("a record of the stream has no readable {0}")]
 pub struct MalformedRecord(&'static str);
 
 #[derive(Deserialize)]
@@ -36,7 +33,7 @@ struct Change {
 struct Item {
     #[serde(rename = "Keys")]
     keys: Keys,
-    /// Missing where the stream has keys alone.
+    /// Missing if the stream's view type is `KEYS_ONLY`.
     #[serde(rename = "NewImage")]
     image: Option<serde_json::Map<String, Value>>,
 }
@@ -53,16 +50,16 @@ struct Text {
     text: String,
 }
 
-/// The sequence number of a record, by which it is told that it failed.
+/// The id by which a record is reported as failed.
 #[must_use]
 pub fn sequence_number(record: &Value) -> Option<&str> {
     record.pointer("/dynamodb/SequenceNumber")?.as_str()
 }
 
-/// The turn that a record tells of; `None` where it tells of something else, or nothing may be learned from it.
+/// The new turn in a record; `None` if the record is of something else, or the turn may not be learned from.
 ///
 /// # Errors
-/// It is no record of the table's stream.
+/// The record does not have the documented form.
 pub fn finished_turn(record: &Value) -> Result<Option<FinishedTurnItem>, MalformedRecord> {
     let Change { kind, dynamodb: Item { keys, image } } =
         Change::deserialize(record).map_err(|_| MalformedRecord("item"))?;
@@ -100,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_turn_that_may_be_learned_from_is_told_from_all_else() {
+    fn only_new_learnable_turns_are_finished_turns() {
         let new = record("INSERT", "turn/s 1/0000000003", true);
         let turn = finished_turn(&new).unwrap().unwrap();
         assert_eq!((turn.user.as_str(), turn.session.as_str(), turn.seq), ("ann", "s 1", 3));
@@ -120,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_is_an_error_that_quotes_nothing() {
+    fn malformed_record_error_quotes_nothing() {
         let mut odd = record("INSERT", "turn/s/0000000003", true);
         odd["dynamodb"]["Keys"]["user_id"] = json!({"S": "a/secret"});
         for odd in

@@ -1,4 +1,4 @@
-//! The table: its client, and reading from it.
+//! The client of the table, and reads. All reads are strongly consistent.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -11,35 +11,28 @@ use aws_sdk_dynamodb::{
 use jiff::Timestamp;
 
 use super::{
-    http::Http,
+    http::SdkHttpClient,
     item::{Item, ItemExt as _, text},
     keys::{ITEM_ID, Key, LATEST_INDEX, UPDATED, USER_ID},
 };
-use crate::{conversation::StoreError, identity::UserId};
+use crate::{conversation::error::StoreError, identity::UserId};
 
-/// Most that opening a connection may take.
-const CONNECT: Duration = Duration::from_secs(2);
-/// Most that one try may take.
-const TRY: Duration = Duration::from_secs(3);
-/// How often is tried what failed in a way that may pass, or was throttled.
-const TRIES: u32 = 3;
-/// About how long is waited before the second try.
-const FIRST_WAIT: Duration = Duration::from_millis(25);
-/// Most keys that one request may name.
-const KEYS: usize = 100;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Attempts of the SDK, which retries transient errors and throttling.
+const ATTEMPTS: u32 = 3;
+const INITIAL_BACKOFF: Duration = Duration::from_millis(25);
+/// DynamoDB's limit for `BatchGetItem`.
+const MAX_BATCH_KEYS: usize = 100;
 
-/// Why the store can not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum DynamoSetupError {
-    /// The environment does not say where the table is or who asks.
-    #[error("{0} is not set, which conversations in DynamoDB need")]
+    #[error("{0} is not set: conversations in DynamoDB need it")]
     Missing(&'static str),
-    /// There is no HTTP client.
-    #[error("there is no HTTP client for DynamoDB: {0}")]
+    #[error("the HTTP client for DynamoDB cannot be built: {0}")]
     Client(#[from] reqwest::Error),
 }
 
-/// A table of DynamoDB.
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     pub(super) client: Client,
@@ -47,21 +40,21 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The table in the region and by the credentials of the environment. Nothing is connected.
+    /// Region, credentials and endpoint are those of the environment. Nothing is connected.
     pub(super) fn from_env(name: String) -> Result<Self, DynamoSetupError> {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let needed = |name: &'static str| set(name).ok_or(DynamoSetupError::Missing(name));
+        let required = |name: &'static str| set(name).ok_or(DynamoSetupError::Missing(name));
         let credentials = Credentials::new(
-            needed("AWS_ACCESS_KEY_ID")?,
-            needed("AWS_SECRET_ACCESS_KEY")?,
+            required("AWS_ACCESS_KEY_ID")?,
+            required("AWS_SECRET_ACCESS_KEY")?,
             set("AWS_SESSION_TOKEN"),
             None,
             "environment",
         );
-        let region = set("AWS_REGION").map_or_else(|| needed("AWS_DEFAULT_REGION"), Ok);
+        let region = set("AWS_REGION").map_or_else(|| required("AWS_DEFAULT_REGION"), Ok);
         let region = region.map_err(|_| DynamoSetupError::Missing("AWS_REGION"))?;
         let endpoint = set("AWS_ENDPOINT_URL_DYNAMODB").or_else(|| set("AWS_ENDPOINT_URL"));
-        let http = SharedHttpClient::new(Http(crate::provider::http_client(CONNECT)?));
+        let http = SharedHttpClient::new(SdkHttpClient(crate::provider::http_client(CONNECT_TIMEOUT)?));
         Ok(Self::new(name, http, credentials, region, endpoint))
     }
 
@@ -72,8 +65,11 @@ impl Table {
         region: String,
         endpoint: Option<String>,
     ) -> Self {
-        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(TRY).build();
-        let retries = RetryConfig::standard().with_max_attempts(TRIES).with_initial_backoff(FIRST_WAIT);
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .build();
+        let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(INITIAL_BACKOFF);
         let mut config = aws_sdk_dynamodb::Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .http_client(http)
@@ -85,7 +81,6 @@ impl Table {
         Self { client: Client::from_conf(config.build()), name }
     }
 
-    /// An item as it is now.
     pub(super) async fn get(&self, key: Key) -> Result<Option<Item>, StoreError> {
         let request =
             self.client.get_item().table_name(&self.name).set_key(Some(key_attributes(key))).consistent_read(true);
@@ -94,15 +89,15 @@ impl Table {
         Ok(answer.item.filter(|item| !item.is_expired(now)))
     }
 
-    /// Those of a user's items that are there now, by their names.
+    /// Items of one user, by their sort keys. Absent ones are left out.
     pub(super) async fn batch_get(&self, mut keys: Vec<Key>) -> Result<HashMap<String, Item>, StoreError> {
         let mut found = HashMap::new();
-        // A request must not name one twice.
+        // DynamoDB rejects a request that names a key twice.
         keys.sort_by(|one, other| one.item.cmp(&other.item));
         keys.dedup();
         let mut left: Vec<Item> = keys.into_iter().map(key_attributes).collect();
         while !left.is_empty() {
-            let batch = left.split_off(left.len().saturating_sub(KEYS));
+            let batch = left.split_off(left.len().saturating_sub(MAX_BATCH_KEYS));
             let keys = KeysAndAttributes::builder().set_keys(Some(batch)).consistent_read(true).build();
             let keys = keys.map_err(|error| StoreError::Dynamo(error.to_string()))?;
             let answer =
@@ -119,12 +114,11 @@ impl Table {
         Ok(found)
     }
 
-    /// All items of a user whose names begin so, in order.
+    /// In the order of their sort keys.
     pub(super) async fn query_prefix(&self, user: &UserId, prefix: &str) -> Result<Vec<Item>, StoreError> {
         self.query_all(Query::prefix(user, prefix)).await
     }
 
-    /// All items that a query finds.
     pub(super) async fn query_all(&self, query: Query) -> Result<Vec<Item>, StoreError> {
         let mut pages = PageCursor::new(query);
         let mut items = Vec::new();
@@ -134,7 +128,7 @@ impl Table {
         Ok(items)
     }
 
-    /// The next of what a query finds, up to a megabyte or its limit; `None` = that was all.
+    /// At most a megabyte, or the query's limit; `None` after the last page.
     pub(super) async fn next_page(&self, pages: &mut PageCursor) -> Result<Option<Vec<Item>>, StoreError> {
         if pages.is_over {
             return Ok(None);
@@ -155,7 +149,7 @@ impl Table {
     }
 }
 
-/// Which items of a user are read, and how. What has expired is left out.
+/// A query of one user's items. Expired ones are skipped.
 #[derive(Debug, Clone)]
 pub(super) struct Query {
     condition: String,
@@ -180,22 +174,20 @@ impl Query {
         }
     }
 
-    /// Everything of a user.
     pub(super) fn everything(user: &UserId) -> Self {
         Self::new(user, "user_id = :user")
     }
 
-    /// Those whose names begin so.
     pub(super) fn prefix(user: &UserId, prefix: &str) -> Self {
         Self::new(user, "user_id = :user AND begins_with(item_id, :prefix)").with(":prefix", prefix)
     }
 
-    /// Those whose names are between these, with both.
+    /// Both ends are included.
     pub(super) fn between(user: &UserId, from: &str, to: &str) -> Self {
         Self::new(user, "user_id = :user AND item_id BETWEEN :from AND :to").with(":from", from).with(":to", to)
     }
 
-    /// Conversations, latest first, those before a place in the index.
+    /// Sessions, latest first, those before a position in the index.
     pub(super) fn latest(user: &UserId, before: Option<&str>) -> Self {
         debug_assert_eq!(UPDATED, "updated", "the attribute's name is in the condition");
         let query = match before {
@@ -214,23 +206,22 @@ impl Query {
         Self { is_descending: true, ..self }
     }
 
-    /// At most so many a page.
+    /// Items of a page.
     pub(super) fn limit(self, limit: usize) -> Self {
         Self { limit: Some(i32::try_from(limit).unwrap_or(i32::MAX).max(1)), ..self }
     }
 
-    /// Only these attributes, separated by commas. They do not make it cheaper, but less to carry.
+    /// Reads only these attributes, separated by commas. They cost the same, but transfer less.
     pub(super) fn project(self, only: &'static str) -> Self {
         Self { only: Some(only), ..self }
     }
 
-    /// With what has expired and is still there.
+    /// Returns expired items that are not deleted yet, too.
     pub(super) fn include_expired(self) -> Self {
         Self { has_expired: true, ..self }
     }
 }
 
-/// How far a query has been read.
 #[derive(Debug)]
 pub(super) struct PageCursor {
     query: Query,
@@ -244,12 +235,11 @@ impl PageCursor {
     }
 }
 
-/// The key as attributes.
 pub(super) fn key_attributes(key: Key) -> HashMap<String, AttributeValue> {
     HashMap::from([(USER_ID.to_owned(), text(key.user)), (ITEM_ID.to_owned(), text(key.item))])
 }
 
-/// Why a request failed, without anything of a user.
+/// Without text of the user: messages of DynamoDB may quote values.
 pub(super) fn store_error<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -258,18 +248,18 @@ where
         SdkError::TimeoutError(_) => StoreError::Timeout,
         SdkError::DispatchFailure(failure) if failure.is_timeout() => StoreError::Timeout,
         SdkError::DispatchFailure(failure) if failure.is_io() => StoreError::Unreachable,
-        SdkError::DispatchFailure(_) => StoreError::Dynamo("the request could not be sent".to_owned()),
+        SdkError::DispatchFailure(_) => StoreError::Dynamo("the request was not sent".to_owned()),
         SdkError::ServiceError(refusal) => {
             let refusal = refusal.err().meta();
             let code = refusal.code().unwrap_or("an error without a code");
-            // Only these are known to speak of the account and the table alone.
-            let speaks_of_the_table = matches!(code, "AccessDeniedException" | "ResourceNotFoundException");
-            StoreError::Dynamo(match refusal.message().filter(|_| speaks_of_the_table) {
+            // The messages of these name the account and the table alone.
+            let is_safe = matches!(code, "AccessDeniedException" | "ResourceNotFoundException");
+            StoreError::Dynamo(match refusal.message().filter(|_| is_safe) {
                 Some(message) => format!("{code}: {message}"),
                 None => code.to_owned(),
             })
         }
-        SdkError::ConstructionFailure(_) => StoreError::Dynamo("the request could not be made".to_owned()),
-        _ => StoreError::Dynamo("the answer could not be read".to_owned()),
+        SdkError::ConstructionFailure(_) => StoreError::Dynamo("the request was not built".to_owned()),
+        _ => StoreError::Dynamo("the response is unreadable".to_owned()),
     }
 }

@@ -1,4 +1,4 @@
-//! What is asked of DynamoDB and in which order, told by a double that answers as the test wants.
+//! Requests to DynamoDB and their order, recorded by a double whose responses the test scripts.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +16,7 @@ use crate::conversation::{NewTurn, RunKey, RunOutcome};
 
 type Answer = Box<dyn Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync>;
 
-/// Answers requests, by their operation, their body and how many of the operation there were before, and remembers them.
+/// Responds by operation, body and the number of earlier requests of the operation, and records the requests.
 #[derive(Clone)]
 struct Double {
     answer: Arc<Answer>,
@@ -58,8 +58,7 @@ impl Double {
         let credentials = Credentials::new("id", "secret", None, None, "test");
         let http = SharedHttpClient::new(self.clone());
         let table = Table::new("table".to_owned(), http, credentials, "us-east-1".to_owned(), None);
-        let patience = Duration::from_secs(60);
-        DynamoConversations { table, max_turn_duration: patience, admit_timeout: patience }
+        DynamoConversations { table, max_turn_duration: Duration::from_secs(60) }
     }
 
     fn operations(&self) -> Vec<String> {
@@ -72,7 +71,7 @@ impl Double {
     }
 }
 
-/// A transaction that is refused for these reasons.
+/// A cancelled transaction.
 fn cancelled(reasons: &[(&str, Value)]) -> (u16, Value) {
     let reasons: Vec<_> = reasons
         .iter()
@@ -115,7 +114,7 @@ fn ending(record: Vec<u8>) -> RunEnding {
     }
 }
 
-/// What is read before an end: the run, which has its conversation.
+/// The run as an end reads it: it holds its session.
 fn running() -> Value {
     let holder = Uuid::nil().to_string();
     json!({
@@ -124,7 +123,7 @@ fn running() -> Value {
 }
 
 #[tokio::test]
-async fn an_admission_is_one_transaction_beside_the_read_of_the_profile() {
+async fn admission_is_one_transaction_beside_the_profile() {
     let double = Double::new(|_, _, _| (200, json!({})));
     let admitted = double.store().admit(&run()).await.unwrap();
     assert!(matches!(admitted, AdmitOutcome::Started { profile: None, .. }));
@@ -140,13 +139,13 @@ async fn an_admission_is_one_transaction_beside_the_read_of_the_profile() {
 }
 
 #[tokio::test]
-async fn an_admission_that_meets_another_transaction_is_tried_again() {
+async fn admission_retries_after_a_conflict() {
     let double = Double::new(|operation, _, before| match (operation, before) {
         ("TransactWriteItems", 0) => cancelled(&[
             ("None", Value::Null),
             ("TransactionConflict", Value::Null),
             ("None", Value::Null),
-            // Nobody's business while the others are not known.
+            // Not conclusive as long as there is a conflict.
             ("ConditionalCheckFailed", json!({"holder": {"S": "h"}, "request_id": {"S": "other"}})),
         ]),
         _ => (200, json!({})),
@@ -160,9 +159,9 @@ async fn an_admission_that_meets_another_transaction_is_tried_again() {
 }
 
 #[tokio::test]
-async fn an_admission_whose_answer_was_lost_is_one() {
+async fn admission_with_lost_answer_starts_once() {
     let double = Double::new(|operation, body, before| match (operation, before) {
-        // It was done, and nobody heard of it.
+        // It was committed, and the answer was lost.
         ("TransactWriteItems", 0) => (500, json!({"__type": "x#InternalServerError"})),
         ("TransactWriteItems", _) => {
             let run = body["TransactItems"][0]["Put"]["Item"].clone();
@@ -175,7 +174,7 @@ async fn an_admission_whose_answer_was_lost_is_one() {
 }
 
 #[tokio::test]
-async fn a_long_turn_is_written_first_and_then_made_to_count() {
+async fn long_turn_is_staged_before_it_is_committed() {
     let double = Double::new(|operation, _, _| match operation {
         "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),
         _ => (200, json!({})),
@@ -189,7 +188,7 @@ async fn a_long_turn_is_written_first_and_then_made_to_count() {
         .collect();
     assert_eq!(double.operations(), expected);
     for part in double.bodies("PutItem") {
-        // What was written before the service died goes by itself.
+        // Parts of a process that died expire.
         assert!(part["Item"]["expires_at"]["N"].is_string());
     }
     for part in double.bodies("UpdateItem") {
@@ -208,7 +207,7 @@ async fn a_long_turn_is_written_first_and_then_made_to_count() {
 }
 
 #[tokio::test]
-async fn parts_of_an_end_that_came_too_late_are_deleted() {
+async fn finish_without_lease_deletes_staged_parts() {
     let taken = json!({"holder": {"S": "another"}, "phase": {"S": "running"}});
     let double = Double::new(move |operation, _, _| match operation {
         "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),
@@ -228,7 +227,7 @@ async fn parts_of_an_end_that_came_too_late_are_deleted() {
 }
 
 #[tokio::test]
-async fn an_end_whose_answer_was_lost_is_one() {
+async fn finish_with_lost_answer_succeeds() {
     let double = Double::new(|operation, _, before| match (operation, before) {
         ("BatchGetItem", 0) => (200, json!({"Responses": {"table": [running()]}})),
         ("BatchGetItem", _) => {
@@ -248,7 +247,7 @@ async fn an_end_whose_answer_was_lost_is_one() {
 }
 
 #[tokio::test]
-async fn what_is_throttled_is_tried_again_longer_than_the_sdk_does() {
+async fn throttled_write_is_retried_beyond_the_sdk() {
     let double = Double::new(|operation, _, before| match (operation, before) {
         ("UpdateItem", 0..5) => (400, json!({"__type": "x#ThrottlingException"})),
         ("UpdateItem", 5) => (400, json!({"__type": "x#TransactionConflictException"})),
@@ -263,7 +262,7 @@ async fn what_is_throttled_is_tried_again_longer_than_the_sdk_does() {
 }
 
 #[tokio::test]
-async fn what_went_wrong_is_told_without_the_user() {
+async fn error_text_quotes_nothing_of_the_user() {
     let double = Double::new(|operation, _, _| match operation {
         "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),
         _ => (400, json!({"__type": "x#ValidationException", "message": "Secret title is too long"})),
@@ -276,7 +275,7 @@ async fn what_went_wrong_is_told_without_the_user() {
 }
 
 #[tokio::test]
-async fn what_is_left_of_a_batch_is_asked_for_again() {
+async fn unprocessed_keys_are_requested_again() {
     let double = Double::new(|operation, body, before| match (operation, before) {
         ("BatchGetItem", 0) => (200, json!({"UnprocessedKeys": body["RequestItems"]})),
         _ => (200, json!({})),

@@ -1,31 +1,29 @@
-//! What was said in a conversation.
-
 use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join, stream};
 
 use super::{
     DynamoConversations,
-    admit::TOKENS,
+    attributes::{CREATED_AT, IS_COMPLETE, REQUEST, TOKENS},
     item::{Item, ItemExt as _},
     keys::{ITEM_ID, Key, parse_turn_item, session_owner, turn_prefix},
-    lease::REQUEST,
-    session::{CREATED, summary_of},
+    parts::ValueOwner,
+    session::summary_of,
     table::{PageCursor, Query},
 };
 use crate::{
-    conversation::{History, StoreError, StoredTurn},
+    conversation::{
+        error::StoreError,
+        session::{History, StoredTurn},
+    },
     identity::{RequestId, SessionId, UserId},
 };
 
-pub(super) const IS_COMPLETE: &str = "is_complete";
-pub(super) const MAY_BE_LEARNED: &str = "may_be_learned";
-
-/// Turns that are read at a time for a model: more than most budgets hold.
+/// Turns that a history reads at a time: more than most budgets hold.
 const PAGE: usize = 16;
-/// Divided records that are read at a time.
-const AT_ONCE: usize = 4;
+/// Records in parts.
+const CONCURRENT_READS: usize = 4;
 
 impl DynamoConversations {
-    pub(super) async fn recent(
+    pub(super) async fn read_history(
         &self,
         user: &UserId,
         session: &SessionId,
@@ -39,7 +37,7 @@ impl DynamoConversations {
         let (mut turns, mut page, mut left) = (Vec::new(), first, max_tokens);
         'pages: while let Some(items) = page {
             for item in items {
-                // There is an end to what is read, even if nothing costs anything.
+                // At least one, so that the walk ends.
                 let tokens = item.number::<u32>(TOKENS)?.max(1);
                 if seq_of(&item)? <= through || (tokens > left && !turns.is_empty()) {
                     break 'pages;
@@ -73,36 +71,35 @@ impl DynamoConversations {
         self.turns_of(user, session, found).await
     }
 
-    /// The turns that these items are, with their records.
     async fn turns_of(
         &self,
         user: &UserId,
         session: &SessionId,
         items: Vec<Item>,
     ) -> Result<Vec<StoredTurn>, StoreError> {
-        let owner = session_owner(session);
-        let turns: Vec<_> = items.iter().map(|item| self.turn_of(user, &owner, item)).collect();
-        stream::iter(turns).buffered(AT_ONCE).try_collect().await
+        let owner = ValueOwner::new(user, session_owner(session));
+        let turns: Vec<_> = items.iter().map(|item| self.turn_of(&owner, item)).collect();
+        stream::iter(turns).buffered(CONCURRENT_READS).try_collect().await
     }
 
-    async fn turn_of(&self, user: &UserId, owner: &str, item: &Item) -> Result<StoredTurn, StoreError> {
+    async fn turn_of(&self, owner: &ValueOwner, item: &Item) -> Result<StoredTurn, StoreError> {
         Ok(StoredTurn {
             seq: seq_of(item)?,
             request: RequestId::parse(REQUEST, item.text(REQUEST)?).map_err(|_| StoreError::Malformed(REQUEST))?,
-            record: self.table.read_value(user, owner, item).await?,
+            record: self.table.read_value(owner, item).await?,
             tokens: item.number(TOKENS)?,
             is_complete: item.flag(IS_COMPLETE),
-            created_at: item.time(CREATED)?,
+            created_at: item.time(CREATED_AT)?,
         })
     }
 }
 
-/// Turns of a conversation, latest first, those before a number.
+/// Latest first.
 fn before(user: &UserId, session: &SessionId, seq: Option<u32>) -> Query {
     let turns = turn_prefix(session);
     match seq {
         None => Query::prefix(user, &turns),
-        // Turns are counted from 1.
+        // Turns count from 1.
         Some(seq) => Query::between(user, &turns, &format!("{turns}{:010}", seq.saturating_sub(1))),
     }
     .descending()

@@ -1,4 +1,4 @@
-//! Writing to the table: one item, or several at once or not at all.
+//! Writes: one item, or a transaction of several.
 
 use std::time::Duration;
 
@@ -18,20 +18,18 @@ use super::{
     keys::Key,
     table::{Table, key_attributes, store_error},
 };
-use crate::conversation::StoreError;
+use crate::conversation::error::StoreError;
 
-/// Largest item, by the rules of DynamoDB.
+/// DynamoDB's limits for an item and a transaction.
 pub(super) const MAX_ITEM_BYTES: usize = 400 * 1_024;
-/// Most items of one transaction, and their bytes together.
-const TRANSACTION_ITEMS: usize = 100;
-const TRANSACTION_BYTES: usize = 4 * 1_024 * 1_024;
-/// How often is tried what met another transaction on the same item, which is over in a few milliseconds, or was throttled.
-const TRIES: u32 = 12;
-/// About how long is waited before the second try, and the longest wait.
-const FIRST_WAIT: Duration = Duration::from_millis(5);
-const LONGEST_WAIT: Duration = Duration::from_millis(200);
+const MAX_TRANSACTION_ITEMS: usize = 100;
+const MAX_TRANSACTION_BYTES: usize = 4 * 1_024 * 1_024;
+/// Attempts after conflicts with other transactions, which take milliseconds, and after throttling.
+const ATTEMPTS: u32 = 12;
+const INITIAL_BACKOFF: Duration = Duration::from_millis(5);
+const MAX_BACKOFF: Duration = Duration::from_millis(200);
 
-/// A change of one item.
+/// A write of one item.
 #[derive(Debug, Clone)]
 pub(super) struct Write {
     key: Key,
@@ -55,28 +53,27 @@ impl Write {
         Self { key, kind, condition: None, values: Item::new(), returns }
     }
 
-    /// Puts an item in the place of whatever is there.
+    /// Replaces the item.
     pub(super) fn put(key: Key, attributes: impl IntoIterator<Item = Attribute>) -> Self {
         let attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value));
         Self::new(key, Kind::Put(attributes.collect()))
     }
 
-    /// Changes attributes by an update expression.
     pub(super) fn update(key: Key, expression: impl Into<String>) -> Self {
         Self::new(key, Kind::Update(expression.into()))
     }
 
-    /// Deletes an item; that there is none is no failure.
+    /// Succeeds if there is no item.
     pub(super) fn delete(key: Key) -> Self {
         Self::new(key, Kind::Delete)
     }
 
-    /// Changes nothing, but fails the transaction whose part it is if its condition does not hold.
+    /// A condition of the transaction on an item that it does not change.
     pub(super) fn check(key: Key) -> Self {
         Self::new(key, Kind::Check)
     }
 
-    /// With more at the end of its update expression.
+    /// Appends to the update expression.
     pub(super) fn append(mut self, more: &str) -> Self {
         if let Kind::Update(expression) = &mut self.kind {
             expression.push_str(more);
@@ -84,24 +81,23 @@ impl Write {
         self
     }
 
-    /// Only if this holds.
     pub(super) fn condition(mut self, condition: impl Into<String>) -> Self {
         self.condition = Some(condition.into());
         self
     }
 
-    /// A value that the expressions name.
+    /// Binds a placeholder of the expressions.
     pub(super) fn bind(mut self, placeholder: &str, value: AttributeValue) -> Self {
         self.values.insert(placeholder.to_owned(), value);
         self
     }
 
-    /// [`Table::apply`] returns the item as it was.
+    /// [`Table::write`] returns the item before the write.
     pub(super) fn returning_old(self) -> Self {
         Self { returns: ReturnValue::AllOld, ..self }
     }
 
-    /// [`Table::apply`] returns the item as it is then.
+    /// [`Table::write`] returns the item after the write.
     pub(super) fn returning_new(self) -> Self {
         Self { returns: ReturnValue::AllNew, ..self }
     }
@@ -110,12 +106,11 @@ impl Write {
         (!self.values.is_empty()).then(|| self.values.clone())
     }
 
-    /// The whole item that is put.
     fn item(&self, attributes: &Item) -> Item {
         attributes.clone().into_iter().chain(key_attributes(self.key.clone())).collect()
     }
 
-    /// Bytes that it adds to a transaction, as far as they can be known without the item.
+    /// Bytes in a transaction, as far as they are known without the stored item.
     fn size(&self) -> usize {
         let attributes = match &self.kind {
             Kind::Put(attributes) => size(attributes),
@@ -127,7 +122,7 @@ impl Write {
     fn into_transact(self, table: &str) -> Result<TransactWriteItem, BuildError> {
         let values = self.values();
         let condition = self.condition.clone();
-        let told = condition.is_some().then_some(ReturnValuesOnConditionCheckFailure::AllOld);
+        let on_failure = condition.is_some().then_some(ReturnValuesOnConditionCheckFailure::AllOld);
         let item = TransactWriteItem::builder();
         Ok(match &self.kind {
             Kind::Put(attributes) => item.put(
@@ -136,7 +131,7 @@ impl Write {
                     .set_item(Some(self.item(attributes)))
                     .set_condition_expression(condition)
                     .set_expression_attribute_values(values)
-                    .set_return_values_on_condition_check_failure(told)
+                    .set_return_values_on_condition_check_failure(on_failure)
                     .build()?,
             ),
             Kind::Update(expression) => item.update(
@@ -146,7 +141,7 @@ impl Write {
                     .update_expression(expression)
                     .set_condition_expression(condition)
                     .set_expression_attribute_values(values)
-                    .set_return_values_on_condition_check_failure(told)
+                    .set_return_values_on_condition_check_failure(on_failure)
                     .build()?,
             ),
             Kind::Delete => item.delete(
@@ -155,7 +150,7 @@ impl Write {
                     .set_key(Some(key_attributes(self.key)))
                     .set_condition_expression(condition)
                     .set_expression_attribute_values(values)
-                    .set_return_values_on_condition_check_failure(told)
+                    .set_return_values_on_condition_check_failure(on_failure)
                     .build()?,
             ),
             Kind::Check => item.condition_check(
@@ -164,7 +159,7 @@ impl Write {
                     .set_key(Some(key_attributes(self.key)))
                     .set_condition_expression(condition)
                     .set_expression_attribute_values(values)
-                    .set_return_values_on_condition_check_failure(told)
+                    .set_return_values_on_condition_check_failure(on_failure)
                     .build()?,
             ),
         }
@@ -172,58 +167,51 @@ impl Write {
     }
 }
 
-/// An attribute that is written.
 pub(super) type Attribute = (&'static str, AttributeValue);
 
-/// What became of a change of one item.
 #[derive(Debug)]
 pub(super) enum WriteOutcome {
-    /// It is done. The item as it was or is, if that was asked for and there is one.
+    /// The item, if it was asked for.
     Done(Item),
-    /// Its condition does not hold.
-    Refused,
+    ConditionFailed,
 }
 
-/// What became of a transaction.
 #[derive(Debug)]
 pub(super) enum TransactOutcome {
-    /// All of it is done.
-    Done,
-    /// Nothing of it is done, because conditions do not hold.
-    Refused(FailedConditions),
+    Committed,
+    ConditionsFailed(FailedConditions),
 }
 
-/// The conditions of a transaction that do not hold.
+/// Which conditions of a transaction failed, by the positions of their writes.
 #[derive(Debug)]
 pub(super) struct FailedConditions(Vec<Option<Item>>);
 
 impl FailedConditions {
-    /// Whether the condition of that write does not hold. The item as it is, if there is one.
+    /// The stored item, or an empty one if there is none; `None` = the condition holds.
     pub(super) fn get(&self, index: usize) -> Option<&Item> {
         self.0.get(index)?.as_ref()
     }
 }
 
 impl Table {
-    /// Changes one item.
     pub(super) async fn write(&self, write: Write) -> Result<WriteOutcome, StoreError> {
-        check(std::slice::from_ref(&write))?;
-        let mut tries = 1;
+        check_limits(std::slice::from_ref(&write))?;
+        let mut attempts = 1;
         loop {
-            let refused = match self.apply_once(&write).await {
+            let failure = match self.write_once(&write).await {
                 Ok(item) => return Ok(WriteOutcome::Done(item.unwrap_or_default())),
-                Err(refused) => refused,
+                Err(failure) => failure,
             };
-            match refused {
-                Refused::Condition => return Ok(WriteOutcome::Refused),
-                Refused::Conflict(_) if tries < TRIES => backoff(tries).await,
-                Refused::Conflict(error) | Refused::Failed(error) => return Err(error),
+            match failure {
+                WriteFailure::Condition => return Ok(WriteOutcome::ConditionFailed),
+                WriteFailure::Conflict(_) if attempts < ATTEMPTS => backoff(attempts).await,
+                WriteFailure::Conflict(error) | WriteFailure::Failed(error) => return Err(error),
             }
-            tries += 1;
+            attempts += 1;
         }
     }
 
-    async fn apply_once(&self, write: &Write) -> Result<Option<Item>, Refused> {
+    async fn write_once(&self, write: &Write) -> Result<Option<Item>, WriteFailure> {
         let values = write.values();
         let (key, condition) = (Some(key_attributes(write.key.clone())), write.condition.clone());
         Ok(match &write.kind {
@@ -231,57 +219,57 @@ impl Table {
                 let request = self.client.put_item().table_name(&self.name).set_item(Some(write.item(attributes)));
                 let request = request.set_condition_expression(condition).return_values(write.returns.clone());
                 let request = request.set_expression_attribute_values(values);
-                request.send().await.map_err(refused)?.attributes
+                request.send().await.map_err(write_failure)?.attributes
             }
             Kind::Update(expression) => {
                 let request = self.client.update_item().table_name(&self.name).set_key(key);
                 let request = request.update_expression(expression).set_condition_expression(condition);
                 let request = request.set_expression_attribute_values(values);
-                request.return_values(write.returns.clone()).send().await.map_err(refused)?.attributes
+                request.return_values(write.returns.clone()).send().await.map_err(write_failure)?.attributes
             }
             Kind::Delete => {
                 let request = self.client.delete_item().table_name(&self.name).set_key(key);
                 let request = request.set_condition_expression(condition).return_values(write.returns.clone());
                 let request = request.set_expression_attribute_values(values);
-                request.send().await.map_err(refused)?.attributes
+                request.send().await.map_err(write_failure)?.attributes
             }
             Kind::Check => None,
         })
     }
 
-    /// Changes several items at once, or none. Each is another one.
+    /// Writes several different items, or none.
     pub(super) async fn transact(&self, writes: Vec<Write>) -> Result<TransactOutcome, StoreError> {
-        check(&writes)?;
+        check_limits(&writes)?;
         let items: Result<Vec<_>, _> = writes.into_iter().map(|write| write.into_transact(&self.name)).collect();
         let items = items.map_err(|error| StoreError::Dynamo(error.to_string()))?;
-        let mut tries = 1;
+        let mut attempts = 1;
         loop {
-            // Each of these has a token of its own, by which a try of the SDK whose answer was lost is not done twice.
+            // The SDK sends an idempotency token, the same one in its own retries.
             let request = self.client.transact_write_items().set_transact_items(Some(items.clone()));
             let error = match request.send().await {
-                Ok(_) => return Ok(TransactOutcome::Done),
+                Ok(_) => return Ok(TransactOutcome::Committed),
                 Err(error) => error,
             };
-            match reasons_of(&error).map(judged) {
-                Some(Judged::Refused(refusals)) => return Ok(TransactOutcome::Refused(refusals)),
-                Some(Judged::Conflict) if tries < TRIES => backoff(tries).await,
-                Some(Judged::Failed(code)) => return Err(StoreError::Dynamo(code)),
+            match cancellation_reasons(&error).map(classify) {
+                Some(Cancellation::ConditionsFailed(failed)) => return Ok(TransactOutcome::ConditionsFailed(failed)),
+                Some(Cancellation::Conflict) if attempts < ATTEMPTS => backoff(attempts).await,
+                Some(Cancellation::Failed(code)) => return Err(StoreError::Dynamo(code)),
                 _ => return Err(store_error(error)),
             }
-            tries += 1;
+            attempts += 1;
         }
     }
 }
 
-/// Why one try to change one item failed.
-enum Refused {
+/// Why one attempt of a write failed.
+enum WriteFailure {
     Condition,
     Conflict(StoreError),
     Failed(StoreError),
 }
 
-/// Whether it was refused for a moment: an item is part of a transaction, or there was too much to do even for the SDK's
-/// patience, as with megabytes in one second.
+/// Whether a retry may succeed: a conflict with a transaction, or throttling that outlasted the SDK's retries, as with
+/// megabytes a second.
 pub(super) fn is_transient<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     const CODES: [&str; 3] =
         ["TransactionConflictException", "ThrottlingException", "ProvisionedThroughputExceededException"];
@@ -289,59 +277,59 @@ pub(super) fn is_transient<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool
     code.is_some_and(|code| CODES.contains(&code))
 }
 
-fn refused<E>(error: SdkError<E>) -> Refused
+fn write_failure<E>(error: SdkError<E>) -> WriteFailure
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     match error.as_service_error().and_then(|refusal| refusal.meta().code()) {
-        Some("ConditionalCheckFailedException") => Refused::Condition,
-        _ if is_transient(&error) => Refused::Conflict(store_error(error)),
-        _ => Refused::Failed(store_error(error)),
+        Some("ConditionalCheckFailedException") => WriteFailure::Condition,
+        _ if is_transient(&error) => WriteFailure::Conflict(store_error(error)),
+        _ => WriteFailure::Failed(store_error(error)),
     }
 }
 
-fn reasons_of(error: &SdkError<TransactWriteItemsError>) -> Option<&[CancellationReason]> {
+fn cancellation_reasons(error: &SdkError<TransactWriteItemsError>) -> Option<&[CancellationReason]> {
     match error.as_service_error()? {
         TransactWriteItemsError::TransactionCanceledException(cancelled) => Some(cancelled.cancellation_reasons()),
         _ => None,
     }
 }
 
-/// What the reasons say why a transaction was not done.
+/// Why a transaction was cancelled.
 #[derive(Debug)]
-enum Judged {
-    Refused(FailedConditions),
-    /// Another one was at the same items, or there was too much to do.
+enum Cancellation {
+    ConditionsFailed(FailedConditions),
+    /// With another transaction, or throttling.
     Conflict,
     Failed(String),
 }
 
-/// As long as one item may be in another's hands, it is not known which conditions hold.
-fn judged(reasons: &[CancellationReason]) -> Judged {
+/// A conflict on one item leaves open which conditions hold.
+fn classify(reasons: &[CancellationReason]) -> Cancellation {
     let codes = || reasons.iter().filter_map(CancellationReason::code);
-    let passing = ["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"];
+    let transient = ["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"];
     let known = |code: &&str| matches!(*code, "None" | "ConditionalCheckFailed");
-    if let Some(code) = codes().find(|code| !known(code) && !passing.contains(code)) {
-        return Judged::Failed(code.to_owned());
+    if let Some(code) = codes().find(|code| !known(code) && !transient.contains(code)) {
+        return Cancellation::Failed(code.to_owned());
     }
-    if codes().any(|code| passing.contains(&code)) {
-        return Judged::Conflict;
+    if codes().any(|code| transient.contains(&code)) {
+        return Cancellation::Conflict;
     }
-    let refusal = |reason: &CancellationReason| {
+    let failed_item = |reason: &CancellationReason| {
         (reason.code() == Some("ConditionalCheckFailed")).then(|| reason.item().cloned().unwrap_or_default())
     };
-    Judged::Refused(FailedConditions(reasons.iter().map(refusal).collect()))
+    Cancellation::ConditionsFailed(FailedConditions(reasons.iter().map(failed_item).collect()))
 }
 
-/// What DynamoDB would refuse. What stands in for it in tests takes more, so this is where it is noticed.
-fn check(writes: &[Write]) -> Result<(), StoreError> {
+/// DynamoDB's limits, checked here because the double of the tests accepts more.
+fn check_limits(writes: &[Write]) -> Result<(), StoreError> {
     if writes.iter().any(|write| write.size() > MAX_ITEM_BYTES) {
         return Err(StoreError::Malformed("an item above 400 KB"));
     }
-    if writes.len() > TRANSACTION_ITEMS {
+    if writes.len() > MAX_TRANSACTION_ITEMS {
         return Err(StoreError::Malformed("a transaction of more than 100 items"));
     }
-    if writes.iter().map(Write::size).sum::<usize>() > TRANSACTION_BYTES {
+    if writes.iter().map(Write::size).sum::<usize>() > MAX_TRANSACTION_BYTES {
         return Err(StoreError::Malformed("a transaction above 4 MB"));
     }
     let is_twice = |(index, write): (usize, &Write)| writes.iter().take(index).any(|other| other.key == write.key);
@@ -351,9 +339,9 @@ fn check(writes: &[Write]) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Longer each time and never the same, so that those who met do not meet again.
-pub(super) async fn backoff(tries: u32) {
-    let longest = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(tries)).min(LONGEST_WAIT);
+/// Exponential backoff with full jitter, so that writers that met do not meet again.
+pub(super) async fn backoff(attempts: u32) {
+    let longest = INITIAL_BACKOFF.saturating_mul(2_u32.saturating_pow(attempts)).min(MAX_BACKOFF);
     sleep(longest.mul_f64(fastrand::f64())).await;
 }
 

@@ -17,49 +17,51 @@ fn reason(code: &str) -> CancellationReason {
 }
 
 #[test]
-fn an_item_is_at_most_as_large_as_dynamodb_takes() {
+fn item_size_is_limited() {
     let around = "user_id".len() + 1 + "item_id".len() + 1 + "content".len();
-    assert!(check(&[put("a", MAX_ITEM_BYTES - around)]).is_ok());
-    assert!(matches!(check(&[put("a", MAX_ITEM_BYTES - around + 1)]), Err(StoreError::Malformed(_))));
+    assert!(check_limits(&[put("a", MAX_ITEM_BYTES - around)]).is_ok());
+    assert!(matches!(check_limits(&[put("a", MAX_ITEM_BYTES - around + 1)]), Err(StoreError::Malformed(_))));
 }
 
 #[test]
-fn a_transaction_has_as_many_items_and_bytes_as_dynamodb_takes() {
+fn transaction_items_and_bytes_are_limited() {
     let many = |count: usize, size| (0..count).map(|n| put(&n.to_string(), size)).collect::<Vec<_>>();
-    assert!(check(&many(100, 1)).is_ok());
-    assert!(check(&many(101, 1)).is_err());
-    assert!(check(&many(10, 400_000)).is_ok());
-    assert!(check(&many(11, 400_000)).is_err());
+    assert!(check_limits(&many(100, 1)).is_ok());
+    assert!(check_limits(&many(101, 1)).is_err());
+    assert!(check_limits(&many(10, 400_000)).is_ok());
+    assert!(check_limits(&many(11, 400_000)).is_err());
 }
 
 #[test]
-fn a_transaction_has_no_item_twice() {
-    assert!(check(&[put("a", 1), Write::delete(key("b"))]).is_ok());
-    assert!(check(&[put("a", 1), Write::delete(key("a"))]).is_err());
+fn transaction_rejects_the_same_item_twice() {
+    assert!(check_limits(&[put("a", 1), Write::delete(key("b"))]).is_ok());
+    assert!(check_limits(&[put("a", 1), Write::delete(key("a"))]).is_err());
 }
 
 #[test]
-fn conditions_that_do_not_hold_are_told_with_their_items() {
+fn failed_conditions_carry_their_items() {
     let item = Item::from([("holder".to_owned(), text("h"))]);
     let with_item = CancellationReason::builder().code("ConditionalCheckFailed").set_item(Some(item)).build();
-    let Judged::Refused(refusals) = judged(&[reason("None"), with_item, reason("ConditionalCheckFailed")]) else {
-        panic!("not refused");
+    let Cancellation::ConditionsFailed(failed) =
+        classify(&[reason("None"), with_item, reason("ConditionalCheckFailed")])
+    else {
+        panic!("no failed conditions");
     };
-    assert!(refusals.get(0).is_none());
-    assert!(refusals.get(1).unwrap().contains_key("holder"));
-    assert!(refusals.get(2).unwrap().is_empty());
-    assert!(refusals.get(3).is_none());
+    assert!(failed.get(0).is_none());
+    assert!(failed.get(1).unwrap().contains_key("holder"));
+    assert!(failed.get(2).unwrap().is_empty());
+    assert!(failed.get(3).is_none());
 }
 
 #[test]
-fn a_conflict_leaves_open_which_conditions_hold() {
+fn conflict_hides_failed_conditions() {
     let reasons = [reason("ConditionalCheckFailed"), reason("TransactionConflict")];
-    assert!(matches!(judged(&reasons), Judged::Conflict));
-    assert!(matches!(judged(&[reason("ThrottlingError")]), Judged::Conflict));
+    assert!(matches!(classify(&reasons), Cancellation::Conflict));
+    assert!(matches!(classify(&[reason("ThrottlingError")]), Cancellation::Conflict));
 }
 
 #[test]
-fn a_mistake_is_not_taken_for_a_condition() {
+fn invalid_request_is_no_failed_condition() {
     let reasons = [reason("ConditionalCheckFailed"), reason("ValidationError"), reason("TransactionConflict")];
-    assert!(matches!(judged(&reasons), Judged::Failed(code) if code == "ValidationError"));
+    assert!(matches!(classify(&reasons), Cancellation::Failed(code) if code == "ValidationError"));
 }

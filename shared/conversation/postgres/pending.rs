@@ -1,33 +1,31 @@
-//! Turns that wait for the results of tools that the client runs, as functions on a transaction.
-
 use std::time::Duration;
 
-use sqlx::Row as _;
+use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{PostgresConversations, TIMEOUT, check_lease};
+use super::{PostgresConversations, check_lease, read_seconds};
 use crate::{
-    conversation::{CompletedPendingTurn, Lease, PendingTurnId, StoreError, ToolResultOutcome},
-    identity::{SessionId, UserId},
+    conversation::{
+        error::StoreError,
+        pending::{CompletedPendingTurn, MAX_PENDING_TURNS, PENDING_TURN_WINDOW, PendingTurnId, ToolResultOutcome},
+        run::Lease,
+    },
+    identity::UserId,
     postgres::RoleTransaction,
 };
 
-/// How long results are waited for. A client may have to ask a person first.
-const KEPT: Duration = Duration::from_hours(24);
-/// Most turns of one user that wait; the oldest are given up.
-const MOST: i64 = 20;
-
-const GIVE_UP: &str = "
+/// Deletes the session's pending turn, those that have waited too long, and the oldest beyond a number.
+const DELETE_REPLACED: &str = "
     delete from pending_turns where user_id = $1
         and (session_id = $2 or created_at < now() - make_interval(secs => $3)
              or session_id in (select session_id from pending_turns where user_id = $1
                                order by created_at desc, session_id offset $4))";
-const KEEP: &str = "insert into pending_turns (user_id, session_id, turn_id, state) values ($1, $2, $3, $4)";
-const KEEP_CALLS: &str =
+const INSERT_TURN: &str = "insert into pending_turns (user_id, session_id, turn_id, state) values ($1, $2, $3, $4)";
+const INSERT_CALLS: &str =
     "insert into pending_calls (user_id, session_id, call_id) select $1, $2, call_id from unnest($3::text[]) call_id";
 
-/// Locks the turn, so that of two results that come at once only one is the last.
-const LOCK: &str = "
+/// `is_running` is null unless the turn was resumed.
+const LOCK_TURN: &str = "
     select turn_id,
            case when resumed_at is not null then
                resumed_at > now() - make_interval(secs => $4)
@@ -38,20 +36,21 @@ const LOCK: &str = "
     from pending_turns
     where user_id = $1 and session_id = $2 and created_at >= now() - make_interval(secs => $3)
     for update";
-const RESULT: &str = "
+const SET_RESULT: &str = "
     update pending_calls set result = $4, given_by = $6
     where user_id = $1 and session_id = $2 and call_id = $3 and (result is null or $5)
     returning call_id";
-const KNOWN: &str = "
-    select coalesce(given_by = $4, false) as is_again from pending_calls
+const IS_RETRY: &str = "
+    select coalesce(given_by = $4, false) as is_retry from pending_calls
     where user_id = $1 and session_id = $2 and call_id = $3";
-const MISSING: &str = "select from pending_calls where user_id = $1 and session_id = $2 and result is null limit 1";
+const MISSING_RESULT: &str =
+    "select from pending_calls where user_id = $1 and session_id = $2 and result is null limit 1";
 const RESUME: &str = "
     update pending_turns set resumed_at = now(), resumed_by = $3 where user_id = $1 and session_id = $2
     returning state";
 const RESULTS: &str = "select call_id, result from pending_calls where user_id = $1 and session_id = $2";
 
-const END: &str = "delete from pending_turns where user_id = $1 and session_id = $2 and turn_id = $3";
+const DELETE_TURN: &str = "delete from pending_turns where user_id = $1 and session_id = $2 and turn_id = $3";
 const REOPEN: &str = "
     with reopened as (
         update pending_turns set resumed_at = null, resumed_by = null
@@ -60,143 +59,141 @@ const REOPEN: &str = "
     )
     update pending_calls c set result = null from reopened r
     where c.user_id = r.user_id and c.session_id = r.session_id and c.call_id = $4";
-
 const ERASE: &str = "delete from pending_turns where user_id = $1";
 
-/// How long another run has the conversation yet.
-const OTHER_HOLDER: &str = "
+const OTHER_LEASE: &str = "
     select extract(epoch from lease_until - clock_timestamp())::float8 as remaining from runs
     where user_id = $1 and session_id = $2 and request_id <> $3 and holds_session and lease_until > clock_timestamp()";
-/// Takes the conversation from a run that died.
-const FREE_SESSION: &str = "
+/// Takes the session, and with it the lease, from a run whose lease has expired.
+const RELEASE_SESSION: &str = "
     update runs set holder = null, holds_session = false
     where user_id = $1 and session_id = $2 and request_id <> $3 and holds_session";
 const TAKE_SESSION: &str = "update runs set holds_session = true where user_id = $1 and request_id = $2";
 
+/// The result of a call, from the run that has the lease.
+struct NewResult<'a> {
+    lease: &'a Lease,
+    call: &'a str,
+    result: &'a [u8],
+    max_turn_duration: Duration,
+}
+
 impl PostgresConversations {
-    pub(super) async fn keep_pending(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
-        let mut transaction = self.begin_locked(&lease.key.user, TIMEOUT).await?;
+    pub(super) async fn replace_pending_turn(
+        &self,
+        lease: &Lease,
+        state: &[u8],
+        calls: &[&str],
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin_locked(&lease.key.user, self.timeouts.long).await?;
         check_lease(&mut transaction, lease).await?;
-        keep(&mut transaction, &lease.key.user, &lease.key.session, state, calls).await?;
+        let (user, session) = (lease.key.user.as_str(), lease.key.session.as_str());
+        let others = i64::try_from(MAX_PENDING_TURNS - 1).unwrap_or(i64::MAX);
+        let replaced = transaction.query(DELETE_REPLACED).bind(user).bind(session);
+        let replaced = replaced.bind(PENDING_TURN_WINDOW.as_secs_f64()).bind(others);
+        replaced.execute(&mut *transaction).await?;
+        let turn = transaction.query(INSERT_TURN).bind(user).bind(session).bind(Uuid::now_v7().to_string()).bind(state);
+        turn.execute(&mut *transaction).await?;
+        transaction.query(INSERT_CALLS).bind(user).bind(session).bind(calls).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 
-    pub(super) async fn accept_result(
+    pub(super) async fn record_result(
         &self,
         lease: &Lease,
         call: &str,
         result: &[u8],
     ) -> Result<ToolResultOutcome, StoreError> {
-        let key = &lease.key;
-        let mut transaction = self.begin_locked(&key.user, self.admit_timeout).await?;
+        let mut transaction = self.begin_locked(&lease.key.user, self.timeouts.admit).await?;
         check_lease(&mut transaction, lease).await?;
-        let accepted = accept(&mut transaction, lease, call, result, self.max_turn_duration).await?;
-        if matches!(accepted, ToolResultOutcome::Complete { .. })
+        let result = NewResult { lease, call, result, max_turn_duration: self.max_turn_duration };
+        let outcome = result.record(&mut transaction).await?;
+        if matches!(outcome, ToolResultOutcome::Complete { .. })
             && let Some(retry_after) = take_session(&mut transaction, lease).await?
         {
-            // What was done is undone: the result may be given again.
+            // The transaction is rolled back: the result may be given again.
             return Ok(ToolResultOutcome::Busy { retry_after });
         }
         transaction.commit().await?;
-        Ok(accepted)
+        Ok(outcome)
     }
 }
 
-/// Takes the conversation for a run, unless another run has it: then it says for how long.
+/// Takes the session for a run. Where another run holds it, returns how long its lease lasts.
 async fn take_session(transaction: &mut RoleTransaction, lease: &Lease) -> Result<Option<Duration>, StoreError> {
     let (user, request) = (lease.key.user.as_str(), lease.key.request.as_str());
     let session = lease.key.session.as_str();
-    let other = transaction.query(OTHER_HOLDER).bind(user).bind(session).bind(request);
+    let other = transaction.query(OTHER_LEASE).bind(user).bind(session).bind(request);
     if let Some(other) = other.fetch_optional(&mut **transaction).await? {
-        let remaining: f64 = other.try_get("remaining")?;
-        return Ok(Some(Duration::try_from_secs_f64(remaining.max(0.0)).map_err(|_| StoreError::Malformed("a time"))?));
+        return read_seconds(&other, "remaining").map(Some);
     }
-    let free = transaction.query(FREE_SESSION).bind(user).bind(session).bind(request);
-    free.execute(&mut **transaction).await?;
+    let release = transaction.query(RELEASE_SESSION).bind(user).bind(session).bind(request);
+    release.execute(&mut **transaction).await?;
     transaction.query(TAKE_SESSION).bind(user).bind(request).execute(&mut **transaction).await?;
     Ok(None)
 }
 
-/// Keeps a turn until the results of these calls are in. It takes the place of another one of its session.
-pub(in crate::conversation) async fn keep(
-    transaction: &mut RoleTransaction,
-    user: &UserId,
-    session: &SessionId,
-    state: &[u8],
-    calls: &[&str],
-) -> Result<(), StoreError> {
-    let (user, session) = (user.as_str(), session.as_str());
-    let others = transaction.query(GIVE_UP).bind(user).bind(session).bind(KEPT.as_secs_f64()).bind(MOST - 1);
-    others.execute(&mut **transaction).await?;
-    let turn = transaction.query(KEEP).bind(user).bind(session).bind(Uuid::now_v7().to_string()).bind(state);
-    turn.execute(&mut **transaction).await?;
-    transaction.query(KEEP_CALLS).bind(user).bind(session).bind(calls).execute(&mut **transaction).await?;
-    Ok(())
-}
-
-/// Takes the result of a call. Of several calls that answer at once exactly one is the last.
-async fn accept(
-    transaction: &mut RoleTransaction,
-    lease: &Lease,
-    call: &str,
-    result: &[u8],
-    longest_turn: Duration,
-) -> Result<ToolResultOutcome, StoreError> {
-    let key = &lease.key;
-    let (user_id, session_id, request_id) = (key.user.as_str(), key.session.as_str(), key.request.as_str());
-    let turn = transaction.query(LOCK).bind(user_id).bind(session_id);
-    let turn = turn.bind(KEPT.as_secs_f64()).bind(longest_turn.as_secs_f64());
-    let Some(turn) = turn.fetch_optional(&mut **transaction).await? else { return Ok(ToolResultOutcome::UnknownCall) };
-    // A turn that went on and was lost with its process: whoever waits for it may give the last result again.
-    let is_running = turn.try_get::<Option<bool>, _>("is_running")?;
-    let taken = transaction.query(RESULT).bind(user_id).bind(session_id).bind(call).bind(result);
-    let taken = taken.bind(is_running == Some(false)).bind(request_id);
-    if taken.fetch_optional(&mut **transaction).await?.is_none() {
-        let known = transaction.query(KNOWN).bind(user_id).bind(session_id).bind(call).bind(request_id);
-        let Some(known) = known.fetch_optional(&mut **transaction).await? else {
+impl NewResult<'_> {
+    async fn record(&self, transaction: &mut RoleTransaction) -> Result<ToolResultOutcome, StoreError> {
+        let key = &self.lease.key;
+        let (user, session, request) = (key.user.as_str(), key.session.as_str(), key.request.as_str());
+        let turn = transaction.query(LOCK_TURN).bind(user).bind(session);
+        let turn = turn.bind(PENDING_TURN_WINDOW.as_secs_f64()).bind(self.max_turn_duration.as_secs_f64());
+        let Some(turn) = turn.fetch_optional(&mut **transaction).await? else {
             return Ok(ToolResultOutcome::UnknownCall);
         };
-        // The same request again, of which nobody heard that it had succeeded.
-        let is_again = is_running.is_none() && known.try_get("is_again")?;
-        return Ok(if is_again { ToolResultOutcome::Pending } else { ToolResultOutcome::Duplicate });
+        let is_running = turn.try_get::<Option<bool>, _>("is_running")?;
+        // A turn that was resumed by a run that is lost: its last result may be given again.
+        let is_lost = is_running == Some(false);
+        let set = transaction.query(SET_RESULT).bind(user).bind(session).bind(self.call).bind(self.result);
+        let set = set.bind(is_lost).bind(request);
+        if set.fetch_optional(&mut **transaction).await?.is_none() {
+            let known = transaction.query(IS_RETRY).bind(user).bind(session).bind(self.call).bind(request);
+            let Some(known) = known.fetch_optional(&mut **transaction).await? else {
+                return Ok(ToolResultOutcome::UnknownCall);
+            };
+            let is_retry = is_running.is_none() && known.try_get("is_retry")?;
+            return Ok(if is_retry { ToolResultOutcome::Pending } else { ToolResultOutcome::Duplicate });
+        }
+        let missing = transaction.query(MISSING_RESULT).bind(user).bind(session);
+        if missing.fetch_optional(&mut **transaction).await?.is_some() {
+            return Ok(ToolResultOutcome::Pending);
+        }
+        self.resume(transaction, &turn).await
     }
-    let missing = transaction.query(MISSING).bind(user_id).bind(session_id);
-    if missing.fetch_optional(&mut **transaction).await?.is_some() {
-        return Ok(ToolResultOutcome::Pending);
+
+    async fn resume(&self, transaction: &mut RoleTransaction, turn: &PgRow) -> Result<ToolResultOutcome, StoreError> {
+        let key = &self.lease.key;
+        let (user, session) = (key.user.as_str(), key.session.as_str());
+        let resumed = transaction.query(RESUME).bind(user).bind(session).bind(self.lease.lease_token.as_bytes());
+        let resumed = resumed.fetch_one(&mut **transaction).await?;
+        let results = transaction.query(RESULTS).bind(user).bind(session).fetch_all(&mut **transaction).await?;
+        let results = results.iter().map(|row| Ok((row.try_get("call_id")?, row.try_get("result")?)));
+        Ok(ToolResultOutcome::Complete(CompletedPendingTurn {
+            state: resumed.try_get("state")?,
+            results: results.collect::<Result<_, sqlx::Error>>()?,
+            id: PendingTurnId {
+                user: key.user.clone(),
+                session: key.session.clone(),
+                turn: turn.try_get("turn_id")?,
+                last_call: self.call.to_owned(),
+            },
+        }))
     }
-    let resumed = transaction.query(RESUME).bind(user_id).bind(session_id).bind(lease.lease_token.as_bytes());
-    let resumed = resumed.fetch_one(&mut **transaction).await?;
-    let results = transaction.query(RESULTS).bind(user_id).bind(session_id).fetch_all(&mut **transaction).await?;
-    let results = results.iter().map(|row| Ok((row.try_get("call_id")?, row.try_get("result")?)));
-    Ok(ToolResultOutcome::Complete(CompletedPendingTurn {
-        state: resumed.try_get("state")?,
-        results: results.collect::<Result<_, sqlx::Error>>()?,
-        id: PendingTurnId {
-            user: key.user.clone(),
-            session: key.session.clone(),
-            turn: turn.try_get("turn_id")?,
-            last_call: call.to_owned(),
-        },
-    }))
 }
 
-/// Ends a turn that went on: nothing of it is kept.
-pub(in crate::conversation) async fn end(
+pub(super) async fn delete_resumed(
     transaction: &mut RoleTransaction,
-    ticket: &PendingTurnId,
+    pending: &PendingTurnId,
 ) -> Result<(), StoreError> {
-    let end = transaction.query(END).bind(ticket.user.as_str()).bind(ticket.session.as_str()).bind(&ticket.turn);
-    end.execute(&mut **transaction).await?;
+    let delete = transaction.query(DELETE_TURN).bind(pending.user.as_str()).bind(pending.session.as_str());
+    delete.bind(&pending.turn).execute(&mut **transaction).await?;
     Ok(())
 }
 
-/// Takes back that a turn went on, because it failed in a way that may pass: its last result may be given again.
-pub(in crate::conversation) async fn reopen(
-    transaction: &mut RoleTransaction,
-    ticket: &PendingTurnId,
-) -> Result<(), StoreError> {
-    let reopen = transaction.query(REOPEN).bind(ticket.user.as_str()).bind(ticket.session.as_str());
-    reopen.bind(&ticket.turn).bind(&ticket.last_call).execute(&mut **transaction).await?;
+pub(super) async fn reopen(transaction: &mut RoleTransaction, pending: &PendingTurnId) -> Result<(), StoreError> {
+    let reopen = transaction.query(REOPEN).bind(pending.user.as_str()).bind(pending.session.as_str());
+    reopen.bind(&pending.turn).bind(&pending.last_call).execute(&mut **transaction).await?;
     Ok(())
 }
 

@@ -1,27 +1,28 @@
-//! What runs do, and what others learn of them.
-
 use sqlx::{Row as _, postgres::PgRow};
 
-use super::{ENDING_TIMEOUT, PostgresConversations, StoreError, count, pending, request_id};
+use super::{PostgresConversations, StoreError, pending, read_count, read_request_id};
 use crate::{
     conversation::{
-        FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewTurn, PendingTurnDisposition, RunEnding, RunOutcome,
-        RunSignals, RunSnapshot, RunState, WATCH_WINDOW,
+        pending::PendingTurnDisposition,
+        run::{
+            FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewTurn, RunEnding, RunOutcome, RunSignals,
+            RunSnapshot, RunState, WATCH_WINDOW,
+        },
     },
     identity::{RequestId, SessionId, UserId},
     postgres::{RoleTransaction, SqlArgument},
 };
 
-/// Most runs that one which ends forgets.
-const FORGOTTEN_AT_ONCE: i64 = 50;
+/// Most ended runs, and most lost ones, that the end of a run sweeps.
+const SWEEP_LIMIT: i64 = 50;
 
-/// Locks the user, and counts.
+/// Takes the user lock, as the first statement of an end has to.
 const COUNT_TOKENS: &str = "
     insert into user_usage as u (user_id, day, tokens) values ($1, (now() at time zone 'UTC')::date, $2)
     on conflict (user_id) do update set day = excluded.day,
         tokens = case when u.day = excluded.day then u.tokens else 0 end + excluded.tokens";
-/// Ends a run with its last frames, keeps the profile, and forgets runs that nobody asks for any more.
-const END: &str = "
+/// Ends a run with its last frames, stores the profile, and sweeps runs past the idempotency window.
+const END_RUN: &str = "
     with ended as (
         update runs set ended_at = clock_timestamp(), is_repeatable = $4, holds_session = false
         where user_id = $1 and request_id = $2 and holder = $3 and ended_at is null
@@ -34,20 +35,20 @@ const END: &str = "
     ), profile as (
         insert into user_profiles (user_id, profile) select user_id, $8 from ended where $8 is not null
         on conflict (user_id) do update set profile = excluded.profile
-    ), forgotten as (
+    ), expired as (
         (select request_id from runs where user_id = $1 and ended_at < now() - make_interval(secs => $9)
          order by ended_at limit $10)
         union all
         (select request_id from runs
          where user_id = $1 and ended_at is null and lease_until < now() - make_interval(secs => $9) limit $10)
     ), swept as (
-        delete from runs where user_id = $1 and request_id in (select request_id from forgotten) and request_id <> $2
+        delete from runs where user_id = $1 and request_id in (select request_id from expired) and request_id <> $2
     )
     select from ended";
-/// Whether this is what is left of a call of which nobody heard that it had succeeded.
+/// A retry of an end that was committed, but whose answer was lost.
 const HAS_ENDED: &str =
     "select from runs where user_id = $1 and request_id = $2 and holder = $3 and ended_at is not null";
-const KEEP_TURN: &str = "
+const INSERT_TURN: &str = "
     with session as (
         insert into sessions as s (user_id, session_id, title, turns, created_at, updated_at)
         select $1, $2, $3, 1, moment, moment from clock_timestamp() as moment
@@ -60,8 +61,8 @@ const KEEP_TURN: &str = "
     insert into turns (user_id, session_id, seq, request_id, record, tokens, is_complete, created_at)
     select $1, $2, turns, $4, $5, $6, $7, updated_at from session";
 
-/// Says how a run stands, and that somebody waits for it: longer than needed, so that this is not written at each look.
-const LOOK: &str = "
+/// Marks the run as watched for one second longer than the window, so that not every poll writes.
+const FOLLOW: &str = "
     with watched as (
         update runs set watched_until = clock_timestamp() + make_interval(secs => $3 + 1)
         where user_id = $1 and request_id = $2 and ended_at is null
@@ -103,43 +104,40 @@ impl PostgresConversations {
     }
 
     pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
-        let user = lease.key.user.as_str();
-        let mut transaction = self.database.with_statement_timeout(ENDING_TIMEOUT).begin(&lease.key.user).await?;
-        let tokens = transaction.query(COUNT_TOKENS).bind(user).bind(i64::from(ending.tokens));
+        let database = self.database.with_statement_timeout(self.timeouts.finish);
+        let mut transaction = database.begin(&lease.key.user).await?;
+        let tokens = transaction.query(COUNT_TOKENS).bind(lease.key.user.as_str()).bind(i64::from(ending.tokens));
         tokens.execute(&mut *transaction).await?;
-        if !end(&mut transaction, lease, ending).await? {
-            let has_ended = transaction.query(HAS_ENDED).bind(user).bind(lease.key.request.as_str());
-            let has_ended =
-                has_ended.bind(lease.lease_token.as_bytes()).fetch_optional(&mut *transaction).await?.is_some();
-            if has_ended {
+        if !end_run(&mut transaction, lease, ending).await? {
+            if has_ended(&mut transaction, lease).await? {
                 return Ok(());
             }
-            // What was spent counts, though nothing of it is kept.
+            // The tokens of a lost run count.
             transaction.commit().await?;
             return Err(StoreError::LeaseLost);
         }
         if let Some(turn) = &ending.turn {
-            keep_turn(&mut transaction, lease, turn).await?;
+            insert_turn(&mut transaction, lease, turn).await?;
         }
         match &ending.resumed_turn {
-            Some((ticket, PendingTurnDisposition::Done)) => pending::end(&mut transaction, ticket).await?,
-            Some((ticket, PendingTurnDisposition::Reopened)) => pending::reopen(&mut transaction, ticket).await?,
+            Some((turn, PendingTurnDisposition::Done)) => pending::delete_resumed(&mut transaction, turn).await?,
+            Some((turn, PendingTurnDisposition::Reopened)) => pending::reopen(&mut transaction, turn).await?,
             None => {}
         }
         Ok(transaction.commit().await?)
     }
 
-    pub(super) async fn follow_run(
+    pub(super) async fn snapshot_run(
         &self,
         user: &UserId,
         request: &RequestId,
         after: u32,
     ) -> Result<Option<RunSnapshot>, StoreError> {
         let mut transaction = self.database.begin(user).await?;
-        let look = transaction.query(LOOK).bind(user.as_str()).bind(request.as_str());
-        let look = look.bind(WATCH_WINDOW.as_secs_f64()).bind(IDEMPOTENCY_WINDOW.as_secs_f64());
-        let Some(run) = look.fetch_optional(&mut *transaction).await? else { return Ok(None) };
-        // After how it stands: all frames of a run that has ended are there.
+        let follow = transaction.query(FOLLOW).bind(user.as_str()).bind(request.as_str());
+        let follow = follow.bind(WATCH_WINDOW.as_secs_f64()).bind(IDEMPOTENCY_WINDOW.as_secs_f64());
+        let Some(run) = follow.fetch_optional(&mut *transaction).await? else { return Ok(None) };
+        // The frames after the state: of a run that has ended all of them are read.
         let chunks = transaction.query(CHUNKS_AFTER).bind(user.as_str()).bind(request.as_str()).bind(i64::from(after));
         let chunks = chunks.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
@@ -148,7 +146,7 @@ impl PostgresConversations {
             (false, true) => RunState::Running,
             (false, false) => RunState::Lost,
         };
-        let chunks = chunks.iter().map(chunk).collect::<Result<_, _>>()?;
+        let chunks = chunks.iter().map(read_chunk).collect::<Result<_, _>>()?;
         Ok(Some(RunSnapshot { state, head: run.try_get("head")?, chunks }))
     }
 
@@ -162,37 +160,35 @@ impl PostgresConversations {
         let cancel = transaction.query(CANCEL).bind(user.as_str()).bind(session.as_str());
         let cancelled = cancel.bind(request.map(RequestId::as_str)).fetch_optional(&mut *transaction).await?;
         transaction.commit().await?;
-        cancelled.map(|row| request_id(&row, "request_id")).transpose()
+        cancelled.map(|row| read_request_id(&row, "request_id")).transpose()
     }
 }
 
-/// Ends a run, unless its lease is lost.
-async fn end(transaction: &mut RoleTransaction, lease: &Lease, ending: &RunEnding) -> Result<bool, StoreError> {
-    let end = transaction
-        .query(END)
-        .bind(lease.key.user.as_str())
-        .bind(lease.key.request.as_str())
-        .bind(lease.lease_token.as_bytes());
-    let end = end.bind(ending.outcome == RunOutcome::Repeatable);
+/// Returns whether the run had its lease, and has ended now.
+async fn end_run(transaction: &mut RoleTransaction, lease: &Lease, ending: &RunEnding) -> Result<bool, StoreError> {
+    let end = transaction.query(END_RUN).bind(lease.key.user.as_str()).bind(lease.key.request.as_str());
+    let end = end.bind(lease.lease_token.as_bytes()).bind(ending.outcome == RunOutcome::Repeatable);
     let chunk = &ending.chunk;
     let end = end.bind(i64::from(chunk.first)).bind(i64::from(chunk.count)).bind(&*chunk.frames);
-    let end = end.bind(ending.profile.as_deref()).bind(IDEMPOTENCY_WINDOW.as_secs_f64()).bind(FORGOTTEN_AT_ONCE);
+    let end = end.bind(ending.profile.as_deref()).bind(IDEMPOTENCY_WINDOW.as_secs_f64()).bind(SWEEP_LIMIT);
     Ok(end.fetch_optional(&mut **transaction).await?.is_some())
 }
 
-async fn keep_turn(transaction: &mut RoleTransaction, lease: &Lease, turn: &NewTurn) -> Result<(), StoreError> {
-    let keep = transaction.query(KEEP_TURN).bind(lease.key.user.as_str()).bind(lease.key.session.as_str());
-    let keep = keep.bind(&turn.provisional_title).bind(lease.key.request.as_str()).bind(&*turn.record);
-    let keep = keep.bind(i64::from(turn.tokens)).bind(turn.is_complete);
-    let keep = keep.bind(turn.is_complete && turn.may_be_learned);
-    keep.execute(&mut **transaction).await?;
+async fn has_ended(transaction: &mut RoleTransaction, lease: &Lease) -> Result<bool, StoreError> {
+    let ended = transaction.query(HAS_ENDED).bind(lease.key.user.as_str()).bind(lease.key.request.as_str());
+    let ended = ended.bind(lease.lease_token.as_bytes()).fetch_optional(&mut **transaction).await?;
+    Ok(ended.is_some())
+}
+
+async fn insert_turn(transaction: &mut RoleTransaction, lease: &Lease, turn: &NewTurn) -> Result<(), StoreError> {
+    let insert = transaction.query(INSERT_TURN).bind(lease.key.user.as_str()).bind(lease.key.session.as_str());
+    let insert = insert.bind(&turn.provisional_title).bind(lease.key.request.as_str()).bind(&*turn.record);
+    let insert = insert.bind(i64::from(turn.tokens)).bind(turn.is_complete);
+    insert.bind(turn.is_complete && turn.may_be_learned).execute(&mut **transaction).await?;
     Ok(())
 }
 
-fn chunk(row: &PgRow) -> Result<FrameChunk, StoreError> {
-    Ok(FrameChunk {
-        first: count(row, "first_frame")?,
-        count: count(row, "frame_count")?,
-        frames: row.try_get("frames")?,
-    })
+fn read_chunk(row: &PgRow) -> Result<FrameChunk, StoreError> {
+    let (first, count) = (read_count(row, "first_frame")?, read_count(row, "frame_count")?);
+    Ok(FrameChunk { first, count, frames: row.try_get("frames")? })
 }

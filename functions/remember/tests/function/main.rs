@@ -17,7 +17,7 @@ use agent_service::{
     config::Config,
     conversation::{
         AdmitOutcome, ConversationStore, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
-        RunOutcome, dynamodb::DynamoConversations,
+        RunOutcome, WithDeadlines, dynamodb::DynamoConversations,
     },
     erasure::erase_user,
     identity::{RequestId, SessionId, UserId},
@@ -34,7 +34,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_remember");
 /// A database and the conversation store in it.
 struct Fixture {
     database: TestDatabase,
-    store: PostgresConversations,
+    store: WithDeadlines<PostgresConversations>,
     _directory: tempfile::TempDir,
 }
 
@@ -46,7 +46,7 @@ impl Fixture {
         let config = Config::read(&|name| (name == "DATABASE_URL").then(|| url.clone())).unwrap();
         let roles = Database::from_config(&config.stores.database).unwrap().pools();
         let patience = Duration::from_secs(60);
-        let store = PostgresConversations::new(roles.conversations, patience, patience);
+        let store = PostgresConversations::with_deadlines(&roles.conversations, patience, patience);
         Self { database, store, _directory: directory }
     }
 
@@ -251,7 +251,7 @@ async fn dynamodb_stream_records_are_learned() {
     let Some(mut variables) = dynamodb::variables() else { return };
     let fixture = Fixture::new().await;
     let patience = Duration::from_secs(60);
-    let store = DynamoConversations::new(dynamodb::TABLE.to_owned(), patience, patience).unwrap();
+    let store = DynamoConversations::with_deadlines(dynamodb::TABLE.to_owned(), patience, patience).unwrap();
     let ann = format!("ann-{}", RequestId::generate());
     store_turn(&store, &ann, "s", "I live in Rome.").await;
     // Larger than a DynamoDB item.

@@ -1,4 +1,4 @@
-//! A store for a test, with a way to let time pass, and short words for what tests do most.
+//! A store for a test, with a way to let time pass, and helpers.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -9,7 +9,7 @@ use std::{
 use agent_service::{
     conversation::{
         AdmitOutcome, ConversationStore, FrameChunk, Lease, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
-        RunOutcome,
+        RunOutcome, WithDeadlines,
     },
     identity::{RequestId, SessionId, UserId},
     postgres::Database,
@@ -21,61 +21,57 @@ use uuid::Uuid;
 
 use crate::postgres::{TestDatabase, config};
 
-/// Longest turn of the stores.
-pub const LONGEST_TURN: Duration = Duration::from_secs(600);
-/// Longest admission of the stores: a test machine may be slower than a real one.
-pub const ADMISSION: Duration = Duration::from_secs(20);
+pub const MAX_TURN: Duration = Duration::from_secs(600);
+/// Generous: a test machine may be slow.
+pub const ADMIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What is done to a store from behind, as no service can.
+/// Changes the data of a store as no service can.
 #[async_trait::async_trait]
 pub trait Backdoor: Send + Sync {
-    /// Makes it as if so much time had passed since everything that was done so far.
+    /// Moves all stored times into the past.
     async fn let_pass(&self, time: Duration);
 
-    /// What the clock of the store shows.
+    /// The clock of the store.
     fn now(&self) -> Timestamp;
 
-    /// Does work that ends turns of a user, all of them at one moment.
+    /// Gives the turns of a user that `work` ends the same time.
     async fn at_one_moment<'a>(&'a self, user: &'a UserId, work: BoxFuture<'a, ()>);
 }
 
-/// A store of one test.
-pub struct Place {
+pub struct StoreFixture {
     pub store: Arc<dyn ConversationStore>,
     pub backdoor: Arc<dyn Backdoor>,
-    /// Keeps users of tests apart that share a database.
+    /// Distinguishes the users of tests that share a database.
     suffix: String,
 }
 
-/// A store in a Postgres of its own.
-pub async fn in_postgres() -> Option<Place> {
+pub async fn in_postgres() -> Option<StoreFixture> {
     let database = TestDatabase::create().await;
-    let store = postgres_store(&database.service_url(), ADMISSION);
-    Some(Place::new(Arc::new(store), Arc::new(BehindPostgres { database })))
+    let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
+    Some(StoreFixture::new(Arc::new(store), Arc::new(PostgresBackdoor { database })))
 }
 
-/// A store in a table of its own, where `infra/dynamodb.sh` tells of a DynamoDB.
+/// `None` outside of `infra/dynamodb.sh`.
 #[cfg(feature = "dynamodb")]
-pub async fn in_dynamodb() -> Option<Place> {
+pub async fn in_dynamodb() -> Option<StoreFixture> {
     let table = crate::dynamodb::TestTable::create().await?;
-    Some(Place::new(Arc::new(table.store(ADMISSION)), Arc::new(table)))
+    Some(StoreFixture::new(Arc::new(table.store(ADMIT_TIMEOUT)), Arc::new(table)))
 }
 
-/// The store of a database.
-pub fn postgres_store(url: &str, admission: Duration) -> PostgresConversations {
-    let roles = Database::from_config(&config(&[("DATABASE_URL", url)]).stores.database).unwrap().pools();
-    PostgresConversations::new(roles.conversations, LONGEST_TURN, admission)
+pub fn postgres_store(url: &str, admit_timeout: Duration) -> WithDeadlines<PostgresConversations> {
+    let pools = Database::from_config(&config(&[("DATABASE_URL", url)]).stores.database).unwrap().pools();
+    PostgresConversations::with_deadlines(&pools.conversations, MAX_TURN, admit_timeout)
 }
 
-struct BehindPostgres {
+struct PostgresBackdoor {
     database: TestDatabase,
 }
 
 #[async_trait::async_trait]
-impl Backdoor for BehindPostgres {
+impl Backdoor for PostgresBackdoor {
     async fn let_pass(&self, time: Duration) {
         let seconds = time.as_secs();
-        // In the order of the store's own locks, so that it can be done beside other things.
+        // In the lock order of the store, so that it can run beside other calls.
         let age = format!(
             "select from user_usage order by user_id for update;
              update runs set lease_until = lease_until - interval '{seconds} s',
@@ -106,7 +102,7 @@ impl Backdoor for BehindPostgres {
     }
 }
 
-impl Place {
+impl StoreFixture {
     pub fn new(store: Arc<dyn ConversationStore>, backdoor: Arc<dyn Backdoor>) -> Self {
         Self { store, backdoor, suffix: Uuid::new_v4().simple().to_string() }
     }
@@ -157,8 +153,8 @@ pub async fn within(limit: Duration, work: impl AsyncFn(usize)) {
 }
 
 /// Does something that no minute may end in. Where one did, it is done again.
-pub async fn within_one_minute(place: &Place, work: impl AsyncFn(usize)) {
-    let minute = || place.backdoor.now().as_second() / 60;
+pub async fn within_one_minute(fixture: &StoreFixture, work: impl AsyncFn(usize)) {
+    let minute = || fixture.backdoor.now().as_second() / 60;
     for attempt in 0.. {
         let before = minute();
         let done = AssertUnwindSafe(work(attempt)).catch_unwind().await;

@@ -1,9 +1,10 @@
-//! What only DynamoDB can show: its table, from behind.
+//! Items of the table after calls of the store.
 
 use std::collections::HashMap;
 
 use agent_service::conversation::{
     AdmitOutcome, ConversationStore as _, FrameChunk, NewRun, RunEnding, RunKey, SessionSelection, StoreError,
+    WithDeadlines,
     dynamodb::{DynamoConversations, parse_turn_item},
 };
 use agent_service::identity::UserId;
@@ -11,10 +12,10 @@ use serde_json::{Value, json};
 
 use crate::{
     dynamodb::{Attributes, TestTable, text},
-    place::{ADMISSION, chunk, ending, request, session, started, turn},
+    fixture::{ADMIT_TIMEOUT, chunk, ending, request, session, started, turn},
 };
 
-/// Largest item, by the rules of DynamoDB. What stands in for it takes larger ones.
+/// DynamoDB's limit; the double accepts larger items.
 const ITEM_BYTES: usize = 400 * 1_024;
 
 fn ann() -> UserId {
@@ -32,9 +33,9 @@ fn run(session: &str, request: &str) -> NewRun {
     }
 }
 
-async fn table() -> Option<(TestTable, DynamoConversations)> {
+async fn table() -> Option<(TestTable, WithDeadlines<DynamoConversations>)> {
     let table = TestTable::create().await?;
-    let store = table.store(ADMISSION);
+    let store = table.store(ADMIT_TIMEOUT);
     Some((table, store))
 }
 
@@ -53,7 +54,7 @@ fn kinds(items: &[Attributes]) -> HashMap<&str, usize> {
 }
 
 #[tokio::test]
-async fn what_is_long_is_divided_over_items_of_which_none_is_too_large() {
+async fn long_values_are_divided_within_item_limit() {
     let Some((table, store)) = table().await else { return };
     let lease = started(store.admit(&run("s", "r1")).await.unwrap());
     store.store_pending_turn(&lease, &vec![1; 2_000_000], &["c"]).await.unwrap();
@@ -77,7 +78,7 @@ async fn what_is_long_is_divided_over_items_of_which_none_is_too_large() {
 }
 
 #[tokio::test]
-async fn all_that_passes_has_an_expiry_and_nothing_else_does() {
+async fn only_transient_items_expire() {
     let Some((table, store)) = table().await else { return };
     let lease = started(store.admit(&run("s", "r1")).await.unwrap());
     store.store_pending_turn(&lease, b"state", &["c"]).await.unwrap();
@@ -96,7 +97,7 @@ async fn all_that_passes_has_an_expiry_and_nothing_else_does() {
 }
 
 #[tokio::test]
-async fn what_expired_counts_for_nothing_though_dynamodb_has_not_deleted_it() {
+async fn expired_items_are_ignored_before_deletion() {
     let Some((table, store)) = table().await else { return };
     let lease = started(store.admit(&run("s", "r1")).await.unwrap());
     store.store_pending_turn(&lease, b"state", &["c"]).await.unwrap();
@@ -118,7 +119,7 @@ async fn what_expired_counts_for_nothing_though_dynamodb_has_not_deleted_it() {
 }
 
 #[tokio::test]
-async fn what_is_deleted_leaves_no_item() {
+async fn delete_leaves_no_item() {
     let Some((table, store)) = table().await else { return };
     for id in ["s", "t"] {
         let lease = started(store.admit(&run(id, &format!("{id}1"))).await.unwrap());
@@ -143,7 +144,7 @@ async fn what_is_deleted_leaves_no_item() {
 }
 
 #[tokio::test]
-async fn whoever_lost_the_lease_leaves_no_frames() {
+async fn checkpoint_without_lease_leaves_no_frames() {
     let Some((table, store)) = table().await else { return };
     let lease = started(store.admit(&run("s", "r1")).await.unwrap());
     for run in table.items("run/").await {
@@ -160,7 +161,7 @@ async fn whoever_lost_the_lease_leaves_no_frames() {
 }
 
 #[tokio::test]
-async fn the_item_of_a_turn_tells_which_it_is() {
+async fn turn_item_names_session_and_position() {
     let Some((table, store)) = table().await else { return };
     let lease = started(store.admit(&run("a#b c", "r1")).await.unwrap());
     store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
@@ -172,9 +173,9 @@ async fn the_item_of_a_turn_tells_which_it_is() {
 }
 
 #[tokio::test]
-async fn a_table_that_is_not_there_is_named() {
+async fn error_names_the_missing_table() {
     let Some((table, _)) = table().await else { return };
-    let store = DynamoConversations::new("no-such-table".to_owned(), ADMISSION, ADMISSION).unwrap();
+    let store = DynamoConversations::with_deadlines("no-such-table".to_owned(), ADMIT_TIMEOUT, ADMIT_TIMEOUT).unwrap();
     let failed = store.admit(&run("s", "r")).await.map(|admitted| matches!(admitted, AdmitOutcome::Started { .. }));
     let failed = failed.unwrap_err().to_string();
     assert!(failed.contains("ResourceNotFound"), "{failed}");

@@ -1,4 +1,4 @@
-//! What only Postgres can show.
+//! Locks, statements, queues and rights of the Postgres store.
 
 use std::{future::poll_fn, pin::pin, str::FromStr as _, task::Poll, time::Duration};
 
@@ -15,12 +15,12 @@ use tokio::{
 };
 
 use crate::{
-    place::{ADMISSION, chunk, ending, postgres_store, request, session, started, turn},
+    fixture::{ADMIT_TIMEOUT, chunk, ending, postgres_store, request, session, started, turn},
     postgres::{TestDatabase, config, pooled_url},
 };
 
-/// Ends a test that would hang. No assertion depends on it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Fails a test that would hang.
+const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn run(user: &str, session: &str, request: &str) -> NewRun {
     NewRun {
@@ -48,13 +48,13 @@ async fn until(connection: &mut PgConnection, sql: &'static str, expected: i64) 
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, reached).await.expect(sql);
+    tokio::time::timeout(HANG_TIMEOUT, reached).await.expect(sql);
 }
 
 #[tokio::test]
-async fn an_admission_whose_caller_left_is_taken_back() {
+async fn admission_of_dropped_caller_is_revoked() {
     let database = TestDatabase::create().await;
-    let store = postgres_store(&database.service_url(), ADMISSION);
+    let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
     let (mut behind, mut watching) = (database.connect().await, database.connect().await);
     behind.execute("insert into user_usage (user_id) values ('ann')").await.unwrap();
     let mut lock = behind.begin().await.unwrap();
@@ -78,31 +78,31 @@ async fn an_admission_whose_caller_left_is_taken_back() {
 }
 
 #[tokio::test]
-async fn an_admission_that_takes_too_long_is_given_up() {
+async fn late_admission_is_revoked() {
     let database = TestDatabase::create().await;
     let store = postgres_store(&database.service_url(), Duration::from_millis(100));
     let mut behind = database.connect().await;
     behind.execute("insert into user_usage (user_id) values ('ann')").await.unwrap();
     let mut lock = behind.begin().await.unwrap();
     lock.execute("select from user_usage for update").await.unwrap();
-    let given_up = tokio::time::timeout(PATIENCE, store.admit(&run("ann", "s", "r"))).await.unwrap();
+    let given_up = tokio::time::timeout(HANG_TIMEOUT, store.admit(&run("ann", "s", "r"))).await.unwrap();
     // The database may be the first to lose its patience.
     assert!(given_up.is_err(), "{given_up:?}");
     lock.rollback().await.unwrap();
-    let patient = postgres_store(&database.service_url(), ADMISSION);
+    let patient = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
     // As soon as what was too late is taken back, nothing is in the way.
     let free = async {
         while !matches!(patient.admit(&run("ann", "s", "r2")).await.unwrap(), AdmitOutcome::Started { .. }) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, free).await.unwrap();
+    tokio::time::timeout(HANG_TIMEOUT, free).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_run_that_ends_forgets_some_that_are_old_with_their_frames() {
+async fn finish_sweeps_expired_runs_with_frames() {
     let database = TestDatabase::create().await;
-    let store = postgres_store(&database.service_url(), ADMISSION);
+    let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
     let mut behind = database.connect().await;
     // Of the old ones twenty died. Some are not old enough.
     behind
@@ -132,9 +132,9 @@ async fn a_run_that_ends_forgets_some_that_are_old_with_their_frames() {
 
 /// What learns from turns finds them where it looks, each once, in the transaction that keeps them.
 #[tokio::test]
-async fn a_complete_turn_that_may_be_learned_from_waits_to_be() {
+async fn complete_learnable_turn_is_queued() {
     let database = TestDatabase::create().await;
-    let store = postgres_store(&database.service_url(), ADMISSION);
+    let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
     let mut behind = database.connect().await;
     let (mut interrupted, mut private) = (turn(b"x"), turn(b"x"));
     (interrupted.is_complete, private.may_be_learned) = (false, false);
@@ -159,7 +159,7 @@ async fn a_complete_turn_that_may_be_learned_from_waits_to_be() {
 
 /// Logins of services have no right but to act as the roles.
 #[tokio::test]
-async fn a_login_that_may_only_act_as_the_service_keeps_conversations() {
+async fn login_with_only_the_service_role_works() {
     let database = TestDatabase::create().await;
     let mut owner = database.connect().await;
     let login = format!("agent_talks_{}", std::process::id());
@@ -171,7 +171,7 @@ async fn a_login_that_may_only_act_as_the_service_keeps_conversations() {
     let variables = [("DATABASE_URL", url.as_str()), ("DATABASE_ADMIN_URL", database.url.as_str())];
     Database::from_config(&config(&variables).stores.database).unwrap().migrate().await.unwrap();
 
-    let store = postgres_store(&url, ADMISSION);
+    let store = postgres_store(&url, ADMIT_TIMEOUT);
     // More often than a statement is planned anew, on each of several connections.
     for round in 0..8 {
         let runs: Vec<_> = (0..4).map(|n| run(&format!("user{n}"), "s", &format!("r{round}"))).collect();
@@ -194,11 +194,11 @@ async fn a_login_that_may_only_act_as_the_service_keeps_conversations() {
 
 /// The functions have no more rights than who calls them.
 #[tokio::test]
-async fn a_function_that_is_told_of_another_user_is_refused() {
+async fn functions_run_with_the_rights_of_their_caller() {
     let database = TestDatabase::create().await;
     let roles = Database::from_config(&config(&[("DATABASE_URL", &database.service_url())]).stores.database);
     let roles = roles.unwrap().pools();
-    let store = postgres_store(&database.service_url(), ADMISSION);
+    let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
     let bobs = started(store.admit(&run("bob", "s", "r")).await.unwrap());
     let ann = UserId::parse("user_id", "ann").unwrap();
     let arguments = |user| {
@@ -276,7 +276,7 @@ async fn eavesdrop(socket: String) -> (u16, mpsc::UnboundedReceiver<u8>) {
 }
 
 #[tokio::test]
-async fn admissions_and_checkpoints_are_one_round_trip_each() {
+async fn admit_and_checkpoint_take_one_round_trip() {
     let database = TestDatabase::create().await;
     let mut url = reqwest::Url::parse(&database.url).unwrap();
     // Only where the database is on a socket of ours.
@@ -286,7 +286,7 @@ async fn admissions_and_checkpoints_are_one_round_trip_each() {
     url.set_query(Some("sslmode=disable"));
     url.set_host(Some("127.0.0.1")).unwrap();
     url.set_port(Some(port)).unwrap();
-    let store = postgres_store(url.as_str(), ADMISSION);
+    let store = postgres_store(url.as_str(), ADMIT_TIMEOUT);
     store.warm_up().await;
     // What is said until the connection is given back, which is when it is tried: by a sync alone.
     let mut said = async || {
@@ -308,4 +308,45 @@ async fn admissions_and_checkpoints_are_one_round_trip_each() {
         store.checkpoint(&lease, chunk).await.unwrap();
         assert_eq!(said().await, "QS");
     }
+}
+
+/// Policies, grants and row-level security of a table, without its name.
+const ISOLATION: &str = "
+    select concat_ws(' | ', relrowsecurity, relforcerowsecurity,
+        (select string_agg(concat_ws(' ', policyname, permissive, roles, cmd, qual, with_check), ', ' order by policyname)
+         from pg_policies where tablename = relname),
+        (select string_agg(concat_ws(' ', grantee, privilege_type), ', ' order by grantee, privilege_type)
+         from information_schema.role_table_grants where table_name = relname and grantee like 'agent\\_%'))
+    from pg_class where oid = $1::regclass";
+
+#[tokio::test]
+async fn isolate_by_user_isolates_a_table_as_the_others() {
+    let database = TestDatabase::create().await;
+    let checked = Database::from_config(&config(&[("DATABASE_URL", &database.service_url())]).stores.database).unwrap();
+    let mut owner = database.connect().await;
+    owner.execute("create table \"Later notes\" (user_id text collate \"C\" not null, note text)").await.unwrap();
+    let refused = checked.check().await.unwrap_err().to_string();
+    assert!(refused.contains("Later notes"), "{refused}");
+    owner.execute("select agent_isolate_by_user('\"Later notes\"')").await.unwrap();
+    checked.check().await.unwrap();
+    let mut isolation = async |table: &str| {
+        sqlx::query_scalar::<_, String>(ISOLATION).bind(table).persistent(false).fetch_one(&mut owner).await.unwrap()
+    };
+    assert_eq!(isolation("\"Later notes\"").await, isolation("turns").await);
+
+    let pools = checked.pools();
+    let [ann, bob] = ["ann", "bob"].map(|user| UserId::parse("user_id", user).unwrap());
+    let mut transaction = pools.service.begin(&ann).await.unwrap();
+    transaction.execute("insert into \"Later notes\" values ('ann', 'hers')").await.unwrap();
+    transaction.commit().await.unwrap();
+    for (pool, user, expected) in [(&pools.service, &ann, 1), (&pools.reader, &ann, 1), (&pools.service, &bob, 0)] {
+        let mut transaction = pool.begin(user).await.unwrap();
+        assert_eq!(number(&mut transaction, "select count(*) from \"Later notes\"").await, expected, "{user}");
+    }
+    let mut transaction = pools.service.begin(&bob).await.unwrap();
+    let foreign = transaction.execute("insert into \"Later notes\" values ('ann', 'not hers')").await.unwrap_err();
+    assert!(foreign.to_string().contains("row-level security"), "{foreign}");
+    let mut transaction = pools.service.begin(&bob).await.unwrap();
+    let called = transaction.execute("select agent_isolate_by_user('turns')").await.unwrap_err().to_string();
+    assert!(called.contains("permission denied"), "{called}");
 }

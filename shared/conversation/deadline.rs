@@ -1,0 +1,192 @@
+//! Bounds every call of a conversation store in time, and takes back admissions that nobody waits for any more.
+//!
+//! Stores are written without deadlines. An operation that misses its deadline is dropped, which rolls a transaction back;
+//! an admission is the exception: it may be committed although its answer is lost, so it runs in a task of its own that
+//! revokes what came too late. Otherwise the session would be busy until the lease expires.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Notify, Semaphore, oneshot},
+    time::timeout,
+};
+
+use super::{
+    AdmitOutcome, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals, RunSnapshot, Session,
+    SessionCursor, SessionSelection, SessionUpdate, StoreError, StoredTurn, ToolResultOutcome,
+};
+use crate::identity::{RequestId, SessionId, UserId};
+
+/// How much longer than its caller an admission waits for the store, and how long its revocation may take.
+const LATE_ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait of an admission for a permit.
+const ADMIT_QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The timeouts of one kind of store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreTimeouts {
+    /// Admissions, counted from when they have a permit, and recording a tool result.
+    pub admit: Duration,
+    /// Calls that read or write a few short values.
+    pub short: Duration,
+    /// Calls with frames, records or pending turns, which may be megabytes.
+    pub long: Duration,
+    pub finish: Duration,
+    /// Deletion of sessions, which may be all of a user.
+    pub delete: Duration,
+}
+
+/// A store whose calls have deadlines.
+#[derive(Debug)]
+pub struct WithDeadlines<S> {
+    store: Arc<S>,
+    timeouts: StoreTimeouts,
+    /// Backpressure: of a burst of admissions few are in the store at a time, so that each of them is quick.
+    admit_permits: Semaphore,
+}
+
+impl<S: ConversationStore + 'static> WithDeadlines<S> {
+    pub fn new(store: S, timeouts: StoreTimeouts, concurrent_admissions: usize) -> Self {
+        Self { store: Arc::new(store), timeouts, admit_permits: Semaphore::new(concurrent_admissions) }
+    }
+
+    /// Admits a run in a task, which revokes the admission if it is not received: the caller was dropped or has timed out.
+    async fn admit_or_revoke(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
+        let (sender, receiver) = oneshot::channel();
+        let (store, run) = (self.store.clone(), run.clone());
+        let store_timeout = self.timeouts.admit + LATE_ADMISSION_TIMEOUT;
+        drop(tokio::spawn(async move {
+            let admitted = in_time(store_timeout, store.admit(&run)).await;
+            if let Err(Ok(AdmitOutcome::Started { lease, .. })) = sender.send(admitted)
+                && let Err(error) = in_time(LATE_ADMISSION_TIMEOUT, store.revoke_admission(&lease)).await
+            {
+                tracing::warn!(%error, "a late admission was not revoked: its session is busy until the lease expires");
+            }
+        }));
+        match timeout(self.timeouts.admit, receiver).await {
+            Ok(Ok(admitted)) => admitted,
+            // The inner error: the runtime shuts down and has dropped the task.
+            Ok(Err(_)) | Err(_) => Err(StoreError::Timeout),
+        }
+    }
+}
+
+async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    timeout(limit, work).await.map_err(|_| StoreError::Timeout)?
+}
+
+#[async_trait::async_trait]
+impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
+    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
+        let permit = timeout(ADMIT_QUEUE_TIMEOUT, self.admit_permits.acquire()).await;
+        let Ok(Ok(_permit)) = permit else { return Err(StoreError::Timeout) };
+        match self.admit_or_revoke(run).await {
+            // A connection pool waits for a server that refuses connections as it does for a slow one.
+            Err(error) if error.is_timeout() && self.store.is_unreachable().await => Err(StoreError::Unreachable),
+            admitted => admitted,
+        }
+    }
+
+    async fn revoke_admission(&self, lease: &Lease) -> Result<(), StoreError> {
+        in_time(self.timeouts.short, self.store.revoke_admission(lease)).await
+    }
+
+    async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals, StoreError> {
+        in_time(self.timeouts.long, self.store.checkpoint(lease, chunk)).await
+    }
+
+    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
+        in_time(self.timeouts.finish, self.store.finish(lease, ending)).await
+    }
+
+    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>, StoreError> {
+        in_time(self.timeouts.long, self.store.follow(user, request, after)).await
+    }
+
+    async fn cancel(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        request: Option<&RequestId>,
+    ) -> Result<Option<RequestId>, StoreError> {
+        in_time(self.timeouts.short, self.store.cancel(user, session, request)).await
+    }
+
+    async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
+        in_time(self.timeouts.long, self.store.store_pending_turn(lease, state, calls)).await
+    }
+
+    async fn record_tool_result(
+        &self,
+        lease: &Lease,
+        call: &str,
+        result: &[u8],
+    ) -> Result<ToolResultOutcome, StoreError> {
+        in_time(self.timeouts.admit, self.store.record_tool_result(lease, call, result)).await
+    }
+
+    async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History, StoreError> {
+        in_time(self.timeouts.long, self.store.load_history(user, session, max_tokens)).await
+    }
+
+    async fn list_sessions(
+        &self,
+        user: &UserId,
+        limit: usize,
+        after: Option<&SessionCursor>,
+    ) -> Result<Vec<Session>, StoreError> {
+        in_time(self.timeouts.short, self.store.list_sessions(user, limit, after)).await
+    }
+
+    async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
+        in_time(self.timeouts.short, self.store.get_session(user, session)).await
+    }
+
+    async fn list_turns(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        before: Option<u32>,
+        limit: usize,
+    ) -> Result<Vec<StoredTurn>, StoreError> {
+        in_time(self.timeouts.long, self.store.list_turns(user, session, before, limit)).await
+    }
+
+    async fn rename_session(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        title: &str,
+    ) -> Result<Option<Session>, StoreError> {
+        in_time(self.timeouts.short, self.store.rename_session(user, session, title)).await
+    }
+
+    async fn update_session(
+        &self,
+        user: &UserId,
+        session: &SessionId,
+        update: &SessionUpdate,
+    ) -> Result<(), StoreError> {
+        in_time(self.timeouts.short, self.store.update_session(user, session, update)).await
+    }
+
+    async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
+        in_time(self.timeouts.delete, self.store.delete_sessions(user, sessions)).await
+    }
+
+    async fn warm_up(&self) {
+        let _connected = timeout(self.timeouts.short, self.store.warm_up()).await;
+    }
+
+    async fn is_unreachable(&self) -> bool {
+        self.store.is_unreachable().await
+    }
+
+    fn learning_wakeup(&self) -> Option<Arc<Notify>> {
+        self.store.learning_wakeup()
+    }
+}
+
+#[cfg(test)]
+#[path = "deadline_tests.rs"]
+mod tests;

@@ -1,0 +1,235 @@
+use std::{
+    future::pending,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::*;
+use crate::conversation::{RunKey, RunOutcome, SessionSelection};
+
+const TIMEOUTS: StoreTimeouts = StoreTimeouts {
+    admit: Duration::from_secs(1),
+    short: Duration::from_secs(2),
+    long: Duration::from_secs(3),
+    finish: Duration::from_secs(4),
+    delete: Duration::from_secs(5),
+};
+
+/// Admits after a while, and never answers anything else but revocations.
+#[derive(Debug, Default)]
+struct SlowStore {
+    admits_after: Duration,
+    is_unreachable: AtomicBool,
+    admitted: AtomicUsize,
+    revoked: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl ConversationStore for SlowStore {
+    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
+        sleep(self.admits_after).await;
+        self.admitted.fetch_add(1, Ordering::SeqCst);
+        let lease = Lease { key: run.key.clone(), lease_token: Uuid::nil() };
+        Ok(AdmitOutcome::Started { lease, profile: None })
+    }
+
+    async fn revoke_admission(&self, _: &Lease) -> Result<(), StoreError> {
+        self.revoked.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn checkpoint(&self, _: &Lease, _: Option<&FrameChunk>) -> Result<RunSignals, StoreError> {
+        pending().await
+    }
+
+    async fn finish(&self, _: &Lease, _: &RunEnding) -> Result<(), StoreError> {
+        pending().await
+    }
+
+    async fn follow(&self, _: &UserId, _: &RequestId, _: u32) -> Result<Option<RunSnapshot>, StoreError> {
+        pending().await
+    }
+
+    async fn cancel(&self, _: &UserId, _: &SessionId, _: Option<&RequestId>) -> Result<Option<RequestId>, StoreError> {
+        pending().await
+    }
+
+    async fn store_pending_turn(&self, _: &Lease, _: &[u8], _: &[&str]) -> Result<(), StoreError> {
+        pending().await
+    }
+
+    async fn record_tool_result(&self, _: &Lease, _: &str, _: &[u8]) -> Result<ToolResultOutcome, StoreError> {
+        pending().await
+    }
+
+    async fn load_history(&self, _: &UserId, _: &SessionId, _: u32) -> Result<History, StoreError> {
+        pending().await
+    }
+
+    async fn list_sessions(&self, _: &UserId, _: usize, _: Option<&SessionCursor>) -> Result<Vec<Session>, StoreError> {
+        pending().await
+    }
+
+    async fn get_session(&self, _: &UserId, _: &SessionId) -> Result<Option<Session>, StoreError> {
+        pending().await
+    }
+
+    async fn list_turns(
+        &self,
+        _: &UserId,
+        _: &SessionId,
+        _: Option<u32>,
+        _: usize,
+    ) -> Result<Vec<StoredTurn>, StoreError> {
+        pending().await
+    }
+
+    async fn rename_session(&self, _: &UserId, _: &SessionId, _: &str) -> Result<Option<Session>, StoreError> {
+        pending().await
+    }
+
+    async fn update_session(&self, _: &UserId, _: &SessionId, _: &SessionUpdate) -> Result<(), StoreError> {
+        pending().await
+    }
+
+    async fn delete_sessions(&self, _: &UserId, _: &SessionSelection) -> Result<u32, StoreError> {
+        pending().await
+    }
+
+    async fn warm_up(&self) {
+        pending().await
+    }
+
+    async fn is_unreachable(&self) -> bool {
+        self.is_unreachable.load(Ordering::SeqCst)
+    }
+}
+
+fn slow(admits_after: Duration, concurrent_admissions: usize) -> WithDeadlines<SlowStore> {
+    WithDeadlines::new(SlowStore { admits_after, ..SlowStore::default() }, TIMEOUTS, concurrent_admissions)
+}
+
+fn run() -> NewRun {
+    let key = RunKey {
+        user: UserId::parse("user_id", "ann").unwrap(),
+        session: SessionId::parse("session_id", "s").unwrap(),
+        request: RequestId::parse("request_id", "r").unwrap(),
+    };
+    NewRun { key, fingerprint: [0; 32], head: Vec::new(), takes_session: true, resumes: false, quotas: None }
+}
+
+fn counts(store: &WithDeadlines<SlowStore>) -> (usize, usize) {
+    (store.store.admitted.load(Ordering::SeqCst), store.store.revoked.load(Ordering::SeqCst))
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_in_time_is_not_revoked() {
+    let store = slow(TIMEOUTS.admit / 2, 1);
+    let admitted = store.admit(&run()).await.unwrap();
+    assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
+    sleep(LATE_ADMISSION_TIMEOUT).await;
+    assert_eq!(counts(&store), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_after_its_timeout_is_revoked() {
+    let store = slow(TIMEOUTS.admit * 2, 1);
+    let started = Instant::now();
+    let refused = store.admit(&run()).await;
+    assert!(matches!(refused, Err(StoreError::Timeout)), "{refused:?}");
+    assert_eq!(started.elapsed(), TIMEOUTS.admit);
+    assert_eq!(counts(&store), (0, 0));
+    sleep(LATE_ADMISSION_TIMEOUT).await;
+    assert_eq!(counts(&store), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_of_dropped_caller_is_revoked() {
+    let store = slow(TIMEOUTS.admit / 2, 1);
+    let dropped = timeout(TIMEOUTS.admit / 4, store.admit(&run())).await;
+    assert!(dropped.is_err(), "{dropped:?}");
+    sleep(LATE_ADMISSION_TIMEOUT).await;
+    assert_eq!(counts(&store), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_that_never_arrives_ends_its_task() {
+    let store = slow(Duration::from_hours(1), 1);
+    assert!(store.admit(&run()).await.is_err());
+    sleep(TIMEOUTS.admit + LATE_ADMISSION_TIMEOUT).await;
+    assert_eq!(Arc::strong_count(&store.store), 1, "the task still holds the store");
+    assert_eq!(counts(&store), (0, 0));
+}
+
+/// Six admissions of which each takes most of its timeout: the timeout does not include the wait for a permit.
+#[tokio::test(start_paused = true)]
+async fn admission_timeout_starts_with_the_permit() {
+    let store = slow(TIMEOUTS.admit * 3 / 4, 2);
+    let started = Instant::now();
+    let runs = vec![run(); 6];
+    let admitted = futures_util::future::join_all(runs.iter().map(|run| store.admit(run))).await;
+    assert!(admitted.iter().all(Result::is_ok), "{admitted:?}");
+    assert_eq!(started.elapsed(), TIMEOUTS.admit * 9 / 4, "two at a time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_without_a_permit_times_out() {
+    let store = slow(Duration::ZERO, 0);
+    let started = Instant::now();
+    let refused = store.admit(&run()).await;
+    assert!(matches!(refused, Err(StoreError::Timeout)), "{refused:?}");
+    assert_eq!((started.elapsed(), counts(&store)), (ADMIT_QUEUE_TIMEOUT, (0, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_timeout_of_unreachable_store_says_so() {
+    let store = slow(TIMEOUTS.admit * 2, 1);
+    store.store.is_unreachable.store(true, Ordering::SeqCst);
+    let refused = store.admit(&run()).await;
+    assert!(matches!(refused, Err(StoreError::Unreachable)), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_ends_with_its_deadline() {
+    async fn times_out<T: std::fmt::Debug>(
+        name: &str,
+        expected: Duration,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) {
+        let started = Instant::now();
+        let ended = call.await;
+        assert!(matches!(ended, Err(StoreError::Timeout)), "{name}: {ended:?}");
+        assert_eq!(started.elapsed(), expected, "{name}");
+    }
+    let StoreTimeouts { admit, short, long, finish, delete } = TIMEOUTS;
+    let store = slow(Duration::ZERO, 1);
+    let key = run().key;
+    let lease = Lease { key: key.clone(), lease_token: Uuid::nil() };
+    let (user, session) = (&key.user, &key.session);
+    let ending = RunEnding {
+        chunk: FrameChunk { first: 1, count: 0, frames: Vec::new() },
+        outcome: RunOutcome::Final,
+        turn: None,
+        tokens: 0,
+        resumed_turn: None,
+        profile: None,
+    };
+    times_out("checkpoint", long, store.checkpoint(&lease, None)).await;
+    times_out("finish", finish, store.finish(&lease, &ending)).await;
+    times_out("follow", long, store.follow(user, &key.request, 0)).await;
+    times_out("cancel", short, store.cancel(user, session, None)).await;
+    times_out("store_pending_turn", long, store.store_pending_turn(&lease, b"", &[])).await;
+    times_out("record_tool_result", admit, store.record_tool_result(&lease, "c", b"")).await;
+    times_out("load_history", long, store.load_history(user, session, 1)).await;
+    times_out("list_sessions", short, store.list_sessions(user, 1, None)).await;
+    times_out("get_session", short, store.get_session(user, session)).await;
+    times_out("list_turns", long, store.list_turns(user, session, None, 1)).await;
+    times_out("rename_session", short, store.rename_session(user, session, "t")).await;
+    times_out("update_session", short, store.update_session(user, session, &SessionUpdate::Title("t".into()))).await;
+    times_out("delete_sessions", delete, store.delete_sessions(user, &SessionSelection::All)).await;
+    let started = Instant::now();
+    store.warm_up().await;
+    assert_eq!(started.elapsed(), short, "warm_up");
+}
