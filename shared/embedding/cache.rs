@@ -1,4 +1,4 @@
-//! Vectors of recent queries: a turn that is asked again, or a search that is refined, embeds nothing anew.
+//! A cache of query vectors, for retried turns and refined searches.
 
 use std::{
     num::NonZero,
@@ -9,35 +9,32 @@ use lru::LruCache;
 
 use super::{EmbedError, Embedder, QueryVector};
 
-/// Most queries that are kept; with 1,536 dimensions 6 MB.
+/// In queries: 6 MB with 1,536 dimensions.
 const CAPACITY: NonZero<usize> = NonZero::<usize>::MIN.saturating_add(999);
-/// Most bytes of a query that is kept: longer ones are hardly asked twice.
-const MAX_BYTES: usize = 1_000;
+/// Longer queries are not cached, because they hardly repeat.
+const MAX_QUERY_BYTES: usize = 1_000;
 
-/// An embedder of queries that remembers the latest ones.
+/// Least recently used.
 pub struct QueryCache {
     embedder: Arc<dyn Embedder>,
     recent: Mutex<LruCache<String, Arc<QueryVector>>>,
 }
 
 impl QueryCache {
-    /// Nothing is remembered yet.
     #[must_use]
     pub fn new(embedder: Arc<dyn Embedder>) -> Self {
         Self { embedder, recent: Mutex::new(LruCache::new(CAPACITY)) }
     }
 
-    /// The vector of a query.
-    ///
     /// # Errors
-    /// As [`Embedder::embed`]. An error is not remembered.
+    /// As [`Embedder::embed`]. Errors are not cached.
     pub async fn embed(&self, text: &str) -> Result<Arc<QueryVector>, EmbedError> {
         let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = recent().get(text) {
-            return Ok(Arc::clone(known));
+        if let Some(cached) = recent().get(text) {
+            return Ok(Arc::clone(cached));
         }
         let vector = Arc::new(self.embedder.embed_query(text).await?);
-        if text.len() <= MAX_BYTES {
+        if text.len() <= MAX_QUERY_BYTES {
             recent().put(text.to_owned(), Arc::clone(&vector));
         }
         Ok(vector)
@@ -52,35 +49,35 @@ mod tests {
 
     use super::{super::EmbeddingModel, *};
 
-    struct Counting {
+    struct CountingEmbedder {
         model: EmbeddingModel,
         calls: AtomicUsize,
     }
 
-    impl Embedder for Counting {
+    impl Embedder for CountingEmbedder {
         fn model(&self) -> &EmbeddingModel {
             &self.model
         }
 
         fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
             self.calls.fetch_add(1, Ordering::Relaxed);
-            let refused = texts.contains(&"bad");
+            let is_bad = texts.contains(&"bad");
             let vectors = texts.iter().map(|text| vec![text.len() as f32]).collect();
-            Box::pin(async move { if refused { Err(EmbedError::Rejected(503)) } else { Ok(vectors) } })
+            Box::pin(async move { if is_bad { Err(EmbedError::Rejected(503)) } else { Ok(vectors) } })
         }
     }
 
     #[tokio::test]
-    async fn the_latest_queries_are_embedded_once_and_errors_and_long_ones_are_not_kept() {
+    async fn cache_skips_errors_and_long_queries() {
         let model = EmbeddingModel { name: "length".into(), dimension: 1 };
-        let counting = Arc::new(Counting { model, calls: AtomicUsize::new(0) });
-        let cache = QueryCache::new(counting.clone());
-        let calls = || counting.calls.swap(0, Ordering::Relaxed);
+        let embedder = Arc::new(CountingEmbedder { model, calls: AtomicUsize::new(0) });
+        let cache = QueryCache::new(embedder.clone());
+        let calls = || embedder.calls.swap(0, Ordering::Relaxed);
         for _ in 0..3 {
             assert_eq!(cache.embed("four").await.unwrap().vector, [4.0]);
         }
         assert_eq!(calls(), 1);
-        let long = "x".repeat(MAX_BYTES + 1);
+        let long = "x".repeat(MAX_QUERY_BYTES + 1);
         for text in ["bad", "bad", &long, &long] {
             let _ = cache.embed(text).await;
         }
@@ -90,6 +87,6 @@ mod tests {
         }
         calls();
         cache.embed("four").await.unwrap();
-        assert_eq!(calls(), 1, "the oldest is forgotten");
+        assert_eq!(calls(), 1, "the least recently used query is evicted");
     }
 }

@@ -1,7 +1,6 @@
-//! Vectors by feature hashing: words and characters, no model, no cost, the same on every machine.
+//! The built-in embedder: feature hashing of words and character n-grams, without a model, the same on every machine.
 //!
-//! They know spelling, not meaning. They serve demo mode and tests, and are stored under a name of their own, so that they
-//! are never compared with a model's.
+//! Its vectors reflect spelling, not meaning. It serves demo mode and tests.
 
 use futures_util::future::BoxFuture;
 use tokio::task::yield_now;
@@ -10,19 +9,17 @@ use unicode_segmentation::UnicodeSegmentation as _;
 use super::{EmbedError, Embedder, EmbeddingModel, normalize};
 use crate::language::is_han;
 
-/// Length of the vectors.
 const DIMENSION: usize = 384;
 
-/// Weights of the features: a whole word says more than a piece of one.
-const WORD: f32 = 1.0;
-const PIECE: f32 = 0.35;
-const HAN_PAIR: f32 = 0.8;
-const HAN: f32 = 0.3;
+const WORD_WEIGHT: f32 = 1.0;
+const NGRAM_WEIGHT: f32 = 0.35;
+const HAN_PAIR_WEIGHT: f32 = 0.8;
+const HAN_WEIGHT: f32 = 0.3;
 
-/// Letters in a piece of a word, so that "eigenvalue" is near "eigenvalues".
-const PIECE_LETTERS: usize = 4;
+/// N-grams relate "eigenvalue" to "eigenvalues".
+const NGRAM_LETTERS: usize = 4;
 
-/// English words that say nothing about a text's subject.
+/// Sorted.
 const STOP_WORDS: &[&str] = &[
     "a", "about", "am", "an", "and", "are", "as", "at", "be", "but", "by", "can", "did", "do", "does", "for", "from",
     "had", "has", "have", "he", "her", "his", "how", "i", "i'm", "if", "in", "is", "it", "its", "me", "my", "not",
@@ -30,14 +27,12 @@ const STOP_WORDS: &[&str] = &[
     "what", "when", "where", "which", "who", "why", "will", "with", "you", "your",
 ];
 
-/// An embedder by feature hashing.
 #[derive(Debug)]
 pub struct HashedEmbedder {
     model: EmbeddingModel,
 }
 
 impl HashedEmbedder {
-    /// An embedder; all are alike.
     #[must_use]
     pub fn new() -> Self {
         Self { model: EmbeddingModel { name: "hashed-ngrams-1".to_owned(), dimension: DIMENSION } }
@@ -60,7 +55,7 @@ impl Embedder for HashedEmbedder {
             let mut vectors = Vec::with_capacity(texts.len());
             for text in texts {
                 vectors.push(embed(text));
-                // A text takes some milliseconds at most, a thousand would hold up every stream of the thread.
+                // A text takes some milliseconds at most; a thousand would block the other tasks of this thread.
                 yield_now().await;
             }
             Ok(vectors)
@@ -77,9 +72,9 @@ fn embed(text: &str) -> Vec<f32> {
         if let (Some(c), None) = (letters.next(), letters.next())
             && is_han(c)
         {
-            add(&mut vector, word, HAN);
+            add(&mut vector, word, HAN_WEIGHT);
             if let Some(start) = previous_han.filter(|start| at - start <= 4) {
-                add(&mut vector, &text[start..at + word.len()], HAN_PAIR);
+                add(&mut vector, &text[start..at + word.len()], HAN_PAIR_WEIGHT);
             }
             previous_han = Some(at);
             continue;
@@ -88,29 +83,29 @@ fn embed(text: &str) -> Vec<f32> {
         if STOP_WORDS.binary_search(&word).is_ok() {
             continue;
         }
-        add(&mut vector, word, WORD);
+        add(&mut vector, word, WORD_WEIGHT);
         let ends: Vec<usize> = word.char_indices().map(|(at, _)| at).chain([word.len()]).collect();
-        for piece in ends.windows(PIECE_LETTERS + 1) {
-            add(&mut vector, &word[piece[0]..piece[PIECE_LETTERS]], PIECE);
+        for ngram in ends.windows(NGRAM_LETTERS + 1) {
+            add(&mut vector, &word[ngram[0]..ngram[NGRAM_LETTERS]], NGRAM_WEIGHT);
         }
     }
     normalize(vector).unwrap_or_else(|| {
-        // Nothing but punctuation or stop words: the text as a whole is the only feature.
+        // Only punctuation or stop words: the whole text is the only feature.
         let mut vector = vec![0.0; DIMENSION];
-        add(&mut vector, &text, WORD);
+        add(&mut vector, &text, WORD_WEIGHT);
         vector
     })
 }
 
-/// Adds a feature at the place and with the sign that its hash gives, so that collisions cancel out on average.
+/// The hash gives the index and the sign of a feature, so that collisions cancel out on average.
 fn add(vector: &mut [f32], feature: &str, weight: f32) {
     let hash = fnv1a(feature.as_bytes());
     let sign = if hash & 1 == 0 { 1.0 } else { -1.0 };
     vector[(hash >> 1) as usize % DIMENSION] += sign * weight;
 }
 
-/// FNV-1a, 64 bits, finished by a mix, because its low bits alone are weak. The standard library's hash may change
-/// between versions, and stored vectors must not.
+/// 64-bit FNV-1a with a final mix, because its low bits alone are weak. The standard library's hash may change between
+/// versions; stored vectors must not.
 fn fnv1a(bytes: &[u8]) -> u64 {
     let hash = bytes
         .iter()
@@ -128,12 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn stop_words_are_sorted_for_the_search() {
+    fn stop_words_are_sorted() {
         assert!(STOP_WORDS.is_sorted());
     }
 
     #[test]
-    fn vectors_have_length_one_for_any_text() {
+    fn vector_of_any_text_has_length_one() {
         for text in ["", " ", "?!", "the", "linear algebra", "线性代数", "🎓"] {
             let length: f32 = embed(text).iter().map(|x| x * x).sum();
             assert!((length - 1.0).abs() < 1e-5, "{text:?}");
@@ -141,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_words_bring_texts_nearer_in_english_and_chinese() {
+    fn shared_words_bring_texts_nearer() {
         let memory = "I mix up eigenvalues and eigenvectors";
         assert!(cosine("what is an eigenvector?", memory) > cosine("how do plants grow?", memory) + 0.2);
         assert!(

@@ -1,4 +1,4 @@
-//! Turning text into vectors.
+//! Embedders, which turn texts into vectors: of a provider, of a local model, or built in by feature hashing.
 
 mod cache;
 mod hashed;
@@ -14,33 +14,27 @@ pub use hashed::HashedEmbedder;
 pub use local::{LocalEmbedder, LocalModelError};
 pub use openai::OpenAiEmbedder;
 
-/// A model that vectors come from. Vectors of different models are never compared.
+/// Vectors of different models are never compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddingModel {
-    /// Name of the model, for example `text-embedding-3-small`.
     pub name: String,
-    /// Length of its vectors.
     pub dimension: usize,
 }
 
-/// Something that turns text into vectors of one model.
 pub trait Embedder: Send + Sync {
-    /// The model.
     fn model(&self) -> &EmbeddingModel;
 
     /// One unit vector of `model().dimension` numbers for each text, in order.
     ///
     /// # Errors
-    /// The model can not be reached, or gave something else than asked.
+    /// The model cannot be reached, or its response is invalid.
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>>;
 
-    /// Opens a connection to the provider, if there is one, for the first text to use. What fails is tried again then.
+    /// Opens the connection that the first text uses. A failure is ignored: the first text tries again.
     fn warm_up(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
 
-    /// The vector of a query, and how far it is to be trusted.
-    ///
     /// # Errors
     /// As [`Embedder::embed`].
     fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
@@ -52,29 +46,24 @@ pub trait Embedder: Send + Sync {
     }
 }
 
-/// The vector of a query.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueryVector {
-    /// A unit vector.
+    /// Of length 1.
     pub vector: Vec<f32>,
-    /// The share of the query that the model has words for, 0 to 1: of a language that it was never taught, vectors mean
-    /// next to nothing. 1 where the model does not tell.
+    /// The share of the query that is in the model's vocabulary, 0 to 1. Vectors of a language that the model does not know
+    /// mean little. 1 if unknown.
     pub vocabulary_coverage: f32,
 }
 
-/// Why there are no vectors. It holds no text of the user and no key.
+/// Messages hold neither texts of the user nor keys.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedError {
-    /// The provider can not be reached, or took too long.
-    #[error("the embedding provider can not be reached: {0}")]
+    #[error("the embedding provider is unreachable: {0}")]
     Unreachable(String),
-    /// The provider refused.
-    #[error("the embedding provider answered with status {0}")]
+    #[error("the embedding provider rejected the request with status {0}")]
     Rejected(u16),
-    /// The provider's answer is not what was asked for.
-    #[error("the embedding provider's answer can not be used: {0}")]
+    #[error("the embedding provider's response is invalid: {0}")]
     InvalidResponse(String),
-    /// The model in this process failed.
     #[error("the local embedding model failed: {0}")]
     Local(String),
 }
@@ -91,7 +80,7 @@ impl EmbedError {
     }
 }
 
-/// Scales a vector to length 1; `None` where it has no direction.
+/// Scales a vector to length 1. `None` = it is zero or not finite.
 fn normalize(mut vector: Vec<f32>) -> Option<Vec<f32>> {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     if !length.is_normal() {

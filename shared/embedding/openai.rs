@@ -1,4 +1,4 @@
-//! Embeddings of any OpenAI-compatible API.
+//! The remote embedder: any OpenAI-compatible API.
 
 use std::{
     sync::{
@@ -20,51 +20,48 @@ use crate::{
     provider::{CircuitBreaker, ErrorResponse, backoff_delay, read_bounded_body, transport_problem},
 };
 
-/// Texts of one request, until the provider refuses so many. DashScope is known to take no more than 10.
+/// Texts of one request, until the provider rejects so many. DashScope accepts 10.
 const BATCH: usize = 64;
 const DASHSCOPE_BATCH: usize = 10;
-/// Requests that may be under way at once for one call.
+/// Concurrent requests of one call.
 const CONCURRENCY: usize = 4;
-/// Largest answer that is read: far above a batch of the largest models' vectors.
-const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
-/// Estimated tokens of one text; the estimate can be a third too low.
+/// Far above a batch of the largest models' vectors.
+const MAX_RESPONSE_BYTES: usize = 16 * 1024 * 1024;
+/// Models accept 8,192 tokens, and the estimate can be a third too low.
 const MAX_INPUT_TOKENS: u32 = 5_000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait before a request is made again, at the provider's wish.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// A longer `Retry-After` fails the call.
+const MAX_RETRY_WAIT: Duration = Duration::from_secs(10);
 
-/// A provider's embedding model.
 #[derive(Debug)]
 pub struct OpenAiEmbedder {
     client: Client,
     url: String,
     api_key: Option<Secret>,
     model: EmbeddingModel,
-    /// Whether the model has to be asked for the dimension, because it is not its own.
-    shortened: bool,
+    /// Whether requests name the dimension, because it is not the model's default.
+    sends_dimension: bool,
     max_attempts: u32,
     breaker: Arc<CircuitBreaker>,
-    /// Most texts of one request; smaller once the provider has refused so many.
-    batch: AtomicUsize,
+    /// Texts of one request; it shrinks when the provider rejects so many.
+    batch_size: AtomicUsize,
 }
 
-/// A request that failed.
-struct Failed {
+struct FailedAttempt {
     error: EmbedError,
-    /// How long the provider asks to wait.
     retry_after: Option<Duration>,
 }
 
-impl From<EmbedError> for Failed {
+impl From<EmbedError> for FailedAttempt {
     fn from(error: EmbedError) -> Self {
         Self { error, retry_after: None }
     }
 }
 
-/// The body of a request, <https://platform.openai.com/docs/api-reference/embeddings/create>.
+/// <https://platform.openai.com/docs/api-reference/embeddings/create>.
 #[derive(Serialize)]
-struct Body<'a> {
+struct EmbeddingRequest<'a> {
     model: &'a str,
     input: &'a [&'a str],
     encoding_format: &'static str,
@@ -73,7 +70,7 @@ struct Body<'a> {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct EmbeddingResponse {
     data: Vec<Embedding>,
 }
 
@@ -84,63 +81,61 @@ struct Embedding {
 }
 
 impl OpenAiEmbedder {
-    /// An embedder for the API at `base_url`, which ends with its `/v1`; `shortened` asks for vectors of another length than
-    /// the model's own.
+    /// `base_url` ends with `/v1`.
     ///
     /// # Errors
-    /// The HTTP client can not be built.
+    /// The HTTP client cannot be built.
     pub fn new(
         base_url: &str,
         api_key: Option<Secret>,
         model: EmbeddingModel,
-        shortened: bool,
-        patience: RetryConfig,
+        sends_dimension: bool,
+        retry: RetryConfig,
     ) -> Result<Self, reqwest::Error> {
         Ok(Self {
             client: crate::provider::http_client(CONNECT_TIMEOUT)?,
             url: format!("{base_url}/embeddings"),
             api_key,
             model,
-            shortened,
-            max_attempts: patience.max_attempts,
-            breaker: Arc::new(CircuitBreaker::new(patience.breaker)),
-            batch: AtomicUsize::new(if base_url.contains("dashscope") { DASHSCOPE_BATCH } else { BATCH }),
+            sends_dimension,
+            max_attempts: retry.max_attempts,
+            breaker: Arc::new(CircuitBreaker::new(retry.breaker)),
+            batch_size: AtomicUsize::new(if base_url.contains("dashscope") { DASHSCOPE_BATCH } else { BATCH }),
         })
     }
 
-    /// Vectors of texts, asked for in halves where the provider refuses so many at once.
+    /// Bisects a batch that the provider rejects.
     fn embed_batch<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         async move {
-            if texts.len() <= self.batch.load(Ordering::Relaxed) {
-                match self.embed_with_patience(texts).await {
+            if texts.len() <= self.batch_size.load(Ordering::Relaxed) {
+                match self.embed_with_retry(texts).await {
                     Err(EmbedError::Rejected(400 | 413 | 422)) if texts.len() > 1 => {}
-                    done => return done,
+                    result => return result,
                 }
             }
             let half = texts.len().div_ceil(2);
             let (first, second) = texts.split_at(half);
             let mut vectors = self.embed_batch(first).await?;
-            // So many are taken; more are not tried again.
-            self.batch.fetch_min(half, Ordering::Relaxed);
+            // The provider accepts half; larger batches are not tried again.
+            self.batch_size.fetch_min(half, Ordering::Relaxed);
             vectors.extend(self.embed_batch(second).await?);
             Ok(vectors)
         }
         .boxed()
     }
 
-    /// One request, made again after a while where that may help.
-    async fn embed_with_patience(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    async fn embed_with_retry(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let mut attempt = 1;
         loop {
             let permit = self.breaker.admit().map_err(|open| EmbedError::Unreachable(open.to_string()))?;
-            let Failed { error, retry_after } = match self.request(texts).await {
+            let FailedAttempt { error, retry_after } = match self.request(texts).await {
                 Ok(vectors) => {
                     permit.succeeded();
                     return Ok(vectors);
                 }
-                Err(failed) => failed,
+                Err(attempt) => attempt,
             };
-            // A status of 4xx is about the request, not about the provider.
+            // A 4xx status is about the request and does not open the circuit.
             let is_outage = match error {
                 EmbedError::Unreachable(_) => true,
                 EmbedError::Rejected(status) => status >= 500,
@@ -152,44 +147,44 @@ impl OpenAiEmbedder {
                 permit.succeeded();
             }
             let wait = backoff_delay(attempt, retry_after);
-            if !error.is_transient() || attempt >= self.max_attempts || wait > LONGEST_WAIT {
+            if !error.is_transient() || attempt >= self.max_attempts || wait > MAX_RETRY_WAIT {
                 return Err(error);
             }
-            tracing::warn!(%error, attempt, wait_ms = wait.as_millis(), "the embedder failed; it is asked again");
+            tracing::warn!(%error, attempt, wait_ms = wait.as_millis(), "the embedding provider failed; retrying");
             sleep(wait).await;
             attempt += 1;
         }
     }
 
-    async fn request(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, Failed> {
-        let inputs: Vec<&str> = texts.iter().map(|text| within_input_limit(text)).collect();
-        let dimensions = self.shortened.then_some(self.model.dimension);
-        let body = Body { model: &self.model.name, input: &inputs, encoding_format: "float", dimensions };
-        let mut call = self.client.post(&self.url).timeout(TIMEOUT).json(&body);
+    async fn request(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, FailedAttempt> {
+        let inputs: Vec<&str> = texts.iter().map(|text| truncate_input(text)).collect();
+        let dimensions = self.sends_dimension.then_some(self.model.dimension);
+        let body = EmbeddingRequest { model: &self.model.name, input: &inputs, encoding_format: "float", dimensions };
+        let mut request = self.client.post(&self.url).timeout(TIMEOUT).json(&body);
         if let Some(key) = &self.api_key {
-            call = call.bearer_auth(key.expose());
+            request = request.bearer_auth(key.expose());
         }
-        let mut response = call.send().await.map_err(unreachable)?;
+        let mut response = request.send().await.map_err(unreachable)?;
         if !response.status().is_success() {
-            let refusal = ErrorResponse::read(response).await;
-            return Err(Failed { error: EmbedError::Rejected(refusal.status), retry_after: refusal.retry_after });
+            let error = ErrorResponse::read(response).await;
+            return Err(FailedAttempt { error: EmbedError::Rejected(error.status), retry_after: error.retry_after });
         }
-        let bytes = read_bounded_body(&mut response, MAX_ANSWER_BYTES).await.map_err(unreachable)?;
-        let bytes =
-            bytes.ok_or_else(|| EmbedError::InvalidResponse(format!("it is longer than {MAX_ANSWER_BYTES} bytes")))?;
-        // The parser's own words could quote the answer.
-        let answer = serde_json::from_slice(&bytes)
+        let bytes = read_bounded_body(&mut response, MAX_RESPONSE_BYTES).await.map_err(unreachable)?;
+        let bytes = bytes
+            .ok_or_else(|| EmbedError::InvalidResponse(format!("it is longer than {MAX_RESPONSE_BYTES} bytes")))?;
+        // The parser's message could quote the response.
+        let response = serde_json::from_slice(&bytes)
             .map_err(|_| EmbedError::InvalidResponse("it is not the expected JSON".to_owned()))?;
-        Ok(self.in_order(answer, texts.len())?)
+        Ok(self.in_order(response, texts.len())?)
     }
 
-    /// Puts the vectors into the order of the texts, and refuses what could not be compared later.
-    fn in_order(&self, answer: Answer, texts: usize) -> Result<Vec<Vec<f32>>, EmbedError> {
-        if answer.data.len() != texts {
-            return Err(EmbedError::InvalidResponse(format!("{} vectors for {texts} texts", answer.data.len())));
+    /// Sorts the vectors by text, and validates and normalizes them.
+    fn in_order(&self, response: EmbeddingResponse, texts: usize) -> Result<Vec<Vec<f32>>, EmbedError> {
+        if response.data.len() != texts {
+            return Err(EmbedError::InvalidResponse(format!("{} vectors for {texts} texts", response.data.len())));
         }
         let mut vectors = vec![Vec::new(); texts];
-        for (position, Embedding { index, embedding }) in answer.data.into_iter().enumerate() {
+        for (position, Embedding { index, embedding }) in response.data.into_iter().enumerate() {
             let expected = self.model.dimension;
             if embedding.len() != expected {
                 let found = embedding.len();
@@ -206,9 +201,8 @@ impl OpenAiEmbedder {
     }
 }
 
-/// The beginning of a text that every provider's model can read: they take 8,192 tokens, and refuse a batch with one text
-/// that has more.
-fn within_input_limit(text: &str) -> &str {
+/// Truncates a text, because providers reject a batch with one text that is too long.
+fn truncate_input(text: &str) -> &str {
     if estimate_tokens(text) <= MAX_INPUT_TOKENS {
         return text;
     }
@@ -233,7 +227,7 @@ impl Embedder for OpenAiEmbedder {
     }
 
     fn warm_up(&self) -> BoxFuture<'_, ()> {
-        // Without the key: any answer will do.
+        // Without the key: any response opens the connection.
         Box::pin(async { drop(self.client.head(&self.url).send().await) })
     }
 
@@ -242,9 +236,9 @@ impl Embedder for OpenAiEmbedder {
             let mut vectors = Vec::with_capacity(texts.len());
             let mut rest = texts;
             while !rest.is_empty() {
-                let batch = self.batch.load(Ordering::Relaxed);
-                let (now, later) = rest.split_at(rest.len().min(batch * CONCURRENCY));
-                let batches = now.chunks(batch).map(|batch| self.embed_batch(batch));
+                let batch_size = self.batch_size.load(Ordering::Relaxed);
+                let (current, later) = rest.split_at(rest.len().min(batch_size * CONCURRENCY));
+                let batches = current.chunks(batch_size).map(|batch| self.embed_batch(batch));
                 vectors.extend(try_join_all(batches).await?.into_iter().flatten());
                 rest = later;
             }

@@ -75,7 +75,7 @@ impl MemoryEngine {
 }
 
 impl WriteBatch {
-    /// Where an id occurs twice, the last memory wins; content without an id is merged within its session.
+    /// If an id occurs twice, the last memory wins; content without an id is merged within its session.
     fn from_memories(memories: Vec<NewMemory>) -> Self {
         let mut batch = Self {
             request_ids: Vec::with_capacity(memories.len()),

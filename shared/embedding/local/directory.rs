@@ -1,7 +1,5 @@
-//! Reading a sentence-transformers directory: which files it holds, and what they say about the model.
-//!
-//! The layout is that of `SentenceTransformer.save_pretrained`, of releases before 6 as well as after: the two name the
-//! pooling and the longest input differently.
+//! Reads the configuration of a sentence-transformers directory, as `SentenceTransformer.save_pretrained` writes it.
+//! Releases before and since 6 name the pooling and the longest input differently.
 
 use std::{
     io,
@@ -13,43 +11,21 @@ use serde_json::Value;
 
 use super::{ops::Activation, pooling::Pooling};
 
-/// The `model_type`s that are implemented.
+/// Implemented values of `model_type`.
 const FAMILIES: &str = "bert, roberta, xlm-roberta, camembert and distilbert";
 
-/// Why a directory can not be used as a model. It is for whoever set the directory.
+/// For the operator who configured the directory.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalModelError {
-    /// A file can not be read, or is not there.
-    #[error("{path} can not be read: {source}; {expected}", path = .path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What should be there.
-        expected: &'static str,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// A file is there and does not hold what it should.
-    #[error("{path} can not be used: {problem}", path = .path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and what would be right.
-        problem: String,
-    },
-    /// The model needs something that is not implemented here.
-    #[error("{path} asks for {asked}; supported are {supported}", path = .path.display())]
-    Unsupported {
-        /// The file that asks for it.
-        path: PathBuf,
-        /// What it asks for.
-        asked: String,
-        /// What could be used instead.
-        supported: &'static str,
-    },
+    #[error("{path} cannot be read: {source}; {expected}", path = .path.display())]
+    Unreadable { path: PathBuf, expected: &'static str, source: io::Error },
+    #[error("{path} is invalid: {problem}", path = .path.display())]
+    Malformed { path: PathBuf, problem: String },
+    #[error("{path} requires {required}; supported are {supported}", path = .path.display())]
+    Unsupported { path: PathBuf, required: String, supported: &'static str },
 }
 
-/// The kinds of encoder that differ in names of tensors or numbering of positions.
+/// Encoders that differ in the names of tensors or the numbering of positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EncoderFamily {
     Bert,
@@ -57,7 +33,7 @@ pub(super) enum EncoderFamily {
     DistilBert,
 }
 
-/// The shape of an encoder. DistilBERT names some of it differently.
+/// Part of `config.json`. The aliases are those of DistilBERT.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct EncoderShape {
     pub(super) vocab_size: usize,
@@ -74,7 +50,7 @@ pub(super) struct EncoderShape {
     pub(super) max_position_embeddings: usize,
     #[serde(default)]
     pub(super) type_vocab_size: usize,
-    #[serde(default = "default_eps")]
+    #[serde(default = "default_layer_norm_eps")]
     pub(super) layer_norm_eps: f64,
     #[serde(default)]
     pad_token_id: Option<usize>,
@@ -82,33 +58,33 @@ pub(super) struct EncoderShape {
     position_embedding_type: Option<String>,
 }
 
-/// The original BERT's, which DistilBERT's configuration leaves out.
-const fn default_eps() -> f64 {
+/// That of BERT, which the configuration of DistilBERT omits.
+const fn default_layer_norm_eps() -> f64 {
     1e-12
 }
 
-/// Everything about a model but its weights and its tokenizer.
+/// A model without its weights and its tokenizer.
 #[derive(Debug)]
 pub(super) struct ModelDirectory {
     pub(super) family: EncoderFamily,
     pub(super) model_type: String,
     pub(super) shape: EncoderShape,
     pub(super) activation: Activation,
-    /// Number of the first position: RoBERTa's begin behind that of its padding.
+    /// Positions of RoBERTa begin after that of its padding.
     pub(super) first_position: usize,
-    /// Tokens of the longest input, special ones included.
+    /// Of an input, special tokens included.
     pub(super) max_tokens: usize,
-    /// Some models want lower case that their tokenizer does not make.
-    pub(super) lower_case: bool,
+    /// Some models expect lower case that their tokenizer does not produce.
+    pub(super) is_lower_case: bool,
     pub(super) pooling: Pooling,
     pub(super) config: PathBuf,
     pub(super) weights: PathBuf,
     pub(super) tokenizer: PathBuf,
 }
 
-/// One line of `modules.json`: the steps from text to vector.
+/// An element of `modules.json`.
 #[derive(Deserialize)]
-struct Step {
+struct ModuleEntry {
     path: PathBuf,
     #[serde(rename = "type")]
     class: String,
@@ -124,14 +100,14 @@ struct SentenceConfig {
 
 #[derive(Deserialize, Default)]
 struct TokenizerConfig {
-    /// A float, because "no limit" is written as 10^30.
+    /// A float, because "no limit" is 10^30.
     #[serde(default)]
     model_max_length: Option<f64>,
 }
 
 impl ModelDirectory {
     pub(super) fn read(dir: &Path) -> Result<Self, LocalModelError> {
-        let (encoder, pooling) = Self::steps(dir)?;
+        let (encoder, pooling) = Self::module_paths(dir)?;
         let config = encoder.join("config.json");
         let (model_type, family, shape) = read_shape(&config)?;
         let activation = match shape.hidden_act.as_str() {
@@ -144,12 +120,12 @@ impl ModelDirectory {
             EncoderFamily::Roberta => shape.pad_token_id.unwrap_or(1) + 1,
             EncoderFamily::Bert | EncoderFamily::DistilBert => 0,
         };
-        let sentence: SentenceConfig = read_if_there(&encoder.join("sentence_bert_config.json"))?.unwrap_or_default();
+        let sentence: SentenceConfig = read_optional(&encoder.join("sentence_bert_config.json"))?.unwrap_or_default();
         let max_tokens = match sentence.max_seq_length {
             Some(length) => length,
             None => {
                 let tokenizer: TokenizerConfig =
-                    read_if_there(&encoder.join("tokenizer_config.json"))?.unwrap_or_default();
+                    read_optional(&encoder.join("tokenizer_config.json"))?.unwrap_or_default();
                 tokenizer.model_max_length.map_or(usize::MAX, |length| length as usize)
             }
         };
@@ -160,7 +136,7 @@ impl ModelDirectory {
             activation,
             first_position,
             max_tokens: max_tokens.min(shape.max_position_embeddings.saturating_sub(first_position)),
-            lower_case: sentence.do_lower_case,
+            is_lower_case: sentence.do_lower_case,
             pooling,
             weights: encoder.join("model.safetensors"),
             tokenizer: encoder.join("tokenizer.json"),
@@ -169,30 +145,30 @@ impl ModelDirectory {
         })
     }
 
-    /// Where the encoder and the configuration of its pooling are.
-    fn steps(dir: &Path) -> Result<(PathBuf, PathBuf), LocalModelError> {
+    /// The directory of the encoder, and the path of the pooling configuration.
+    fn module_paths(dir: &Path) -> Result<(PathBuf, PathBuf), LocalModelError> {
         let modules = dir.join("modules.json");
-        let Some(steps) = read_if_there::<Vec<Step>>(&modules)? else {
-            // A plain transformers directory, or a hand-made one.
+        let Some(entries) = read_optional::<Vec<ModuleEntry>>(&modules)? else {
+            // A plain transformers directory.
             return Ok((dir.to_owned(), dir.join("1_Pooling").join("config.json")));
         };
         let (mut encoder, mut pooling) = (None, None);
-        for step in &steps {
-            let class = step.class.rsplit('.').next().unwrap_or_default();
+        for entry in &entries {
+            let class = entry.class.rsplit('.').next().unwrap_or_default();
             match class {
-                "Transformer" => encoder = Some(dir.join(&step.path)),
-                "Pooling" => pooling = Some(dir.join(&step.path).join("config.json")),
-                // Vectors have length 1 with it and without.
+                "Transformer" => encoder = Some(dir.join(&entry.path)),
+                "Pooling" => pooling = Some(dir.join(&entry.path).join("config.json")),
+                // All vectors are normalized.
                 "Normalize" => {}
                 _ => {
-                    let asked = format!("the module {class}");
-                    return Err(unsupported(&modules, asked, "Transformer, Pooling and Normalize"));
+                    let required = format!("the module {class}");
+                    return Err(unsupported(&modules, required, "Transformer, Pooling and Normalize"));
                 }
             }
         }
         encoder.zip(pooling).ok_or_else(|| LocalModelError::Malformed {
             path: modules,
-            problem: "it names no Transformer, or no Pooling".to_owned(),
+            problem: "it has no Transformer or no Pooling module".to_owned(),
         })
     }
 }
@@ -215,18 +191,17 @@ fn read_shape(config: &Path) -> Result<(String, EncoderFamily, EncoderShape), Lo
     let heads = shape.num_attention_heads;
     if heads == 0 || !shape.hidden_size.is_multiple_of(heads) || shape.hidden_size == 0 {
         let hidden = shape.hidden_size;
-        return Err(malformed(config, format!("hidden_size {hidden} can not be shared among {heads} attention heads")));
+        return Err(malformed(config, format!("hidden_size {hidden} is not a multiple of {heads} attention heads")));
     }
     Ok((model_type, family, shape))
 }
 
-/// Reads a file that must be there.
 pub(super) fn read(path: &Path, expected: &'static str) -> Result<Vec<u8>, LocalModelError> {
     std::fs::read(path).map_err(|source| LocalModelError::Unreadable { path: path.to_owned(), expected, source })
 }
 
-/// Reads a file that some models go without.
-pub(super) fn read_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, LocalModelError> {
+/// `None` = there is no such file.
+pub(super) fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, LocalModelError> {
     match std::fs::read(path) {
         Ok(content) => parse(path, &content).map(Some),
         Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -245,6 +220,6 @@ pub(super) fn malformed(path: &Path, problem: impl ToString) -> LocalModelError 
     LocalModelError::Malformed { path: path.to_owned(), problem: problem.to_string() }
 }
 
-pub(super) fn unsupported(path: &Path, asked: String, supported: &'static str) -> LocalModelError {
-    LocalModelError::Unsupported { path: path.to_owned(), asked, supported }
+pub(super) fn unsupported(path: &Path, required: String, supported: &'static str) -> LocalModelError {
+    LocalModelError::Unsupported { path: path.to_owned(), required, supported }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Names of the tensors of one layer.
-struct Names {
+struct TensorNames {
     layers: &'static str,
     query: &'static str,
     key: &'static str,
@@ -26,7 +26,7 @@ struct Names {
     norm: &'static str,
 }
 
-const BERT: Names = Names {
+const BERT: TensorNames = TensorNames {
     layers: "encoder.layer",
     query: "attention.self.query",
     key: "attention.self.key",
@@ -38,7 +38,7 @@ const BERT: Names = Names {
     norm: "output.LayerNorm",
 };
 
-const DISTILBERT: Names = Names {
+const DISTILBERT: TensorNames = TensorNames {
     layers: "transformer.layer",
     query: "attention.q_lin",
     key: "attention.k_lin",

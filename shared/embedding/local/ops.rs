@@ -33,13 +33,13 @@ fn gelu_tanh(x: f32) -> f32 {
 
 /// The error function, within 5e-7 of the true one.
 ///
-/// A quotient of polynomials in x² (a least-squares fit, reweighted towards the least greatest error), which the
-/// compiler turns into vector instructions; the library's function takes one number at a time.
+/// A quotient of polynomials in x² (a least-squares fit, reweighted towards the minimal maximal error), which the compiler
+/// vectorizes, unlike the library's function.
 fn erf(x: f32) -> f32 {
     const ABOVE: [f32; 6] =
         [1.974_819_5e-6, 2.880_418_6e-4, 4.003_68e-3, 5.346_758_3e-2, 1.962_498_3e-1, std::f32::consts::FRAC_2_SQRT_PI];
     const BELOW: [f32; 6] = [3.748_077_5e-5, 1.216_367_5e-3, 1.544_449e-2, 1.164_767_7e-1, 5.072_530_5e-1, 1.0];
-    // From here on it rounds to 1.
+    // Beyond 4 it rounds to 1.
     let x = x.clamp(-4.0, 4.0);
     let square = x * x;
     let polynomial = |coefficients: &[f32; 6]| coefficients.iter().fold(0.0, |sum, next| sum * square + next);
@@ -49,14 +49,14 @@ fn erf(x: f32) -> f32 {
 /// Softmax of each row.
 pub(super) fn softmax(scores: &mut Array2<f32>) {
     for mut row in scores.rows_mut() {
-        let greatest = row.fold(f32::NEG_INFINITY, |greatest, score| greatest.max(*score));
-        row.mapv_inplace(|score| (score - greatest).exp());
+        let max = row.fold(f32::NEG_INFINITY, |max, score| max.max(*score));
+        row.mapv_inplace(|score| (score - max).exp());
         let sum = row.sum();
         row /= sum;
     }
 }
 
-/// Layer normalisation, <https://arxiv.org/abs/1607.06450>.
+/// Layer normalization, <https://arxiv.org/abs/1607.06450>.
 #[derive(Debug)]
 pub(super) struct LayerNorm {
     pub(super) weight: Vec<f32>,

@@ -1,19 +1,17 @@
-//! From one vector for each token to one for the text.
+//! Pools the vectors of a text's tokens into one.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::directory::{LocalModelError, malformed, read_if_there, unsupported};
+use super::directory::{LocalModelError, malformed, read_optional, unsupported};
 
-/// How the vectors of a text's tokens become the text's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pooling {
-    /// Their mean.
     Mean,
-    /// That of the first token, which is special.
+    /// The vector of the first token, which is special.
     Cls,
-    /// The greatest number in each dimension.
+    /// The maximum in each dimension.
     Max,
 }
 
@@ -46,14 +44,14 @@ impl PoolingConfig {
 }
 
 impl Pooling {
-    /// What the file at `path` says; the mean if there is none, as in sentence-transformers.
+    /// The default without a file is the mean, as in sentence-transformers.
     pub(super) fn read(path: &Path) -> Result<Self, LocalModelError> {
-        let Some(config) = read_if_there::<PoolingConfig>(path)? else {
+        let Some(config) = read_optional::<PoolingConfig>(path)? else {
             return Ok(Self::Mean);
         };
         let modes = config.modes();
         match modes.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            // Dividing by the root of the length changes a vector's length alone, and all have length 1 in the end.
+            // They differ only in the length of the vector, which is normalized.
             ["mean" | "mean_sqrt_len_tokens"] => Ok(Self::Mean),
             ["cls"] => Ok(Self::Cls),
             ["max"] => Ok(Self::Max),
@@ -62,7 +60,7 @@ impl Pooling {
         }
     }
 
-    /// A name for it that never changes, because names of models are made of it.
+    /// Part of the stored model name, so it must not change.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Mean => "mean",
@@ -71,8 +69,7 @@ impl Pooling {
         }
     }
 
-    /// The vector of a text whose tokens' vectors, of length `dimension`, follow each other in `tokens`. Its length
-    /// has no meaning: a mean is left as a sum.
+    /// `tokens` holds vectors of length `dimension`. The result is not normalized: a mean is a sum.
     pub(super) fn pool(self, tokens: &[f32], dimension: usize) -> Vec<f32> {
         let mut rows = tokens.chunks_exact(dimension);
         let mut pooled = rows.next().map(<[f32]>::to_vec).unwrap_or_default();
@@ -94,7 +91,7 @@ impl Pooling {
 mod tests {
     use super::*;
 
-    /// Two tokens of three dimensions.
+    /// Two tokens with three dimensions.
     const TOKENS: [f32; 6] = [1.0, -2.0, 3.0, 3.0, -4.0, 1.0];
 
     fn read(json: &str) -> Result<Pooling, LocalModelError> {
@@ -105,14 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn each_mode_combines_the_tokens_in_its_way() {
+    fn pooling_modes_combine_tokens() {
         assert_eq!(Pooling::Mean.pool(&TOKENS, 3), [4.0, -6.0, 4.0]);
         assert_eq!(Pooling::Cls.pool(&TOKENS, 3), [1.0, -2.0, 3.0]);
         assert_eq!(Pooling::Max.pool(&TOKENS, 3), [3.0, -2.0, 3.0]);
     }
 
     #[test]
-    fn flags_and_names_choose_the_mode() {
+    fn pooling_mode_is_read_from_flag_or_name() {
         let old = r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#;
         assert_eq!(read(old).unwrap(), Pooling::Cls);
         assert_eq!(read(r#"{"embedding_dimension": 384, "pooling_mode": "max"}"#).unwrap(), Pooling::Max);
@@ -120,13 +117,13 @@ mod tests {
     }
 
     #[test]
-    fn without_a_file_it_is_the_mean() {
+    fn pooling_without_file_is_mean() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Pooling::read(&dir.path().join("config.json")).unwrap(), Pooling::Mean);
     }
 
     #[test]
-    fn modes_that_are_not_implemented_are_refused_by_name() {
+    fn unsupported_pooling_mode_is_named() {
         let error = read(r#"{"pooling_mode": "lasttoken"}"#).unwrap_err().to_string();
         assert!(error.contains("pooling by lasttoken"), "{error}");
         let error = read(r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#).unwrap_err();

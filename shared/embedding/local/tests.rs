@@ -1,4 +1,4 @@
-//! A model of a few numbers in a directory of its own, and what is wrong with directories.
+//! Tests with a tiny model, and with malformed directories.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -13,7 +13,7 @@ const WIDE: usize = 16;
 const POSITIONS: usize = 12;
 const WORDS: [&str; 7] = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "red", "green", "blue"];
 
-/// A complete model, whose tensors' names begin with `prefix`.
+/// A complete model directory, whose tensor names begin with `prefix`.
 fn model(prefix: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "config.json", &config());
@@ -31,7 +31,7 @@ fn config() -> Value {
     })
 }
 
-/// With padding and truncation of its own, which must not count.
+/// With padding and truncation, which must be ignored.
 fn tokenizer_json() -> Value {
     let vocab: HashMap<_, _> = WORDS.iter().zip(0..).collect();
     let special = |token: &str, id: usize| json!({"id": token, "ids": [id], "tokens": [token]});
@@ -93,10 +93,10 @@ fn write(dir: &Path, name: &str, content: &Value) {
     fs::write(path, content.to_string()).unwrap();
 }
 
-/// Why a model can not be loaded after `spoil` changed its directory.
-fn refusal(spoil: impl FnOnce(&Path)) -> String {
+/// The error of loading a model after `corrupt` changed its directory.
+fn load_error(corrupt: impl FnOnce(&Path)) -> String {
     let dir = model("");
-    spoil(dir.path());
+    corrupt(dir.path());
     LocalEmbedder::load(dir.path()).unwrap_err().to_string()
 }
 
@@ -105,7 +105,7 @@ fn near(a: &[f32], b: &[f32]) -> bool {
 }
 
 #[tokio::test]
-async fn a_text_has_the_same_vector_alone_and_among_longer_and_shorter_ones() {
+async fn vector_is_the_same_alone_and_in_a_batch() {
     let embedder = LocalEmbedder::load(model("").path()).unwrap();
     let mut texts = vec!["red green blue red green", "", "blue", "red green", "a word it does not know"];
     // More than one batch.
@@ -121,7 +121,7 @@ async fn a_text_has_the_same_vector_alone_and_among_longer_and_shorter_ones() {
 }
 
 #[tokio::test]
-async fn texts_are_cut_at_the_directorys_limit_and_not_at_the_tokenizers() {
+async fn text_is_truncated_at_the_limit_of_the_directory() {
     let dir = model("");
     write(dir.path(), "sentence_bert_config.json", &json!({"max_seq_length": 6}));
     let embedder = LocalEmbedder::load(dir.path()).unwrap();
@@ -132,7 +132,7 @@ async fn texts_are_cut_at_the_directorys_limit_and_not_at_the_tokenizers() {
 }
 
 #[tokio::test]
-async fn without_a_limit_texts_are_cut_where_positions_end() {
+async fn text_without_limit_is_truncated_at_the_last_position() {
     let dir = model("");
     write(dir.path(), "tokenizer_config.json", &json!({"model_max_length": 1e30}));
     let embedder = LocalEmbedder::load(dir.path()).unwrap();
@@ -141,14 +141,14 @@ async fn without_a_limit_texts_are_cut_where_positions_end() {
 }
 
 #[tokio::test]
-async fn an_encoder_that_was_part_of_a_larger_model_is_found() {
+async fn encoder_within_a_larger_model_is_found() {
     let (plain, part) = (LocalEmbedder::load(model("").path()), LocalEmbedder::load(model("bert.").path()));
     let vector = async |embedder: &LocalEmbedder| embedder.embed(&["red green"]).await.unwrap().remove(0);
     assert!(near(&vector(&plain.unwrap()).await, &vector(&part.unwrap()).await));
 }
 
 #[test]
-fn a_models_name_tells_its_weights_and_not_where_they_are() {
+fn model_name_depends_on_weights_and_not_on_path() {
     let (one, same, other) = (model(""), model(""), model(""));
     save(&weights("", 1.0), &other.path().join("model.safetensors"));
     let name = |dir: &TempDir| LocalEmbedder::load(dir.path()).unwrap().model().name.clone();
@@ -158,19 +158,19 @@ fn a_models_name_tells_its_weights_and_not_where_they_are() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_file_is_named() {
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
-        let error = refusal(|dir| fs::remove_file(dir.join(file)).unwrap());
+        let error = load_error(|dir| fs::remove_file(dir.join(file)).unwrap());
         assert!(error.contains(file) && error.contains("save_pretrained"), "{error}");
     }
 }
 
 #[test]
-fn what_is_not_implemented_is_named_with_what_is() {
+fn unsupported_setting_is_named_with_alternatives() {
     let changed = |key: &str, value: &str| {
         let mut config = config();
         config[key] = json!(value);
-        refusal(|dir| write(dir, "config.json", &config))
+        load_error(|dir| write(dir, "config.json", &config))
     };
     let error = changed("model_type", "mpnet");
     assert!(error.contains("the model_type mpnet; supported are bert, roberta"), "{error}");
@@ -180,30 +180,30 @@ fn what_is_not_implemented_is_named_with_what_is() {
     assert!(error.contains("alibi position embeddings"), "{error}");
     let modules = json!([{"path": "", "type": "sentence_transformers.models.Transformer"},
         {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]);
-    let error = refusal(|dir| write(dir, "modules.json", &modules));
+    let error = load_error(|dir| write(dir, "modules.json", &modules));
     assert!(error.contains("the module Dense"), "{error}");
 }
 
 #[test]
-fn files_that_do_not_fit_each_other_are_refused() {
+fn inconsistent_files_are_rejected() {
     let changed = |key: &str, value: usize| {
         let mut config = config();
         config[key] = json!(value);
-        refusal(|dir| write(dir, "config.json", &config))
+        load_error(|dir| write(dir, "config.json", &config))
     };
     let error = changed("intermediate_size", 17);
     assert!(error.contains("intermediate.dense.weight has the shape [16, 8]"), "{error}");
     let error = changed("num_hidden_layers", 2);
     assert!(error.contains("no tensor encoder.layer.1."), "{error}");
     let error = changed("num_attention_heads", 3);
-    assert!(error.contains("can not be shared among 3 attention heads"), "{error}");
+    assert!(error.contains("is not a multiple of 3 attention heads"), "{error}");
     let error = changed("max_position_embeddings", 2);
     assert!(error.contains("position_embeddings.weight has the shape"), "{error}");
-    let error = refusal(|dir| write(dir, "sentence_bert_config.json", &json!({"max_seq_length": 2})));
+    let error = load_error(|dir| write(dir, "sentence_bert_config.json", &json!({"max_seq_length": 2})));
     assert!(error.contains("leaves none for text"), "{error}");
-    let error = refusal(|dir| fs::write(dir.join("model.safetensors"), "not tensors").unwrap());
-    assert!(error.contains("model.safetensors can not be used"), "{error}");
+    let error = load_error(|dir| fs::write(dir.join("model.safetensors"), "not tensors").unwrap());
+    assert!(error.contains("model.safetensors is invalid"), "{error}");
     let nothing = weights("", f32::NAN);
-    let error = refusal(|dir| save(&nothing, &dir.join("model.safetensors")));
-    assert!(error.contains("model.safetensors can not be used"), "{error}");
+    let error = load_error(|dir| save(&nothing, &dir.join("model.safetensors")));
+    assert!(error.contains("model.safetensors is invalid"), "{error}");
 }
