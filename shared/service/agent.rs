@@ -13,7 +13,7 @@ use tracing::Instrument as _;
 
 use super::{
     admission::{Admission, AdmittedCall},
-    call::{RpcCall, RpcContext, UnaryCall},
+    call::{RpcCall, RpcContext},
     convert,
     drain::Drain,
     envelope::Envelope,
@@ -67,13 +67,10 @@ impl AgentService for AgentApi {
     }
 
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
-        let (metadata, _, mut request) = request.into_parts();
-        let user_id = std::mem::take(&mut request.user_id);
-        let time_zone = metadata.get("x-timezone").and_then(|zone| zone.to_str().ok());
-        let query = parse::memory::query(request, time_zone);
-        let call = UnaryCall { method: "RetrieveMemory", metadata: &metadata, user_id: &user_id };
+        let time_zone = request.metadata().get("x-timezone").and_then(|zone| zone.to_str().ok()).map(str::to_owned);
+        let parse = |query| parse::memory::query(query, time_zone.as_deref());
         let retrieve = |user, query| async move { Box::pin(self.memory.retrieve(&user, &query)).await };
-        let result = self.context.unary(call, query, retrieve).await?.into_inner();
+        let result = self.context.unary("RetrieveMemory", request, parse, retrieve).await?.into_inner();
         let degraded_to = result.degraded_to;
         let mut response = Response::new(pb::MemoryResult {
             items: result.hits.into_iter().map(|(memory, score)| convert::memory_item(memory, score)).collect(),

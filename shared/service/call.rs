@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::FutureExt as _;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tonic::{Code, Response, Status, metadata::MetadataMap};
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field, info_span};
 
 use super::{
@@ -21,6 +21,7 @@ use crate::{
     error::{InvalidArgument, Problem},
     identity::{Authenticator, AuthnError, Credentials, Principal, RequestId, SessionId, TraceId, UserId},
     language::Language,
+    proto::agent_v1 as pb,
 };
 
 /// The parts that every RPC needs.
@@ -30,13 +31,24 @@ pub(super) struct RpcContext {
     pub(super) drain: Drain,
 }
 
-/// A unary call before its user is authenticated.
-pub(super) struct UnaryCall<'a> {
-    pub(super) method: &'static str,
-    pub(super) metadata: &'a MetadataMap,
-    /// `user_id` of the request's body.
-    pub(super) user_id: &'a str,
+/// A request whose body may name its user.
+pub(super) trait UserRequest {
+    fn take_user_id(&mut self) -> String;
 }
+
+macro_rules! user_requests {
+    ($($request:ident),+) => {
+        $(impl UserRequest for pb::$request {
+            fn take_user_id(&mut self) -> String {
+                std::mem::take(&mut self.user_id)
+            }
+        })+
+    };
+}
+
+user_requests!(MemoryQuery, AddMemoriesRequest, IngestDocumentRequest, ListMemoriesRequest, UpdateMemoryRequest);
+user_requests!(DeleteMemoriesRequest, ListSessionsRequest, GetSessionRequest, RenameSessionRequest);
+user_requests!(DeleteSessionsRequest, CancelTurnRequest);
 
 impl RpcContext {
     /// Starts a call. `request_id` is its trace where the metadata names none.
@@ -60,27 +72,28 @@ impl RpcContext {
         self.authenticator.authenticate(credentials).await
     }
 
-    /// Authenticates the user of a unary call, runs its handler and logs how it ended.
-    pub(super) async fn unary<C, T, W, E>(
+    /// Authenticates the user of a unary call, parses its request, runs its handler and logs how it ended.
+    pub(super) async fn unary<Message: UserRequest, Command, Answer, Work, Error: RpcError>(
         &self,
-        call: UnaryCall<'_>,
-        command: Result<C, InvalidArgument>,
-        handler: impl FnOnce(UserId, C) -> W,
-    ) -> Result<Response<T>, Status>
+        method: &'static str,
+        request: Request<Message>,
+        parse: impl FnOnce(Message) -> Result<Command, InvalidArgument>,
+        handler: impl FnOnce(UserId, Command) -> Work,
+    ) -> Result<Response<Answer>, Status>
     where
-        W: Future<Output = Result<T, E>>,
-        E: RpcError,
+        Work: Future<Output = Result<Answer, Error>>,
     {
-        let mut rpc = self.begin_call(call.method, call.metadata, "");
-        let principal = self.authenticate(call.user_id, call.metadata).await;
+        let (metadata, _, mut request) = request.into_parts();
+        let mut rpc = self.begin_call(method, &metadata, "");
+        let principal = self.authenticate(&request.take_user_id(), &metadata).await;
         let user = principal.map_err(|error| rpc.reject(&error.into(), Language::default()))?.user;
-        let command = command.map_err(|error| rpc.reject(&error.into(), Language::default()))?;
+        let command = parse(request).map_err(|error| rpc.reject(&error.into(), Language::default()))?;
         rpc.set_user(&user);
         let result = AssertUnwindSafe(handler(user, command)).catch_unwind().instrument(rpc.span.clone()).await;
-        match result.unwrap_or_else(|_panic| Err(E::defect())) {
-            Ok(message) => {
+        match result.unwrap_or_else(|_panic| Err(Error::defect())) {
+            Ok(answer) => {
                 rpc.succeed();
-                Ok(Response::new(message))
+                Ok(Response::new(answer))
             }
             Err(error) => {
                 let status = rpc.span.in_scope(|| error.status());

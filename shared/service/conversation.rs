@@ -5,14 +5,14 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{RpcContext, UnaryCall},
+    call::RpcContext,
     convert,
     error::ConversationError,
     parse::conversation::{self as parse, CancelCommand, RenameCommand, SessionListing, TurnListing},
     run::RunRegistry,
 };
 use crate::{
-    chat::{RecordedCitation, TurnFinish, TurnRecord},
+    chat::{TurnFinish, TurnRecord},
     conversation::{ConversationStore, Session, SessionCursor, StoredTurn},
     llm::{Message, ToolCall},
     proto::agent_v1::{self as pb, conversation_service_server::ConversationService},
@@ -45,9 +45,6 @@ impl ConversationService for ConversationApi {
         &self,
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let listing = parse::session_listing(&request);
-        let call = UnaryCall { method: "ListSessions", metadata: &metadata, user_id: &request.user_id };
         let list = |user, SessionListing { page_size, after }| async move {
             // One more than the page tells whether there is another page.
             let mut sessions = self.store()?.list_sessions(&user, page_size + 1, after.as_ref()).await?;
@@ -60,16 +57,13 @@ impl ConversationService for ConversationApi {
                 next_page_token: last.as_ref().map(parse::session_token).unwrap_or_default(),
             })
         };
-        self.context.unary(call, listing, list).await
+        self.context.unary("ListSessions", request, parse::session_listing, list).await
     }
 
     async fn get_session(
         &self,
         request: Request<pb::GetSessionRequest>,
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let listing = parse::turn_listing(&request);
-        let call = UnaryCall { method: "GetSession", metadata: &metadata, user_id: &request.user_id };
         let get = |user, TurnListing { session: id, page_size, before }| async move {
             let store = self.store()?;
             let session = store.get_session(&user, &id);
@@ -85,46 +79,35 @@ impl ConversationService for ConversationApi {
                 next_page_token: next.unwrap_or_default(),
             })
         };
-        self.context.unary(call, listing, get).await
+        self.context.unary("GetSession", request, parse::turn_listing, get).await
     }
 
     async fn rename_session(
         &self,
         request: Request<pb::RenameSessionRequest>,
     ) -> Result<Response<pb::Session>, Status> {
-        let (metadata, _, mut request) = request.into_parts();
-        let user_id = std::mem::take(&mut request.user_id);
-        let command = parse::rename(request);
-        let call = UnaryCall { method: "RenameSession", metadata: &metadata, user_id: &user_id };
         let rename = |user, RenameCommand { session, title }| async move {
             let renamed = self.store()?.rename_session(&user, &session, &title).await?;
             renamed.map(session_message).ok_or(ConversationError::NotFound)
         };
-        self.context.unary(call, command, rename).await
+        self.context.unary("RenameSession", request, parse::rename, rename).await
     }
 
     async fn delete_sessions(
         &self,
         request: Request<pb::DeleteSessionsRequest>,
     ) -> Result<Response<pb::DeleteSessionsResponse>, Status> {
-        let (metadata, _, mut request) = request.into_parts();
-        let user_id = std::mem::take(&mut request.user_id);
-        let selection = parse::session_selection(request);
-        let call = UnaryCall { method: "DeleteSessions", metadata: &metadata, user_id: &user_id };
         let delete = |user, selection| async move {
             let deleted = convert::int(self.store()?.delete_sessions(&user, &selection).await?);
             Ok::<_, ConversationError>(pb::DeleteSessionsResponse { deleted })
         };
-        self.context.unary(call, selection, delete).await
+        self.context.unary("DeleteSessions", request, parse::session_selection, delete).await
     }
 
     async fn cancel_turn(
         &self,
         request: Request<pb::CancelTurnRequest>,
     ) -> Result<Response<pb::CancelTurnResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let command = parse::cancel(&request);
-        let call = UnaryCall { method: "CancelTurn", metadata: &metadata, user_id: &request.user_id };
         let cancel = |user, CancelCommand { session, request }| async move {
             let runs = self.runs()?;
             if let Some(request) = &request {
@@ -140,7 +123,7 @@ impl ConversationService for ConversationApi {
                 request_id: cancelled.map(|request| request.as_str().to_owned()).unwrap_or_default(),
             })
         };
-        self.context.unary(call, command, cancel).await
+        self.context.unary("CancelTurn", request, parse::cancel, cancel).await
     }
 }
 
@@ -167,13 +150,8 @@ fn turn_message(stored: StoredTurn) -> pb::Turn {
         Ok(record) => {
             turn.interrupted |= matches!(record.finish, TurnFinish::Cancelled | TurnFinish::Failed);
             turn.messages = record.messages.into_iter().filter_map(message).collect();
-            turn.citations = record.citations.into_iter().map(citation).collect();
-            turn.usage = record.usage.map(|usage| pb::Usage {
-                prompt_tokens: convert::int(usage.prompt),
-                completion_tokens: convert::int(usage.completion),
-                total_tokens: convert::int(usage.prompt.saturating_add(usage.completion)),
-                cost_micro_usd: usage.cost_micro_usd.unwrap_or_default(),
-            });
+            turn.citations = record.citations.into_iter().map(convert::citation).collect();
+            turn.usage = record.usage.map(convert::usage);
         }
         // The other turns of the session are still readable.
         Err(error) => {
@@ -195,19 +173,4 @@ fn message(message: Message) -> Option<pb::TurnMessage> {
         Message::Tool { call_id, content } => pb::TurnMessage { tool_call_id: call_id, ..with_role("tool", content) },
         Message::System(_) => return None,
     })
-}
-
-fn citation(citation: RecordedCitation) -> pb::Citation {
-    pb::Citation {
-        id: citation.id,
-        title: citation.title,
-        content: citation.excerpt,
-        source_type: citation.source_type,
-        url: citation.url,
-        score: citation.score,
-        file_id: citation.document_id,
-        page_number: convert::int(citation.page),
-        chunk_index: convert::int(citation.chunk),
-        section_title: citation.section,
-    }
 }

@@ -7,6 +7,7 @@ use prost_types::{ListValue, Struct, Value as ProtoValue, value::Kind};
 use serde_json::{Map, Value};
 
 use crate::{
+    chat::{RecordedCitation, RecordedUsage},
     memory::{Memory, MemoryVersion},
     proto::agent_v1 as pb,
 };
@@ -72,6 +73,30 @@ pub(super) fn memory_item(memory: Memory, score: f32) -> pb::MemoryItem {
     }
     let created_at = Some(timestamp(memory.created_at));
     pb::MemoryItem { id: memory.id, content: memory.content, score, created_at, metadata }
+}
+
+pub(super) fn citation(citation: RecordedCitation) -> pb::Citation {
+    pb::Citation {
+        id: citation.id,
+        title: citation.title,
+        content: citation.excerpt,
+        source_type: citation.source_type,
+        url: citation.url,
+        score: citation.score,
+        file_id: citation.document_id,
+        page_number: int(citation.page),
+        chunk_index: int(citation.chunk),
+        section_title: citation.section,
+    }
+}
+
+pub(super) fn usage(usage: RecordedUsage) -> pb::Usage {
+    pb::Usage {
+        prompt_tokens: int(usage.prompt),
+        completion_tokens: int(usage.completion),
+        total_tokens: int(usage.prompt.saturating_add(usage.completion)),
+        cost_micro_usd: usage.cost_micro_usd.unwrap_or_default(),
+    }
 }
 
 pub(super) fn proto_struct(fields: Map<String, Value>) -> Struct {

@@ -11,15 +11,14 @@ use serde_json::{Value, json};
 
 use super::{convert, failure, wording};
 use crate::{
-    chat::{Prompts, RecalledMemory, Stage, ToolExecution, TurnEvent, TurnFailure, UsageReport},
+    chat::{
+        Prompts, RecalledMemory, RecordedCitation, RecordedUsage, Stage, ToolExecution, TurnEvent, TurnFailure,
+        UsageReport,
+    },
     language::Language,
     llm::{Finish, ToolCall},
-    memory::ChunkLocation,
     proto::agent_v1::{self as pb, chat_response::Content},
 };
-
-/// Characters of a citation's excerpt.
-const EXCERPT_CHARS: usize = 300;
 
 /// A `ChatResponse` without its envelope. It is encoded once; logs, stores and transports pass the bytes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +119,7 @@ impl FrameBuilder {
             TurnEvent::AwaitsMoreResults => frame.set_finish_reason(pb::FinishReason::Continue),
             TurnEvent::Usage(report) => {
                 frame.metadata = usage_metadata(&report);
-                frame.content = Some(Content::Usage(usage(&report)));
+                frame.content = Some(Content::Usage(convert::usage(RecordedUsage::from(&report))));
             }
             TurnEvent::Answered { text, finish } => {
                 frame.content = Some(Content::FullText(text));
@@ -174,44 +173,9 @@ fn status(language: Language, stage: Stage) -> pb::AgentStatus {
     pb::AgentStatus { state: state.into(), details, ..Default::default() }
 }
 
-fn citation(RecalledMemory { memory, score }: RecalledMemory, full: bool) -> pb::Citation {
-    let metadata = |name: &str| memory.metadata.get(name).cloned().unwrap_or_default();
-    let number = |name: &str| metadata(name).parse::<u32>().unwrap_or_default();
-    let page_number = number("page_number");
-    // A memory that is no chunk may name its source in its metadata.
-    let location = memory.location.clone().unwrap_or_else(|| ChunkLocation {
-        document_id: String::new(),
-        title: metadata("title"),
-        url: metadata("url"),
-        section: metadata("section_title"),
-        chunk_index: number("chunk_index"),
-    });
-    let mut content = memory.content;
-    if !full && let Some((end, _)) = content.char_indices().nth(EXCERPT_CHARS) {
-        content.truncate(end);
-    }
-    pb::Citation {
-        id: memory.id,
-        title: location.title,
-        content,
-        source_type: memory.source_type,
-        url: location.url,
-        score,
-        file_id: location.document_id,
-        page_number: convert::int(page_number),
-        chunk_index: convert::int(location.chunk_index),
-        section_title: location.section,
-    }
-}
-
-fn usage(report: &UsageReport) -> pb::Usage {
-    let tokens = &report.usage;
-    pb::Usage {
-        prompt_tokens: convert::int(tokens.prompt),
-        completion_tokens: convert::int(tokens.completion),
-        total_tokens: convert::int(tokens.prompt.saturating_add(tokens.completion)),
-        cost_micro_usd: report.cost_micro_usd.unwrap_or_default(),
-    }
+fn citation(recalled: RecalledMemory, full: bool) -> pb::Citation {
+    let citation = convert::citation(RecordedCitation::from(&recalled));
+    if full { pb::Citation { content: recalled.memory.content, ..citation } } else { citation }
 }
 
 fn usage_metadata(report: &UsageReport) -> BTreeMap<String, String> {

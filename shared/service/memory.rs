@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{RpcContext, UnaryCall},
+    call::RpcContext,
     convert,
     export::MemoryRecordStream,
     parse::memory::{self as parse, MemoryDeletion, MemoryListing},
@@ -35,9 +35,6 @@ impl MemoryService for MemoryApi {
         &self,
         request: Request<pb::AddMemoriesRequest>,
     ) -> Result<Response<pb::AddMemoriesResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let memories = parse::new_memories(request.memories);
-        let call = UnaryCall { method: "AddMemories", metadata: &metadata, user_id: &request.user_id };
         let add = |user, memories| async move {
             let outcome = Box::pin(self.memory.add(&user, memories)).await?;
             Ok::<_, MemoryError>(pb::AddMemoriesResponse {
@@ -46,33 +43,25 @@ impl MemoryService for MemoryApi {
                 unchanged: convert::int(outcome.unchanged),
             })
         };
-        self.context.unary(call, memories, add).await
+        self.context.unary("AddMemories", request, parse::new_memories, add).await
     }
 
     async fn ingest_document(
         &self,
         request: Request<pb::IngestDocumentRequest>,
     ) -> Result<Response<pb::IngestDocumentResponse>, Status> {
-        let (metadata, _, mut request) = request.into_parts();
-        let user_id = std::mem::take(&mut request.user_id);
-        let document = parse::new_document(request);
-        let call = UnaryCall { method: "IngestDocument", metadata: &metadata, user_id: &user_id };
         let ingest = |user, document: NewDocument| async move {
             let document_id = document.id.clone();
             let chunks = convert::int(Box::pin(self.memory.ingest(&user, document)).await?);
             Ok::<_, MemoryError>(pb::IngestDocumentResponse { document_id, chunks })
         };
-        self.context.unary(call, document, ingest).await
+        self.context.unary("IngestDocument", request, parse::new_document, ingest).await
     }
 
     async fn list_memories(
         &self,
         request: Request<pb::ListMemoriesRequest>,
     ) -> Result<Response<pb::ListMemoriesResponse>, Status> {
-        let (metadata, _, mut request) = request.into_parts();
-        let user_id = std::mem::take(&mut request.user_id);
-        let listing = parse::listing(request);
-        let call = UnaryCall { method: "ListMemories", metadata: &metadata, user_id: &user_id };
         let list = |user, listing: MemoryListing| async move {
             let page = self.memory.list(&user, &listing.filter, listing.page_size, listing.after.as_ref());
             let page = Box::pin(page).await?;
@@ -81,32 +70,24 @@ impl MemoryService for MemoryApi {
                 next_page_token: page.next.map(|token| token.to_string()).unwrap_or_default(),
             })
         };
-        self.context.unary(call, listing, list).await
+        self.context.unary("ListMemories", request, parse::listing, list).await
     }
 
     async fn update_memory(
         &self,
         request: Request<pb::UpdateMemoryRequest>,
     ) -> Result<Response<pb::MemoryRecord>, Status> {
-        let (metadata, _, mut request) = request.into_parts();
-        let user_id = std::mem::take(&mut request.user_id);
-        let update = parse::update(request);
-        let call = UnaryCall { method: "UpdateMemory", metadata: &metadata, user_id: &user_id };
         let apply = |user, update| async move {
             let memory = Box::pin(self.memory.update(&user, &update)).await?;
             Ok::<_, MemoryError>(convert::memory_record(memory, Vec::new()))
         };
-        self.context.unary(call, update, apply).await
+        self.context.unary("UpdateMemory", request, parse::update, apply).await
     }
 
     async fn delete_memories(
         &self,
         request: Request<pb::DeleteMemoriesRequest>,
     ) -> Result<Response<pb::DeleteMemoriesResponse>, Status> {
-        let (metadata, _, mut request) = request.into_parts();
-        let user_id = std::mem::take(&mut request.user_id);
-        let deletion = parse::deletion(request);
-        let call = UnaryCall { method: "DeleteMemories", metadata: &metadata, user_id: &user_id };
         let delete = |user, deletion| async move {
             let deleted = match deletion {
                 MemoryDeletion::User => Box::pin(erase_user(&self.memory, &user)).await?,
@@ -114,7 +95,7 @@ impl MemoryService for MemoryApi {
             };
             Ok::<_, MemoryError>(pb::DeleteMemoriesResponse { deleted: convert::int(deleted) })
         };
-        self.context.unary(call, deletion, delete).await
+        self.context.unary("DeleteMemories", request, parse::deletion, delete).await
     }
 
     type ExportMemoriesStream = MemoryRecordStream;

@@ -41,7 +41,7 @@ fn session(id: &str) -> Parsed<SessionId> {
     SessionId::parse("session_id", id)
 }
 
-pub(in crate::service) fn session_listing(request: &pb::ListSessionsRequest) -> Parsed<SessionListing> {
+pub(in crate::service) fn session_listing(request: pb::ListSessionsRequest) -> Parsed<SessionListing> {
     let after = match request.page_token.as_str() {
         "" => None,
         token => Some(session_cursor(token).ok_or_else(invalid_token)?),
@@ -49,7 +49,7 @@ pub(in crate::service) fn session_listing(request: &pb::ListSessionsRequest) -> 
     Ok(SessionListing { page_size: count("page_size", request.page_size, 50, 200)?, after })
 }
 
-pub(in crate::service) fn turn_listing(request: &pb::GetSessionRequest) -> Parsed<TurnListing> {
+pub(in crate::service) fn turn_listing(request: pb::GetSessionRequest) -> Parsed<TurnListing> {
     let before = match request.page_token.as_str() {
         "" => None,
         token => Some(token.parse().map_err(|_| invalid_token())?),
@@ -79,7 +79,7 @@ pub(in crate::service) fn session_selection(request: pb::DeleteSessionsRequest) 
     }
 }
 
-pub(in crate::service) fn cancel(request: &pb::CancelTurnRequest) -> Parsed<CancelCommand> {
+pub(in crate::service) fn cancel(request: pb::CancelTurnRequest) -> Parsed<CancelCommand> {
     let request_id = match request.request_id.as_str() {
         "" => None,
         id => Some(RequestId::parse("request_id", id)?),

@@ -39,9 +39,9 @@ pub(in crate::service) fn query(query: pb::MemoryQuery, time_zone: Option<&str>)
     })
 }
 
-pub(in crate::service) fn new_memories(memories: Vec<pb::MemoryInput>) -> Parsed<Vec<NewMemory>> {
-    at_most("memories", &memories, MAX_MEMORIES)?;
-    let memories = memories.into_iter().enumerate().map(|(index, memory)| new_memory(index, memory));
+pub(in crate::service) fn new_memories(request: pb::AddMemoriesRequest) -> Parsed<Vec<NewMemory>> {
+    at_most("memories", &request.memories, MAX_MEMORIES)?;
+    let memories = request.memories.into_iter().enumerate().map(|(index, memory)| new_memory(index, memory));
     let memories = memories.collect::<Parsed<Vec<_>>>()?;
     reject_supersede_cycles(&memories)?;
     Ok(memories)
