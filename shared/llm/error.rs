@@ -89,7 +89,7 @@ impl ModelErrorKind {
         }
     }
 
-    /// By the provider's own code or type; see `docs/providers.md`.
+    /// By the provider's own code or type; see `docs/reference/errors.md`.
     fn from_code(code: &str) -> Option<Self> {
         Some(match code {
             "invalid_api_key"

@@ -32,6 +32,24 @@ fn normalized(path: &Path) -> PathBuf {
 }
 
 #[test]
+fn pages_that_sources_mention_exist() {
+    let mut absent = Vec::new();
+    let sources = [".env.example", "template.yaml", "shared", "functions", "tests", "infra", "examples", "benches"];
+    for path in sources.iter().flat_map(|path| files(path, &["rs", "py", "sh", "sql", "js", "go", "yaml"])) {
+        let source = read(&path);
+        let mentions = source.match_indices("docs/").map(|(at, _)| &source[at..]);
+        let pages =
+            mentions.filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric() && !"/-_.".contains(c)).next());
+        for page in pages.map(|page| page.trim_end_matches('.')).filter(|page| page.ends_with(".md")) {
+            if !absolute(page).exists() {
+                absent.push(format!("{path}: {page}"));
+            }
+        }
+    }
+    assert!(absent.is_empty(), "sources mention pages that do not exist:\n{}", absent.join("\n"));
+}
+
+#[test]
 fn links_resolve() {
     let mut broken = Vec::new();
     for page in files(".", &["md"]) {
