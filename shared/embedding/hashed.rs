@@ -19,7 +19,6 @@ const HAN_WEIGHT: f32 = 0.3;
 /// N-grams relate "eigenvalue" to "eigenvalues".
 const NGRAM_LETTERS: usize = 4;
 
-/// Sorted.
 const STOP_WORDS: &[&str] = &[
     "a", "about", "am", "an", "and", "are", "as", "at", "be", "but", "by", "can", "did", "do", "does", "for", "from",
     "had", "has", "have", "he", "her", "his", "how", "i", "i'm", "if", "in", "is", "it", "its", "me", "my", "not",

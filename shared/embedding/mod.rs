@@ -25,9 +25,6 @@ pub trait Embedder: Send + Sync {
     fn model(&self) -> &EmbeddingModel;
 
     /// One unit vector of `model().dimension` numbers for each text, in order.
-    ///
-    /// # Errors
-    /// The model cannot be reached, or its response is invalid.
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>>;
 
     /// Opens the connection that the first text uses. A failure is ignored: the first text tries again.
@@ -35,8 +32,6 @@ pub trait Embedder: Send + Sync {
         Box::pin(std::future::ready(()))
     }
 
-    /// # Errors
-    /// As [`Embedder::embed`].
     fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
         Box::pin(async move {
             let vector = self.embed(&[text]).await?.pop();

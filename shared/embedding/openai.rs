@@ -82,9 +82,6 @@ struct Embedding {
 
 impl OpenAiEmbedder {
     /// `base_url` ends with `/v1`.
-    ///
-    /// # Errors
-    /// The HTTP client cannot be built.
     pub fn new(
         base_url: &str,
         api_key: Option<Secret>,

@@ -19,13 +19,10 @@ const DOCUMENT_SOURCE_TYPE: &str = "document";
 impl MemoryEngine {
     /// Stores a document as chunks in place of its former version, and returns their number. Unchanged chunks keep their ids
     /// and vectors.
-    ///
-    /// # Errors
-    /// The embedder or the database failed.
     pub async fn ingest(&self, user: &UserId, document: NewDocument) -> Result<usize, MemoryError> {
         /// An attempt fails where another writer changes the same document meanwhile.
         const ATTEMPTS: usize = 3;
-        // Splitting a long document takes a second.
+        // A long document takes a second.
         let split = tokio::task::spawn_blocking(move || (chunk_rows(&document), document));
         let (mut chunks, document) = split.await.map_err(|_| MemoryError::Internal)?;
         for _ in 0..ATTEMPTS {
@@ -37,7 +34,6 @@ impl MemoryEngine {
         Err(MemoryError::Timeout)
     }
 
-    /// Embeds the chunks that have no stored vector.
     async fn embed_chunks(
         &self,
         user: &UserId,

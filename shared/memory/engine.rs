@@ -25,7 +25,6 @@ pub struct MemoryEngine {
     pub(super) write_locks: WriteLocks,
     pub(super) embedder: Arc<dyn Embedder>,
     pub(super) query_cache: QueryCache,
-    /// The key under which the embedder's vectors are stored.
     pub(super) model_key: String,
     pub(super) vector_index: VectorIndex,
     pub(super) bm25: Bm25Params,
@@ -47,7 +46,6 @@ impl MemoryEngine {
         }
     }
 
-    /// Whether there is a database.
     #[must_use]
     pub fn is_configured(&self) -> bool {
         self.reader.is_configured()
@@ -65,9 +63,6 @@ impl MemoryEngine {
 
     /// Adds memories: all of them or, after an error, none. Where an id occurs twice, the last one counts. Content that is
     /// stored already is not stored again, unless it comes with an id of the client.
-    ///
-    /// # Errors
-    /// The embedder or the database failed.
     pub async fn add(&self, user: &UserId, memories: Vec<NewMemory>) -> Result<AddOutcome, MemoryError> {
         let mut batch = self.prepare_batch(user, memories).await?;
         let write = async {
@@ -83,10 +78,7 @@ impl MemoryEngine {
         Ok(batch.outcome(added))
     }
 
-    /// Updates a memory; its former version stays in its history.
-    ///
-    /// # Errors
-    /// There is no such memory, or the embedder or the database failed.
+    /// The former version stays in the history.
     pub async fn update(&self, user: &UserId, update: &MemoryUpdate) -> Result<Memory, MemoryError> {
         let vector = match &update.content {
             Some(content) => self.vector_of_update(user, &update.id, content).await?,
@@ -127,10 +119,7 @@ impl MemoryEngine {
         Ok(vector.map(|vector| (vector, digest(&text))))
     }
 
-    /// Lists memories, newest first.
-    ///
-    /// # Errors
-    /// The database failed.
+    /// Newest first.
     pub async fn list(
         &self,
         user: &UserId,
@@ -148,9 +137,6 @@ impl MemoryEngine {
     }
 
     /// Deletes memories with everything that is derived from them, and returns their number.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn delete(&self, user: &UserId, selection: &Selection) -> Result<usize, MemoryError> {
         let delete = async {
             let mut transaction = self.begin_bulk(user).await?;
@@ -163,9 +149,6 @@ impl MemoryEngine {
 
     /// Deletes all memories of a user in one transaction with `erase_others`, which deletes what other modules store of the
     /// user. Returns the number of memories.
-    ///
-    /// # Errors
-    /// The database failed; then nothing is deleted.
     pub(crate) async fn erase_user(
         &self,
         user: &UserId,
@@ -186,7 +169,6 @@ impl MemoryEngine {
         MemoryTransaction::begin(&pool, &self.write_locks, user).await
     }
 
-    /// Does not call the embedder for no texts.
     pub(super) async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, MemoryError> {
         if texts.is_empty() {
             return Ok(Vec::new());

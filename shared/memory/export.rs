@@ -1,5 +1,3 @@
-//! Export of all memories of a user.
-
 use std::{collections::HashSet, sync::Arc};
 
 use async_stream::try_stream;

@@ -35,9 +35,6 @@ pub struct ReembedProgress {
 impl MemoryEngine {
     /// Embeds every memory that has no vector of this engine's model. Searches and writes go on meanwhile, and engines of
     /// another model find what they found before. It can be cancelled at any time, and resumes where it stopped.
-    ///
-    /// # Errors
-    /// The database failed, or the embedder did otherwise than by rejecting a text.
     pub async fn reembed(
         &self,
         on_progress: &(dyn Fn(ReembedProgress) + Sync),
@@ -80,10 +77,7 @@ impl MemoryEngine {
         }
     }
 
-    /// Counts the memories that are not superseded and have no vector of this engine's model.
-    ///
-    /// # Errors
-    /// The database failed.
+    /// Superseded memories do not count.
     pub async fn count_missing_vectors(&self) -> Result<u64, MemoryError> {
         let count = async {
             let mut transaction = self.begin_maintenance().await?;
@@ -95,7 +89,7 @@ impl MemoryEngine {
         with_bulk_timeout(count).await
     }
 
-    /// The next users and ids after these.
+    /// User ids and memory ids, after these.
     async fn memories_without_vector(&self, user_id: &str, id: &str) -> Result<Vec<(String, String)>, sqlx::Error> {
         let mut transaction = self.begin_maintenance().await?;
         let query = transaction.query(MEMORIES_WITHOUT_VECTOR);
@@ -160,9 +154,6 @@ impl MemoryEngine {
 
     /// Deletes the vectors of all other models, and returns their number. A memory without a vector of this model keeps those
     /// that it has.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn delete_other_models(&self) -> Result<u64, MemoryError> {
         let users = with_bulk_timeout(async {
             let mut transaction = self.begin_maintenance().await?;
@@ -186,9 +177,6 @@ impl MemoryEngine {
 
     /// Builds the vector index as the owner of the tables, if a user has so many memories that it pays off. This takes
     /// minutes for a million vectors and blocks no other statement.
-    ///
-    /// # Errors
-    /// The database failed, or the owner's login is not configured.
     pub async fn build_vector_index(&self, database: &Database) -> Result<(), DatabaseError> {
         if self.vector_index.is_needed(&self.maintenance).await? {
             let mut owner = database.connect_owner().await?;

@@ -46,9 +46,9 @@ pub struct NewDocument {
     pub content: String,
     /// May be empty.
     pub url: String,
-    /// Tags of every chunk.
+    /// Of every chunk.
     pub tags: Vec<String>,
-    /// Metadata of every chunk.
+    /// Of every chunk.
     pub metadata: Metadata,
 }
 
@@ -71,7 +71,6 @@ pub struct Memory {
     pub metadata: Metadata,
     /// The time that the content is about.
     pub created_at: Timestamp,
-    /// When the row was last written.
     pub updated_at: Timestamp,
     /// Retrieval skips superseded memories.
     pub superseded_by: Option<String>,
@@ -89,11 +88,9 @@ pub struct ChunkLocation {
     pub url: String,
     /// The headings above the chunk, outermost first; empty before the first.
     pub section: String,
-    /// From 0.
     pub chunk_index: u32,
 }
 
-/// A memory as it was before an update.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MemoryVersion {
     pub content: String,
@@ -142,7 +139,6 @@ pub enum Retriever {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct MemoryPage {
-    /// Newest first.
     pub memories: Vec<Memory>,
     /// `None` on the last page.
     pub next: Option<PageToken>,

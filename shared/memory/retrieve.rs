@@ -46,9 +46,6 @@ impl MemoryEngine {
     /// A memory of a time that the query names scores 0.05 more. With alpha below 0.001 only the lexical retriever is used,
     /// with alpha 1 only the vector retriever. A hybrid search falls back to the lexical retriever if the embedder fails,
     /// and to the vector retriever while the inverted index is incomplete.
-    ///
-    /// # Errors
-    /// The database failed, or the one retriever that the query asks for cannot be used.
     pub async fn retrieve(&self, user: &UserId, query: &RetrievalQuery) -> Result<RetrievalResult, MemoryError> {
         let is_lexical = query.alpha < 1.0;
         let (vector, has_embedding_failed) = match self.query_vector(query).await {
@@ -75,9 +72,6 @@ impl MemoryEngine {
     }
 
     /// The query plan of a search.
-    ///
-    /// # Errors
-    /// As [`MemoryEngine::retrieve`].
     pub async fn explain(&self, user: &UserId, query: &RetrievalQuery) -> Result<String, MemoryError> {
         let is_vector = query.alpha >= MIN_VECTOR_ALPHA;
         let vector = if is_vector { Some(self.query_cache.embed(&query.text).await?) } else { None };

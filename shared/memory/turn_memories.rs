@@ -11,7 +11,6 @@ use crate::{
     turn_ledger,
 };
 
-/// Memories extracted from one turn.
 #[derive(Debug, Clone)]
 pub struct TurnMemories<'a> {
     pub session: &'a SessionId,
@@ -35,9 +34,6 @@ pub enum TurnWriteOutcome {
 impl MemoryEngine {
     /// Writes the memories of a turn, unless its extraction is complete or the user was erased after it. That is decided in
     /// the transaction that writes.
-    ///
-    /// # Errors
-    /// The embedder or the database failed; then nothing is written.
     pub async fn add_turn_memories(
         &self,
         user: &UserId,
@@ -66,9 +62,6 @@ impl MemoryEngine {
     }
 
     /// Whether the extraction from a turn is complete, or the user was erased after it.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn is_turn_settled(
         &self,
         user: &UserId,

@@ -19,7 +19,6 @@ use crate::{
 pub(super) struct WriteBatch {
     /// One for each memory of the request, in its order.
     request_ids: Vec<String>,
-    /// By id.
     rows: BTreeMap<String, NewMemory>,
     vectors: HashMap<String, Vec<f32>>,
     /// Assigned ids, with the ids under which the same content is stored already.
@@ -56,7 +55,7 @@ impl MemoryEngine {
         transaction.commit().await
     }
 
-    /// Writes a batch and returns how many rows are new or changed.
+    /// Returns the number of rows that are new or changed.
     pub(super) async fn write_batch(
         &self,
         user: &UserId,

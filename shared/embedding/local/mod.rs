@@ -57,9 +57,6 @@ impl LocalEmbedder {
     ///
     /// The weights are copied to memory rather than mapped: a write to a mapped file would change the vectors of a running
     /// server, or crash it.
-    ///
-    /// # Errors
-    /// A file is missing or malformed, or the model needs something that is not implemented.
     pub fn load(dir: &Path) -> Result<Self, LocalModelError> {
         let directory = ModelDirectory::read(dir)?;
         let expected = "it should hold the weights; where there is only pytorch_model.bin, load the directory with \

@@ -113,7 +113,6 @@ pub(super) async fn following_turns(
     column(&query.fetch_all(&mut **transaction).await?, "id")
 }
 
-/// The columns of `memory_postings`.
 #[derive(Default)]
 struct Postings {
     terms: Vec<String>,

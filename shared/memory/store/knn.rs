@@ -25,7 +25,6 @@ const SCAN_MEM_MULTIPLIER: &str = "16";
 const SET_SCAN_LIMITS: &str = include_str!("sql/set_scan_limits.sql");
 const USABLE_SIZE: &str = include_str!("sql/vector_index_usable_size.sql");
 
-/// The HNSW index of one model's vectors.
 #[derive(Debug, Clone)]
 pub(crate) struct VectorIndex {
     model_key: String,
@@ -106,7 +105,6 @@ impl VectorIndex {
         Ok(memories.and_then(|memories| u64::try_from(memories).ok()))
     }
 
-    /// Whether the index pays off for any user.
     pub(crate) async fn is_needed(&self, maintenance: &RolePool) -> Result<bool, sqlx::Error> {
         let mut transaction = maintenance.begin_without_user().await?;
         let query = transaction.query("select from memory_users where memories >= $1 limit 1");
@@ -156,7 +154,6 @@ impl VectorIndex {
     }
 }
 
-/// A quoted SQL string.
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

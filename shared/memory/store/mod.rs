@@ -84,7 +84,7 @@ pub(super) fn model_key(model: &EmbeddingModel) -> String {
     format!("{}/{}", model.name, model.dimension)
 }
 
-/// For dimensions and limits, which are far below the bound.
+/// For dimensions and limits, which are far below the maximum.
 pub(super) fn sql_int(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }

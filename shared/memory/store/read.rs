@@ -127,7 +127,6 @@ pub(crate) async fn history(
     Ok(HistoryPart { versions, next_after: has_more.then_some(last) })
 }
 
-/// A memory as a request gives it, compared with what is stored.
 pub(crate) struct StoredText<'a> {
     pub(crate) id: &'a str,
     pub(crate) content: &'a str,

@@ -62,7 +62,7 @@ impl SearchMode {
     }
 }
 
-/// The statistics of a user's memories that BM25 needs.
+/// Of one user.
 #[derive(Debug, Default)]
 pub(crate) struct LexicalStatistics {
     /// Indexed memories.
@@ -78,7 +78,6 @@ pub(crate) struct Search<'a> {
     pub(crate) mode: SearchMode,
     /// The weight of the vector retriever.
     pub(crate) alpha: f64,
-    /// The times that the query names.
     pub(crate) spans: Vec<TimeSpan>,
     pub(crate) model_key: &'a str,
     /// The index, and the number of the user's memories; `None` = exact kNN.
@@ -270,7 +269,6 @@ fn hits(rows: &[PgRow]) -> Result<Vec<(Memory, f32)>, sqlx::Error> {
     Ok(hits)
 }
 
-/// Of a memory in a message.
 fn estimated_bytes(memory: &Memory) -> usize {
     let metadata = memory.metadata.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
     let tags = memory.tags.iter().map(|tag| tag.len() + 2).sum::<usize>();

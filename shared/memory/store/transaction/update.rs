@@ -45,7 +45,6 @@ impl MemoryTransaction<'_> {
         memory(&mut self.transaction, self.user, id).await
     }
 
-    /// Archives the memories whose content is about to change.
     pub(super) async fn archive_changed(&mut self, rows: &[NewMemoryRow<'_>]) -> Result<(), sqlx::Error> {
         let query = self
             .transaction

@@ -9,7 +9,6 @@ const IDS_WITHOUT_VECTOR: &str = include_str!("../sql/ids_without_vector.sql");
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NewVector<'a> {
-    /// Of its memory.
     pub(crate) id: &'a str,
     /// SHA-256 of the text that it is made from.
     pub(crate) digest: [u8; 32],
@@ -44,7 +43,6 @@ impl MemoryTransaction<'_> {
         column(&rows, "memory_id")
     }
 
-    /// Returns the number of deleted vectors.
     pub(crate) async fn delete_other_models(&mut self, model_key: &str) -> Result<u64, sqlx::Error> {
         let query = self.transaction.query(DELETE_OTHER_MODELS).bind(self.user.as_str()).bind(model_key);
         Ok(query.execute(&mut *self.transaction).await?.rows_affected())
