@@ -1,4 +1,4 @@
-//! Bounds every call of a conversation store in time, and takes back admissions that nobody waits for any more.
+//! Bounds every call of a conversation store in time, and revokes admissions that arrive too late.
 //!
 //! Stores are written without deadlines. An operation that misses its deadline is dropped, which rolls a transaction back;
 //! an admission is the exception: it may be committed although its answer is lost, so it runs in a task of its own that

@@ -49,7 +49,7 @@ pub struct NewRun {
     pub quotas: Option<UserQuotas>,
 }
 
-/// What came of an admission. Only `Started` changes anything.
+/// The outcome of an admission. Only `Started` changes anything.
 #[derive(Debug)]
 pub enum AdmitOutcome {
     Started {

@@ -1,4 +1,4 @@
-//! Who is let in.
+//! Admission: idempotency, sessions, revocation.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ pub async fn admit_returns_the_stored_profile(fixture: &StoreFixture) {
         panic!("not started")
     };
     assert_eq!((lease.key.clone(), profile), (run.key, None));
-    let kept = RunEnding { profile: Some(b"\0\xff profile".to_vec()), ..ending(1) };
-    fixture.store.finish(&lease, &kept).await.unwrap();
+    let stored = RunEnding { profile: Some(b"\0\xff profile".to_vec()), ..ending(1) };
+    fixture.store.finish(&lease, &stored).await.unwrap();
     for (number, expected) in [(2, b"\0\xff profile".to_vec()), (3, b"\0\xff profile".to_vec()), (4, b"other".to_vec())]
     {
         let run = fixture.run("s", &format!("r{number}"));
         let AdmitOutcome::Started { lease, profile } = fixture.store.admit(&run).await.unwrap() else { panic!() };
         assert_eq!(profile, Some(expected));
-        // What is not given is not changed.
+        // A finish without a profile leaves the stored one.
         let changed = (number == 3).then(|| b"other".to_vec());
         fixture.store.finish(&lease, &RunEnding { profile: changed, ..ending(1) }).await.unwrap();
     }
@@ -30,7 +30,7 @@ pub async fn admit_returns_the_stored_profile(fixture: &StoreFixture) {
 fn known(outcome: AdmitOutcome) -> [u8; 32] {
     match outcome {
         AdmitOutcome::Known { fingerprint } => fingerprint,
-        other => panic!("not known but {other:?}"),
+        other => panic!("not known: {other:?}"),
     }
 }
 
@@ -47,16 +47,16 @@ pub async fn known_request_is_not_started_again(fixture: &StoreFixture) {
     for other in &others {
         assert_eq!(known(fixture.store.admit(other).await.unwrap()), stored, "while it runs");
     }
-    // Nothing of it has changed: whoever has the lease still has it.
+    // The attempts change nothing: the lease is still good.
     fixture.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
     fixture.store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(2) }).await.unwrap();
     for other in &others {
         assert_eq!(known(fixture.store.admit(other).await.unwrap()), stored, "after its end");
     }
-    // A conversation that another one has does not hide it.
+    // A run of another request in the session does not hide it.
     fixture.start(&fixture.run("s", "r2")).await;
     assert_eq!(known(fixture.store.admit(&run).await.unwrap()), stored);
-    // The same id of another user is another request.
+    // Request ids are unique per user.
     let mut bobs = run;
     bobs.key.user = fixture.user("bob");
     fixture.start(&bobs).await;
@@ -72,11 +72,11 @@ pub async fn resuming_request_starts_no_run(fixture: &StoreFixture) {
     let repeatable = RunEnding { outcome: RunOutcome::Repeatable, ..ending(1) };
     fixture.store.finish(&lease, &repeatable).await.unwrap();
     known(fixture.store.admit(&resuming).await.unwrap());
-    // Nor one whose process died.
+    // Nor does it restart a lost run.
     fixture.start(&run).await;
     fixture.let_leases_expire().await;
     known(fixture.store.admit(&resuming).await.unwrap());
-    // Where another one has the conversation, it is still unknown what is unknown.
+    // An unknown request is unknown even where the session is held.
     fixture.start(&fixture.run("s", "r2")).await;
     let unknown = NewRun { resumes: true, ..fixture.run("s", "r3") };
     assert!(matches!(fixture.store.admit(&unknown).await.unwrap(), AdmitOutcome::Unknown));
@@ -85,7 +85,7 @@ pub async fn resuming_request_starts_no_run(fixture: &StoreFixture) {
 fn busy(admission: AdmitOutcome) -> Duration {
     match admission {
         AdmitOutcome::Busy { retry_after } => retry_after,
-        other => panic!("not busy but {other:?}"),
+        other => panic!("not busy: {other:?}"),
     }
 }
 
@@ -100,7 +100,7 @@ pub async fn session_has_one_run_at_a_time(fixture: &StoreFixture) {
     fixture.store.checkpoint(&lease, None).await.unwrap();
     let remaining = busy(fixture.store.admit(&second).await.unwrap());
     assert!(remaining > Duration::from_secs(10) && remaining <= LEASE_DURATION, "{remaining:?}");
-    // Elsewhere, for another user, or without the conversation there is no reason to wait.
+    // Other sessions, other users, and runs without the session are not busy.
     fixture.start(&fixture.run("t", "r3")).await;
     let mut bobs = second.clone();
     bobs.key.user = fixture.user("bob");
@@ -109,7 +109,7 @@ pub async fn session_has_one_run_at_a_time(fixture: &StoreFixture) {
     fixture.store.finish(&beside, &ending(1)).await.unwrap();
     busy(fixture.store.admit(&second).await.unwrap());
     fixture.store.finish(&lease, &ending(1)).await.unwrap();
-    // What was refused is not known.
+    // A refused request is not known.
     fixture.start(&second).await;
 }
 
@@ -124,7 +124,7 @@ pub async fn concurrent_equal_requests_start_once(fixture: &StoreFixture) {
 
 pub async fn concurrent_requests_of_session_start_once(fixture: &StoreFixture) {
     let runs: Vec<_> = (0..20).map(|number| fixture.run("s", &format!("r{number}"))).collect();
-    // And once more after the one who had it died.
+    // Once more after the lease has expired.
     for _ in 0..2 {
         let admissions = join_all(runs.iter().map(|run| fixture.store.admit(run))).await;
         let (started, others): (Vec<_>, Vec<_>) =
@@ -140,12 +140,12 @@ pub async fn revoked_admission_leaves_nothing(fixture: &StoreFixture) {
     let lease = fixture.start(&run).await;
     fixture.store.revoke_admission(&lease).await.unwrap();
     assert!(fixture.store.follow(&run.key.user, &run.key.request, 0).await.unwrap().is_none());
-    // Not only the request may come again: the conversation is free.
+    // The session is free, not only the request.
     let other = fixture.start(&fixture.run("s", "r2")).await;
     fixture.store.finish(&other, &ending(1)).await.unwrap();
     let again = fixture.start(&run).await;
     assert_ne!(again.lease_token, lease.lease_token);
-    // Whose lease is lost, or who has ended, takes nothing back.
+    // A lost lease or an ended run revokes nothing.
     fixture.store.revoke_admission(&lease).await.unwrap();
     fixture.store.checkpoint(&again, None).await.unwrap();
     fixture.store.finish(&again, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
@@ -164,7 +164,7 @@ pub async fn request_expires_after_idempotency_window(fixture: &StoreFixture) {
     assert!(matches!(fixture.store.admit(&resuming).await.unwrap(), AdmitOutcome::Unknown));
     assert!(fixture.store.follow(&run.key.user, &request("r"), 0).await.unwrap().is_none());
     let again = started(fixture.store.admit(&run).await.unwrap());
-    // And nothing of before comes back with it.
+    // No frames of the expired run come back.
     let followed = fixture.store.follow(&run.key.user, &request("r"), 0).await.unwrap().unwrap();
     assert!(followed.chunks.is_empty());
     fixture.store.finish(&again, &RunEnding { turn: Some(turn(b"y")), ..ending(1) }).await.unwrap();

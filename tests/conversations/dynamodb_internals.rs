@@ -39,7 +39,7 @@ async fn table() -> Option<(TestTable, WithDeadlines<DynamoConversations>)> {
     Some((table, store))
 }
 
-/// Bytes of an item, in which binaries travel at four thirds of their length.
+/// Bytes of an item; binaries are base64 on the wire, four thirds of their length.
 fn size(item: &Attributes) -> usize {
     let values = item.iter().map(|(name, value)| name.len() + value.to_string().len());
     values.sum::<usize>() * 3 / 4
@@ -112,9 +112,9 @@ async fn expired_items_are_ignored_before_deletion() {
     assert_eq!(table.items("").await.len(), before);
     assert!(store.follow(&ann(), &request("r1"), 0).await.unwrap().is_none());
     let lease = started(store.admit(&NewRun { takes_session: false, ..run("s", "r2") }).await.unwrap());
-    let accepted = store.record_tool_result(&lease, "c", b"1").await.unwrap();
-    assert!(matches!(accepted, agent_service::conversation::ToolResultOutcome::UnknownCall), "{accepted:?}");
-    // The lease of the first one is in nobody's way.
+    let outcome = store.record_tool_result(&lease, "c", b"1").await.unwrap();
+    assert!(matches!(outcome, agent_service::conversation::ToolResultOutcome::UnknownCall), "{outcome:?}");
+    // The expired lease of the first run does not block.
     started(store.admit(&run("s", "r1")).await.unwrap());
 }
 
@@ -127,8 +127,8 @@ async fn delete_leaves_no_item() {
         store.checkpoint(&lease, Some(&FrameChunk { first: 1, count: 1, frames: vec![3; 500_000] })).await.unwrap();
         let end = RunEnding { turn: Some(turn(&vec![6; 500_000])), tokens: 9, ..ending(2) };
         store.finish(&lease, &end).await.unwrap();
-        let giving = NewRun { takes_session: false, ..run(id, &format!("{id}2")) };
-        let lease = started(store.admit(&giving).await.unwrap());
+        let with_result = NewRun { takes_session: false, ..run(id, &format!("{id}2")) };
+        let lease = started(store.admit(&with_result).await.unwrap());
         store.record_tool_result(&lease, "c", &vec![2; 500_000]).await.unwrap();
     }
     assert_eq!(store.delete_sessions(&ann(), &SessionSelection::Listed(vec![session("s")])).await.unwrap(), 1);
@@ -138,7 +138,7 @@ async fn delete_leaves_no_item() {
         assert!(!Value::Object(item.clone()).to_string().contains("/s2\""), "{name}");
     }
     assert_eq!(store.delete_sessions(&ann(), &SessionSelection::All).await.unwrap(), 1);
-    // What counts against the limits of the day, in numbers.
+    // The use of quotas of the day stays.
     let left = table.items("").await;
     assert!(left.iter().all(|item| text(item, "item_id").starts_with("usage/")), "{left:?}");
 }

@@ -93,12 +93,12 @@ impl Backdoor for PostgresBackdoor {
     }
 
     async fn at_one_moment<'a>(&'a self, user: &'a UserId, work: BoxFuture<'a, ()>) {
-        let mut behind = self.database.connect().await;
+        let mut direct = self.database.connect().await;
         let before: jiff_sqlx::Timestamp =
-            sqlx::query_scalar("select clock_timestamp()").persistent(false).fetch_one(&mut behind).await.unwrap();
+            sqlx::query_scalar("select clock_timestamp()").persistent(false).fetch_one(&mut direct).await.unwrap();
         work.await;
         let since = "update sessions set updated_at = $2 where user_id = $1 and updated_at > $2";
-        sqlx::query(since).bind(user.as_str()).bind(before).execute(&mut behind).await.unwrap();
+        sqlx::query(since).bind(user.as_str()).bind(before).execute(&mut direct).await.unwrap();
     }
 }
 
@@ -111,7 +111,7 @@ impl StoreFixture {
         UserId::parse("user_id", &format!("{name}-{}", self.suffix)).unwrap()
     }
 
-    /// A request of `ann` that takes the conversation.
+    /// A request of `ann` that takes the session.
     pub fn run(&self, session: &str, request: &str) -> NewRun {
         NewRun {
             key: RunKey { user: self.user("ann"), session: self::session(session), request: self::request(request) },
@@ -123,24 +123,23 @@ impl StoreFixture {
         }
     }
 
-    /// Starts a run that must be let in.
+    /// Admits a run, which has to start.
     pub async fn start(&self, run: &NewRun) -> Lease {
         started(self.store.admit(run).await.unwrap())
     }
 
-    /// Starts a request of `ann` and ends it with a turn.
+    /// Runs a request of `ann` that ends with a turn.
     pub async fn talk(&self, session: &str, request: &str, record: &[u8]) {
         let lease = self.start(&self.run(session, request)).await;
         self.store.finish(&lease, &RunEnding { turn: Some(turn(record)), ..ending(1) }).await.unwrap();
     }
 
-    /// Lets so much time pass that nobody is taken to be alive any more.
     pub async fn let_leases_expire(&self) {
         self.backdoor.let_pass(agent_service::conversation::LEASE_DURATION + Duration::from_secs(1)).await;
     }
 }
 
-/// Does something that is right only if it takes less than `limit`. Where it went wrong and took longer, it is done again.
+/// Repeats work that failed if it took longer than `limit`, within which it has to succeed.
 pub async fn within(limit: Duration, work: impl AsyncFn(usize)) {
     for attempt in 0.. {
         let begun = Instant::now();
@@ -152,7 +151,7 @@ pub async fn within(limit: Duration, work: impl AsyncFn(usize)) {
     }
 }
 
-/// Does something that no minute may end in. Where one did, it is done again.
+/// Repeats work during which a minute of the clock has ended.
 pub async fn within_one_minute(fixture: &StoreFixture, work: impl AsyncFn(usize)) {
     let minute = || fixture.backdoor.now().as_second() / 60;
     for attempt in 0.. {
@@ -177,11 +176,11 @@ pub fn request(id: &str) -> RequestId {
 pub fn started(admission: AdmitOutcome) -> Lease {
     match admission {
         AdmitOutcome::Started { lease, .. } => lease,
-        other => panic!("not started but {other:?}"),
+        other => panic!("not started: {other:?}"),
     }
 }
 
-/// Frames whose bytes tell their numbers.
+/// Frames that contain their numbers.
 pub fn chunk(first: u32, count: u32) -> FrameChunk {
     let frames = (first..first + count).map(|number| format!("frame {number};")).collect::<String>();
     FrameChunk { first, count, frames: frames.into_bytes() }

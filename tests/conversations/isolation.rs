@@ -1,4 +1,4 @@
-//! No call shows or changes anything of another user, also where all ids are the same.
+//! No call reads or changes data of another user, even with equal ids.
 
 use agent_service::conversation::{
     AdmitOutcome, CompletedPendingTurn, Lease, NewRun, PendingTurnDisposition, RunEnding, RunKey, SessionSelection,
@@ -12,8 +12,8 @@ fn of(fixture: &StoreFixture, user: &str, run: &NewRun) -> NewRun {
     NewRun { key: RunKey { user: fixture.user(user), ..run.key.clone() }, ..run.clone() }
 }
 
-/// What a user sees, all of it.
-async fn everything(fixture: &StoreFixture, user: &str) -> String {
+/// All that a user can read.
+async fn all_data(fixture: &StoreFixture, user: &str) -> String {
     let (user, s, store) = (fixture.user(user), session("s"), &fixture.store);
     let mut seen = format!("{:?}\n", store.list_sessions(&user, 10, None).await.unwrap());
     seen += &format!("{:?}\n", store.get_session(&user, &s).await.unwrap());
@@ -25,35 +25,11 @@ async fn everything(fixture: &StoreFixture, user: &str) -> String {
     seen
 }
 
-pub async fn users_are_isolated(fixture: &StoreFixture) {
-    let store = &fixture.store;
-    let limits = UserQuotas { requests_per_minute: 1_000, concurrent_streams: 3, tokens_per_day: 1_000 };
-    let run = NewRun { quotas: Some(limits), ..fixture.run("s", "r1") };
-    let ann = fixture.user("ann");
-    let nothing = everything(fixture, "bob").await;
-
-    // All that there can be of ann.
-    let lease = fixture.start(&run).await;
-    let end = RunEnding { turn: Some(turn(b"of ann")), tokens: 999, profile: Some(b"of ann".to_vec()), ..ending(1) };
-    store.finish(&lease, &end).await.unwrap();
-    store
-        .update_session(&ann, &session("s"), &SessionUpdate::Summary(Summary { text: "of ann".into(), through: 1 }))
-        .await
-        .unwrap();
-    fixture.talk("s", "r2", b"of ann too").await;
-    let asking = fixture.start(&fixture.run("s", "r3")).await;
-    store.store_pending_turn(&asking, b"of ann", &["c"]).await.unwrap();
-    store.checkpoint(&asking, Some(&chunk(1, 1))).await.unwrap();
-    let ann_sees = everything(fixture, "ann").await;
-    assert_eq!(everything(fixture, "bob").await, nothing);
-
-    // Everything that bob can try, first while nothing of it is there for him.
-    let bob = fixture.user("bob");
-    let as_bob = |lease: &Lease| Lease {
-        key: RunKey { user: bob.clone(), ..lease.key.clone() },
-        lease_token: lease.lease_token,
-    };
-    let stolen = as_bob(&asking);
+/// Every call of bob with the ids of ann's run fails or returns nothing.
+async fn assert_foreign_calls_fail(fixture: &StoreFixture, asking: &Lease) {
+    let (store, bob) = (&fixture.store, fixture.user("bob"));
+    let key = RunKey { user: bob.clone(), ..asking.key.clone() };
+    let stolen = Lease { key, lease_token: asking.lease_token };
     store.revoke_admission(&stolen).await.unwrap();
     for refused in [
         store.checkpoint(&stolen, Some(&chunk(2, 1))).await.map(drop),
@@ -73,21 +49,23 @@ pub async fn users_are_isolated(fixture: &StoreFixture) {
         .unwrap();
     assert_eq!(store.delete_sessions(&bob, &SessionSelection::Listed(vec![session("s")])).await.unwrap(), 0);
     assert_eq!(store.delete_sessions(&bob, &SessionSelection::All).await.unwrap(), 0);
-    let signals = store.checkpoint(&asking, None).await.unwrap();
+    let signals = store.checkpoint(asking, None).await.unwrap();
     assert!(!signals.is_cancelled);
-    assert_eq!(everything(fixture, "bob").await, nothing);
+}
 
-    // Then with the same ids of his own: neither ann's conversation, nor her limits, nor her profile are in his way.
+/// Bob may use the ids of ann: neither her lease, nor her quotas, nor her profile affect him.
+async fn assert_equal_ids_are_free(fixture: &StoreFixture, quotas: UserQuotas) {
+    let (store, bob) = (&fixture.store, fixture.user("bob"));
     for id in ["r1", "r2", "r3"] {
-        let run = NewRun { quotas: Some(limits), ..of(fixture, "bob", &fixture.run("s", id)) };
+        let run = NewRun { quotas: Some(quotas), ..of(fixture, "bob", &fixture.run("s", id)) };
         let resuming = NewRun { resumes: true, ..run.clone() };
         let unknown = store.admit(&resuming).await.unwrap();
         assert!(matches!(unknown, AdmitOutcome::Unknown), "{unknown:?}");
         let admitted = store.admit(&run).await.unwrap();
         let AdmitOutcome::Started { lease, profile } = admitted else { panic!("{admitted:?}") };
         assert_eq!(profile, (id != "r1").then(|| b"of bob".to_vec()));
-        let accepted = store.record_tool_result(&lease, "c", b"of bob").await.unwrap();
-        assert!(matches!(accepted, ToolResultOutcome::UnknownCall), "{accepted:?}");
+        let outcome = store.record_tool_result(&lease, "c", b"of bob").await.unwrap();
+        assert!(matches!(outcome, ToolResultOutcome::UnknownCall), "{outcome:?}");
         let end = RunEnding { turn: Some(turn(b"of bob")), profile: Some(b"of bob".to_vec()), tokens: 1, ..ending(1) };
         store.finish(&lease, &end).await.unwrap();
     }
@@ -96,29 +74,59 @@ pub async fn users_are_isolated(fixture: &StoreFixture) {
         .update_session(&bob, &session("s"), &SessionUpdate::Summary(Summary { text: "of bob".into(), through: 3 }))
         .await
         .unwrap();
-    assert!(!everything(fixture, "bob").await.contains(&format!("{:?}", b"of ann")));
+    assert!(!all_data(fixture, "bob").await.contains(&format!("{:?}", b"of ann")));
     assert_eq!(store.delete_sessions(&bob, &SessionSelection::All).await.unwrap(), 1);
+}
 
-    // Nothing of it has changed for ann, whose turn still waits, goes on, and ends.
-    assert_eq!(everything(fixture, "ann").await, ann_sees);
+pub async fn users_are_isolated(fixture: &StoreFixture) {
+    let store = &fixture.store;
+    let quotas = UserQuotas { requests_per_minute: 1_000, concurrent_streams: 3, tokens_per_day: 1_000 };
+    let run = NewRun { quotas: Some(quotas), ..fixture.run("s", "r1") };
+    let ann = fixture.user("ann");
+    let nothing = all_data(fixture, "bob").await;
+
+    // One of each kind of data.
+    let lease = fixture.start(&run).await;
+    let end = RunEnding { turn: Some(turn(b"of ann")), tokens: 999, profile: Some(b"of ann".to_vec()), ..ending(1) };
+    store.finish(&lease, &end).await.unwrap();
+    store
+        .update_session(&ann, &session("s"), &SessionUpdate::Summary(Summary { text: "of ann".into(), through: 1 }))
+        .await
+        .unwrap();
+    fixture.talk("s", "r2", b"of ann too").await;
+    let asking = fixture.start(&fixture.run("s", "r3")).await;
+    store.store_pending_turn(&asking, b"of ann", &["c"]).await.unwrap();
+    store.checkpoint(&asking, Some(&chunk(1, 1))).await.unwrap();
+    let ann_sees = all_data(fixture, "ann").await;
+    assert_eq!(all_data(fixture, "bob").await, nothing);
+
+    assert_foreign_calls_fail(fixture, &asking).await;
+    assert_eq!(all_data(fixture, "bob").await, nothing);
+    assert_equal_ids_are_free(fixture, quotas).await;
+
+    // Ann's data is unchanged: her pending turn waits, resumes and ends.
+    assert_eq!(all_data(fixture, "ann").await, ann_sees);
     store.finish(&asking, &ending(2)).await.unwrap();
-    let giving = fixture.start(&NewRun { takes_session: false, ..fixture.run("s", "r4") }).await;
-    let ToolResultOutcome::Complete(CompletedPendingTurn { state, results, id: ticket }) =
-        store.record_tool_result(&giving, "c", b"1").await.unwrap()
+    let with_result = fixture.start(&NewRun { takes_session: false, ..fixture.run("s", "r4") }).await;
+    let ToolResultOutcome::Complete(CompletedPendingTurn { state, results, id: pending_turn }) =
+        store.record_tool_result(&with_result, "c", b"1").await.unwrap()
     else {
         panic!("not complete")
     };
     assert_eq!((&*state, results), (&b"of ann"[..], vec![("c".to_owned(), b"1".to_vec())]));
-    // A ticket is of one user as well.
+    // The id of a pending turn is valid for its user only.
     let lease = fixture.start(&of(fixture, "bob", &fixture.run("s", "r5"))).await;
     let _ = store
-        .finish(&lease, &RunEnding { resumed_turn: Some((ticket.clone(), PendingTurnDisposition::Done)), ..ending(1) })
+        .finish(
+            &lease,
+            &RunEnding { resumed_turn: Some((pending_turn.clone(), PendingTurnDisposition::Done)), ..ending(1) },
+        )
         .await;
-    let end = RunEnding { resumed_turn: Some((ticket, PendingTurnDisposition::Reopened)), ..ending(1) };
-    store.finish(&giving, &end).await.unwrap();
+    let end = RunEnding { resumed_turn: Some((pending_turn, PendingTurnDisposition::Reopened)), ..ending(1) };
+    store.finish(&with_result, &end).await.unwrap();
     let again = fixture.start(&NewRun { takes_session: false, ..fixture.run("s", "r6") }).await;
     assert!(matches!(store.record_tool_result(&again, "c", b"1").await.unwrap(), ToolResultOutcome::Complete { .. }));
-    let limits = Some(UserQuotas { concurrent_streams: 1, ..limits });
-    let over = store.admit(&NewRun { quotas: limits, ..fixture.run("t", "r7") }).await.unwrap();
-    assert!(matches!(over, AdmitOutcome::QuotaExceeded { .. }), "{over:?}");
+    let quotas = Some(UserQuotas { concurrent_streams: 1, ..quotas });
+    let refused = store.admit(&NewRun { quotas, ..fixture.run("t", "r7") }).await.unwrap();
+    assert!(matches!(refused, AdmitOutcome::QuotaExceeded { .. }), "{refused:?}");
 }

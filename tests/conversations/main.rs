@@ -1,4 +1,4 @@
-//! What every store of conversations has to do, tried with each of them.
+//! One suite for all conversation stores, and tests of what each does inside.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
@@ -9,23 +9,23 @@ mod dynamodb;
 mod dynamodb_internals;
 mod fixture;
 mod isolation;
-mod limits;
+mod lost_runs;
 mod pending;
 #[path = "../postgres/mod.rs"]
 mod postgres;
 mod postgres_internals;
+mod quotas;
 mod runs;
 mod sessions;
-mod take_over;
 
-/// Tries all cases with the stores of one kind.
+/// Runs the suite with one kind of store.
 macro_rules! try_with {
     ($kind:ident, $($topic:ident: $($case:ident)+;)+) => {
         mod $kind {
             $(mod $topic {
                 $(#[tokio::test]
                 async fn $case() {
-                    // None where this kind can not be had.
+                    // None where this kind is not available.
                     if let Some(fixture) = crate::fixture::$kind().await {
                         crate::$topic::$case(&fixture).await;
                     }
@@ -35,7 +35,7 @@ macro_rules! try_with {
     };
 }
 
-/// Tries all cases with every kind of stores: one line for each, named as the function of `fixture.rs` that makes one.
+/// Runs the suite with every kind of store: one line each, named as the function of `fixture.rs` that makes it.
 macro_rules! cases {
     ($($list:tt)+) => {
         try_with!(in_postgres, $($list)+);
@@ -54,14 +54,14 @@ cases! {
         concurrent_requests_of_session_start_once
         revoked_admission_leaves_nothing
         request_expires_after_idempotency_window;
-    take_over:
+    lost_runs:
         session_is_taken_over_after_lease_expiry
         lost_request_starts_again
         lost_request_restarted_elsewhere_frees_its_session
         expired_lease_is_good_until_taken_over
         run_without_session_has_its_own_lease
         resumed_turn_of_lost_run_resumes_again;
-    limits:
+    quotas:
         requests_count_per_minute
         revoked_admission_does_not_count
         streams_count_while_their_lease_lasts

@@ -3,8 +3,11 @@
 use std::{future::poll_fn, pin::pin, str::FromStr as _, task::Poll, time::Duration};
 
 use agent_service::{
+    composition::build_embedder,
     conversation::{AdmitOutcome, ConversationStore as _, NewRun, RunEnding, RunKey, SessionSelection},
+    erasure::erase_user,
     identity::UserId,
+    memory::MemoryEngine,
     postgres::{Database, SqlArgument},
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
@@ -41,7 +44,6 @@ async fn number(connection: &mut PgConnection, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).persistent(false).fetch_one(connection).await.unwrap()
 }
 
-/// Waits until a count is what it should be.
 async fn until(connection: &mut PgConnection, sql: &'static str, expected: i64) {
     let reached = async {
         while number(connection, sql).await != expected {
@@ -55,9 +57,9 @@ async fn until(connection: &mut PgConnection, sql: &'static str, expected: i64) 
 async fn admission_of_dropped_caller_is_revoked() {
     let database = TestDatabase::create().await;
     let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
-    let (mut behind, mut watching) = (database.connect().await, database.connect().await);
-    behind.execute("insert into user_usage (user_id) values ('ann')").await.unwrap();
-    let mut lock = behind.begin().await.unwrap();
+    let (mut direct, mut watching) = (database.connect().await, database.connect().await);
+    direct.execute("insert into user_usage (user_id) values ('ann')").await.unwrap();
+    let mut lock = direct.begin().await.unwrap();
     lock.execute("select from user_usage for update").await.unwrap();
     let asked = run("ann", "s", "r");
     {
@@ -70,7 +72,7 @@ async fn admission_of_dropped_caller_is_revoked() {
         until(&mut watching, waiting, 1).await;
     }
     lock.rollback().await.unwrap();
-    // It was counted, and then it was not.
+    // Counted by the admission and refunded by the revocation.
     let counted = "select count(*) from user_usage where minute > '-infinity' and requests = 0";
     until(&mut watching, counted, 1).await;
     assert_eq!(number(&mut watching, "select count(*) from runs").await, 0);
@@ -81,18 +83,18 @@ async fn admission_of_dropped_caller_is_revoked() {
 async fn late_admission_is_revoked() {
     let database = TestDatabase::create().await;
     let store = postgres_store(&database.service_url(), Duration::from_millis(100));
-    let mut behind = database.connect().await;
-    behind.execute("insert into user_usage (user_id) values ('ann')").await.unwrap();
-    let mut lock = behind.begin().await.unwrap();
+    let mut direct = database.connect().await;
+    direct.execute("insert into user_usage (user_id) values ('ann')").await.unwrap();
+    let mut lock = direct.begin().await.unwrap();
     lock.execute("select from user_usage for update").await.unwrap();
-    let given_up = tokio::time::timeout(HANG_TIMEOUT, store.admit(&run("ann", "s", "r"))).await.unwrap();
-    // The database may be the first to lose its patience.
-    assert!(given_up.is_err(), "{given_up:?}");
+    let refused = tokio::time::timeout(HANG_TIMEOUT, store.admit(&run("ann", "s", "r"))).await.unwrap();
+    // The statement timeout of the database may be first.
+    assert!(refused.is_err(), "{refused:?}");
     lock.rollback().await.unwrap();
-    let patient = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
-    // As soon as what was too late is taken back, nothing is in the way.
+    let generous = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
+    // The session is free as soon as the late admission is revoked.
     let free = async {
-        while !matches!(patient.admit(&run("ann", "s", "r2")).await.unwrap(), AdmitOutcome::Started { .. }) {
+        while !matches!(generous.admit(&run("ann", "s", "r2")).await.unwrap(), AdmitOutcome::Started { .. }) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -103,9 +105,9 @@ async fn late_admission_is_revoked() {
 async fn finish_sweeps_expired_runs_with_frames() {
     let database = TestDatabase::create().await;
     let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
-    let mut behind = database.connect().await;
-    // Of the old ones twenty died. Some are not old enough.
-    behind
+    let mut direct = database.connect().await;
+    // Of the 80 expired runs 20 are lost; ten are not expired.
+    direct
         .execute(
             "insert into runs (user_id, request_id, session_id, fingerprint, head, holder, lease_until, holds_session,
                                started_at, ended_at)
@@ -122,20 +124,20 @@ async fn finish_sweeps_expired_runs_with_frames() {
     for (number, expected) in [(1, 21), (2, 12), (3, 13)] {
         let lease = started(store.admit(&run("ann", "s", &format!("new{number}"))).await.unwrap());
         store.finish(&lease, &ending(1)).await.unwrap();
-        // Fifty that ended and as many that died at most.
-        assert_eq!(self::number(&mut behind, left).await, expected, "{number}");
+        // At most fifty ended and fifty lost runs are swept.
+        assert_eq!(self::number(&mut direct, left).await, expected, "{number}");
     }
     let frames = "select count(*) from run_chunks where user_id = 'ann'";
-    assert_eq!(number(&mut behind, frames).await, 13);
-    assert_eq!(number(&mut behind, "select count(*) from runs where user_id = 'bob'").await, 90);
+    assert_eq!(number(&mut direct, frames).await, 13);
+    assert_eq!(number(&mut direct, "select count(*) from runs where user_id = 'bob'").await, 90);
 }
 
-/// What learns from turns finds them where it looks, each once, in the transaction that keeps them.
+/// A turn is queued once, in the transaction that stores it.
 #[tokio::test]
 async fn complete_learnable_turn_is_queued() {
     let database = TestDatabase::create().await;
     let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
-    let mut behind = database.connect().await;
+    let mut direct = database.connect().await;
     let (mut interrupted, mut private) = (turn(b"x"), turn(b"x"));
     (interrupted.is_complete, private.may_be_learned) = (false, false);
     let ends = [Some(turn(b"x")), Some(interrupted), None, Some(private), Some(turn(b"x"))];
@@ -149,7 +151,7 @@ async fn complete_learnable_turn_is_queued() {
     store.finish(&other, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
     let waiting =
         "select coalesce(string_agg(session_id || turn, ' ' order by session_id, turn), '') from learning_jobs";
-    let mut waiting = async || sqlx::query_scalar::<_, String>(waiting).fetch_one(&mut behind).await.unwrap();
+    let mut waiting = async || sqlx::query_scalar::<_, String>(waiting).fetch_one(&mut direct).await.unwrap();
     assert_eq!(waiting().await, "s1 s4 t1");
     store.delete_sessions(&other.key.user, &SessionSelection::Listed(vec![session("s")])).await.unwrap();
     assert_eq!(waiting().await, "t1");
@@ -157,7 +159,7 @@ async fn complete_learnable_turn_is_queued() {
     assert_eq!(waiting().await, "");
 }
 
-/// Logins of services have no right but to act as the roles.
+/// The login has no right but to act as the roles.
 #[tokio::test]
 async fn login_with_only_the_service_role_works() {
     let database = TestDatabase::create().await;
@@ -172,7 +174,7 @@ async fn login_with_only_the_service_role_works() {
     Database::from_config(&config(&variables).stores.database).unwrap().migrate().await.unwrap();
 
     let store = postgres_store(&url, ADMIT_TIMEOUT);
-    // More often than a statement is planned anew, on each of several connections.
+    // More often than Postgres plans a prepared statement again, on each of several connections.
     for round in 0..8 {
         let runs: Vec<_> = (0..4).map(|n| run(&format!("user{n}"), "s", &format!("r{round}"))).collect();
         futures_util::future::join_all(runs.iter().map(async |run| {
@@ -192,7 +194,6 @@ async fn login_with_only_the_service_role_works() {
     owner.execute(AssertSqlSafe(format!("drop owned by {login}; drop role {login}"))).await.unwrap();
 }
 
-/// The functions have no more rights than who calls them.
 #[tokio::test]
 async fn functions_run_with_the_rights_of_their_caller() {
     let database = TestDatabase::create().await;
@@ -235,7 +236,7 @@ async fn functions_run_with_the_rights_of_their_caller() {
         let refused = role.call_function(&ann, "admit_run", &arguments("ann")).await.map(drop);
         assert_eq!(code(refused.unwrap_err()), "42501");
     }
-    // And whatever stands in a text is text.
+    // Arguments are never read as SQL.
     for text in ["'; drop table runs; --", "\\", "' || current_user || '", "$1", "中"] {
         let odd = run(text, text, text);
         let lease = started(store.admit(&odd).await.unwrap());
@@ -245,7 +246,7 @@ async fn functions_run_with_the_rights_of_their_caller() {
     }
 }
 
-/// Sends on what a client says to Postgres, and tells the first byte of each message: what it is.
+/// Forwards a client's messages to Postgres and reports the type byte of each.
 async fn eavesdrop(socket: String) -> (u16, mpsc::UnboundedReceiver<u8>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -257,7 +258,7 @@ async fn eavesdrop(socket: String) -> (u16, mpsc::UnboundedReceiver<u8>) {
             tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
             let heard = heard.clone();
             tokio::spawn(async move {
-                // The first message has no kind.
+                // The startup message has no type byte.
                 let mut head = vec![0; 4];
                 while from_client.read_exact(&mut head).await.is_ok() {
                     let length = u32::from_be_bytes(head[head.len() - 4..].try_into().unwrap());
@@ -279,7 +280,7 @@ async fn eavesdrop(socket: String) -> (u16, mpsc::UnboundedReceiver<u8>) {
 async fn admit_and_checkpoint_take_one_round_trip() {
     let database = TestDatabase::create().await;
     let mut url = reqwest::Url::parse(&database.url).unwrap();
-    // Only where the database is on a socket of ours.
+    // Only with a database on a Unix socket.
     let socket = url.query_pairs().find(|(name, value)| name == "host" && value.starts_with('/'));
     let Some((_, folder)) = socket else { return };
     let (port, mut hears) = eavesdrop(format!("{folder}/.s.PGSQL.5432")).await;
@@ -288,12 +289,12 @@ async fn admit_and_checkpoint_take_one_round_trip() {
     url.set_port(Some(port)).unwrap();
     let store = postgres_store(url.as_str(), ADMIT_TIMEOUT);
     store.warm_up().await;
-    // What is said until the connection is given back, which is when it is tried: by a sync alone.
+    // Until the connection returns to the pool, which pings it with a lone sync.
     let mut said = async || {
         let mut said = String::new();
         while !said.ends_with('S') {
             said.push(char::from(hears.recv().await.unwrap()));
-            // So is one that was given back long ago.
+            // Pings of earlier returns.
             if said == "S" {
                 said.clear();
             }
@@ -301,13 +302,37 @@ async fn admit_and_checkpoint_take_one_round_trip() {
         said
     };
     assert_eq!(said().await, "QQS");
-    // Postgres answers each query, and each sync, once.
+    // One query and one ping.
     let lease = started(store.admit(&run("ann", "s", "r")).await.unwrap());
     assert_eq!(said().await, "QS");
     for chunk in [Some(&chunk(1, 1)), None] {
         store.checkpoint(&lease, chunk).await.unwrap();
         assert_eq!(said().await, "QS");
     }
+}
+
+/// Pending turns hold what the user said; sessions are deleted by another call.
+#[tokio::test]
+async fn erase_user_deletes_pending_turns_of_the_user() {
+    let database = TestDatabase::create().await;
+    let config = config(&[("DATABASE_URL", &database.service_url()), ("EMBEDDING_PROVIDER", "hashed")]);
+    let pools = Database::from_config(&config.stores.database).unwrap().pools();
+    let memory = MemoryEngine::new(config.memory, pools, build_embedder(&config.embedding).unwrap());
+    let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
+    for user in ["ann", "bob"] {
+        let lease = started(store.admit(&run(user, "s", "r")).await.unwrap());
+        store.store_pending_turn(&lease, b"state", &["c"]).await.unwrap();
+        store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
+    }
+    let ann = UserId::parse("user_id", "ann").unwrap();
+    assert_eq!(erase_user(&memory, &ann).await.unwrap(), 0);
+    let mut direct = database.connect().await;
+    for table in ["pending_turns", "pending_calls", "learning_jobs"] {
+        let users = AssertSqlSafe(format!("select string_agg(user_id, ' ') from {table}"));
+        let users: String = sqlx::query_scalar(users).persistent(false).fetch_one(&mut direct).await.unwrap();
+        assert_eq!(users, "bob", "{table}");
+    }
+    assert_eq!(store.get_session(&ann, &session("s")).await.unwrap().unwrap().turns, 1);
 }
 
 /// Policies, grants and row-level security of a table, without its name.

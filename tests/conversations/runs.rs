@@ -1,4 +1,4 @@
-//! What runs leave, and what others see of them.
+//! Frames, ends and signals of runs.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub async fn frames_are_read_after_any_number(fixture: &StoreFixture) {
     assert!(fixture.store.follow(&lease.key.user, &request("none"), 0).await.unwrap().is_none());
 }
 
-/// As where a checkpoint is made again, because nobody heard that it was kept.
+/// A checkpoint is retried when its answer was lost.
 pub async fn retried_chunk_replaces_itself(fixture: &StoreFixture) {
     let lease = fixture.start(&fixture.run("s", "r")).await;
     fixture.store.checkpoint(&lease, Some(&chunk(1, 2))).await.unwrap();
@@ -47,7 +47,7 @@ pub async fn retried_chunk_replaces_itself(fixture: &StoreFixture) {
     assert_eq!(follow(fixture, "r", 0).await.chunks, [chunk(1, 2), chunk(3, 7)]);
 }
 
-/// Bytes without a pattern that a compression could find, all values among them.
+/// Incompressible bytes, all values among them.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let next = || {
@@ -72,23 +72,23 @@ pub async fn megabytes_are_stored_byte_for_byte(fixture: &StoreFixture) {
     fixture.store.finish(&lease, &end).await.unwrap();
     let user = fixture.user("ann");
     for after in 0..=3 {
-        // No diff of megabytes.
+        // No assert_eq: a diff of megabytes helps little.
         assert!(follow(fixture, "r", after).await.chunks == chunks[after as usize..], "after {after}");
     }
     let turns = fixture.store.list_turns(&user, &session("s"), None, 10).await.unwrap();
     assert!(turns.len() == 1 && turns[0].record == record);
     let past = fixture.store.load_history(&user, &session("s"), 1_000).await.unwrap();
     assert!(past.turns == turns);
-    let AdmitOutcome::Started { profile: kept, .. } = fixture.store.admit(&fixture.run("s", "r2")).await.unwrap()
+    let AdmitOutcome::Started { profile: stored, .. } = fixture.store.admit(&fixture.run("s", "r2")).await.unwrap()
     else {
         panic!("not started")
     };
-    assert!(kept == Some(profile));
+    assert!(stored == Some(profile));
     assert_eq!(fixture.store.delete_sessions(&user, &SessionSelection::Listed(vec![session("s")])).await.unwrap(), 1);
     assert!(fixture.store.follow(&user, &request("r"), 0).await.unwrap().is_none());
 }
 
-/// What one item of a store holds is a number that no turn or chunk knows.
+/// Sizes around the limits of items and parts, in all values.
 pub async fn sizes_near_bounds_are_stored_whole(fixture: &StoreFixture) {
     for (number, size) in
         [0, 1, 255 << 10, 256 << 10, 350_000, 390_000, 400 << 10, 409_601, 800 << 10].into_iter().enumerate()
@@ -111,18 +111,18 @@ pub async fn finish_is_idempotent(fixture: &StoreFixture) {
     let lease = fixture.start(&fixture.run("s", "r")).await;
     let end = || RunEnding { turn: Some(turn(b"x")), profile: Some(b"one".to_vec()), ..ending(1) };
     fixture.store.finish(&lease, &end()).await.unwrap();
-    // Somebody else has gone on meanwhile.
+    // Another run holds the session meanwhile.
     let other = fixture.start(&fixture.run("s", "r2")).await;
     fixture.store.finish(&lease, &RunEnding { profile: Some(b"two".to_vec()), ..end() }).await.unwrap();
     fixture.store.checkpoint(&other, None).await.unwrap();
-    let kept = fixture.store.get_session(&lease.key.user, &session("s")).await.unwrap().unwrap();
-    assert_eq!((kept.turns, kept.running), (1, Some(request("r2"))));
+    let stored = fixture.store.get_session(&lease.key.user, &session("s")).await.unwrap().unwrap();
+    assert_eq!((stored.turns, stored.running), (1, Some(request("r2"))));
     fixture.store.finish(&other, &ending(1)).await.unwrap();
     let AdmitOutcome::Started { profile, .. } = fixture.store.admit(&fixture.run("s", "r3")).await.unwrap() else {
         panic!()
     };
     assert_eq!(profile.unwrap(), b"one");
-    // The end is the end.
+    // Another end than the first one changes nothing.
     let late = fixture.store.checkpoint(&lease, Some(&chunk(2, 1))).await;
     assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
     let late = fixture.store.store_pending_turn(&lease, b"state", &["c"]).await;
@@ -134,7 +134,7 @@ pub async fn concurrent_finishes_store_one_turn(fixture: &StoreFixture) {
     let lease = fixture.start(&fixture.run("s", "r")).await;
     let end = RunEnding { turn: Some(turn(b"x")), ..ending(1) };
     let ends = futures_util::future::join_all((0..8).map(|_| fixture.store.finish(&lease, &end))).await;
-    // Where one hears that it lost against another, it asks again.
+    // A finish that conflicts may be retried.
     assert!(ends.iter().any(Result::is_ok), "{ends:?}");
     fixture.store.finish(&lease, &end).await.unwrap();
     let turns = fixture.store.list_turns(&lease.key.user, &session("s"), None, 10).await.unwrap();
@@ -147,13 +147,13 @@ pub async fn repeatable_run_starts_again(fixture: &StoreFixture) {
     let lease = fixture.start(&run).await;
     fixture.store.checkpoint(&lease, Some(&chunk(1, 4))).await.unwrap();
     fixture.store.finish(&lease, &RunEnding { chunk: chunk(5, 1), ..nothing() }).await.unwrap();
-    // Whoever saw it may still read it to its end.
+    // Its frames stay readable until the restart.
     assert_eq!(follow(fixture, "r", 2).await.chunks, [chunk(1, 4), chunk(5, 1)]);
     assert!(fixture.store.get_session(&lease.key.user, &session("s")).await.unwrap().is_none());
     let again = fixture.start(&run).await;
     assert_ne!(again.lease_token, lease.lease_token);
-    let anew = follow(fixture, "r", 0).await;
-    assert_eq!((anew.state, anew.chunks.len()), (RunState::Running, 0));
+    let restarted = follow(fixture, "r", 0).await;
+    assert_eq!((restarted.state, restarted.chunks.len()), (RunState::Running, 0));
     let late = fixture.store.finish(&lease, &nothing()).await;
     assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
     fixture.store.finish(&again, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
@@ -175,7 +175,7 @@ pub async fn follow_marks_run_as_watched_for_a_while(fixture: &StoreFixture) {
             assert_eq!(fixture.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap(), seen);
             fixture.backdoor.let_pass(WATCH_WINDOW - slack).await;
             assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
-            // A look makes it last, also where the last one is not long ago.
+            // Renewed even when the last mark is fresh.
             follow(fixture, &name, 0).await;
             fixture.backdoor.let_pass(WATCH_WINDOW - slack).await;
             assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
@@ -201,7 +201,7 @@ pub async fn cancel_by_request_or_session_stops_run(fixture: &StoreFixture) {
         assert_eq!(cancel(session, id).await, None);
     }
     assert!(!fixture.store.checkpoint(&lease, None).await.unwrap().is_cancelled);
-    // The one that has the conversation, and no other.
+    // Only the run that holds the session.
     assert_eq!(cancel("s", None).await.as_deref(), Some("r1"));
     assert!(!fixture.store.checkpoint(&beside, None).await.unwrap().is_cancelled);
     for chunk in [None, Some(&chunk(1, 1))] {
@@ -209,13 +209,13 @@ pub async fn cancel_by_request_or_session_stops_run(fixture: &StoreFixture) {
     }
     assert_eq!(cancel("s", Some("r2")).await.as_deref(), Some("r2"));
     assert!(fixture.store.checkpoint(&beside, None).await.unwrap().is_cancelled);
-    // Nothing else happens to it: it ends as it sees fit.
+    // A signal changes nothing else of the run.
     let cut = NewTurn { is_complete: false, ..turn(b"cut") };
     fixture.store.finish(&lease, &RunEnding { turn: Some(cut), ..ending(2) }).await.unwrap();
     assert!(!fixture.store.list_turns(&user, &s, None, 1).await.unwrap()[0].is_complete);
     assert_eq!(cancel("s", None).await, None);
     assert_eq!(cancel("s", Some("r1")).await, None);
-    // Nor does it reach the next one, or stop what is dead.
+    // It affects neither the next run nor a lost one.
     let next = fixture.start(&fixture.run("s", "r4")).await;
     assert!(!fixture.store.checkpoint(&next, None).await.unwrap().is_cancelled);
     fixture.let_leases_expire().await;
@@ -223,11 +223,11 @@ pub async fn cancel_by_request_or_session_stops_run(fixture: &StoreFixture) {
     assert_eq!(cancel("s", Some("r4")).await, None);
 }
 
-/// Eight clients of one user who do whatever comes to their minds, in two conversations.
+/// Eight clients of one user that call at random, in two sessions.
 pub async fn concurrent_calls_neither_fail_nor_deadlock(fixture: &StoreFixture) {
     let user = fixture.user("ann");
     let fine = |result: Result<(), StoreError>| match result {
-        // Not one that took too long: that would be two calls that wait for each other.
+        // No timeout: that would be a deadlock.
         Ok(()) | Err(StoreError::LeaseLost) => {}
         Err(other) => panic!("{other:?}"),
     };
@@ -260,10 +260,10 @@ pub async fn concurrent_calls_neither_fail_nor_deadlock(fixture: &StoreFixture) 
         }
     });
     futures_util::future::join_all(clients).await;
-    // Each turn has its fixture.
+    // Positions have no gap.
     for id in ["s", "t"] {
         let turns = fixture.store.list_turns(&user, &session(id), None, 1_000).await.unwrap();
-        let kept = fixture.store.get_session(&user, &session(id)).await.unwrap().map_or(0, |session| session.turns);
-        assert_eq!(turns.iter().map(|turn| turn.seq).collect::<Vec<_>>(), (1..=kept).rev().collect::<Vec<_>>());
+        let stored = fixture.store.get_session(&user, &session(id)).await.unwrap().map_or(0, |session| session.turns);
+        assert_eq!(turns.iter().map(|turn| turn.seq).collect::<Vec<_>>(), (1..=stored).rev().collect::<Vec<_>>());
     }
 }

@@ -1,4 +1,4 @@
-//! Conversations as users see them, and as models are told of them.
+//! Sessions, turns, history and deletion.
 
 use agent_service::{
     conversation::{
@@ -30,7 +30,7 @@ pub async fn session_exists_from_its_first_turn(fixture: &StoreFixture) {
     let first = seen().await.unwrap();
     assert_eq!((first.id.as_str(), first.title.as_str(), first.turns, &first.running), ("s", "Ein Anfang ✓", 1, &None));
     assert_eq!(first.created_at, first.updated_at);
-    // Clocks of two machines may differ a little.
+    // Clocks of two machines may differ.
     assert!((first.created_at.as_second() - before.as_second()).abs() < 60);
     let lease = fixture.start(&fixture.run("s", "r3")).await;
     assert_eq!(seen().await, Some(Session { running: Some(request("r3")), ..first.clone() }));
@@ -48,7 +48,7 @@ pub async fn session_exists_from_its_first_turn(fixture: &StoreFixture) {
         .collect();
     assert_eq!(told, [(2, "r3", &b"2"[..], 10, true), (1, "r2", &b"1"[..], 4_000_000_000, false)]);
     assert_eq!((turns[1].created_at, turns[0].created_at), (first.updated_at, second.updated_at));
-    // A run without a turn changes nothing, one beside is not shown, and a dead one is not running.
+    // A run without a turn changes nothing; one without the session, or with an expired lease, is not running.
     let beside = fixture.start(&NewRun { takes_session: false, ..fixture.run("s", "r4") }).await;
     assert_eq!(seen().await, Some(second.clone()));
     fixture.store.finish(&beside, &ending(1)).await.unwrap();
@@ -59,7 +59,6 @@ pub async fn session_exists_from_its_first_turn(fixture: &StoreFixture) {
     assert_eq!(seen().await.unwrap().running, None);
 }
 
-/// All pages of conversations, each of so many.
 async fn pages(fixture: &StoreFixture, user: &UserId, size: usize) -> Vec<Session> {
     let (mut all, mut after): (Vec<Session>, _) = (Vec::new(), None);
     loop {
@@ -80,7 +79,7 @@ pub async fn session_pages_are_complete_and_latest_first(fixture: &StoreFixture)
     for id in ["b", "a", "d", "c"] {
         fixture.talk(id, &format!("r-{id}"), b"x").await;
     }
-    // Any bytes sort in the same order everywhere.
+    // Ids sort by bytes in every store.
     let equal = ["Z", "a1", "a10", "a2", "Ä", "z", "ß", "中", "-", "_"];
     let talks = async {
         for id in equal {
@@ -98,7 +97,7 @@ pub async fn session_pages_are_complete_and_latest_first(fixture: &StoreFixture)
     }
     let moments: Vec<_> = pages(fixture, &user, 50).await.iter().map(|one| one.updated_at).collect();
     assert!(moments[1..11].iter().all(|moment| *moment == moments[1]), "{moments:?}");
-    // A place in the list is one also where nothing is any more.
+    // A cursor stays valid when its session is deleted.
     let latest = fixture.store.list_sessions(&user, 3, None).await.unwrap().pop().unwrap();
     let after = SessionCursor { updated_at: latest.updated_at, id: latest.id.clone() };
     fixture.store.delete_sessions(&user, &SessionSelection::Listed(vec![latest.id])).await.unwrap();
@@ -142,9 +141,9 @@ pub async fn history_fits_the_token_budget(fixture: &StoreFixture) {
         (30, vec![5]),
         (49, vec![5]),
         (50, vec![4, 5]),
-        // One without tokens may count as one.
+        // A turn without tokens may count as one.
         (61, vec![2, 3, 4, 5]),
-        // No turn before one that has no fixture, however small it is.
+        // The walk stops at the first turn that does not fit, even if earlier ones would.
         (110, vec![2, 3, 4, 5]),
         (111, vec![1, 2, 3, 4, 5]),
         (u32::MAX, vec![1, 2, 3, 4, 5]),
@@ -164,7 +163,7 @@ pub async fn history_fits_the_token_budget(fixture: &StoreFixture) {
     let summary = |text: &str| Some(text.to_owned());
     assert_eq!(told(1_000).await, (vec![3, 4, 5], summary("two")));
     assert_eq!(told(50).await, (vec![4, 5], summary("two")));
-    // One that reaches less far, or no further, comes too late.
+    // A summary that covers no more turns is ignored.
     for through in [1, 2] {
         note(through, "late").await;
         assert_eq!(told(1_000).await, (vec![3, 4, 5], summary("two")));
@@ -172,7 +171,7 @@ pub async fn history_fits_the_token_budget(fixture: &StoreFixture) {
     note(4, "four").await;
     assert_eq!(fixture.store.load_history(&user, &s, 0).await.unwrap().summary.unwrap().through, 4);
     assert_eq!(told(0).await, (vec![5], summary("four")));
-    // One that reaches further than the conversation is of another one, which was deleted.
+    // A summary that covers more turns than there are is of a deleted session.
     note(6, "of another").await;
     assert_eq!(told(0).await, (vec![5], summary("four")));
     note(5, "all").await;
@@ -194,7 +193,7 @@ pub async fn generated_title_replaces_only_provisional_title(fixture: &StoreFixt
     note("Of the model again").await;
     assert_eq!(title().await, "Of the model ✓");
     let renamed = fixture.store.rename_session(&user, &s, "Of the user").await.unwrap();
-    // It is no reason to show it further up.
+    // A title does not move the session up.
     assert_eq!(renamed, Some(Session { title: "Of the user".to_owned(), ..before }));
     assert_eq!(renamed, fixture.store.get_session(&user, &s).await.unwrap());
     note("Too late").await;
@@ -204,7 +203,7 @@ pub async fn generated_title_replaces_only_provisional_title(fixture: &StoreFixt
     fixture.talk("s", "r2", b"y").await;
     assert_eq!(title().await, "Of the user again");
 
-    // The user may be faster than the model.
+    // The user may rename before the title is generated.
     fixture.talk("t", "r3", b"x").await;
     let running = fixture.start(&fixture.run("t", "r4")).await;
     let renamed = fixture.store.rename_session(&user, &session("t"), "First").await.unwrap().unwrap();
@@ -230,7 +229,7 @@ pub async fn update_of_absent_session_is_ignored(fixture: &StoreFixture) {
     assert_eq!(fixture.store.load_history(&user, &s, 100).await.unwrap().summary, None);
 }
 
-/// Whether nothing is left of a conversation.
+/// Whether nothing of a session is left.
 async fn is_gone(fixture: &StoreFixture, id: &str, requests: &[&str]) {
     let (user, s) = (fixture.user("ann"), session(id));
     assert_eq!(fixture.store.get_session(&user, &s).await.unwrap(), None);
@@ -263,7 +262,7 @@ pub async fn delete_removes_everything_of_sessions(fixture: &StoreFixture) {
     assert_eq!(store.delete_sessions(&user, &which).await.unwrap(), 0);
     assert_eq!(store.delete_sessions(&user, &SessionSelection::Listed(Vec::new())).await.unwrap(), 0);
 
-    // What ran there has to stop, and brings nothing back.
+    // Its runs are stopped and store nothing.
     for lease in [&running, &beside] {
         let end = || RunEnding { turn: Some(turn(b"back")), profile: Some(b"back".to_vec()), tokens: 7, ..ending(2) };
         match store.checkpoint(lease, Some(&chunk(2, 1))).await {
@@ -273,15 +272,15 @@ pub async fn delete_removes_everything_of_sessions(fixture: &StoreFixture) {
         }
         let ended = store.finish(lease, &end()).await;
         assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
-        let kept = store.store_pending_turn(lease, b"back", &["c"]).await;
-        assert!(matches!(kept, Err(StoreError::LeaseLost)), "{kept:?}");
+        let stored = store.store_pending_turn(lease, b"back", &["c"]).await;
+        assert!(matches!(stored, Err(StoreError::LeaseLost)), "{stored:?}");
     }
     is_gone(fixture, "s", &["s1", "s2", "s3", "s4"]).await;
-    // Nothing waits there any more, nor is anything remembered; the conversation next to it is as it was.
-    let giving = |id: &str, request: &str| NewRun { takes_session: false, ..fixture.run(id, request) };
-    let lease = fixture.start(&giving("s", "s5")).await;
+    // No pending turn and no known request is left; the other session is unchanged.
+    let with_result = |id: &str, request: &str| NewRun { takes_session: false, ..fixture.run(id, request) };
+    let lease = fixture.start(&with_result("s", "s5")).await;
     assert!(matches!(store.record_tool_result(&lease, "c", b"1").await.unwrap(), ToolResultOutcome::UnknownCall));
-    let lease = fixture.start(&giving("t", "t5")).await;
+    let lease = fixture.start(&with_result("t", "t5")).await;
     assert!(matches!(store.record_tool_result(&lease, "c", b"1").await.unwrap(), ToolResultOutcome::Pending));
     let past = store.load_history(&user, &session("t"), 10).await.unwrap();
     assert_eq!(past.summary.unwrap().text, "Summary");
@@ -290,7 +289,7 @@ pub async fn delete_removes_everything_of_sessions(fixture: &StoreFixture) {
         panic!()
     };
     assert_eq!(profile.unwrap(), b"profile");
-    // It begins from the beginning.
+    // The session starts again at its first turn.
     store.finish(&lease, &RunEnding { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
     let new = store.load_history(&user, &session("s"), 10).await.unwrap();
     assert_eq!((new.turns.len(), new.turns[0].seq, new.summary), (1, 1, None));
@@ -318,8 +317,8 @@ pub async fn delete_all_removes_everything_of_user(fixture: &StoreFixture) {
     };
     assert_eq!(profile, None);
     store.finish(&lease, &ending(1)).await.unwrap();
-    let giving = fixture.start(&NewRun { takes_session: false, ..fixture.run("v", "v2") }).await;
-    assert!(matches!(store.record_tool_result(&giving, "c", b"1").await.unwrap(), ToolResultOutcome::UnknownCall));
+    let with_result = fixture.start(&NewRun { takes_session: false, ..fixture.run("v", "v2") }).await;
+    assert!(matches!(store.record_tool_result(&with_result, "c", b"1").await.unwrap(), ToolResultOutcome::UnknownCall));
     assert_eq!(store.delete_sessions(&user, &SessionSelection::All).await.unwrap(), 0);
 }
 
@@ -333,10 +332,10 @@ pub async fn used_quotas_survive_deletion(fixture: &StoreFixture) {
         run.key.request = request("r2");
         let by = |admission| match admission {
             AdmitOutcome::QuotaExceeded { quota: limit, .. } => limit,
-            other => panic!("let in: {other:?}"),
+            other => panic!("admitted: {other:?}"),
         };
         assert_eq!(by(fixture.store.admit(&run).await.unwrap()), QuotaKind::RequestsPerMinute);
-        // What ran meanwhile has spent something, too.
+        // Tokens of a run that was deleted count.
         let ended = fixture.store.finish(&lease, &RunEnding { tokens: 100, ..ending(1) }).await;
         assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
         fixture.store.delete_sessions(&run.key.user, &SessionSelection::All).await.unwrap();
@@ -348,7 +347,7 @@ pub async fn used_quotas_survive_deletion(fixture: &StoreFixture) {
     .await;
 }
 
-/// An end and a deletion that come at once leave all or nothing.
+/// A finish beside a deletion is applied as a whole or not at all.
 pub async fn delete_beside_finish_is_atomic(fixture: &StoreFixture) {
     let user = fixture.user("ann");
     for round in 0..10 {
@@ -371,7 +370,7 @@ pub async fn delete_beside_run_without_session_is_atomic(fixture: &StoreFixture)
         let id = format!("s{round}");
         let which = SessionSelection::Listed(vec![session(&id)]);
         let talk = async {
-            // So that the end meets the deletion at each of its steps.
+            // So that the finish meets the deletion at each of its steps.
             for _ in 0..round {
                 fixture.store.get_session(&user, &session(&id)).await.unwrap();
             }

@@ -150,7 +150,7 @@ impl Table {
         while !left.is_empty() {
             let batch = left.split_off(left.len().saturating_sub(MAX_BATCH));
             let request = self.client.batch_write_item().request_items(&self.name, batch.clone());
-            let unwritten: Vec<_> = match request.send().await {
+            let unwritten: Vec<_> = match Box::pin(request.send()).await {
                 Ok(answer) => answer.unprocessed_items.into_iter().flatten().flat_map(|(_, writes)| writes).collect(),
                 Err(error) if is_transient(&error) => batch,
                 Err(error) => return Err(store_error(error)),

@@ -1,7 +1,7 @@
 //! Values that may be too long for an item. A long value is divided into parts, which are items of their own.
 //!
-//! Parts are written first and expire by themselves. The item that names them makes them count, and whoever writes it for
-//! good removes their expiry before.
+//! Parts are written first and expire by themselves. The item that names them makes them count; before it
+//! is written for good, their expiry is removed.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -17,7 +17,7 @@ use crate::{conversation::error::StoreError, identity::UserId};
 
 /// Longest value that is stored in its item. A few of them fit into a transaction.
 const MAX_INLINE_BYTES: usize = 256 * 1_024;
-/// Leaves room for the key and the names of attributes.
+/// The rest of the item is for its key and names.
 const PART_BYTES: usize = MAX_ITEM_BYTES - 16 * 1_024;
 /// All parts are in one partition, which takes about a megabyte a second.
 const CONCURRENT_WRITES: usize = 2;

@@ -1,4 +1,5 @@
-//! The client of the table, and reads. All reads are strongly consistent.
+//! The client of the table, and reads. All reads are strongly consistent. Requests of the SDK are boxed: each of their
+//! futures takes kilobytes.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -84,7 +85,7 @@ impl Table {
     pub(super) async fn get(&self, key: Key) -> Result<Option<Item>, StoreError> {
         let request =
             self.client.get_item().table_name(&self.name).set_key(Some(key_attributes(key))).consistent_read(true);
-        let answer = request.send().await.map_err(store_error)?;
+        let answer = Box::pin(request.send()).await.map_err(store_error)?;
         let now = Timestamp::now();
         Ok(answer.item.filter(|item| !item.is_expired(now)))
     }
@@ -100,8 +101,8 @@ impl Table {
             let batch = left.split_off(left.len().saturating_sub(MAX_BATCH_KEYS));
             let keys = KeysAndAttributes::builder().set_keys(Some(batch)).consistent_read(true).build();
             let keys = keys.map_err(|error| StoreError::Dynamo(error.to_string()))?;
-            let answer =
-                self.client.batch_get_item().request_items(&self.name, keys).send().await.map_err(store_error)?;
+            let request = self.client.batch_get_item().request_items(&self.name, keys);
+            let answer = Box::pin(request.send()).await.map_err(store_error)?;
             let now = Timestamp::now();
             for item in answer.responses.into_iter().flatten().flat_map(|(_, items)| items) {
                 if !item.is_expired(now) {
@@ -140,7 +141,8 @@ impl Table {
         let request = request.set_index_name(query.is_latest.then(|| LATEST_INDEX.to_owned()));
         let request = request.set_projection_expression(query.only.map(str::to_owned));
         let request = request.scan_index_forward(!query.is_descending).set_limit(query.limit);
-        let answer = request.set_exclusive_start_key(pages.from.take()).send().await.map_err(store_error)?;
+        let request = request.set_exclusive_start_key(pages.from.take());
+        let answer = Box::pin(request.send()).await.map_err(store_error)?;
         pages.is_over = answer.last_evaluated_key.is_none();
         pages.from = answer.last_evaluated_key;
         let now = Timestamp::now();

@@ -182,7 +182,7 @@ pub(super) enum TransactOutcome {
     ConditionsFailed(FailedConditions),
 }
 
-/// Which conditions of a transaction failed, by the positions of their writes.
+/// The failed conditions of a transaction, by the positions of their writes.
 #[derive(Debug)]
 pub(super) struct FailedConditions(Vec<Option<Item>>);
 
@@ -219,19 +219,20 @@ impl Table {
                 let request = self.client.put_item().table_name(&self.name).set_item(Some(write.item(attributes)));
                 let request = request.set_condition_expression(condition).return_values(write.returns.clone());
                 let request = request.set_expression_attribute_values(values);
-                request.send().await.map_err(write_failure)?.attributes
+                Box::pin(request.send()).await.map_err(write_failure)?.attributes
             }
             Kind::Update(expression) => {
                 let request = self.client.update_item().table_name(&self.name).set_key(key);
                 let request = request.update_expression(expression).set_condition_expression(condition);
                 let request = request.set_expression_attribute_values(values);
-                request.return_values(write.returns.clone()).send().await.map_err(write_failure)?.attributes
+                let request = request.return_values(write.returns.clone());
+                Box::pin(request.send()).await.map_err(write_failure)?.attributes
             }
             Kind::Delete => {
                 let request = self.client.delete_item().table_name(&self.name).set_key(key);
                 let request = request.set_condition_expression(condition).return_values(write.returns.clone());
                 let request = request.set_expression_attribute_values(values);
-                request.send().await.map_err(write_failure)?.attributes
+                Box::pin(request.send()).await.map_err(write_failure)?.attributes
             }
             Kind::Check => None,
         })
@@ -246,7 +247,7 @@ impl Table {
         loop {
             // The SDK sends an idempotency token, the same one in its own retries.
             let request = self.client.transact_write_items().set_transact_items(Some(items.clone()));
-            let error = match request.send().await {
+            let error = match Box::pin(request.send()).await {
                 Ok(_) => return Ok(TransactOutcome::Committed),
                 Err(error) => error,
             };

@@ -2,7 +2,7 @@
 //!
 //! Lock order. A transaction that admits, ends or revokes a run, records a tool result, stores a pending turn or deletes
 //! sessions first locks the user's row of `user_usage`. Under this lock it is the only one of its user, and a run that has
-//! its lease keeps it until the commit, so it may lock further rows in any order. Transactions without the user lock stay
+//! its lease has it until the commit, so it may lock further rows in any order. Transactions without the user lock stay
 //! within one step of this list:
 //!
 //! 1. `user_usage`: the user lock.

@@ -56,7 +56,7 @@ const DELETE_SESSIONS: [&str; 4] = [
     "delete from pending_turns where user_id = $1 and ($2::text[] is null or session_id = any($2))",
     "delete from sessions where user_id = $1 and ($2::text[] is null or session_id = any($2))",
 ];
-/// What counts against a quota now stays: deletion must not reset quotas. It holds numbers alone.
+/// The use of a current quota stays, which is numbers alone: deletion must not reset quotas.
 const DELETE_USER: [&str; 2] = [
     "delete from user_profiles where user_id = $1",
     "delete from user_usage where user_id = $1

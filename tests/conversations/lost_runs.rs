@@ -1,4 +1,4 @@
-//! Runs whose process died, or seemed to.
+//! Lost runs and expired leases.
 
 use agent_service::conversation::{
     AdmitOutcome, CompletedPendingTurn, Lease, NewRun, RunEnding, RunState, StoreError, ToolResultOutcome,
@@ -6,7 +6,7 @@ use agent_service::conversation::{
 
 use crate::fixture::{StoreFixture, chunk, ending, request, session, started, turn};
 
-/// Shows that a lease is good for nothing any more, and that nothing of what is tried with it is kept.
+/// Asserts that every call with the lease fails and changes nothing.
 async fn is_lost(fixture: &StoreFixture, lease: &Lease) {
     let store = &fixture.store;
     let user = &lease.key.user;
@@ -22,7 +22,7 @@ async fn is_lost(fixture: &StoreFixture, lease: &Lease) {
     ] {
         assert!(matches!(refused, Err(StoreError::LeaseLost)), "{refused:?}");
     }
-    // That one is no error, and does nothing either.
+    // Revocation succeeds without an effect.
     store.revoke_admission(lease).await.unwrap();
     let after = store.follow(user, &lease.key.request, 0).await.unwrap().map(|run| (run.head, run.chunks));
     assert_eq!(after, before);
@@ -36,11 +36,11 @@ pub async fn session_is_taken_over_after_lease_expiry(fixture: &StoreFixture) {
     is_lost(fixture, &dead).await;
     let lost = fixture.store.follow(&dead.key.user, &request("r1"), 0).await.unwrap().unwrap();
     assert_eq!((lost.state, lost.chunks), (RunState::Lost, vec![chunk(1, 2)]));
-    // The one who came is not disturbed.
+    // The new run is not affected.
     fixture.store.checkpoint(&lease, None).await.unwrap();
     fixture.store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
-    let kept = fixture.store.get_session(&dead.key.user, &session("s")).await.unwrap().unwrap();
-    assert_eq!((kept.turns, kept.running), (1, None));
+    let stored = fixture.store.get_session(&dead.key.user, &session("s")).await.unwrap().unwrap();
+    assert_eq!((stored.turns, stored.running), (1, None));
     is_lost(fixture, &dead).await;
     let AdmitOutcome::Started { profile, .. } = fixture.store.admit(&fixture.run("s", "r3")).await.unwrap() else {
         panic!()
@@ -55,14 +55,14 @@ pub async fn lost_request_starts_again(fixture: &StoreFixture) {
     fixture.store.cancel(&run.key.user, &run.key.session, None).await.unwrap().unwrap();
     fixture.store.follow(&run.key.user, &run.key.request, 0).await.unwrap().unwrap();
     fixture.let_leases_expire().await;
-    let anew = NewRun { head: b"new head".to_vec(), fingerprint: [8; 32], ..run.clone() };
-    let lease = fixture.start(&anew).await;
+    let restarted = NewRun { head: b"new head".to_vec(), fingerprint: [8; 32], ..run.clone() };
+    let lease = fixture.start(&restarted).await;
     assert_ne!(lease.lease_token, dead.lease_token);
     let AdmitOutcome::Known { fingerprint, .. } = fixture.store.admit(&run).await.unwrap() else { panic!() };
     assert_eq!(fingerprint, [8; 32]);
     is_lost(fixture, &dead).await;
     let signals = fixture.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
-    assert!(!signals.is_cancelled, "that was meant for the dead one");
+    assert!(!signals.is_cancelled, "the signal was for the lost run");
     let followed = fixture.store.follow(&run.key.user, &run.key.request, 0).await.unwrap().unwrap();
     assert_eq!(followed.state, RunState::Running);
     assert_eq!((followed.head, followed.chunks), (b"new head".to_vec(), vec![chunk(1, 1)]));
@@ -70,7 +70,7 @@ pub async fn lost_request_starts_again(fixture: &StoreFixture) {
     is_lost(fixture, &dead).await;
 }
 
-/// The same request may come for another conversation, once its run is dead.
+/// A lost request may start again in another session.
 pub async fn lost_request_restarted_elsewhere_frees_its_session(fixture: &StoreFixture) {
     fixture.start(&fixture.run("s", "r")).await;
     fixture.let_leases_expire().await;
@@ -96,13 +96,13 @@ pub async fn expired_lease_is_good_until_taken_over(fixture: &StoreFixture) {
     assert_eq!(fixture.store.get_session(&lease.key.user, &session("s")).await.unwrap().unwrap().turns, 1);
 }
 
-/// A run that takes no conversation has a lease as well.
+/// A run without the session has a lease as well.
 pub async fn run_without_session_has_its_own_lease(fixture: &StoreFixture) {
     let beside = NewRun { takes_session: false, ..fixture.run("s", "r1") };
     let dead = fixture.start(&beside).await;
     fixture.let_leases_expire().await;
     fixture.start(&fixture.run("s", "r2")).await;
-    // Nobody took anything from it.
+    // Its lease was not taken over.
     fixture.store.checkpoint(&dead, None).await.unwrap();
     fixture.let_leases_expire().await;
     let lease = fixture.start(&beside).await;
@@ -110,21 +110,21 @@ pub async fn run_without_session_has_its_own_lease(fixture: &StoreFixture) {
     fixture.store.checkpoint(&lease, None).await.unwrap();
 }
 
-/// The last result of a turn may be given again when the run that went on with it died.
+/// The last result may be given again when the run that resumed the turn is lost.
 pub async fn resumed_turn_of_lost_run_resumes_again(fixture: &StoreFixture) {
     let asking = fixture.start(&fixture.run("s", "r1")).await;
     fixture.store.store_pending_turn(&asking, b"state", &["a", "b"]).await.unwrap();
     fixture.store.finish(&asking, &ending(1)).await.unwrap();
-    let giving = |request: &str| NewRun { takes_session: false, ..fixture.run("s", request) };
-    let first = fixture.start(&giving("r2")).await;
+    let with_result = |request: &str| NewRun { takes_session: false, ..fixture.run("s", request) };
+    let first = fixture.start(&with_result("r2")).await;
     assert!(matches!(fixture.store.record_tool_result(&first, "a", b"1").await.unwrap(), ToolResultOutcome::Pending));
     fixture.store.finish(&first, &ending(1)).await.unwrap();
-    let dead = fixture.start(&giving("r3")).await;
+    let dead = fixture.start(&with_result("r3")).await;
     assert!(matches!(
         fixture.store.record_tool_result(&dead, "b", b"2").await.unwrap(),
         ToolResultOutcome::Complete { .. }
     ));
-    let meanwhile = fixture.start(&giving("r4")).await;
+    let meanwhile = fixture.start(&with_result("r4")).await;
     assert!(matches!(
         fixture.store.record_tool_result(&meanwhile, "b", b"2").await.unwrap(),
         ToolResultOutcome::Duplicate
@@ -132,12 +132,12 @@ pub async fn resumed_turn_of_lost_run_resumes_again(fixture: &StoreFixture) {
     fixture.store.finish(&meanwhile, &ending(1)).await.unwrap();
 
     fixture.let_leases_expire().await;
-    // By the same request, as a client does that heard nothing, or by another one.
+    // By the same request, as a client whose answer was lost, or by another one.
     for request in ["r3", "r5"] {
-        let lease = started(fixture.store.admit(&giving(request)).await.unwrap());
-        let accepted = fixture.store.record_tool_result(&lease, "b", b"3").await.unwrap();
-        let ToolResultOutcome::Complete(CompletedPendingTurn { state, mut results, .. }) = accepted else {
-            panic!("{accepted:?}")
+        let lease = started(fixture.store.admit(&with_result(request)).await.unwrap());
+        let outcome = fixture.store.record_tool_result(&lease, "b", b"3").await.unwrap();
+        let ToolResultOutcome::Complete(CompletedPendingTurn { state, mut results, .. }) = outcome else {
+            panic!("{outcome:?}")
         };
         results.sort();
         assert_eq!(state, b"state");
