@@ -37,7 +37,7 @@ pub async fn serve(listener: TcpListener, pace: Duration, deltas: usize) -> Resu
 
 async fn answer(socket: &mut TcpStream, pace: Duration, deltas: usize) -> Result<(), Error> {
     let mut request = Vec::new();
-    let mut piece = [0; 16 * 1024];
+    let mut piece = vec![0; 16 * 1024];
     loop {
         let read = socket.read(&mut piece).await?;
         if read == 0 {

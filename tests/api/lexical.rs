@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::{
     fake_provider::FakeProvider,
-    harness::{TestServer, ask, frame_kind, memory_input, timestamp, weighted_query},
+    harness::{TestServer, ask, assert_index_consistent, frame_kind, memory_input, timestamp, weighted_query},
 };
 
 fn query(text: &str, alpha: f32) -> pb::MemoryQuery {
@@ -110,29 +110,7 @@ async fn index_statistics_are_exact_after_concurrent_writes() {
         }
     };
     tokio::join!(writer(0), writer(1), writer(2));
-    let mut owner = server.connect_as_owner().await;
-    for (case, statement) in [
-        (
-            "document frequencies",
-            "select count(*) from (select term, count(*) as memories from memory_postings group by term) counted
-             full join memory_terms using (term, memories) where counted.term is null or memory_terms.term is null",
-        ),
-        (
-            "count and length",
-            "select count(*) from memory_users,
-                    (select count(*) as n, sum(length) as total
-                     from (select distinct memory_id, length from memory_postings) each) counted
-             where (memories, total_length) is distinct from (n, total)",
-        ),
-        (
-            "memories without postings, or the other way round",
-            "select count(*) from memories full join (select distinct memory_id as id from memory_postings) indexed
-             using (id) where content is null or indexed.id is null",
-        ),
-    ] {
-        let wrong: i64 = sqlx::query_scalar(statement).fetch_one(&mut owner).await.unwrap();
-        assert_eq!(wrong, 0, "{case}");
-    }
+    assert_index_consistent(&mut server.connect_as_owner().await).await;
 }
 
 #[tokio::test]

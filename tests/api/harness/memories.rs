@@ -6,6 +6,7 @@ use agent_service::{
     proto::agent_v1 as pb,
 };
 use jiff::tz::TimeZone;
+use sqlx::PgConnection;
 
 use super::TestServer;
 
@@ -43,6 +44,32 @@ pub fn ids(result: &pb::MemoryResult) -> Vec<&str> {
 
 pub fn timestamp(seconds: i64) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds, nanos: 0 }
+}
+
+/// Asserts that the statistics of the lexical index equal a recount of its postings, and that every memory is indexed.
+pub async fn assert_index_consistent(owner: &mut PgConnection) {
+    for (case, statement) in [
+        (
+            "document frequencies",
+            "select count(*) from (select term, count(*) as memories from memory_postings group by term) counted
+             full join memory_terms using (term, memories) where counted.term is null or memory_terms.term is null",
+        ),
+        (
+            "count and length",
+            "select count(*) from memory_users,
+                    (select count(*) as n, sum(length) as total
+                     from (select distinct memory_id, length from memory_postings) each) counted
+             where (memories, total_length) is distinct from (n, total)",
+        ),
+        (
+            "memories without postings, or postings without a memory",
+            "select count(*) from memories full join (select distinct memory_id as id from memory_postings) indexed
+             using (id) where content is null or indexed.id is null",
+        ),
+    ] {
+        let violations: i64 = sqlx::query_scalar(statement).fetch_one(&mut *owner).await.unwrap();
+        assert_eq!(violations, 0, "{case}");
+    }
 }
 
 impl TestServer {
