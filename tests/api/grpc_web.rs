@@ -45,7 +45,7 @@ async fn browser_streams_chat_as_grpc_web_over_http_1_1() {
 
 #[tokio::test]
 async fn cors_exposes_grpc_status_headers() {
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start_without_database(&[]).await;
     let response = web_call(&server, "StreamChat", &ask(""), "http://localhost:5173").await;
     assert_eq!(response.headers()["grpc-status"], "3");
     let exposed = response.headers()["access-control-expose-headers"].to_str().unwrap().to_owned();
@@ -85,7 +85,7 @@ async fn cors_preflight_allows_only_configured_origins() {
             .header("access-control-request-headers", "content-type,x-grpc-web,user-id,authorization");
         request.send().await.unwrap()
     };
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start_without_database(&[]).await;
     let response = preflight(&server, "http://localhost:5173").await;
     assert!(response.status().is_success());
     let allowed = response.headers()["access-control-allow-headers"].to_str().unwrap().to_owned();
@@ -94,7 +94,7 @@ async fn cors_preflight_allows_only_configured_origins() {
     }
     assert!(!preflight(&server, "https://evil.example").await.headers().contains_key("access-control-allow-origin"));
 
-    let server = TestServer::start(&[("ALLOWED_ORIGINS", "https://app.example.com")]).await;
+    let server = TestServer::start_without_database(&[("ALLOWED_ORIGINS", "https://app.example.com")]).await;
     let response = preflight(&server, "https://app.example.com").await;
     assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example.com");
     assert!(!preflight(&server, "http://localhost:5173").await.headers().contains_key("access-control-allow-origin"));
@@ -102,7 +102,7 @@ async fn cors_preflight_allows_only_configured_origins() {
 
 #[tokio::test]
 async fn simple_cors_request_is_rejected() {
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start_without_database(&[]).await;
     for client in [http().http1_only(), http().http2_prior_knowledge()] {
         let call = client.build().unwrap().post(format!("http://{}/agent.v1.AgentService/StreamChat", server.address));
         let call = call.header("origin", "https://evil.example").header("content-type", "text/plain");
@@ -137,7 +137,7 @@ async fn grpc_web_content_type_is_case_insensitive() {
 #[tokio::test]
 async fn rejection_reaches_client_that_is_still_sending() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start_without_database(&[]).await;
     let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let body = vec![0; 4 * 1024 * 1024];
     let head = format!(

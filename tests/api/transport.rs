@@ -70,7 +70,7 @@ async fn reflection_lists_services_unless_disabled() {
     use tonic_reflection::pb::{v1, v1alpha};
     let services = ["agent.v1.AgentService", "agent.v1.MemoryService", "grpc.health.v1.Health"];
     for (variables, open) in [(vec![], true), (vec![("GRPC_REFLECTION", "off")], false)] {
-        let server = TestServer::start(&variables).await;
+        let server = TestServer::start_without_database(&variables).await;
         let request = v1::ServerReflectionRequest {
             message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
             ..Default::default()

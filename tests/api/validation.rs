@@ -223,7 +223,7 @@ async fn message_of_45_mb_is_read_and_60_mb_is_too_large() {
 
 #[tokio::test]
 async fn unknown_method_is_unimplemented() {
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start_without_database(&[]).await;
     for path in ["/agent.v1.AgentService/Nothing", "/agent.v1.Nothing/StreamChat", "/"] {
         let mut client = tonic::client::Grpc::new(server.channel.clone());
         client.ready().await.unwrap();

@@ -19,7 +19,7 @@ fn header<'a>(response: &'a reqwest::Response, name: &str) -> &'a str {
 
 #[tokio::test]
 async fn page_has_a_strict_content_security_policy() {
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start_without_database(&[]).await;
     let page = request(&server, Method::GET, "/", &[]).await;
     assert_eq!(page.status(), StatusCode::OK);
     assert_eq!(header(&page, "content-type"), "text/html; charset=utf-8");
@@ -39,7 +39,7 @@ async fn page_has_a_strict_content_security_policy() {
 
 #[tokio::test]
 async fn page_files_support_etag_and_gzip() {
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start_without_database(&[]).await;
     let plain = request(&server, Method::GET, "/index.css", &[]).await;
     let tag = header(&plain, "etag").to_owned();
     let bytes = plain.bytes().await.unwrap();
@@ -55,11 +55,11 @@ async fn page_files_support_etag_and_gzip() {
 
 #[tokio::test]
 async fn unknown_paths_are_rejected_and_page_can_be_disabled() {
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start_without_database(&[]).await;
     for path in ["/nothing.js", "/../Cargo.toml", "/agent.v1.AgentService/StreamChat"] {
         assert_eq!(request(&server, Method::GET, path, &[]).await.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
     }
     assert_eq!(request(&server, Method::POST, "/", &[]).await.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
-    let disabled = TestServer::start(&[("WEB_PAGE", "off")]).await;
+    let disabled = TestServer::start_without_database(&[("WEB_PAGE", "off")]).await;
     assert_eq!(request(&disabled, Method::GET, "/", &[]).await.status(), StatusCode::METHOD_NOT_ALLOWED);
 }

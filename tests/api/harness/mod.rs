@@ -54,6 +54,11 @@ impl TestServer {
         server
     }
 
+    /// For tests whose calls need no database.
+    pub async fn start_without_database(variables: &[(&str, &str)]) -> Self {
+        Self::start_on(UNREACHABLE_DATABASE, variables).await
+    }
+
     /// A second instance on the database of this server.
     pub async fn start_second(&self, variables: &[(&str, &str)]) -> Self {
         Self::start_on(&self.database().service_url(), variables).await
