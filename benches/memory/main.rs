@@ -71,7 +71,7 @@ fn main() -> BenchResult<ExitCode> {
             write::run(&postgres, &plan.write).await?;
         }
         if arguments.selects("index") {
-            index::run(&postgres, &plan.index).await?;
+            Box::pin(index::run(&postgres, &plan.index)).await?;
         }
         BenchResult::Ok(())
     })?;

@@ -14,22 +14,26 @@ use tower::util::MapResponseLayer;
 
 /// Messages of the suite, and its service with our codec.
 #[expect(
-    missing_docs,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
-    reason = "generated code; the proto files of the suite document the types"
+    clippy::too_many_lines,
+    reason = "generated code"
 )]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/ours/connectrpc.conformance.v1.rs"));
 }
 
 /// The service with tonic's codec.
-#[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated code")]
+#[expect(
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    reason = "generated code"
+)]
 mod bare {
     include!(concat!(env!("OUT_DIR"), "/bare/connectrpc.conformance.v1.rs"));
 }
 
-/// For [`Adapter::new`](agent_service::transport::lambda::Adapter::new).
 pub const METHODS: &[&str] =
     &["Unary", "ServerStream", "ClientStream", "BidiStream", "Unimplemented", "IdempotentUnary"];
 
