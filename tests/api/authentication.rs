@@ -149,7 +149,6 @@ async fn internal_api_key_acts_for_any_user_in_every_mode() {
     );
 }
 
-/// A key pair of an issuer, with its JWK.
 struct IssuerKey {
     id: &'static str,
     signing: EncodingKey,
@@ -190,7 +189,6 @@ async fn jwks_is_fetched_once_and_again_for_a_new_key() {
     assert_eq!(rejected.code(), Code::Unavailable, "{rejected:?}");
     issuer.requests.recv().await.unwrap();
 
-    // The cached keys are reused.
     let server = TestServer::start(&[("AUTH", "jwt"), ("JWT_JWKS_URL", &url)]).await;
     let unusable = json!({"kty": "OKP", "crv": "X25519", "x": "AA", "kid": "x"});
     issuer.respond(200, &json!({"keys": [unusable, key.published]}).to_string()).await;
@@ -207,7 +205,6 @@ async fn jwks_is_fetched_once_and_again_for_a_new_key() {
     let confused = format!("Bearer {confused}");
     assert_eq!(status_code(&server, "ann", &[("authorization", &confused)]).await, Code::Unauthenticated);
 
-    // Key rotation.
     let next = IssuerKey::new("second");
     issuer.respond(200, &json!({"keys": [next.published]}).to_string()).await;
     assert_eq!(status_code(&server, "ann", &[("authorization", &next.bearer("ann"))]).await, Code::Ok);

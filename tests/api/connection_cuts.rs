@@ -40,7 +40,6 @@ async fn start_cutting_proxy(server: SocketAddr, bytes: usize) -> SocketAddr {
     address
 }
 
-/// The frames until the end of the stream or of the connection.
 async fn read_frames(address: SocketAddr, request: Request<pb::ChatRequest>) -> Vec<pb::ChatResponse> {
     let mut frames = Vec::new();
     let reading = async {

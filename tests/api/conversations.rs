@@ -71,7 +71,6 @@ async fn conversation_rejects_a_concurrent_request() {
         Code::NotFound,
         "a session exists from its first finished turn on"
     );
-    // A request of another session is not cancelled.
     assert!(!server.cancel_turn("t", "one").await.cancelled);
     let cancelled = server.cancel_turn("s", "").await;
     assert!(cancelled.cancelled && cancelled.request_id == "one", "{cancelled:?}");
@@ -145,7 +144,6 @@ async fn stored_profile_completes_a_partial_profile() {
         provider.take_requests().iter().map(|received| received.body["messages"][0]["content"].to_string()).collect();
     assert!(prompts[1].contains("Zoë") && prompts[1].contains("\\\"level\\\": 7"), "{}", prompts[1]);
     assert!(prompts[2].contains("Zoe") && !prompts[2].contains("Zoë") && prompts[2].contains("\\\"level\\\": 7"));
-    // Profiles are not shared between users.
     provider.script(complete_answer("ok")).await;
     let frames = server.chat(pb::ChatRequest { user_id: "bob".into(), ..chat_request("", "a", "hi") }).await.unwrap();
     let Some(Content::StatusUpdate(status)) = &frames[0].content else { panic!("{frames:?}") };

@@ -41,7 +41,6 @@ async fn login_without_ddl_rights_serves_after_owner_migrates() {
 
     assert!(database(&service).migrate().await.is_err(), "a login without DDL rights migrated the database");
     database(&with_owner).migrate().await.unwrap();
-    // At run time the owner is not needed.
     let (ready, mut is_ready) = watch::channel(false);
     let supervised = database(&service);
     tokio::select! {

@@ -81,7 +81,6 @@ async fn document_is_split_by_headings_into_located_chunks() {
     let indexes: Vec<i32> = all.iter().map(|chunk| chunk.chunk_index).collect();
     assert_eq!(indexes, [0, 1, 2]);
     assert_eq!((all[2].section_title.as_str(), all[2].title.as_str()), ("线性代数 > Determinants", "线性代数教程"));
-    // The title is indexed with each chunk.
     assert_eq!(find(&server, "教程").await.len(), 3);
 }
 

@@ -5,7 +5,6 @@ use prost::Message as _;
 
 use crate::harness::{TestServer, ask, assert_contract, grpc_frame, http};
 
-/// A call of a browser over HTTP/1.1.
 async fn web_call(server: &TestServer, method: &str, message: &impl prost::Message, origin: &str) -> reqwest::Response {
     http()
         .http1_only()

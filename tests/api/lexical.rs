@@ -62,7 +62,6 @@ fn reference(memories: &BTreeMap<&str, &str>, query: &str) -> BTreeMap<String, f
     scores.into_iter().filter(|(_, score)| *score > 0.0).map(mapped).collect()
 }
 
-/// Memories to add, then ids to delete.
 type IndexChange = (&'static [(&'static str, &'static str)], &'static [&'static str]);
 
 #[tokio::test]

@@ -47,14 +47,12 @@ fn send_result(result: pb::ToolResult) -> pb::ChatRequest {
     pb::ChatRequest { session_id: "s".into(), input: Some(Input::ToolResult(result)), ..ask("") }
 }
 
-/// A chunk with a complete tool call.
 pub fn tool_call_event(index: u32, id: &str, name: &str, arguments: &Value) -> String {
     let function = json!({"name": name, "arguments": arguments.to_string()});
     let call = json!({"index": index, "id": id, "type": "function", "function": function});
     json!({"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": null}]}).to_string()
 }
 
-/// An answer with one tool call.
 pub fn tool_call_answer(id: &str, name: &str, arguments: &Value) -> Vec<Step> {
     stream(&[&tool_call_event(0, id, name, arguments), &finish("tool_calls"), &usage(10, 5), "[DONE]"])
 }

@@ -16,7 +16,6 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
 };
 
-/// A step of a response, once the request has been read.
 #[derive(Debug, Clone)]
 pub enum Step {
     Send(Vec<u8>),
@@ -183,12 +182,10 @@ pub fn http_response(status: u16, headers: &str, body: &str) -> Vec<Step> {
     vec![Step::Send(format!("HTTP/1.1 {status} Scripted\r\n{fixed}\r\n{headers}\r\n{body}").into_bytes())]
 }
 
-/// A chunk with text.
 pub fn delta(text: &str) -> String {
     serde_json::json!({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]}).to_string()
 }
 
-/// The chunk with the finish reason.
 pub fn finish(reason: &str) -> String {
     serde_json::json!({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}).to_string()
 }

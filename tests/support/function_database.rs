@@ -9,7 +9,6 @@ use agent_service::{
     postgres::{Database, embedded},
 };
 
-/// Stops when it is dropped.
 pub struct TestDatabase {
     /// Direct access to the memories of the database.
     pub engine: Arc<MemoryEngine>,

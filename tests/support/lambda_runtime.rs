@@ -16,7 +16,6 @@ use tokio::{
 /// Ends a test that hangs. No assertion depends on its length.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A part of the response to one event.
 #[derive(Debug)]
 pub enum FunctionOutput {
     /// The headers of the call to the Runtime API.
@@ -72,13 +71,11 @@ impl LambdaFunction {
         assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
     }
 
-    /// Waits for the exit code.
     pub async fn wait(&mut self) -> Option<i32> {
         let status = tokio::time::timeout(TEST_TIMEOUT, self.program.wait()).await;
         status.expect("the function does not end").unwrap().code()
     }
 
-    /// The complete response to an event.
     pub async fn answer(&mut self, event: Value) -> FunctionResponse {
         self.invoke(event, Duration::from_secs(30));
         self.rest(Vec::new()).await
@@ -90,7 +87,6 @@ impl LambdaFunction {
         FunctionResponse::of(&bytes)
     }
 
-    /// The remaining chunks of the response.
     pub async fn chunks(&mut self) -> Vec<Vec<u8>> {
         let mut chunks = Vec::new();
         loop {
@@ -249,7 +245,6 @@ async fn read_body(
     }
 }
 
-/// A response with its prelude parsed.
 #[derive(Debug)]
 pub struct FunctionResponse {
     pub status: u64,
@@ -270,7 +265,6 @@ impl FunctionResponse {
         }
     }
 
-    /// The messages and trailers of a binary response.
     pub fn frames(&self) -> (Vec<Vec<u8>>, HashMap<String, String>) {
         frames(&self.body)
     }
@@ -337,7 +331,6 @@ pub fn rest_api_event(path: &str, content_type: &str, body: &str, is_base64: boo
     })
 }
 
-/// An event of a function URL.
 pub fn function_url_event(path: &str, content_type: &str, body: &[u8]) -> Value {
     json!({
         "version": "2.0",

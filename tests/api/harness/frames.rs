@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
 
-/// The name of a frame's content.
 pub fn frame_kind(frame: &pb::ChatResponse) -> &'static str {
     match frame.content.as_ref() {
         Some(Content::StatusUpdate(status)) => status.state().as_str_name(),

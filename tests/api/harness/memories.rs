@@ -87,7 +87,6 @@ impl TestServer {
         self.agent().retrieve_memory(query).await.unwrap().into_inner()
     }
 
-    /// The first 1,000 memories of a user.
     pub async fn list_memories(&self, user_id: &str) -> Vec<pb::MemoryRecord> {
         let request = pb::ListMemoriesRequest { user_id: user_id.into(), page_size: 1000, ..Default::default() };
         self.memory().list_memories(request).await.unwrap().into_inner().memories

@@ -31,7 +31,6 @@ pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections are refused: no process listens on a port below the ephemeral range.
 pub const CLOSED_ADDRESS: &str = "127.0.0.1:1";
 
-/// The URL of a database that refuses connections.
 pub const UNREACHABLE_DATABASE: &str = "postgres://nobody@127.0.0.1:1/none";
 
 pub struct TestServer {
@@ -59,12 +58,10 @@ impl TestServer {
         Self::start_on(UNREACHABLE_DATABASE, variables).await
     }
 
-    /// A second instance on the database of this server.
     pub async fn start_second(&self, variables: &[(&str, &str)]) -> Self {
         Self::start_on(&self.database().service_url(), variables).await
     }
 
-    /// The database may be unreachable.
     pub async fn start_on(database_url: &str, variables: &[(&str, &str)]) -> Self {
         let mut all = vec![
             ("GRPC_PORT", "0"),

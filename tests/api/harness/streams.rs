@@ -15,7 +15,6 @@ pub fn ask(message: &str) -> pb::ChatRequest {
     }
 }
 
-/// A question that is answered without retrieval.
 pub fn ask_without_retrieval(message: &str) -> pb::ChatRequest {
     pb::ChatRequest { use_document_context: Some(false), ..ask(message) }
 }
@@ -31,7 +30,6 @@ pub fn complete_answer(text: &str) -> Vec<Step> {
     stream(&events.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// An answer that starts and never ends.
 pub fn endless_answer(text: &str) -> Vec<Step> {
     let mut steps = partial_answer(text);
     steps.push(Step::AwaitDisconnect);
@@ -82,7 +80,6 @@ pub async fn read_to_end(mut stream: Streaming<pb::ChatResponse>) -> Vec<pb::Cha
     read_until(&mut stream, "no such kind").await
 }
 
-/// A request that resumes its answer after the frame `last`.
 pub fn resume_after(request: pb::ChatRequest, last: &pb::ChatResponse) -> Request<pb::ChatRequest> {
     resume_after_id(request, &last.response_id)
 }
@@ -94,7 +91,6 @@ pub fn resume_after_id(request: pb::ChatRequest, last_response_id: &str) -> Requ
 }
 
 impl TestServer {
-    /// All frames of a chat.
     pub async fn chat(&self, request: pb::ChatRequest) -> Result<Vec<pb::ChatResponse>, Status> {
         let collect = async {
             let mut stream = self.agent().stream_chat(request).await?.into_inner();

@@ -67,7 +67,6 @@ pub const NAMES: [&str; 24] = [
     "ann",
 ];
 
-/// Contents that several users store.
 pub const COMMON: [&str; 4] =
     ["the exam is on Friday", "eigenvalues are hard", "特征值很难", "' union select content from memories --"];
 
@@ -196,7 +195,6 @@ impl ExpectedUser {
         self.memories.keys().nth(random.below(count)).cloned()
     }
 
-    /// Asserts that a memory that was read belongs to this user and is as expected.
     pub fn assert_owned(&self, id: &str, content: &str, metadata: &BTreeMap<String, String>) -> &ExpectedMemory {
         assert_eq!(metadata.get("owner"), Some(&self.number.to_string()), "{:?} was given {id:?}: {content}", self.id);
         let memory = self.memories.get(id).unwrap_or_else(|| panic!("{:?} has no {id:?}: {content}", self.id));

@@ -105,7 +105,6 @@ impl Worker {
                 0 | 1 => (String::new(), self.random.pick(&COMMON).to_owned()),
                 2 | 3 => (String::new(), user.new_text(&mut self.random)),
                 4 => match user.own_id(&mut self.random) {
-                    // Unchanged content.
                     Some(id) => (id.clone(), user.memories[&id].content.clone()),
                     None => continue,
                 },

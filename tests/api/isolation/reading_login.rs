@@ -44,7 +44,6 @@ async fn reads_use_the_reading_login_which_can_only_read() {
         assert!(!before.contains(&login), "{before:?}");
     }
     assert!(query_strings(&mut owner, logins).await.contains(&login), "no connection of the reading login");
-    // The login can act as the reader role only.
     let reading = roles(read_url.as_str());
     assert!(reading.reader.begin(&user("ann")).await.is_ok());
     for rejected in [reading.service.begin(&user("ann")).await, reading.maintenance.begin_without_user().await] {

@@ -8,7 +8,6 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use super::{INSUFFICIENT_PRIVILEGE, TABLES, error_code, query_number, query_strings, roles, rows_affected};
 use crate::harness::{TestDatabase, TestServer, memory_input, user};
 
-/// Inserts rows of a user into every table.
 async fn insert_rows(server: &TestServer, user_id: &str) {
     let mut client = server.memory();
     let turn = pb::MemoryInput {

@@ -27,7 +27,6 @@ impl Random {
     }
 }
 
-/// Expires the leases of killed processes.
 async fn expire_leases(sandbox: &Sandbox) {
     let url = agent_service::postgres::embedded::connect_options(&sandbox.data()).unwrap();
     let mut admin = within_timeout("connecting", PgConnection::connect_with(&url)).await.unwrap();

@@ -51,7 +51,6 @@ async fn memory_survives_kill_of_server_and_postgres() {
     server.process.kill().await;
     let server = sandbox.start_serving(&[]).await;
     assert_eq!(server.remembered().await, ["kept"]);
-    // The database accepts writes.
     let mut client = server.memory().await;
     assert_eq!(client.add_memories(memories(&["kept too"])).await.unwrap().into_inner().added, 1);
 }

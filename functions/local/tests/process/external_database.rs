@@ -63,7 +63,6 @@ impl ExternalDatabase {
         }
     }
 
-    /// The URL of the database behind a proxy.
     pub fn url(&self, proxy: &DatabaseProxy) -> String {
         let mut url = self.options.to_url_lossy();
         url.set_host(Some("127.0.0.1")).unwrap();
@@ -71,12 +70,10 @@ impl ExternalDatabase {
         url.to_string()
     }
 
-    /// Opens a proxy to this database.
     pub fn connect_through(&self, proxy: &mut DatabaseProxy) {
         proxy.open(self.address.clone());
     }
 
-    /// Drops the database.
     pub async fn end(mut self) {
         if let Some((name, mut connection)) = self.made.take() {
             connection.execute(sqlx::AssertSqlSafe(format!("drop database {name} with (force)"))).await.unwrap();

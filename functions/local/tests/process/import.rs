@@ -21,14 +21,12 @@ async fn imported(sandbox: &Sandbox, url: &str, arguments: &[&str]) -> ProcessOu
     Process::start(import(sandbox, url, arguments)).wait().await
 }
 
-/// Writes a file below the working directory.
 fn write(sandbox: &Sandbox, path: &str, content: impl AsRef<[u8]>) {
     let path = sandbox.work().join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, content).unwrap();
 }
 
-/// JSON lines with one memory each.
 fn json_lines(contents: impl Iterator<Item = String>) -> String {
     contents.map(|content| serde_json::json!({ "content": content }).to_string() + "\n").collect()
 }

@@ -23,7 +23,6 @@ impl Cluster {
         Self { sandbox, server }
     }
 
-    /// Executes SQL as the owner.
     async fn change(&self, sql: &str) {
         let options = embedded::connect_options(&self.sandbox.data()).unwrap();
         let mut admin = within_timeout("connecting as owner", PgConnection::connect_with(&options)).await.unwrap();
@@ -31,7 +30,6 @@ impl Cluster {
         admin.close().await.unwrap();
     }
 
-    /// The URL of another login.
     fn url(&self, login: &str) -> String {
         let options = embedded::connect_options(&self.sandbox.data()).unwrap().username(login);
         let socket = options.get_socket().unwrap().to_str().unwrap().to_owned();

@@ -9,7 +9,6 @@ use crate::{
     server::{Server, USER, question},
 };
 
-/// Titles of sessions, the latest first.
 async fn titles(server: &Server) -> Vec<String> {
     let mut client = ConversationServiceClient::new(server.channel().await);
     let request = pb::ListSessionsRequest { user_id: USER.to_owned(), ..Default::default() };

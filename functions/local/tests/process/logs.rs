@@ -137,7 +137,6 @@ fn marked_memory() -> pb::MemoryInput {
     }
 }
 
-/// Sends the marker in valid requests.
 async fn send_marked(server: &Server) {
     let add = pb::AddMemoriesRequest { user_id: MARKER.to_owned(), memories: vec![marked_memory()] };
     server.memory().await.add_memories(add).await.unwrap();
@@ -155,7 +154,6 @@ async fn send_marked(server: &Server) {
     assert!(format!("{frames:?}").contains(MARKER), "the marked memory was not recalled");
 }
 
-/// Sends the marker in invalid requests.
 async fn send_marked_and_wrong(server: &Server) {
     let nul = || format!("{MARKER}\0");
     let chats = [

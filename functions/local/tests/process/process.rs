@@ -77,7 +77,6 @@ impl Sandbox {
         text.lines().next()?.trim().parse().ok()
     }
 
-    /// The sorted names in the data directory.
     pub fn data_names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.data()).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -120,7 +119,6 @@ impl Sandbox {
     }
 }
 
-/// The lines that a process printed so far.
 #[derive(Clone)]
 pub struct OutputLines {
     lines: watch::Receiver<Vec<String>>,
@@ -138,12 +136,10 @@ impl OutputLines {
         Self { lines }
     }
 
-    /// Waits for the first line with `part`.
     pub async fn line(&self, part: &str) -> String {
         self.lines_with(part, 1).await.remove(0)
     }
 
-    /// Waits for the first `count` lines with `part`.
     pub async fn lines_with(&self, part: &str, count: usize) -> Vec<String> {
         let with_part = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(part)).count();
         let mut lines = self.lines.clone();

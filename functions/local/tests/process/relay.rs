@@ -15,7 +15,7 @@ use tonic::{
 
 use crate::{process::within_timeout, server::Server};
 
-/// What happens to calls beyond the limit.
+/// The fate of calls beyond the limit.
 #[derive(Clone, Copy)]
 pub enum AfterLimit {
     Refuse,
@@ -28,7 +28,6 @@ pub struct Relay {
 }
 
 struct State {
-    /// Calls that are still forwarded.
     left: usize,
     then: AfterLimit,
     /// Memories of each call, forwarded or not.

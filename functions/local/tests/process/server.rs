@@ -17,7 +17,6 @@ use crate::process::{Process, within_timeout};
 
 pub struct Server {
     pub process: Process,
-    /// The address of the banner.
     pub url: String,
 }
 
@@ -35,7 +34,6 @@ impl Server {
         self.url.rsplit(':').next().unwrap().parse().unwrap()
     }
 
-    /// A new connection.
     pub async fn channel(&self) -> Channel {
         within_timeout("a connection", Endpoint::from_shared(self.url.clone()).unwrap().connect()).await.unwrap()
     }

@@ -22,7 +22,6 @@ async fn without_database(sandbox: &Sandbox, variables: &[(&str, &str)]) -> (Ser
     (sandbox.start_listening(&variables).await, proxy, url)
 }
 
-/// An answer and its frames up to the first delta.
 async fn start_stream(server: &Server) -> (ChatStream, Vec<ChatResponse>) {
     let mut answer = server.chat(question_without_memory("帮我制定高数复习计划")).await;
     let frames = answer.until(is_delta).await;

@@ -31,7 +31,6 @@ use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_remember");
 
-/// A database and the conversation store in it.
 struct Fixture {
     database: TestDatabase,
     store: WithDeadlines<PostgresConversations>,
@@ -118,12 +117,10 @@ fn session(id: &str) -> SessionId {
     SessionId::parse("session_id", id).unwrap()
 }
 
-/// The stream record of a turn.
 fn turn_record(number: &str, user_id: &str, session_id: &str, turn: u32) -> Value {
     insert_record(number, user_id, &format!("turn/{session_id}/{turn:010}"))
 }
 
-/// The stream record of an inserted item.
 fn insert_record(number: &str, user_id: &str, item: &str) -> Value {
     json!({
         "eventID": number, "eventName": "INSERT", "eventVersion": "1.1", "eventSource": "aws:dynamodb",
@@ -172,7 +169,6 @@ async fn turn_is_learned_once_despite_redelivery() {
         insert_record("2", "ann", "session/s"),
         turn_record("3", "bob", "t", 1),
         turn_record("4", "ann", "s", 2),
-        // A deleted session.
         turn_record("5", "ann", "gone", 1),
     ];
     for _ in 0..2 {
