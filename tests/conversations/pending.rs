@@ -150,7 +150,7 @@ pub async fn concurrent_tool_results_have_one_last(fixture: &StoreFixture) {
 
 pub async fn last_tool_result_is_busy_while_session_is_held(fixture: &StoreFixture) {
     ask(fixture, "s", "r1", b"state", &["a", "b"]).await;
-    let holder = fixture.start(&fixture.run("s", "r2")).await;
+    let blocking = fixture.start(&fixture.run("s", "r2")).await;
     // A result that is not the last one needs no session.
     let (_, outcome) = give(fixture, "s", "r3", "a", b"1").await;
     assert!(matches!(outcome, ToolResultOutcome::Pending), "{outcome:?}");
@@ -161,8 +161,8 @@ pub async fn last_tool_result_is_busy_while_session_is_held(fixture: &StoreFixtu
         let ToolResultOutcome::Busy { retry_after } = outcome else { panic!("{outcome:?}") };
         assert!(retry_after > Duration::ZERO && retry_after <= LEASE_DURATION, "{retry_after:?}");
     }
-    fixture.store.checkpoint(&holder, None).await.unwrap();
-    fixture.store.finish(&holder, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
+    fixture.store.checkpoint(&blocking, None).await.unwrap();
+    fixture.store.finish(&blocking, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
     let (lease, outcome) = give(fixture, "s", "r6", "b", b"2").await;
     let (_, given, pending_turn) = complete(outcome);
     assert_eq!(given, results(&[("a", b"1"), ("b", b"2")]));
