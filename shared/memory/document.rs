@@ -6,11 +6,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     MemoryEngine, MemoryError, NewDocument,
+    digest::digest,
     index_input::vector_text,
     splitter::{self, TextChunk},
     store::{self, NewMemoryRow, NewVector},
     timeouts::{with_bulk_timeout, with_timeout},
-    write_batch::digest,
 };
 use crate::identity::UserId;
 

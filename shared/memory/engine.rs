@@ -6,10 +6,10 @@ use futures_util::future::BoxFuture;
 
 use super::{
     AddOutcome, Filter, Memory, MemoryError, MemoryPage, MemoryUpdate, NewMemory, PageToken, Selection,
+    digest::digest,
     index_input::vector_text,
     store::{self, MemoryTransaction, NewVector, WriteLocks, knn::VectorIndex, search::Bm25Params},
     timeouts::{BULK_TIMEOUT, with_bulk_timeout, with_timeout},
-    write_batch::digest,
 };
 use crate::{
     config::MemoryConfig,

@@ -6,10 +6,10 @@ use sqlx::Row as _;
 
 use super::{
     MemoryEngine, MemoryError,
+    digest::digest,
     index_input::vector_text,
     store::{self, EmbeddingSource, MemoryTransaction, NewVector},
     timeouts::{BULK_TIMEOUT, with_bulk_timeout, with_timeout},
-    write_batch::digest,
 };
 use crate::{
     embedding::EmbedError,

@@ -2,6 +2,7 @@
 //! index. It knows nothing of turns, prompts or frames.
 
 mod bm25;
+mod digest;
 mod document;
 mod engine;
 mod error;

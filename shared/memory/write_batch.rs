@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
     AddOutcome, MemoryEngine, MemoryError, Metadata, NewMemory,
+    digest::digest,
     store::{self, MemoryTransaction, NewMemoryRow, NewVector, SessionContent, StoredText, SupersedeEdge},
     supersede,
     timeouts::{BULK_TIMEOUT, with_bulk_timeout},
@@ -172,10 +172,6 @@ impl WriteBatch {
 fn session_of(metadata: &Metadata) -> String {
     let session = metadata.get("session_id").or_else(|| metadata.get("session"));
     session.filter(|session| session.len() <= MAX_ID_BYTES).cloned().unwrap_or_default()
-}
-
-pub(super) fn digest(text: &str) -> [u8; 32] {
-    Sha256::digest(text).into()
 }
 
 #[cfg(test)]

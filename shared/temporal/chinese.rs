@@ -2,7 +2,7 @@
 
 use jiff::civil::Weekday;
 
-use super::{Anchor, Days, Phrase, Unit, year_from};
+use super::days::{Anchor, Days, Phrase, Unit, year_from};
 
 pub(super) fn phrases(text: &str, anchor: Anchor) -> Vec<Phrase> {
     // One character becomes one character, so that positions in both texts correspond.

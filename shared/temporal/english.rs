@@ -2,7 +2,7 @@
 
 use jiff::civil::{Date, Weekday};
 
-use super::{Anchor, Days, Phrase, Unit, numeric_date, year_from};
+use super::days::{Anchor, Days, Phrase, Unit, numeric_date, year_from};
 
 /// Punctuation that ends a phrase is a word without letters.
 struct Word<'a> {

@@ -1,29 +1,19 @@
 //! Reads the configuration of a sentence-transformers directory, as `SentenceTransformer.save_pretrained` writes it.
 //! Releases before and since 6 name the pooling and the longest input differently.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::{ops::Activation, pooling::Pooling};
+use super::{
+    files::{LocalModelError, malformed, parse, read, read_optional, unsupported},
+    ops::Activation,
+    pooling::Pooling,
+};
 
 /// Implemented values of `model_type`.
 const FAMILIES: &str = "bert, roberta, xlm-roberta, camembert and distilbert";
-
-/// For the operator who configured the directory.
-#[derive(Debug, thiserror::Error)]
-pub enum LocalModelError {
-    #[error("{path} cannot be read: {source}; {expected}", path = .path.display())]
-    Unreadable { path: PathBuf, expected: &'static str, source: io::Error },
-    #[error("{path} is invalid: {problem}", path = .path.display())]
-    Malformed { path: PathBuf, problem: String },
-    #[error("{path} requires {required}; supported are {supported}", path = .path.display())]
-    Unsupported { path: PathBuf, required: String, supported: &'static str },
-}
 
 /// Encoders that differ in the names of tensors or the numbering of positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,32 +184,4 @@ fn read_shape(config: &Path) -> Result<(String, EncoderFamily, EncoderShape), Lo
         return Err(malformed(config, format!("hidden_size {hidden} is not a multiple of {heads} attention heads")));
     }
     Ok((model_type, family, shape))
-}
-
-pub(super) fn read(path: &Path, expected: &'static str) -> Result<Vec<u8>, LocalModelError> {
-    std::fs::read(path).map_err(|source| LocalModelError::Unreadable { path: path.to_owned(), expected, source })
-}
-
-/// `None` = there is no such file.
-pub(super) fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, LocalModelError> {
-    match std::fs::read(path) {
-        Ok(content) => parse(path, &content).map(Some),
-        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => {
-            let expected = "it should be a file that this process may read";
-            Err(LocalModelError::Unreadable { path: path.to_owned(), expected, source })
-        }
-    }
-}
-
-fn parse<T: DeserializeOwned>(path: &Path, content: &[u8]) -> Result<T, LocalModelError> {
-    serde_json::from_slice(content).map_err(|error| malformed(path, error))
-}
-
-pub(super) fn malformed(path: &Path, problem: impl ToString) -> LocalModelError {
-    LocalModelError::Malformed { path: path.to_owned(), problem: problem.to_string() }
-}
-
-pub(super) fn unsupported(path: &Path, required: String, supported: &'static str) -> LocalModelError {
-    LocalModelError::Unsupported { path: path.to_owned(), required, supported }
 }

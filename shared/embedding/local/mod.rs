@@ -4,6 +4,7 @@
 //! prefixes such as "query: ", which some models expect.
 
 mod directory;
+mod files;
 mod model;
 mod ops;
 mod pooling;
@@ -19,10 +20,11 @@ use futures_util::{
 use sha2::{Digest as _, Sha256};
 use tokenizers::{Tokenizer, TruncationParams};
 
-pub use directory::LocalModelError;
+pub use files::LocalModelError;
 
 use super::{EmbedError, Embedder, EmbeddingModel, QueryVector, normalize};
-use directory::{ModelDirectory, malformed, read};
+use directory::ModelDirectory;
+use files::{malformed, read};
 use model::BertEncoder;
 use workers::Workers;
 

@@ -9,7 +9,8 @@ use ndarray::{Array1, Array2, ArrayView2, Axis, concatenate, linalg::general_mat
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::{
-    directory::{EncoderFamily, EncoderShape, LocalModelError, ModelDirectory, malformed},
+    directory::{EncoderFamily, EncoderShape, ModelDirectory},
+    files::{LocalModelError, malformed},
     ops::{Activation, LayerNorm, softmax},
 };
 

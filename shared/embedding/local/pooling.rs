@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::directory::{LocalModelError, malformed, read_optional, unsupported};
+use super::files::{LocalModelError, malformed, read_optional, unsupported};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pooling {

@@ -1,6 +1,7 @@
 //! The blocks of a Markdown document that the splitter distinguishes: headings, fenced code, and all other text.
 
-use super::{MAX_TITLE_CHARS, line_end};
+/// Of a heading in a section's path.
+pub(super) const MAX_TITLE_CHARS: usize = 120;
 
 pub(super) enum BlockKind<'a> {
     /// The level, 1 to 6, and the title.
@@ -122,4 +123,8 @@ impl Fence {
     fn is_closed_by(&self, line: &str) -> bool {
         flush_left(line).is_some_and(|text| text.len() >= self.len && text.trim_matches(self.mark).is_empty())
     }
+}
+
+pub(super) fn line_end(text: &str) -> usize {
+    text.find('\n').map_or(text.len(), |at| at + 1)
 }

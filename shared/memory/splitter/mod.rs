@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use unicode_segmentation::UnicodeSegmentation as _;
 
-use self::markdown::{BlockKind, Blocks};
+use self::markdown::{BlockKind, Blocks, MAX_TITLE_CHARS, line_end};
 
 /// The weight of a full chunk, about 250 tokens, for models with a window of 256. A Latin letter weighs 1 (four make a
 /// token) and a character of any other script 2: 1,000 Latin or 500 Chinese characters.
@@ -19,9 +19,6 @@ const TARGET_WEIGHT: usize = 1_000;
 /// For a code block in one piece, and for a heading with its paragraph. A character weighs at least 1, so this bounds the
 /// characters of a chunk as well.
 const MAX_WEIGHT: usize = 1_600;
-
-/// Of a heading in a section's path.
-const MAX_TITLE_CHARS: usize = 120;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextChunk<'a> {
@@ -130,10 +127,6 @@ impl Splitter<'_> {
             self.chunks.push(TextChunk { section: titles.join(" > "), text });
         }
     }
-}
-
-fn line_end(text: &str) -> usize {
-    text.find('\n').map_or(text.len(), |at| at + 1)
 }
 
 /// The end of the first sentence with the white space after it. List items and table rows end sentences as well.

@@ -13,7 +13,6 @@ use jiff_sqlx::ToSqlx as _;
 use sqlx::types::Json;
 
 pub(crate) use supersede::SupersedeEdge;
-pub(crate) use vectors::NewVector;
 
 use super::{
     column, inverted_index, sql_int,
@@ -29,6 +28,15 @@ use crate::{
 const BATCH: usize = 1_000;
 
 const UPSERT: &str = include_str!("../sql/upsert_memories.sql");
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewVector<'a> {
+    pub(crate) id: &'a str,
+    /// SHA-256 of the text that it is made from.
+    pub(crate) digest: [u8; 32],
+    /// `None` = stored already.
+    pub(crate) embedding: Option<&'a [f32]>,
+}
 
 #[derive(Debug)]
 pub(crate) struct NewMemoryRow<'a> {

@@ -1,20 +1,11 @@
 use pgvector::Vector;
 
-use super::{MemoryTransaction, column};
+use super::{MemoryTransaction, NewVector, column};
 
 const DELETE_STALE: &str = include_str!("../sql/delete_stale_vectors.sql");
 const INSERT: &str = include_str!("../sql/insert_vectors.sql");
 const DELETE_OTHER_MODELS: &str = include_str!("../sql/delete_other_models.sql");
 const IDS_WITHOUT_VECTOR: &str = include_str!("../sql/ids_without_vector.sql");
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NewVector<'a> {
-    pub(crate) id: &'a str,
-    /// SHA-256 of the text that it is made from.
-    pub(crate) digest: [u8; 32],
-    /// `None` = stored already.
-    pub(crate) embedding: Option<&'a [f32]>,
-}
 
 impl MemoryTransaction<'_> {
     /// Replaces vectors of former texts. Returns the ids whose vector is new.
