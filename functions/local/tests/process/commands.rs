@@ -44,7 +44,7 @@ async fn remembered_text_is_recalled_and_cited() {
     assert!(output.stderr.contains("I mix up eigenvalues and eigenvectors"), "a citation: {output:?}");
 
     let of_another = sandbox.run(&["recall", "eigenvalues", "--addr", &server.url, "--user", "bob"], &[]).await;
-    assert_eq!((of_another.code, of_another.stdout.as_str()), (Some(0), "Nothing found."));
+    assert_eq!((of_another.code, of_another.stdout.as_str()), (Some(0), "No memories found."));
 }
 
 #[tokio::test]
