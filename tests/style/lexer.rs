@@ -39,10 +39,11 @@ pub fn tokens(source: &str) -> Vec<Token> {
                     name.push(c);
                 }
                 match (name.as_str(), chars.peek()) {
-                    ("r" | "br" | "cr", Some('"' | '#')) => match skip_raw_string(&mut chars) {
-                        Some(raw_identifier) => tokens.push(Token::Ident(raw_identifier)),
-                        None => {}
-                    },
+                    ("r" | "br" | "cr", Some('"' | '#')) => {
+                        if let Some(raw_identifier) = skip_raw_string(&mut chars) {
+                            tokens.push(Token::Ident(raw_identifier));
+                        }
+                    }
                     ("b" | "c", Some('"')) => {
                         chars.next();
                         skip_string(&mut chars);
