@@ -4,7 +4,7 @@
 #     infra/dynamodb.sh cargo test --test conversations
 #     CONVERSATIONS=dynamodb://agent-conversations infra/dynamodb.sh cargo run
 #
-# moto is a Python package, cached in target/tools; it needs neither an account nor a container. docs/conversations.md lists where
+# moto is a Python package, cached in target/tools; it needs neither an account nor a container. docs/how-to/dynamodb.md lists where
 # it is less strict than DynamoDB. It listens on a free loopback port, passed in TEST_DYNAMODB_URL and the AWS variables, holds
 # its data in memory, and exits with the command.
 set -euo pipefail

@@ -20,7 +20,7 @@ pub enum DatabaseError {
     #[cfg(embedded_postgres_archive)]
     #[error(transparent)]
     Embedded(#[from] EmbeddedError),
-    #[error("the table owner may not grant the service's roles to its logins; see docs/database.md: {0}")]
+    #[error("the table owner may not grant the service's roles to its logins; see docs/how-to/postgres.md: {0}")]
     RoleGrant(#[source] sqlx::Error),
     /// A query could return another user's rows.
     #[error("the database does not isolate users: {0}")]

@@ -11,10 +11,18 @@ use agent_service::config::{Config, VARIABLES};
 use text::{code_blocks, code_spans, first_cells, read};
 
 /// Pages whose names of files and types must exist, and whose text follows the style guide.
-const PAGES: &[&str] = &["README.md", "ARCHITECTURE.md", "docs/reference", "docs/explanation"];
+const PAGES: &[&str] = &[
+    "README.md",
+    "ARCHITECTURE.md",
+    "infra/README.md",
+    "docs/tutorial",
+    "docs/how-to",
+    "docs/reference",
+    "docs/explanation",
+];
 
 /// Pages in both languages, which must show the same commands.
-const TRANSLATIONS: &[(&str, &str)] = &[("infra/README.md", "infra/README.zh-CN.md")];
+const TRANSLATIONS: &[(&str, &str)] = &[("docs/how-to/deploy-aws.md", "infra/README.zh-CN.md")];
 
 fn names(items: impl IntoIterator<Item = impl Into<String>>) -> BTreeSet<String> {
     items.into_iter().map(Into::into).collect()

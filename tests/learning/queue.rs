@@ -100,7 +100,7 @@ async fn failing_job_is_retried_with_backoff_and_fails_for_good() {
     assert_eq!((attempts, locked, failed), (5, false, true));
     harness.expire_retry_delays().await;
     assert_eq!((process_queue(&worker).await, model.request_count()), (0, 5));
-    // The statement of the runbook in docs/learning.md.
+    // The statement of the runbook in docs/how-to/troubleshoot.md.
     let again = "update learning_jobs set failed_at = null, attempts = 0, due_at = now() where failed_at is not null";
     sqlx::query(again).execute(&mut connection).await.unwrap();
     process_queue(&worker).await;

@@ -1,6 +1,6 @@
 // Asks the agent service a question and prints the answer as it streams.
 //
-//	go run ./chat [-cut-after N] [-stop-after N] [QUESTION]
+//	go run ./chat [-cut-after N] [-stop-after N] [-language TAG] [QUESTION]
 //
 // Environment: AGENT_URL (service address), AGENT_USER (user id), AGENT_TOKEN (bearer token).
 package main
@@ -25,6 +25,7 @@ import (
 var (
 	cutAfter  = flag.Int("cut-after", 0, "drop the connection after `N` frames, and resume")
 	stopAfter = flag.Int("stop-after", 0, "cancel the answer after `N` frames")
+	language  = flag.String("language", "", "`TAG` of the language of statuses and errors, such as zh-CN")
 )
 
 func main() {
@@ -68,8 +69,9 @@ func ask(ctx context.Context, conn *grpc.ClientConn, question string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	request := &agentv1.ChatRequest{
-		RequestId: uuid.NewString(), // makes retries idempotent
-		Input:     &agentv1.ChatRequest_Message{Message: question},
+		RequestId:   uuid.NewString(), // makes retries idempotent
+		Input:       &agentv1.ChatRequest_Message{Message: question},
+		UserProfile: &agentv1.UserProfile{Language: *language},
 	}
 	var last *agentv1.ChatResponse
 	for attempt := 1; ; attempt++ {

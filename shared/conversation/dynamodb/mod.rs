@@ -1,5 +1,5 @@
 //! Conversations in one table of DynamoDB. `docs/reference/tables.md` documents its items, and
-//! `docs/conversations.md` the cost of each call.
+//! `docs/how-to/dynamodb.md` the cost of each call.
 //!
 //! Times are those of the process that writes, so its clock has to be roughly right. Every change that spans items is one
 //! transaction with conditions; a condition that fails returns the item that refused, which says why.
