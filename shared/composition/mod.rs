@@ -25,12 +25,16 @@ use crate::{
     tools::Toolbox,
 };
 
+/// The application, for the programs and functions that run it.
+#[warn(missing_docs)]
 #[derive(Clone)]
 pub struct App {
     model: Arc<dyn ChatModel>,
+    /// For tasks besides the calls, such as building vector indexes.
     pub engine: Arc<MemoryEngine>,
     /// `None` = conversations are not stored.
     pub conversations: Option<Arc<dyn ConversationStore>>,
+    /// The gRPC services.
     pub apis: Apis,
     /// `None` = conversations are not stored.
     pub learner: Option<Arc<TurnLearner>>,
@@ -38,6 +42,7 @@ pub struct App {
     pub extraction_worker: Option<Arc<ExtractionWorker>>,
 }
 
+#[warn(missing_docs)]
 impl App {
     /// Builds the configured application; without `database` it has no memory.
     ///

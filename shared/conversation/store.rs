@@ -12,6 +12,7 @@ use crate::identity::{RequestId, SessionId, UserId};
 
 /// A store of conversations. A call that fails has changed nothing, unless it says otherwise. Stores have no deadlines of
 /// their own: [`WithDeadlines`](super::WithDeadlines) adds them.
+#[warn(missing_docs)]
 #[async_trait::async_trait]
 pub trait ConversationStore: Send + Sync {
     /// Admits a run: idempotency, the session's lease and the user's quotas, in one round trip.

@@ -21,7 +21,10 @@ pub struct EmbeddingModel {
     pub dimension: usize,
 }
 
+/// Turns texts into vectors of one model.
+#[warn(missing_docs)]
 pub trait Embedder: Send + Sync {
+    /// The model of all its vectors.
     fn model(&self) -> &EmbeddingModel;
 
     /// One unit vector of `model().dimension` numbers for each text, in order.
@@ -32,6 +35,7 @@ pub trait Embedder: Send + Sync {
         Box::pin(std::future::ready(()))
     }
 
+    /// The vector of a query, with the vocabulary coverage that only some models know.
     fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
         Box::pin(async move {
             let vector = self.embed(&[text]).await?.pop();

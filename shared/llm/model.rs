@@ -100,7 +100,10 @@ pub enum Finish {
 /// The events of one answer. Nothing is sent before the first poll; dropping the stream cancels the provider's request.
 pub type ModelStream = Pin<Box<dyn Stream<Item = Result<ModelEvent, ModelError>> + Send>>;
 
+/// A model, or a chain of models with fallbacks.
+#[warn(missing_docs)]
 pub trait ChatModel: Send + Sync {
+    /// Starts an answer. It is pull-based: nothing is sent before the first poll.
     fn answer(self: Arc<Self>, request: ModelRequest) -> ModelStream;
 
     /// The model that answers a request which names `requested`.

@@ -63,9 +63,9 @@ fn main() -> ExitCode {
 
 async fn execute(command: Command) -> CommandResult {
     match command {
-        Command::Serve => with_config(serve::run).await,
-        Command::Migrate => with_config(migrate::run).await,
-        Command::Reembed(arguments) => with_config(|config| reembed::run(config, arguments)).await,
+        Command::Serve => Box::pin(serve::run(load_config()?)).await,
+        Command::Migrate => migrate::run(load_config()?).await,
+        Command::Reembed(arguments) => Box::pin(reembed::run(load_config()?, arguments)).await,
         Command::Chat(arguments) => client::chat(arguments).await,
         Command::Remember(arguments) => client::remember(arguments).await,
         Command::Recall(arguments) => client::recall(arguments).await,
@@ -73,8 +73,8 @@ async fn execute(command: Command) -> CommandResult {
     }
 }
 
-/// Reads the configuration from the environment and `.env`, starts logging, and runs a command.
-async fn with_config<F: Future<Output = CommandResult>>(run: impl FnOnce(Config) -> F) -> CommandResult {
+/// Reads the configuration from the environment and `.env`, and starts logging.
+fn load_config() -> Result<Config, CommandError> {
     match dotenvy::dotenv() {
         Ok(_) => {}
         Err(error) if error.not_found() => {}
@@ -88,5 +88,5 @@ async fn with_config<F: Future<Output = CommandResult>>(run: impl FnOnce(Config)
     }
     let config = Config::from_env().map_err(CommandError::configuration)?;
     agent_service::telemetry::init(config.log_format);
-    run(config).await
+    Ok(config)
 }

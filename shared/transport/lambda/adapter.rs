@@ -56,6 +56,7 @@ impl<S> GrpcService for S where
 {
 }
 
+/// gRPC services as handlers of Lambda events.
 #[derive(Clone)]
 pub struct Adapter {
     routes: Vec<Route>,
@@ -83,6 +84,7 @@ impl Adapter {
         Self { routes: Vec::new() }.add_service(service, methods)
     }
 
+    /// Serves these methods of another service as well.
     #[must_use]
     pub fn add_service<S: GrpcService>(mut self, service: S, methods: &'static [&'static str]) -> Self {
         let service = GrpcWebLayer::new().layer(StatusLayer.layer(BoxCloneSyncService::new(service)));

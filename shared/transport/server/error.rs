@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr};
 use crate::error::with_causes;
 
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum ServerError {
     #[error("cannot listen on {address}: {source}; set GRPC_PORT to a free port, or stop the program that uses it")]
     Bind { address: SocketAddr, source: io::Error },

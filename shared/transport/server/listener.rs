@@ -34,6 +34,7 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// When many clients reconnect at once, the usual backlog of 128 overflows, and the rest retries after a second.
 const ACCEPT_BACKLOG: u32 = 4096;
 
+/// A bound port with all layers between HTTP and a gRPC service. It knows no service of ours, so that tests can bring their own.
 pub struct Listener {
     server: TonicServer,
     socket: TcpListener,
