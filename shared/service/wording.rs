@@ -41,7 +41,7 @@ pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str
         ),
         TurnFailure::NotPersisted => language.pick(
             "The conversation cannot be read or saved right now. Please try again in a moment.",
-            "暂时无法读取或保存会话，请稍后重试。",
+            "暂时无法读取或保存对话，请稍后重试。",
         ),
         TurnFailure::Cancelled => language.pick("The answer was stopped.", "回答已停止。"),
         TurnFailure::Abandoned => language.pick(
@@ -71,7 +71,7 @@ pub(super) fn quota_exceeded(language: Language, quota: QuotaKind) -> &'static s
 pub(super) fn session_busy(language: Language) -> &'static str {
     language.pick(
         "the conversation is answering another request; wait until it has ended, or stop it",
-        "该会话正在回答另一个请求，请等待其结束或将其停止",
+        "该对话正在回答另一个请求，请等待它结束，或先停止它",
     )
 }
 
@@ -80,7 +80,7 @@ pub(super) fn overloaded(language: Language) -> &'static str {
 }
 
 pub(super) fn store_unavailable(language: Language) -> &'static str {
-    language.pick("the conversation cannot be reached right now; try again", "暂时无法访问会话，请稍后重试")
+    language.pick("the conversation cannot be reached right now; try again", "暂时无法访问对话，请稍后重试")
 }
 
 pub(super) fn permission_denied(language: Language) -> &'static str {
@@ -105,11 +105,11 @@ fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
     match kind {
         ModelErrorKind::Unauthorized => language.pick(
             "The model provider refused the service's key. The operator of the service should check LLM_API_KEY.",
-            "模型服务拒绝了密钥，请服务的维护者检查 LLM_API_KEY。",
+            "模型服务商拒绝了密钥，请管理员检查 LLM_API_KEY。",
         ),
         ModelErrorKind::QuotaExhausted => language.pick(
             "The service's account at the model provider is used up. The operator of the service should top it up.",
-            "模型服务账户余额或额度已用完，请服务的维护者充值。",
+            "模型服务商账户的余额或额度已用完，请管理员充值。",
         ),
         ModelErrorKind::RateLimited => language.pick(
             "The model is asked too often right now. Please try again in a moment.",
@@ -117,33 +117,33 @@ fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
         ),
         ModelErrorKind::ModelNotFound => language.pick(
             "The model provider does not know this model. The operator of the service should check the model's name.",
-            "模型服务没有这个模型，请服务的维护者检查模型名称。",
+            "模型服务商没有这个模型，请管理员检查模型名称。",
         ),
         ModelErrorKind::AddressNotFound => language.pick(
             "There is no model API at the configured address. The operator of the service should check LLM_API_BASE_URL: it usually ends with one /v1.",
-            "配置的地址上没有模型接口，请服务的维护者检查 LLM_API_BASE_URL（通常以一个 /v1 结尾）。",
+            "配置的地址上没有模型接口，请管理员检查 LLM_API_BASE_URL（通常以一个 /v1 结尾）。",
         ),
         ModelErrorKind::ContextLength => language.pick(
             "The conversation is too long for the model. Please start a new one or shorten your message.",
-            "对话超出了模型的长度限制，请新建会话或缩短消息。",
+            "对话超出了模型的长度限制，请新建对话或缩短消息。",
         ),
         ModelErrorKind::ContentFilter => language
-            .pick("The model provider's content filter refused this message.", "该消息被模型服务的内容审核拒绝。"),
-        ModelErrorKind::Rejected => language.pick("The model provider refused the request.", "模型服务拒绝了该请求。"),
+            .pick("The model provider's content filter refused this message.", "该消息被模型服务商的内容审核拒绝。"),
+        ModelErrorKind::Rejected => language.pick("The model provider refused the request.", "模型服务商拒绝了该请求。"),
         ModelErrorKind::Unavailable => language.pick(
             "The model provider cannot be reached right now. Please try again in a moment.",
-            "模型服务暂时不可用，请稍后重试。",
+            "模型服务商暂时不可用，请稍后重试。",
         ),
         ModelErrorKind::Timeout => {
             language.pick("The model took too long to answer. Please try again.", "模型响应超时，请重试。")
         }
         ModelErrorKind::Truncated => language.pick(
             "The connection to the model broke off in the middle of the answer. Please try again.",
-            "与模型服务的连接中断，回答不完整，请重试。",
+            "与模型服务商的连接中断，回答不完整，请重试。",
         ),
         ModelErrorKind::Malformed => language.pick(
             "The model provider sent something unreadable. Please try again.",
-            "模型服务返回了无法识别的数据，请重试。",
+            "模型服务商返回了无法识别的数据，请重试。",
         ),
         ModelErrorKind::EmptyAnswer => {
             language.pick("The model gave an empty answer. Please try again.", "模型返回了空回答，请重试。")

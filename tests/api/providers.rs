@@ -160,7 +160,7 @@ async fn error_message_is_in_the_language_of_the_user() {
     let profile = pb::UserProfile { language: "zh".into(), ..Default::default() };
     let frames =
         server.chat(pb::ChatRequest { user_profile: Some(profile), ..ask_without_retrieval("hi") }).await.unwrap();
-    assert_eq!(error_of(&frames).message, "模型服务暂时不可用，请稍后重试。");
+    assert_eq!(error_of(&frames).message, "模型服务商暂时不可用，请稍后重试。");
 }
 
 #[tokio::test]

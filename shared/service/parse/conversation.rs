@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn session_cursor_round_trips_through_its_token() {
-        for id in ["s", "a.b", "会话 1"] {
+        for id in ["s", "a.b", "对话 1"] {
             let cursor = SessionCursor {
                 updated_at: "2026-11-25T14:07:21.123456Z".parse().unwrap(),
                 id: SessionId::parse("session_id", id).unwrap(),
