@@ -8,6 +8,8 @@
 //! Texts and vectors are synthetic, the same in every run. Times have no thresholds: on a shared machine only the ratios within
 //! one run are meaningful.
 
+#![expect(clippy::large_futures, reason = "only the server holds many futures")]
+
 #[path = "../support/arguments.rs"]
 mod arguments;
 mod corpus;

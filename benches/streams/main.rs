@@ -6,6 +6,8 @@
 //!
 //! It has no thresholds: on a shared machine only the ratios within one run are meaningful.
 
+#![expect(clippy::large_futures, reason = "only the server holds many futures")]
+
 use crate::{
     arguments::Arguments,
     common::{BenchResult, LOG_LEVEL, request},

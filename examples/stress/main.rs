@@ -3,6 +3,8 @@
 //! `cargo run --release --example stress` starts its own stack, which requires Rust, Go and Python; with `--url` it uses a running
 //! one. Every turn is checked, and a failed one makes the exit code 1.
 
+#![expect(clippy::large_futures, reason = "only the server holds many futures")]
+
 mod client;
 #[path = "../../benches/support/paced_provider.rs"]
 mod paced_provider;

@@ -95,7 +95,7 @@ impl MemoryEngine {
             transaction.commit().await?;
             Ok(updated)
         });
-        updated.await?.ok_or(MemoryError::NotFound)
+        Box::pin(updated).await?.ok_or(MemoryError::NotFound)
     }
 
     /// The vector of a memory's new content, with the digest of its text.

@@ -110,7 +110,7 @@ impl RolePool {
             argument.write(&mut statements);
         }
         statements.push(')');
-        let mut connection = self.pool()?.acquire().await?;
+        let mut connection = Box::pin(self.pool()?.acquire()).await?;
         let rows = sqlx::raw_sql(AssertSqlSafe(statements)).fetch_all(&mut *connection).await?;
         // The first row is that of `set_user`.
         Ok(rows.into_iter().nth(1))
@@ -127,7 +127,8 @@ impl RolePool {
     }
 
     async fn begin_with(&self, settings: &[&str]) -> Result<RoleTransaction, sqlx::Error> {
-        let inner = self.pool()?.begin_with(AssertSqlSafe(self.role.begin(settings))).await?;
+        // Boxed: the future is 4 KiB, and every caller would carry it for as long as its transaction takes.
+        let inner = Box::pin(self.pool()?.begin_with(AssertSqlSafe(self.role.begin(settings)))).await?;
         Ok(RoleTransaction { inner, prepared_statements: self.prepared_statements })
     }
 

@@ -1,6 +1,7 @@
 //! The API over real sockets and a real Postgres.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+#![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
 mod authentication;
 mod chat;

@@ -1,6 +1,7 @@
 //! One suite for all conversation stores, and tests of what each does inside.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+#![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
 mod admission;
 #[cfg(feature = "dynamodb")]

@@ -1,6 +1,7 @@
 //! Learning from turns with the real memory, queue and Postgres; only the model is a test double.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+#![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
 mod erasure;
 mod figures;

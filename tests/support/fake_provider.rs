@@ -203,7 +203,7 @@ async fn answer(
     received: mpsc::UnboundedSender<ReceivedRequest>,
     disconnected: mpsc::UnboundedSender<()>,
 ) {
-    'requests: while let Some(request) = read_request(&mut socket).await {
+    'requests: while let Some(request) = Box::pin(read_request(&mut socket)).await {
         if received.send(request).is_err() {
             return;
         }

@@ -64,12 +64,12 @@ fn main() -> ExitCode {
 async fn execute(command: Command) -> CommandResult {
     match command {
         Command::Serve => Box::pin(serve::run(load_config()?)).await,
-        Command::Migrate => migrate::run(load_config()?).await,
+        Command::Migrate => Box::pin(migrate::run(load_config()?)).await,
         Command::Reembed(arguments) => Box::pin(reembed::run(load_config()?, arguments)).await,
-        Command::Chat(arguments) => client::chat(arguments).await,
+        Command::Chat(arguments) => Box::pin(client::chat(arguments)).await,
         Command::Remember(arguments) => client::remember(arguments).await,
         Command::Recall(arguments) => client::recall(arguments).await,
-        Command::Import(arguments) => import::run(arguments).await,
+        Command::Import(arguments) => Box::pin(import::run(arguments)).await,
     }
 }
 

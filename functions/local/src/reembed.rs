@@ -25,7 +25,7 @@ pub async fn run(config: Config, arguments: ReembedArguments) -> CommandResult {
         bar.set_length(at.total);
         bar.set_position(at.done);
     };
-    let done = engine.reembed(&progress).await;
+    let done = Box::pin(engine.reembed(&progress)).await;
     bar.finish_and_clear();
     let done = done.map_err(|error| format!("{error}\nRun the same command again to resume."))?;
     println!("Computed vectors of {name} ({dimension} dimensions) for {} memories.", done.done);

@@ -65,11 +65,11 @@ async fn serve_and_learn(
         }
     };
     let serve = async {
-        let served = server.serve(ready.clone(), stop.clone()).await;
+        let served = Box::pin(server.serve(ready.clone(), stop.clone())).await;
         stop.cancel();
         served
     };
-    tokio::join!(serve, learn).0
+    tokio::join!(serve, Box::pin(learn)).0
 }
 
 /// Builds ANN indexes as users cross the threshold. It never returns.

@@ -49,7 +49,7 @@ pub(super) fn run(handle: impl AsyncFnOnce(App) -> Result<(), lambda_runtime::Er
         };
         // Opens connections before the first call, but does not delay it for a store that is slow or down.
         let warm_up = async { tokio::join!(check_database(database.as_ref()), app.warm_up()).0 };
-        match timeout(WARM_UP_TIMEOUT, warm_up).await {
+        match timeout(WARM_UP_TIMEOUT, Box::pin(warm_up)).await {
             Ok(Err(error @ DatabaseError::NotIsolated(_))) => return fail(&error, EXIT_FAILURE),
             Ok(Err(error)) => tracing::warn!(%error, "the database is not ready"),
             Ok(Ok(())) | Err(_) => {}

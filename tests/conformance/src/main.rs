@@ -6,6 +6,8 @@
 //! SIGTERM. `--lambda` serves by Lambda events. `--bare` serves with tonic and tonic-web alone: failures there are upstream
 //! bugs.
 
+#![expect(clippy::large_futures, reason = "the suite makes few calls at a time")]
+
 use std::{
     error::Error,
     io::{Read as _, Write as _},

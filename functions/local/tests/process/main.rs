@@ -3,6 +3,7 @@
 
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "shared test code fails by a panic")]
+#![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
 mod commands;
 mod configuration;

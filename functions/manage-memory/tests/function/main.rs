@@ -1,6 +1,7 @@
 //! The function under the Lambda runtime emulator, with a database.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+#![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
 #[path = "../../../../tests/support/function_database.rs"]
 mod function_database;

@@ -2,6 +2,7 @@
 //! Postgres, except in one test with the DynamoDB emulator.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+#![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
 mod dynamodb;
 #[path = "../../../../tests/support/function_database.rs"]
