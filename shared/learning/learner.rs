@@ -57,14 +57,14 @@ pub struct ExtractionOutcome {
 
 /// A turn with its owner.
 #[derive(Clone, Copy)]
-struct TurnContext<'a> {
+struct LearningTurn<'a> {
     user: &'a UserId,
     session: &'a SessionId,
     turn: &'a StoredTurn,
     record: &'a TurnRecord,
 }
 
-impl<'a> TurnContext<'a> {
+impl<'a> LearningTurn<'a> {
     fn memories(&self, memories: Vec<NewMemory>, is_final: bool) -> TurnMemories<'a> {
         let Self { session, turn, .. } = *self;
         TurnMemories { session, request: &turn.request, turn_ended_at: turn.created_at, memories, is_final }
@@ -105,7 +105,7 @@ impl TurnLearner {
         turn: &StoredTurn,
     ) -> Result<ExtractionOutcome, LearnError> {
         let record = TurnRecord::from_bytes(&turn.record)?;
-        let context = TurnContext { user, session, turn, record: &record };
+        let context = LearningTurn { user, session, turn, record: &record };
         let mut outcome = ExtractionOutcome::default();
         // A failed extraction does not keep the session from its title.
         let memories = self.write_memories(context, &mut outcome).await;
@@ -118,10 +118,10 @@ impl TurnLearner {
     /// Writes the verbatim memories first, so that they survive a failed extraction, and marks the turn with the facts.
     async fn write_memories(
         &self,
-        context: TurnContext<'_>,
+        context: LearningTurn<'_>,
         outcome: &mut ExtractionOutcome,
     ) -> Result<(), LearnError> {
-        let TurnContext { user, session, turn, record } = context;
+        let LearningTurn { user, session, turn, record } = context;
         if !self.writes_memories || !self.memory.is_configured() {
             return Ok(());
         }
@@ -153,7 +153,7 @@ impl TurnLearner {
     async fn extract_facts(
         &self,
         extractor: &dyn Extractor,
-        TurnContext { user, turn, record, .. }: TurnContext<'_>,
+        LearningTurn { user, turn, record, .. }: LearningTurn<'_>,
     ) -> Result<Vec<(Fact, Result<(), FactRejection>)>, LearnError> {
         let text = own_words(record.question().unwrap_or_default());
         if !text.contains(char::is_alphanumeric) || instruction_guard::is_override(&text) {
@@ -209,7 +209,7 @@ impl TurnLearner {
 
     async fn update_session(
         &self,
-        TurnContext { user, session, turn, record }: TurnContext<'_>,
+        LearningTurn { user, session, turn, record }: LearningTurn<'_>,
         outcome: &mut ExtractionOutcome,
     ) -> Result<(), LearnError> {
         if turn.seq == 1 && self.needs_title(user, session, record).await? {
@@ -281,7 +281,7 @@ fn turns_to_summarize(mut turns: Vec<StoredTurn>) -> Vec<StoredTurn> {
 /// Converts the accepted facts and counts the others.
 fn facts_to_memories(
     facts: Vec<(Fact, Result<(), FactRejection>)>,
-    TurnContext { session, turn, .. }: TurnContext<'_>,
+    LearningTurn { session, turn, .. }: LearningTurn<'_>,
     outcome: &mut ExtractionOutcome,
 ) -> Vec<NewMemory> {
     let mut memories: Vec<NewMemory> = Vec::new();
