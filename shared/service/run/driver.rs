@@ -69,13 +69,13 @@ pub(super) struct RunDriver {
     /// Frames before it are persisted.
     persisted: FrameCursor,
     lease_is_lost: bool,
-    progress: Progress,
+    progress: RunProgress,
     has_finished: bool,
 }
 
 /// The facts about a turn that decide how its run ends.
 #[derive(Default)]
-struct Progress {
+struct RunProgress {
     tokens: u32,
     /// The client saw text or a tool's result.
     has_output: bool,
@@ -85,7 +85,7 @@ struct Progress {
 /// A checkpoint on its way to the store, and the cursor behind its frames.
 type Flush = BoxFuture<'static, (Result<RunSignals, StoreError>, FrameCursor)>;
 
-enum Step {
+enum DriverStep {
     Flushed(Result<RunSignals, StoreError>, FrameCursor),
     CancelRequested,
     Abandoned,
@@ -120,7 +120,7 @@ impl RunDriver {
             last_heartbeat: Instant::now(),
             persisted: FrameCursor::default(),
             lease_is_lost: false,
-            progress: Progress::default(),
+            progress: RunProgress::default(),
             has_finished: false,
         }
     }
@@ -133,12 +133,12 @@ impl RunDriver {
         let mut events = std::pin::pin!(events_or_defect(events));
         let last = loop {
             match self.next_step(events.as_mut()).await {
-                Step::Flushed(result, cursor) => self.on_flushed(result, cursor),
-                Step::CancelRequested => self.stop(TurnFailure::Cancelled),
-                Step::Abandoned => self.on_abandoned(),
-                Step::Tick => self.on_tick(),
-                Step::Event(event) if event.is_last() => break event,
-                Step::Event(event) => self.on_event(event),
+                DriverStep::Flushed(result, cursor) => self.on_flushed(result, cursor),
+                DriverStep::CancelRequested => self.stop(TurnFailure::Cancelled),
+                DriverStep::Abandoned => self.on_abandoned(),
+                DriverStep::Tick => self.on_tick(),
+                DriverStep::Event(event) if event.is_last() => break event,
+                DriverStep::Event(event) => self.on_event(event),
             }
         };
         // At most one write of a run is in flight.
@@ -151,15 +151,15 @@ impl RunDriver {
     }
 
     /// Waits for whatever comes first. Steps before the turn's events have priority, so that a fast turn starves none of them.
-    async fn next_step(&mut self, mut events: Pin<&mut (impl Stream<Item = TurnEvent> + Send)>) -> Step {
+    async fn next_step(&mut self, mut events: Pin<&mut (impl Stream<Item = TurnEvent> + Send)>) -> DriverStep {
         let may_stop = self.stop.is_some();
         tokio::select! {
             biased;
-            (result, cursor) = flushed(&mut self.flush) => Step::Flushed(result, cursor),
-            () = self.live.log.cancelled.cancelled(), if may_stop => Step::CancelRequested,
-            () = &mut self.abandoned, if may_stop => Step::Abandoned,
-            _ = self.ticker.tick() => Step::Tick,
-            event = events.next() => Step::Event(event.unwrap_or(TurnEvent::Failed(TurnFailure::Internal))),
+            (result, cursor) = flushed(&mut self.flush) => DriverStep::Flushed(result, cursor),
+            () = self.live.log.cancelled.cancelled(), if may_stop => DriverStep::CancelRequested,
+            () = &mut self.abandoned, if may_stop => DriverStep::Abandoned,
+            _ = self.ticker.tick() => DriverStep::Tick,
+            event = events.next() => DriverStep::Event(event.unwrap_or(TurnEvent::Failed(TurnFailure::Internal))),
         }
     }
 
