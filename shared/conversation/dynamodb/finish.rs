@@ -62,7 +62,7 @@ impl StagedValues {
     }
 }
 
-enum Attempt {
+enum FinishOutcome {
     Committed,
     LeaseLost,
     Retry,
@@ -89,12 +89,12 @@ impl DynamoConversations {
         let values = self.stage(&end).await?;
         for _ in 0..ATTEMPTS {
             match self.attempt_end(&end, &context, &values).await? {
-                Attempt::Committed => {
+                FinishOutcome::Committed => {
                     self.delete_old_profile(lease, &context, &values).await;
                     return Ok(());
                 }
-                Attempt::Retry => {}
-                Attempt::LeaseLost => break,
+                FinishOutcome::Retry => {}
+                FinishOutcome::LeaseLost => break,
             }
             context = match self.context_of_end(lease, ending).await {
                 Ok(Some(context)) => context,
@@ -168,9 +168,9 @@ impl DynamoConversations {
         end: &End<'_>,
         context: &RunContext,
         values: &StagedValues,
-    ) -> Result<Attempt, StoreError> {
+    ) -> Result<FinishOutcome, StoreError> {
         Ok(match self.table.transact(end.writes(context, values)).await? {
-            TransactOutcome::Committed => Attempt::Committed,
+            TransactOutcome::Committed => FinishOutcome::Committed,
             TransactOutcome::ConditionsFailed(failed) => judge(&failed, end.lease, context),
         })
     }
@@ -188,13 +188,13 @@ impl DynamoConversations {
     }
 }
 
-fn judge(failed: &FailedConditions, lease: &Lease, context: &RunContext) -> Attempt {
+fn judge(failed: &FailedConditions, lease: &Lease, context: &RunContext) -> FinishOutcome {
     let lost_session = context.holds_session && failed.get(LEASE).is_some();
     match failed.get(RUN) {
         // An earlier attempt may be committed.
-        Some(run) if has_lease_token(run, lease.lease_token) => Attempt::Retry,
-        None if !lost_session => Attempt::Retry,
-        _ => Attempt::LeaseLost,
+        Some(run) if has_lease_token(run, lease.lease_token) => FinishOutcome::Retry,
+        None if !lost_session => FinishOutcome::Retry,
+        _ => FinishOutcome::LeaseLost,
     }
 }
 
