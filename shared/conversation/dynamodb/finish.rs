@@ -30,8 +30,7 @@ const ATTEMPTS: u32 = 4;
 const RUN: usize = 0;
 const LEASE: usize = 1;
 
-/// The end that is to be written.
-struct End<'a> {
+struct FinishRequest<'a> {
     lease: &'a Lease,
     ending: &'a RunEnding,
     now: Timestamp,
@@ -85,10 +84,10 @@ impl DynamoConversations {
             // A retry: the end is committed, and its answer was lost.
             return Ok(());
         };
-        let end = End { lease, ending, now: Timestamp::now() };
-        let values = self.stage(&end).await?;
+        let request = FinishRequest { lease, ending, now: Timestamp::now() };
+        let values = self.stage(&request).await?;
         for _ in 0..ATTEMPTS {
-            match self.attempt_end(&end, &context, &values).await? {
+            match self.attempt_end(&request, &context, &values).await? {
                 FinishOutcome::Committed => {
                     self.delete_old_profile(lease, &context, &values).await;
                     return Ok(());
@@ -133,8 +132,8 @@ impl DynamoConversations {
         Ok(Some(RunContext { items, seq: turns + 1, holds_session }))
     }
 
-    async fn stage(&self, end: &End<'_>) -> Result<StagedValues, StoreError> {
-        let End { lease, ending, now } = end;
+    async fn stage(&self, request: &FinishRequest<'_>) -> Result<StagedValues, StoreError> {
+        let FinishRequest { lease, ending, now } = request;
         let (user, lease_token) = (&lease.key.user, lease.lease_token);
         let expires = expiry(*now, EXPIRY_MARGIN);
         let chunk = match ending.chunk.count {
@@ -165,13 +164,13 @@ impl DynamoConversations {
 
     async fn attempt_end(
         &self,
-        end: &End<'_>,
+        request: &FinishRequest<'_>,
         context: &RunContext,
         values: &StagedValues,
     ) -> Result<FinishOutcome, StoreError> {
-        Ok(match self.table.transact(end.writes(context, values)).await? {
+        Ok(match self.table.transact(request.writes(context, values)).await? {
             TransactOutcome::Committed => FinishOutcome::Committed,
-            TransactOutcome::ConditionsFailed(failed) => judge(&failed, end.lease, context),
+            TransactOutcome::ConditionsFailed(failed) => judge(&failed, request.lease, context),
         })
     }
 
@@ -198,7 +197,7 @@ fn judge(failed: &FailedConditions, lease: &Lease, context: &RunContext) -> Fini
     }
 }
 
-impl End<'_> {
+impl FinishRequest<'_> {
     fn writes(&self, context: &RunContext, values: &StagedValues) -> Vec<Write> {
         let Self { lease, ending, now } = *self;
         let key = &lease.key;
