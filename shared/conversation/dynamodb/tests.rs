@@ -1,4 +1,4 @@
-//! Requests to DynamoDB and their order, recorded by a double whose responses the test scripts.
+//! Requests to DynamoDB and their order, recorded by an HTTP client whose responses the test scripts.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,24 +18,24 @@ type Answer = Box<dyn Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync>;
 
 /// Responds by operation, body and the number of earlier requests of the operation, and records the requests.
 #[derive(Clone)]
-struct Double {
+struct ScriptedHttp {
     answer: Arc<Answer>,
     asked: Arc<Mutex<Vec<(String, Value)>>>,
 }
 
-impl std::fmt::Debug for Double {
+impl std::fmt::Debug for ScriptedHttp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Double")
+        f.write_str("ScriptedHttp")
     }
 }
 
-impl HttpClient for Double {
+impl HttpClient for ScriptedHttp {
     fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
         SharedHttpConnector::new(self.clone())
     }
 }
 
-impl HttpConnector for Double {
+impl HttpConnector for ScriptedHttp {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let target = request.headers().get("x-amz-target").unwrap_or_default();
         let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
@@ -49,7 +49,7 @@ impl HttpConnector for Double {
     }
 }
 
-impl Double {
+impl ScriptedHttp {
     fn new(answer: impl Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync + 'static) -> Self {
         Self { answer: Arc::new(Box::new(answer)), asked: Arc::default() }
     }
@@ -124,13 +124,13 @@ fn running() -> Value {
 
 #[tokio::test]
 async fn admission_is_one_transaction_beside_the_profile() {
-    let double = Double::new(|_, _, _| (200, json!({})));
-    let admitted = double.store().admit(&run()).await.unwrap();
+    let http = ScriptedHttp::new(|_, _, _| (200, json!({})));
+    let admitted = http.store().admit(&run()).await.unwrap();
     assert!(matches!(admitted, AdmitOutcome::Started { profile: None, .. }));
-    let mut operations = double.operations();
+    let mut operations = http.operations();
     operations.sort();
     assert_eq!(operations, ["GetItem", "TransactWriteItems"]);
-    let items = double.bodies("TransactWriteItems")[0]["TransactItems"].as_array().unwrap().clone();
+    let items = http.bodies("TransactWriteItems")[0]["TransactItems"].as_array().unwrap().clone();
     assert_eq!(items.len(), 4);
     for item in items {
         let (_, write) = item.as_object().unwrap().iter().next().unwrap();
@@ -140,7 +140,7 @@ async fn admission_is_one_transaction_beside_the_profile() {
 
 #[tokio::test]
 async fn admission_retries_after_a_conflict() {
-    let double = Double::new(|operation, _, before| match (operation, before) {
+    let http = ScriptedHttp::new(|operation, _, before| match (operation, before) {
         ("TransactWriteItems", 0) => cancelled(&[
             ("None", Value::Null),
             ("TransactionConflict", Value::Null),
@@ -150,17 +150,17 @@ async fn admission_retries_after_a_conflict() {
         ]),
         _ => (200, json!({})),
     });
-    let admitted = double.store().admit(&run()).await.unwrap();
+    let admitted = http.store().admit(&run()).await.unwrap();
     assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
     let tokens: Vec<_> =
-        double.bodies("TransactWriteItems").iter().map(|body| body["ClientRequestToken"].clone()).collect();
+        http.bodies("TransactWriteItems").iter().map(|body| body["ClientRequestToken"].clone()).collect();
     assert_eq!(tokens.len(), 2);
     assert_ne!(tokens[0], tokens[1]);
 }
 
 #[tokio::test]
 async fn admission_with_lost_answer_starts_once() {
-    let double = Double::new(|operation, body, before| match (operation, before) {
+    let http = ScriptedHttp::new(|operation, body, before| match (operation, before) {
         // It was committed, and the answer was lost.
         ("TransactWriteItems", 0) => (500, json!({"__type": "x#InternalServerError"})),
         ("TransactWriteItems", _) => {
@@ -169,32 +169,32 @@ async fn admission_with_lost_answer_starts_once() {
         }
         _ => (200, json!({})),
     });
-    let admitted = double.store().admit(&run()).await.unwrap();
+    let admitted = http.store().admit(&run()).await.unwrap();
     assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
 }
 
 #[tokio::test]
 async fn long_turn_is_staged_before_it_is_committed() {
-    let double = Double::new(|operation, _, _| match operation {
+    let http = ScriptedHttp::new(|operation, _, _| match operation {
         "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),
         _ => (200, json!({})),
     });
-    double.store().finish(&lease(), &ending(vec![7; 2_000_000])).await.unwrap();
+    http.store().finish(&lease(), &ending(vec![7; 2_000_000])).await.unwrap();
     let parts = 2_000_000_usize.div_ceil(384 * 1_024);
     let expected: Vec<_> = std::iter::once("BatchGetItem")
         .chain(std::iter::repeat_n("PutItem", parts))
         .chain(std::iter::repeat_n("UpdateItem", parts))
         .chain(["TransactWriteItems"])
         .collect();
-    assert_eq!(double.operations(), expected);
-    for part in double.bodies("PutItem") {
+    assert_eq!(http.operations(), expected);
+    for part in http.bodies("PutItem") {
         // Parts of a process that died expire.
         assert!(part["Item"]["expires_at"]["N"].is_string());
     }
-    for part in double.bodies("UpdateItem") {
+    for part in http.bodies("UpdateItem") {
         assert_eq!(part["UpdateExpression"], "REMOVE expires_at");
     }
-    let commit = &double.bodies("TransactWriteItems")[0];
+    let commit = &http.bodies("TransactWriteItems")[0];
     assert!(commit.to_string().len() < 10_000);
     let turn = commit["TransactItems"]
         .as_array()
@@ -209,15 +209,15 @@ async fn long_turn_is_staged_before_it_is_committed() {
 #[tokio::test]
 async fn finish_without_lease_deletes_staged_parts() {
     let taken = json!({"holder": {"S": "another"}, "phase": {"S": "running"}});
-    let double = Double::new(move |operation, _, _| match operation {
+    let http = ScriptedHttp::new(move |operation, _, _| match operation {
         "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),
         "TransactWriteItems" => cancelled(&[("ConditionalCheckFailed", taken.clone())]),
         _ => (200, json!({})),
     });
-    let ended = double.store().finish(&lease(), &ending(vec![7; 800_000])).await;
+    let ended = http.store().finish(&lease(), &ending(vec![7; 800_000])).await;
     assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
     let keys = |operation, at: &str| {
-        let bodies = double.bodies(operation).into_iter();
+        let bodies = http.bodies(operation).into_iter();
         let mut keys: Vec<_> = bodies.map(|body| body[at]["item_id"]["S"].as_str().unwrap().to_owned()).collect();
         keys.sort();
         keys
@@ -228,7 +228,7 @@ async fn finish_without_lease_deletes_staged_parts() {
 
 #[tokio::test]
 async fn finish_with_lost_answer_succeeds() {
-    let double = Double::new(|operation, _, before| match (operation, before) {
+    let http = ScriptedHttp::new(|operation, _, before| match (operation, before) {
         ("BatchGetItem", 0) => (200, json!({"Responses": {"table": [running()]}})),
         ("BatchGetItem", _) => {
             let mut ended = running();
@@ -243,12 +243,12 @@ async fn finish_with_lost_answer_succeeds() {
         }
         _ => (200, json!({})),
     });
-    double.store().finish(&lease(), &ending(b"record".to_vec())).await.unwrap();
+    http.store().finish(&lease(), &ending(b"record".to_vec())).await.unwrap();
 }
 
 #[tokio::test]
 async fn throttled_write_is_retried_beyond_the_sdk() {
-    let double = Double::new(|operation, _, before| match (operation, before) {
+    let http = ScriptedHttp::new(|operation, _, before| match (operation, before) {
         ("UpdateItem", 0..5) => (400, json!({"__type": "x#ThrottlingException"})),
         ("UpdateItem", 5) => (400, json!({"__type": "x#TransactionConflictException"})),
         _ => {
@@ -257,29 +257,29 @@ async fn throttled_write_is_retried_beyond_the_sdk() {
             (200, json!({"Attributes": alive}))
         }
     });
-    double.store().checkpoint(&lease(), None).await.unwrap();
-    assert_eq!(double.bodies("UpdateItem").len(), 7);
+    http.store().checkpoint(&lease(), None).await.unwrap();
+    assert_eq!(http.bodies("UpdateItem").len(), 7);
 }
 
 #[tokio::test]
 async fn error_text_quotes_nothing_of_the_user() {
-    let double = Double::new(|operation, _, _| match operation {
+    let http = ScriptedHttp::new(|operation, _, _| match operation {
         "BatchGetItem" => (200, json!({"Responses": {"table": [running()]}})),
         _ => (400, json!({"__type": "x#ValidationException", "message": "Secret title is too long"})),
     });
-    let failed = double.store().finish(&lease(), &ending(b"record".to_vec())).await.unwrap_err();
+    let failed = http.store().finish(&lease(), &ending(b"record".to_vec())).await.unwrap_err();
     assert_eq!(failed.to_string(), "DynamoDB failed: ValidationException");
-    let double = Double::new(|_, _, _| (400, json!({"__type": "x#AccessDeniedException", "Message": "not allowed"})));
-    let failed = double.store().get_session(&run().key.user, &run().key.session).await.unwrap_err();
+    let http = ScriptedHttp::new(|_, _, _| (400, json!({"__type": "x#AccessDeniedException", "Message": "not allowed"})));
+    let failed = http.store().get_session(&run().key.user, &run().key.session).await.unwrap_err();
     assert_eq!(failed.to_string(), "DynamoDB failed: AccessDeniedException: not allowed");
 }
 
 #[tokio::test]
 async fn unprocessed_keys_are_requested_again() {
-    let double = Double::new(|operation, body, before| match (operation, before) {
+    let http = ScriptedHttp::new(|operation, body, before| match (operation, before) {
         ("BatchGetItem", 0) => (200, json!({"UnprocessedKeys": body["RequestItems"]})),
         _ => (200, json!({})),
     });
-    assert!(double.store().get_session(&run().key.user, &run().key.session).await.unwrap().is_none());
-    assert_eq!(double.operations(), ["BatchGetItem", "BatchGetItem"]);
+    assert!(http.store().get_session(&run().key.user, &run().key.session).await.unwrap().is_none());
+    assert_eq!(http.operations(), ["BatchGetItem", "BatchGetItem"]);
 }
