@@ -71,11 +71,11 @@ impl FetchState {
 
 #[derive(Default)]
 struct CachedKeys {
-    keys: Arc<[Key]>,
+    keys: Arc<[VerificationKey]>,
     fetched_at: Option<Instant>,
 }
 
-struct Key {
+struct VerificationKey {
     id: Option<String>,
     algorithm: Algorithm,
     key: DecodingKey,
@@ -141,7 +141,7 @@ impl KeySet {
 }
 
 impl Issuer {
-    fn cached_keys(&self) -> (Arc<[Key]>, Option<Duration>) {
+    fn cached_keys(&self) -> (Arc<[VerificationKey]>, Option<Duration>) {
         let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
         (cache.keys.clone(), cache.fetched_at.map(|fetched_at| fetched_at.elapsed()))
     }
@@ -178,7 +178,7 @@ impl Issuer {
         }
     }
 
-    async fn download(&self) -> Result<Vec<Key>, String> {
+    async fn download(&self) -> Result<Vec<VerificationKey>, String> {
         let request = self.client.get(&self.url).timeout(FETCH_TIMEOUT).send();
         let mut response = request.await.and_then(reqwest::Response::error_for_status).map_err(without_url)?;
         let mut body = Vec::new();
@@ -202,13 +202,13 @@ struct KeySetDocument {
 }
 
 /// Skips keys that are not for verifying RS256 or ES256.
-fn parse(body: &[u8]) -> Result<Vec<Key>, String> {
+fn parse(body: &[u8]) -> Result<Vec<VerificationKey>, String> {
     let document: KeySetDocument =
         serde_json::from_slice(body).map_err(|_| "the response is not a JWK set".to_owned())?;
     Ok(document.keys.into_iter().filter_map(|key| verification_key(&serde_json::from_value(key).ok()?)).collect())
 }
 
-fn verification_key(jwk: &Jwk) -> Option<Key> {
+fn verification_key(jwk: &Jwk) -> Option<VerificationKey> {
     let (algorithm, key_algorithm) = match &jwk.algorithm {
         AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
         AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => {
@@ -224,7 +224,7 @@ fn verification_key(jwk: &Jwk) -> Option<Key> {
     if !is_for_signatures {
         return None;
     }
-    Some(Key { id: common.key_id.clone(), algorithm, key: DecodingKey::from_jwk(jwk).ok()? })
+    Some(VerificationKey { id: common.key_id.clone(), algorithm, key: DecodingKey::from_jwk(jwk).ok()? })
 }
 
 #[cfg(test)]
