@@ -35,7 +35,7 @@ pub struct ModelExtractor {
 
 /// The user message of the prompt, as JSON.
 #[derive(Serialize)]
-struct PromptData<'a> {
+struct ExtractionPrompt<'a> {
     today: String,
     calendar: Vec<String>,
     known_facts: Vec<PromptFact<'a>>,
@@ -87,7 +87,7 @@ impl Extractor for ModelExtractor {
     }
 
     async fn extract(&self, statement: &Statement, known: &[KnownFact]) -> Result<Vec<Fact>, LearnError> {
-        let data = serde_json::to_string(&PromptData::new(statement, known))
+        let data = serde_json::to_string(&ExtractionPrompt::new(statement, known))
             .map_err(|_| LearnError::Malformed("the prompt data cannot be serialized"))?;
         let instructions = prompt(statement.language.pick(ENGLISH, CHINESE), statement.language)?;
         let answer = complete(&self.model, instructions, data, MAX_ANSWER_TOKENS).await?;
@@ -102,7 +102,7 @@ impl Extractor for ModelExtractor {
     }
 }
 
-impl<'a> PromptData<'a> {
+impl<'a> ExtractionPrompt<'a> {
     fn new(statement: &'a Statement, known: &'a [KnownFact]) -> Self {
         let day = |date: Date| date.strftime("%Y-%m-%d %A").to_string();
         let today = statement.today();

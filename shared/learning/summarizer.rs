@@ -96,14 +96,14 @@ impl Summarizer for ModelSummarizer {
 
     async fn summarize(&self, previous: &str, turns: &[Exchange]) -> Result<String, LearnError> {
         #[derive(Serialize)]
-        struct PromptData<'a> {
+        struct SummaryPrompt<'a> {
             before: &'a str,
             turns: Vec<Exchange>,
         }
         const TEMPLATES: (&str, &str) = (include_str!("prompts/summary.en.md"), include_str!("prompts/summary.zh.md"));
         let language = Language::detect(turns.last().map_or(previous, |turn| turn.user.as_str()));
         let turns = turns.iter().map(|turn| turn.truncated(SUMMARY_INPUT_BYTES)).collect();
-        let data = PromptData { before: previous, turns };
+        let data = SummaryPrompt { before: previous, turns };
         let summary = self.complete(TEMPLATES, language, &data, SUMMARY_ANSWER_TOKENS).await?;
         let summary = truncate_to_tokens(summary.trim(), MAX_SUMMARY_TOKENS);
         if summary.is_empty() { Err(LearnError::Malformed("the summary is blank")) } else { Ok(summary.to_owned()) }
