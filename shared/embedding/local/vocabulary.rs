@@ -17,12 +17,12 @@ fn min_letters_per_piece(tokenizer: &Tokenizer) -> usize {
 /// The share of letters and digits in words of the vocabulary, 0 to 1; 1 for a text without any.
 pub(super) fn coverage(tokenizer: &Tokenizer, text: &str, encoding: &Encoding) -> f32 {
     #[derive(Default)]
-    struct Word {
+    struct WordPieces {
         letters: usize,
         pieces: usize,
         is_unknown: bool,
     }
-    let mut words: BTreeMap<u32, Word> = BTreeMap::new();
+    let mut words: BTreeMap<u32, WordPieces> = BTreeMap::new();
     let tokens = encoding.get_tokens().iter().zip(encoding.get_offsets()).zip(encoding.get_word_ids());
     for ((token, (start, end)), word) in tokens {
         // Special tokens belong to no word.
@@ -33,7 +33,7 @@ pub(super) fn coverage(tokenizer: &Tokenizer, text: &str, encoding: &Encoding) -
         word.is_unknown |= matches!(token.as_str(), "[UNK]" | "<unk>");
     }
     let min_letters = min_letters_per_piece(tokenizer);
-    let is_known = |word: &&Word| !word.is_unknown && (word.pieces == 1 || word.letters >= min_letters * word.pieces);
+    let is_known = |word: &&WordPieces| !word.is_unknown && (word.pieces == 1 || word.letters >= min_letters * word.pieces);
     let total: usize = words.values().map(|word| word.letters).sum();
     let known: usize = words.values().filter(is_known).map(|word| word.letters).sum();
     if total == 0 { 1.0 } else { known as f32 / total as f32 }
