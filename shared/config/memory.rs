@@ -9,7 +9,7 @@ pub(super) const VECTOR_INDEX_THRESHOLD: &str = "VECTOR_INDEX_THRESHOLD";
 pub struct MemoryConfig {
     /// BM25 term frequency saturation, 0 to 10.
     pub k1: f64,
-    /// BM25 length normalisation, 0 to 1.
+    /// BM25 length normalization, 0 to 1.
     pub b: f64,
     /// Memories of one user from which vectors are searched by an ANN index (HNSW) instead of exact kNN.
     pub vector_index_threshold: usize,

@@ -95,7 +95,7 @@ impl DemoResponses {
         let mut parsed: Self = serde_json::from_str(json)?;
         for (index, response) in parsed.responses.iter_mut().enumerate() {
             for question in &mut response.questions {
-                *question = normalise(question);
+                *question = normalize(question);
             }
             if response.questions.iter().any(String::is_empty) || response.answer.text().trim().is_empty() {
                 return Err(DemoResponsesError::Empty { index });
@@ -110,7 +110,7 @@ impl DemoResponses {
     /// The entry with exactly this question, else with the longest question that the message contains, else the fallback in the
     /// language of the message.
     fn answer_to(&self, message: &str) -> CannedAnswer {
-        let question = normalise(message);
+        let question = normalize(message);
         let entries = || self.responses.iter().flat_map(|r| r.questions.iter().map(move |known| (known, &r.answer)));
         let exact = entries().find(|(known, _)| **known == question);
         let contained = || entries().filter(|(q, _)| question.contains(q.as_str())).max_by_key(|(q, _)| q.len());
@@ -120,7 +120,7 @@ impl DemoResponses {
 }
 
 /// Removes case, and white space and punctuation around the question.
-fn normalise(question: &str) -> String {
+fn normalize(question: &str) -> String {
     question.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase()
 }
 

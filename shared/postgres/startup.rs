@@ -6,7 +6,7 @@ pub enum StartupStep {
     /// First start only: the embedded Postgres is unpacked.
     Unpacking,
     /// First start only: `initdb`.
-    Initialising,
+    Initializing,
     Starting,
     Ready,
 }

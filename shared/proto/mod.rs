@@ -16,5 +16,5 @@ pub mod agent_v1 {
     include!(concat!(env!("OUT_DIR"), "/servers/agent.v1.rs"));
 }
 
-/// The serialised `FileDescriptorSet` of all proto files, for server reflection.
+/// The serialized `FileDescriptorSet` of all proto files, for server reflection.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));

@@ -96,7 +96,7 @@ async fn wait_for_forced_stop(signals: &mut ShutdownSignals, stop: &Cancellation
 fn progress_printer() -> StartupProgress {
     Arc::new(|step| match step {
         StartupStep::Unpacking => print_line("Unpacking the embedded Postgres (first start only) …"),
-        StartupStep::Initialising => print_line("Creating an empty database (first start only) …"),
+        StartupStep::Initializing => print_line("Creating an empty database (first start only) …"),
         StartupStep::Starting => print_line("Starting the database …"),
         StartupStep::Ready => print_line("Ready."),
     })

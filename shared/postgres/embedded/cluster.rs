@@ -28,7 +28,7 @@ pub(super) fn create_if_missing(
     if cluster.is_dir() {
         return Ok(());
     }
-    progress(StartupStep::Initialising);
+    progress(StartupStep::Initializing);
     let partial = unpack::partial_path(data_dir);
     // `trust` authentication is safe, because the permissions of the socket directory decide about who can connect. The
     // built-in locale sorts text the same on every machine.
