@@ -90,7 +90,7 @@ impl Table {
         Ok(answer.item.filter(|item| !item.is_expired(now)))
     }
 
-    /// Items of one user, by their sort keys. Absent ones are left out.
+    /// Items of one user, by their sort keys. Absent ones are omitted.
     pub(super) async fn batch_get(&self, mut keys: Vec<Key>) -> Result<HashMap<String, Item>, StoreError> {
         let mut found = HashMap::new();
         // DynamoDB rejects a request that names a key twice.

@@ -38,7 +38,7 @@ fn headings_open_sections_and_keep_their_text() {
 }
 
 #[test]
-fn setext_heading_is_told_from_rule_list_and_table() {
+fn setext_heading_differs_from_rule_list_and_table() {
     let sections = |content| split(content).into_iter().map(|chunk| chunk.section).collect::<Vec<_>>();
     assert_eq!(sections("Title\n=====\ntext\n\nPart\n---\ntext"), ["Title", "Title > Part"]);
     for content in [

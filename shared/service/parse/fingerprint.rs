@@ -1,4 +1,4 @@
-//! The fingerprint of a chat request, by which a repeated `request_id` is told from a reused one (idempotency).
+//! The fingerprint of a chat request, by which a repeated `request_id` is distinguished from a reused one (idempotency).
 
 use bytes::{BufMut, buf::UninitSlice};
 use prost::Message as _;
