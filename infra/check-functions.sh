@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the Lambda functions: which crates they link, and their tests against the programs built with the profile `ci` (the
-# deployed configuration with a faster build).
+# deployed features, but optimized less and without LTO, which builds faster).
 #
 #     infra/check-functions.sh
 set -euo pipefail
