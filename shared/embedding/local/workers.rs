@@ -1,4 +1,7 @@
 //! Bounds how many encodings run at once.
+//!
+//! Encodings share tokio's blocking threads with other work; a runtime that is dropped waits for those that are running, unless
+//! it ends by `shutdown_background`.
 
 use std::{num::NonZero, sync::Arc, thread::available_parallelism};
 
