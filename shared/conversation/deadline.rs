@@ -17,8 +17,6 @@ use super::{
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
-/// How much longer than its caller an admission waits for the store, and how long its revocation may take.
-const LATE_ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait of an admission for a permit.
 const ADMIT_QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -27,6 +25,8 @@ const ADMIT_QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct StoreTimeouts {
     /// Admissions, counted from when they have a permit, and recording a tool result.
     pub admit: Duration,
+    /// How much longer than its caller an admission waits for the store, and how long its revocation may take.
+    pub late_admission: Duration,
     /// Calls that read or write a few short values.
     pub short: Duration,
     /// Calls with frames, records or pending turns, which may be megabytes.
@@ -54,16 +54,16 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
     async fn admit_or_revoke(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
         let (sender, receiver) = oneshot::channel();
         let (store, run) = (self.store.clone(), run.clone());
-        let store_timeout = self.timeouts.admit + LATE_ADMISSION_TIMEOUT;
+        let StoreTimeouts { admit, late_admission, .. } = self.timeouts;
         drop(tokio::spawn(async move {
-            let admitted = in_time(store_timeout, store.admit(&run)).await;
+            let admitted = in_time(admit + late_admission, store.admit(&run)).await;
             if let Err(Ok(AdmitOutcome::Started { lease, .. })) = sender.send(admitted)
-                && let Err(error) = in_time(LATE_ADMISSION_TIMEOUT, store.revoke_admission(&lease)).await
+                && let Err(error) = in_time(late_admission, store.revoke_admission(&lease)).await
             {
                 tracing::warn!(%error, "a late admission was not revoked: its session is busy until the lease expires");
             }
         }));
-        match timeout(self.timeouts.admit, receiver).await {
+        match timeout(admit, receiver).await {
             Ok(Ok(admitted)) => admitted,
             // The inner error: the runtime shuts down and has dropped the task.
             Ok(Err(_)) | Err(_) => Err(StoreError::Timeout),

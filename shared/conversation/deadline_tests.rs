@@ -11,6 +11,7 @@ use crate::conversation::{RunKey, RunOutcome, SessionSelection};
 
 const TIMEOUTS: StoreTimeouts = StoreTimeouts {
     admit: Duration::from_secs(1),
+    late_admission: Duration::from_secs(6),
     short: Duration::from_secs(2),
     long: Duration::from_secs(3),
     finish: Duration::from_secs(4),
@@ -129,7 +130,7 @@ async fn admission_in_time_is_not_revoked() {
     let store = slow(TIMEOUTS.admit / 2, 1);
     let admitted = store.admit(&run()).await.unwrap();
     assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
-    sleep(LATE_ADMISSION_TIMEOUT).await;
+    sleep(TIMEOUTS.late_admission).await;
     assert_eq!(counts(&store), (1, 0));
 }
 
@@ -141,7 +142,7 @@ async fn admission_after_its_timeout_is_revoked() {
     assert!(matches!(refused, Err(StoreError::Timeout)), "{refused:?}");
     assert_eq!(started.elapsed(), TIMEOUTS.admit);
     assert_eq!(counts(&store), (0, 0));
-    sleep(LATE_ADMISSION_TIMEOUT).await;
+    sleep(TIMEOUTS.late_admission).await;
     assert_eq!(counts(&store), (1, 1));
 }
 
@@ -150,7 +151,7 @@ async fn admission_of_dropped_caller_is_revoked() {
     let store = slow(TIMEOUTS.admit / 2, 1);
     let dropped = timeout(TIMEOUTS.admit / 4, store.admit(&run())).await;
     assert!(dropped.is_err(), "{dropped:?}");
-    sleep(LATE_ADMISSION_TIMEOUT).await;
+    sleep(TIMEOUTS.late_admission).await;
     assert_eq!(counts(&store), (1, 1));
 }
 
@@ -158,7 +159,7 @@ async fn admission_of_dropped_caller_is_revoked() {
 async fn admission_that_never_arrives_ends_its_task() {
     let store = slow(Duration::from_hours(1), 1);
     assert!(store.admit(&run()).await.is_err());
-    sleep(TIMEOUTS.admit + LATE_ADMISSION_TIMEOUT).await;
+    sleep(TIMEOUTS.admit + TIMEOUTS.late_admission).await;
     assert_eq!(Arc::strong_count(&store.store), 1, "the task still holds the store");
     assert_eq!(counts(&store), (0, 0));
 }
@@ -203,7 +204,7 @@ async fn every_call_ends_with_its_deadline() {
         assert!(matches!(ended, Err(StoreError::Timeout)), "{name}: {ended:?}");
         assert_eq!(started.elapsed(), expected, "{name}");
     }
-    let StoreTimeouts { admit, short, long, finish, delete } = TIMEOUTS;
+    let StoreTimeouts { admit, late_admission: _, short, long, finish, delete } = TIMEOUTS;
     let store = slow(Duration::ZERO, 1);
     let key = run().key;
     let lease = Lease { key: key.clone(), lease_token: Uuid::nil() };

@@ -72,6 +72,8 @@ impl DynamoConversations {
     ) -> Result<WithDeadlines<Self>, DynamoSetupError> {
         let timeouts = StoreTimeouts {
             admit: admit_timeout,
+            // A function that is frozen after its answer leaves the revocation pending.
+            late_admission: Duration::from_secs(10),
             short: Duration::from_secs(5),
             long: Duration::from_secs(20),
             finish: Duration::from_secs(20),

@@ -73,6 +73,7 @@ impl PostgresConversations {
     ) -> WithDeadlines<Self> {
         let timeouts = StoreTimeouts {
             admit: admit_timeout,
+            late_admission: Duration::from_secs(30),
             short: Duration::from_secs(5),
             long: Duration::from_secs(5),
             finish: Duration::from_secs(10),
