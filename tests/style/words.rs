@@ -218,8 +218,8 @@ fn files() -> Vec<PathBuf> {
 
 fn is_frozen_migration(file: &Path) -> bool {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    file.starts_with("infra/migrations") && name.as_ref() < LAST_FROZEN_MIGRATION
-        || name.starts_with(LAST_FROZEN_MIGRATION)
+    file.starts_with("infra/migrations")
+        && (name.as_ref() < LAST_FROZEN_MIGRATION || name.starts_with(LAST_FROZEN_MIGRATION))
 }
 
 fn read(file: &Path) -> String {
@@ -313,5 +313,6 @@ mod tests {
         assert!(is_frozen_migration(Path::new("infra/migrations/0007_given_by.sql")));
         assert!(!is_frozen_migration(Path::new("infra/migrations/0008_next.sql")));
         assert!(!is_frozen_migration(Path::new("shared/memory/query.sql")));
+        assert!(!is_frozen_migration(Path::new("shared/memory/0007_query.sql")));
     }
 }
