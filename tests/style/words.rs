@@ -41,8 +41,8 @@ const FORBIDDEN_PHRASES: [&str; 16] = [
 
 const FORBIDDEN_DOC_STARTS: [&str; 5] = ["What", "Who", "Whose", "Which", "Where"];
 
-/// Of types and enum variants.
-const FORBIDDEN_NAMES: [&str; 34] = [
+/// Of types and enum variants. Functions and fields are not checked: their words have good uses as well.
+const FORBIDDEN_NAMES: [&str; 40] = [
     "Accepted",
     "Callers",
     "ChatCommand",
@@ -55,16 +55,22 @@ const FORBIDDEN_NAMES: [&str; 34] = [
     "Here",
     "Judged",
     "Kept",
+    "Leg",
     "Lent",
     "Lesson",
     "Life",
+    "Limits",
     "Look",
     "MakerOf",
     "Mistake",
     "Mistakes",
+    "Narrator",
     "Over",
+    "Owner",
     "Ran",
+    "Refusal",
     "Said",
+    "Spent",
     "Spoken",
     "Standing",
     "Straight",
