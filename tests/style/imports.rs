@@ -1,7 +1,7 @@
 //! The import graph of `shared/`: no cycle between files, none between top-level modules.
 //!
-//! An edge goes from a file to the file that *defines* what it names. A re-export is no edge, unless its file uses the name
-//! as well. Code under `#[cfg(test)]` does not count.
+//! An edge goes from a file to the file that *defines* what it names. A re-export from the file's own top-level module is no
+//! edge, unless the file uses the name as well; a re-export from another one is. Code under `#[cfg(test)]` does not count.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -31,7 +31,7 @@ struct Module {
 #[derive(Debug)]
 struct Import {
     path: Vec<String>,
-    /// `pub use`. It makes no edge unless the file uses the name itself.
+    /// `pub use`. It makes no edge within a top-level module, unless the file uses the name itself.
     is_public: bool,
 }
 
@@ -63,17 +63,20 @@ impl Crate {
     fn files(&self) -> Graph {
         let mut graph = Graph::new();
         for (path, module) in &self.modules {
-            let is_used = |(name, import): &(&String, &Import)| !import.is_public || module.names.contains(*name);
-            let imported = module.imports.iter().filter(is_used).map(|(_, import)| &import.path);
-            let named = imported.chain(&module.paths);
-            for (named, is_glob) in named.map(|path| (path, false)).chain(module.globs.iter().map(|path| (path, true)))
+            let imported = module
+                .imports
+                .iter()
+                .map(|(name, import)| (&import.path, false, import.is_public && !module.names.contains(name)));
+            let named = imported.chain(module.paths.iter().map(|path| (path, false, false)));
+            for (named, is_glob, is_only_re_export) in named.chain(module.globs.iter().map(|path| (path, true, false)))
             {
                 let target = match self.resolve(path, named, &mut BTreeSet::new()) {
                     Some(Target::Item(file)) => file,
                     Some(Target::Module(target)) if is_glob => self.modules[&target].file.clone(),
                     _ => continue,
                 };
-                if target != module.file {
+                let is_exempt = is_only_re_export && top_level_module(&target) == top_level_module(&module.file);
+                if target != module.file && !is_exempt {
                     let edges = graph.entry(module.file.clone()).or_default();
                     edges.entry(target).or_insert_with(|| named.join("::"));
                 }
@@ -375,15 +378,19 @@ impl Parser<'_> {
     }
 }
 
+fn top_level_module(file: &str) -> &str {
+    file.split('/').next().unwrap_or(file).trim_end_matches(".rs")
+}
+
 /// The graph between top-level modules. The crate root, which only declares them, is none.
 fn top_level(files: &Graph) -> Graph {
-    let module = |file: &str| file.split('/').next().unwrap_or(file).trim_end_matches(".rs").to_owned();
     let mut graph = Graph::new();
     for (from, edges) in files {
         for (to, why) in edges {
-            if module(from) != module(to) && module(from) != "lib" && module(to) != "lib" {
-                let edges = graph.entry(module(from)).or_default();
-                edges.entry(module(to)).or_insert_with(|| format!("{why} in {from}"));
+            let (from_module, to_module) = (top_level_module(from), top_level_module(to));
+            if from_module != to_module && from_module != "lib" && to_module != "lib" {
+                let edges = graph.entry(from_module.to_owned()).or_default();
+                edges.entry(to_module.to_owned()).or_insert_with(|| format!("{why} in {from}"));
             }
         }
     }
@@ -465,6 +472,18 @@ mod tests {
             ("b/child.rs", "pub struct Unused;"),
         ]);
         assert_eq!(edges(&graph), [("a/mod.rs", "a/child.rs")]);
+    }
+
+    #[test]
+    fn re_export_from_another_top_level_module_is_an_edge() {
+        let graph = graph(&[
+            LIB,
+            ("a.rs", "pub use crate::b::B; pub struct A;"),
+            ("b/mod.rs", "mod child; pub use child::B;"),
+            ("b/child.rs", "use crate::a::A; pub struct B;"),
+        ]);
+        assert_eq!(edges(&graph), [("a.rs", "b/child.rs"), ("b/child.rs", "a.rs")]);
+        assert_eq!(cycles(&top_level(&graph)).len(), 1);
     }
 
     #[test]

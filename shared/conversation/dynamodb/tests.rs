@@ -269,7 +269,8 @@ async fn error_text_quotes_nothing_of_the_user() {
     });
     let failed = http.store().finish(&lease(), &ending(b"record".to_vec())).await.unwrap_err();
     assert_eq!(failed.to_string(), "DynamoDB failed: ValidationException");
-    let http = ScriptedHttp::new(|_, _, _| (400, json!({"__type": "x#AccessDeniedException", "Message": "not allowed"})));
+    let http =
+        ScriptedHttp::new(|_, _, _| (400, json!({"__type": "x#AccessDeniedException", "Message": "not allowed"})));
     let failed = http.store().get_session(&run().key.user, &run().key.session).await.unwrap_err();
     assert_eq!(failed.to_string(), "DynamoDB failed: AccessDeniedException: not allowed");
 }

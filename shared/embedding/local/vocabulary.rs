@@ -33,7 +33,8 @@ pub(super) fn coverage(tokenizer: &Tokenizer, text: &str, encoding: &Encoding) -
         word.is_unknown |= matches!(token.as_str(), "[UNK]" | "<unk>");
     }
     let min_letters = min_letters_per_piece(tokenizer);
-    let is_known = |word: &&WordPieces| !word.is_unknown && (word.pieces == 1 || word.letters >= min_letters * word.pieces);
+    let is_known =
+        |word: &&WordPieces| !word.is_unknown && (word.pieces == 1 || word.letters >= min_letters * word.pieces);
     let total: usize = words.values().map(|word| word.letters).sum();
     let known: usize = words.values().filter(is_known).map(|word| word.letters).sum();
     if total == 0 { 1.0 } else { known as f32 / total as f32 }
