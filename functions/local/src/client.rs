@@ -159,7 +159,7 @@ pub async fn remember(arguments: RememberArguments) -> CommandResult {
     let memory = pb::MemoryInput { content: arguments.text, tags: arguments.tags, ..Default::default() };
     let request = pb::AddMemoriesRequest { user_id: arguments.connection.user, memories: vec![memory] };
     let added = client.add_memories(request).await.map_err(describe_status)?.into_inner();
-    println!("Remembered as {}", added.ids.join(", "));
+    writeln!(std::io::stdout(), "Remembered as {}", added.ids.join(", "))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -173,15 +173,16 @@ pub async fn recall(arguments: RecallArguments) -> CommandResult {
         ..Default::default()
     };
     let found = client.retrieve_memory(request).await.map_err(describe_status)?.into_inner();
+    let mut out = std::io::stdout().lock();
     if found.items.is_empty() {
-        println!("No memories found.");
+        writeln!(out, "No memories found.")?;
     }
     for item in &found.items {
-        println!("{:.3}  {}  {}", item.score, one_line(&item.content, 160), dim(&item.id));
+        writeln!(out, "{:.3}  {}  {}", item.score, one_line(&item.content, 160), dim(&item.id))?;
     }
     let shown = i32::try_from(found.items.len()).unwrap_or(i32::MAX);
     if found.total_found > shown {
-        println!("… and {} more", found.total_found - shown);
+        writeln!(out, "… and {} more", found.total_found - shown)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -56,9 +56,17 @@ fn main() -> ExitCode {
         Err(error) => Err(error.into()),
     };
     result.unwrap_or_else(|error| {
+        if is_broken_pipe(error.source.as_ref()) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("error: {}", error.source);
         error.exit_code
     })
+}
+
+/// Whether the reader of the output left first, as `head` does.
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 async fn execute(command: Command) -> CommandResult {

@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::{
     external_database::{DatabaseProxy, ExternalDatabase},
-    process::{ClosedPort, Process, Sandbox},
+    process::{ClosedPort, Process, Sandbox, within_timeout},
     server::{full_text, question_without_memory},
 };
 
@@ -45,6 +45,21 @@ async fn remembered_text_is_recalled_and_cited() {
 
     let of_another = sandbox.run(&["recall", "eigenvalues", "--addr", &server.url, "--user", "bob"], &[]).await;
     assert_eq!((of_another.code, of_another.stdout.as_str()), (Some(0), "No memories found."));
+}
+
+#[tokio::test]
+async fn output_whose_reader_left_ends_a_command_quietly() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.start_serving(&[]).await;
+    for arguments in [&["remember", "I like tea"][..], &["recall", "tea"], &["chat", "--no-memory", "hello"]] {
+        let mut command = sandbox.command(&[arguments, &["--addr", &server.url]].concat(), &[]);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let client = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let output = within_timeout("the client ends", client.wait_with_output()).await.unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
+    }
 }
 
 #[tokio::test]
