@@ -10,7 +10,7 @@ functions=(stream-chat retrieve-memory manage-memory remember)
 
 # Crates that would only slow down a function's cold start: embedded Postgres, local models, and servers. The provider client
 # uses hyper and tower-http too, so for those the pattern matches server features.
-unwanted='^(pglite-|ruzstd|tar|candle-|tokenizers|rayon|axum|tonic-health|tonic-reflection)[^ ]* v'
+unwanted='^(pglite-|ruzstd|tar|tokenizers|ndarray|safetensors|matrixmultiply|axum|tonic-health|tonic-reflection)[^ ]* v'
 unwanted+='|^tower-http v[^ ]* .*(cors|validate-request)|^tonic v[^ ]* .*(router|server|transport|channel)|^hyper v[^ ]* .*server'
 linked() { cargo tree --locked --package "$1" --edges normal --prefix none --format '{p} {f}' | sort -u; }
 
