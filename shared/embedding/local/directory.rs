@@ -110,6 +110,10 @@ impl ModelDirectory {
             EncoderFamily::Roberta => shape.pad_token_id.unwrap_or(1) + 1,
             EncoderFamily::Bert | EncoderFamily::DistilBert => 0,
         };
+        let positions = shape.max_position_embeddings;
+        if positions <= first_position {
+            return Err(malformed(&config, format!("max_position_embeddings {positions} leaves no position for text")));
+        }
         let sentence: SentenceConfig = read_optional(&encoder.join("sentence_bert_config.json"))?.unwrap_or_default();
         let max_tokens = match sentence.max_seq_length {
             Some(length) => length,
@@ -125,7 +129,7 @@ impl ModelDirectory {
             model_type,
             activation,
             first_position,
-            max_tokens: max_tokens.min(shape.max_position_embeddings.saturating_sub(first_position)),
+            max_tokens: max_tokens.min(positions - first_position),
             is_lower_case: sentence.do_lower_case,
             pooling,
             weights: encoder.join("model.safetensors"),

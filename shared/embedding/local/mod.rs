@@ -154,11 +154,11 @@ impl LoadedModel {
         let ids: Vec<&[u32]> = batch.iter().map(|input| input.ids.as_slice()).collect();
         let tokens = self.encoder.forward(&ids).map_err(EmbedError::Local)?;
         let dimension = self.directory.shape.hidden_size;
-        let mut rest = tokens.as_slice().unwrap_or_default();
+        let mut end = 0;
         let pooled = batch.iter().map(|TokenizedText { ids, index }| {
-            let (text, others) = rest.split_at(ids.len() * dimension);
-            rest = others;
-            let vector = self.directory.pooling.pool(text, dimension);
+            let begin = end;
+            end += ids.len() * dimension;
+            let vector = self.directory.pooling.pool(&tokens[begin..end], dimension);
             let zero = || EmbedError::InvalidResponse("a vector has no direction".to_owned());
             Ok((*index, normalize(vector).ok_or_else(zero)?))
         });

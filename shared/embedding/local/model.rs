@@ -118,7 +118,7 @@ impl BertEncoder {
     ///
     /// # Errors
     /// A token is outside the vocabulary, or a text has more tokens than there are positions.
-    pub(super) fn forward(&self, texts: &[&[u32]]) -> Result<Array2<f32>, String> {
+    pub(super) fn forward(&self, texts: &[&[u32]]) -> Result<Vec<f32>, String> {
         let mut state = self.embed(texts)?;
         self.norm.apply(&mut state);
         for layer in &self.layers {
@@ -131,7 +131,7 @@ impl BertEncoder {
             state += &attended;
             layer.norm.apply(&mut state);
         }
-        Ok(state)
+        Ok(state.into_iter().collect())
     }
 
     fn embed(&self, texts: &[&[u32]]) -> Result<Array2<f32>, String> {
@@ -229,7 +229,9 @@ impl<'a> Weights<'a> {
             Dtype::F32 => Ok(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
             Dtype::F16 => Ok(data.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect()),
             Dtype::BF16 => Ok(data.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect()),
-            other => Err(malformed(self.path, format!("{name} holds {other:?}; supported are F32, F16 and BF16"))),
+            #[expect(clippy::cast_possible_truncation, reason = "the encoder computes in f32")]
+            Dtype::F64 => Ok(data.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32).collect()),
+            other => Err(malformed(self.path, format!("{name} holds {other:?}; supported are F64, F32, F16 and BF16"))),
         }
     }
 

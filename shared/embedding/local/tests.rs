@@ -197,6 +197,13 @@ fn inconsistent_files_are_rejected() {
     assert!(error.contains("no tensor encoder.layer.1."), "{error}");
     let error = changed("num_attention_heads", 3);
     assert!(error.contains("is not a multiple of 3 attention heads"), "{error}");
+    let error = load_error(|dir| {
+        let mut config = config();
+        config["model_type"] = json!("roberta");
+        config["max_position_embeddings"] = json!(2);
+        write(dir, "config.json", &config);
+    });
+    assert!(error.contains("max_position_embeddings 2 leaves no position for text"), "{error}");
     let error = changed("max_position_embeddings", 2);
     assert!(error.contains("position_embeddings.weight has the shape"), "{error}");
     let error = load_error(|dir| write(dir, "sentence_bert_config.json", &json!({"max_seq_length": 2})));
