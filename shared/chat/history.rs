@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Tokens of earlier turns that a model reads verbatim; the summary stands for the rest.
-const HISTORY_TOKEN_BUDGET: u32 = 6_000;
+pub const HISTORY_TOKEN_BUDGET: u32 = 6_000;
 
 impl Assistant {
     pub(super) async fn load_history(&self, input: &TurnInput) -> Result<History, StoreError> {

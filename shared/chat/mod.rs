@@ -19,6 +19,7 @@ mod usage;
 
 pub use assistant::Assistant;
 pub use event::{FinishedTurn, Stage, ToolExecution, TurnClosing, TurnEvent, TurnFailure};
+pub use history::HISTORY_TOKEN_BUDGET;
 pub use input::{HistoryMessage, Speaker, ToolResult, TurnInput};
 pub use pending::ResumedTurn;
 pub use profile::Profile;

@@ -6,13 +6,13 @@ use super::{
     error::LearnError,
     fact::{Extractor, Fact, FactRejection, FactStatus, KnownFact, Statement},
     instruction_guard,
-    limits::{HISTORY_TOKENS, SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS},
+    limits::{SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS},
     own_words::own_words,
     summarizer::{Exchange, Summarizer},
     verbatim,
 };
 use crate::{
-    chat::TurnRecord,
+    chat::{HISTORY_TOKEN_BUDGET, TurnRecord},
     conversation::{ConversationStore, SessionUpdate, StoredTurn, Summary},
     identity::{SessionId, UserId},
     language::Language,
@@ -217,7 +217,7 @@ impl TurnLearner {
             self.conversations.update_session(user, session, &SessionUpdate::Title(title)).await?;
             outcome.titled = true;
         }
-        let previous = self.conversations.load_history(user, session, HISTORY_TOKENS).await?.summary;
+        let previous = self.conversations.load_history(user, session, HISTORY_TOKEN_BUDGET).await?.summary;
         let through = previous.as_ref().map_or(0, |summary| summary.through);
         let turns = turns_to_summarize(self.list_turns_after(user, session, through).await?);
         let Some(last) = turns.last() else { return Ok(()) };

@@ -22,7 +22,7 @@ mod worker;
 pub use error::LearnError;
 pub use fact::{Extractor, Fact, FactKind, FactRejection, FactStatus, KnownFact, Statement};
 pub use learner::{ExtractionOutcome, TurnLearner};
-pub use limits::{HISTORY_TOKENS, MAX_SUMMARY_TOKENS, MAX_TITLE_CHARS, SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS};
+pub use limits::{MAX_SUMMARY_TOKENS, MAX_TITLE_CHARS, SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS};
 pub use model::ModelExtractor;
 pub(crate) use queue::erase_jobs;
 pub use rules::{RuleExtractor, RuleSummarizer};

@@ -120,12 +120,11 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
 
 impl Rule {
     fn find(&self, stated: &str, today: Date) -> Vec<Fact> {
-        let day =
-            temporal::upcoming_day(stated, today).filter(|(date, _)| self.kind == FactKind::Event && *date >= today);
-        let (text, date) = match day {
-            Some((date, words)) => (stated.replacen(words, "", 1), Some(date)),
-            None if self.kind == FactKind::Event => return Vec::new(),
-            None => (stated.to_owned(), None),
+        let (text, date) = if self.kind == FactKind::Event {
+            let Some((date, words)) = temporal::upcoming_day(stated, today) else { return Vec::new() };
+            (stated.replacen(words, "", 1), Some(date))
+        } else {
+            (stated.to_owned(), None)
         };
         self.pattern.captures_iter(&text).filter_map(|captures| self.read(&captures, date, stated)).collect()
     }

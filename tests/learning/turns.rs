@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use agent_service::{
-    chat::TurnRecord,
+    chat::{HISTORY_TOKEN_BUDGET, TurnRecord},
     conversation::StoredTurn,
     learning::{
-        ExtractionOutcome, HISTORY_TOKENS, LearnError, MAX_SUMMARY_TOKENS, MAX_TITLE_CHARS, ModelSummarizer,
-        RuleExtractor, RuleSummarizer, SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS,
+        ExtractionOutcome, LearnError, MAX_SUMMARY_TOKENS, MAX_TITLE_CHARS, ModelSummarizer, RuleExtractor,
+        RuleSummarizer, SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS,
     },
     llm::{Message, estimate_tokens},
     memory::Memory,
@@ -237,7 +237,7 @@ async fn long_session_is_summarized_but_for_its_last_turns() {
     for number in 2..=12 {
         let turn = harness.store_turn(&ann, &s, &turn_of(number)).await;
         let outcome = learner.learn(&ann, &s, &turn).await.unwrap();
-        let history = harness.store.load_history(&ann, &s, HISTORY_TOKENS).await.unwrap();
+        let history = harness.store.load_history(&ann, &s, HISTORY_TOKEN_BUDGET).await.unwrap();
         let through = history.summary.as_ref().map_or(0, |summary| summary.through);
         let left = history.turns.iter().map(|turn| turn.tokens).sum::<u32>();
         assert_eq!(
@@ -269,7 +269,7 @@ async fn oversized_turn_is_summarized_after_the_next() {
     assert!(!learner.learn(&ann, &s, &turn).await.unwrap().summarized, "the last turn is never summarized");
     let turn = harness.store_turn(&ann, &s, &record("and now?", "nothing")).await;
     assert!(learner.learn(&ann, &s, &turn).await.unwrap().summarized);
-    let history = harness.store.load_history(&ann, &s, HISTORY_TOKENS).await.unwrap();
+    let history = harness.store.load_history(&ann, &s, HISTORY_TOKEN_BUDGET).await.unwrap();
     let summary = history.summary.unwrap();
     assert_eq!((summary.through, history.turns.len()), (1, 1));
     assert!(summary.text.contains("a huge question") && estimate_tokens(&summary.text) <= MAX_SUMMARY_TOKENS);
