@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::{
     DynamoConversations, EXPIRY_MARGIN,
     attributes::{
-        AWAITED, CALL, CALLS, PHASE, REQUEST, RESUMED_AT, RESUMED_BY, RESUMED_REQUEST, RUNNING, STORED_AT, TURN,
+        AWAITED, CALL, CALLS, LEASE_TOKEN, PHASE, REQUEST, RESUMED_AT, RESUMED_BY, RESUMED_REQUEST, RUNNING, STORED_AT,
+        TURN,
     },
     item::{Item, ItemExt as _, add, expiry, flag, millis, number, set, text},
     keys::{EXPIRES_AT, ITEM_ID, Key, result_prefix, session_owner},
@@ -222,8 +223,7 @@ impl DynamoConversations {
             return Ok(false);
         }
         let run = self.table.get(Key::run(&lease.key.user, pending.text(RESUMED_REQUEST)?)).await?;
-        let resumed_by = resumed_by.parse().map_err(|_| StoreError::Malformed(RESUMED_BY))?;
-        Ok(run.is_some_and(|run| has_lease_token(&run, resumed_by) && is_alive(&run, now)))
+        Ok(run.is_some_and(|run| run.text(LEASE_TOKEN).is_ok_and(|token| token == resumed_by) && is_alive(&run, now)))
     }
 
     /// The turn with all its results, of which the new one is the last.
