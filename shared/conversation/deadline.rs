@@ -1,8 +1,7 @@
 //! Bounds every call of a conversation store in time, and revokes admissions that arrive too late.
-//!
-//! Stores are written without deadlines. An operation that misses its deadline is dropped, which rolls a transaction back;
-//! an admission is the exception: it may be committed although its answer is lost, so it runs in a task of its own that
-//! revokes what came too late. Otherwise the session would be busy until the lease expires.
+//! Stores have no deadlines. Dropping a late operation rolls its transaction back. An admission may be committed
+//! although its answer is lost, so it runs in its own task, which revokes it if it is late: otherwise the session would
+//! be busy until the lease expires.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,31 +16,26 @@ use super::{
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
-/// Longest wait of an admission for a permit.
 const ADMIT_QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The timeouts of one kind of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreTimeouts {
-    /// Admissions, counted from when they have a permit, and recording a tool result.
+    /// From when an admission has its permit; for tool results as well.
     pub admit: Duration,
-    /// How much longer than its caller an admission waits for the store, and how long its revocation may take.
+    /// How much longer than its caller an admission waits for the store, and the timeout of its revocation.
     pub late_admission: Duration,
-    /// Calls that read or write a few short values.
     pub short: Duration,
     /// Calls with frames, records or pending turns, which may be megabytes.
     pub long: Duration,
     pub finish: Duration,
-    /// Deletion of sessions, which may be all of a user.
     pub delete: Duration,
 }
 
-/// A store whose calls have deadlines.
 #[derive(Debug)]
 pub struct WithDeadlines<S> {
     store: Arc<S>,
     timeouts: StoreTimeouts,
-    /// Backpressure: of a burst of admissions few are in the store at a time, so that each of them is quick.
+    /// Backpressure: few admissions of a burst are in the store at a time, so that each is quick.
     admit_permits: Semaphore,
 }
 
@@ -50,7 +44,7 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
         Self { store: Arc::new(store), timeouts, admit_permits: Semaphore::new(concurrent_admissions) }
     }
 
-    /// Admits a run in a task, which revokes the admission if it is not received: the caller was dropped or has timed out.
+    /// A task revokes an admission whose caller was dropped or has timed out.
     async fn admit_or_revoke(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
         let (sender, receiver) = oneshot::channel();
         let (store, run) = (self.store.clone(), run.clone());

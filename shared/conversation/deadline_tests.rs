@@ -18,7 +18,7 @@ const TIMEOUTS: StoreTimeouts = StoreTimeouts {
     delete: Duration::from_secs(5),
 };
 
-/// Admits after a while, and never answers anything else but revocations.
+/// Only admissions and revocations ever return.
 #[derive(Debug, Default)]
 struct SlowStore {
     admits_after: Duration,
@@ -164,7 +164,7 @@ async fn admission_that_never_arrives_ends_its_task() {
     assert_eq!(counts(&store), (0, 0));
 }
 
-/// Six admissions of which each takes most of its timeout: the timeout does not include the wait for a permit.
+/// The timeout does not include the wait for a permit.
 #[tokio::test(start_paused = true)]
 async fn admission_timeout_starts_with_the_permit() {
     let store = slow(TIMEOUTS.admit * 3 / 4, 2);

@@ -1,4 +1,4 @@
-/// Why a store fails. No message holds text of the user.
+/// No message holds text of the user.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("the database failed: {0}")]
@@ -7,7 +7,7 @@ pub enum StoreError {
     Dynamo(String),
     #[error("the conversation store timed out")]
     Timeout,
-    /// It refuses connections, as opposed to being slow.
+    /// Refuses connections, as opposed to being slow.
     #[error("the conversation store is unreachable")]
     Unreachable,
     /// Another process may have taken the session over.

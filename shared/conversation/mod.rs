@@ -1,7 +1,5 @@
-//! Stores what outlives a call: sessions with their turns, runs with their frames, pending turns, and the use of quotas.
-//!
-//! A store does not look into frames, records, profiles or the state of pending turns: they are bytes of the caller.
-//! Everything is keyed by user first, and no call reads or changes anything of another user.
+//! Stores sessions with their turns, runs with their frames, pending turns, and the use of quotas. Frames, records,
+//! profiles and states are the caller's bytes. Everything is keyed by user first; no call touches data of another user.
 
 mod deadline;
 #[cfg(feature = "dynamodb")]

@@ -6,7 +6,6 @@ pub enum QuotaKind {
 }
 
 impl QuotaKind {
-    /// Its name in the configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -1,8 +1,6 @@
-//! Runs. A run is one execution that a request started, stored with its frames, from admission to end.
-//!
-//! A lease says which process may write a run. Its token is a fencing token: each start of a request has a new one, and a
-//! process whose token is no longer the run's can change nothing. A lease that is not renewed by heartbeats expires, and
-//! with it the process counts as dead; its token stays good until another run takes the session.
+//! Runs: one execution that a request started, stored with its frames. A lease says which process may write a run. Its
+//! lease token is a fencing token, new for each start: a process with an older one can change nothing. Without
+//! heartbeats the lease expires; the token stays valid until another run takes the session.
 
 use std::time::Duration;
 
@@ -17,56 +15,45 @@ use crate::{
     identity::{RequestId, SessionId, UserId},
 };
 
-/// Lease expiry after the last heartbeat.
 pub const LEASE_DURATION: Duration = Duration::from_secs(30);
-/// How long a request and its frames are stored after its end. Within this window the same request runs nothing again.
+/// Within this window a known request runs nothing again.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(7 * 24);
-/// How long a reader in another process counts as watching.
 pub const WATCH_WINDOW: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunKey {
     pub user: UserId,
     pub session: SessionId,
-    /// Unique for the user.
     pub request: RequestId,
 }
 
-/// A run that asks for admission.
 #[derive(Debug, Clone)]
 pub struct NewRun {
     pub key: RunKey,
     /// Digest of the request's body: the same id with another body is an error of the client.
     pub fingerprint: [u8; 32],
-    /// Envelope of all frames of the run.
     pub head: Vec<u8>,
-    /// Whether the run takes the session at its admission. One with a tool result takes it in
-    /// [`record_tool_result`](super::ConversationStore::record_tool_result), if the result is the last one.
+    /// False for a tool result, which takes the session in `record_tool_result` if it is the last one.
     pub takes_session: bool,
-    /// Whether the client has seen frames of it: then it must be known, and nothing is started.
+    /// The client has seen frames: the request must be known, and nothing is started.
     pub resumes: bool,
-    /// `None` = unlimited.
     pub quotas: Option<UserQuotas>,
 }
 
-/// The outcome of an admission. Only `Started` changes anything.
+/// Only `Started` changes anything.
 #[derive(Debug)]
 pub enum AdmitOutcome {
     Started {
         lease: Lease,
-        /// The user's profile as it was stored last.
         profile: Option<Vec<u8>>,
     },
-    /// The user made this request within [`IDEMPOTENCY_WINDOW`]. Unless the new run `resumes`, a request does not count as
-    /// known if its run ended as [`RunOutcome::Repeatable`] or is lost: it starts again.
+    /// Made within [`IDEMPOTENCY_WINDOW`]. Unless the new run `resumes`, a [`RunOutcome::Repeatable`] or lost run does
+    /// not count as known: it starts again.
     Known {
         fingerprint: [u8; 32],
     },
-    /// The run `resumes`, and the request is not known.
     Unknown,
-    /// Another run holds the session.
     Busy {
-        /// Until its lease expires, unless it is renewed.
         retry_after: Duration,
     },
     QuotaExceeded {
@@ -75,7 +62,6 @@ pub enum AdmitOutcome {
     },
 }
 
-/// The right to write a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     pub key: RunKey,
@@ -83,17 +69,15 @@ pub struct Lease {
     pub lease_token: Uuid,
 }
 
-/// Consecutive frames.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrameChunk {
-    /// Number of the first one; the first frame of a run is 1.
+    /// From 1 for the first frame of a run.
     pub first: u32,
     pub count: u32,
     /// At most 16 MiB, which a store may have to divide.
     pub frames: Vec<u8>,
 }
 
-/// Signals of other processes for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RunSignals {
     pub is_cancelled: bool,
@@ -104,9 +88,7 @@ pub struct RunSignals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunState {
     Running,
-    /// All its frames are stored.
     Ended,
-    /// Its lease expired: no more frames come.
     Lost,
 }
 
@@ -114,7 +96,7 @@ pub enum RunState {
 pub struct RunSnapshot {
     pub state: RunState,
     pub head: Vec<u8>,
-    /// Chunks with frames after the one that was asked for, in order and without a gap.
+    /// In order and without a gap.
     pub chunks: Vec<FrameChunk>,
 }
 
@@ -126,19 +108,15 @@ pub enum RunOutcome {
     Repeatable,
 }
 
-/// The end of a run, stored as a whole or not at all.
+/// Stored as a whole or not at all.
 #[derive(Debug)]
 pub struct RunEnding {
-    /// The last frames, which no checkpoint holds.
+    /// Frames that no checkpoint holds.
     pub chunk: FrameChunk,
     pub outcome: RunOutcome,
-    /// The turn, if one is over.
     pub turn: Option<NewTurn>,
-    /// Tokens that count against the user's quota.
     pub tokens: u32,
-    /// The pending turn that the run has resumed.
     pub resumed_turn: Option<(PendingTurnId, PendingTurnDisposition)>,
-    /// The user's profile, if it has changed.
     pub profile: Option<Vec<u8>>,
 }
 
@@ -148,10 +126,8 @@ pub struct NewTurn {
     pub record: Vec<u8>,
     /// Estimated cost of the turn in a prompt.
     pub tokens: u32,
-    /// Whether it came to its end; otherwise it was interrupted.
     pub is_complete: bool,
-    /// The session's title until it gets a better one; not blank.
+    /// Not blank.
     pub provisional_title: String,
-    /// Whether facts may be extracted from it.
     pub may_be_learned: bool,
 }

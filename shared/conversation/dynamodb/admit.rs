@@ -24,25 +24,21 @@ use crate::{
     identity::UserId,
 };
 
-/// Without a quota, lost streams are swept from so many streams on.
 const SWEPT_STREAMS: u32 = 64;
-/// Attempts of an admission whose items change meanwhile.
 const ATTEMPTS: u32 = 8;
 
-/// Positions of the writes in the transaction. The lease, and the lost run that held it, come last.
+/// Positions in the transaction. The lease, and the lost run that held it, come last.
 const RUN: usize = 0;
 const USAGE: usize = 1;
 const STREAM: usize = 2;
 const LEASE: usize = 3;
 const LOST_RUN: usize = 4;
 
-/// One admission over its attempts.
 struct Attempts<'a> {
     run: &'a NewRun,
     lease: Lease,
-    /// The lease that the admission takes over.
     expired: Option<ExpiredLease>,
-    /// Unset when the user has no quota and more active streams than are swept.
+    /// False for a user without quota who has more active streams than are swept.
     limits_streams: bool,
 }
 
@@ -80,7 +76,7 @@ impl DynamoConversations {
                 return if is_this { Ok(attempts.started()) } else { known_run(known) };
             }
             if failed.get(LOST_RUN).is_some() {
-                // Its lease was renewed, or another run has taken it over.
+                // Its lease was renewed or taken over.
                 attempts.expired = None;
                 continue;
             }
@@ -98,7 +94,7 @@ impl DynamoConversations {
         Err(StoreError::Timeout)
     }
 
-    /// The quota that refuses the run; `None` = the next attempt may be admitted.
+    /// `None`: the next attempt may be admitted.
     async fn exceeded_quota(
         &self,
         attempts: &mut Attempts<'_>,

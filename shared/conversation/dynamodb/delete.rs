@@ -1,5 +1,3 @@
-//! Deletion of sessions.
-
 use std::{collections::HashSet, time::Duration};
 
 use aws_sdk_dynamodb::types::{DeleteRequest, WriteRequest};
@@ -23,12 +21,9 @@ use crate::{
     identity::{RequestId, SessionId, UserId},
 };
 
-/// DynamoDB's limit for `BatchWriteItem`.
 const MAX_BATCH: usize = 25;
 const CONCURRENT_SESSIONS: usize = 4;
-/// Passes of a deletion while new items appear.
 const PASSES: u32 = 10;
-/// After a throttled request.
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl DynamoConversations {
@@ -45,8 +40,8 @@ impl DynamoConversations {
         }
     }
 
-    /// Deletes everything of the user but the use of quotas, which holds numbers alone: deletion must not reset quotas. Runs
-    /// go first, for they can store nothing after, and passes repeat because a run may start meanwhile.
+    /// Runs go first, because they can store nothing after; passes repeat because a run may start meanwhile. The use of
+    /// quotas stays: deletion must not reset them.
     async fn delete_user(&self, user: &UserId) -> Result<u32, StoreError> {
         let mut count = 0;
         for _ in 0..PASSES {
@@ -67,8 +62,8 @@ impl DynamoConversations {
         Ok(count)
     }
 
-    /// Deletes a session; returns whether there was one. The deletion holds the session's lease, so that no run starts in it,
-    /// and releases it in the transaction that deletes the session's item, which is the last one to go.
+    /// The deletion holds the session's lease, so that no run starts, and releases it in the transaction that deletes
+    /// the session's item last.
     async fn delete_session(&self, user: &UserId, session: &SessionId) -> Result<bool, StoreError> {
         let (head, held) = (Key::session(user, session), Key::lease(user, session));
         for pass in 1..=PASSES {
@@ -99,7 +94,7 @@ impl DynamoConversations {
         Err(StoreError::Timeout)
     }
 
-    /// Deletes the runs of a session with their frames. Active ones lose their lease by it.
+    /// Active runs lose their lease by it.
     async fn delete_runs(&self, user: &UserId, session: &SessionId) -> Result<(), StoreError> {
         let runs = Query::prefix(user, "run/").project("item_id, session_id, holder");
         let mut runs = self.table.query_all(runs).await?;
@@ -128,7 +123,6 @@ fn is_session(item: &Item) -> bool {
 }
 
 impl Table {
-    /// Returns how many items there were.
     async fn delete_prefix(&self, user: &UserId, prefix: &str) -> Result<usize, StoreError> {
         let mut pages = PageCursor::new(Query::prefix(user, prefix).project("item_id").include_expired());
         let mut count = 0;

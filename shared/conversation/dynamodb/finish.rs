@@ -23,10 +23,9 @@ use crate::conversation::{
     run::{Lease, NewTurn, RunEnding, RunOutcome},
 };
 
-/// Attempts of an end whose items change meanwhile.
 const ATTEMPTS: u32 = 4;
 
-/// Positions of writes in the transaction; that of the lease only if the run holds its session.
+/// Positions in the transaction; the lease is in it only if the run holds its session.
 const RUN: usize = 0;
 const LEASE: usize = 1;
 
@@ -36,10 +35,8 @@ struct FinishRequest<'a> {
     now: Timestamp,
 }
 
-/// Items that were read before the end is written.
 struct RunContext {
     items: HashMap<String, Item>,
-    /// Position of the new turn.
     seq: u32,
     holds_session: bool,
 }
@@ -71,7 +68,6 @@ impl DynamoConversations {
     pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
         let finished = self.try_finish(lease, ending).await;
         if let Err(StoreError::LeaseLost) = finished {
-            // The tokens of a lost run count.
             if let Some(used) = count_tokens(&lease.key.user, ending.tokens, Timestamp::now()) {
                 self.table.write(used).await?;
             }
@@ -81,7 +77,7 @@ impl DynamoConversations {
 
     async fn try_finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
         let Some(mut context) = self.context_of_end(lease, ending).await? else {
-            // A retry: the end is committed, and its answer was lost.
+            // A retry of a committed end whose answer was lost.
             return Ok(());
         };
         let request = FinishRequest { lease, ending, now: Timestamp::now() };
@@ -108,7 +104,7 @@ impl DynamoConversations {
         Err(StoreError::LeaseLost)
     }
 
-    /// Reads what the end depends on; `None` = the run has ended already.
+    /// `None`: the run has ended already.
     async fn context_of_end(&self, lease: &Lease, ending: &RunEnding) -> Result<Option<RunContext>, StoreError> {
         let key = &lease.key;
         let run = Key::run(&key.user, key.request.as_str());
@@ -235,7 +231,6 @@ impl FinishRequest<'_> {
         }
     }
 
-    /// The turn, and the session whose last turn it is.
     fn put_turn(&self, turn: &NewTurn, record: &StagedValue, seq: u32) -> [Write; 2] {
         let key = &self.lease.key;
         let now = iso_time(self.now);

@@ -1,4 +1,4 @@
-//! The service's HTTP client for the AWS SDK, so that a process has one HTTP and one TLS implementation.
+//! The service's HTTP client for the AWS SDK: one HTTP and one TLS implementation in a process.
 
 use aws_sdk_dynamodb::config::{HttpClient, RuntimeComponents};
 use aws_smithy_runtime_api::{
@@ -30,7 +30,6 @@ impl HttpConnector for SdkHttpClient {
 
 async fn send(client: &reqwest::Client, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
     let malformed = |error: HttpError| ConnectorError::user(error.into());
-    // Requests to DynamoDB are never streamed.
     let request = request.try_into_http1x().map_err(malformed)?;
     let request = request.map(|body| body.bytes().map(<[u8]>::to_vec).unwrap_or_default());
     let request = reqwest::Request::try_from(request).map_err(|error| ConnectorError::user(error.into()))?;
@@ -44,7 +43,6 @@ async fn send(client: &reqwest::Client, request: HttpRequest) -> Result<HttpResp
     HttpResponse::try_from(whole).map_err(malformed)
 }
 
-/// The kind of error decides whether the SDK retries.
 fn connector_error(error: reqwest::Error) -> ConnectorError {
     let error = error.without_url();
     if error.is_timeout() { ConnectorError::timeout(error.into()) } else { ConnectorError::io(error.into()) }

@@ -1,5 +1,3 @@
-//! Attribute values of items.
-
 use std::{collections::HashMap, str::FromStr, time::Duration};
 
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
@@ -39,7 +37,6 @@ pub(super) fn expiry(now: Timestamp, after: Duration) -> AttributeValue {
     number(add(now, after).as_second())
 }
 
-/// A time that sorts as text.
 pub(super) fn iso_time(time: Timestamp) -> String {
     format!("{time:.6}")
 }
@@ -48,12 +45,11 @@ pub(super) fn add(time: Timestamp, by: Duration) -> Timestamp {
     time.checked_add(by).unwrap_or(Timestamp::MAX)
 }
 
-/// Zero if `then` has passed.
 pub(super) fn duration_until(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or_default()
 }
 
-/// Reads attributes. A missing or invalid one is an error that names it.
+/// A missing or invalid attribute is an error that names it.
 pub(super) trait ItemExt {
     fn text(&self, name: &'static str) -> Result<&str, StoreError>;
     fn number<N: FromStr>(&self, name: &'static str) -> Result<N, StoreError>;
@@ -102,7 +98,7 @@ impl ItemExt for Item {
     }
 }
 
-/// Bytes of an item as DynamoDB counts them, rounded up where its documentation is not exact.
+/// As DynamoDB counts bytes, rounded up where its documentation is not exact.
 pub(super) fn size(item: &Item) -> usize {
     item.iter().map(|(name, value)| name.len() + size_of_value(value)).sum()
 }

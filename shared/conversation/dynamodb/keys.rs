@@ -1,17 +1,14 @@
-//! Keys of items: the user, and the kind and ids of the item with slashes between. No session id has a slash.
+//! Keys of items: the user, and the kind and ids of the item separated by slashes, which no session id contains.
 
 use jiff::{Timestamp, tz::TimeZone};
 use uuid::Uuid;
 
 use crate::identity::{RequestId, SessionId, UserId};
 
-/// The partition key.
 pub const USER_ID: &str = "user_id";
-/// The sort key.
 pub const ITEM_ID: &str = "item_id";
 /// Seconds since 1970. DynamoDB deletes expired items days later; reads skip them.
 pub const EXPIRES_AT: &str = "expires_at";
-/// The index that lists sessions, and its sort key.
 pub(super) const LATEST_INDEX: &str = "sessions_latest";
 pub(super) const UPDATED: &str = "updated";
 
@@ -38,7 +35,7 @@ impl Key {
         Self::new(user, format!("run/{request}"))
     }
 
-    /// Named by its last frame, so that the chunks with frames after a number are consecutive.
+    /// Named by its last frame, so that chunks with frames after a number are consecutive.
     pub(super) fn chunk(user: &UserId, request: &RequestId, lease_token: &str, last: u32) -> Self {
         Self::new(user, format!("{}{last:010}", chunk_prefix(request.as_str(), lease_token)))
     }
@@ -63,7 +60,6 @@ impl Key {
         Self::new(user, "streams")
     }
 
-    /// Use of quotas on a day of UTC.
     pub(super) fn usage(user: &UserId, now: Timestamp) -> Self {
         Self::new(user, format!("usage/{}", now.to_zoned(TimeZone::UTC).date()))
     }
@@ -89,7 +85,6 @@ pub(super) fn part_prefix(owner: &str, id: &str) -> String {
     format!("part/{owner}/{id}/")
 }
 
-/// Owners of parts, which are deleted by the prefix of their owner.
 pub(super) fn session_owner(session: &SessionId) -> String {
     format!("session/{session}")
 }
@@ -98,12 +93,11 @@ pub(super) fn request_owner(request: &str) -> String {
     format!("request/{request}")
 }
 
-/// Position of a session in the list: the time of its last turn, then its id.
+/// Time of the last turn, then the id.
 pub(super) fn latest_sort_key(updated: &str, session: &str) -> String {
     format!("{updated}/{session}")
 }
 
-/// A run in the set of its user's streams. A lease token has no slash.
 pub(super) fn stream_member(lease_token: Uuid, request: &RequestId) -> String {
     format!("{lease_token}/{request}")
 }
@@ -112,7 +106,6 @@ pub(super) fn split_stream_member(stream: &str) -> Option<(&str, &str)> {
     stream.split_once('/')
 }
 
-/// The session and position of a turn, if the item is one.
 #[must_use]
 pub fn parse_turn_item(item: &str) -> Option<(SessionId, u32)> {
     let (session, seq) = item.strip_prefix("turn/")?.split_once('/')?;

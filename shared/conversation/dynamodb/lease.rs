@@ -1,7 +1,5 @@
-//! Items of runs and leases.
-//!
-//! Only the item of a run says whether the run is alive. The lease of a session and the set of a user's streams name runs,
-//! so that a heartbeat is one small write; their runs are read when something would be refused because of them.
+//! Only the item of a run says whether it is alive. Session leases and the set of a user's streams name runs, so that a
+//! heartbeat is one small write; the runs are read only before something is refused because of them.
 
 use std::time::Duration;
 
@@ -30,11 +28,10 @@ use crate::{
 /// The fence: every write of a run checks it.
 const HAS_LEASE: &str = "holder = :holder AND phase = :running";
 
-/// Runs that do not count as known: absent or expired ones, lost ones, and repeatable ones.
+/// Absent, expired, lost and repeatable runs do not count as known.
 const MAY_START: &str = "attribute_not_exists(user_id) OR expires_at <= :second OR phase = :lost \
                          OR (phase = :running AND alive_until <= :now) OR (phase = :ended AND repeatable = :yes)";
 
-/// Whether the run's lease has not expired.
 pub(super) fn is_alive(run: &Item, now: Timestamp) -> bool {
     run.text(PHASE).is_ok_and(|phase| phase == RUNNING) && run.millis(ALIVE_UNTIL).is_ok_and(|until| until > now)
 }
@@ -43,7 +40,6 @@ pub(super) fn has_lease_token(item: &Item, lease_token: Uuid) -> bool {
     item.text(LEASE_TOKEN).is_ok_and(|stored| stored == lease_token.to_string())
 }
 
-/// Starts a run, unless it counts as known.
 pub(super) fn start_run(run: &NewRun, lease_token: Uuid, now: Timestamp) -> Write {
     let attributes = [
         (SESSION, text(run.key.session.as_str())),
@@ -66,19 +62,16 @@ pub(super) fn start_run(run: &NewRun, lease_token: Uuid, now: Timestamp) -> Writ
         .bind(":yes", flag(true))
 }
 
-/// A change of the run that fails if its lease is lost.
 pub(super) fn update_run(lease: &Lease, expression: &str) -> Write {
     require_lease(Write::update(Key::run(&lease.key.user, lease.key.request.as_str()), expression), lease)
 }
 
-/// The heartbeat.
 pub(super) fn renew_lease(lease: &Lease, now: Timestamp) -> Write {
     update_run(lease, "SET alive_until = :until, expires_at = :expires")
         .bind(":until", millis(add(now, LEASE_DURATION)))
         .bind(":expires", run_expiry(now))
 }
 
-/// Adds the fence to a write of the run's item.
 pub(super) fn require_lease(write: Write, lease: &Lease) -> Write {
     write.condition(HAS_LEASE).bind(":holder", text(lease.lease_token)).bind(":running", text(RUNNING))
 }
@@ -87,18 +80,16 @@ pub(super) fn run_expiry(now: Timestamp) -> AttributeValue {
     expiry(now, LEASE_DURATION + IDEMPOTENCY_WINDOW)
 }
 
-/// The lease of a session whose run, or deletion, is not active any more.
 #[derive(Debug, Clone)]
 pub(super) struct ExpiredLease {
     lease_token: String,
-    /// The run to mark as lost: one that is not marked yet, and is not the run that takes the session.
+    /// Unset if it is marked as lost already, or is the run that takes the session.
     lost_request: Option<String>,
 }
 
-/// Takes a session that is free or whose lease has expired.
 pub(super) fn take_lease(lease: &Lease, expired: Option<&ExpiredLease>, now: Timestamp) -> Vec<Write> {
     let (key, token) = (&lease.key, lease.lease_token);
-    // It expires later than any run ends, so that it is there until it is released.
+    // Expires later than any run ends, so that it exists until it is released.
     let attributes = [
         (LEASE_TOKEN, text(token)),
         (REQUEST, text(key.request.as_str())),
@@ -122,13 +113,11 @@ pub(super) fn take_lease(lease: &Lease, expired: Option<&ExpiredLease>, now: Tim
     vec![put, mark_lost]
 }
 
-/// Frees a session that the run holds.
 pub(super) fn release_lease(lease: &Lease) -> Write {
     let release = Write::delete(Key::lease(&lease.key.user, &lease.key.session));
     release.condition("holder = :holder").bind(":holder", text(lease.lease_token))
 }
 
-/// The attributes of a lease that belongs to a deletion and to no run.
 pub(super) fn deletion_lease(lease_token: Uuid, now: Timestamp, duration: Duration) -> [Attribute; 3] {
     [
         (LEASE_TOKEN, text(lease_token)),
@@ -139,13 +128,11 @@ pub(super) fn deletion_lease(lease_token: Uuid, now: Timestamp, duration: Durati
 
 #[derive(Debug)]
 pub(super) enum LeaseState {
-    /// Held for this time, unless it is renewed.
     Active(Duration),
     Expired(ExpiredLease),
 }
 
 impl Table {
-    /// The state of a lease that `request` could not take.
     pub(super) async fn lease_state(
         &self,
         user: &UserId,
@@ -172,13 +159,11 @@ impl Table {
         })
     }
 
-    /// A user's sessions that an active run holds, with its request.
     pub(super) async fn running_sessions(&self, user: &UserId) -> Result<Vec<(SessionId, String)>, StoreError> {
         let leases = self.query_prefix(user, "lease/").await?;
         self.running_sessions_of(user, leases).await
     }
 
-    /// The same for the sessions of these leases.
     pub(super) async fn running_sessions_of(
         &self,
         user: &UserId,

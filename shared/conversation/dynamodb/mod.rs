@@ -1,11 +1,10 @@
-//! Conversations in one table of DynamoDB. `docs/reference/tables.md` documents its items, and
-//! `docs/how-to/dynamodb.md` the cost of each call.
+//! Conversations in one DynamoDB table. `docs/reference/tables.md` documents its items.
 //!
-//! Times are those of the process that writes, so its clock has to be roughly right. Every change that spans items is one
-//! transaction with conditions; a condition that fails returns the item that refused, which says why.
+//! Times are those of the writing process, so its clock has to be roughly right. A change of several items is one
+//! transaction; a failed condition returns the item that refused.
 //!
 //! Cancellation: a write that was sent may be applied although its call was dropped. Every write is conditional or
-//! idempotent, so that the same call again is safe.
+//! idempotent, so that it can be repeated.
 //!
 //! The attribute `holder` is the lease token.
 
@@ -47,7 +46,7 @@ use super::{
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
-/// For how long a session is locked while it is deleted; as long as the whole deletion may take.
+/// Also how long a session is locked while it is deleted.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How much longer than its owner an item is stored, and how long one without an owner.
 const EXPIRY_MARGIN: Duration = Duration::from_hours(24);
@@ -60,11 +59,8 @@ pub struct DynamoConversations {
 }
 
 impl DynamoConversations {
-    /// A store in an existing table. Region, credentials and endpoint are those of the environment: `AWS_REGION`,
-    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_ENDPOINT_URL_DYNAMODB`. Nothing is connected.
-    ///
-    /// # Errors
-    /// A variable is missing, or the HTTP client cannot be built.
+    /// Region, credentials and endpoint are those of the environment (`AWS_REGION`, `AWS_ACCESS_KEY_ID`,
+    /// `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_ENDPOINT_URL_DYNAMODB`). Connects to nothing.
     pub fn with_deadlines(
         table: String,
         max_turn_duration: Duration,
@@ -80,7 +76,6 @@ impl DynamoConversations {
             delete: DELETE_TIMEOUT,
         };
         let store = Self { table: Table::from_env(table)?, max_turn_duration };
-        // DynamoDB has no connections to wait for.
         Ok(WithDeadlines::new(store, timeouts, Semaphore::MAX_PERMITS))
     }
 }

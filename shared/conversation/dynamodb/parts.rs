@@ -1,7 +1,5 @@
-//! Values that may be too long for an item. A long value is divided into parts, which are items of their own.
-//!
-//! Parts are written first and expire by themselves. The item that names them makes them count; before it
-//! is written for good, their expiry is removed.
+//! Values that may be too long for an item. A long value is divided into parts, which are written first and expire by
+//! themselves; their expiry is removed before the item that names them is written for good.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -15,14 +13,12 @@ use super::{
 };
 use crate::{conversation::error::StoreError, identity::UserId};
 
-/// Longest value that is stored in its item. A few of them fit into a transaction.
+/// A few such values fit into a transaction.
 const MAX_INLINE_BYTES: usize = 256 * 1_024;
-/// The rest of the item is for its key and names.
 const PART_BYTES: usize = MAX_ITEM_BYTES - 16 * 1_024;
 /// All parts are in one partition, which takes about a megabyte a second.
 const CONCURRENT_WRITES: usize = 2;
 
-/// Owner of the parts of a user's profile.
 pub(super) const PROFILE: &str = "profile";
 
 const VALUE: &str = "value_inline";
@@ -30,7 +26,6 @@ const PARTS_ID: &str = "value_id";
 const PARTS: &str = "value_parts";
 const CONTENT: &str = "content";
 
-/// The session, request or profile with which the parts of a value are deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ValueOwner {
     user: UserId,
@@ -44,7 +39,6 @@ pub(super) struct ValueParts {
     count: usize,
 }
 
-/// The attributes that make a value count, and the parts that are written already.
 #[derive(Debug)]
 pub(super) struct StagedValue {
     pub(super) attributes: Vec<Attribute>,
@@ -56,7 +50,6 @@ impl ValueOwner {
         Self { user: user.clone(), owner: owner.into() }
     }
 
-    /// The parts that an item names.
     pub(super) fn parts_of(&self, item: &Item) -> Option<ValueParts> {
         let (id, count) = (item.text(PARTS_ID).ok()?.to_owned(), item.number(PARTS).ok()?);
         Some(ValueParts { owner: self.clone(), id, count })
@@ -71,7 +64,6 @@ impl ValueParts {
 }
 
 impl Table {
-    /// Stages a value: a long one is written in parts under `id`, with an expiry.
     pub(super) async fn stage_value(
         &self,
         owner: &ValueOwner,
@@ -85,7 +77,7 @@ impl Table {
         self.stage_in_parts(owner, id, value, expires).await
     }
 
-    /// Stages a value outside of its item even if it is short, because the item is read for other things.
+    /// Outside of its item even if it is short, because the item is read for other things.
     pub(super) async fn stage_in_parts(
         &self,
         owner: &ValueOwner,
@@ -107,7 +99,6 @@ impl Table {
         Ok(StagedValue { attributes, parts: Some(parts) })
     }
 
-    /// Removes the expiry of parts.
     pub(super) async fn clear_expiry(&self, parts: &ValueParts) -> Result<(), StoreError> {
         let clear = |key| Write::update(key, "REMOVE expires_at").condition("attribute_exists(content)");
         let writes: Vec<_> = parts.keys().map(|key| self.write(clear(key))).collect();
@@ -120,13 +111,12 @@ impl Table {
         stream::iter(writes).buffer_unordered(CONCURRENT_WRITES).try_for_each(is_there).await
     }
 
-    /// Deletes parts that no item names. A failure is ignored: they expire.
+    /// A failure is ignored: the parts expire.
     pub(super) async fn delete_parts(&self, parts: &ValueParts) {
         let writes: Vec<_> = parts.keys().map(|key| self.write(Write::delete(key))).collect();
         stream::iter(writes).buffer_unordered(CONCURRENT_WRITES).for_each(|_| async {}).await;
     }
 
-    /// Reads the value of an item.
     pub(super) async fn read_value(&self, owner: &ValueOwner, item: &Item) -> Result<Vec<u8>, StoreError> {
         if let Ok(value) = item.bytes(VALUE) {
             return Ok(value.to_vec());

@@ -1,7 +1,5 @@
-//! Pending turns.
-//!
-//! The item of a pending turn names its calls by digests, because a call's id is the provider's and may be anything. The
-//! turn's state and its results are in items of their own. All of them expire, and are not deleted before.
+//! Pending turns. Calls are named by digests, because a call's id is the provider's and may be anything. State and
+//! results are in items of their own, which expire and are not deleted before.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::future::try_join;
@@ -30,16 +28,14 @@ use crate::conversation::{
     run::Lease,
 };
 
-/// Attempts of a result whose items change meanwhile.
 const ATTEMPTS: u32 = 8;
 
-/// Positions of writes in the transaction of a result. The lease, and the lost run that held it, come last.
+/// Positions in the transaction. The lease, and the lost run that held it, come last.
 const RUN: usize = 0;
 const PENDING: usize = 1;
 const LEASE: usize = 3;
 const LOST_RUN: usize = 4;
 
-/// The result of a call, from the run that has the lease.
 struct NewResult<'a> {
     lease: &'a Lease,
     call: &'a str,
@@ -49,7 +45,6 @@ struct NewResult<'a> {
 enum ResultAttempt {
     Recorded,
     Busy(LeaseState),
-    /// Something has changed meanwhile.
     Retry,
 }
 
@@ -87,7 +82,6 @@ impl DynamoConversations {
         self.delete_oldest(lease, others, &new).await
     }
 
-    /// Deletes the oldest pending turns beyond the limit.
     async fn delete_oldest(&self, lease: &Lease, mut others: Vec<Item>, new: &Key) -> Result<(), StoreError> {
         others.retain(|other| other.text(ITEM_ID).is_ok_and(|item| item != new.item));
         others.sort_by_key(|other| std::cmp::Reverse(other.number::<i64>(STORED_AT).unwrap_or_default()));
@@ -177,7 +171,7 @@ impl DynamoConversations {
         Ok(ResultAttempt::Busy(state))
     }
 
-    /// Whether the same request gave the stored result, and its answer was lost.
+    /// True if the same request gave the stored result and its answer was lost.
     async fn is_retry(&self, lease: &Lease, pending: &Item, call: &str) -> Result<bool, StoreError> {
         let key = &lease.key;
         let stored = Key::result(&key.user, &key.session, pending.text(TURN)?, &digest(call));
@@ -187,7 +181,7 @@ impl DynamoConversations {
         Ok(is_same && !pending.contains_key(RESUMED_BY))
     }
 
-    /// An outcome that changes nothing, for a run that has its lease.
+    /// Returns an outcome that changes nothing, if the run has its lease.
     async fn fenced(&self, lease: &Lease, outcome: ToolResultOutcome) -> Result<ToolResultOutcome, StoreError> {
         let run = self.table.get(Key::run(&lease.key.user, lease.key.request.as_str())).await?;
         let has_lease = run.is_some_and(|run| {
@@ -196,7 +190,6 @@ impl DynamoConversations {
         if has_lease { Ok(outcome) } else { Err(StoreError::LeaseLost) }
     }
 
-    /// The call, if the pending turn awaits its result.
     async fn awaited_call(&self, lease: &Lease, pending: &Item, call: &str) -> Result<Option<AwaitedCall>, StoreError> {
         let digest = digest(call);
         if !pending.set(CALLS).contains(&digest) {
@@ -216,7 +209,6 @@ impl DynamoConversations {
         Ok(Some(AwaitedCall { turn, digest, is_last: true, lost: Some(resumed_by.to_owned()) }))
     }
 
-    /// Whether the run that has resumed a turn is active.
     async fn is_running(&self, lease: &Lease, pending: &Item, resumed_by: &str) -> Result<bool, StoreError> {
         let now = Timestamp::now();
         if add(pending.millis(RESUMED_AT)?, self.max_turn_duration) <= now {
@@ -226,7 +218,6 @@ impl DynamoConversations {
         Ok(run.is_some_and(|run| run.text(LEASE_TOKEN).is_ok_and(|token| token == resumed_by) && is_alive(&run, now)))
     }
 
-    /// The turn with all its results, of which the new one is the last.
     async fn complete_turn(&self, new: &NewResult<'_>, pending: &Item) -> Result<CompletedPendingTurn, StoreError> {
         let key = &new.lease.key;
         let owner = ValueOwner::new(&key.user, session_owner(&key.session));
@@ -263,17 +254,14 @@ impl NewResult<'_> {
     }
 }
 
-/// A call of a pending turn whose result is awaited.
 struct AwaitedCall {
     turn: String,
     digest: String,
     is_last: bool,
-    /// Lease token of the lost run that has resumed the turn.
     lost: Option<String>,
 }
 
 impl AwaitedCall {
-    /// Takes the call out of those that are awaited; the last one resumes the turn.
     fn record(&self, lease: &Lease, now: Timestamp) -> Write {
         let update = |expression: &str| {
             let key = Key::pending(&lease.key.user, &lease.key.session);
@@ -304,7 +292,7 @@ impl AwaitedCall {
     }
 }
 
-/// Disposes of a resumed turn when its run ends; `None` = the turn was replaced, or is of another session.
+/// `None`: the turn was replaced, or is of another session.
 pub(super) fn dispose(
     lease: &Lease,
     pending: &Item,

@@ -1,5 +1,3 @@
-//! A run between its admission and its end.
-
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{future::try_join, join};
 use jiff::Timestamp;
@@ -39,7 +37,7 @@ impl DynamoConversations {
         if run.flag(HOLDS_SESSION) {
             writes.push(release_lease(lease));
         }
-        // Failed conditions: the lease is lost or the run has ended, and nothing is taken back.
+        // Failed conditions: the lease is lost or the run has ended.
         self.table.transact(writes).await?;
         Ok(())
     }
@@ -58,7 +56,8 @@ impl DynamoConversations {
         if let Some((chunk, _)) = &chunk {
             heartbeat = heartbeat.append(", frames = :frames").bind(":frames", number(last_frame(chunk)));
         }
-        // Beside the heartbeat, for a chunk's key holds the lease token: no reader sees chunks of a run without the lease.
+        // Concurrent with the heartbeat: a chunk's key holds the lease token, so no reader sees chunks of a run without
+        // the lease.
         let put_chunk = async {
             match &chunk {
                 Some((chunk, staged)) => self.table.write(put_chunk(lease, chunk, staged, now)).await.map(drop),
@@ -92,7 +91,7 @@ impl DynamoConversations {
         self.table.stage_value(&owner, Uuid::now_v7(), &chunk.frames, &chunk_expiry(now)).await
     }
 
-    /// Deletes frames that no reader can see. A failure is ignored: they expire.
+    /// A failure is ignored: frames expire.
     async fn delete_chunk(&self, lease: &Lease, chunk: &FrameChunk, staged: &StagedValue) {
         let _deleted = self.table.write(Write::delete(chunk_key(lease, chunk))).await;
         if let Some(parts) = &staged.parts {
@@ -106,7 +105,7 @@ impl DynamoConversations {
         request: &RequestId,
         after: u32,
     ) -> Result<Option<RunSnapshot>, StoreError> {
-        // The run before its frames: of a run that has ended all of them are read.
+        // The run before its frames, so that all frames of an ended run are read.
         let Some(run) = self.table.get(Key::run(user, request.as_str())).await? else { return Ok(None) };
         let now = Timestamp::now();
         let state = match run.text(PHASE)? {
@@ -129,7 +128,7 @@ impl DynamoConversations {
         Ok(Some(RunSnapshot { state, head: run.bytes(HEAD)?.to_vec(), chunks }))
     }
 
-    /// Chunks with frames after a number, up to the first gap.
+    /// Up to the first gap.
     async fn chunks_after(
         &self,
         user: &UserId,

@@ -1,4 +1,4 @@
-//! Records of the table's stream, as a Lambda function gets them.
+//! Records of the table's stream, as a Lambda function receives them.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -9,7 +9,6 @@ use super::{
 };
 use crate::identity::{SessionId, UserId};
 
-/// A turn that facts may be extracted from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FinishedTurnItem {
     pub user: UserId,
@@ -17,7 +16,7 @@ pub struct FinishedTurnItem {
     pub seq: u32,
 }
 
-/// A record that does not have the documented form. The message quotes nothing of the item.
+/// The message quotes nothing of the item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a record of the stream has no readable {0}")]
 pub struct MalformedRecord(&'static str);
@@ -50,16 +49,12 @@ struct Text {
     text: String,
 }
 
-/// The id by which a record is reported as failed.
 #[must_use]
 pub fn sequence_number(record: &Value) -> Option<&str> {
     record.pointer("/dynamodb/SequenceNumber")?.as_str()
 }
 
-/// The new turn in a record; `None` if the record is of something else, or the turn may not be learned from.
-///
-/// # Errors
-/// The record does not have the documented form.
+/// `None`: the record is of something else, or the turn may not be learned from.
 pub fn finished_turn(record: &Value) -> Result<Option<FinishedTurnItem>, MalformedRecord> {
     let Change { kind, dynamodb: Item { keys, image } } =
         Change::deserialize(record).map_err(|_| MalformedRecord("item"))?;

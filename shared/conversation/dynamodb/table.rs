@@ -1,5 +1,5 @@
-//! The client of the table, and reads. All reads are strongly consistent. Requests of the SDK are boxed: each of their
-//! futures takes kilobytes.
+//! The client of the table, and reads, which are strongly consistent. SDK requests are boxed, because their futures
+//! take kilobytes.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -20,10 +20,8 @@ use crate::{conversation::error::StoreError, identity::UserId};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Attempts of the SDK, which retries transient errors and throttling.
 const ATTEMPTS: u32 = 3;
 const INITIAL_BACKOFF: Duration = Duration::from_millis(25);
-/// DynamoDB's limit for `BatchGetItem`.
 const MAX_BATCH_KEYS: usize = 100;
 
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +39,6 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Region, credentials and endpoint are those of the environment. Nothing is connected.
     pub(super) fn from_env(name: String) -> Result<Self, DynamoSetupError> {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let required = |name: &'static str| set(name).ok_or(DynamoSetupError::Missing(name));
@@ -90,7 +87,7 @@ impl Table {
         Ok(answer.item.filter(|item| !item.is_expired(now)))
     }
 
-    /// Items of one user, by their sort keys. Absent ones are omitted.
+    /// Absent items are missing from the map.
     pub(super) async fn batch_get(&self, mut keys: Vec<Key>) -> Result<HashMap<String, Item>, StoreError> {
         let mut found = HashMap::new();
         // DynamoDB rejects a request that names a key twice.
@@ -115,7 +112,6 @@ impl Table {
         Ok(found)
     }
 
-    /// In the order of their sort keys.
     pub(super) async fn query_prefix(&self, user: &UserId, prefix: &str) -> Result<Vec<Item>, StoreError> {
         self.query_all(Query::prefix(user, prefix)).await
     }
@@ -151,7 +147,7 @@ impl Table {
     }
 }
 
-/// A query of one user's items. Expired ones are skipped.
+/// Expired items are skipped.
 #[derive(Debug, Clone)]
 pub(super) struct Query {
     condition: String,
@@ -184,12 +180,10 @@ impl Query {
         Self::new(user, "user_id = :user AND begins_with(item_id, :prefix)").with(":prefix", prefix)
     }
 
-    /// Both ends are included.
     pub(super) fn between(user: &UserId, from: &str, to: &str) -> Self {
         Self::new(user, "user_id = :user AND item_id BETWEEN :from AND :to").with(":from", from).with(":to", to)
     }
 
-    /// Sessions, latest first, those before a position in the index.
     pub(super) fn latest(user: &UserId, before: Option<&str>) -> Self {
         debug_assert_eq!(UPDATED, "updated", "the attribute's name is in the condition");
         let query = match before {
@@ -208,17 +202,15 @@ impl Query {
         Self { is_descending: true, ..self }
     }
 
-    /// Items of a page.
     pub(super) fn limit(self, limit: usize) -> Self {
         Self { limit: Some(i32::try_from(limit).unwrap_or(i32::MAX).max(1)), ..self }
     }
 
-    /// Reads only these attributes, separated by commas. They cost the same, but transfer less.
+    /// Attributes separated by commas. They cost the same, but transfer less.
     pub(super) fn project(self, only: &'static str) -> Self {
         Self { only: Some(only), ..self }
     }
 
-    /// Returns expired items that are not deleted yet, too.
     pub(super) fn include_expired(self) -> Self {
         Self { has_expired: true, ..self }
     }
@@ -241,7 +233,7 @@ pub(super) fn key_attributes(key: Key) -> HashMap<String, AttributeValue> {
     HashMap::from([(USER_ID.to_owned(), text(key.user)), (ITEM_ID.to_owned(), text(key.item))])
 }
 
-/// Without text of the user: messages of DynamoDB may quote values.
+/// Without text of the user: DynamoDB's messages may quote values.
 pub(super) fn store_error<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -254,7 +246,7 @@ where
         SdkError::ServiceError(refusal) => {
             let refusal = refusal.err().meta();
             let code = refusal.code().unwrap_or("an error without a code");
-            // The messages of these name the account and the table alone.
+            // These messages name the account and the table only.
             let is_safe = matches!(code, "AccessDeniedException" | "ResourceNotFoundException");
             StoreError::Dynamo(match refusal.message().filter(|_| is_safe) {
                 Some(message) => format!("{code}: {message}"),

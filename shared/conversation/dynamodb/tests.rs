@@ -16,7 +16,6 @@ use crate::conversation::{NewTurn, RunKey, RunOutcome};
 
 type Answer = Box<dyn Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync>;
 
-/// Responds by operation, body and the number of earlier requests of the operation, and records the requests.
 #[derive(Clone)]
 struct ScriptedHttp {
     answer: Arc<Answer>,
@@ -71,7 +70,6 @@ impl ScriptedHttp {
     }
 }
 
-/// A cancelled transaction.
 fn cancelled(reasons: &[(&str, Value)]) -> (u16, Value) {
     let reasons: Vec<_> = reasons
         .iter()
@@ -114,7 +112,6 @@ fn ending(record: Vec<u8>) -> RunEnding {
     }
 }
 
-/// The run as an end reads it: it holds its session.
 fn running() -> Value {
     let holder = Uuid::nil().to_string();
     json!({
@@ -161,7 +158,6 @@ async fn admission_retries_after_a_conflict() {
 #[tokio::test]
 async fn admission_with_lost_answer_starts_once() {
     let http = ScriptedHttp::new(|operation, body, before| match (operation, before) {
-        // It was committed, and the answer was lost.
         ("TransactWriteItems", 0) => (500, json!({"__type": "x#InternalServerError"})),
         ("TransactWriteItems", _) => {
             let run = body["TransactItems"][0]["Put"]["Item"].clone();

@@ -17,9 +17,8 @@ use crate::{
     identity::{RequestId, SessionId, UserId},
 };
 
-/// Turns that a history reads at a time: more than most budgets hold.
+/// More than most budgets hold.
 const PAGE: usize = 16;
-/// Records in parts.
 const CONCURRENT_READS: usize = 4;
 
 impl DynamoConversations {
@@ -94,12 +93,10 @@ impl DynamoConversations {
     }
 }
 
-/// Latest first.
 fn before(user: &UserId, session: &SessionId, seq: Option<u32>) -> Query {
     let turns = turn_prefix(session);
     match seq {
         None => Query::prefix(user, &turns),
-        // Turns count from 1.
         Some(seq) => Query::between(user, &turns, &format!("{turns}{:010}", seq.saturating_sub(1))),
     }
     .descending()

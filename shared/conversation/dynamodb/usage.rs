@@ -1,7 +1,6 @@
 //! Quotas: requests a minute, tokens a day, and concurrent streams.
-//!
-//! Streams are a set of runs in an item of their own. A lost run stays in the set until an admission is refused because of
-//! it: then the runs are read, and lost ones are removed.
+//! Streams are a set of runs in one item. A lost run stays in it until an admission is refused because of it: then lost
+//! runs are removed.
 
 use std::time::Duration;
 
@@ -25,14 +24,11 @@ use crate::{
     identity::UserId,
 };
 
-/// The use of a day only matters on that day.
 const USAGE_RETENTION: Duration = Duration::from_hours(48);
-/// Counts of so many earlier minutes are removed with each request.
 const SWEPT_MINUTES: i64 = 5;
 /// A condition that no item meets.
 const NEVER: &str = "attribute_exists(nothing)";
 
-/// Counts a request, if the quotas of the minute's requests and the day's tokens are not used up.
 pub(super) fn count_request(user: &UserId, quotas: Option<UserQuotas>, now: Timestamp) -> Write {
     let minute = minute_number(now);
     let swept: Vec<_> =
@@ -49,7 +45,7 @@ pub(super) fn count_request(user: &UserId, quotas: Option<UserQuotas>, now: Time
     write.condition(condition)
 }
 
-/// Takes a request of the current minute back; `None` = its minute is over.
+/// `None`: its minute is over.
 pub(super) fn refund_request(user: &UserId, counted_at: Timestamp, now: Timestamp) -> Option<Write> {
     let minute = current_minute(now);
     let is_this_minute = counted_at.as_second().div_euclid(60) == now.as_second().div_euclid(60);
@@ -57,14 +53,12 @@ pub(super) fn refund_request(user: &UserId, counted_at: Timestamp, now: Timestam
         .then(|| Write::update(Key::usage(user, now), format!("ADD {minute} :less")).bind(":less", number(-1)))
 }
 
-/// Counts tokens; `None` = there are none.
 pub(super) fn count_tokens(user: &UserId, tokens: u32, now: Timestamp) -> Option<Write> {
     let used = Write::update(Key::usage(user, now), format!("ADD {TOKENS} :used SET expires_at = :expires"));
     let used = used.bind(":used", number(tokens)).bind(":expires", expiry(now, USAGE_RETENTION));
     (tokens > 0).then_some(used)
 }
 
-/// The condition that a counter is below a quota.
 fn below(counter: &str, quota: u64, placeholder: &str) -> String {
     match quota {
         0 => NEVER.to_owned(),
@@ -72,7 +66,6 @@ fn below(counter: &str, quota: u64, placeholder: &str) -> String {
     }
 }
 
-/// Counts a stream, if there are fewer than `max_streams`.
 pub(super) fn add_stream_below(user: &UserId, stream: &str, max_streams: Option<u32>, now: Timestamp) -> Write {
     let write = add_streams(user, set([stream.to_owned()]), now);
     match max_streams {
@@ -98,12 +91,11 @@ fn change_streams(user: &UserId, change: &str, streams: AttributeValue, now: Tim
 
 pub(super) enum StreamSweep {
     Removed,
-    /// All runs are active; the first lease expires after this time, unless it is renewed.
+    /// The first lease expires after this time, unless it is renewed.
     AllActive(Duration),
 }
 
 impl Table {
-    /// Removes runs from a user's streams that are lost or have ended.
     pub(super) async fn sweep_streams(&self, user: &UserId, streams: &Item) -> Result<StreamSweep, StoreError> {
         let streams = streams.set(STREAMS);
         let requests = streams.iter().filter_map(|stream| split_stream_member(stream));
@@ -126,7 +118,6 @@ impl Table {
     }
 }
 
-/// Of the day, in UTC.
 fn minute_number(now: Timestamp) -> i64 {
     now.as_second().rem_euclid(24 * 60 * 60) / 60
 }
@@ -135,12 +126,10 @@ fn minute_attribute(minute: i64) -> String {
     format!("minute_{minute}")
 }
 
-/// The attribute that counts the requests of this minute.
 pub(super) fn current_minute(now: Timestamp) -> String {
     minute_attribute(minute_number(now))
 }
 
-/// Until the clock shows the next multiple of a period in seconds.
 pub(super) fn until_next(now: Timestamp, period: i64) -> Duration {
     let next = (now.as_second().div_euclid(period) + 1) * period;
     Timestamp::from_second(next).map_or(Duration::ZERO, |next| duration_until(now, next))

@@ -1,5 +1,3 @@
-//! Writes: one item, or a transaction of several.
-
 use std::time::Duration;
 
 use aws_sdk_dynamodb::{
@@ -20,16 +18,14 @@ use super::{
 };
 use crate::conversation::error::StoreError;
 
-/// DynamoDB's limits for an item and a transaction.
 pub(super) const MAX_ITEM_BYTES: usize = 400 * 1_024;
 const MAX_TRANSACTION_ITEMS: usize = 100;
 const MAX_TRANSACTION_BYTES: usize = 4 * 1_024 * 1_024;
-/// Attempts after conflicts with other transactions, which take milliseconds, and after throttling.
+/// Conflicts with other transactions take milliseconds.
 const ATTEMPTS: u32 = 12;
 const INITIAL_BACKOFF: Duration = Duration::from_millis(5);
 const MAX_BACKOFF: Duration = Duration::from_millis(200);
 
-/// A write of one item.
 #[derive(Debug, Clone)]
 pub(super) struct Write {
     key: Key,
@@ -53,7 +49,6 @@ impl Write {
         Self { key, kind, condition: None, values: Item::new(), returns }
     }
 
-    /// Replaces the item.
     pub(super) fn put(key: Key, attributes: impl IntoIterator<Item = Attribute>) -> Self {
         let attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value));
         Self::new(key, Kind::Put(attributes.collect()))
@@ -68,12 +63,10 @@ impl Write {
         Self::new(key, Kind::Delete)
     }
 
-    /// A condition of the transaction on an item that it does not change.
     pub(super) fn check(key: Key) -> Self {
         Self::new(key, Kind::Check)
     }
 
-    /// Appends to the update expression.
     pub(super) fn append(mut self, more: &str) -> Self {
         if let Kind::Update(expression) = &mut self.kind {
             expression.push_str(more);
@@ -86,18 +79,15 @@ impl Write {
         self
     }
 
-    /// Binds a placeholder of the expressions.
     pub(super) fn bind(mut self, placeholder: &str, value: AttributeValue) -> Self {
         self.values.insert(placeholder.to_owned(), value);
         self
     }
 
-    /// [`Table::write`] returns the item before the write.
     pub(super) fn returning_old(self) -> Self {
         Self { returns: ReturnValue::AllOld, ..self }
     }
 
-    /// [`Table::write`] returns the item after the write.
     pub(super) fn returning_new(self) -> Self {
         Self { returns: ReturnValue::AllNew, ..self }
     }
@@ -110,7 +100,7 @@ impl Write {
         attributes.clone().into_iter().chain(key_attributes(self.key.clone())).collect()
     }
 
-    /// Bytes in a transaction, as far as they are known without the stored item.
+    /// As far as the size is known without the stored item.
     fn size(&self) -> usize {
         let attributes = match &self.kind {
             Kind::Put(attributes) => size(attributes),
@@ -171,7 +161,6 @@ pub(super) type Attribute = (&'static str, AttributeValue);
 
 #[derive(Debug)]
 pub(super) enum WriteOutcome {
-    /// The item, if it was asked for.
     Done(Item),
     ConditionFailed,
 }
@@ -182,12 +171,12 @@ pub(super) enum TransactOutcome {
     ConditionsFailed(FailedConditions),
 }
 
-/// The failed conditions of a transaction, by the positions of their writes.
+/// By the positions of their writes.
 #[derive(Debug)]
 pub(super) struct FailedConditions(Vec<Option<Item>>);
 
 impl FailedConditions {
-    /// The stored item, or an empty one if there is none; `None` = the condition holds.
+    /// An empty item if none is stored; `None`: the condition holds.
     pub(super) fn get(&self, index: usize) -> Option<&Item> {
         self.0.get(index)?.as_ref()
     }
@@ -238,7 +227,6 @@ impl Table {
         })
     }
 
-    /// Writes several different items, or none.
     pub(super) async fn transact(&self, writes: Vec<Write>) -> Result<TransactOutcome, StoreError> {
         check_limits(&writes)?;
         let items: Result<Vec<_>, _> = writes.into_iter().map(|write| write.into_transact(&self.name)).collect();
@@ -262,15 +250,13 @@ impl Table {
     }
 }
 
-/// Why one attempt of a write failed.
 enum WriteFailure {
     Condition,
     Conflict(StoreError),
     Failed(StoreError),
 }
 
-/// Whether a retry may succeed: a conflict with a transaction, or throttling that outlasted the SDK's retries, as with
-/// megabytes a second.
+/// A conflict with a transaction, or throttling that outlasted the SDK's retries.
 pub(super) fn is_transient<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     const CODES: [&str; 3] =
         ["TransactionConflictException", "ThrottlingException", "ProvisionedThroughputExceededException"];
@@ -296,11 +282,10 @@ fn cancellation_reasons(error: &SdkError<TransactWriteItemsError>) -> Option<&[C
     }
 }
 
-/// Why a transaction was cancelled.
 #[derive(Debug)]
 enum Cancellation {
     ConditionsFailed(FailedConditions),
-    /// With another transaction, or throttling.
+    /// Or throttling.
     Conflict,
     Failed(String),
 }

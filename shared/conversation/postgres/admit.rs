@@ -10,7 +10,6 @@ use crate::{
     postgres::SqlArgument,
 };
 
-/// Deletes a run that has not ended, and takes its request out of the minute that counted it.
 const REVOKE: &str = "
     with revoked as (
         delete from runs where user_id = $1 and request_id = $2 and holder = $3 and ended_at is null

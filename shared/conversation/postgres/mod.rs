@@ -1,9 +1,8 @@
 //! Conversations in Postgres. `infra/migrations/0005_conversations.sql` documents the tables.
 //!
-//! Lock order. A transaction that admits, ends or revokes a run, records a tool result, stores a pending turn or deletes
-//! sessions first locks the user's row of `user_usage`. Under this lock it is the only one of its user, and a run that has
-//! its lease has it until the commit, so it may lock further rows in any order. Transactions without the user lock stay
-//! within one step of this list:
+//! Lock order. Transactions that admit, end or revoke a run, record a tool result, store a pending turn or delete
+//! sessions first lock the user's row of `user_usage`, which serializes them for a user. A run that has its lease then
+//! has it until the commit, and they may lock further rows in any order. Other transactions stay within one step:
 //!
 //! 1. `user_usage`: the user lock.
 //! 2. `learning_jobs`: claims of extraction workers.
@@ -11,13 +10,12 @@
 //! 4. `pending_turns`, then `pending_calls`.
 //! 5. `sessions`, then `turns`: titles and summaries.
 //!
-//! [`erasure`](crate::erasure) is the exception: it locks `learning_jobs` and then `pending_turns`, in the order of
-//! `delete_sessions`.
+//! [`erasure`](crate::erasure) locks `learning_jobs` and then `pending_turns`, as `delete_sessions` does.
 //!
 //! The column `runs.holder` is the lease token.
 //!
-//! Cancellation: a dropped call rolls its transaction back, except `admit` and `checkpoint`, which are one function call
-//! each and may commit unheard.
+//! Cancellation: a dropped call rolls its transaction back. `admit` and `checkpoint` are one function call each and may
+//! still commit.
 
 mod admit;
 mod pending;
@@ -44,9 +42,9 @@ use crate::{
     postgres::{RolePool, RoleTransaction},
 };
 
-/// Admissions of one process in the database at a time. More of them would only wait for the same connections.
+/// More would only wait for the same connections.
 const CONCURRENT_ADMISSIONS: usize = 4;
-/// Longest that a transaction of a frozen process, as a suspended Lambda function, holds the user lock.
+/// Longest that a frozen process (a suspended Lambda function) holds the user lock.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const LOCK_USER: &str = "select from user_usage where user_id = $1 for update";
@@ -63,8 +61,6 @@ pub struct PostgresConversations {
 }
 
 impl PostgresConversations {
-    /// A store in a database of the service's role. A resumed turn that has not ended after `max_turn_duration` may be
-    /// resumed again; `admit_timeout` is for admissions and tool results.
     #[must_use]
     pub fn with_deadlines(
         database: &RolePool,
@@ -84,7 +80,7 @@ impl PostgresConversations {
         WithDeadlines::new(store, timeouts, CONCURRENT_ADMISSIONS)
     }
 
-    /// Begins a transaction under the user lock. A user without a row has nothing to lock, and no runs.
+    /// A user without a row has nothing to lock, and no runs.
     async fn begin_locked(&self, user: &UserId, statement_timeout: Duration) -> Result<RoleTransaction, StoreError> {
         let mut transaction = self.database.with_statement_timeout(statement_timeout).begin(user).await?;
         transaction.query(LOCK_USER).bind(user.as_str()).execute(&mut *transaction).await?;
@@ -92,7 +88,6 @@ impl PostgresConversations {
     }
 }
 
-/// The transaction has to hold the user lock.
 async fn check_lease(transaction: &mut RoleTransaction, lease: &Lease) -> Result<(), StoreError> {
     let has_lease = transaction.query(HAS_LEASE).bind(lease.key.user.as_str()).bind(lease.key.request.as_str());
     let found = has_lease.bind(lease.lease_token.as_bytes()).fetch_optional(&mut **transaction).await?;
@@ -103,7 +98,6 @@ fn read_count(row: &PgRow, column: &str) -> Result<u32, StoreError> {
     u32::try_from(row.try_get::<i64, _>(column)?).map_err(|_| StoreError::Malformed("a count"))
 }
 
-/// A time from now in seconds; zero if it has passed meanwhile.
 fn read_seconds(row: &PgRow, column: &str) -> Result<Duration, StoreError> {
     let seconds: f64 = row.try_get(column)?;
     Duration::try_from_secs_f64(seconds.max(0.0)).map_err(|_| StoreError::Malformed("a time"))

@@ -14,7 +14,6 @@ use crate::{
     postgres::RoleTransaction,
 };
 
-/// Deletes the session's pending turn, those that have waited too long, and the oldest beyond a number.
 const DELETE_REPLACED: &str = "
     delete from pending_turns where user_id = $1
         and (session_id = $2 or created_at < now() - make_interval(secs => $3)
@@ -64,13 +63,11 @@ const ERASE: &str = "delete from pending_turns where user_id = $1";
 const OTHER_LEASE: &str = "
     select extract(epoch from lease_until - clock_timestamp())::float8 as remaining from runs
     where user_id = $1 and session_id = $2 and request_id <> $3 and holds_session and lease_until > clock_timestamp()";
-/// Takes the session, and with it the lease, from a run whose lease has expired.
 const RELEASE_SESSION: &str = "
     update runs set holder = null, holds_session = false
     where user_id = $1 and session_id = $2 and request_id <> $3 and holds_session";
 const TAKE_SESSION: &str = "update runs set holds_session = true where user_id = $1 and request_id = $2";
 
-/// The result of a call, from the run that has the lease.
 struct NewResult<'a> {
     lease: &'a Lease,
     call: &'a str,
@@ -119,7 +116,7 @@ impl PostgresConversations {
     }
 }
 
-/// Takes the session for a run. Where another run holds it, returns how long its lease lasts.
+/// Returns the remaining lease where another run holds the session.
 async fn take_session(transaction: &mut RoleTransaction, lease: &Lease) -> Result<Option<Duration>, StoreError> {
     let (user, request) = (lease.key.user.as_str(), lease.key.request.as_str());
     let session = lease.key.session.as_str();
@@ -143,7 +140,7 @@ impl NewResult<'_> {
             return Ok(ToolResultOutcome::UnknownCall);
         };
         let is_running = turn.try_get::<Option<bool>, _>("is_running")?;
-        // A turn that was resumed by a run that is lost: its last result may be given again.
+        // Resumed by a lost run: the last result may be given again.
         let is_lost = is_running == Some(false);
         let set = transaction.query(SET_RESULT).bind(user).bind(session).bind(self.call).bind(self.result);
         let set = set.bind(is_lost).bind(request);
@@ -197,7 +194,6 @@ pub(super) async fn reopen(transaction: &mut RoleTransaction, pending: &PendingT
     Ok(())
 }
 
-/// Deletes the pending turns of a user with their calls, in a transaction of that user.
 pub(crate) async fn erase_pending_turns(transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {
     transaction.query(ERASE).bind(user.as_str()).execute(&mut **transaction).await?;
     Ok(())

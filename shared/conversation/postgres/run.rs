@@ -13,15 +13,13 @@ use crate::{
     postgres::{RoleTransaction, SqlArgument},
 };
 
-/// Most ended runs, and most lost ones, that the end of a run sweeps.
+/// Rows of each kind that the end of a run sweeps.
 const SWEEP_LIMIT: i64 = 50;
 
-/// Takes the user lock, as the first statement of an end has to.
 const COUNT_TOKENS: &str = "
     insert into user_usage as u (user_id, day, tokens) values ($1, (now() at time zone 'UTC')::date, $2)
     on conflict (user_id) do update set day = excluded.day,
         tokens = case when u.day = excluded.day then u.tokens else 0 end + excluded.tokens";
-/// Ends a run with its last frames, stores the profile, and sweeps runs past the idempotency window.
 const END_RUN: &str = "
     with ended as (
         update runs set ended_at = clock_timestamp(), is_repeatable = $4, holds_session = false
@@ -45,7 +43,6 @@ const END_RUN: &str = "
         delete from runs where user_id = $1 and request_id in (select request_id from expired) and request_id <> $2
     )
     select from ended";
-/// A retry of an end that was committed, but whose answer was lost.
 const HAS_ENDED: &str =
     "select from runs where user_id = $1 and request_id = $2 and holder = $3 and ended_at is not null";
 const INSERT_TURN: &str = "
@@ -61,7 +58,7 @@ const INSERT_TURN: &str = "
     insert into turns (user_id, session_id, seq, request_id, record, tokens, is_complete, created_at)
     select $1, $2, turns, $4, $5, $6, $7, updated_at from session";
 
-/// Marks the run as watched for one second longer than the window, so that not every poll writes.
+/// Marks the run for a second longer than the window, so that not every poll writes.
 const FOLLOW: &str = "
     with watched as (
         update runs set watched_until = clock_timestamp() + make_interval(secs => $3 + 1)
@@ -112,7 +109,6 @@ impl PostgresConversations {
             if has_ended(&mut transaction, lease).await? {
                 return Ok(());
             }
-            // The tokens of a lost run count.
             transaction.commit().await?;
             return Err(StoreError::LeaseLost);
         }
@@ -137,7 +133,7 @@ impl PostgresConversations {
         let follow = transaction.query(FOLLOW).bind(user.as_str()).bind(request.as_str());
         let follow = follow.bind(WATCH_WINDOW.as_secs_f64()).bind(IDEMPOTENCY_WINDOW.as_secs_f64());
         let Some(run) = follow.fetch_optional(&mut *transaction).await? else { return Ok(None) };
-        // The frames after the state: of a run that has ended all of them are read.
+        // The run before its frames, so that all frames of an ended run are read.
         let chunks = transaction.query(CHUNKS_AFTER).bind(user.as_str()).bind(request.as_str()).bind(i64::from(after));
         let chunks = chunks.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
@@ -164,7 +160,7 @@ impl PostgresConversations {
     }
 }
 
-/// Returns whether the run had its lease, and has ended now.
+/// False if the run did not have its lease.
 async fn end_run(transaction: &mut RoleTransaction, lease: &Lease, ending: &RunEnding) -> Result<bool, StoreError> {
     let end = transaction.query(END_RUN).bind(lease.key.user.as_str()).bind(lease.key.request.as_str());
     let end = end.bind(lease.lease_token.as_bytes()).bind(ending.outcome == RunOutcome::Repeatable);

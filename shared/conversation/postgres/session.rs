@@ -9,8 +9,8 @@ use crate::{
 };
 
 const SUMMARY: &str = "select summary, summary_through from sessions where user_id = $1 and session_id = $2";
-/// Walks back from the last turn until the budget is spent, so that no more of a long session is read. A turn counts as at
-/// least one token, so that the walk ends.
+/// Walks back until the budget is spent, so that no more of a long session is read. A turn costs at least one token, so
+/// that the walk ends.
 const LAST_TURNS: &str = "
     with recursive last (seq, spent) as (
         (select seq, tokens from turns where user_id = $1 and session_id = $2 and seq > $3 order by seq desc limit 1)
@@ -56,7 +56,7 @@ const DELETE_SESSIONS: [&str; 4] = [
     "delete from pending_turns where user_id = $1 and ($2::text[] is null or session_id = any($2))",
     "delete from sessions where user_id = $1 and ($2::text[] is null or session_id = any($2))",
 ];
-/// The use of a current quota stays, which is numbers alone: deletion must not reset quotas.
+/// The use of quotas stays: deletion must not reset them.
 const DELETE_USER: [&str; 2] = [
     "delete from user_profiles where user_id = $1",
     "delete from user_usage where user_id = $1
