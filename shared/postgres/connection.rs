@@ -1,5 +1,3 @@
-//! Single connections, outside of the pools.
-
 use std::{str::FromStr as _, time::Duration};
 
 use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};

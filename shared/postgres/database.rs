@@ -22,7 +22,7 @@ use crate::config::{DatabaseConfig, Secret};
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Succeeds if the tables exist. It reads no row and needs no right on them.
+/// Reads no row and needs no right on the tables.
 const TABLES_PROBE: &str = "select 'memories'::regclass, 'memory_users'::regclass";
 
 #[cfg(embedded_postgres_archive)]
@@ -30,27 +30,20 @@ type RunningPostgres = EmbeddedPostgres;
 #[cfg(not(embedded_postgres_archive))]
 type RunningPostgres = std::convert::Infallible;
 
-/// A database that may not be reachable or migrated yet.
 #[derive(Debug, Clone)]
 pub struct Database {
     service: PgConnectOptions,
-    /// The login of calls that only read; `None` = the service's.
+    /// `None`: the service's login.
     reader: Option<PgConnectOptions>,
-    /// The table owner, for migrations.
     owner: PgConnectOptions,
     prepared_statements: bool,
-    /// The service's login only reads.
     is_read_only: bool,
-    /// Set for the embedded Postgres.
     #[cfg(embedded_postgres_archive)]
     data_dir: Option<PathBuf>,
 }
 
 impl Database {
-    /// Starts and connects to nothing.
-    ///
-    /// # Errors
-    /// A URL is invalid, no database is configured, or the data directory cannot be created.
+    /// Connects to nothing.
     pub fn from_config(config: &DatabaseConfig) -> Result<Self, DatabaseError> {
         match config {
             DatabaseConfig::Postgres { url, read_url, admin_url, prepared_statements, is_read_only } => {
@@ -96,16 +89,12 @@ impl Database {
         self.pools_with_limit(MAX_CONNECTIONS)
     }
 
-    /// `max_connections` bounds each pool.
     #[must_use]
     pub fn pools_with_limit(&self, max_connections: u32) -> RolePools {
         RolePools::new(&self.service, self.reader.as_ref(), max_connections, self.prepared_statements)
     }
 
-    /// Applies the migrations as the table owner and grants the logins their roles.
-    ///
-    /// # Errors
-    /// The database is unreachable or refuses a change.
+    /// Applies migrations as the table owner and grants the logins their roles.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
         let all_roles = [Role::Service, Role::Reader, Role::Maintenance];
         let mut grants = vec![
@@ -118,11 +107,8 @@ impl Database {
         Ok(owner.close().await?)
     }
 
-    /// Checks with each login that the tables are up to date and that users are isolated. Changes nothing.
-    ///
-    /// # Errors
-    /// [`DatabaseError::Unreachable`] if the check could not be made; [`DatabaseError::NotMigrated`] and
-    /// [`DatabaseError::NotIsolated`] if the database must not be used.
+    /// Checks with each login that the tables are current and users isolated; changes nothing.
+    /// [`DatabaseError::Unreachable`] leaves it open, any other error forbids using the database.
     pub async fn check(&self) -> Result<(), DatabaseError> {
         let mut service = connect(&self.service).await?;
         if !migrate::is_up_to_date(&mut service).await? {
@@ -143,7 +129,7 @@ impl Database {
         Ok(service.close().await?)
     }
 
-    /// Migrates only if needed: where it is not, no login of a table owner is required.
+    /// Migrates only if needed: otherwise no login of a table owner is required.
     async fn prepare(&self) -> Result<(), DatabaseError> {
         match self.check().await {
             Err(DatabaseError::NotMigrated) => {
@@ -154,10 +140,7 @@ impl Database {
         }
     }
 
-    /// Makes the database ready; starts the embedded Postgres unless it runs already.
-    ///
-    /// # Errors
-    /// The database is unreachable or does not isolate users.
+    /// Starts the embedded Postgres unless it runs already.
     pub async fn open(&self, progress: StartupProgress) -> Result<DatabaseGuard, DatabaseError> {
         let running = match connect(&self.service).await {
             Ok(connection) => {
@@ -174,11 +157,8 @@ impl Database {
         connect(&self.owner).await
     }
 
-    /// Makes the database ready and then probes it; `ready` says whether it can be used. It never returns `Ok`; dropping the
-    /// future stops the embedded Postgres.
-    ///
-    /// # Errors
-    /// The embedded Postgres failed to start, or users are not isolated. An unreachable external database is no error: it is
+    /// Probes the database until it is dropped, which stops the embedded Postgres; `ready` says whether it can be used.
+    /// Fails if users are not isolated or the embedded Postgres does not start. An unreachable external database is
     /// retried.
     pub async fn supervise(&self, ready: &watch::Sender<bool>, progress: StartupProgress) -> Result<(), DatabaseError> {
         let _running = self.start_embedded(progress.clone()).await?;
@@ -231,13 +211,12 @@ impl Database {
     }
 }
 
-/// Dropping it stops an embedded Postgres that [`Database::open`] started.
 #[must_use]
 pub struct DatabaseGuard {
     _running: Option<RunningPostgres>,
 }
 
-/// Probes on a connection of its own, so that an exhausted pool does not look like an unreachable database.
+/// A connection of its own: an exhausted pool must not look like an unreachable database.
 async fn probe_tables(connection: &mut Option<PgConnection>, options: &PgConnectOptions) -> Result<(), sqlx::Error> {
     match connection {
         Some(open) => open.execute(TABLES_PROBE).await.map(drop),

@@ -1,7 +1,6 @@
 #[cfg(embedded_postgres_archive)]
 use super::embedded::EmbeddedError;
 
-/// The database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     #[error("{variable} is invalid: {problem}")]
@@ -14,7 +13,6 @@ pub enum DatabaseError {
     Unreachable(#[from] sqlx::Error),
     #[error("the migration failed: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
-    /// Tables are missing or belong to an older version of the service.
     #[error("the tables are not up to date: run `agent-local migrate` with DATABASE_ADMIN_URL")]
     NotMigrated,
     #[cfg(embedded_postgres_archive)]

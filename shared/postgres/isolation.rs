@@ -1,11 +1,9 @@
-//! Verifies row-level security: refuses a database that could show one user's rows to another.
-
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use super::{error::DatabaseError, role::Role};
 
-/// One row about the current role: whether it bypasses row-level security, the tables with a `user_id` that do not force it, those
-/// that the role owns, other service roles that it inherits, and policies that the migrations did not create.
+/// Whether the role bypasses row-level security, tables with a `user_id` that do not force it, tables it owns, other
+/// service roles it inherits, and policies that the migrations did not create.
 const WEAKNESSES: &str = "
     with ours as (
         select policyname, tablename from pg_policies
@@ -35,7 +33,6 @@ const WEAKNESSES: &str = "
            array(select policyname || ' on ' || tablename from pg_policies join users_tables on relname = tablename
                  where schemaname = 'public' and (policyname, tablename) not in (select * from ours)) as foreign_policies";
 
-/// Checks that a login which acts as a role is restricted to one user's rows.
 pub(super) async fn check(connection: &mut PgConnection, role: Role) -> Result<(), DatabaseError> {
     let not_isolated = |reason: String| Err(DatabaseError::NotIsolated(reason));
     let name = role.name();

@@ -16,8 +16,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
 /// Serializes migrations, and drops named statements that a pooler's connection may have kept.
 const BEGIN_MIGRATION: &str = "select pg_advisory_xact_lock(hashtext('agent-service migrations')); deallocate all";
 
-/// Lets the login `agent.login` act as the roles `agent.roles` and read the list of applied migrations. A superuser can do so
-/// anyway.
+/// Settings `agent.login` and `agent.roles`. A superuser needs no grant.
 const GRANTS: &str = "
     do $$
     declare
@@ -40,7 +39,7 @@ const GRANTS: &str = "
     end
     $$";
 
-/// A login and the roles that it may act as, separated by spaces.
+/// The roles are separated by spaces.
 pub(super) struct LoginGrant<'a> {
     pub login: &'a str,
     pub roles: String,
@@ -69,7 +68,7 @@ pub(super) async fn is_up_to_date(connection: &mut PgConnection) -> Result<bool,
     let applied = sqlx::raw_sql("select version from _sqlx_migrations where success").fetch_all(connection).await;
     let applied: Vec<i64> = match applied {
         Ok(rows) => rows.iter().filter_map(|row| row.try_get("version").ok()).collect(),
-        // undefined_table, insufficient_privilege: before the first migration the table is missing or not granted.
+        // undefined_table, insufficient_privilege: before the first migration.
         Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P01" | "42501")) => Vec::new(),
         Err(error) => return Err(error),
     };

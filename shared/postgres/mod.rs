@@ -1,7 +1,5 @@
-//! The Postgres database: connection pools by role, migrations, and supervision.
-//!
-//! It isolates users by row-level security: the pools' roles own no table, and a transaction sees the rows of the user for
-//! whom it began. It knows no table beyond those checks; queries belong to the modules that own the data.
+//! Connection pools by role, migrations, and supervision. Users are isolated by row-level security: the pools' roles
+//! own no table, and a transaction sees its user's rows. Queries belong to the modules that own the data.
 
 mod connection;
 mod database;

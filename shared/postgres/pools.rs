@@ -7,28 +7,27 @@ use sqlx::{
 
 use super::{role::Role, transaction::RolePool};
 
-/// Connections of one process for the memory. The embedded Postgres takes 40, and a turn holds one only while it searches.
+/// Of one process for the memory. The embedded Postgres accepts 40.
 pub(super) const MAX_CONNECTIONS: u32 = 16;
-/// Conversations have connections of their own, so that no search delays a first frame.
+/// A pool of its own, so that no search delays a first frame.
 const CONVERSATION_MAX_CONNECTIONS: u32 = 8;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longer than for the memory: an answer can do without memories, but a turn must be persisted.
 const CONVERSATION_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that was idle for less is taken without a ping, which saves a round trip.
+/// Skipping the ping saves a round trip.
 const MAX_IDLE_WITHOUT_PING: Duration = Duration::from_millis(500);
 
-/// A pool for each role. They connect on first use.
+/// They connect on first use.
 #[derive(Debug, Clone)]
 pub struct RolePools {
     pub service: RolePool,
-    /// As `service`, with connections of its own.
     pub conversations: RolePool,
     pub reader: RolePool,
     pub maintenance: RolePool,
 }
 
 impl RolePools {
-    /// `reader` = the login of calls that only read; `None` = they share the pool of `service`.
+    /// `reader` is the login of calls that only read; `None`: they share the pool of `service`.
     pub(super) fn new(
         service: &PgConnectOptions,
         reader: Option<&PgConnectOptions>,
@@ -48,7 +47,7 @@ impl RolePools {
         }
     }
 
-    /// Pools without a database: every transaction fails.
+    /// Every transaction fails.
     #[must_use]
     pub fn absent() -> Self {
         let role_pool = |role| RolePool::new(None, role, false);

@@ -1,11 +1,10 @@
 use std::time::Duration;
 
-/// Bounds statements and lock waits of a caller that has gone: nothing else would end them and free the connection.
+/// Ends statements and lock waits of a caller that has gone: nothing else would free the connection.
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 const READ_STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A database role that a transaction acts as. The migrations create the roles; none owns a table or bypasses row-level
-/// security.
+/// The migrations create the roles; none owns a table or bypasses row-level security.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Reads and writes rows of one user.
@@ -17,7 +16,6 @@ pub enum Role {
 }
 
 impl Role {
-    /// The role's name in the database.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -27,15 +25,13 @@ impl Role {
         }
     }
 
-    /// SQL that assumes the role and begins a transaction in one round trip, with `settings` in between.
-    ///
-    /// Statements that are sent together are one implicit transaction, which `begin` turns into an explicit one. With `begin`
-    /// first, a refused statement would leave an open, failed transaction on the pooled connection.
+    /// Assumes the role and begins a transaction in one round trip, with `settings` in between. Statements that are
+    /// sent together are one implicit transaction, which `begin` makes explicit. If `begin` came first, a refused
+    /// statement would leave a failed transaction on the pooled connection.
     pub(super) fn begin(self, settings: &[&str]) -> String {
         [&[self.assume()], settings, &["begin"]].concat().join("; ")
     }
 
-    /// SQL that assumes the role for the current transaction.
     pub(super) const fn assume(self) -> &'static str {
         match self {
             Self::Service => "set local role agent_service",

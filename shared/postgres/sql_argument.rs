@@ -1,6 +1,6 @@
 use std::{fmt::Write as _, time::Duration};
 
-/// An argument of a database function in a statement without parameters: statements that are sent together cannot have any.
+/// For statements without parameters: statements that are sent together cannot have any.
 #[derive(Debug, Clone, Copy)]
 pub enum SqlArgument<'a> {
     /// Without NUL.
@@ -12,7 +12,7 @@ pub enum SqlArgument<'a> {
 }
 
 impl SqlArgument<'_> {
-    /// Appends the argument as SQL. Text and bytes are written in hexadecimal digits, which rules out SQL injection.
+    /// Text and bytes become hexadecimal digits, which rules out SQL injection.
     pub(super) fn write(self, sql: &mut String) {
         match self {
             Self::Text(text) => {

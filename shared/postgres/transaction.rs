@@ -1,7 +1,5 @@
-//! Transactions of a role on behalf of one user, in which row-level security admits rows of that user alone.
-//!
-//! All settings are local to the transaction and none to the session, so that a transaction pooler may hand the connection
-//! to another client in between.
+//! Transactions of a role for one user, in which row-level security admits that user's rows only. Settings are local to
+//! the transaction, so that a transaction pooler may give the connection to another client in between.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -25,14 +23,12 @@ use crate::identity::UserId;
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A connection pool whose transactions act as one role.
 #[derive(Debug, Clone)]
 pub struct RolePool {
-    /// `None` = no database is configured.
+    /// `None`: no database is configured.
     pool: Option<PgPool>,
     role: Role,
     statement_timeout: Duration,
-    /// For transactions that execute no statement.
     idle_timeout: Duration,
     /// Whether queries may be prepared by name for later transactions.
     prepared_statements: bool,
@@ -49,7 +45,6 @@ impl RolePool {
         Self { statement_timeout, ..self.clone() }
     }
 
-    /// For transactions that hold locks which others wait for.
     #[must_use]
     pub fn with_idle_timeout(&self, idle_timeout: Duration) -> Self {
         Self { idle_timeout, ..self.clone() }
@@ -60,7 +55,7 @@ impl RolePool {
         self.pool.is_some()
     }
 
-    /// Whether a new connection is refused, as opposed to slow.
+    /// A new connection is refused, as opposed to slow.
     pub async fn is_unreachable(&self) -> bool {
         let Some(pool) = &self.pool else { return true };
         let options = pool.connect_options();
@@ -74,35 +69,24 @@ impl RolePool {
         }
     }
 
-    /// Begins a transaction for a user. Dropping it rolls back.
-    ///
-    /// # Errors
-    /// The database is unreachable, or the login may not act as the role.
+    /// Dropping the transaction rolls back. Fails if the login may not act as the role.
     pub async fn begin(&self, user: &UserId) -> Result<RoleTransaction, sqlx::Error> {
         self.begin_with(&[&self.set_timeouts(), &set_user(user)]).await
     }
 
-    /// Begins a transaction in which row-level security admits no user's rows, except those that the role sees of all users.
-    ///
-    /// # Errors
-    /// As [`RolePool::begin`].
+    /// Admits no user's rows, except those that the role sees of all users.
     pub async fn begin_without_user(&self) -> Result<RoleTransaction, sqlx::Error> {
         self.begin_with(&[&self.set_timeouts()]).await
     }
 
-    /// Calls a database function for a user, in one round trip and a transaction of its own, and returns its first row.
-    ///
-    /// Dropping the future leaves open whether the call took effect.
-    ///
-    /// # Errors
-    /// As [`RolePool::begin`], or the function failed; then it changed nothing.
+    /// Calls a database function in one round trip and a transaction of its own, and returns its first row. An error
+    /// means that nothing changed; dropping the future leaves open whether the call took effect.
     pub async fn call_function(
         &self,
         user: &UserId,
         function: &'static str,
         arguments: &[SqlArgument<'_>],
     ) -> Result<Option<PgRow>, sqlx::Error> {
-        // Statements that are sent together are one implicit transaction.
         let mut statements =
             format!("{}; {}; {}; select * from {function}(", self.role.assume(), self.set_timeouts(), set_user(user));
         for (index, argument) in arguments.iter().enumerate() {
@@ -112,7 +96,6 @@ impl RolePool {
         statements.push(')');
         let mut connection = Box::pin(self.pool()?.acquire()).await?;
         let rows = sqlx::raw_sql(AssertSqlSafe(statements)).fetch_all(&mut *connection).await?;
-        // The first row is that of `set_user`.
         Ok(rows.into_iter().nth(1))
     }
 
@@ -137,7 +120,6 @@ impl RolePool {
     }
 }
 
-/// SQL that sets the row-level security context of the current transaction.
 fn set_user(user: &UserId) -> String {
     let mut statement = "select set_config('agent.user_id', ".to_owned();
     SqlArgument::Text(user.as_str()).write(&mut statement);
@@ -145,7 +127,7 @@ fn set_user(user: &UserId) -> String {
     statement
 }
 
-/// A transaction that acts as a role. Dropping it rolls back.
+/// Dropping it rolls back.
 pub struct RoleTransaction {
     inner: Transaction<'static, Postgres>,
     prepared_statements: bool,
@@ -161,8 +143,7 @@ impl RoleTransaction {
         sqlx::query(AssertSqlSafe(sql)).persistent(false)
     }
 
-    /// # Errors
-    /// The connection is lost, which leaves open whether the commit took effect, or the database refuses.
+    /// A lost connection leaves open whether the commit took effect.
     pub async fn commit(self) -> Result<(), sqlx::Error> {
         self.inner.commit().await
     }

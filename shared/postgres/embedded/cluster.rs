@@ -1,5 +1,3 @@
-//! The data directory of Postgres: creates it, and ends a Postgres of an earlier run that still works on it.
-
 use std::{
     fs,
     io::ErrorKind,
@@ -18,7 +16,7 @@ use crate::postgres::startup::StartupStep;
 /// The end of a process that is not our child cannot be awaited.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A cluster gets its name once it is complete, so an interrupted `initdb` is repeated.
+/// A complete cluster gets its name last, so an interrupted `initdb` is repeated.
 pub(super) fn create_if_missing(
     runtime: &Path,
     data_dir: &Path,
@@ -30,8 +28,8 @@ pub(super) fn create_if_missing(
     }
     progress(StartupStep::Initializing);
     let partial = unpack::partial_path(data_dir);
-    // `trust` authentication is safe, because the permissions of the socket directory decide about who can connect. The
-    // built-in locale sorts text the same on every machine.
+    // `trust` is safe: the permissions of the socket directory decide who can connect. The built-in locale sorts the
+    // same on every machine.
     let mut initdb = postmaster::command(&runtime.join("bin/initdb"), Signal::KILL);
     initdb.arg("-D").arg(&partial);
     initdb.args(["-U", USER, "-A", "trust", "-E", "UTF8", "--no-instructions"]);
@@ -52,9 +50,7 @@ pub(super) fn create_if_missing(
     unpack::publish(&partial, cluster)
 }
 
-/// Ends a Postgres whose owner was killed, and removes a stale `postmaster.pid`.
-///
-/// The caller holds the lock of the data directory, so no living server owns that Postgres.
+/// Ends a Postgres whose owner was killed. The caller holds the directory's lock, so no living server owns it.
 pub(super) fn end_previous_run(cluster: &Path) -> Result<(), EmbeddedError> {
     let pid_file = cluster.join("postmaster.pid");
     let Some(pid) = fs::read_to_string(&pid_file).ok().and_then(|text| first_pid(&text)) else { return Ok(()) };
@@ -68,8 +64,7 @@ pub(super) fn end_previous_run(cluster: &Path) -> Result<(), EmbeddedError> {
             return Err(EmbeddedError::StillRunning { pid: pid.as_raw_pid() });
         }
     }
-    // Postgres refuses to start while the process id in the file is in use, be it by a zombie or, after a reboot or in a
-    // container, by an unrelated process.
+    // Postgres refuses to start while the process id in the file is in use, even by a zombie or an unrelated process.
     if test_kill_process(pid) != Err(rustix::io::Errno::SRCH) {
         debug!(pid = pid.as_raw_pid(), "removing postmaster.pid, whose process is not a Postgres of this directory");
         remove_if_present(&pid_file)?;
@@ -100,7 +95,7 @@ fn ended_within(pid: Pid, cluster: &Path, timeout: Duration) -> bool {
     true
 }
 
-/// Whether the process is a Postgres of this cluster, as opposed to one that got a reused process id.
+/// As opposed to another process with a reused id.
 #[cfg(target_os = "linux")]
 fn is_postmaster(pid: Pid, cluster: &Path) -> bool {
     let process = Path::new("/proc").join(pid.as_raw_pid().to_string());

@@ -3,7 +3,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The embedded Postgres cannot run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmbeddedError {
@@ -13,14 +12,13 @@ pub enum EmbeddedError {
         data_dir.display()
     )]
     InUse {
-        /// "process 4711", if its id is known.
         owner: String,
         data_dir: PathBuf,
     },
-    /// The Postgres of an owner that was killed ignores all signals.
+    /// Ignores all signals; its owner was killed.
     #[error("the Postgres process {pid} of an earlier run does not end: stop it, then start again")]
     StillRunning { pid: i32 },
-    /// Another user owns the socket directory and could intercept connections.
+    /// Another user owns the directory and could intercept connections.
     #[error("{} is not a directory of this user: remove it, or set another AGENT_DATA_DIR", path.display())]
     UnsafeSocketDir { path: PathBuf },
     #[error("{program} failed ({status}); its last output:\n{log}")]
@@ -32,7 +30,6 @@ pub enum EmbeddedError {
 }
 
 impl EmbeddedError {
-    /// For `map_err`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }

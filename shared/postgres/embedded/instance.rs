@@ -1,6 +1,5 @@
-//! Starts and stops the embedded Postgres; a file lock gives a data directory one owner.
-//!
-//! Start order: lock, end of an earlier Postgres, runtime, cluster, socket, postmaster. They are released in reverse.
+//! Starts the embedded Postgres in this order: lock (a data directory has one owner), end of an earlier Postgres,
+//! runtime, cluster, socket, postmaster. Released in reverse.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -23,10 +22,8 @@ use super::{
 };
 use crate::postgres::startup::StartupStep;
 
-/// A running Postgres.
-///
-/// Dropping it shuts Postgres down and closes its connections, which blocks for some 20 ms. If this process dies, the kernel
-/// signals Postgres on Linux; elsewhere the next start ends it.
+/// Dropping it shuts Postgres down, which blocks for some 20 ms. If this process dies, the kernel signals Postgres on
+/// Linux; elsewhere the next start ends it.
 #[derive(Debug)]
 pub struct EmbeddedPostgres {
     // Drop order: Postgres stops, its socket is removed, the lock is released.
@@ -36,14 +33,8 @@ pub struct EmbeddedPostgres {
 }
 
 impl EmbeddedPostgres {
-    /// Creates the data directory if necessary, and returns when Postgres accepts connections.
-    ///
-    /// Blocks for some 50 ms, on the first start for a second or two, and for longer after a crash: use `spawn_blocking`.
-    ///
-    /// # Errors
-    ///
-    /// [`EmbeddedError::InUse`] if another server owns the directory; other variants if files cannot be written or Postgres
-    /// does not start.
+    /// Blocks for 50 ms, on the first start for seconds, and longer after a crash: use `spawn_blocking`. Fails with
+    /// [`EmbeddedError::InUse`] if another server owns the directory.
     pub fn start(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result<Self, EmbeddedError> {
         let started = Instant::now();
         let data_dir = &create_data_dir(data_dir)?;
@@ -67,24 +58,16 @@ impl EmbeddedPostgres {
     }
 }
 
-/// Options for connecting to the Postgres of a data directory, whether it runs or not.
-///
-/// # Errors
-/// The data directory cannot be created.
+/// Whether Postgres runs or not.
 pub fn connect_options(data_dir: &Path) -> Result<PgConnectOptions, EmbeddedError> {
     let socket = socket_path(data_dir)?;
     Ok(PgConnectOptions::new_without_pgpass().socket(socket).port(PORT).username(USER).database(USER))
 }
 
-/// The directory of the Unix socket for a data directory.
-///
-/// # Errors
-/// The data directory cannot be created.
 pub fn socket_path(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
     Ok(socket::location(&create_data_dir(data_dir)?).0)
 }
 
-/// Returns the canonical path.
 fn create_data_dir(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
     DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(EmbeddedError::io("create", data_dir))?;
     fs::canonicalize(data_dir).map_err(EmbeddedError::io("open", data_dir))

@@ -1,5 +1,5 @@
-/// The superuser of the cluster. It has no password: the permissions of the socket directory protect it.
+/// The cluster's superuser. It has no password: the permissions of the socket directory protect it.
 pub const USER: &str = "postgres";
 
-/// A part of the socket's file name. Set it when connecting, or `PGPORT` in the environment changes it.
+/// Part of the socket's file name. Set it when connecting, or `PGPORT` in the environment changes it.
 pub const PORT: u16 = 5432;

@@ -1,11 +1,10 @@
 //! The embedded Postgres: the database of a server without `DATABASE_URL`.
 //!
-//! The program carries a native Postgres with pgvector, unpacks it once into its data directory and runs it while an
-//! [`EmbeddedPostgres`] lives. It listens on a Unix socket in a directory that only the own user may enter. Durability is that
-//! of Postgres: a committed row survives the sudden death of this process.
+//! A native Postgres with pgvector, unpacked into the data directory. It listens on a Unix socket in a directory that
+//! only this user may enter. A committed row survives the sudden death of this process.
 //!
-//! Deliberately not here: pools, migrations and SQL; a second server per directory; restarting a Postgres that died, which the
-//! operator has to know about; upgrades between major versions; tuning, for which `DATABASE_URL` is the answer.
+//! Not here: pools, migrations and SQL; restarting a Postgres that died, which the operator has to know about; upgrades
+//! between major versions; tuning, for which `DATABASE_URL` is the answer.
 //!
 //! ```text
 //! AGENT_DATA_DIR/

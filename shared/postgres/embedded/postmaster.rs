@@ -1,5 +1,3 @@
-//! The postmaster process: started so that it cannot outlive its owner, awaited until it is ready, and ended.
-
 use std::{
     env,
     fs::{self, File, OpenOptions},
@@ -22,38 +20,34 @@ const READY_TIMEOUT: Duration = Duration::from_mins(2);
 
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(3);
 
-/// Bytes after which the log is truncated.
 const MAX_LOG_BYTES: u64 = 1 << 20;
 
-/// Shutdown modes in order, each with its timeout: fast, which writes a checkpoint and so depends on the disk; immediate,
-/// which costs a WAL replay at the next start; then SIGKILL. Postgres kills children that ignore an immediate shutdown after
-/// 5 seconds; killed before that, it leaves them and `postmaster.pid` behind.
+/// Fast, which writes a checkpoint and depends on the disk; immediate, which costs a WAL replay at the next start;
+/// SIGKILL. After an immediate shutdown Postgres needs 5 seconds to kill its children; killed earlier, it leaves them
+/// and `postmaster.pid` behind.
 const SHUTDOWN_SIGNALS: [(Signal, Duration); 3] = [
     (Signal::INT, Duration::from_secs(20)),
     (Signal::QUIT, Duration::from_secs(8)),
     (Signal::KILL, Duration::from_secs(2)),
 ];
 
-/// Dropping it stops Postgres.
 #[derive(Debug)]
 pub(super) struct Postmaster {
     pid: Pid,
     process: Arc<ProcessMonitor>,
 }
 
-/// Shared by the owner and the thread that waits for the process.
 #[derive(Debug, Default)]
 struct ProcessMonitor {
     state: Mutex<ProcessState>,
-    /// Notified when `ProcessState::exit` is set.
     ended: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct ProcessState {
-    /// From ready until the owner requests the shutdown: an exit in between is unexpected and logged.
+    /// From ready until the shutdown: an exit in between is unexpected and logged.
     in_service: bool,
-    /// While it is `None`, the process has not been reaped and its id cannot have been reused.
+    /// While it is `None`, the process is not reaped and its id cannot be reused.
     exit: Option<String>,
 }
 
@@ -63,7 +57,6 @@ impl ProcessMonitor {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The exit status, once the process has ended within the timeout.
     fn exit_within(&self, timeout: Duration) -> Option<String> {
         self.ended
             .wait_timeout_while(self.lock(), timeout, |state| state.exit.is_none())
@@ -75,7 +68,6 @@ impl ProcessMonitor {
 }
 
 impl Postmaster {
-    /// Returns when Postgres accepts connections.
     pub(super) fn start(runtime: &Path, cluster: &Path, socket_dir: &Path, log: &Path) -> Result<Self, EmbeddedError> {
         let program = runtime.join("bin/postgres");
         // If this process dies, Postgres does a fast shutdown, after which the next start needs no recovery.
@@ -101,7 +93,6 @@ impl Postmaster {
         Ok(postmaster)
     }
 
-    /// Reads the state that Postgres writes into `postmaster.pid`, which needs no client.
     fn wait_until_ready(&self, cluster: &Path, log: &Path) -> Result<(), EmbeddedError> {
         let pid_file = cluster.join("postmaster.pid");
         let deadline = Instant::now() + READY_TIMEOUT;
@@ -139,7 +130,7 @@ impl Drop for Postmaster {
     }
 }
 
-/// Escalates through [`SHUTDOWN_SIGNALS`]; returns whether the process has ended.
+/// False if the process outlives all of them.
 pub(super) fn end_with_signals(send: impl Fn(Signal), ended_within: impl Fn(Duration) -> bool) -> bool {
     SHUTDOWN_SIGNALS.into_iter().any(|(signal, timeout)| {
         send(signal);
@@ -151,35 +142,30 @@ pub(super) fn end_with_signals(send: impl Fn(Signal), ended_within: impl Fn(Dura
     })
 }
 
-/// For error messages.
 pub(super) fn last_lines(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
-/// Sized for one small server. Durability settings such as `fsync` keep their defaults.
+/// Durability settings such as `fsync` keep their defaults.
 const SETTINGS: &[&str] = &[
-    // Unix socket only: no open port, no clash with another Postgres.
     "listen_addresses=",
     // initdb's guess is 400 kB.
     "shared_buffers=64MB",
     "max_connections=40",
-    // For building vector indexes.
     "maintenance_work_mem=128MB",
     // Containers often have a /dev/shm that is too small for a parallel index build.
     "dynamic_shared_memory_type=mmap",
-    // Crash recovery: one syncfs instead of opening each file (Linux only).
+    // One syncfs instead of opening each file (Linux only).
     #[cfg(target_os = "linux")]
     "recovery_init_sync_method=syncfs",
-    // Clients get their errors anyway; in the log they would quote rows, which are user text.
+    // Errors in the log would quote rows, which are user text.
     "log_min_messages=log",
     "log_min_error_statement=panic",
     "log_checkpoints=off",
 ];
 
-/// A command of Postgres without terminal and without `PG*` variables.
-///
-/// On Linux the signal is sent as soon as the *thread* that started the process ends (`PR_SET_PDEATHSIG`).
+/// On Linux the signal is sent when the *thread* that started the process ends (`PR_SET_PDEATHSIG`).
 pub(super) fn command(program: &Path, when_parent_ends: Signal) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -202,7 +188,7 @@ fn end_with_parent(command: &mut Command, signal: Signal) {
         // If the parent ended before that call, the signal would never be sent.
         if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(rustix::io::Errno::SRCH)) }
     };
-    // SAFETY: the closure runs in the child between fork and exec, where locks of other threads may never be released. It makes
+    // SAFETY: the closure runs between fork and exec, where locks of other threads may never be released. It makes
     // system calls only: it neither allocates nor locks.
     unsafe { command.pre_exec(before_exec) };
 }
@@ -210,7 +196,7 @@ fn end_with_parent(command: &mut Command, signal: Signal) {
 #[cfg(not(target_os = "linux"))]
 fn end_with_parent(_command: &mut Command, _signal: Signal) {}
 
-/// Starts the process on a thread that lives as long as the process, because the end of that thread would end it.
+/// On a thread that lives as long as the process, because the end of that thread would end it.
 fn spawn_monitored(mut postgres: Command, log: File, process: Arc<ProcessMonitor>) -> io::Result<Pid> {
     let (started, pid) = mpsc::sync_channel(1);
     thread::Builder::new().name("embedded-postgres".to_owned()).spawn(move || {
@@ -226,7 +212,6 @@ fn spawn_monitored(mut postgres: Command, log: File, process: Arc<ProcessMonitor
     pid.recv().map_err(io::Error::other)?
 }
 
-/// Copies the log until Postgres has ended, then publishes its exit status.
 fn monitor(mut child: Child, log: File, process: &ProcessMonitor) {
     if let Some(output) = child.stderr.take() {
         copy_log(output, log);
@@ -243,7 +228,7 @@ fn monitor(mut child: Child, log: File, process: &ProcessMonitor) {
     process.ended.notify_all();
 }
 
-/// Ignores write errors such as a full disk: if reading stopped, Postgres would block on its next line.
+/// Ignores write errors such as a full disk: otherwise Postgres would block on its next line.
 fn copy_log(mut output: impl Read, mut log: File) {
     let mut chunk = [0; 4096];
     let mut written = 0;
@@ -263,7 +248,7 @@ fn copy_log(mut output: impl Read, mut log: File) {
     }
 }
 
-/// `postmaster.pid` holds the process id on line 1 and the state on line 8.
+/// Line 1 is the process id, line 8 the state.
 fn is_ready(pid_file: &str, pid: Pid) -> bool {
     let mut lines = pid_file.lines().map(str::trim);
     lines.next() == Some(pid.as_raw_pid().to_string().as_str()) && lines.nth(6) == Some("ready")

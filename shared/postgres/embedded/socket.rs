@@ -1,5 +1,4 @@
-//! The directory of the Unix socket. Connections need no password: the permissions of the directory keep other users of the
-//! machine out.
+//! Connections need no password: the permissions of the socket's directory keep other users out.
 
 use std::{
     env, fs,
@@ -14,21 +13,17 @@ use super::{cluster, error::EmbeddedError, login::PORT};
 /// Bytes. `sun_path` has 104 to 108, depending on the system; some clients count the terminating NUL.
 const MAX_SOCKET_PATH: usize = 99;
 
-/// A directory that only this user may enter, with a path short enough for a socket.
 #[derive(Debug)]
 pub(super) struct SocketDir {
     path: PathBuf,
-    /// Removed on drop.
     is_temporary: bool,
 }
 
 impl SocketDir {
-    /// Creates the directory at its [`location`].
     pub(super) fn create(data_dir: &Path) -> Result<Self, EmbeddedError> {
         let (path, is_temporary) = location(data_dir);
         create_private(&path)?;
-        // A killed Postgres leaves its socket lock file, whose process id may have been reused. The directory serves only this
-        // data directory, whose Postgres is known not to run.
+        // Left by a killed Postgres; its process id may have been reused. No other Postgres uses this directory.
         for name in [format!(".s.PGSQL.{PORT}"), format!(".s.PGSQL.{PORT}.lock")] {
             cluster::remove_if_present(&path.join(name))?;
         }
@@ -43,13 +38,12 @@ impl SocketDir {
 impl Drop for SocketDir {
     fn drop(&mut self) {
         if self.is_temporary {
-            // The next start reuses a directory that could not be removed.
             let _ = fs::remove_dir(&self.path);
         }
     }
 }
 
-/// A directory below the data directory (a canonical path) or, if that does not suit, a temporary one (`true`).
+/// Below the data directory or, if that does not suit, temporary (`true`).
 pub(super) fn location(data_dir: &Path) -> (PathBuf, bool) {
     let preferred = data_dir.join("socket");
     if is_suitable(&preferred) { (preferred, false) } else { (temporary_path(data_dir), true) }
@@ -61,7 +55,7 @@ fn is_suitable(directory: &Path) -> bool {
     length <= MAX_SOCKET_PATH && directory.to_str().is_some_and(|path| !path.contains([',', '"']))
 }
 
-/// A short path that is derived from the data directory, so that a start reuses the directory of a killed server.
+/// Derived from the data directory, so that a start reuses the directory of a killed server.
 fn temporary_path(data_dir: &Path) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     data_dir.hash(&mut hasher);
@@ -70,7 +64,7 @@ fn temporary_path(data_dir: &Path) -> PathBuf {
     if is_suitable(&preferred) { preferred } else { Path::new("/tmp").join(name) }
 }
 
-/// Creates the directory or verifies its owner: any user may have created one of that name in the temporary directory.
+/// Verifies the owner: any user may have created the temporary directory.
 fn create_private(path: &Path) -> Result<(), EmbeddedError> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(EmbeddedError::io("create", path)(error)),

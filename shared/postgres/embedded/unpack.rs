@@ -1,5 +1,3 @@
-//! Unpacks the archives of Postgres and pgvector that the program carries.
-
 use std::{
     fs::{self, File},
     io::{self, Read},
@@ -19,13 +17,11 @@ use crate::postgres::startup::StartupStep;
 static RUNTIME: &[u8] = include_bytes!(env!("EMBEDDED_POSTGRES_RUNTIME"));
 static PGVECTOR: &[u8] = include_bytes!(env!("EMBEDDED_POSTGRES_PGVECTOR"));
 
-/// Contains the version and the platform, so that a newer program unpacks its own.
+/// A newer program unpacks its own.
 const RUNTIME_DIR: &str = concat!("runtime-", env!("EMBEDDED_POSTGRES_VERSION"));
 
-/// A directory has such a name until it is complete.
 const PARTIAL_PREFIX: &str = "partial-";
 
-/// Unpacks unless it was done before, and returns the directory.
 pub(super) fn runtime(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result<PathBuf, EmbeddedError> {
     let runtime = data_dir.join(RUNTIME_DIR);
     if runtime.is_dir() {
@@ -45,7 +41,6 @@ pub(super) fn partial_path(data_dir: &Path) -> PathBuf {
     data_dir.join(format!("{PARTIAL_PREFIX}{}-{:x}", process::id(), now.as_nanos()))
 }
 
-/// Renames a complete directory whose files have been flushed.
 pub(super) fn publish(partial: &Path, complete: &Path) -> Result<(), EmbeddedError> {
     fs::rename(partial, complete).map_err(EmbeddedError::io("move into place", complete))?;
     // The rename must be durable before rows are committed below it.
@@ -53,7 +48,7 @@ pub(super) fn publish(partial: &Path, complete: &Path) -> Result<(), EmbeddedErr
     File::open(parent).and_then(|directory| directory.sync_all()).map_err(EmbeddedError::io("flush", parent))
 }
 
-/// Removes directories of interrupted starts and older versions. Failures are ignored: they cost disk space only.
+/// Of interrupted starts and older versions. Failures are ignored: they cost disk space only.
 pub(super) fn remove_leftovers(data_dir: &Path) {
     let Ok(entries) = fs::read_dir(data_dir) else { return };
     for entry in entries.flatten() {
