@@ -1,5 +1,4 @@
-//! The context of a turn: its messages so far and its settings. A pending turn is persisted as the JSON of its context, so
-//! that serde names must not change.
+//! The context of a turn. A pending turn is persisted as its JSON, so serde names must not change.
 
 use std::sync::Arc;
 
@@ -17,28 +16,23 @@ use crate::{
     tools::ToolOffer,
 };
 
-/// After so many rounds the model must answer.
 const MAX_TOOL_ROUNDS: u32 = 8;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct TurnContext {
-    /// Shared with the request to the model; copied only if that is still alive when a message is added.
+    /// Shared with the model request; copied only if that is still alive when a message is added.
     pub(super) messages: Arc<Vec<Message>>,
-    /// Index of the first message of this turn: the user's.
+    /// Index of the user's message of this turn.
     pub(super) begin: usize,
     pub(super) citations: Vec<RecordedCitation>,
     pub(super) model: Option<String>,
     pub(super) temperature: Option<f32>,
     pub(super) max_tokens: Option<u32>,
-    /// Names of the offered tools.
     pub(super) tools: Vec<String>,
-    /// Tool rounds so far.
     pub(super) rounds: u32,
-    /// BCP 47 tag.
     pub(super) language_tag: String,
-    /// IANA name.
     pub(super) timezone: String,
-    /// Documents to which the memory search is limited; empty = no limit; `None` = no retrieval.
+    /// Limit of the memory search; empty: no limit; `None`: no retrieval.
     pub(super) documents: Option<Vec<String>>,
 }
 
@@ -63,7 +57,7 @@ impl TurnContext {
         Arc::make_mut(&mut self.messages).push(message);
     }
 
-    /// Adds results in the order of the calls in the model's last message.
+    /// In the order of the calls in the model's last message.
     pub(super) fn push_tool_results(&mut self, mut results: Vec<(String, String)>) {
         let calls = self.messages.iter().rev().find_map(|message| match message {
             Message::Assistant { calls, .. } => Some(calls.iter().map(|call| call.id.clone()).collect::<Vec<_>>()),
@@ -76,8 +70,7 @@ impl TurnContext {
         }
     }
 
-    /// The record to persist, with the text of the last round. It drops messages from the first call without a result on:
-    /// providers reject a conversation with an unanswered call.
+    /// Drops messages from the first call without a result on: providers reject an unanswered call.
     pub(super) fn to_record(
         &self,
         text: &str,
@@ -125,7 +118,6 @@ pub(super) fn error_content(message: &str) -> String {
     serde_json::json!({ "error": message }).to_string()
 }
 
-/// Tells a model why none of its calls was made.
 pub(super) fn repair_messages(calls: &[ToolCall], problems: &[Option<String>]) -> impl Iterator<Item = Message> {
     calls.iter().zip(problems).map(|(call, problem)| Message::Tool {
         call_id: call.id.clone(),

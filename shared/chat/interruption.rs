@@ -1,4 +1,4 @@
-//! Interruption of a turn from outside: cancellation, shutdown, a lost client, or an exceeded deadline.
+//! Ends a turn from outside: cancellation, shutdown, a lost client, or an exceeded deadline.
 
 use std::{future::poll_fn, pin::pin, task::Poll};
 
@@ -8,10 +8,8 @@ use super::event::TurnFailure;
 
 const MAX_CONSECUTIVE_READY: u8 = 64;
 
-/// A future that ends a turn when it resolves.
-///
-/// It is polled only where the work is pending, so that it costs nothing while events flow; and after
-/// [`MAX_CONSECUTIVE_READY`] ready polls in a row, so that a provider that sends without a pause cannot defer the end.
+/// Polled only where the work is pending, so that it costs nothing while events flow, and after
+/// [`MAX_CONSECUTIVE_READY`] ready polls, so that a provider without a pause cannot defer the end.
 pub(super) struct Interruption {
     future: BoxFuture<'static, TurnFailure>,
     consecutive_ready: u8,
@@ -22,7 +20,7 @@ impl Interruption {
         Self { future: Box::pin(future), consecutive_ready: 0 }
     }
 
-    /// Runs the work to its end, or until the interruption. Interrupted work is dropped.
+    /// Interrupted work is dropped.
     pub(super) async fn race<T>(&mut self, work: impl Future<Output = T>) -> Result<T, TurnFailure> {
         let mut work = pin!(work);
         poll_fn(|context| {

@@ -1,6 +1,5 @@
-//! One turn: recall → prompt → model → tools → answer, as a pull-based stream of events (`turn`).
-//!
-//! Knows users by their id only, and neither frames nor gRPC. Persisting a finished turn is up to the reader of the events.
+//! One turn: recall → prompt → model → tools → answer, as a pull-based stream of events (`turn`). Knows neither frames
+//! nor gRPC; the reader of the events persists the finished turn.
 
 mod assistant;
 mod context;

@@ -1,4 +1,4 @@
-//! Pending turns: suspended until the client has run tools, and resumed with its results.
+//! Turns suspended until the client has run tools.
 
 use super::{
     assistant::Assistant,
@@ -11,7 +11,6 @@ use crate::{
     llm::ToolCall,
 };
 
-/// A turn whose tool results are complete.
 #[derive(Debug)]
 pub struct ResumedTurn {
     pub(super) lease: Lease,
@@ -20,7 +19,6 @@ pub struct ResumedTurn {
 }
 
 impl ResumedTurn {
-    /// BCP 47 tag of the language in which the turn began.
     #[must_use]
     pub fn language_tag(&self) -> &str {
         &self.context.language_tag
@@ -28,8 +26,7 @@ impl ResumedTurn {
 }
 
 impl Assistant {
-    /// # Errors
-    /// The store failed or timed out; then the result is not recorded.
+    /// After an error the result is not recorded.
     pub async fn record_tool_result(
         &self,
         lease: &Lease,
@@ -54,7 +51,6 @@ impl Assistant {
         }))
     }
 
-    /// Persists a turn until the client has run these calls.
     pub(super) async fn store_pending_turn(
         &self,
         lease: Option<&Lease>,

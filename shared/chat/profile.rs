@@ -1,5 +1,3 @@
-//! A user's profile: sent with a request, or persisted from an earlier one.
-
 use std::collections::BTreeMap;
 
 use jiff::tz::TimeZone;
@@ -14,14 +12,12 @@ pub struct Profile {
     pub nickname: String,
     /// IANA name; anything else counts as UTC.
     pub timezone: String,
-    /// BCP 47 tag.
     pub language_tag: String,
-    /// Whether the user has a paid plan.
     pub is_pro: bool,
     pub preferences: BTreeMap<String, String>,
-    /// Free context for the prompt; null = none.
+    /// Null: none.
     pub extra_context: Value,
-    /// Level of the learner; 0 = unknown.
+    /// Of the learner; 0: unknown.
     pub level: i32,
 }
 
@@ -31,7 +27,7 @@ impl Profile {
         time_zone(&self.timezone)
     }
 
-    /// Fills empty fields from an earlier profile: a gateway may know a nickname and nothing else.
+    /// A gateway may know a nickname and nothing else.
     #[must_use]
     pub fn with_defaults_from(self, earlier: Self) -> Self {
         if self == Self::default() {
@@ -52,7 +48,6 @@ impl Profile {
         }
     }
 
-    /// The language of statuses, errors and the prompt.
     #[must_use]
     pub fn language(&self) -> Language {
         Language::from_tag(&self.language_tag)

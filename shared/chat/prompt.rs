@@ -1,6 +1,5 @@
-//! The system prompt: one template per language, rendered with profile, memories and summary.
-//!
-//! Text of users reaches it only as JSON inside fences, which it cannot leave.
+//! The system prompt, one template per language. Text of users reaches it only as JSON inside fences, which it cannot
+//! leave.
 
 use std::collections::BTreeMap;
 
@@ -18,10 +17,9 @@ use crate::language::Language;
 const ENGLISH: &str = include_str!("prompts/system.en.md");
 const CHINESE: &str = include_str!("prompts/system.zh.md");
 
-/// English and Chinese, as reported with each answer. They change with every change of wording.
+/// English and Chinese. They change with every change of wording.
 pub const PROMPT_VERSIONS: (&str, &str) = ("2026-11-2.en", "2026-11-2.zh");
 
-/// The preference that asks for short answers.
 const CONCISE_MODE: &str = "concise_mode";
 
 pub struct Prompts {
@@ -32,12 +30,10 @@ pub(super) struct SystemPrompt<'a> {
     pub(super) profile: &'a Profile,
     pub(super) extra_context: &'a Value,
     pub(super) recalled: &'a [RecalledMemory],
-    /// Of the conversation before the messages; empty = none.
     pub(super) summary: &'a str,
     pub(super) now: Timestamp,
 }
 
-/// The variables of the templates.
 #[derive(Serialize)]
 struct PromptContext<'a> {
     nickname: &'a str,
@@ -63,8 +59,6 @@ struct PromptMemory<'a> {
 }
 
 impl Prompts {
-    /// # Errors
-    /// A template is malformed, which a test excludes.
     pub fn compile() -> Result<Self, minijinja::Error> {
         let mut environment = Environment::new();
         environment.add_template("en", ENGLISH)?;
@@ -77,8 +71,6 @@ impl Prompts {
         language.pick(PROMPT_VERSIONS.0, PROMPT_VERSIONS.1)
     }
 
-    /// # Errors
-    /// The template cannot be rendered, which a test excludes.
     pub(super) fn render(&self, prompt: &SystemPrompt<'_>) -> Result<String, minijinja::Error> {
         let SystemPrompt { profile, extra_context, recalled, summary, now } = *prompt;
         let zone = time_zone(&profile.timezone);

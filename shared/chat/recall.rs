@@ -1,5 +1,3 @@
-//! Retrieval of the memories that ground a turn. A turn goes on without them if retrieval fails.
-
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -16,11 +14,11 @@ const RECALL_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 pub struct RecalledMemory {
     pub memory: Memory,
-    /// Relevance, 0 to 1.
+    /// 0 to 1.
     pub score: f32,
 }
 
-/// Memories for the question, best first; `None` if retrieval failed or timed out.
+/// Best first; `None` if retrieval failed or timed out.
 pub(super) async fn recall(engine: &MemoryEngine, input: &TurnInput) -> Option<Vec<RecalledMemory>> {
     let query = RetrievalQuery {
         text: truncate(&input.message, MAX_QUERY_BYTES).to_owned(),
@@ -46,7 +44,7 @@ pub(super) async fn recall(engine: &MemoryEngine, input: &TurnInput) -> Option<V
     }
 }
 
-/// Whether a memory is the same question, asked before: it would score best and add nothing.
+/// The same question, asked before, would score best and add nothing.
 fn is_echo(memory: &Memory, question: &str) -> bool {
     memory.source_type == CHAT_SOURCE_TYPE && memory.content.trim() == question.trim()
 }

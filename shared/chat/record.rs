@@ -1,5 +1,4 @@
-//! The persisted form of a finished turn, read by history, learning and the conversation API. Its serde names are a storage
-//! format and must not change.
+//! The persisted form of a finished turn. Its serde names are a storage format and must not change.
 
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
@@ -14,46 +13,36 @@ const EXCERPT_CHARS: usize = 300;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TurnRecord {
     version: u32,
-    /// Of this turn only, without the system prompt: the user's message, tool calls with their results, and the answer, which
-    /// may be truncated.
+    /// Of this turn, without the system prompt. The answer may be truncated.
     pub messages: Vec<Message>,
-    /// Memories that ground the answer.
     #[serde(default)]
     pub citations: Vec<RecordedCitation>,
-    /// `None` = unknown.
     #[serde(default)]
     pub usage: Option<RecordedUsage>,
-    /// The model that answered.
     pub model: String,
-    /// BCP 47 tag.
     #[serde(default)]
     pub language_tag: String,
-    /// IANA name; anything else counts as UTC.
     #[serde(default)]
     pub timezone: String,
     pub finish: TurnFinish,
 }
 
-/// A memory that grounded a turn, as it was then.
+/// As it was at the time of the turn.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RecordedCitation {
     pub id: String,
-    /// Of its document; may be empty.
     pub title: String,
     pub excerpt: String,
-    /// Relevance, 0 to 1.
+    /// 0 to 1.
     pub score: f32,
     pub source_type: String,
-    /// Empty = the memory is no chunk of a document.
+    /// Empty: no chunk of a document.
     pub document_id: String,
-    /// The headings above the chunk.
     pub section: String,
-    /// May be empty.
     pub url: String,
-    /// Index of the chunk in its document.
     pub chunk: u32,
-    /// From the memory's metadata; 0 = none.
+    /// 0: none.
     pub page: u32,
 }
 
@@ -61,7 +50,7 @@ pub struct RecordedCitation {
 pub struct RecordedUsage {
     pub prompt: u32,
     pub completion: u32,
-    /// `None` = the price of some model is unknown.
+    /// `None`: the price of some model is unknown.
     #[serde(default)]
     pub cost_micro_usd: Option<i64>,
 }
@@ -70,21 +59,17 @@ pub struct RecordedUsage {
 #[serde(rename_all = "snake_case")]
 pub enum TurnFinish {
     Stop,
-    /// The token limit is reached.
     Length,
-    /// The provider's filter truncated the answer.
     ContentFilter,
     Failed,
-    /// By the user, or because no client reconnected.
     Cancelled,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// The message quotes no text of the user.
+    /// Quotes no text of the user.
     #[error("the turn record is malformed at line {}, column {}", .0.line(), .0.column())]
     Malformed(#[from] serde_json::Error),
-    /// A later version of the service wrote it.
     #[error("the turn record has version {0}; this service reads version {RECORD_VERSION}")]
     UnknownVersion(u32),
 }
@@ -104,14 +89,10 @@ impl TurnRecord {
         }
     }
 
-    /// # Errors
-    /// Never: all fields are serializable.
     pub fn to_bytes(&self) -> Result<Vec<u8>, RecordError> {
         Ok(serde_json::to_vec(self)?)
     }
 
-    /// # Errors
-    /// The record is malformed or has a later version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -132,7 +113,7 @@ impl TurnRecord {
         })
     }
 
-    /// The answer, which may be truncated; `None` if the turn ended at tool calls.
+    /// `None` if the turn ended at tool calls.
     #[must_use]
     pub fn answer(&self) -> Option<&str> {
         match self.messages.last() {
@@ -146,7 +127,6 @@ impl TurnRecord {
         profile::time_zone(&self.timezone)
     }
 
-    /// Title of a conversation that begins with this turn, until a better one is generated: the start of the question.
     #[must_use]
     pub fn provisional_title(&self) -> String {
         let words = self.question().unwrap_or_default().split_whitespace();
@@ -158,7 +138,7 @@ impl TurnRecord {
         }
     }
 
-    /// Whether the answer may repeat memories or tool results.
+    /// The answer may repeat memories or tool results.
     #[must_use]
     pub fn is_grounded(&self) -> bool {
         !self.citations.is_empty() || self.messages.iter().any(|message| matches!(message, Message::Tool { .. }))

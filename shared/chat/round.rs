@@ -1,5 +1,3 @@
-//! A turn that has reached the model, and the accounting of its rounds: text, model and usage.
-
 use std::{mem, sync::Arc};
 
 use jiff::Timestamp;
@@ -25,32 +23,28 @@ use crate::{
 
 pub(super) struct RunningTurn {
     pub(super) user: UserId,
-    /// The right to persist the turn; `None` = a turn without persistence.
+    /// `None`: a turn without persistence.
     pub(super) lease: Option<Lease>,
     pub(super) context: TurnContext,
     pub(super) offer: ToolOffer,
     pub(super) recall_failed: bool,
-    /// The pending turn that this call resumed.
     pub(super) resumed: Option<PendingTurnId>,
     pub(super) progress: Progress,
 }
 
-/// Progress of a turn over its rounds.
 #[derive(Default)]
 pub(super) struct Progress {
     tally: UsageTally,
-    /// The model that answers; a fallback changes it.
     pub(super) model: String,
-    /// The answer so far, of all rounds.
+    /// Of all rounds.
     text: String,
     round_start: usize,
-    /// The model whose usage the provider reported in this round.
+    /// Whose usage the provider reported in this round.
     counted_model: Option<String>,
-    /// Set by an invalid tool call, which the model may repeat once, until tools run again.
+    /// The model may repeat an invalid tool call once, until tools run again.
     pub(super) has_repaired: bool,
 }
 
-/// The end of a round that did not fail.
 pub(super) enum RoundOutcome {
     Finished(Finish),
     ToolsCalled { calls: Vec<ToolCall>, reasoning: Option<String> },
@@ -79,7 +73,6 @@ impl Progress {
         &self.text
     }
 
-    /// The text of this round, which is not in the context yet.
     pub(super) fn round_text(&self) -> &str {
         &self.text[self.round_start..]
     }
@@ -90,8 +83,6 @@ impl Progress {
 }
 
 impl RunningTurn {
-    /// # Errors
-    /// The system prompt cannot be rendered.
     pub(super) fn start(
         assistant: &Assistant,
         input: TurnInput,
@@ -136,7 +127,7 @@ impl RunningTurn {
         Self { user, lease: Some(lease), context, offer, recall_failed: false, resumed: Some(id), progress }
     }
 
-    /// Attributes the round to a model, and estimates its usage where the provider reported none.
+    /// Estimates the usage where the provider reported none.
     pub(super) fn end_round(&mut self, outcome: &Result<RoundOutcome, TurnFailure>) {
         let progress = &mut self.progress;
         // A fallback may have failed in the middle of its answer.

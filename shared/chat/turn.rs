@@ -7,12 +7,12 @@
 //!                                └─ ExecuteTools ⟲ ┴→ Suspend → pending
 //! ```
 //!
-//! A step does one piece of work and returns the next step. Its events are delivered before the next step starts, so that a
-//! slow reader holds the turn back (backpressure). Nothing runs before the first poll, and dropping the stream drops the step
-//! in progress, which cancels its provider call: the turn owns no detached task.
+//! Events of a step are delivered before the next step starts, so a slow reader holds the turn back (backpressure).
+//! Nothing runs before the first poll. Dropping the stream drops the current step and its provider call: no task is
+//! detached.
 //!
-//! [`TurnMachine::end`] is the only way to stop, which makes the last event unique. Only `Receive`, which waits for the
-//! provider, is part of the stream's own state; the futures of the other steps are boxed, so that an open stream stays small.
+//! Only [`TurnMachine::end`] stops, so the last event is unique. Only `Receive` is part of the stream's own state;
+//! futures of other steps are boxed, so that an open stream stays small.
 
 use std::{collections::VecDeque, mem, sync::Arc, vec};
 
@@ -40,7 +40,6 @@ use crate::{
 };
 
 impl Assistant {
-    /// Runs a turn until it ends or `interrupted` resolves.
     pub fn run_turn(
         self: Arc<Self>,
         input: TurnInput,
@@ -49,7 +48,6 @@ impl Assistant {
         run(self, Step::Think(Box::new(input)), Interruption::new(interrupted))
     }
 
-    /// Continues a pending turn whose tool results are complete.
     pub fn resume_turn(
         self: Arc<Self>,
         turn: ResumedTurn,
@@ -58,7 +56,6 @@ impl Assistant {
         run(self, Step::Resume(Box::new(turn)), Interruption::new(interrupted))
     }
 
-    /// The events of a call whose tool result leaves others missing.
     pub fn await_more_results() -> impl Stream<Item = TurnEvent> + Send + 'static {
         stream::iter([TurnEvent::StageEntered(Stage::Thinking), TurnEvent::AwaitsMoreResults])
     }
@@ -82,25 +79,18 @@ struct TurnMachine {
     deadline: Instant,
     /// Of the call, for logs of recall and history.
     span: Span,
-    /// Of the last step, not delivered yet.
     events: VecDeque<TurnEvent>,
     step: Step,
 }
 
 enum Step {
-    /// Simulated thought of demo mode.
     Think(Box<TurnInput>),
-    /// Retrieves memories and loads the history, at the same time.
     Recall(Box<TurnInput>),
     Prompt(Box<PromptInput>),
     Resume(Box<ResumedTurn>),
-    /// Starts a round: asks the model.
     Request(Box<RunningTurn>),
-    /// Waits for the next event of the model.
     Receive(Box<RunningTurn>, ModelStream),
-    /// Runs the next server tool.
     ExecuteTools(Box<RunningTurn>, ToolCalls),
-    /// Persists the turn until the client has run these calls.
     Suspend(Box<RunningTurn>, Vec<ToolCall>),
     Done,
 }
@@ -108,11 +98,10 @@ enum Step {
 struct PromptInput {
     input: TurnInput,
     history: History,
-    /// `None` = retrieval failed.
+    /// `None`: retrieval failed.
     recalled: Option<Vec<RecalledMemory>>,
 }
 
-/// The valid calls of one round.
 struct ToolCalls {
     server: vec::IntoIter<ServerCall>,
     client: Vec<ToolCall>,
@@ -149,7 +138,6 @@ impl TurnMachine {
         self.events.push_back(event);
     }
 
-    /// Emits the last event.
     fn end(&mut self, last: TurnEvent) -> Step {
         debug_assert!(last.is_last(), "a turn ends with a last event");
         self.events.push_back(last);
@@ -254,7 +242,6 @@ impl TurnMachine {
                 Ok(RoundOutcome::ToolsCalled { calls, reasoning })
             }
             Ok(Some(Err(error))) => Err(error.into()),
-            // A model must end its stream with an event.
             Ok(None) => Err(TurnFailure::Internal),
             Err(failure) => Err(failure),
         };
@@ -371,7 +358,7 @@ mod tests {
         size_of::<S>()
     }
 
-    /// Each open stream holds one: bytes here are bytes times the number of concurrent turns.
+    /// Per open stream, so times the number of concurrent turns.
     #[test]
     fn turn_stream_stays_small() {
         let run = size_of_stream(|assistant, input: TurnInput| assistant.run_turn(input, pending()));

@@ -1,22 +1,16 @@
-//! Token usage and cost of a turn.
-
 use crate::llm::{Prices, TokenUsage};
 
-/// Tokens that a call has spent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsageReport {
-    /// Of all models together.
     pub usage: TokenUsage,
-    /// `None` = the price of some model is unknown.
+    /// `None`: the price of some model is unknown.
     pub cost_micro_usd: Option<i64>,
-    /// Whether some counts are estimates, because the provider sent none.
+    /// Some provider sent no counts.
     pub is_estimated: bool,
-    /// The model that answered.
     pub model: String,
     pub by_model: Vec<(String, TokenUsage)>,
 }
 
-/// Tokens by model, counted by providers or else estimated.
 #[derive(Debug, Default)]
 pub(super) struct UsageTally {
     models: Vec<(String, TokenUsage)>,
@@ -36,7 +30,6 @@ impl UsageTally {
         self.add(model, TokenUsage { prompt, completion, ..TokenUsage::default() });
     }
 
-    /// `None` = nothing was spent.
     pub(super) fn report(self, answering_model: &str, prices: &Prices) -> Option<UsageReport> {
         if self.models.is_empty() {
             return None;
