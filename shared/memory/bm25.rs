@@ -1,11 +1,8 @@
-//! Okapi BM25, the ranking function of the lexical retriever: Robertson and Zaragoza, "The Probabilistic Relevance
-//! Framework: BM25 and Beyond" (2009), with the inverse document frequency of Lucene. Search computes it in SQL
-//! (`store/sql/search_lexical.sql`).
+//! Okapi BM25: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), with the
+//! inverse document frequency of Lucene. Search computes it in SQL (`store/sql/search_lexical.sql`).
 
-/// The inverse document frequency ln(1 + (N - n + 0.5) / (n + 0.5)), which is positive for every n up to N.
-///
-/// Robertson's ln((N - n + 0.5) / (n + 0.5)) is negative for terms in more than half of the documents, which is common
-/// where a user has few memories. A document frequency above `documents`, as between two writes, counts as `documents`.
+/// ln(1 + (N - n + 0.5) / (n + 0.5)), positive for every n up to N; Robertson's form is negative for terms in more than
+/// half of the documents. A larger n, as between two writes, counts as N.
 pub(super) fn idf(documents: u64, document_frequency: u64) -> f64 {
     let document_frequency = as_f64(document_frequency.min(documents));
     ((as_f64(documents) - document_frequency + 0.5) / (document_frequency + 0.5)).ln_1p()
@@ -23,8 +20,7 @@ mod tests {
     const K1: f64 = 1.2;
     const B: f64 = 0.75;
 
-    /// The score of one term: idf · tf · (k1 + 1) / (tf + k1 · (1 - b + b · length / average length)), which is below
-    /// idf · (k1 + 1).
+    /// idf · tf · (k1 + 1) / (tf + k1 · (1 - b + b · length / average length)).
     fn term_score(idf: f64, tf: f64, relative_length: f64, k1: f64, b: f64) -> f64 {
         if tf <= 0.0 { 0.0 } else { idf * tf * (k1 + 1.0) / (tf + k1 * (1.0 - b + b * relative_length)) }
     }

@@ -1,6 +1,5 @@
 use sha2::{Digest as _, Sha256};
 
-/// Identifies the text that a vector is made from.
 pub(super) fn digest(text: &str) -> [u8; 32] {
     Sha256::digest(text).into()
 }

@@ -1,5 +1,3 @@
-//! Ingestion of documents: split into chunks, embedded where they are new, and written in place of the former version.
-
 use std::collections::HashMap;
 
 use sha2::{Digest as _, Sha256};
@@ -17,8 +15,7 @@ use crate::identity::UserId;
 const DOCUMENT_SOURCE_TYPE: &str = "document";
 
 impl MemoryEngine {
-    /// Stores a document as chunks in place of its former version, and returns their number. Unchanged chunks keep their ids
-    /// and vectors.
+    /// Replaces the former version, and returns the number of chunks. Unchanged chunks keep their ids and vectors.
     pub async fn ingest(&self, user: &UserId, document: NewDocument) -> Result<usize, MemoryError> {
         /// An attempt fails where another writer changes the same document meanwhile.
         const ATTEMPTS: usize = 3;
@@ -60,7 +57,7 @@ impl MemoryEngine {
         Ok(())
     }
 
-    /// Returns whether the document was written: not if a stored vector that it relies on is gone.
+    /// False if a stored vector that the write relies on is gone.
     async fn write_chunks(
         &self,
         user: &UserId,
@@ -99,7 +96,7 @@ struct ChunkRow {
     text: String,
     /// SHA-256 of the text that the vector is made from.
     digest: [u8; 32],
-    /// `None` = not embedded yet, or stored already.
+    /// `None`: not embedded yet, or stored already.
     vector: Option<Vec<f32>>,
 }
 
@@ -116,8 +113,7 @@ fn chunk_rows(document: &NewDocument) -> Vec<ChunkRow> {
     chunks.into_iter().zip(ids).map(row).collect()
 }
 
-/// Ids that depend on the document and the text alone, not on the position, so that an unchanged chunk keeps its id and
-/// its vector.
+/// Ids depend on the document and the text, not on the position, so that an unchanged chunk keeps its id and vector.
 fn chunk_ids(document_id: &str, chunks: &[TextChunk<'_>]) -> Vec<String> {
     let mut repeats: HashMap<&str, u32> = HashMap::new();
     let mut ids = Vec::with_capacity(chunks.len());

@@ -1,5 +1,3 @@
-//! The memory engine: its parts, and what writes and lists single memories.
-
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -51,7 +49,7 @@ impl MemoryEngine {
         self.reader.is_configured()
     }
 
-    /// Opens the connections that the first search uses. A failure is ignored: the search tries again.
+    /// A failure is ignored: the search tries again.
     pub async fn warm_up(&self) {
         let database = async {
             if let Ok(transaction) = self.reader.begin_without_user().await {
@@ -61,8 +59,8 @@ impl MemoryEngine {
         tokio::join!(database, self.embedder.warm_up());
     }
 
-    /// Adds memories: all of them or, after an error, none. Where an id occurs twice, the last one counts. Content that is
-    /// stored already is not stored again, unless it comes with an id of the client.
+    /// Adds all or none. Where an id occurs twice, the last memory wins. Stored content is not stored again, unless it
+    /// comes with an id of the client.
     pub async fn add(&self, user: &UserId, memories: Vec<NewMemory>) -> Result<AddOutcome, MemoryError> {
         let mut batch = self.prepare_batch(user, memories).await?;
         let write = async {
@@ -98,7 +96,6 @@ impl MemoryEngine {
         Box::pin(updated).await?.ok_or(MemoryError::NotFound)
     }
 
-    /// The vector of a memory's new content, with the digest of its text.
     async fn vector_of_update(
         &self,
         user: &UserId,
@@ -136,7 +133,6 @@ impl MemoryEngine {
         .await
     }
 
-    /// Deletes memories with everything that is derived from them, and returns their number.
     pub async fn delete(&self, user: &UserId, selection: &Selection) -> Result<usize, MemoryError> {
         let delete = async {
             let mut transaction = self.begin_bulk(user).await?;
@@ -147,8 +143,8 @@ impl MemoryEngine {
         with_bulk_timeout(delete).await
     }
 
-    /// Deletes all memories of a user in one transaction with `erase_others`, which deletes what other modules store of the
-    /// user. Returns the number of memories.
+    /// In one transaction with `erase_others`, which deletes what other modules store of the user. Returns the number
+    /// of memories.
     pub(crate) async fn erase_user(
         &self,
         user: &UserId,

@@ -1,4 +1,4 @@
-//! The error of the memory layer. Its messages hold no text of the user.
+//! Messages hold no text of the user.
 
 use crate::embedding::EmbedError;
 
@@ -20,7 +20,7 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
-    /// Whether the same call may succeed later.
+    /// The same call may succeed later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         use sqlx::Error;
@@ -29,9 +29,8 @@ impl MemoryError {
             Self::Embedding(error) => error.is_transient(),
             Self::Internal | Self::NotFound => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
-            // Connection exceptions (08), insufficient resources (53), operator intervention and statement timeouts (57),
-            // serialization failures and deadlocks (40001, 40P01), lock timeouts (55P03), and a table or role that the
-            // migration of a starting server has yet to create (42P01, 22023).
+            // Connection exceptions (08), resources (53), statement timeouts (57), serialization failures, deadlocks
+            // (40001, 40P01), lock timeouts (55P03), a table or role that a migration has yet to create (42P01, 22023).
             Self::Database(Error::Database(error)) => error.code().is_some_and(|code| {
                 ["08", "53", "57"].iter().any(|class| code.starts_with(class))
                     || matches!(&*code, "40001" | "40P01" | "55P03" | "42P01" | "22023")

@@ -13,10 +13,8 @@ use crate::identity::UserId;
 const PAGE_SIZE: usize = 200;
 
 impl MemoryEngine {
-    /// All memories of a user, newest first, each with its history; a long history comes in several parts, each with the
-    /// memory. Pages are read as fast as the stream is polled, each in a transaction of its own.
-    ///
-    /// The stream ends with its first error: the database failed.
+    /// Newest first. A long history comes in several parts, each with its memory. Each page is a transaction of its
+    /// own, read as the stream is polled; the first error ends the stream.
     pub fn export(
         self: Arc<Self>,
         user: UserId,

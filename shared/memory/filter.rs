@@ -1,6 +1,6 @@
 use jiff::Timestamp;
 
-/// A memory matches when it matches every part that is set.
+/// All parts that are set must match.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter {
     /// All of these tags.
@@ -9,9 +9,9 @@ pub struct Filter {
     pub from: Option<Timestamp>,
     /// Exclusive.
     pub before: Option<Timestamp>,
-    /// Any of these source types; empty = any at all.
+    /// Any of these; empty: any at all.
     pub source_types: Vec<String>,
-    /// A chunk of any of these documents; empty = any memory.
+    /// Chunks of any of these; empty: any memory.
     pub document_ids: Vec<String>,
 }
 

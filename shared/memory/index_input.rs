@@ -1,4 +1,4 @@
-//! The text by which a memory is found: its content, date, speaker and headings, and the turns before it.
+//! The text by which a memory is found.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,16 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::tokenizer;
 
-/// Weights of the terms of the turns before a turn, the latest first. A short turn ("Yes, last summer!") is understood
-/// by what it answers. `sql/index_inputs.sql` reads as many.
+/// The latest turn first. A short turn ("Yes, last summer!") is understood by what it answers. `sql/index_inputs.sql`
+/// reads as many.
 const PRECEDING_TURN_WEIGHTS: [f32; 2] = [0.5, 0.25];
 
-/// A memory as the inverted index takes it; texts may be empty.
+/// Texts may be empty.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct IndexInput<'a> {
     pub(super) content: &'a str,
     pub(super) created_at: Timestamp,
     pub(super) speaker: &'a str,
-    /// Of its document.
     pub(super) title: &'a str,
     pub(super) section: &'a str,
     /// The latest first.
@@ -27,7 +26,6 @@ pub(super) struct IndexInput<'a> {
 pub(super) struct TermFrequencies {
     /// Fractions come from the turns before.
     pub(super) frequencies: BTreeMap<String, f32>,
-    /// The sum of the frequencies.
     pub(super) length: f32,
 }
 
@@ -55,13 +53,12 @@ impl TermFrequencies {
     }
 }
 
-/// The text that the vector of a memory is made from.
 pub(super) fn vector_text(title: &str, section: &str, content: &str) -> String {
     let headings: Vec<&str> = [title, section].into_iter().filter(|heading| !heading.is_empty()).collect();
     if headings.is_empty() { content.to_owned() } else { format!("{}\n{content}", headings.join(" > ")) }
 }
 
-/// A day in UTC, spelled out in the script of `text`.
+/// In UTC, in the script of `text`.
 fn spelled_date(time: Timestamp, text: &str) -> String {
     const WEEKDAYS: [&str; 7] = ["一", "二", "三", "四", "五", "六", "日"];
     let day = time.to_zoned(TimeZone::UTC);

@@ -1,11 +1,9 @@
-//! The terms of a query, as the lexical retriever looks them up.
-
 use std::collections::BTreeSet;
 
 use super::tokenizer;
 
-/// Postings that one search reads at most. The most frequent terms are dropped first: they cost most and discriminate
-/// least. Of a single term with more postings, those of the last ids are read; assigned ids grow with time.
+/// Postings that one search reads. The most frequent terms are dropped first: they cost most and discriminate least. Of
+/// a single term with more, those of the last ids are read; assigned ids grow with time.
 pub(super) const POSTINGS_BUDGET: u64 = 50_000;
 
 const MAX_TERMS: usize = 256;
@@ -14,18 +12,17 @@ const MAX_TERMS: usize = 256;
 pub(super) struct QueryTerm {
     pub(super) term: String,
     pub(super) idf: f64,
-    /// In memories of the user.
     pub(super) document_frequency: u64,
 }
 
-/// The first 256 distinct terms of a text, in order.
+/// The first 256.
 pub(crate) fn distinct_terms(text: &str) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let distinct = tokenizer::terms(text).into_iter().filter(|term| seen.insert(term.clone()));
     distinct.take(MAX_TERMS).collect()
 }
 
-/// The rarest terms whose postings fit the budget, and the rarest of all in any case.
+/// The rarest of all in any case.
 pub(super) fn within_budget(mut terms: Vec<QueryTerm>) -> Vec<QueryTerm> {
     terms.sort_by(|a, b| a.document_frequency.cmp(&b.document_frequency).then_with(|| a.term.cmp(&b.term)));
     let mut read = 0;
@@ -37,7 +34,7 @@ pub(super) fn within_budget(mut terms: Vec<QueryTerm>) -> Vec<QueryTerm> {
     terms
 }
 
-/// The BM25 score of a memory of average length that has each of the terms once. Scores are divided by it.
+/// The score of a memory of average length that has each term once. Scores are divided by it.
 pub(super) fn reference_score(terms: &[QueryTerm]) -> f64 {
     terms.iter().map(|term| term.idf).sum()
 }

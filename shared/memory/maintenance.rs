@@ -1,6 +1,5 @@
-//! Maintenance over all users: moving to another embedding model, and building the vector index.
-//!
-//! The maintenance role sees only who the users are and the ids of their rows; contents are read and written as each user.
+//! Moves all users to another embedding model, and builds the vector index. The maintenance role sees user ids and row
+//! ids only; contents are read and written as each user.
 
 use sqlx::Row as _;
 
@@ -24,24 +23,23 @@ const COUNT_WITHOUT_VECTOR: &str = include_str!("store/sql/count_without_vector.
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReembedProgress {
-    /// Memories that have got a vector, or were changed or deleted meanwhile.
+    /// Including memories that were changed or deleted meanwhile.
     pub done: u64,
-    /// Memories without a vector when they were last counted, plus `done`.
+    /// Without a vector at the last count, plus `done`.
     pub total: u64,
-    /// Memories whose text the embedder rejects. The lexical retriever finds them.
+    /// By the embedder. The lexical retriever finds them.
     pub rejected: u64,
 }
 
 impl MemoryEngine {
-    /// Embeds every memory that has no vector of this engine's model. Searches and writes go on meanwhile, and engines of
-    /// another model find what they found before. It can be cancelled at any time, and resumes where it stopped.
+    /// Searches and writes go on meanwhile, and engines of another model find what they found before. Can be cancelled,
+    /// and resumes where it stopped.
     pub async fn reembed(
         &self,
         on_progress: &(dyn Fn(ReembedProgress) + Sync),
     ) -> Result<ReembedProgress, MemoryError> {
         let mut progress = ReembedProgress::default();
         loop {
-            // Memories that were written meanwhile count as well.
             progress.total = progress.done + self.count_missing_vectors().await?;
             progress.rejected = 0;
             on_progress(progress);
@@ -89,7 +87,6 @@ impl MemoryEngine {
         with_bulk_timeout(count).await
     }
 
-    /// User ids and memory ids, after these.
     async fn memories_without_vector(&self, user_id: &str, id: &str) -> Result<Vec<(String, String)>, sqlx::Error> {
         let mut transaction = self.begin_maintenance().await?;
         let query = transaction.query(MEMORIES_WITHOUT_VECTOR);
@@ -103,7 +100,7 @@ impl MemoryEngine {
         self.maintenance.with_statement_timeout(BULK_TIMEOUT).begin_without_user().await
     }
 
-    /// Embeds memories of a user, unless they are changed or deleted meanwhile. Returns how many texts the embedder rejected.
+    /// Skips memories that are changed or deleted meanwhile. Returns how many texts the embedder rejected.
     async fn reembed_memories(&self, user: &UserId, ids: &[&str]) -> Result<usize, MemoryError> {
         let sources = with_timeout(async {
             let mut transaction = self.service.begin(user).await?;
@@ -130,8 +127,7 @@ impl MemoryEngine {
         Ok(vectors.iter().filter(|vector| vector.is_none()).count())
     }
 
-    /// Vectors of texts, `None` for those that the embedder rejects. A rejected batch is bisected until the rejected texts are
-    /// found.
+    /// `None` for texts that the embedder rejects; a rejected batch is bisected.
     async fn embed_accepted(&self, texts: &[&str]) -> Result<Vec<Option<Vec<f32>>>, MemoryError> {
         let mut vectors = Vec::with_capacity(texts.len());
         let mut pending = vec![texts];
@@ -152,8 +148,7 @@ impl MemoryEngine {
         Ok(vectors)
     }
 
-    /// Deletes the vectors of all other models, and returns their number. A memory without a vector of this model keeps those
-    /// that it has.
+    /// A memory without a vector of this model keeps those that it has.
     pub async fn delete_other_models(&self) -> Result<u64, MemoryError> {
         let users = with_bulk_timeout(async {
             let mut transaction = self.begin_maintenance().await?;
@@ -175,8 +170,8 @@ impl MemoryEngine {
         Ok(deleted)
     }
 
-    /// Builds the vector index as the owner of the tables, if a user has so many memories that it pays off. This takes
-    /// minutes for a million vectors and blocks no other statement.
+    /// As the owner of the tables, if some user has enough memories. Takes minutes for a million vectors and blocks no
+    /// other statement.
     pub async fn build_vector_index(&self, database: &Database) -> Result<(), DatabaseError> {
         if self.vector_index.is_needed(&self.maintenance).await? {
             let mut owner = database.connect_owner().await?;

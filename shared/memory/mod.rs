@@ -1,5 +1,4 @@
-//! Long-term memory of each user: writes, edits, deletes and retrieves memories, with their vectors and their inverted
-//! index. It knows nothing of turns, prompts or frames.
+//! Long-term memory of each user, with vectors and an inverted index. Knows nothing of turns, prompts or frames.
 
 mod bm25;
 mod digest;
@@ -36,8 +35,7 @@ pub(crate) use supersede::cycles as supersede_cycles;
 
 pub const MAX_QUERY_BYTES: usize = 10_000;
 
-/// Matches are counted up to this number.
 pub const MAX_COUNTED: usize = 1_000;
 
-/// The weight of the vector retriever against the lexical one, where the caller names none.
+/// Of the vector retriever, where the caller names none.
 pub const DEFAULT_ALPHA: f32 = 0.5;

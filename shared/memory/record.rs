@@ -1,4 +1,4 @@
-//! The data types of the memory. Sizes are checked where requests are parsed.
+//! Sizes are checked where requests are parsed.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -7,52 +7,45 @@ use jiff::{Timestamp, tz::TimeZone};
 use super::Filter;
 use crate::{error::check_text, identity::MAX_ID_BYTES};
 
-/// Free data of a memory, in a stable order.
 pub type Metadata = BTreeMap<String, String>;
 
-/// The source type of a turn stored verbatim.
+/// Of a turn stored verbatim.
 pub const CHAT_SOURCE_TYPE: &str = "chat";
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewMemory {
-    /// Chosen by the client; `None` = the id that the same content has already, or else a new UUIDv7.
+    /// Chosen by the client; `None`: the id of the same content, or else a new UUIDv7.
     pub id: Option<String>,
     pub content: String,
     pub source_type: String,
     pub tags: Vec<String>,
-    /// `None` = now.
+    /// `None`: now.
     pub created_at: Option<Timestamp>,
     pub metadata: Metadata,
-    /// Ids of memories that this one supersedes.
     pub supersedes: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddOutcome {
-    /// One for each memory of the request, in its order.
+    /// In the order of the request.
     pub ids: Vec<String>,
     /// Rows that are new or changed.
     pub added: usize,
-    /// Memories whose content was stored already.
     pub unchanged: usize,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewDocument {
     pub id: String,
-    /// May be empty.
     pub title: String,
     /// Plain text or Markdown, not blank.
     pub content: String,
-    /// May be empty.
     pub url: String,
-    /// Of every chunk.
     pub tags: Vec<String>,
-    /// Of every chunk.
     pub metadata: Metadata,
 }
 
-/// `None` = as it is.
+/// `None`: unchanged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MemoryUpdate {
     pub id: String,
@@ -63,7 +56,6 @@ pub struct MemoryUpdate {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Memory {
-    /// Unique for the user.
     pub id: String,
     pub content: String,
     pub source_type: String,
@@ -74,19 +66,16 @@ pub struct Memory {
     pub updated_at: Timestamp,
     /// Retrieval skips superseded memories.
     pub superseded_by: Option<String>,
-    /// `None` = not a chunk of a document.
+    /// `None`: not a chunk of a document.
     pub location: Option<ChunkLocation>,
 }
 
-/// A chunk's place in its document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkLocation {
     pub document_id: String,
-    /// May be empty.
     pub title: String,
-    /// May be empty.
     pub url: String,
-    /// The headings above the chunk, outermost first; empty before the first.
+    /// The headings above the chunk, outermost first.
     pub section: String,
     pub chunk_index: u32,
 }
@@ -108,15 +97,13 @@ pub struct ExportedMemory {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetrievalQuery {
-    /// Not blank.
     pub text: String,
     pub limit: usize,
-    /// 0 to 1; 0 = no floor.
+    /// 0 to 1; 0: no floor.
     pub min_score: f32,
     pub filter: Filter,
-    /// The weight of the vector retriever against the lexical one, 0 to 1.
+    /// Of the vector retriever against the lexical one, 0 to 1.
     pub alpha: f32,
-    /// For dates in the text.
     pub time_zone: TimeZone,
 }
 
@@ -124,7 +111,7 @@ pub struct RetrievalQuery {
 pub struct RetrievalResult {
     /// Best first, each with its score from 0 to 1.
     pub hits: Vec<(Memory, f32)>,
-    /// Matches of filter and floor, counted up to [`MAX_COUNTED`](super::MAX_COUNTED).
+    /// Counted up to [`MAX_COUNTED`](super::MAX_COUNTED).
     pub total: usize,
     /// The only retriever that could be used where the query asks for both.
     pub degraded_to: Option<Retriever>,
@@ -132,7 +119,6 @@ pub struct RetrievalResult {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retriever {
-    /// BM25.
     Lexical,
     Vector,
 }
@@ -144,7 +130,6 @@ pub struct MemoryPage {
     pub next: Option<PageToken>,
 }
 
-/// The last memory of the page before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageToken {
     pub(super) created_at: Timestamp,
@@ -168,11 +153,9 @@ impl FromStr for PageToken {
     }
 }
 
-/// The memories to delete.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Selection {
     Ids(Vec<String>),
-    /// All chunks of a document.
     Document(String),
     /// At least one part of the filter is set.
     Matching(Filter),

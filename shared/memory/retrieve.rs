@@ -1,5 +1,3 @@
-//! Retrieval by the lexical and the vector retriever.
-
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -24,11 +22,10 @@ use crate::{
     temporal,
 };
 
-/// How long a lexical search builds an incomplete index, or waits for another builder.
+/// For building an incomplete index, or waiting for another builder.
 const INDEX_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for a hybrid search, which can do without: a turn waits three seconds at most for its memories.
+/// A hybrid search can do without: a turn waits three seconds at most for its memories.
 const HYBRID_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a hybrid search waits for the vector of its query.
 const HYBRID_EMBED_TIMEOUT: Duration = Duration::from_secs(2);
 const INDEX_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -36,16 +33,11 @@ const INDEX_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const MIN_VECTOR_ALPHA: f32 = 0.001;
 
 impl MemoryEngine {
-    /// Finds memories. The score is `a · v + (1 − a) · k`, on the same scale for every query:
-    ///
-    /// - `v` is the cosine of the vectors, and 0 where that is negative;
-    /// - `k` is x / √(1 + x²), where x is the Okapi BM25 score divided by that of a memory of average length that has each
-    ///   of the query's indexed terms once;
-    /// - `a` is alpha times the share of the query that is in the embedding model's vocabulary.
-    ///
-    /// A memory of a time that the query names scores 0.05 more. With alpha below 0.001 only the lexical retriever is used,
-    /// with alpha 1 only the vector retriever. A hybrid search falls back to the lexical retriever if the embedder fails,
-    /// and to the vector retriever while the inverted index is incomplete.
+    /// The score is `a · v + (1 − a) · k`, and 0.05 more for a memory of a time that the query names. `v` is the cosine
+    /// of the vectors, at least 0. `k` is x / √(1 + x²), where x is the BM25 score divided by that of a memory of
+    /// average length with each indexed term once. `a` is alpha times the share of the query in the embedding model's
+    /// vocabulary. A hybrid search falls back to the lexical retriever if the embedder fails, and to the vector
+    /// retriever while the inverted index is incomplete.
     pub async fn retrieve(&self, user: &UserId, query: &RetrievalQuery) -> Result<RetrievalResult, MemoryError> {
         let is_lexical = query.alpha < 1.0;
         let (vector, has_embedding_failed) = match self.query_vector(query).await {
@@ -59,7 +51,7 @@ impl MemoryEngine {
             let Some((mut search, mut transaction)) = self.prepare_search(user, query, vector).await? else {
                 return Ok(None);
             };
-            // Nothing is written, so the transaction is dropped rather than committed, which saves a round trip.
+            // Nothing is written, so dropping the transaction saves a round trip.
             let result = search.run(&mut transaction).await?;
             let degraded_to = match search.mode {
                 _ if has_embedding_failed => Some(Retriever::Lexical),
@@ -71,7 +63,6 @@ impl MemoryEngine {
         result.await?.ok_or(MemoryError::IndexIncomplete)
     }
 
-    /// The query plan of a search.
     pub async fn explain(&self, user: &UserId, query: &RetrievalQuery) -> Result<String, MemoryError> {
         let is_vector = query.alpha >= MIN_VECTOR_ALPHA;
         let vector = if is_vector { Some(self.query_cache.embed(&query.text).await?) } else { None };
@@ -98,14 +89,13 @@ impl MemoryEngine {
         }
     }
 
-    /// The search and its transaction; `None` = there is no vector, and the inverted index is incomplete.
+    /// `None`: there is no vector, and the inverted index is incomplete.
     async fn prepare_search<'a>(
         &'a self,
         user: &'a UserId,
         query: &'a RetrievalQuery,
         vector: Option<Arc<QueryVector>>,
     ) -> Result<Option<(Search<'a>, RoleTransaction)>, sqlx::Error> {
-        // A vector means little for words outside of the model's vocabulary.
         let coverage = vector.as_ref().map_or(0.0, |vector| vector.vocabulary_coverage);
         let alpha = if query.alpha < 1.0 { query.alpha * coverage } else { 1.0 };
         let vector = vector.filter(|_| alpha >= MIN_VECTOR_ALPHA).map(|vector| Vector::from(vector.vector.clone()));
@@ -135,7 +125,7 @@ impl MemoryEngine {
         Ok(Some((search, transaction)))
     }
 
-    /// Begins a search and reads the statistics of its terms, if it is lexical and the inverted index is complete.
+    /// Reads statistics if the search is lexical and the inverted index is complete.
     async fn begin_search(
         &self,
         user: &UserId,
@@ -160,8 +150,8 @@ impl MemoryEngine {
         Ok((transaction, statistics))
     }
 
-    /// Indexes the memories of a user whose inverted index is incomplete, batch by batch until a timeout; the next search goes
-    /// on. A search with a vector does not wait for another builder.
+    /// Batch by batch until a timeout; the next search goes on. A search with a vector does not wait for another
+    /// builder.
     async fn build_index(&self, user: &UserId, has_vector: bool) -> Result<(), sqlx::Error> {
         let limit = if has_vector { HYBRID_INDEX_TIMEOUT } else { INDEX_TIMEOUT };
         let started = Instant::now();

@@ -1,10 +1,9 @@
-//! Cycles among memories that supersede each other. Retrieval skips superseded memories, so a cycle would hide all of its
-//! members.
+//! Cycles of memories that supersede each other: retrieval would hide all of their members.
 
 use std::collections::HashSet;
 
-/// The cycles of a graph in which every memory is superseded by at most one other, `superseded_by`, as far as they can be
-/// reached from `ids`. A cycle begins with the id by which it was reached first. The time is linear.
+/// Cycles that can be reached from `ids`, in linear time. `superseded_by` gives every memory at most one successor. A
+/// cycle begins with the id by which it was reached first.
 pub(crate) fn cycles<'a>(
     ids: impl IntoIterator<Item = &'a str>,
     superseded_by: impl Fn(&str) -> Option<&'a str>,

@@ -1,4 +1,4 @@
-//! Bounds of database work. Dropping the work on a timeout rolls its transaction back.
+//! Dropping database work on a timeout rolls its transaction back.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::MemoryError;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// For many rows: a document of 20,000 chunks, 1,000 long memories, or deleting as many.
+/// For a document of 20,000 chunks, 1,000 long memories, or deleting as many.
 pub(super) const BULK_TIMEOUT: Duration = Duration::from_mins(5);
 
 pub(super) async fn with_timeout<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, MemoryError> {

@@ -1,4 +1,4 @@
-//! Writes memories that were extracted from turns: at most once a turn, and never after the user was erased.
+//! Memories extracted from turns are written at most once a turn, and never after the user was erased.
 
 use jiff::Timestamp;
 
@@ -14,26 +14,23 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct TurnMemories<'a> {
     pub session: &'a SessionId,
-    /// The request that ended the turn.
     pub request: &'a RequestId,
     pub turn_ended_at: Timestamp,
     pub memories: Vec<NewMemory>,
-    /// Whether the extraction from this turn is complete.
+    /// The extraction from this turn is complete.
     pub is_final: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TurnWriteOutcome {
     Added(AddOutcome),
-    /// The extraction was complete before; nothing was written.
     AlreadyExtracted,
-    /// All data of the user was deleted after the turn; nothing was written.
+    /// Data of the user was deleted after the turn.
     UserErased,
 }
 
 impl MemoryEngine {
-    /// Writes the memories of a turn, unless its extraction is complete or the user was erased after it. That is decided in
-    /// the transaction that writes.
+    /// Whether to write is decided in the transaction that writes.
     pub async fn add_turn_memories(
         &self,
         user: &UserId,
@@ -61,7 +58,7 @@ impl MemoryEngine {
         with_bulk_timeout(write).await
     }
 
-    /// Whether the extraction from a turn is complete, or the user was erased after it.
+    /// The extraction is complete, or the user was erased after the turn.
     pub async fn is_turn_settled(
         &self,
         user: &UserId,

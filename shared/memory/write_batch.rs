@@ -1,4 +1,4 @@
-//! The memories of one write on their way to rows: ids are assigned, repeats merged, supersede cycles resolved.
+//! Turns the memories of one write into rows: ids are assigned, repeats merged, supersede cycles resolved.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,17 +17,17 @@ use crate::{
 };
 
 pub(super) struct WriteBatch {
-    /// One for each memory of the request, in its order.
+    /// In the order of the request.
     request_ids: Vec<String>,
     rows: BTreeMap<String, NewMemory>,
     vectors: HashMap<String, Vec<f32>>,
-    /// Assigned ids, with the ids under which the same content is stored already.
+    /// From assigned ids to those under which the same content is stored.
     aliases: HashMap<String, String>,
     supersedes: Vec<SupersedeEdge>,
 }
 
 impl MemoryEngine {
-    /// Assigns ids, drops what is stored already and embeds the rest. It holds no lock.
+    /// Embeds new content. Holds no lock.
     pub(super) async fn prepare_batch(
         &self,
         user: &UserId,
@@ -109,7 +109,7 @@ impl WriteBatch {
         AddOutcome { unchanged: ids.len() - added, ids, added }
     }
 
-    /// Drops memories without a client's id whose content is stored already, and remembers the ids that they have.
+    /// Drops memories without a client's id whose content is stored, and remembers the stored ids.
     async fn alias_existing(&mut self, transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {
         let without_id = self.rows.iter().filter(|(_, memory)| memory.id.is_none());
         let (ids, contents): (Vec<String>, Vec<SessionContent<'_>>) = without_id
@@ -149,8 +149,8 @@ impl WriteBatch {
         }
     }
 
-    /// Each superseded memory with the last one that supersedes it. In a cycle, the memory that supersedes last is not
-    /// superseded itself. Requests with a cycle among the client's ids are rejected, but assigned ids are known only here.
+    /// In a cycle, the memory that supersedes last is not superseded itself. Requests with a cycle among the client's
+    /// ids are rejected, but assigned ids are known only here.
     fn supersede_edges(&self) -> Vec<SupersedeEdge> {
         let edges = self.supersedes.iter().map(|edge| (edge.old.as_str(), self.stored_id(&edge.new))).enumerate();
         let edges = edges.filter(|(_, (old, new))| old != new);
@@ -167,8 +167,7 @@ impl WriteBatch {
     }
 }
 
-/// The session of a memory that is a turn, read from the metadata as the generated column `session_id` reads it; empty for
-/// all others.
+/// As the generated column `session_id` reads it; empty for a memory that is no turn.
 fn session_of(metadata: &Metadata) -> String {
     let session = metadata.get("session_id").or_else(|| metadata.get("session"));
     session.filter(|session| session.len() <= MAX_ID_BYTES).cloned().unwrap_or_default()

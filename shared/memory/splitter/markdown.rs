@@ -1,14 +1,11 @@
-//! The blocks of a Markdown document that the splitter distinguishes: headings, fenced code, and all other text.
+//! Blocks that the splitter distinguishes.
 
-/// Of a heading in a section's path.
 pub(super) const MAX_TITLE_CHARS: usize = 120;
 
 pub(super) enum BlockKind<'a> {
     /// The level, 1 to 6, and the title.
     Heading(usize, &'a str),
-    /// A paragraph, list or table.
     Text,
-    /// With its fences.
     Code,
 }
 
@@ -18,7 +15,6 @@ pub(super) struct Block<'a> {
     pub(super) kind: BlockKind<'a>,
 }
 
-/// Iterates over what is between blank lines, headings and fences.
 pub(super) struct Blocks<'a> {
     content: &'a str,
     at: usize,
@@ -29,7 +25,7 @@ impl<'a> Blocks<'a> {
         Self { content, at: 0 }
     }
 
-    /// The line at `at` without its end, and the start of the next one.
+    /// Without its end, and the start of the next line.
     fn line(&self, at: usize) -> Option<(&'a str, usize)> {
         let rest = self.content.get(at..).filter(|rest| !rest.is_empty())?;
         let end = line_end(rest);
@@ -75,7 +71,7 @@ impl<'a> Iterator for Blocks<'a> {
     }
 }
 
-/// The line without an indentation of at most three spaces; `None` for a deeper one, which is code or part of a list.
+/// `None` for an indentation of more than three spaces, which is code or part of a list.
 fn flush_left(line: &str) -> Option<&str> {
     let text = line.trim_start_matches(' ');
     (line.len() - text.len() < 4 && !text.starts_with('\t')).then_some(text)
@@ -92,7 +88,7 @@ fn atx_heading(line: &str) -> Option<(usize, &str)> {
     Some((level, if open.is_empty() || open.ends_with([' ', '\t']) { open.trim() } else { title.trim() }))
 }
 
-/// The level of the heading that `line` is, if the line `under` it is its underline.
+/// `under` may be the underline of a heading.
 fn setext_level(line: &str, under: &str) -> Option<usize> {
     let is_title = flush_left(line)?.starts_with(|c: char| !matches!(c, '-' | '*' | '+' | '>' | '|' | '=' | '_'));
     let under = flush_left(under)?;

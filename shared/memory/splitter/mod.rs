@@ -1,8 +1,6 @@
-//! Splits a document, plain text or Markdown, into chunks that fit the window of an embedding model.
-//!
-//! Chunks end at headings; in a section at the ends of paragraphs; in a long paragraph at the ends of sentences; in a
-//! long sentence at a space; and where there is none, between graphemes. They do not overlap, so that one sentence is
-//! one hit; the section gives a chunk its context.
+//! Splits plain text or Markdown into chunks for an embedding model. Chunks end at headings, then at paragraphs,
+//! sentences, spaces, and at last graphemes. They do not overlap, so that one sentence is one hit; the section gives a
+//! chunk its context.
 
 mod markdown;
 
@@ -12,27 +10,25 @@ use unicode_segmentation::UnicodeSegmentation as _;
 
 use self::markdown::{BlockKind, Blocks, MAX_TITLE_CHARS, line_end};
 
-/// The weight of a full chunk, about 250 tokens, for models with a window of 256. A Latin letter weighs 1 (four make a
-/// token) and a character of any other script 2: 1,000 Latin or 500 Chinese characters.
+/// About 250 tokens, for models with a window of 256. A Latin letter weighs 1 (four make a token) and a character of
+/// any other script 2.
 const TARGET_WEIGHT: usize = 1_000;
 
-/// For a code block in one piece, and for a heading with its paragraph. A character weighs at least 1, so this bounds the
-/// characters of a chunk as well.
+/// For a code block in one piece, and for a heading with its paragraph. A character weighs at least 1, so this bounds
+/// the characters of a chunk as well.
 const MAX_WEIGHT: usize = 1_600;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextChunk<'a> {
-    /// The headings above it, outermost first, as in `Guide > Setup`; empty before the first heading.
+    /// Outermost first, as in `Guide > Setup`; empty before the first heading.
     pub section: String,
     /// Verbatim, with its headings; never blank.
     pub text: &'a str,
 }
 
-/// Splits a document into chunks of at most 1,600 characters each, in time linear in its length.
-///
-/// All of the document but white space is in exactly one chunk, in order. ATX and setext headings open sections,
-/// except within fenced code (`CommonMark` 0.31, sections 4.2, 4.3, 4.5; a setext heading is one line here, so that a
-/// rule below a paragraph makes none). Headings without text stay with the next section.
+/// Linear in time. All of the document but white space is in exactly one chunk, in order. ATX and setext headings open
+/// sections, except within fenced code (`CommonMark` 0.31, sections 4.2, 4.3, 4.5; a setext heading is one line here,
+/// so that a rule below a paragraph makes none). Headings without text stay with the next section.
 pub(super) fn split(content: &str) -> Vec<TextChunk<'_>> {
     let content = content.strip_prefix('\u{FEFF}').unwrap_or(content);
     let mut splitter = Splitter { content, chunks: Vec::new(), path: Vec::new(), open: None };
@@ -47,7 +43,6 @@ pub(super) fn split(content: &str) -> Vec<TextChunk<'_>> {
     splitter.chunks
 }
 
-/// In units of [`TARGET_WEIGHT`].
 fn weight(text: &str) -> usize {
     text.chars().map(weight_of).sum()
 }
@@ -56,7 +51,6 @@ fn weight_of(c: char) -> usize {
     if c < '\u{250}' { 1 } else { 2 }
 }
 
-/// The chunk that text is added to.
 struct OpenChunk {
     range: Range<usize>,
     weight: usize,
@@ -66,7 +60,6 @@ struct OpenChunk {
 struct Splitter<'a> {
     content: &'a str,
     chunks: Vec<TextChunk<'a>>,
-    /// The headings above the open chunk, with their levels.
     path: Vec<(usize, String)>,
     open: Option<OpenChunk>,
 }
@@ -85,7 +78,7 @@ impl Splitter<'_> {
         self.path.push((level, title.chars().take(MAX_TITLE_CHARS).collect()));
     }
 
-    /// Adds a block: whole if it weighs at most `max_weight`, else in the pieces that `piece_end` finds.
+    /// Whole if it weighs at most `max_weight`, else in the pieces that `piece_end` finds.
     fn add_text(&mut self, range: Range<usize>, max_weight: usize, piece_end: fn(&str) -> usize) {
         let Range { start, end } = range;
         let block_weight = weight(&self.content[start..end]);
@@ -103,7 +96,7 @@ impl Splitter<'_> {
         }
     }
 
-    /// Adds a piece of at most [`MAX_WEIGHT`] to the open chunk, or opens a new one.
+    /// At most [`MAX_WEIGHT`].
     fn add_piece(&mut self, range: Range<usize>, piece_weight: usize) {
         if let Some(open) = &mut self.open {
             let gap = self.content.get(open.range.end..range.start).map_or(0, weight);
@@ -129,7 +122,7 @@ impl Splitter<'_> {
     }
 }
 
-/// The end of the first sentence with the white space after it. List items and table rows end sentences as well.
+/// Includes the white space after it. List items and table rows end sentences as well.
 fn sentence_end(text: &str) -> usize {
     /// Stand after a full stop in the same sentence.
     const CLOSING: &str = ".!?。！？…\"')]”’」』）】》";
@@ -161,7 +154,7 @@ fn sentence_end(text: &str) -> usize {
     text.len()
 }
 
-/// Whether a full stop after `text` most likely ends no sentence: after a title, or a single capital letter.
+/// A title or a single capital letter before a full stop most likely ends no sentence.
 fn is_abbreviation(text: &str) -> bool {
     // No abbreviation is longer; without the bound, the whole splitter would take quadratic time.
     let near = text.ceil_char_boundary(text.len().saturating_sub(8));
@@ -170,8 +163,8 @@ fn is_abbreviation(text: &str) -> bool {
         || word.len() == 1 && word.bytes().all(|b| b.is_ascii_uppercase() && b != b'I')
 }
 
-/// The length of a piece's part that fits into a chunk: all of it; else up to a space, if one is in the second half;
-/// else up to a grapheme; and if one grapheme weighs more than a chunk, up to a character.
+/// All of the piece; else up to a space in the second half; else up to a grapheme; and if one grapheme weighs more than
+/// a chunk, up to a character.
 fn hard_cut(piece: &str) -> usize {
     let mut sum = 0;
     let mut chars = piece.char_indices();
@@ -185,7 +178,6 @@ fn hard_cut(piece: &str) -> usize {
     if space > full / 2 {
         return space;
     }
-    // The cut is before the grapheme of the first character that does not fit.
     let window = &piece[..full + over.len_utf8()];
     window.grapheme_indices(true).next_back().map(|(at, _)| at).filter(|at| *at > 0).unwrap_or(full)
 }

@@ -101,7 +101,6 @@ fn endless_sentence_splits_at_spaces_then_graphemes() {
     let families = family.repeat(300);
     assert!(split(&families).len() > 3);
     assert!(split(&families).iter().all(|chunk| chunk.text.replace(family, "").is_empty()));
-    // One grapheme heavier than a chunk.
     assert_lossless_and_bounded(&format!("e{}", "\u{301}".repeat(5_000)));
 }
 

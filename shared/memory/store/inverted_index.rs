@@ -1,5 +1,5 @@
-//! The inverted index of each user: postings, document frequencies, number and total length of memories. It changes in the
-//! transaction of the memories, under the row lock that serializes a user's writers.
+//! Postings, document frequencies, number and total length of a user's memories. They change in the transaction of the
+//! memories, under the row lock that serializes a user's writers.
 
 use sqlx::Row as _;
 
@@ -13,7 +13,7 @@ use crate::{
     postgres::RoleTransaction,
 };
 
-/// Memories indexed at once, which bounds the texts held in memory.
+/// Bounds the texts held in memory.
 const BATCH: usize = 500;
 
 const LOCK: &str = include_str!("sql/lock_index.sql");
@@ -24,13 +24,12 @@ const ADD: &str = include_str!("sql/add_postings.sql");
 const INPUTS: &str = include_str!("sql/index_inputs.sql");
 const FOLLOWING_TURNS: &str = include_str!("sql/following_turns.sql");
 
-/// Serializes this transaction with all other writers of the user. Returns the id up to which memories are indexed; `None` =
-/// the index is complete.
+/// Serializes all writers of the user. Returns the id up to which memories are indexed; `None`: the index is complete.
 pub(super) async fn lock(transaction: &mut RoleTransaction, user: &UserId) -> Result<Option<String>, sqlx::Error> {
     let query = transaction.query(LOCK).bind(user.as_str()).bind(tokenizer::VERSION);
     let row = query.fetch_one(&mut **transaction).await?;
-    // An index of a newer tokenizer is maintained with this one: during a rolling deployment, processes of both versions
-    // must not restart each other's work.
+    // An index of a newer tokenizer is maintained with this one: during a rolling deployment, processes of both
+    // versions must not restart each other's work.
     if !row.try_get::<bool, _>("is_new")? && row.try_get::<i32, _>("tokenizer")? >= tokenizer::VERSION {
         return row.try_get("indexed_to");
     }
@@ -40,15 +39,13 @@ pub(super) async fn lock(transaction: &mut RoleTransaction, user: &UserId) -> Re
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IndexAdvance {
-    /// A batch was indexed; more may be left.
     Partial,
     Complete,
     /// Another process is building the index, or has a newer tokenizer.
     Contended,
 }
 
-/// Indexes the next batch of a user whose index is not complete. Each batch is a transaction of its own, so that
-/// cancellation loses one batch at most.
+/// Each batch is a transaction of its own, so that cancellation loses one batch at most.
 pub(crate) async fn advance(transaction: &mut RoleTransaction, user: &UserId) -> Result<IndexAdvance, sqlx::Error> {
     if let Some(row) = transaction.query(STATE).bind(user.as_str()).fetch_optional(&mut **transaction).await? {
         let version: i32 = row.try_get("tokenizer")?;
@@ -72,7 +69,7 @@ pub(crate) async fn advance(transaction: &mut RoleTransaction, user: &UserId) ->
     Ok(if ids.is_empty() { IndexAdvance::Complete } else { IndexAdvance::Partial })
 }
 
-/// Replaces the postings of memories. Those of deleted memories are removed.
+/// Removes the postings of deleted memories.
 pub(super) async fn refresh(
     transaction: &mut RoleTransaction,
     user: &UserId,
@@ -103,7 +100,7 @@ pub(super) async fn remove(
     Ok(())
 }
 
-/// The turns whose postings contain terms of these memories, because they follow them.
+/// Their postings contain terms of these memories.
 pub(super) async fn following_turns(
     transaction: &mut RoleTransaction,
     user: &UserId,

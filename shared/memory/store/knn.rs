@@ -1,7 +1,6 @@
-//! k nearest neighbours by an HNSW index, for users with so many memories that an exact kNN takes too long.
-//!
-//! One index of `halfvec`, half the size of `vector`, serves all such users of a model. Its iterative scan goes on until
-//! enough of the user's own vectors are found; these are then scored by the full vectors.
+//! ANN by an HNSW index, for users with so many memories that an exact kNN takes too long. One index of `halfvec`
+//! serves all such users of a model. Its iterative scan stops at enough of the user's own vectors, which are then
+//! scored by the full vectors.
 
 use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row as _};
@@ -13,13 +12,12 @@ use crate::{
     postgres::{RolePool, RoleTransaction},
 };
 
-/// Candidates of one search: at least this many, and so many for each memory of the limit.
+/// At least this many, and so many for each memory of the limit.
 const MIN_CANDIDATES: usize = 200;
 const CANDIDATES_PER_HIT: usize = 10;
-/// The most that pgvector allows for `hnsw.ef_search`. Searches that count the hits above a floor take it.
+/// pgvector's limit for `hnsw.ef_search`. Searches that count the hits above a floor take it.
 const MAX_CANDIDATES: usize = 1_000;
-/// A multiple of `work_mem`, 4 MB by default. With `work_mem` alone the scan may end long before
-/// `hnsw.max_scan_tuples`.
+/// Of `work_mem`, 4 MB by default. With less the scan may end long before `hnsw.max_scan_tuples`.
 const SCAN_MEM_MULTIPLIER: &str = "16";
 
 const SET_SCAN_LIMITS: &str = include_str!("sql/set_scan_limits.sql");
@@ -30,7 +28,7 @@ pub(crate) struct VectorIndex {
     model_key: String,
     dimension: usize,
     name: String,
-    /// The number of a user's memories from which on the index pays off.
+    /// A user's memories from which on the index pays off.
     threshold: usize,
 }
 
@@ -39,8 +37,7 @@ pub(crate) fn candidate_count(limit: usize, min_score: f32) -> usize {
     count.min(MAX_CANDIDATES)
 }
 
-/// Limits the scan of this transaction to as many vectors, of all users, as an exact kNN would compare. The exact kNN
-/// follows if too few of the user's are among them.
+/// As many vectors, of all users, as an exact kNN would compare. The exact kNN follows if too few are the user's.
 pub(super) async fn set_scan_limits(
     transaction: &mut RoleTransaction,
     candidates: usize,
@@ -55,7 +52,6 @@ pub(super) async fn set_scan_limits(
     Ok(())
 }
 
-/// Undoes the preference for the index.
 pub(super) async fn reset_planner(transaction: &mut RoleTransaction) -> Result<(), sqlx::Error> {
     transaction.query("select set_config('enable_sort', 'on', true)").execute(&mut **transaction).await?;
     Ok(())
@@ -68,8 +64,7 @@ impl VectorIndex {
         Self { model_key, dimension: model.dimension, name: format!("memory_vectors_{hash}"), threshold }
     }
 
-    /// The nearest memories, as a part of a search. The model is a literal, so that the planner can match it with the
-    /// predicate of the partial index.
+    /// The model is a literal, so that the planner can match it with the predicate of the partial index.
     pub(super) fn candidates_cte(&self) -> String {
         format!(
             "nearest as materialized (
@@ -86,7 +81,7 @@ impl VectorIndex {
         memories >= self.threshold as u64
     }
 
-    /// The number of the user's memories, if the index exists and is expected to be faster than an exact kNN.
+    /// The number of the user's memories, if the index is expected to be faster than an exact kNN.
     pub(crate) async fn usable_size(
         &self,
         transaction: &mut RoleTransaction,
@@ -113,14 +108,13 @@ impl VectorIndex {
         Ok(row.is_some())
     }
 
-    /// Builds the index without blocking writes, unless it exists or another process is building it.
+    /// Does not block writes, and does nothing if the index exists or another process is building it.
     pub(crate) async fn build(&self, owner: &mut PgConnection) -> Result<(), sqlx::Error> {
-        // Each of two builders would take the other's unfinished index for an aborted one. `try`: a builder that waits
-        // would block the other, because a concurrent build waits for all older statements.
+        // Two builders would take each other's unfinished index for an aborted one. `try`: a waiting builder would
+        // block the other, because a concurrent build waits for all older statements.
         let lock = sqlx::query("select pg_try_advisory_lock(hashtext($1)) as is_locked").bind(&self.name);
         if lock.fetch_one(&mut *owner).await?.try_get("is_locked")? {
             let built = self.build_locked(owner).await;
-            // After an error the lock ends with the session.
             let unlock = sqlx::query("select pg_advisory_unlock(hashtext($1))").bind(&self.name);
             unlock.execute(&mut *owner).await?;
             built?;
@@ -132,7 +126,6 @@ impl VectorIndex {
         let state = sqlx::query("select indisvalid from pg_index where indexrelid = to_regclass($1)");
         match state.bind(&self.name).fetch_optional(&mut *owner).await? {
             Some(row) if row.try_get("indisvalid")? => return Ok(()),
-            // An aborted build leaves an invalid index.
             Some(_) => {
                 let drop = format!("drop index concurrently if exists {}", self.name);
                 owner.execute(AssertSqlSafe(drop)).await?;

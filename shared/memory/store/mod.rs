@@ -35,7 +35,6 @@ pub(super) use write_locks::WriteLocks;
 use super::{ChunkLocation, Filter, Memory, MemoryVersion, Metadata};
 use crate::{embedding::EmbeddingModel, identity::UserId};
 
-/// The columns of a [`Memory`], from `memories` joined with `documents`.
 macro_rules! columns {
     () => {
         "memories.id, memories.content, memories.source_type, memories.tags, memories.metadata, memories.created_at,
@@ -50,7 +49,7 @@ macro_rules! with_documents {
     };
 }
 
-/// A filter with the parameters $1 to $6, which [`bind_filter`] binds.
+/// Binds $1 to $6, with [`bind_filter`].
 macro_rules! matches_filter {
     () => {
         "memories.user_id = $1
@@ -79,12 +78,12 @@ fn bind_filter<'q>(query: SqlQuery<'q>, user: &'q UserId, filter: &'q Filter) ->
         .bind(unless_empty(&filter.document_ids))
 }
 
-/// The key under which vectors are stored. Only vectors of one model and dimension are compared.
+/// Only vectors of one model and dimension are compared.
 pub(super) fn model_key(model: &EmbeddingModel) -> String {
     format!("{}/{}", model.name, model.dimension)
 }
 
-/// For dimensions and limits, which are far below the maximum.
+/// Dimensions and limits are far below the maximum.
 pub(super) fn sql_int(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }

@@ -1,5 +1,3 @@
-//! Reads of memories other than search.
-
 use std::collections::{HashMap, HashSet};
 
 use jiff_sqlx::ToSqlx as _;
@@ -18,7 +16,7 @@ const MAX_PAGE_BYTES: i64 = 3_500_000;
 const MAX_HISTORY_BYTES: i64 = 3_000_000;
 const MAX_HISTORY_VERSIONS: usize = 100;
 
-/// The newest rows up to and including the first that begins beyond $10 bytes.
+/// Rows up to and including the first that begins beyond $10 bytes.
 const PAGE: &str = concat!(
     "select * from (
          select *, sum(size) over (order by created_at desc, id desc) as bytes
@@ -96,10 +94,10 @@ pub(crate) async fn ids_with_history(
     Ok(column(&rows, "memory_id")?.into_iter().collect())
 }
 
-/// Versions of a memory, oldest first, as many as fit into a message.
+/// Oldest first, as many as fit into a message.
 pub(crate) struct HistoryPart {
     pub(crate) versions: Vec<MemoryVersion>,
-    /// The version after which the next part begins; `None` on the last part.
+    /// `None` on the last part.
     pub(crate) next_after: Option<i32>,
 }
 
@@ -134,7 +132,7 @@ pub(crate) struct StoredText<'a> {
     pub(crate) digest: [u8; 32],
 }
 
-/// The ids that are stored with the same content and a vector of the same text by the model.
+/// Stored with the same content and a vector of the same text by the model.
 pub(crate) async fn unchanged_ids(
     transaction: &mut RoleTransaction,
     user: &UserId,
@@ -154,11 +152,10 @@ pub(crate) async fn unchanged_ids(
 
 pub(crate) struct SessionContent<'a> {
     pub(crate) content: &'a str,
-    /// Empty for memories that are no turns.
     pub(crate) session: String,
 }
 
-/// The id under which each content is stored in its session. Chunks and superseded memories do not count.
+/// Chunks and superseded memories do not count.
 pub(crate) async fn existing_ids(
     transaction: &mut RoleTransaction,
     user: &UserId,
@@ -182,7 +179,7 @@ pub(crate) async fn existing_ids(
     Ok(ids)
 }
 
-/// By chunk id, the digests of the texts that the stored vectors of a document are made from.
+/// By chunk id.
 pub(crate) async fn vector_digests(
     transaction: &mut RoleTransaction,
     user: &UserId,
@@ -208,11 +205,9 @@ pub(crate) async fn memory(
     row.map(|row| Memory::from_row(&row)).transpose()
 }
 
-/// The texts that a memory's vector is made from.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct EmbeddingSource {
     pub(crate) id: String,
-    /// Of its document, or empty.
     pub(crate) title: String,
     #[sqlx(rename = "section_title")]
     pub(crate) section: String,

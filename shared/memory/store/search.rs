@@ -1,4 +1,4 @@
-//! Hybrid search: one statement scores every candidate of the user by both retrievers, so that their fusion loses nothing.
+//! One statement scores every candidate by both retrievers, so that their fusion loses nothing.
 
 use jiff_sqlx::ToSqlx as _;
 use pgvector::Vector;
@@ -20,7 +20,7 @@ use crate::{
     temporal::TimeSpan,
 };
 
-/// Added to the score of a memory of a time that the query names.
+/// For a memory of a time that the query names.
 const TIME_BONUS: f64 = 0.05;
 
 /// gRPC clients accept messages of 4 MB by default; sizes are estimates.
@@ -44,7 +44,6 @@ pub(crate) struct Bm25Params {
     pub(crate) b: f64,
 }
 
-/// The retrievers of a search, with their inputs.
 #[derive(Debug)]
 pub(crate) enum SearchMode {
     Lexical(LexicalStatistics),
@@ -62,10 +61,8 @@ impl SearchMode {
     }
 }
 
-/// Of one user.
 #[derive(Debug, Default)]
 pub(crate) struct LexicalStatistics {
-    /// Indexed memories.
     pub(crate) memories: u64,
     terms: Vec<QueryTerm>,
     average_length: f64,
@@ -76,11 +73,11 @@ pub(crate) struct Search<'a> {
     pub(crate) user: &'a UserId,
     pub(crate) query: &'a RetrievalQuery,
     pub(crate) mode: SearchMode,
-    /// The weight of the vector retriever.
+    /// Of the vector retriever.
     pub(crate) alpha: f64,
     pub(crate) spans: Vec<TimeSpan>,
     pub(crate) model_key: &'a str,
-    /// The index, and the number of the user's memories; `None` = exact kNN.
+    /// With the number of the user's memories; `None`: exact kNN.
     pub(crate) vector_index: Option<(&'a VectorIndex, u64)>,
     pub(crate) bm25: Bm25Params,
 }
@@ -94,7 +91,7 @@ struct StatisticsRow {
     document_frequency: Option<i64>,
 }
 
-/// The statistics for some terms; `None` = the user's index has to be built first.
+/// `None`: the user's index has to be built first.
 pub(crate) async fn lexical_statistics(
     transaction: &mut RoleTransaction,
     user: &UserId,
@@ -115,12 +112,12 @@ pub(crate) async fn lexical_statistics(
 }
 
 impl Search<'_> {
-    /// Whether columns of the memories decide on a hit or its score.
+    /// Columns of the memories decide on a hit or its score.
     fn reads_memories(&self) -> bool {
         !self.query.filter.is_empty() || !self.spans.is_empty()
     }
 
-    /// The common table expressions of the retrievers, and the statement that fuses their scores.
+    /// Common table expressions, and the statement that fuses their scores.
     fn retrievers(&self) -> (Vec<String>, &'static str) {
         let (statistics, vector) = self.mode.inputs();
         let mut retrievers = Vec::new();
@@ -145,8 +142,8 @@ impl Search<'_> {
         (retrievers, fusion)
     }
 
-    /// Parameters from $15: alpha, the floor, how many hits are counted, the limit, the beginnings and ends of the spans, the
-    /// bonus for a time within one, and the number of candidates of each retriever.
+    /// Parameters from $15: alpha, floor, hits that are counted, limit, beginnings and ends of the spans, time bonus,
+    /// and candidates of each retriever.
     fn statement(&self) -> String {
         let (retrievers, fusion) = self.retrievers();
         let filtered = if self.reads_memories() {
@@ -215,7 +212,6 @@ impl Search<'_> {
         }
         let mut rows = self.rows(transaction, candidates).await?;
         if self.vector_index.is_some() && count(&rows, "candidates")? < candidates {
-            // The scan reached its limit, because vectors of other users are nearer.
             tracing::debug!("the vector index finds too few candidates; falling back to exact kNN");
             self.vector_index = None;
             knn::reset_planner(transaction).await?;
@@ -246,7 +242,7 @@ impl Search<'_> {
     }
 }
 
-/// A number that every row repeats; 0 for null.
+/// The same in every row; 0 for null.
 fn count(rows: &[PgRow], column: &str) -> Result<usize, sqlx::Error> {
     let count: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get(column))?;
     Ok(count.and_then(|count| usize::try_from(count).ok()).unwrap_or_default())

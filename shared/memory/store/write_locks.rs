@@ -8,7 +8,7 @@ use crate::identity::UserId;
 
 /// Users share a mutex by their hash.
 const MUTEXES: usize = 256;
-/// Half of a pool's connections, so that writers leave connections to readers.
+/// Half of a pool's connections, so that readers have some.
 const SLOTS: usize = 8;
 
 pub(crate) struct WriteLocks {
@@ -23,7 +23,7 @@ impl Default for WriteLocks {
 }
 
 impl WriteLocks {
-    /// Waits without a connection. Cancelling the wait gives the place in the queue up.
+    /// Waits without a connection.
     pub(crate) async fn lock(&self, user: &UserId) -> Result<WritePermit<'_>, sqlx::Error> {
         let guard = self.mutex(user).lock().await;
         let slot = self.slots.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;

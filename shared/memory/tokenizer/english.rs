@@ -1,14 +1,9 @@
-//! English function words, stems and clitics.
-
 use std::{borrow::Cow, sync::LazyLock};
 
 use rust_stemmers::{Algorithm, Stemmer};
 
-/// Function words, sorted: pronouns, auxiliaries, prepositions, question words, and contractions typed without their
-/// apostrophe. Most are of the NLTK stop word list.
-///
-/// Not in the list: "may" (the month), "us" (the country, once case is folded), and "before", "after", "between",
-/// "during", "against", "above", "below", "under", which distinguish memories.
+/// Sorted; most are of the NLTK stop word list. Not in it: "may" (the month), "us" (the country), and "before",
+/// "after", "between", "during", "against", "above", "below", "under", which distinguish memories.
 #[rustfmt::skip]
 const FUNCTION_WORDS: &[&str] = &[
     "a", "about", "again", "aint", "all", "also", "am", "an", "and", "any", "are", "arent", "as", "at", "be",
@@ -26,10 +21,8 @@ const FUNCTION_WORDS: &[&str] = &[
     "youre", "yours", "yourself", "yourselves", "youve",
 ];
 
-/// Irregular forms with their base form, sorted: past tenses and participles of common verbs, plurals of common nouns.
-/// A suffix stemmer does not relate them: "where did I go" would not find "I went".
-///
-/// Forms that are more often another word are not in the list: "felt", "found", "ground", "left", "lay", "saw", "rose".
+/// Sorted. A suffix stemmer does not relate them: "where did I go" would not find "I went". Forms that are more often
+/// another word are not in the list: "felt", "found", "ground", "left", "lay", "saw", "rose".
 #[rustfmt::skip]
 const IRREGULAR_FORMS: &[(&str, &str)] = &[
     ("ate", "eat"), ("became", "become"), ("began", "begin"), ("begun", "begin"), ("bitten", "bite"),
@@ -56,13 +49,11 @@ const IRREGULAR_FORMS: &[(&str, &str)] = &[
 
 static STEMMER: LazyLock<Stemmer> = LazyLock::new(|| Stemmer::create(Algorithm::English));
 
-/// For a word in lower case.
 pub(super) fn is_function_word(word: &str) -> bool {
     FUNCTION_WORDS.binary_search(&word).is_ok()
 }
 
-/// The Snowball stem of the base form of a word in lower case. Words with other letters than a to z are returned as they
-/// are.
+/// The Snowball stem of the base form of a word in lower case, if it has only letters from a to z.
 pub(super) fn stem(word: &str) -> Cow<'_, str> {
     // The stemmer would take the s of short words like "js" for a plural.
     if word.len() < 3 || !word.bytes().all(|b| b.is_ascii_lowercase()) {
@@ -74,7 +65,7 @@ pub(super) fn stem(word: &str) -> Cow<'_, str> {
     }
 }
 
-/// The word without a possessive or a contracted verb: "Anna's" is "Anna". An apostrophe elsewhere stays.
+/// "Anna's" is "Anna". An apostrophe elsewhere stays.
 pub(super) fn without_clitic(word: &str) -> &str {
     ["'s", "'re", "'ve", "'ll", "'d", "'m"]
         .iter()

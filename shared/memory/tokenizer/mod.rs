@@ -1,10 +1,7 @@
-//! Tokenizes texts and queries into terms.
-//!
 //! A text is normalized (NFKC, no accents, no case) and split into words (UAX #29), and each word into the spellings by
 //! which it may be searched. English is stemmed and loses its function words. Scripts without spaces become overlapping
-//! pairs of characters, which needs no dictionary: 高等数学 is 高等, 等数, 数学.
-//!
-//! There are no synonyms, no stemming of other languages and no word positions.
+//! pairs of characters, which needs no dictionary: 高等数学 is 高等, 等数, 数学. No synonyms, no stemming of other languages, no
+//! word positions.
 
 mod english;
 
@@ -24,13 +21,9 @@ const MAX_TERM_BYTES: usize = 64;
 /// A compound of more parts is likely a hash, and its parts of one or two characters are dropped.
 const MAX_PARTS: usize = 8;
 
-/// The terms of a text in order, with repeats.
-///
-/// A compound has the term of the whole, without its joiners, and those of its parts: `GPT-4` and `GPT4` are both
-/// `gpt4`, `gpt`, `4`, and the query `gpt 4` finds them by their parts. Numbers alone have no term of the whole:
-/// `2023-05-08` is `2023`, `05`, `08`. A text of function words alone keeps them, any other loses them.
-///
-/// No term is empty or longer than [`MAX_TERM_BYTES`]. Texts that are equal under NFKC have equal terms.
+/// In order, with repeats, never empty. A compound has the term of the whole without joiners, and those of its parts:
+/// `GPT-4` and `GPT4` are both `gpt4`, `gpt`, `4`. Numbers have no term of the whole: `2023-05-08` is `2023`, `05`,
+/// `08`. A text of function words alone keeps them. Texts that are equal under NFKC have equal terms.
 pub(super) fn terms(text: &str) -> Vec<String> {
     let text = normalize(text);
     let mut scan = Scanner::default();
@@ -46,8 +39,7 @@ pub(super) fn terms(text: &str) -> Vec<String> {
     scan.finish()
 }
 
-/// NFKC without accents, so that "resume" finds "résumé" (and и finds й), with plain apostrophes and without invisible
-/// layout characters.
+/// "resume" finds "résumé" (and и finds й). Apostrophes become plain, and invisible layout characters go.
 fn normalize(text: &str) -> String {
     if text.is_ascii() {
         return text.to_owned();
@@ -58,8 +50,7 @@ fn normalize(text: &str) -> String {
     text.nfkd().filter(|c| !is_accent(c) && !is_layout(c)).map(plain).nfc().collect()
 }
 
-/// As Unicode's full case folding: by way of the upper case, ß becomes ss and ς becomes σ. The standard library's
-/// mappings are all of one Unicode version.
+/// Unicode's full case folding: by way of the upper case, ß becomes ss and ς becomes σ.
 fn fold_case(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
@@ -67,8 +58,7 @@ fn fold_case(text: &str) -> String {
     text.chars().flat_map(char::to_lowercase).flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
-/// Whether a character is of a script without spaces between words or, as Hangul, with endings attached to them: Han,
-/// Kana, Bopomofo, Hangul, Thai, Lao, Burmese, Khmer.
+/// Scripts without spaces between words or, as Hangul, with endings attached to them.
 fn is_unspaced(c: char) -> bool {
     language::is_han(c)
         || (c.is_alphanumeric()
@@ -77,25 +67,22 @@ fn is_unspaced(c: char) -> bool {
                 | '\u{0E00}'..='\u{0EFF}' | '\u{1000}'..='\u{109F}' | '\u{1780}'..='\u{17FF}'))
 }
 
-/// The state between two segments.
 #[derive(Default)]
 struct Scanner {
     terms: Vec<String>,
     function_words: Vec<String>,
-    /// Consecutive characters of a script without spaces.
     run: String,
-    /// The parts of the open compound, case-folded.
     parts: Vec<String>,
-    /// Whether a joiner follows the compound, so that the next word belongs to it.
+    /// The next word belongs to the compound.
     is_joined: bool,
     /// `+`, `++` or `#` directly after the compound, as in `C++`.
     suffix: String,
-    /// Whether only a full stop is in front of the compound, as in `.NET`.
+    /// Only a full stop is in front of the compound, as in `.NET`.
     is_dotted: bool,
 }
 
 impl Scanner {
-    /// Takes a segment without letters and digits; `before` is the character in front of it.
+    /// For a segment without letters and digits; `before` is the character in front of it.
     fn separator(&mut self, segment: &str, before: char) {
         self.flush_run();
         match segment {
@@ -112,7 +99,7 @@ impl Scanner {
         }
     }
 
-    /// Takes a segment with letters or digits.
+    /// For a segment with letters or digits.
     fn word(&mut self, segment: &str) {
         let first = segment.chars().next().unwrap_or(' ');
         if !mem::take(&mut self.is_joined) && !self.parts.is_empty() {
@@ -134,7 +121,7 @@ impl Scanner {
         self.split(english::without_clitic(segment));
     }
 
-    /// Splits a segment where the script changes, at joiners, in camelCase, and between letters and digits.
+    /// Splits where the script changes, at joiners, in camelCase, and between letters and digits.
     fn split(&mut self, mut rest: &str) {
         let mut after_number = false;
         while let Some(c) = rest.chars().next() {
@@ -163,8 +150,7 @@ impl Scanner {
         }
     }
 
-    /// Takes digits with full stops, commas and apostrophes in between: `1,000` is 1000, `3.14` stays, `1.2.3` and `1,2`
-    /// are several numbers.
+    /// `1,000` is 1000, `3.14` stays, `1.2.3` and `1,2` are several numbers.
     fn number(&mut self, text: &str) {
         let is_grouped =
             text.split('.').next().unwrap_or(text).split([',', '\'']).skip(1).all(|group| group.len() == 3);
@@ -233,8 +219,7 @@ impl Scanner {
     }
 }
 
-/// The length of the leading letters and marks up to a hump of camelCase, in ASCII only: `camel|Case`, `HTTP|Server`,
-/// but `TVs`.
+/// The leading letters and marks up to a hump of camelCase, in ASCII only: `camel|Case`, `HTTP|Server`, but `TVs`.
 fn letters_end(text: &str) -> usize {
     let bytes = text.as_bytes();
     let lower = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_lowercase);
@@ -247,7 +232,7 @@ fn letters_end(text: &str) -> usize {
     text.char_indices().find(|(at, c)| ends(*at, *c)).map_or(text.len(), |(at, _)| at)
 }
 
-/// The length of the leading number: digits with single separators in between.
+/// Digits with single separators in between.
 fn number_end(text: &str) -> usize {
     let mut end = 0;
     let mut separator = false;

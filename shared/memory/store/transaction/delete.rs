@@ -19,8 +19,7 @@ const ERASE_OTHERS: [&str; 4] = [
 ];
 
 impl MemoryTransaction<'_> {
-    /// Deletes a selection with its vectors and histories, and documents with their last chunk. Returns the number of
-    /// memories.
+    /// Documents go with their last chunk. Returns the number of memories.
     pub(crate) async fn delete(&mut self, selection: &Selection) -> Result<usize, sqlx::Error> {
         let ids = self.selected_ids(selection).await?;
         let following = inverted_index::following_turns(&mut self.transaction, self.user, &ids).await?;
@@ -31,7 +30,6 @@ impl MemoryTransaction<'_> {
             .bind(&ids);
         let mut documents: Vec<String> = column(&query.fetch_all(&mut *self.transaction).await?, "document_id")?;
         if let Selection::Document(document) = selection {
-            // A document without chunks.
             documents.push(document.clone());
         }
         inverted_index::remove(&mut self.transaction, self.user, &ids).await?;
@@ -67,7 +65,7 @@ impl MemoryTransaction<'_> {
         Ok(())
     }
 
-    /// Deletes all rows of the user, the row that serializes writers included. Returns the number of memories.
+    /// Includes the row that serializes writers. Returns the number of memories.
     pub(crate) async fn erase_user(&mut self) -> Result<usize, sqlx::Error> {
         let query = self.transaction.query(ERASE_MEMORIES).bind(self.user.as_str());
         let erased = query.execute(&mut *self.transaction).await?.rows_affected();

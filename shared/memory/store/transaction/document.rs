@@ -8,7 +8,7 @@ const UPSERT: &str = "
     on conflict (user_id, id) do update set title = excluded.title, url = excluded.url, updated_at = now()";
 
 impl MemoryTransaction<'_> {
-    /// Writes a document's row, and deletes its chunks that are not among `chunk_ids`.
+    /// Deletes the document's chunks that are not among `chunk_ids`.
     pub(crate) async fn replace_document(
         &mut self,
         document: &NewDocument,

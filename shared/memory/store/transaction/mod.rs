@@ -1,4 +1,4 @@
-//! A transaction that changes memories of one user. The inverted index follows when it commits.
+//! Changes memories of one user. The inverted index follows at the commit.
 
 mod delete;
 mod document;
@@ -24,7 +24,6 @@ use crate::{
     postgres::{RolePool, RoleTransaction},
 };
 
-/// Rows of one statement.
 const BATCH: usize = 1_000;
 
 const UPSERT: &str = include_str!("../sql/upsert_memories.sql");
@@ -32,9 +31,9 @@ const UPSERT: &str = include_str!("../sql/upsert_memories.sql");
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NewVector<'a> {
     pub(crate) id: &'a str,
-    /// SHA-256 of the text that it is made from.
+    /// SHA-256 of the text that the vector is made from.
     pub(crate) digest: [u8; 32],
-    /// `None` = stored already.
+    /// `None`: stored already.
     pub(crate) embedding: Option<&'a [f32]>,
 }
 
@@ -45,9 +44,8 @@ pub(crate) struct NewMemoryRow<'a> {
     pub(crate) source_type: &'a str,
     pub(crate) tags: &'a [String],
     pub(crate) metadata: &'a Metadata,
-    /// `None` = now.
+    /// `None`: now.
     pub(crate) created_at: Option<Timestamp>,
-    /// The section and the index of a chunk.
     pub(crate) location: Option<(&'a str, usize)>,
     pub(crate) vector: NewVector<'a>,
 }
@@ -56,9 +54,8 @@ pub(crate) struct NewMemoryRow<'a> {
 pub(crate) struct MemoryTransaction<'u> {
     transaction: RoleTransaction,
     user: &'u UserId,
-    /// Memories up to this id are indexed; `None` = all.
+    /// `None`: all memories are indexed.
     indexed_to: Option<String>,
-    /// Memories whose postings are out of date.
     touched: BTreeSet<String>,
     _permit: WritePermit<'u>,
 }
@@ -80,7 +77,6 @@ impl<'u> MemoryTransaction<'u> {
         &mut self.transaction
     }
 
-    /// Updates the inverted index and commits.
     pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
         let is_indexed = |id: &String| self.indexed_to.as_ref().is_none_or(|to| id <= to);
         let (indexed, later): (Vec<String>, Vec<String>) = self.touched.into_iter().partition(is_indexed);
@@ -90,7 +86,7 @@ impl<'u> MemoryTransaction<'u> {
         self.transaction.commit().await
     }
 
-    /// Marks the postings of memories, and of the turns that follow them, as out of date. A change that moves turns within
+    /// Marks postings of memories, and of the turns that follow them, as out of date. A change that moves turns within
     /// their session calls it before and after.
     async fn touch(&mut self, ids: &[String]) -> Result<(), sqlx::Error> {
         self.touched.extend(inverted_index::following_turns(&mut self.transaction, self.user, ids).await?);
@@ -98,7 +94,7 @@ impl<'u> MemoryTransaction<'u> {
         Ok(())
     }
 
-    /// Writes memories, or chunks of a document, with their vectors. Returns the ids that are new or changed.
+    /// Returns the ids that are new or changed.
     pub(crate) async fn upsert(
         &mut self,
         rows: &[NewMemoryRow<'_>],

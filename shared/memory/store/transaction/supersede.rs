@@ -8,7 +8,6 @@ use crate::memory::supersede::cycles;
 const SUPERSEDE_CHAINS: &str = include_str!("../sql/supersede_chains.sql");
 const SUPERSEDE: &str = include_str!("../sql/supersede.sql");
 
-/// The memory `new` supersedes the memory `old`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SupersedeEdge {
     pub(crate) old: String,
@@ -16,8 +15,8 @@ pub(crate) struct SupersedeEdge {
 }
 
 impl MemoryTransaction<'_> {
-    /// Restores memories that are about to supersede, directly or not, what supersedes them. New edges replace the stored
-    /// edge of the same memory. Call it before their vectors are written: superseded memories get none.
+    /// Restores memories that are about to supersede, directly or not, what supersedes them. New edges replace the
+    /// stored edge of the same memory. Call it before vectors are written: superseded memories get none.
     pub(crate) async fn break_supersede_cycles(&mut self, edges: &[SupersedeEdge]) -> Result<(), sqlx::Error> {
         if edges.is_empty() {
             return Ok(());
@@ -44,7 +43,7 @@ impl MemoryTransaction<'_> {
         self.touch(&restored).await
     }
 
-    /// Marks memories as superseded and deletes their vectors. Ids that do not exist are ignored.
+    /// Deletes the vectors of superseded memories. Unknown ids are ignored.
     pub(crate) async fn supersede(&mut self, edges: &[SupersedeEdge]) -> Result<(), sqlx::Error> {
         if edges.is_empty() {
             return Ok(());

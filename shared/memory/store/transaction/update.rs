@@ -8,7 +8,7 @@ const ARCHIVE_CHANGED: &str = include_str!("../sql/archive_changed.sql");
 const UPDATE: &str = include_str!("../sql/update_memory.sql");
 
 impl MemoryTransaction<'_> {
-    /// Updates a memory and archives its former version, unless nothing differs. `None` = there is no such memory.
+    /// Archives the former version, unless nothing differs. `None`: there is no such memory.
     pub(crate) async fn update(
         &mut self,
         update: &MemoryUpdate,
