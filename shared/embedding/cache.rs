@@ -1,4 +1,4 @@
-//! A cache of query vectors, for retried turns and refined searches.
+//! Query vectors of retried turns and refined searches.
 
 use std::{
     num::NonZero,
@@ -11,10 +11,9 @@ use super::{EmbedError, Embedder, QueryVector};
 
 /// In queries: 6 MB with 1,536 dimensions.
 const CAPACITY: NonZero<usize> = NonZero::<usize>::MIN.saturating_add(999);
-/// Longer queries are not cached, because they hardly repeat.
+/// Longer queries hardly repeat.
 const MAX_QUERY_BYTES: usize = 1_000;
 
-/// Least recently used.
 pub struct QueryCache {
     embedder: Arc<dyn Embedder>,
     recent: Mutex<LruCache<String, Arc<QueryVector>>>,
@@ -26,8 +25,7 @@ impl QueryCache {
         Self { embedder, recent: Mutex::new(LruCache::new(CAPACITY)) }
     }
 
-    /// # Errors
-    /// As [`Embedder::embed`]. Errors are not cached.
+    /// Errors are not cached.
     pub async fn embed(&self, text: &str) -> Result<Arc<QueryVector>, EmbedError> {
         let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cached) = recent().get(text) {

@@ -1,6 +1,5 @@
-//! The built-in embedder: feature hashing of words and character n-grams, without a model, the same on every machine.
-//!
-//! Its vectors reflect spelling, not meaning. It serves demo mode and tests.
+//! The built-in embedder for demo mode and tests: feature hashing of words and character n-grams. Its vectors reflect
+//! spelling, not meaning, and are the same on every machine.
 
 use futures_util::future::BoxFuture;
 use tokio::task::yield_now;
@@ -96,14 +95,14 @@ fn embed(text: &str) -> Vec<f32> {
     })
 }
 
-/// The hash gives the index and the sign of a feature, so that collisions cancel out on average.
+/// The hash gives index and sign, so that collisions cancel out on average.
 fn add(vector: &mut [f32], feature: &str, weight: f32) {
     let hash = fnv1a(feature.as_bytes());
     let sign = if hash & 1 == 0 { 1.0 } else { -1.0 };
     vector[(hash >> 1) as usize % DIMENSION] += sign * weight;
 }
 
-/// 64-bit FNV-1a with a final mix, because its low bits alone are weak. The standard library's hash may change between
+/// 64-bit FNV-1a with a final mix, because its low bits are weak. The standard library's hash may change between
 /// versions; stored vectors must not.
 fn fnv1a(bytes: &[u8]) -> u64 {
     let hash = bytes

@@ -1,4 +1,4 @@
-//! Embedders, which turn texts into vectors: of a provider, of a local model, or built in by feature hashing.
+//! Embedders: remote, local, or built in by feature hashing.
 
 mod cache;
 mod hashed;
@@ -27,10 +27,10 @@ pub trait Embedder: Send + Sync {
     /// The model of all its vectors.
     fn model(&self) -> &EmbeddingModel;
 
-    /// One unit vector of `model().dimension` numbers for each text, in order.
+    /// One unit vector for each text, in order.
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>>;
 
-    /// Opens the connection that the first text uses. A failure is ignored: the first text tries again.
+    /// A failure is ignored: the first text tries again.
     fn warm_up(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
@@ -49,8 +49,7 @@ pub trait Embedder: Send + Sync {
 pub struct QueryVector {
     /// Of length 1.
     pub vector: Vec<f32>,
-    /// The share of the query that is in the model's vocabulary, 0 to 1. Vectors of a language that the model does not know
-    /// mean little. 1 if unknown.
+    /// The share of the query in the model's vocabulary, 0 to 1; 1 if unknown. Vectors of unknown words mean little.
     pub vocabulary_coverage: f32,
 }
 
@@ -68,7 +67,7 @@ pub enum EmbedError {
 }
 
 impl EmbedError {
-    /// Whether the same request may succeed later.
+    /// The same request may succeed later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -79,7 +78,7 @@ impl EmbedError {
     }
 }
 
-/// Scales a vector to length 1. `None` = it is zero or not finite.
+/// `None`: the vector is zero or not finite.
 fn normalize(mut vector: Vec<f32>) -> Option<Vec<f32>> {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     if !length.is_normal() {

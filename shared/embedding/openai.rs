@@ -20,10 +20,9 @@ use crate::{
     provider::{CircuitBreaker, ErrorResponse, backoff_delay, read_bounded_body, transport_problem},
 };
 
-/// Texts of one request, until the provider rejects so many. DashScope accepts 10.
+/// Until the provider rejects so many texts. DashScope accepts 10.
 const BATCH: usize = 64;
 const DASHSCOPE_BATCH: usize = 10;
-/// Concurrent requests of one call.
 const CONCURRENCY: usize = 4;
 /// Far above a batch of the largest models' vectors.
 const MAX_RESPONSE_BYTES: usize = 16 * 1024 * 1024;
@@ -40,11 +39,11 @@ pub struct OpenAiEmbedder {
     url: String,
     api_key: Option<Secret>,
     model: EmbeddingModel,
-    /// Whether requests name the dimension, because it is not the model's default.
+    /// The dimension is not the model's default.
     sends_dimension: bool,
     max_attempts: u32,
     breaker: Arc<CircuitBreaker>,
-    /// Texts of one request; it shrinks when the provider rejects so many.
+    /// Shrinks when the provider rejects so many texts.
     batch_size: AtomicUsize,
 }
 
@@ -113,7 +112,6 @@ impl OpenAiEmbedder {
             let half = texts.len().div_ceil(2);
             let (first, second) = texts.split_at(half);
             let mut vectors = self.embed_batch(first).await?;
-            // The provider accepts half; larger batches are not tried again.
             self.batch_size.fetch_min(half, Ordering::Relaxed);
             vectors.extend(self.embed_batch(second).await?);
             Ok(vectors)
@@ -175,7 +173,6 @@ impl OpenAiEmbedder {
         Ok(self.in_order(response, texts.len())?)
     }
 
-    /// Sorts the vectors by text, and validates and normalizes them.
     fn in_order(&self, response: EmbeddingResponse, texts: usize) -> Result<Vec<Vec<f32>>, EmbedError> {
         if response.data.len() != texts {
             return Err(EmbedError::InvalidResponse(format!("{} vectors for {texts} texts", response.data.len())));
@@ -198,7 +195,7 @@ impl OpenAiEmbedder {
     }
 }
 
-/// Truncates a text, because providers reject a batch with one text that is too long.
+/// Providers reject a batch with one text that is too long.
 fn truncate_input(text: &str) -> &str {
     if estimate_tokens(text) <= MAX_INPUT_TOKENS {
         return text;

@@ -1,5 +1,3 @@
-//! The grammar of dates in Chinese, simplified or traditional.
-
 use jiff::civil::Weekday;
 
 use super::days::{Anchor, Days, Phrase, Unit, year_from};
@@ -27,7 +25,7 @@ pub(super) fn phrases(text: &str, anchor: Anchor) -> Vec<Phrase> {
     phrases
 }
 
-/// The simplified, half-width form of the characters that occur in dates.
+/// Simplified and half-width.
 fn plain(c: char) -> char {
     match c {
         '週' => '周',
@@ -42,7 +40,7 @@ fn plain(c: char) -> char {
     }
 }
 
-/// The phrase at the beginning of `text`, and the rest. `before` is the character in front of it.
+/// `before` is the character in front of `text`. Returns the rest, too.
 fn phrase(text: &str, before: char, anchor: Anchor) -> Option<(Days, &str)> {
     let today = anchor.today;
     if let Some((ago, rest)) = relative(text, anchor, DAYS, DAYS_AHEAD) {
@@ -120,7 +118,7 @@ fn strip_any<'t>(text: &'t str, prefixes: &[&str]) -> Option<&'t str> {
     prefixes.iter().find_map(|prefix| text.strip_prefix(prefix))
 }
 
-/// 上周, 上周末, 这周五, 上个月, 下个月5号: the text after 上, 这 or 下.
+/// `text` follows 上, 这 or 下.
 fn week_or_month(text: &str, ago: i32, anchor: Anchor) -> Option<(Days, &str)> {
     let unit = text.strip_prefix('个').unwrap_or(text);
     if let Some(rest) = unit.strip_prefix('月') {
@@ -144,7 +142,7 @@ fn week_or_month(text: &str, ago: i32, anchor: Anchor) -> Option<(Days, &str)> {
     }
 }
 
-/// 5月, 五月份, 5月8日, 5月8号 and, in the future tense, 5月8.
+/// In the future tense, 5月8 as well as 5月8日.
 fn month_and_day(text: &str, year: Option<i16>, anchor: Anchor) -> Option<(Days, &str)> {
     let (month, rest) = number(text)?;
     let month = i8::try_from(month).ok()?;
@@ -163,7 +161,6 @@ fn after_day(text: &str) -> Option<&str> {
     text.strip_prefix(['日', '号'])
 }
 
-/// The text after the word for a week.
 fn week(text: &str) -> Option<&str> {
     strip_any(text, &["周", "星期", "礼拜"])
 }
@@ -174,7 +171,6 @@ fn weekday(text: &str) -> Option<(Weekday, &str)> {
     Some((Weekday::from_monday_zero_offset(offset.try_into().ok()?).ok()?, &text[name.len_utf8()..]))
 }
 
-/// A unit after a number: 天, 周, 个月.
 fn counted_unit(text: &str) -> Option<(Unit, &str)> {
     if let Some(rest) = week(text.strip_prefix('个').unwrap_or(text)) {
         return Some((Unit::Week, rest));
@@ -208,8 +204,7 @@ fn digit(c: char) -> Option<i32> {
     i32::try_from(value).ok()
 }
 
-/// The number at the beginning of `text`, in Arabic or Chinese digits, and the rest: 12, 十二, 二十一, 二〇二三. A number
-/// of more than four digits is -1.
+/// 12, 十二, 二十一 or 二〇二三, and the rest. A number of more than four digits is -1.
 fn number(text: &str) -> Option<(i32, &str)> {
     let end = text.char_indices().find(|(_, c)| digit(*c).is_none()).map_or(text.len(), |(at, _)| at);
     let (digits, rest) = text.split_at(end);

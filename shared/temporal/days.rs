@@ -1,5 +1,3 @@
-//! Calendar arithmetic that both grammars share.
-
 use std::ops::Range;
 
 use jiff::{
@@ -13,7 +11,6 @@ pub(super) enum Tense {
     Future,
 }
 
-/// The day on which a text is read, and the tense in which it is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Anchor {
     pub(super) today: Date,
@@ -25,7 +22,7 @@ impl Anchor {
         self.tense == Tense::Future
     }
 
-    /// The latest such weekday or, in the future tense, the next one; today included.
+    /// Today included.
     pub(super) fn weekday(self, weekday: Weekday) -> Option<Days> {
         let is_later = weekday.to_monday_zero_offset() > self.today.weekday().to_monday_zero_offset();
         match self.tense {
@@ -43,7 +40,7 @@ impl Anchor {
         Some(days)
     }
 
-    /// A month, or a day of it. Without a year it is the latest that has begun or, in the future tense, the next.
+    /// Without a year, the latest that has begun or, in the future tense, the next.
     pub(super) fn named(self, year: Option<i16>, month: i8, day: Option<i8>) -> Option<Days> {
         // A February 29 is at most eight years away.
         const MAX_YEARS: i16 = 8;
@@ -63,14 +60,14 @@ impl Anchor {
     }
 }
 
-/// Whole days; `before` is exclusive.
+/// `before` is exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Days {
     pub(super) from: Date,
     pub(super) before: Date,
 }
 
-/// A phrase with its bytes in the text.
+/// With its bytes in the text.
 pub(super) type Phrase = (Days, Range<usize>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +110,7 @@ impl Days {
         Self::unit_from(Self::shift(today, unit, count)?, Unit::Day)
     }
 
-    /// The last `count` units up to and including today.
+    /// Including today.
     pub(super) fn past(today: Date, unit: Unit, count: i32) -> Option<Self> {
         Self { from: Self::shift(today, unit, -count)?, before: today }.until(today)
     }
@@ -127,7 +124,6 @@ impl Days {
         Self::unit_from(Self::shift(monday, Unit::Day, weekday.to_monday_zero_offset().into())?, Unit::Day)
     }
 
-    /// Saturday and Sunday.
     pub(super) fn weekend(today: Date, weeks_ago: i32) -> Option<Self> {
         let week = Self::ago(today, Unit::Week, weeks_ago)?;
         Some(Self { from: Self::shift(week.before, Unit::Day, -2)?, ..week })
@@ -137,7 +133,6 @@ impl Days {
         Self::unit_from(Date::new(year, 1, 1).ok()?, Unit::Year)
     }
 
-    /// The day, if it is one alone.
     pub(super) fn single(self) -> Option<Date> {
         (self.from.tomorrow().ok()? == self.before).then_some(self.from)
     }
@@ -147,7 +142,7 @@ pub(super) fn year_from(number: i32) -> Option<i16> {
     i16::try_from(number).ok().filter(|year| (1900..=2100).contains(year))
 }
 
-/// A date of numbers, the year first: 2023-05-08, 2023/5/8, 2023.5.8, 2023-05.
+/// 2023-05-08, 2023/5/8, 2023.5.8, 2023-05.
 pub(super) fn numeric_date(text: &str, anchor: Anchor) -> Option<Days> {
     let separator = text.chars().find(|c| !c.is_ascii_digit())?;
     let mut numbers = text.split(separator).map(|number| number.parse::<i32>().ok());

@@ -1,5 +1,3 @@
-//! The grammar of dates in English.
-
 use jiff::civil::{Date, Weekday};
 
 use super::days::{Anchor, Days, Phrase, Unit, numeric_date, year_from};
@@ -9,7 +7,6 @@ struct Word<'a> {
     lower: String,
     is_capitalized: bool,
     text: &'a str,
-    /// In bytes.
     start: usize,
 }
 
@@ -63,7 +60,7 @@ fn words(text: &str) -> Vec<Word<'_>> {
     words
 }
 
-/// The phrase at the beginning of `words`, and its number of words.
+/// With its number of words.
 fn phrase(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> {
     if anchor.is_future()
         && let Some(upcoming) = upcoming_phrase(words, anchor)
@@ -111,7 +108,6 @@ fn phrase(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> {
     }
 }
 
-/// A phrase that only the future tense has.
 fn upcoming_phrase(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> {
     let today = anchor.today;
     let word = |at: usize| words.get(at).map_or("", |word| word.lower.as_str());
@@ -133,14 +129,13 @@ fn upcoming_phrase(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> 
         _ => (0, 0),
     };
     let weekday = weekday(word(at))?;
-    // A date after a weekday is more precise.
     match date(&words[at + 1..], anchor) {
         Some((days, length)) => Some((days, at + 1 + length)),
         None => Some((anchor.weekday_of_week(weeks_ago, weekday)?, at + 1)),
     }
 }
 
-/// A year, or a month without a day, after a preposition, which distinguishes it from a number or a name.
+/// The preposition distinguishes a year or month from a number or a name.
 fn after_preposition(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> {
     let (preposition, name) = (words.first()?, words.get(1)?);
     if let Some(year) = whole_number(&name.lower).and_then(year_from) {
@@ -156,7 +151,6 @@ fn after_preposition(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)
     Some((anchor.named(None, month(&name.lower)?, None)?, 1))
 }
 
-/// "Last" or "this" with the name of a day, month, weekend or season.
 fn with_determiner(is_this: bool, name: &str, is_capitalized: bool, anchor: Anchor) -> Option<Days> {
     let today = anchor.today;
     if let Some(weekday) = weekday(name) {
@@ -189,7 +183,7 @@ fn with_determiner(is_this: bool, name: &str, is_capitalized: bool, anchor: Anch
     }
 }
 
-/// A date with a year or a day: 8 May 2023, 8th of May, May 8, May 2023, 2023-05-08.
+/// 8 May 2023, 8th of May, May 8, May 2023, 2023-05-08.
 fn date(words: &[Word<'_>], anchor: Anchor) -> Option<(Days, usize)> {
     let first = words.first()?;
     if let Some(days) = numeric_date(first.text, anchor) {

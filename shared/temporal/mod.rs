@@ -1,8 +1,5 @@
-//! Reads dates and times from English and Chinese text, in the user's calendar.
-//!
-//! [`past_spans`] reads a query about the past ("last week", "上周五"), [`upcoming_day`] a statement about the future
-//! ("next Friday", "12月5日"). Both use one grammar per language; [`Tense`] decides what is ambiguous, such as "Friday".
-//! It does not parse times of day or recurring dates.
+//! Reads dates in English and Chinese text, in the user's calendar. One grammar per language; [`Tense`] decides what is
+//! ambiguous, such as "Friday". No times of day, no recurring dates.
 
 mod chinese;
 mod days;
@@ -22,8 +19,8 @@ pub(crate) struct TimeSpan {
     pub(crate) before: Timestamp,
 }
 
-/// The spans that a query names, without repeats and at most 16; whole days in `zone`. They are for ranking and not for
-/// filtering: a phrase may be about something else, and a memory of one day may tell of another.
+/// Whole days, without repeats. For ranking and not for filtering: a phrase may be about something else, and a memory
+/// of one day may tell of another.
 ///
 /// - Weeks begin on Monday (ISO 8601). "Last week" and "last month" are calendar units; "the past week" and "the last
 ///   two weeks" end today. "Two weeks ago" is the calendar week that contains the day 14 days ago, and "a few weeks
@@ -50,10 +47,8 @@ pub(crate) fn past_spans(query: &str, now: Timestamp, zone: &TimeZone) -> Vec<Ti
     spans
 }
 
-/// The first day that a text names, today or later, and the words that name it.
-///
-/// A day without a year is the next one. "Next Friday" is of next week; "this Friday" and "Friday" are the next to come,
-/// today included.
+/// The first day that a text names, today or later, and its words. "Next Friday" is of next week; "this Friday" and
+/// "Friday" are the next to come, today included.
 pub(crate) fn upcoming_day(text: &str, today: Date) -> Option<(Date, &str)> {
     let anchor = Anchor { today, tense: Tense::Future };
     let phrases = chinese::phrases(text, anchor).into_iter().chain(english::phrases(text, anchor));

@@ -5,7 +5,6 @@ use super::*;
 
 const SHANGHAI: &str = "Asia/Shanghai";
 
-/// The spans of a query as days in the zone, read at noon.
 fn at(query: &str, now: Date, zone: &str) -> String {
     let zone = TimeZone::get(zone).unwrap();
     let now = now.at(12, 0, 0, 0).to_zoned(zone.clone()).unwrap().timestamp();
@@ -23,7 +22,6 @@ fn assert_spans(now: Date, cases: &[(&str, &str)]) {
 
 #[test]
 fn past_english_phrases_follow_the_calendar() {
-    // A Wednesday.
     assert_spans(
         date(2024, 3, 13),
         &[
@@ -195,7 +193,6 @@ fn past_days_follow_the_zone_across_clock_changes() {
     };
     assert_eq!(hours("yesterday", "2024-03-11T12:00:00Z"), [23]);
     assert_eq!(hours("yesterday", "2024-11-04T12:00:00Z"), [25]);
-    // It is still the day before in New York.
     let late = past_spans("today", "2024-06-02T02:00:00Z".parse().unwrap(), &zone);
     assert_eq!(late[0].from, "2024-06-01T04:00:00Z".parse().unwrap());
     // In São Paulo, midnight of this day did not exist.
@@ -227,7 +224,6 @@ fn past_spans_are_limited_to_the_first_16() {
     assert!(named.starts_with("2023-05-01..2023-05-02 2023-05-02"), "{named}");
 }
 
-/// A Monday.
 const MONDAY: Date = date(2026, 11, 23);
 
 #[track_caller]

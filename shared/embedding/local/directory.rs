@@ -1,5 +1,5 @@
-//! Reads the configuration of a sentence-transformers directory, as `SentenceTransformer.save_pretrained` writes it.
-//! Releases before and since 6 name the pooling and the longest input differently.
+//! Reads a directory of `SentenceTransformer.save_pretrained`. Releases before and since 6 name the pooling and the
+//! longest input differently.
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,9 @@ use super::{
     pooling::Pooling,
 };
 
-/// Implemented values of `model_type`.
 const FAMILIES: &str = "bert, roberta, xlm-roberta, camembert and distilbert";
 
-/// Encoders that differ in the names of tensors or the numbering of positions.
+/// They differ in the names of tensors or the numbering of positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EncoderFamily {
     Bert,
@@ -23,7 +22,7 @@ pub(super) enum EncoderFamily {
     DistilBert,
 }
 
-/// Part of `config.json`. The aliases are those of DistilBERT.
+/// From `config.json`. The aliases are those of DistilBERT.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct EncoderShape {
     pub(super) vocab_size: usize,
@@ -53,7 +52,6 @@ const fn default_layer_norm_eps() -> f64 {
     1e-12
 }
 
-/// A model without its weights and its tokenizer.
 #[derive(Debug)]
 pub(super) struct ModelDirectory {
     pub(super) family: EncoderFamily,
@@ -62,7 +60,7 @@ pub(super) struct ModelDirectory {
     pub(super) activation: Activation,
     /// Positions of RoBERTa begin after that of its padding.
     pub(super) first_position: usize,
-    /// Of an input, special tokens included.
+    /// Special tokens included.
     pub(super) max_tokens: usize,
     /// Some models expect lower case that their tokenizer does not produce.
     pub(super) is_lower_case: bool,
@@ -72,7 +70,6 @@ pub(super) struct ModelDirectory {
     pub(super) tokenizer: PathBuf,
 }
 
-/// An element of `modules.json`.
 #[derive(Deserialize)]
 struct ModuleEntry {
     path: PathBuf,
@@ -152,7 +149,6 @@ impl ModelDirectory {
             match class {
                 "Transformer" => encoder = Some(dir.join(&entry.path)),
                 "Pooling" => pooling = Some(dir.join(&entry.path).join("config.json")),
-                // All vectors are normalized.
                 "Normalize" => {}
                 _ => {
                     let required = format!("the module {class}");

@@ -1,5 +1,3 @@
-//! Reads the files of a model directory.
-
 use std::{
     io,
     path::{Path, PathBuf},
@@ -22,7 +20,7 @@ pub(super) fn read(path: &Path, expected: &'static str) -> Result<Vec<u8>, Local
     std::fs::read(path).map_err(|source| LocalModelError::Unreadable { path: path.to_owned(), expected, source })
 }
 
-/// `None` = there is no such file.
+/// `None`: there is no such file.
 pub(super) fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, LocalModelError> {
     match std::fs::read(path) {
         Ok(content) => parse(path, &content).map(Some),

@@ -1,7 +1,5 @@
-//! The local embedder: a BERT-like sentence-transformers model in this process, on the CPU.
-//!
-//! It downloads nothing: the directory holds `model.safetensors`, `tokenizer.json` and their configurations. It adds no
-//! prefixes such as "query: ", which some models expect.
+//! The local embedder: a BERT-like sentence-transformers model on the CPU. It downloads nothing, and adds no prefixes
+//! such as "query: ", which some models expect.
 
 mod directory;
 mod files;
@@ -28,10 +26,9 @@ use files::{malformed, read};
 use model::BertEncoder;
 use workers::Workers;
 
-/// Tokens of one batch. Larger batches are no faster: products of this size keep a core busy, and a query waits for at most one.
+/// Larger batches are no faster: products of this size keep a core busy, and a query waits for at most one.
 const TOKENS_PER_BATCH: usize = 256;
 
-/// Of the weights' hash in the model's name.
 const HASH_LETTERS: usize = 12;
 
 pub struct LocalEmbedder {
@@ -46,7 +43,6 @@ struct LoadedModel {
     encoder: BertEncoder,
 }
 
-/// The token ids of one text.
 struct TokenizedText {
     ids: Vec<u32>,
     /// Of the text in the call.
@@ -54,11 +50,8 @@ struct TokenizedText {
 }
 
 impl LocalEmbedder {
-    /// Reads the model in `dir` and encodes a word with it. It blocks, a third of a second for a small model and seconds for a
-    /// large one.
-    ///
-    /// The weights are copied to memory rather than mapped: a write to a mapped file would change the vectors of a running
-    /// server, or crash it.
+    /// Blocks for a third of a second to seconds. The weights are copied to memory rather than mapped: a write to a
+    /// mapped file would change the vectors of a running server, or crash it.
     pub fn load(dir: &Path) -> Result<Self, LocalModelError> {
         let directory = ModelDirectory::read(dir)?;
         let expected = "it should hold the weights; where there is only pytorch_model.bin, load the directory with \
@@ -91,8 +84,8 @@ impl LocalEmbedder {
         let owned: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
         let inputs = self.run(move |loaded| loaded.tokenize(&owned)).await?;
         let encode = |batch: Vec<TokenizedText>| self.run(move |loaded| loaded.encode(&batch));
-        // Only as many batches queue as there are workers, so that a query waits for one batch of a long import rather than
-        // for all (head-of-line blocking).
+        // Only as many batches queue as there are workers, so that a query waits for one batch of a long import
+        // (head-of-line blocking).
         let mut encoded = stream::iter(batches(inputs)).map(encode).buffer_unordered(self.workers.count());
         while let Some(batch) = encoded.try_next().await? {
             for (index, vector) in batch {
@@ -105,7 +98,6 @@ impl LocalEmbedder {
 
 impl fmt::Debug for LocalEmbedder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without vocabulary and weights.
         f.debug_struct("LocalEmbedder").field("model", &self.model).finish_non_exhaustive()
     }
 }
@@ -149,7 +141,7 @@ impl LoadedModel {
         if self.directory.is_lower_case { Cow::Owned(text.to_lowercase()) } else { Cow::Borrowed(text) }
     }
 
-    /// The vectors of a batch, each with the index of its text.
+    /// Each with the index of its text.
     fn encode(&self, batch: &[TokenizedText]) -> Result<Vec<(usize, Vec<f32>)>, EmbedError> {
         let ids: Vec<&[u32]> = batch.iter().map(|input| input.ids.as_slice()).collect();
         let tokens = self.encoder.forward(&ids).map_err(EmbedError::Local)?;
@@ -166,12 +158,12 @@ impl LoadedModel {
     }
 }
 
-/// Drops the tokenizer's message, which may hold the text.
+/// The tokenizer's message may hold the text.
 fn tokenizer_error(_: tokenizers::Error) -> EmbedError {
     EmbedError::Local("a text cannot be tokenized".to_owned())
 }
 
-/// Texts in batches of at most [`TOKENS_PER_BATCH`], but at least one text each.
+/// At least one text each.
 fn batches(inputs: Vec<TokenizedText>) -> Vec<Vec<TokenizedText>> {
     let mut batches: Vec<Vec<TokenizedText>> = Vec::new();
     let mut tokens = 0;
@@ -188,8 +180,8 @@ fn batches(inputs: Vec<TokenizedText>) -> Vec<Vec<TokenizedText>> {
     batches
 }
 
-/// Names the model by its weights rather than by its directory: stored vectors stay valid when the directory moves, and
-/// become invalid when its content changes.
+/// Named by weights rather than by directory: stored vectors stay valid when the directory moves, and become invalid
+/// when its content changes.
 fn model_name(directory: &ModelDirectory, weights: &[u8]) -> String {
     let ModelDirectory { model_type, shape, pooling, .. } = directory;
     let hash: String = Sha256::digest(weights).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -197,7 +189,7 @@ fn model_name(directory: &ModelDirectory, weights: &[u8]) -> String {
     format!("{model_type}-{layers}x{hidden}-{pooling}-{}", &hash[..HASH_LETTERS])
 }
 
-/// Reads the tokenizer, with the directory's limit instead of its own, and without padding.
+/// With the directory's limit instead of the tokenizer's own, and without padding.
 fn read_tokenizer(directory: &ModelDirectory) -> Result<Tokenizer, LocalModelError> {
     let path = &directory.tokenizer;
     let expected = "it should hold the fast tokenizer; where there is only vocab.txt, load the directory with \

@@ -1,6 +1,5 @@
-//! The encoder: BERT, and its relatives that compute the same under other tensor names.
-//!
-//! The texts of a batch are ragged: their tokens follow each other without padding, and only attention looks at where a text ends.
+//! The encoder: BERT, and relatives with other tensor names. The texts of a batch follow each other without padding;
+//! only attention looks at where a text ends.
 
 use std::{collections::HashMap, path::Path};
 
@@ -14,7 +13,6 @@ use super::{
     ops::{Activation, LayerNorm, softmax},
 };
 
-/// Names of the tensors of one layer.
 struct TensorNames {
     layers: &'static str,
     query: &'static str,
@@ -53,9 +51,8 @@ const DISTILBERT: TensorNames = TensorNames {
 
 #[derive(Debug)]
 pub(super) struct BertEncoder {
-    /// One row a token of the vocabulary.
     words: Array2<f32>,
-    /// One row a position; the first token type's embedding is added to each.
+    /// The first token type's embedding is added to each.
     positions: Array2<f32>,
     norm: LayerNorm,
     layers: Vec<Layer>,
@@ -114,10 +111,8 @@ impl BertEncoder {
         Ok(Self { words, positions, norm, layers, heads, activation: directory.activation })
     }
 
-    /// The last layer's vectors, one row a token, the texts one behind the other.
-    ///
-    /// # Errors
-    /// A token is outside the vocabulary, or a text has more tokens than there are positions.
+    /// One row a token, the texts one behind the other. Fails if a token is outside the vocabulary, or a text has more
+    /// tokens than there are positions.
     pub(super) fn forward(&self, texts: &[&[u32]]) -> Result<Vec<f32>, String> {
         let mut state = self.embed(texts)?;
         self.norm.apply(&mut state);
@@ -180,7 +175,7 @@ impl Linear {
     }
 }
 
-/// Attention's three transformations in one, with the scale of the scores, 1/√`size`, in that of the query.
+/// The scale of the scores, 1/√`size`, becomes part of the query's.
 fn stack(query: Linear, key: &Linear, value: &Linear, size: usize) -> Result<Linear, ndarray::ShapeError> {
     let scale = (size as f32).sqrt().recip();
     let (weight, bias) = (query.weight * scale, query.bias * scale);
@@ -190,11 +185,11 @@ fn stack(query: Linear, key: &Linear, value: &Linear, size: usize) -> Result<Lin
     })
 }
 
-/// Tensors of `model.safetensors` that have not been taken yet.
+/// Tensors that have not been taken yet.
 struct Weights<'a> {
     path: &'a Path,
     tensors: HashMap<String, TensorView<'a>>,
-    /// In front of every name: `bert.` where the encoder was part of a larger model.
+    /// `bert.` where the encoder was part of a larger model.
     prefix: String,
 }
 

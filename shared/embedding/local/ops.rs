@@ -1,12 +1,9 @@
-//! Operations of the encoder on single numbers and rows, in place.
-
 use ndarray::Array2;
 
-/// Activation between the two transformations of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Activation {
     Gelu,
-    /// GELU by the approximation with the hyperbolic tangent, <https://arxiv.org/abs/1606.08415>.
+    /// The approximation with the hyperbolic tangent, <https://arxiv.org/abs/1606.08415>.
     GeluTanh,
     Relu,
 }
@@ -31,10 +28,7 @@ fn gelu_tanh(x: f32) -> f32 {
     0.5 * x * (1.0 + (ROOT * (x + 0.044_715 * x * x * x)).tanh())
 }
 
-/// The error function, within 5e-7 of the true one.
-///
-/// A quotient of polynomials in x² (a least-squares fit, reweighted towards the minimal maximal error), which the compiler
-/// vectorizes, unlike the library's function.
+/// Within 5e-7. A quotient of polynomials in x², which the compiler vectorizes, unlike the library's function.
 fn erf(x: f32) -> f32 {
     const ABOVE: [f32; 6] =
         [1.974_819_5e-6, 2.880_418_6e-4, 4.003_68e-3, 5.346_758_3e-2, 1.962_498_3e-1, std::f32::consts::FRAC_2_SQRT_PI];
@@ -46,7 +40,6 @@ fn erf(x: f32) -> f32 {
     x * polynomial(&ABOVE) / polynomial(&BELOW)
 }
 
-/// Softmax of each row.
 pub(super) fn softmax(scores: &mut Array2<f32>) {
     for mut row in scores.rows_mut() {
         let max = row.fold(f32::NEG_INFINITY, |max, score| max.max(*score));
@@ -56,7 +49,7 @@ pub(super) fn softmax(scores: &mut Array2<f32>) {
     }
 }
 
-/// Layer normalization, <https://arxiv.org/abs/1607.06450>.
+/// <https://arxiv.org/abs/1607.06450>.
 #[derive(Debug)]
 pub(super) struct LayerNorm {
     pub(super) weight: Vec<f32>,
@@ -84,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    /// The error function by its Taylor series, which converges well enough up to 4; beyond, it is 1 within 2e-8.
+    /// Its Taylor series converges well enough up to 4; beyond, it is 1 within 2e-8.
     fn true_erf(x: f64) -> f64 {
         if x.abs() > 4.0 {
             return x.signum();

@@ -1,5 +1,3 @@
-//! Pools the vectors of a text's tokens into one.
-
 use std::path::Path;
 
 use serde::Deserialize;
@@ -9,13 +7,12 @@ use super::files::{LocalModelError, malformed, read_optional, unsupported};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pooling {
     Mean,
-    /// The vector of the first token, which is special.
+    /// The first token, which is special.
     Cls,
-    /// The maximum in each dimension.
     Max,
 }
 
-/// `1_Pooling/config.json`. Releases of sentence-transformers before 6 write a flag for each mode, later ones a name.
+/// Releases of sentence-transformers before 6 write a flag for each mode, later ones a name.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct PoolingConfig {
@@ -44,7 +41,7 @@ impl PoolingConfig {
 }
 
 impl Pooling {
-    /// The default without a file is the mean, as in sentence-transformers.
+    /// The default is the mean, as in sentence-transformers.
     pub(super) fn read(path: &Path) -> Result<Self, LocalModelError> {
         let Some(config) = read_optional::<PoolingConfig>(path)? else {
             return Ok(Self::Mean);
@@ -69,7 +66,7 @@ impl Pooling {
         }
     }
 
-    /// `tokens` holds vectors of length `dimension`. The result is not normalized: a mean is a sum.
+    /// Not normalized: a mean is a sum.
     pub(super) fn pool(self, tokens: &[f32], dimension: usize) -> Vec<f32> {
         let mut rows = tokens.chunks_exact(dimension);
         let mut pooled = rows.next().map(<[f32]>::to_vec).unwrap_or_default();
@@ -91,7 +88,6 @@ impl Pooling {
 mod tests {
     use super::*;
 
-    /// Two tokens with three dimensions.
     const TOKENS: [f32; 6] = [1.0, -2.0, 3.0, 3.0, -4.0, 1.0];
 
     fn read(json: &str) -> Result<Pooling, LocalModelError> {

@@ -1,5 +1,3 @@
-//! Tests with a tiny model, and with malformed directories.
-
 use std::{collections::HashMap, fs, path::Path};
 
 use safetensors::{Dtype, tensor::TensorView};
@@ -13,7 +11,6 @@ const WIDE: usize = 16;
 const POSITIONS: usize = 12;
 const WORDS: [&str; 7] = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "red", "green", "blue"];
 
-/// A complete model directory, whose tensor names begin with `prefix`.
 fn model(prefix: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "config.json", &config());
@@ -93,7 +90,6 @@ fn write(dir: &Path, name: &str, content: &Value) {
     fs::write(path, content.to_string()).unwrap();
 }
 
-/// The error of loading a model after `corrupt` changed its directory.
 fn load_error(corrupt: impl FnOnce(&Path)) -> String {
     let dir = model("");
     corrupt(dir.path());
@@ -108,7 +104,6 @@ fn near(a: &[f32], b: &[f32]) -> bool {
 async fn vector_is_the_same_alone_and_in_a_batch() {
     let embedder = LocalEmbedder::load(model("").path()).unwrap();
     let mut texts = vec!["red green blue red green", "", "blue", "red green", "a word it does not know"];
-    // More than one batch.
     texts.extend(["green blue red"; 100]);
     let together = embedder.embed(&texts).await.unwrap();
     for (text, vector) in texts.iter().zip(&together) {

@@ -1,12 +1,11 @@
-//! The share of a text that is in a model's vocabulary. A tokenizer splits words of an unknown language into letters, and
-//! vectors of those mean little.
+//! A tokenizer splits words of an unknown language into letters, and vectors of those mean little.
 
 use std::collections::BTreeMap;
 
 use tokenizers::{Encoding, ModelWrapper, Tokenizer};
 
-/// The minimal average of letters a piece in a known word of several pieces. WordPiece falls back to single letters for
-/// unknown words; other models fall back to bytes, and have valid pieces of one letter for Chinese.
+/// For a known word of several pieces. WordPiece falls back to single letters for unknown words; other models fall back
+/// to bytes, and have valid pieces of one letter for Chinese.
 fn min_letters_per_piece(tokenizer: &Tokenizer) -> usize {
     match tokenizer.get_model() {
         ModelWrapper::WordPiece(_) => 2,
@@ -14,7 +13,7 @@ fn min_letters_per_piece(tokenizer: &Tokenizer) -> usize {
     }
 }
 
-/// The share of letters and digits in words of the vocabulary, 0 to 1; 1 for a text without any.
+/// The share of letters and digits in words of the vocabulary; 1 for a text without any.
 pub(super) fn coverage(tokenizer: &Tokenizer, text: &str, encoding: &Encoding) -> f32 {
     #[derive(Default)]
     struct WordPieces {

@@ -1,7 +1,5 @@
-//! Bounds how many encodings run at once.
-//!
-//! Encodings share tokio's blocking threads with other work; a runtime that is dropped waits for those that are running, unless
-//! it ends by `shutdown_background`.
+//! Encodings share tokio's blocking threads with other work. A runtime that is dropped waits for running ones, unless it
+//! ends by `shutdown_background`.
 
 use std::{num::NonZero, sync::Arc, thread::available_parallelism};
 
@@ -9,8 +7,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::super::EmbedError;
 
-/// Runs encodings on tokio's blocking threads, at most one for each core, because each keeps its core busy. Callers are served
-/// in the order in which they come.
+/// At most one blocking thread for each core, because an encoding keeps its core busy. First come, first served.
 #[derive(Debug)]
 pub(super) struct Workers {
     count: usize,
@@ -27,8 +24,7 @@ impl Workers {
         self.count
     }
 
-    /// Runs `work` as soon as a core is free. Work that has begun goes on when the caller is dropped, and holds its permit until
-    /// it ends.
+    /// Work that has begun goes on when the caller is dropped, and holds its permit until it ends.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, EmbedError> + Send + 'static,
@@ -38,7 +34,7 @@ impl Workers {
             let _permit = permit;
             work()
         });
-        // The error of a panic holds its message, which may hold the text.
+        // A panic's message may hold the text.
         running.await.map_err(|_| EmbedError::Local("the encoder's thread ended".to_owned()))?
     }
 }
