@@ -1,5 +1,3 @@
-//! Admission: idempotency, sessions, revocation.
-
 use std::time::Duration;
 
 use agent_service::conversation::{AdmitOutcome, IDEMPOTENCY_WINDOW, LEASE_DURATION, NewRun, RunEnding, RunOutcome};
@@ -26,7 +24,6 @@ pub async fn admit_returns_the_stored_profile(fixture: &StoreFixture) {
     }
 }
 
-/// The fingerprint of a known request.
 fn known(outcome: AdmitOutcome) -> [u8; 32] {
     match outcome {
         AdmitOutcome::Known { fingerprint } => fingerprint,
@@ -47,7 +44,6 @@ pub async fn known_request_is_not_started_again(fixture: &StoreFixture) {
     for other in &others {
         assert_eq!(known(fixture.store.admit(other).await.unwrap()), stored, "while it runs");
     }
-    // The attempts change nothing: the lease is still good.
     fixture.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
     fixture.store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(2) }).await.unwrap();
     for other in &others {
@@ -56,7 +52,6 @@ pub async fn known_request_is_not_started_again(fixture: &StoreFixture) {
     // A run of another request in the session does not hide it.
     fixture.start(&fixture.run("s", "r2")).await;
     assert_eq!(known(fixture.store.admit(&run).await.unwrap()), stored);
-    // Request ids are unique per user.
     let mut bobs = run;
     bobs.key.user = fixture.user("bob");
     fixture.start(&bobs).await;
@@ -72,11 +67,9 @@ pub async fn resuming_request_starts_no_run(fixture: &StoreFixture) {
     let repeatable = RunEnding { outcome: RunOutcome::Repeatable, ..ending(1) };
     fixture.store.finish(&lease, &repeatable).await.unwrap();
     known(fixture.store.admit(&resuming).await.unwrap());
-    // Nor does it restart a lost run.
     fixture.start(&run).await;
     fixture.let_leases_expire().await;
     known(fixture.store.admit(&resuming).await.unwrap());
-    // An unknown request is unknown even where the session is held.
     fixture.start(&fixture.run("s", "r2")).await;
     let unknown = NewRun { resumes: true, ..fixture.run("s", "r3") };
     assert!(matches!(fixture.store.admit(&unknown).await.unwrap(), AdmitOutcome::Unknown));
@@ -100,7 +93,6 @@ pub async fn session_has_one_run_at_a_time(fixture: &StoreFixture) {
     fixture.store.checkpoint(&lease, None).await.unwrap();
     let remaining = busy(fixture.store.admit(&second).await.unwrap());
     assert!(remaining > Duration::from_secs(10) && remaining <= LEASE_DURATION, "{remaining:?}");
-    // Other sessions, other users, and runs without the session are not busy.
     fixture.start(&fixture.run("t", "r3")).await;
     let mut bobs = second.clone();
     bobs.key.user = fixture.user("bob");
@@ -109,7 +101,6 @@ pub async fn session_has_one_run_at_a_time(fixture: &StoreFixture) {
     fixture.store.finish(&beside, &ending(1)).await.unwrap();
     busy(fixture.store.admit(&second).await.unwrap());
     fixture.store.finish(&lease, &ending(1)).await.unwrap();
-    // A refused request is not known.
     fixture.start(&second).await;
 }
 
@@ -124,7 +115,6 @@ pub async fn concurrent_equal_requests_start_once(fixture: &StoreFixture) {
 
 pub async fn concurrent_requests_of_session_start_once(fixture: &StoreFixture) {
     let runs: Vec<_> = (0..20).map(|number| fixture.run("s", &format!("r{number}"))).collect();
-    // Once more after the lease has expired.
     for _ in 0..2 {
         let admissions = join_all(runs.iter().map(|run| fixture.store.admit(run))).await;
         let (started, others): (Vec<_>, Vec<_>) =
@@ -140,12 +130,10 @@ pub async fn revoked_admission_leaves_nothing(fixture: &StoreFixture) {
     let lease = fixture.start(&run).await;
     fixture.store.revoke_admission(&lease).await.unwrap();
     assert!(fixture.store.follow(&run.key.user, &run.key.request, 0).await.unwrap().is_none());
-    // The session is free, not only the request.
     let other = fixture.start(&fixture.run("s", "r2")).await;
     fixture.store.finish(&other, &ending(1)).await.unwrap();
     let again = fixture.start(&run).await;
     assert_ne!(again.lease_token, lease.lease_token);
-    // A lost lease or an ended run revokes nothing.
     fixture.store.revoke_admission(&lease).await.unwrap();
     fixture.store.checkpoint(&again, None).await.unwrap();
     fixture.store.finish(&again, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();

@@ -1,5 +1,3 @@
-//! A table in the double of DynamoDB, and changes of its items.
-
 use std::{collections::BTreeMap, time::Duration};
 
 use agent_service::{
@@ -13,7 +11,6 @@ use uuid::Uuid;
 
 use crate::fixture::{Backdoor, MAX_TURN};
 
-/// The deployed definition.
 const DEFINITION: &str = include_str!("../../infra/dynamodb-table.json");
 const DAY: i64 = 24 * 60 * 60;
 
@@ -26,7 +23,6 @@ pub struct TestTable {
 pub type Attributes = Map<String, Value>;
 
 impl TestTable {
-    /// `None` without `TEST_DYNAMODB_URL`.
     pub async fn create() -> Option<Self> {
         let url = std::env::var("TEST_DYNAMODB_URL").ok()?;
         // The client requires a TLS provider even without TLS.
@@ -85,7 +81,7 @@ impl TestTable {
         self.ask("DeleteItem", json!({"TableName": self.name, "Key": key})).await;
     }
 
-    /// Moves the times of an item into the past; retried if the item changes meanwhile.
+    /// Retried if the item changes meanwhile.
     async fn age(&self, mut item: Attributes, seconds: i64) {
         let moments = ["alive_until", "held_until", "watched_until", "started_at", "kept_at", "resumed_at"];
         let times: Vec<_> = moments.map(|name| (name, 1_000)).into_iter().chain([("expires_at", 1)]).collect();
@@ -117,7 +113,6 @@ impl TestTable {
         }
     }
 
-    /// Moves the use of quotas into the past.
     async fn age_usage(&self, items: Vec<Attributes>, time: Duration) {
         let mut aged: BTreeMap<(String, String), Attributes> = BTreeMap::new();
         let mut add = |like: &Attributes, day: String, name: &str, count: i64| {

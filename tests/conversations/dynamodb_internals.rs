@@ -1,5 +1,3 @@
-//! Items of the table after calls of the store.
-
 use std::collections::HashMap;
 
 use agent_service::conversation::{
@@ -39,7 +37,7 @@ async fn table() -> Option<(TestTable, WithDeadlines<DynamoConversations>)> {
     Some((table, store))
 }
 
-/// Bytes of an item; binaries are base64 on the wire, four thirds of their length.
+/// Binaries are base64 on the wire, four thirds of their length.
 fn size(item: &Attributes) -> usize {
     let values = item.iter().map(|(name, value)| name.len() + value.to_string().len());
     values.sum::<usize>() * 3 / 4
@@ -114,7 +112,6 @@ async fn expired_items_are_ignored_before_deletion() {
     let lease = started(store.admit(&NewRun { takes_session: false, ..run("s", "r2") }).await.unwrap());
     let outcome = store.record_tool_result(&lease, "c", b"1").await.unwrap();
     assert!(matches!(outcome, agent_service::conversation::ToolResultOutcome::UnknownCall), "{outcome:?}");
-    // The expired lease of the first run does not block.
     started(store.admit(&run("s", "r1")).await.unwrap());
 }
 
@@ -138,7 +135,6 @@ async fn delete_leaves_no_item() {
         assert!(!Value::Object(item.clone()).to_string().contains("/s2\""), "{name}");
     }
     assert_eq!(store.delete_sessions(&ann(), &SessionSelection::All).await.unwrap(), 1);
-    // The use of quotas of the day stays.
     let left = table.items("").await;
     assert!(left.iter().all(|item| text(item, "item_id").starts_with("usage/")), "{left:?}");
 }

@@ -1,5 +1,3 @@
-//! A store for a test, with a way to let time pass, and helpers.
-
 use std::{
     panic::AssertUnwindSafe,
     sync::Arc,
@@ -31,17 +29,15 @@ pub trait Backdoor: Send + Sync {
     /// Moves all stored times into the past.
     async fn let_pass(&self, time: Duration);
 
-    /// The clock of the store.
     fn now(&self) -> Timestamp;
 
-    /// Gives the turns of a user that `work` ends the same time.
+    /// The turns of the user that `work` ends get the same time.
     async fn at_one_moment<'a>(&'a self, user: &'a UserId, work: BoxFuture<'a, ()>);
 }
 
 pub struct StoreFixture {
     pub store: Arc<dyn ConversationStore>,
     pub backdoor: Arc<dyn Backdoor>,
-    /// Distinguishes the users of tests that share a database.
     suffix: String,
 }
 
@@ -51,7 +47,6 @@ pub async fn in_postgres() -> Option<StoreFixture> {
     Some(StoreFixture::new(Arc::new(store), Arc::new(PostgresBackdoor { database })))
 }
 
-/// `None` outside of `infra/dynamodb.sh`.
 #[cfg(feature = "dynamodb")]
 pub async fn in_dynamodb() -> Option<StoreFixture> {
     let table = crate::dynamodb::TestTable::create().await?;
@@ -111,7 +106,6 @@ impl StoreFixture {
         UserId::parse("user_id", &format!("{name}-{}", self.suffix)).unwrap()
     }
 
-    /// A request of `ann` that takes the session.
     pub fn run(&self, session: &str, request: &str) -> NewRun {
         NewRun {
             key: RunKey { user: self.user("ann"), session: self::session(session), request: self::request(request) },
@@ -123,12 +117,10 @@ impl StoreFixture {
         }
     }
 
-    /// Admits a run, which has to start.
     pub async fn start(&self, run: &NewRun) -> Lease {
         started(self.store.admit(run).await.unwrap())
     }
 
-    /// Runs a request of `ann` that ends with a turn.
     pub async fn talk(&self, session: &str, request: &str, record: &[u8]) {
         let lease = self.start(&self.run(session, request)).await;
         self.store.finish(&lease, &RunEnding { turn: Some(turn(record)), ..ending(1) }).await.unwrap();
@@ -151,7 +143,6 @@ pub async fn within(limit: Duration, work: impl AsyncFn(usize)) {
     }
 }
 
-/// Repeats work during which a minute of the clock has ended.
 pub async fn within_one_minute(fixture: &StoreFixture, work: impl AsyncFn(usize)) {
     let minute = || fixture.backdoor.now().as_second() / 60;
     for attempt in 0.. {
@@ -180,13 +171,11 @@ pub fn started(admission: AdmitOutcome) -> Lease {
     }
 }
 
-/// Frames that contain their numbers.
 pub fn chunk(first: u32, count: u32) -> FrameChunk {
     let frames = (first..first + count).map(|number| format!("frame {number};")).collect::<String>();
     FrameChunk { first, count, frames: frames.into_bytes() }
 }
 
-/// An end with one last frame and without a turn.
 pub fn ending(last: u32) -> RunEnding {
     RunEnding {
         chunk: chunk(last, 1),

@@ -1,5 +1,3 @@
-//! No call reads or changes data of another user, even with equal ids.
-
 use agent_service::conversation::{
     AdmitOutcome, CompletedPendingTurn, Lease, NewRun, PendingTurnDisposition, RunEnding, RunKey, SessionSelection,
     SessionUpdate, StoreError, Summary, ToolResultOutcome, UserQuotas,
@@ -7,12 +5,10 @@ use agent_service::conversation::{
 
 use crate::fixture::{StoreFixture, chunk, ending, request, session, turn};
 
-/// The same run of another user.
 fn of(fixture: &StoreFixture, user: &str, run: &NewRun) -> NewRun {
     NewRun { key: RunKey { user: fixture.user(user), ..run.key.clone() }, ..run.clone() }
 }
 
-/// All that a user can read.
 async fn all_data(fixture: &StoreFixture, user: &str) -> String {
     let (user, s, store) = (fixture.user(user), session("s"), &fixture.store);
     let mut seen = format!("{:?}\n", store.list_sessions(&user, 10, None).await.unwrap());
@@ -25,7 +21,6 @@ async fn all_data(fixture: &StoreFixture, user: &str) -> String {
     seen
 }
 
-/// Every call of bob with the ids of ann's run fails or returns nothing.
 async fn assert_foreign_calls_fail(fixture: &StoreFixture, asking: &Lease) {
     let (store, bob) = (&fixture.store, fixture.user("bob"));
     let key = RunKey { user: bob.clone(), ..asking.key.clone() };
@@ -53,7 +48,6 @@ async fn assert_foreign_calls_fail(fixture: &StoreFixture, asking: &Lease) {
     assert!(!signals.is_cancelled);
 }
 
-/// Bob may use the ids of ann: neither her lease, nor her quotas, nor her profile affect him.
 async fn assert_equal_ids_are_free(fixture: &StoreFixture, quotas: UserQuotas) {
     let (store, bob) = (&fixture.store, fixture.user("bob"));
     for id in ["r1", "r2", "r3"] {
@@ -85,7 +79,6 @@ pub async fn users_are_isolated(fixture: &StoreFixture) {
     let ann = fixture.user("ann");
     let nothing = all_data(fixture, "bob").await;
 
-    // One of each kind of data.
     let lease = fixture.start(&run).await;
     let end = RunEnding { turn: Some(turn(b"of ann")), tokens: 999, profile: Some(b"of ann".to_vec()), ..ending(1) };
     store.finish(&lease, &end).await.unwrap();
@@ -104,7 +97,6 @@ pub async fn users_are_isolated(fixture: &StoreFixture) {
     assert_eq!(all_data(fixture, "bob").await, nothing);
     assert_equal_ids_are_free(fixture, quotas).await;
 
-    // Ann's data is unchanged: her pending turn waits, resumes and ends.
     assert_eq!(all_data(fixture, "ann").await, ann_sees);
     store.finish(&asking, &ending(2)).await.unwrap();
     let with_result = fixture.start(&NewRun { takes_session: false, ..fixture.run("s", "r4") }).await;
@@ -114,7 +106,6 @@ pub async fn users_are_isolated(fixture: &StoreFixture) {
         panic!("not complete")
     };
     assert_eq!((&*state, results), (&b"of ann"[..], vec![("c".to_owned(), b"1".to_vec())]));
-    // The id of a pending turn is valid for its user only.
     let lease = fixture.start(&of(fixture, "bob", &fixture.run("s", "r5"))).await;
     let _ = store
         .finish(

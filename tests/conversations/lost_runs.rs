@@ -1,12 +1,9 @@
-//! Lost runs and expired leases.
-
 use agent_service::conversation::{
     AdmitOutcome, CompletedPendingTurn, Lease, NewRun, RunEnding, RunState, StoreError, ToolResultOutcome,
 };
 
 use crate::fixture::{StoreFixture, chunk, ending, request, session, started, turn};
 
-/// Asserts that every call with the lease fails and changes nothing.
 async fn is_lost(fixture: &StoreFixture, lease: &Lease) {
     let store = &fixture.store;
     let user = &lease.key.user;
@@ -22,7 +19,6 @@ async fn is_lost(fixture: &StoreFixture, lease: &Lease) {
     ] {
         assert!(matches!(refused, Err(StoreError::LeaseLost)), "{refused:?}");
     }
-    // Revocation succeeds without an effect.
     store.revoke_admission(lease).await.unwrap();
     let after = store.follow(user, &lease.key.request, 0).await.unwrap().map(|run| (run.head, run.chunks));
     assert_eq!(after, before);
@@ -36,7 +32,6 @@ pub async fn session_is_taken_over_after_lease_expiry(fixture: &StoreFixture) {
     is_lost(fixture, &dead).await;
     let lost = fixture.store.follow(&dead.key.user, &request("r1"), 0).await.unwrap().unwrap();
     assert_eq!((lost.state, lost.chunks), (RunState::Lost, vec![chunk(1, 2)]));
-    // The new run is not affected.
     fixture.store.checkpoint(&lease, None).await.unwrap();
     fixture.store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
     let stored = fixture.store.get_session(&dead.key.user, &session("s")).await.unwrap().unwrap();
@@ -70,7 +65,6 @@ pub async fn lost_request_starts_again(fixture: &StoreFixture) {
     is_lost(fixture, &dead).await;
 }
 
-/// A lost request may start again in another session.
 pub async fn lost_request_restarted_elsewhere_frees_its_session(fixture: &StoreFixture) {
     fixture.start(&fixture.run("s", "r")).await;
     fixture.let_leases_expire().await;
@@ -96,13 +90,11 @@ pub async fn expired_lease_is_good_until_taken_over(fixture: &StoreFixture) {
     assert_eq!(fixture.store.get_session(&lease.key.user, &session("s")).await.unwrap().unwrap().turns, 1);
 }
 
-/// A run without the session has a lease as well.
 pub async fn run_without_session_has_its_own_lease(fixture: &StoreFixture) {
     let beside = NewRun { takes_session: false, ..fixture.run("s", "r1") };
     let dead = fixture.start(&beside).await;
     fixture.let_leases_expire().await;
     fixture.start(&fixture.run("s", "r2")).await;
-    // Its lease was not taken over.
     fixture.store.checkpoint(&dead, None).await.unwrap();
     fixture.let_leases_expire().await;
     let lease = fixture.start(&beside).await;
@@ -110,7 +102,6 @@ pub async fn run_without_session_has_its_own_lease(fixture: &StoreFixture) {
     fixture.store.checkpoint(&lease, None).await.unwrap();
 }
 
-/// The last result may be given again when the run that resumed the turn is lost.
 pub async fn resumed_turn_of_lost_run_resumes_again(fixture: &StoreFixture) {
     let asking = fixture.start(&fixture.run("s", "r1")).await;
     fixture.store.store_pending_turn(&asking, b"state", &["a", "b"]).await.unwrap();

@@ -1,5 +1,3 @@
-//! One suite for all conversation stores, and tests of what each does inside.
-
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 #![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
@@ -19,14 +17,12 @@ mod quotas;
 mod runs;
 mod sessions;
 
-/// Runs the suite with one kind of store.
 macro_rules! try_with {
     ($kind:ident, $($topic:ident: $($case:ident)+;)+) => {
         mod $kind {
             $(mod $topic {
                 $(#[tokio::test]
                 async fn $case() {
-                    // None where this kind is not available.
                     if let Some(fixture) = crate::fixture::$kind().await {
                         crate::$topic::$case(&fixture).await;
                     }
@@ -36,7 +32,7 @@ macro_rules! try_with {
     };
 }
 
-/// Runs the suite with every kind of store: one line each, named as the function of `fixture.rs` that makes it.
+/// Runs each case with every kind of store, named as the function of `fixture.rs` that makes it.
 macro_rules! cases {
     ($($list:tt)+) => {
         try_with!(in_postgres, $($list)+);

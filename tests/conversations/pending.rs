@@ -1,5 +1,3 @@
-//! Pending turns.
-
 use std::time::Duration;
 
 use agent_service::conversation::{
@@ -10,19 +8,17 @@ use futures_util::future::join_all;
 
 use crate::fixture::{StoreFixture, ending, session, turn};
 
-/// A request with a tool result does not take the session at its admission.
 fn with_result(fixture: &StoreFixture, session: &str, request: &str) -> NewRun {
     NewRun { takes_session: false, ..fixture.run(session, request) }
 }
 
-/// Stores a pending turn with these calls.
 async fn ask(fixture: &StoreFixture, session: &str, request: &str, state: &[u8], calls: &[&str]) {
     let lease = fixture.start(&fixture.run(session, request)).await;
     fixture.store.store_pending_turn(&lease, state, calls).await.unwrap();
     fixture.store.finish(&lease, &ending(1)).await.unwrap();
 }
 
-/// Records a result in a run of its own, which ends unless it resumes the turn.
+/// The run ends unless it resumes the turn.
 async fn give(
     fixture: &StoreFixture,
     session: &str,
@@ -79,7 +75,6 @@ pub async fn tool_result_retry_of_same_request_is_no_duplicate(fixture: &StoreFi
         let lease = fixture.start(&with_result(fixture, "s", "r4")).await;
         let outcome = fixture.store.record_tool_result(&lease, "b", b"2").await.unwrap();
         assert_eq!(complete(outcome).1, results(&[("a", b"1"), ("b", b"2")]));
-        // The turn is resumed: none of its results is awaited.
         let late = fixture.start(&with_result(fixture, "s", "r2")).await;
         let outcome = fixture.store.record_tool_result(&late, "a", b"1").await.unwrap();
         assert!(matches!(outcome, ToolResultOutcome::Duplicate), "{outcome:?}");
@@ -107,7 +102,6 @@ pub async fn last_tool_result_resumes_turn(fixture: &StoreFixture) {
     let (stored, given, pending_turn) = complete(outcome);
     assert!(stored == state);
     assert_eq!(given, results(&[("a", b"\0\xff"), ("b", b"r4"), ("c", b"r6")]));
-    // The run holds the session.
     let other = fixture.store.admit(&fixture.run("s", "r8")).await.unwrap();
     assert!(matches!(other, AdmitOutcome::Busy { .. }), "{other:?}");
     let (_, outcome) = give(fixture, "s", "r9", "a", b"2").await;
@@ -124,7 +118,6 @@ pub async fn concurrent_tool_results_have_one_last(fixture: &StoreFixture) {
         let calls: Vec<_> = (0..6).map(|call| format!("c{call}")).collect();
         let calls: Vec<_> = calls.iter().map(String::as_str).collect();
         ask(fixture, &s, &format!("ask-{round}"), b"state", &calls).await;
-        // Each result twice.
         let leases =
             join_all((0..12).map(async |n| fixture.start(&with_result(fixture, &s, &format!("{round}-{n}"))).await))
                 .await;
@@ -151,11 +144,9 @@ pub async fn concurrent_tool_results_have_one_last(fixture: &StoreFixture) {
 pub async fn last_tool_result_is_busy_while_session_is_held(fixture: &StoreFixture) {
     ask(fixture, "s", "r1", b"state", &["a", "b"]).await;
     let blocking = fixture.start(&fixture.run("s", "r2")).await;
-    // A result that is not the last one needs no session.
     let (_, outcome) = give(fixture, "s", "r3", "a", b"1").await;
     assert!(matches!(outcome, ToolResultOutcome::Pending), "{outcome:?}");
     for request in ["r4", "r5"] {
-        // The refused run may still be active.
         let lease = fixture.start(&with_result(fixture, "s", request)).await;
         let outcome = fixture.store.record_tool_result(&lease, "b", b"refused").await.unwrap();
         let ToolResultOutcome::Busy { retry_after } = outcome else { panic!("{outcome:?}") };
@@ -167,7 +158,6 @@ pub async fn last_tool_result_is_busy_while_session_is_held(fixture: &StoreFixtu
     let (_, given, pending_turn) = complete(outcome);
     assert_eq!(given, results(&[("a", b"1"), ("b", b"2")]));
 
-    // An expired lease is taken over.
     finish_resumed(fixture, &lease, pending_turn, PendingTurnDisposition::Reopened).await;
     let dead = fixture.start(&fixture.run("s", "r7")).await;
     fixture.let_leases_expire().await;
@@ -178,7 +168,6 @@ pub async fn last_tool_result_is_busy_while_session_is_held(fixture: &StoreFixtu
     fixture.store.checkpoint(&lease, None).await.unwrap();
 }
 
-/// The run may hold the session before it brings the last result.
 pub async fn run_holding_the_session_resumes_its_turn(fixture: &StoreFixture) {
     ask(fixture, "s", "r1", b"state", &["a"]).await;
     let lease = fixture.start(&fixture.run("s", "r2")).await;
@@ -195,7 +184,6 @@ pub async fn reopened_turn_takes_its_last_result_again(fixture: &StoreFixture) {
     let mut pending_turn = complete(outcome).2;
     for round in 0..3 {
         finish_resumed(fixture, &lease, pending_turn, PendingTurnDisposition::Reopened).await;
-        // Only the last result is awaited again.
         let (_, outcome) = give(fixture, "s", &format!("r4-{round}"), "a", b"never").await;
         assert!(matches!(outcome, ToolResultOutcome::Duplicate), "{outcome:?}");
         let again = give(fixture, "s", &format!("r5-{round}"), "b", b"3").await;

@@ -1,5 +1,3 @@
-//! Locks, statements, queues and rights of the Postgres store.
-
 use std::{future::poll_fn, pin::pin, str::FromStr as _, task::Poll, time::Duration};
 
 use agent_service::{
@@ -22,7 +20,6 @@ use crate::{
     postgres::{TestDatabase, config, pooled_url},
 };
 
-/// Fails a test that would hang.
 const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn run(user: &str, session: &str, request: &str) -> NewRun {
@@ -72,7 +69,6 @@ async fn admission_of_dropped_caller_is_revoked() {
         until(&mut watching, waiting, 1).await;
     }
     lock.rollback().await.unwrap();
-    // Counted by the admission and refunded by the revocation.
     let counted = "select count(*) from user_usage where minute > '-infinity' and requests = 0";
     until(&mut watching, counted, 1).await;
     assert_eq!(number(&mut watching, "select count(*) from runs").await, 0);
@@ -92,7 +88,6 @@ async fn late_admission_is_revoked() {
     assert!(refused.is_err(), "{refused:?}");
     lock.rollback().await.unwrap();
     let generous = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
-    // The session is free as soon as the late admission is revoked.
     let free = async {
         while !matches!(generous.admit(&run("ann", "s", "r2")).await.unwrap(), AdmitOutcome::Started { .. }) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -106,7 +101,6 @@ async fn finish_sweeps_expired_runs_with_frames() {
     let database = TestDatabase::create().await;
     let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
     let mut direct = database.connect().await;
-    // Of the 80 expired runs 20 are lost; ten are not expired.
     direct
         .execute(
             "insert into runs (user_id, request_id, session_id, fingerprint, head, holder, lease_until, holds_session,
@@ -124,7 +118,6 @@ async fn finish_sweeps_expired_runs_with_frames() {
     for (number, expected) in [(1, 21), (2, 12), (3, 13)] {
         let lease = started(store.admit(&run("ann", "s", &format!("new{number}"))).await.unwrap());
         store.finish(&lease, &ending(1)).await.unwrap();
-        // At most fifty ended and fifty lost runs are swept.
         assert_eq!(self::number(&mut direct, left).await, expected, "{number}");
     }
     let frames = "select count(*) from run_chunks where user_id = 'ann'";
@@ -132,7 +125,6 @@ async fn finish_sweeps_expired_runs_with_frames() {
     assert_eq!(number(&mut direct, "select count(*) from runs where user_id = 'bob'").await, 90);
 }
 
-/// A turn is queued once, in the transaction that stores it.
 #[tokio::test]
 async fn complete_learnable_turn_is_queued() {
     let database = TestDatabase::create().await;
@@ -159,7 +151,6 @@ async fn complete_learnable_turn_is_queued() {
     assert_eq!(waiting().await, "");
 }
 
-/// The login has no right but to act as the roles.
 #[tokio::test]
 async fn login_with_only_the_service_role_works() {
     let database = TestDatabase::create().await;
@@ -236,7 +227,6 @@ async fn functions_run_with_the_rights_of_their_caller() {
         let refused = role.call_function(&ann, "admit_run", &arguments("ann")).await.map(drop);
         assert_eq!(code(refused.unwrap_err()), "42501");
     }
-    // Arguments are never read as SQL.
     for text in ["'; drop table runs; --", "\\", "' || current_user || '", "$1", "中"] {
         let odd = run(text, text, text);
         let lease = started(store.admit(&odd).await.unwrap());
@@ -294,7 +284,6 @@ async fn admit_and_checkpoint_take_one_round_trip() {
         let mut said = String::new();
         while !said.ends_with('S') {
             said.push(char::from(hears.recv().await.unwrap()));
-            // Pings of earlier returns.
             if said == "S" {
                 said.clear();
             }
@@ -302,7 +291,6 @@ async fn admit_and_checkpoint_take_one_round_trip() {
         said
     };
     assert_eq!(said().await, "QQS");
-    // One query and one ping.
     let lease = started(store.admit(&run("ann", "s", "r")).await.unwrap());
     assert_eq!(said().await, "QS");
     for chunk in [Some(&chunk(1, 1)), None] {
@@ -311,7 +299,6 @@ async fn admit_and_checkpoint_take_one_round_trip() {
     }
 }
 
-/// Pending turns hold what the user said; sessions are deleted by another call.
 #[tokio::test]
 async fn erase_user_deletes_pending_turns_of_the_user() {
     let database = TestDatabase::create().await;
@@ -335,7 +322,6 @@ async fn erase_user_deletes_pending_turns_of_the_user() {
     assert_eq!(store.get_session(&ann, &session("s")).await.unwrap().unwrap().turns, 1);
 }
 
-/// Policies, grants and row-level security of a table, without its name.
 const ISOLATION: &str = "
     select concat_ws(' | ', relrowsecurity, relforcerowsecurity,
         (select string_agg(concat_ws(' ', policyname, permissive, roles, cmd, qual, with_check), ', ' order by policyname)

@@ -1,5 +1,3 @@
-//! Quotas.
-
 use std::time::Duration;
 
 use agent_service::conversation::{AdmitOutcome, Lease, NewRun, QuotaKind, RunEnding, RunOutcome, UserQuotas};
@@ -12,7 +10,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 const PLENTY: UserQuotas =
     UserQuotas { requests_per_minute: 1_000, concurrent_streams: 1_000, tokens_per_day: 1 << 60 };
 
-/// A request of a user, in a session of its own.
 fn run_of(fixture: &StoreFixture, user: &str, number: usize, quotas: UserQuotas) -> NewRun {
     let mut run = fixture.run(&format!("s{number}"), &format!("r{number}"));
     run.key.user = fixture.user(user);
@@ -26,7 +23,6 @@ fn exceeded(admission: AdmitOutcome) -> (QuotaKind, Duration) {
     }
 }
 
-/// Checks that a run is refused until the next period of the clock.
 async fn assert_exceeded_until_next(fixture: &StoreFixture, run: &NewRun, quota: QuotaKind, period: Duration) {
     let rest = || {
         let period = i64::try_from(period.as_millis()).unwrap();
@@ -35,7 +31,6 @@ async fn assert_exceeded_until_next(fixture: &StoreFixture, run: &NewRun, quota:
     let before = rest();
     let (reached, retry_after) = exceeded(fixture.store.admit(run).await.unwrap());
     assert_eq!(reached, quota);
-    // To the second.
     let slack = Duration::from_secs(1);
     assert!(retry_after <= before + slack && retry_after + slack >= rest(), "{retry_after:?} of {before:?}");
 }
@@ -51,7 +46,6 @@ pub async fn requests_count_per_minute(fixture: &StoreFixture) {
         for number in 0..3 {
             let run = run_of(fixture, &user, number, quotas);
             let lease = fixture.start(&run).await;
-            // Neither known requests nor busy sessions count.
             assert!(matches!(fixture.store.admit(&run).await.unwrap(), AdmitOutcome::Known { .. }));
             let mut busy = run_of(fixture, &user, 100 + number, quotas);
             busy.key.session = run.key.session.clone();
@@ -62,11 +56,9 @@ pub async fn requests_count_per_minute(fixture: &StoreFixture) {
             let run = run_of(fixture, &user, 3, quotas);
             assert_exceeded_until_next(fixture, &run, QuotaKind::RequestsPerMinute, MINUTE).await;
         }
-        // The minute of another user, and known requests, are not affected.
         fixture.start(&run_of(fixture, &format!("{user}-other"), 0, quotas)).await;
         let known = fixture.store.admit(&run_of(fixture, &user, 0, quotas)).await.unwrap();
         assert!(matches!(known, AdmitOutcome::Known { .. }));
-        // Without quotas, or with higher ones, requests are admitted and count.
         fixture.start(&NewRun { quotas: None, ..run_of(fixture, &user, 4, quotas) }).await;
         let wider = UserQuotas { requests_per_minute: 5, ..PLENTY };
         fixture.start(&run_of(fixture, &user, 5, wider)).await;
@@ -85,7 +77,6 @@ pub async fn revoked_admission_does_not_count(fixture: &StoreFixture) {
         for _ in 0..3 {
             let lease = fixture.start(&run_of(fixture, &user, 0, quotas)).await;
             fixture.store.revoke_admission(&lease).await.unwrap();
-            // Revocation is idempotent.
             fixture.store.revoke_admission(&lease).await.unwrap();
         }
         for number in 0..2 {
@@ -103,7 +94,6 @@ pub async fn streams_count_while_their_lease_lasts(fixture: &StoreFixture) {
         let ask = |number| run_of(fixture, &user, number, quotas);
         let first = fixture.start(&ask(1)).await;
         fixture.backdoor.let_pass(Duration::from_secs(10)).await;
-        // A run without the session counts, too.
         let second = fixture.start(&NewRun { takes_session: false, ..ask(2) }).await;
         let (quota, retry_after) = exceeded(fixture.store.admit(&ask(3)).await.unwrap());
         assert_eq!(quota, QuotaKind::ConcurrentStreams);
@@ -113,17 +103,14 @@ pub async fn streams_count_while_their_lease_lasts(fixture: &StoreFixture) {
         end(fixture, &second, 0).await;
         let third = fixture.start(&ask(3)).await;
         exceeded(fixture.store.admit(&ask(4)).await.unwrap());
-        // Lost runs do not count.
         fixture.store.checkpoint(&third, None).await.unwrap();
         fixture.backdoor.let_pass(Duration::from_secs(25)).await;
         let fourth = fixture.start(&ask(4)).await;
         exceeded(fixture.store.admit(&ask(5)).await.unwrap());
         fixture.store.revoke_admission(&fourth).await.unwrap();
         fixture.start(&ask(5)).await;
-        // Unless their lease is renewed.
         fixture.store.checkpoint(&first, None).await.unwrap();
         exceeded(fixture.store.admit(&ask(6)).await.unwrap());
-        // A restarted run does not count twice.
         fixture.let_leases_expire().await;
         fixture.start(&ask(1)).await;
         fixture.start(&ask(3)).await;
@@ -143,13 +130,11 @@ pub async fn tokens_count_per_day(fixture: &StoreFixture) {
         end(fixture, &crossing, 4_000_000_000).await;
         assert_exceeded_until_next(fixture, &ask(3), QuotaKind::TokensPerDay, DAY).await;
         end(fixture, &beside, 4_000_000_000).await;
-        // Tokens of both count, including those of a lost run.
         let wide = UserQuotas { tokens_per_day: 8_000_000_100, ..PLENTY };
         let failed = fixture.start(&run_of(fixture, &user, 4, wide)).await;
         let nothing = RunEnding { outcome: RunOutcome::Repeatable, tokens: 1, ..ending(1) };
         fixture.store.finish(&failed, &nothing).await.unwrap();
         exceeded(fixture.store.admit(&run_of(fixture, &user, 4, wide)).await.unwrap());
-        // A retried finish counts once.
         let wider = UserQuotas { tokens_per_day: 8_000_000_102, ..PLENTY };
         let last = fixture.start(&run_of(fixture, &user, 5, wider)).await;
         end(fixture, &last, 1).await;
@@ -163,7 +148,6 @@ pub async fn tokens_count_per_day(fixture: &StoreFixture) {
         end(fixture, &fixture.start(&run_of(fixture, "ann0", 10 + attempt, PLENTY)).await, 9).await;
     })
     .await;
-    // Tokens of yesterday do not count.
     fixture.start(&run_of(fixture, "ann0", 9, quotas)).await;
 }
 
@@ -188,7 +172,6 @@ pub async fn quota_holds_under_concurrent_requests(fixture: &StoreFixture) {
     }
 }
 
-/// The quotas are checked in the order of the contract.
 pub async fn quotas_are_checked_last_and_in_order(fixture: &StoreFixture) {
     within_one_minute(fixture, async |attempt| {
         let user = format!("ann{attempt}");
@@ -210,7 +193,6 @@ pub async fn quotas_are_checked_last_and_in_order(fixture: &StoreFixture) {
             assert_eq!(quota, expected);
             assert!(retry_after > Duration::ZERO);
         }
-        // The quotas of other users are not used up.
         let (quota, _) =
             exceeded(fixture.store.admit(&run_of(fixture, &format!("{user}-new"), 1, nothing)).await.unwrap());
         assert_eq!(quota, QuotaKind::RequestsPerMinute);

@@ -1,5 +1,3 @@
-//! Frames, ends and signals of runs.
-
 use std::time::Duration;
 
 use agent_service::conversation::{
@@ -34,7 +32,6 @@ pub async fn frames_are_read_after_any_number(fixture: &StoreFixture) {
     assert!(fixture.store.follow(&lease.key.user, &request("none"), 0).await.unwrap().is_none());
 }
 
-/// A checkpoint is retried when its answer was lost.
 pub async fn retried_chunk_replaces_itself(fixture: &StoreFixture) {
     let lease = fixture.start(&fixture.run("s", "r")).await;
     fixture.store.checkpoint(&lease, Some(&chunk(1, 2))).await.unwrap();
@@ -47,7 +44,6 @@ pub async fn retried_chunk_replaces_itself(fixture: &StoreFixture) {
     assert_eq!(follow(fixture, "r", 0).await.chunks, [chunk(1, 2), chunk(3, 7)]);
 }
 
-/// Incompressible bytes, all values among them.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let next = || {
@@ -88,7 +84,6 @@ pub async fn megabytes_are_stored_byte_for_byte(fixture: &StoreFixture) {
     assert!(fixture.store.follow(&user, &request("r"), 0).await.unwrap().is_none());
 }
 
-/// Sizes around the limits of items and parts, in all values.
 pub async fn sizes_near_bounds_are_stored_whole(fixture: &StoreFixture) {
     for (number, size) in
         [0, 1, 255 << 10, 256 << 10, 350_000, 390_000, 400 << 10, 409_601, 800 << 10].into_iter().enumerate()
@@ -111,7 +106,6 @@ pub async fn finish_is_idempotent(fixture: &StoreFixture) {
     let lease = fixture.start(&fixture.run("s", "r")).await;
     let end = || RunEnding { turn: Some(turn(b"x")), profile: Some(b"one".to_vec()), ..ending(1) };
     fixture.store.finish(&lease, &end()).await.unwrap();
-    // Another run holds the session meanwhile.
     let other = fixture.start(&fixture.run("s", "r2")).await;
     fixture.store.finish(&lease, &RunEnding { profile: Some(b"two".to_vec()), ..end() }).await.unwrap();
     fixture.store.checkpoint(&other, None).await.unwrap();
@@ -122,7 +116,6 @@ pub async fn finish_is_idempotent(fixture: &StoreFixture) {
         panic!()
     };
     assert_eq!(profile.unwrap(), b"one");
-    // Another end than the first one changes nothing.
     let late = fixture.store.checkpoint(&lease, Some(&chunk(2, 1))).await;
     assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
     let late = fixture.store.store_pending_turn(&lease, b"state", &["c"]).await;
@@ -134,7 +127,6 @@ pub async fn concurrent_finishes_store_one_turn(fixture: &StoreFixture) {
     let lease = fixture.start(&fixture.run("s", "r")).await;
     let end = RunEnding { turn: Some(turn(b"x")), ..ending(1) };
     let ends = futures_util::future::join_all((0..8).map(|_| fixture.store.finish(&lease, &end))).await;
-    // A finish that conflicts may be retried.
     assert!(ends.iter().any(Result::is_ok), "{ends:?}");
     fixture.store.finish(&lease, &end).await.unwrap();
     let turns = fixture.store.list_turns(&lease.key.user, &session("s"), None, 10).await.unwrap();
@@ -147,7 +139,6 @@ pub async fn repeatable_run_starts_again(fixture: &StoreFixture) {
     let lease = fixture.start(&run).await;
     fixture.store.checkpoint(&lease, Some(&chunk(1, 4))).await.unwrap();
     fixture.store.finish(&lease, &RunEnding { chunk: chunk(5, 1), ..nothing() }).await.unwrap();
-    // Its frames stay readable until the restart.
     assert_eq!(follow(fixture, "r", 2).await.chunks, [chunk(1, 4), chunk(5, 1)]);
     assert!(fixture.store.get_session(&lease.key.user, &session("s")).await.unwrap().is_none());
     let again = fixture.start(&run).await;
@@ -175,7 +166,6 @@ pub async fn follow_marks_run_as_watched_for_a_while(fixture: &StoreFixture) {
             assert_eq!(fixture.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap(), seen);
             fixture.backdoor.let_pass(WATCH_WINDOW - slack).await;
             assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
-            // Renewed even when the last mark is fresh.
             follow(fixture, &name, 0).await;
             fixture.backdoor.let_pass(WATCH_WINDOW - slack).await;
             assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
@@ -201,7 +191,6 @@ pub async fn cancel_by_request_or_session_stops_run(fixture: &StoreFixture) {
         assert_eq!(cancel(session, id).await, None);
     }
     assert!(!fixture.store.checkpoint(&lease, None).await.unwrap().is_cancelled);
-    // Only the run that holds the session.
     assert_eq!(cancel("s", None).await.as_deref(), Some("r1"));
     assert!(!fixture.store.checkpoint(&beside, None).await.unwrap().is_cancelled);
     for chunk in [None, Some(&chunk(1, 1))] {
@@ -209,13 +198,11 @@ pub async fn cancel_by_request_or_session_stops_run(fixture: &StoreFixture) {
     }
     assert_eq!(cancel("s", Some("r2")).await.as_deref(), Some("r2"));
     assert!(fixture.store.checkpoint(&beside, None).await.unwrap().is_cancelled);
-    // A signal changes nothing else of the run.
     let cut = NewTurn { is_complete: false, ..turn(b"cut") };
     fixture.store.finish(&lease, &RunEnding { turn: Some(cut), ..ending(2) }).await.unwrap();
     assert!(!fixture.store.list_turns(&user, &s, None, 1).await.unwrap()[0].is_complete);
     assert_eq!(cancel("s", None).await, None);
     assert_eq!(cancel("s", Some("r1")).await, None);
-    // It affects neither the next run nor a lost one.
     let next = fixture.start(&fixture.run("s", "r4")).await;
     assert!(!fixture.store.checkpoint(&next, None).await.unwrap().is_cancelled);
     fixture.let_leases_expire().await;
@@ -223,7 +210,6 @@ pub async fn cancel_by_request_or_session_stops_run(fixture: &StoreFixture) {
     assert_eq!(cancel("s", Some("r4")).await, None);
 }
 
-/// Eight clients of one user that call at random, in two sessions.
 pub async fn concurrent_calls_neither_fail_nor_deadlock(fixture: &StoreFixture) {
     let user = fixture.user("ann");
     let fine = |result: Result<(), StoreError>| match result {
@@ -260,7 +246,6 @@ pub async fn concurrent_calls_neither_fail_nor_deadlock(fixture: &StoreFixture) 
         }
     });
     futures_util::future::join_all(clients).await;
-    // Positions have no gap.
     for id in ["s", "t"] {
         let turns = fixture.store.list_turns(&user, &session(id), None, 1_000).await.unwrap();
         let stored = fixture.store.get_session(&user, &session(id)).await.unwrap().map_or(0, |session| session.turns);

@@ -1,5 +1,3 @@
-//! Sessions, turns, history and deletion.
-
 use agent_service::{
     conversation::{
         AdmitOutcome, History, NewRun, NewTurn, QuotaKind, RunEnding, RunOutcome, Session, SessionCursor,
@@ -48,7 +46,7 @@ pub async fn session_exists_from_its_first_turn(fixture: &StoreFixture) {
         .collect();
     assert_eq!(told, [(2, "r3", &b"2"[..], 10, true), (1, "r2", &b"1"[..], 4_000_000_000, false)]);
     assert_eq!((turns[1].created_at, turns[0].created_at), (first.updated_at, second.updated_at));
-    // A run without a turn changes nothing; one without the session, or with an expired lease, is not running.
+    // Without a turn nothing changes; a run without the session, or with an expired lease, is not running.
     let beside = fixture.start(&NewRun { takes_session: false, ..fixture.run("s", "r4") }).await;
     assert_eq!(seen().await, Some(second.clone()));
     fixture.store.finish(&beside, &ending(1)).await.unwrap();
@@ -97,7 +95,6 @@ pub async fn session_pages_are_complete_and_latest_first(fixture: &StoreFixture)
     }
     let moments: Vec<_> = pages(fixture, &user, 50).await.iter().map(|one| one.updated_at).collect();
     assert!(moments[1..11].iter().all(|moment| *moment == moments[1]), "{moments:?}");
-    // A cursor stays valid when its session is deleted.
     let latest = fixture.store.list_sessions(&user, 3, None).await.unwrap().pop().unwrap();
     let after = SessionCursor { updated_at: latest.updated_at, id: latest.id.clone() };
     fixture.store.delete_sessions(&user, &SessionSelection::Listed(vec![latest.id])).await.unwrap();
@@ -163,7 +160,6 @@ pub async fn history_fits_the_token_budget(fixture: &StoreFixture) {
     let summary = |text: &str| Some(text.to_owned());
     assert_eq!(told(1_000).await, (vec![3, 4, 5], summary("two")));
     assert_eq!(told(50).await, (vec![4, 5], summary("two")));
-    // A summary that covers no more turns is ignored.
     for through in [1, 2] {
         note(through, "late").await;
         assert_eq!(told(1_000).await, (vec![3, 4, 5], summary("two")));
@@ -193,7 +189,6 @@ pub async fn generated_title_replaces_only_provisional_title(fixture: &StoreFixt
     note("Of the model again").await;
     assert_eq!(title().await, "Of the model ✓");
     let renamed = fixture.store.rename_session(&user, &s, "Of the user").await.unwrap();
-    // A title does not move the session up.
     assert_eq!(renamed, Some(Session { title: "Of the user".to_owned(), ..before }));
     assert_eq!(renamed, fixture.store.get_session(&user, &s).await.unwrap());
     note("Too late").await;
@@ -203,7 +198,6 @@ pub async fn generated_title_replaces_only_provisional_title(fixture: &StoreFixt
     fixture.talk("s", "r2", b"y").await;
     assert_eq!(title().await, "Of the user again");
 
-    // The user may rename before the title is generated.
     fixture.talk("t", "r3", b"x").await;
     let running = fixture.start(&fixture.run("t", "r4")).await;
     let renamed = fixture.store.rename_session(&user, &session("t"), "First").await.unwrap().unwrap();
@@ -229,7 +223,6 @@ pub async fn update_of_absent_session_is_ignored(fixture: &StoreFixture) {
     assert_eq!(fixture.store.load_history(&user, &s, 100).await.unwrap().summary, None);
 }
 
-/// Whether nothing of a session is left.
 async fn is_gone(fixture: &StoreFixture, id: &str, requests: &[&str]) {
     let (user, s) = (fixture.user("ann"), session(id));
     assert_eq!(fixture.store.get_session(&user, &s).await.unwrap(), None);
@@ -262,7 +255,6 @@ pub async fn delete_removes_everything_of_sessions(fixture: &StoreFixture) {
     assert_eq!(store.delete_sessions(&user, &which).await.unwrap(), 0);
     assert_eq!(store.delete_sessions(&user, &SessionSelection::Listed(Vec::new())).await.unwrap(), 0);
 
-    // Its runs are stopped and store nothing.
     for lease in [&running, &beside] {
         let end = || RunEnding { turn: Some(turn(b"back")), profile: Some(b"back".to_vec()), tokens: 7, ..ending(2) };
         match store.checkpoint(lease, Some(&chunk(2, 1))).await {
@@ -276,7 +268,6 @@ pub async fn delete_removes_everything_of_sessions(fixture: &StoreFixture) {
         assert!(matches!(stored, Err(StoreError::LeaseLost)), "{stored:?}");
     }
     is_gone(fixture, "s", &["s1", "s2", "s3", "s4"]).await;
-    // No pending turn and no known request is left; the other session is unchanged.
     let with_result = |id: &str, request: &str| NewRun { takes_session: false, ..fixture.run(id, request) };
     let lease = fixture.start(&with_result("s", "s5")).await;
     assert!(matches!(store.record_tool_result(&lease, "c", b"1").await.unwrap(), ToolResultOutcome::UnknownCall));
@@ -289,7 +280,6 @@ pub async fn delete_removes_everything_of_sessions(fixture: &StoreFixture) {
         panic!()
     };
     assert_eq!(profile.unwrap(), b"profile");
-    // The session starts again at its first turn.
     store.finish(&lease, &RunEnding { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
     let new = store.load_history(&user, &session("s"), 10).await.unwrap();
     assert_eq!((new.turns.len(), new.turns[0].seq, new.summary), (1, 1, None));
@@ -335,7 +325,6 @@ pub async fn used_quotas_survive_deletion(fixture: &StoreFixture) {
             other => panic!("admitted: {other:?}"),
         };
         assert_eq!(by(fixture.store.admit(&run).await.unwrap()), QuotaKind::RequestsPerMinute);
-        // Tokens of a run that was deleted count.
         let ended = fixture.store.finish(&lease, &RunEnding { tokens: 100, ..ending(1) }).await;
         assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
         fixture.store.delete_sessions(&run.key.user, &SessionSelection::All).await.unwrap();
@@ -347,7 +336,6 @@ pub async fn used_quotas_survive_deletion(fixture: &StoreFixture) {
     .await;
 }
 
-/// A finish beside a deletion is applied as a whole or not at all.
 pub async fn delete_beside_finish_is_atomic(fixture: &StoreFixture) {
     let user = fixture.user("ann");
     for round in 0..10 {
