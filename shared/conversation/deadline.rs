@@ -12,7 +12,8 @@ use tokio::{
 
 use super::{
     AdmitOutcome, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals, RunSnapshot, Session,
-    SessionCursor, SessionSelection, SessionUpdate, StoreError, StoredTurn, ToolResultOutcome,
+    SessionCursor, SessionSelection, SessionUpdate, StoredTurn, ToolResultOutcome,
+    error::{Result, StoreError},
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
@@ -45,7 +46,7 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
     }
 
     /// A task revokes an admission whose caller was dropped or has timed out.
-    async fn admit_or_revoke(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
+    async fn admit_or_revoke(&self, run: &NewRun) -> Result<AdmitOutcome> {
         let (sender, receiver) = oneshot::channel();
         let (store, run) = (self.store.clone(), run.clone());
         let StoreTimeouts { admit, late_admission, .. } = self.timeouts;
@@ -65,13 +66,13 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
     }
 }
 
-async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(limit, work).await.map_err(|_| StoreError::Timeout)?
 }
 
 #[async_trait::async_trait]
 impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
-    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
+    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome> {
         let permit = timeout(ADMIT_QUEUE_TIMEOUT, self.admit_permits.acquire()).await;
         let Ok(Ok(_permit)) = permit else { return Err(StoreError::Timeout) };
         match self.admit_or_revoke(run).await {
@@ -81,19 +82,19 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
         }
     }
 
-    async fn revoke_admission(&self, lease: &Lease) -> Result<(), StoreError> {
+    async fn revoke_admission(&self, lease: &Lease) -> Result<()> {
         in_time(self.timeouts.short, self.store.revoke_admission(lease)).await
     }
 
-    async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals, StoreError> {
+    async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals> {
         in_time(self.timeouts.long, self.store.checkpoint(lease, chunk)).await
     }
 
-    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
+    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
         in_time(self.timeouts.finish, self.store.finish(lease, ending)).await
     }
 
-    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>, StoreError> {
+    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>> {
         in_time(self.timeouts.long, self.store.follow(user, request, after)).await
     }
 
@@ -102,37 +103,27 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
         user: &UserId,
         session: &SessionId,
         request: Option<&RequestId>,
-    ) -> Result<Option<RequestId>, StoreError> {
+    ) -> Result<Option<RequestId>> {
         in_time(self.timeouts.short, self.store.cancel(user, session, request)).await
     }
 
-    async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
+    async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<()> {
         in_time(self.timeouts.long, self.store.store_pending_turn(lease, state, calls)).await
     }
 
-    async fn record_tool_result(
-        &self,
-        lease: &Lease,
-        call: &str,
-        result: &[u8],
-    ) -> Result<ToolResultOutcome, StoreError> {
+    async fn record_tool_result(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<ToolResultOutcome> {
         in_time(self.timeouts.admit, self.store.record_tool_result(lease, call, result)).await
     }
 
-    async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History, StoreError> {
+    async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History> {
         in_time(self.timeouts.long, self.store.load_history(user, session, max_tokens)).await
     }
 
-    async fn list_sessions(
-        &self,
-        user: &UserId,
-        limit: usize,
-        after: Option<&SessionCursor>,
-    ) -> Result<Vec<Session>, StoreError> {
+    async fn list_sessions(&self, user: &UserId, limit: usize, after: Option<&SessionCursor>) -> Result<Vec<Session>> {
         in_time(self.timeouts.short, self.store.list_sessions(user, limit, after)).await
     }
 
-    async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
+    async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>> {
         in_time(self.timeouts.short, self.store.get_session(user, session)).await
     }
 
@@ -142,29 +133,19 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
         session: &SessionId,
         before: Option<u32>,
         limit: usize,
-    ) -> Result<Vec<StoredTurn>, StoreError> {
+    ) -> Result<Vec<StoredTurn>> {
         in_time(self.timeouts.long, self.store.list_turns(user, session, before, limit)).await
     }
 
-    async fn rename_session(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        title: &str,
-    ) -> Result<Option<Session>, StoreError> {
+    async fn rename_session(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>> {
         in_time(self.timeouts.short, self.store.rename_session(user, session, title)).await
     }
 
-    async fn update_session(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        update: &SessionUpdate,
-    ) -> Result<(), StoreError> {
+    async fn update_session(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()> {
         in_time(self.timeouts.short, self.store.update_session(user, session, update)).await
     }
 
-    async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
+    async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
         in_time(self.timeouts.delete, self.store.delete_sessions(user, sessions)).await
     }
 

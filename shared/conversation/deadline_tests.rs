@@ -29,73 +29,67 @@ struct SlowStore {
 
 #[async_trait::async_trait]
 impl ConversationStore for SlowStore {
-    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
+    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome> {
         sleep(self.admits_after).await;
         self.admitted.fetch_add(1, Ordering::SeqCst);
         let lease = Lease { key: run.key.clone(), lease_token: Uuid::nil() };
         Ok(AdmitOutcome::Started { lease, profile: None })
     }
 
-    async fn revoke_admission(&self, _: &Lease) -> Result<(), StoreError> {
+    async fn revoke_admission(&self, _: &Lease) -> Result<()> {
         self.revoked.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
-    async fn checkpoint(&self, _: &Lease, _: Option<&FrameChunk>) -> Result<RunSignals, StoreError> {
+    async fn checkpoint(&self, _: &Lease, _: Option<&FrameChunk>) -> Result<RunSignals> {
         pending().await
     }
 
-    async fn finish(&self, _: &Lease, _: &RunEnding) -> Result<(), StoreError> {
+    async fn finish(&self, _: &Lease, _: &RunEnding) -> Result<()> {
         pending().await
     }
 
-    async fn follow(&self, _: &UserId, _: &RequestId, _: u32) -> Result<Option<RunSnapshot>, StoreError> {
+    async fn follow(&self, _: &UserId, _: &RequestId, _: u32) -> Result<Option<RunSnapshot>> {
         pending().await
     }
 
-    async fn cancel(&self, _: &UserId, _: &SessionId, _: Option<&RequestId>) -> Result<Option<RequestId>, StoreError> {
+    async fn cancel(&self, _: &UserId, _: &SessionId, _: Option<&RequestId>) -> Result<Option<RequestId>> {
         pending().await
     }
 
-    async fn store_pending_turn(&self, _: &Lease, _: &[u8], _: &[&str]) -> Result<(), StoreError> {
+    async fn store_pending_turn(&self, _: &Lease, _: &[u8], _: &[&str]) -> Result<()> {
         pending().await
     }
 
-    async fn record_tool_result(&self, _: &Lease, _: &str, _: &[u8]) -> Result<ToolResultOutcome, StoreError> {
+    async fn record_tool_result(&self, _: &Lease, _: &str, _: &[u8]) -> Result<ToolResultOutcome> {
         pending().await
     }
 
-    async fn load_history(&self, _: &UserId, _: &SessionId, _: u32) -> Result<History, StoreError> {
+    async fn load_history(&self, _: &UserId, _: &SessionId, _: u32) -> Result<History> {
         pending().await
     }
 
-    async fn list_sessions(&self, _: &UserId, _: usize, _: Option<&SessionCursor>) -> Result<Vec<Session>, StoreError> {
+    async fn list_sessions(&self, _: &UserId, _: usize, _: Option<&SessionCursor>) -> Result<Vec<Session>> {
         pending().await
     }
 
-    async fn get_session(&self, _: &UserId, _: &SessionId) -> Result<Option<Session>, StoreError> {
+    async fn get_session(&self, _: &UserId, _: &SessionId) -> Result<Option<Session>> {
         pending().await
     }
 
-    async fn list_turns(
-        &self,
-        _: &UserId,
-        _: &SessionId,
-        _: Option<u32>,
-        _: usize,
-    ) -> Result<Vec<StoredTurn>, StoreError> {
+    async fn list_turns(&self, _: &UserId, _: &SessionId, _: Option<u32>, _: usize) -> Result<Vec<StoredTurn>> {
         pending().await
     }
 
-    async fn rename_session(&self, _: &UserId, _: &SessionId, _: &str) -> Result<Option<Session>, StoreError> {
+    async fn rename_session(&self, _: &UserId, _: &SessionId, _: &str) -> Result<Option<Session>> {
         pending().await
     }
 
-    async fn update_session(&self, _: &UserId, _: &SessionId, _: &SessionUpdate) -> Result<(), StoreError> {
+    async fn update_session(&self, _: &UserId, _: &SessionId, _: &SessionUpdate) -> Result<()> {
         pending().await
     }
 
-    async fn delete_sessions(&self, _: &UserId, _: &SessionSelection) -> Result<u32, StoreError> {
+    async fn delete_sessions(&self, _: &UserId, _: &SessionSelection) -> Result<u32> {
         pending().await
     }
 
@@ -194,11 +188,7 @@ async fn admission_timeout_of_unreachable_store_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn every_call_ends_with_its_deadline() {
-    async fn times_out<T: std::fmt::Debug>(
-        name: &str,
-        expected: Duration,
-        call: impl Future<Output = Result<T, StoreError>>,
-    ) {
+    async fn times_out<T: std::fmt::Debug>(name: &str, expected: Duration, call: impl Future<Output = Result<T>>) {
         let started = Instant::now();
         let ended = call.await;
         assert!(matches!(ended, Err(StoreError::Timeout)), "{name}: {ended:?}");

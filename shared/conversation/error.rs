@@ -1,3 +1,5 @@
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
 /// No message holds text of the user.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

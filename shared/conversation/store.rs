@@ -3,7 +3,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::{
-    error::StoreError,
+    error::Result,
     pending::ToolResultOutcome,
     run::{AdmitOutcome, FrameChunk, Lease, NewRun, RunEnding, RunSignals, RunSnapshot},
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
@@ -17,21 +17,21 @@ use crate::identity::{RequestId, SessionId, UserId};
 pub trait ConversationStore: Send + Sync {
     /// Idempotency, the session's lease and the user's quotas in one round trip. After an error the run may still be
     /// admitted.
-    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError>;
+    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome>;
 
     /// Takes back what the admission counted. No effect where the lease is lost or the run has ended. After an error
     /// the run ends when its lease expires.
-    async fn revoke_admission(&self, lease: &Lease) -> Result<(), StoreError>;
+    async fn revoke_admission(&self, lease: &Lease) -> Result<()>;
 
     /// Stores frames and renews the lease (the heartbeat); without frames it is a heartbeat alone.
-    async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals, StoreError>;
+    async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals>;
 
     /// Everything in `ending` is durable when this returns. Idempotent: the same end again changes nothing. Only the
     /// tokens of a lost run count.
-    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError>;
+    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()>;
 
     /// Reads the frames after number `after`, and marks the run as watched for `WATCH_WINDOW`.
-    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>, StoreError>;
+    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>>;
 
     /// Stops the run of a request, or the one that holds the session. Returns the request that will stop.
     async fn cancel(
@@ -39,33 +39,23 @@ pub trait ConversationStore: Send + Sync {
         user: &UserId,
         session: &SessionId,
         request: Option<&RequestId>,
-    ) -> Result<Option<RequestId>, StoreError>;
+    ) -> Result<Option<RequestId>>;
 
     /// Replaces the pending turn of the session.
-    async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError>;
+    async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<()>;
 
     /// Of concurrent results exactly one is the last, and its run takes the session. Idempotent while other results are
     /// missing, and after an error: the same request may send its result again.
-    async fn record_tool_result(
-        &self,
-        lease: &Lease,
-        call: &str,
-        result: &[u8],
-    ) -> Result<ToolResultOutcome, StoreError>;
+    async fn record_tool_result(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<ToolResultOutcome>;
 
     /// The last turns within a budget of tokens, at least one, without those that the summary covers.
-    async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History, StoreError>;
+    async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History>;
 
     /// Latest first.
-    async fn list_sessions(
-        &self,
-        user: &UserId,
-        limit: usize,
-        after: Option<&SessionCursor>,
-    ) -> Result<Vec<Session>, StoreError>;
+    async fn list_sessions(&self, user: &UserId, limit: usize, after: Option<&SessionCursor>) -> Result<Vec<Session>>;
 
-    /// `None`: the session has no turn yet, or does not exist.
-    async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError>;
+    /// `None`: the session does not exist, or no turn of it has ended.
+    async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>>;
 
     /// Latest first, before number `before`.
     async fn list_turns(
@@ -74,27 +64,17 @@ pub trait ConversationStore: Send + Sync {
         session: &SessionId,
         before: Option<u32>,
         limit: usize,
-    ) -> Result<Vec<StoredTurn>, StoreError>;
+    ) -> Result<Vec<StoredTurn>>;
 
     /// No generated title replaces this one.
-    async fn rename_session(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        title: &str,
-    ) -> Result<Option<Session>, StoreError>;
+    async fn rename_session(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>>;
 
     /// Stores a generated title or summary. Ignored where the session is gone or has a better one.
-    async fn update_session(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        update: &SessionUpdate,
-    ) -> Result<(), StoreError>;
+    async fn update_session(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()>;
 
     /// Stops the runs of the sessions; the use of quotas stays. Returns how many sessions there were. After an error
     /// some may be deleted.
-    async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError>;
+    async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32>;
 
     /// A failure is ignored.
     async fn warm_up(&self);
@@ -110,3 +90,86 @@ pub trait ConversationStore: Send + Sync {
         None
     }
 }
+
+/// Implements [`ConversationStore`] by the inherent methods that the stores name alike; the others follow the type.
+macro_rules! impl_conversation_store {
+    ($store:ty: $($other:tt)*) => {
+        #[async_trait::async_trait]
+        impl ConversationStore for $store {
+            async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome> {
+                self.admit_run(run).await
+            }
+
+            async fn revoke_admission(&self, lease: &Lease) -> Result<()> {
+                self.revoke_run(lease).await
+            }
+
+            async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals> {
+                self.checkpoint_run(lease, chunk).await
+            }
+
+            async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>> {
+                self.snapshot_run(user, request, after).await
+            }
+
+            async fn cancel(
+                &self,
+                user: &UserId,
+                session: &SessionId,
+                request: Option<&RequestId>,
+            ) -> Result<Option<RequestId>> {
+                self.cancel_run(user, session, request).await
+            }
+
+            async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<()> {
+                self.replace_pending_turn(lease, state, calls).await
+            }
+
+            async fn record_tool_result(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<ToolResultOutcome> {
+                self.record_result(lease, call, result).await
+            }
+
+            async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History> {
+                self.read_history(user, session, max_tokens).await
+            }
+
+            async fn list_sessions(
+                &self,
+                user: &UserId,
+                limit: usize,
+                after: Option<&SessionCursor>,
+            ) -> Result<Vec<Session>> {
+                self.read_sessions(user, limit, after).await
+            }
+
+            async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>> {
+                self.read_session(user, session).await
+            }
+
+            async fn list_turns(
+                &self,
+                user: &UserId,
+                session: &SessionId,
+                before: Option<u32>,
+                limit: usize,
+            ) -> Result<Vec<StoredTurn>> {
+                self.read_turns(user, session, before, limit).await
+            }
+
+            async fn rename_session(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>> {
+                self.set_title(user, session, title).await
+            }
+
+            async fn update_session(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()> {
+                self.apply_update(user, session, update).await
+            }
+
+            async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
+                self.delete_selected(user, sessions).await
+            }
+
+            $($other)*
+        }
+    };
+}
+pub(super) use impl_conversation_store;

@@ -17,13 +17,14 @@ use super::{
 use crate::{
     config::UserQuotas,
     conversation::{
-        error::StoreError,
+        error::{Result, StoreError},
         quotas::QuotaKind,
         run::{AdmitOutcome, Lease, NewRun},
     },
     identity::UserId,
 };
 
+/// Lost streams of a user without quota are swept from this number on.
 const SWEPT_STREAMS: u32 = 64;
 const ATTEMPTS: u32 = 8;
 
@@ -43,7 +44,7 @@ struct Attempts<'a> {
 }
 
 impl DynamoConversations {
-    pub(super) async fn admit_run(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
+    pub(super) async fn admit_run(&self, run: &NewRun) -> Result<AdmitOutcome> {
         if run.resumes {
             let known = self.table.get(Key::run(&run.key.user, run.key.request.as_str())).await?;
             return known.as_ref().map_or(Ok(AdmitOutcome::Unknown), known_run);
@@ -62,7 +63,7 @@ impl DynamoConversations {
         }
     }
 
-    async fn attempt_admission(&self, mut attempts: Attempts<'_>) -> Result<AdmitOutcome, StoreError> {
+    async fn attempt_admission(&self, mut attempts: Attempts<'_>) -> Result<AdmitOutcome> {
         let run = attempts.run;
         for _ in 0..ATTEMPTS {
             let now = Timestamp::now();
@@ -100,7 +101,7 @@ impl DynamoConversations {
         attempts: &mut Attempts<'_>,
         failed: &FailedConditions,
         now: Timestamp,
-    ) -> Result<Option<AdmitOutcome>, StoreError> {
+    ) -> Result<Option<AdmitOutcome>> {
         let run = attempts.run;
         let used = |name: &str| failed.get(USAGE)?.get(name)?.as_n().ok()?.parse::<u64>().ok();
         let quotas = run.quotas.filter(|_| failed.get(USAGE).is_some());
@@ -124,7 +125,7 @@ impl DynamoConversations {
         Ok(None)
     }
 
-    async fn profile(&self, user: &UserId) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn profile(&self, user: &UserId) -> Result<Option<Vec<u8>>> {
         let Some(item) = self.table.get(Key::profile(user)).await? else { return Ok(None) };
         self.table.read_value(&ValueOwner::new(user, PROFILE), &item).await.map(Some)
     }
@@ -154,7 +155,7 @@ impl Attempts<'_> {
     }
 }
 
-fn known_run(run: &Item) -> Result<AdmitOutcome, StoreError> {
+fn known_run(run: &Item) -> Result<AdmitOutcome> {
     let fingerprint = run.bytes(FINGERPRINT)?.try_into().map_err(|_| StoreError::Malformed(FINGERPRINT))?;
     Ok(AdmitOutcome::Known { fingerprint })
 }

@@ -17,17 +17,21 @@ use super::{
     write::{TransactOutcome, Write, backoff, is_transient},
 };
 use crate::{
-    conversation::{error::StoreError, session::SessionSelection},
+    conversation::{
+        error::{Result, StoreError},
+        session::SessionSelection,
+    },
     identity::{RequestId, SessionId, UserId},
 };
 
+/// DynamoDB's limit for `BatchWriteItem`.
 const MAX_BATCH: usize = 25;
 const CONCURRENT_SESSIONS: usize = 4;
 const PASSES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl DynamoConversations {
-    pub(super) async fn delete_selected(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
+    pub(super) async fn delete_selected(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
         match sessions {
             SessionSelection::All => self.delete_user(user).await,
             SessionSelection::Listed(sessions) => {
@@ -42,7 +46,7 @@ impl DynamoConversations {
 
     /// Runs go first, because they can store nothing after; passes repeat because a run may start meanwhile. The use of
     /// quotas stays: deletion must not reset them.
-    async fn delete_user(&self, user: &UserId) -> Result<u32, StoreError> {
+    async fn delete_user(&self, user: &UserId) -> Result<u32> {
         let mut count = 0;
         for _ in 0..PASSES {
             let had_no_runs = self.table.delete_prefix(user, "run/").await? == 0;
@@ -64,7 +68,7 @@ impl DynamoConversations {
 
     /// The deletion holds the session's lease, so that no run starts, and releases it in the transaction that deletes
     /// the session's item last.
-    async fn delete_session(&self, user: &UserId, session: &SessionId) -> Result<bool, StoreError> {
+    async fn delete_session(&self, user: &UserId, session: &SessionId) -> Result<bool> {
         let (head, held) = (Key::session(user, session), Key::lease(user, session));
         for pass in 1..=PASSES {
             let lease_token = Uuid::now_v7();
@@ -95,7 +99,7 @@ impl DynamoConversations {
     }
 
     /// Active runs lose their lease by it.
-    async fn delete_runs(&self, user: &UserId, session: &SessionId) -> Result<(), StoreError> {
+    async fn delete_runs(&self, user: &UserId, session: &SessionId) -> Result<()> {
         let runs = Query::prefix(user, "run/").project("item_id, session_id, holder");
         let mut runs = self.table.query_all(runs).await?;
         runs.retain(|run| run.text(SESSION).is_ok_and(|of| of == session.as_str()));
@@ -123,7 +127,7 @@ fn is_session(item: &Item) -> bool {
 }
 
 impl Table {
-    async fn delete_prefix(&self, user: &UserId, prefix: &str) -> Result<usize, StoreError> {
+    async fn delete_prefix(&self, user: &UserId, prefix: &str) -> Result<usize> {
         let mut pages = PageCursor::new(Query::prefix(user, prefix).project("item_id").include_expired());
         let mut count = 0;
         while let Some(page) = self.next_page(&mut pages).await? {
@@ -133,7 +137,7 @@ impl Table {
         Ok(count)
     }
 
-    async fn delete_all(&self, user: &UserId, items: Vec<Item>) -> Result<(), StoreError> {
+    async fn delete_all(&self, user: &UserId, items: Vec<Item>) -> Result<()> {
         let mut left = Vec::with_capacity(items.len());
         for item in &items {
             let key =

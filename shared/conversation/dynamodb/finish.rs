@@ -19,7 +19,7 @@ use super::{
     write::{FailedConditions, TransactOutcome, Write},
 };
 use crate::conversation::{
-    error::StoreError,
+    error::{Result, StoreError},
     run::{Lease, NewTurn, RunEnding, RunOutcome},
 };
 
@@ -65,7 +65,7 @@ enum FinishOutcome {
 }
 
 impl DynamoConversations {
-    pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
+    pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
         let finished = self.try_finish(lease, ending).await;
         if let Err(StoreError::LeaseLost) = finished {
             if let Some(used) = count_tokens(&lease.key.user, ending.tokens, Timestamp::now()) {
@@ -75,7 +75,7 @@ impl DynamoConversations {
         finished
     }
 
-    async fn try_finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
+    async fn try_finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
         let Some(mut context) = self.context_of_end(lease, ending).await? else {
             // A retry of a committed end whose answer was lost.
             return Ok(());
@@ -105,7 +105,7 @@ impl DynamoConversations {
     }
 
     /// `None`: the run has ended already.
-    async fn context_of_end(&self, lease: &Lease, ending: &RunEnding) -> Result<Option<RunContext>, StoreError> {
+    async fn context_of_end(&self, lease: &Lease, ending: &RunEnding) -> Result<Option<RunContext>> {
         let key = &lease.key;
         let run = Key::run(&key.user, key.request.as_str());
         let session = Key::session(&key.user, &key.session);
@@ -128,7 +128,7 @@ impl DynamoConversations {
         Ok(Some(RunContext { items, seq: turns + 1, holds_session }))
     }
 
-    async fn stage(&self, request: &FinishRequest<'_>) -> Result<StagedValues, StoreError> {
+    async fn stage(&self, request: &FinishRequest<'_>) -> Result<StagedValues> {
         let FinishRequest { lease, ending, now } = request;
         let (user, lease_token) = (&lease.key.user, lease.lease_token);
         let expires = expiry(*now, EXPIRY_MARGIN);
@@ -163,7 +163,7 @@ impl DynamoConversations {
         request: &FinishRequest<'_>,
         context: &RunContext,
         values: &StagedValues,
-    ) -> Result<FinishOutcome, StoreError> {
+    ) -> Result<FinishOutcome> {
         Ok(match self.table.transact(request.writes(context, values)).await? {
             TransactOutcome::Committed => FinishOutcome::Committed,
             TransactOutcome::ConditionsFailed(failed) => judge(&failed, request.lease, context),

@@ -4,7 +4,7 @@ use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use jiff::Timestamp;
 
 use super::keys::EXPIRES_AT;
-use crate::conversation::StoreError;
+use crate::conversation::error::{Result, StoreError};
 
 pub(super) type Item = HashMap<String, AttributeValue>;
 
@@ -51,37 +51,37 @@ pub(super) fn duration_until(now: Timestamp, then: Timestamp) -> Duration {
 
 /// A missing or invalid attribute is an error that names it.
 pub(super) trait ItemExt {
-    fn text(&self, name: &'static str) -> Result<&str, StoreError>;
-    fn number<N: FromStr>(&self, name: &'static str) -> Result<N, StoreError>;
-    fn bytes(&self, name: &'static str) -> Result<&[u8], StoreError>;
-    fn millis(&self, name: &'static str) -> Result<Timestamp, StoreError>;
-    fn time(&self, name: &'static str) -> Result<Timestamp, StoreError>;
+    fn text(&self, name: &'static str) -> Result<&str>;
+    fn number<N: FromStr>(&self, name: &'static str) -> Result<N>;
+    fn bytes(&self, name: &'static str) -> Result<&[u8]>;
+    fn millis(&self, name: &'static str) -> Result<Timestamp>;
+    fn time(&self, name: &'static str) -> Result<Timestamp>;
     fn flag(&self, name: &'static str) -> bool;
     fn set(&self, name: &'static str) -> &[String];
     fn is_expired(&self, now: Timestamp) -> bool;
 }
 
 impl ItemExt for Item {
-    fn text(&self, name: &'static str) -> Result<&str, StoreError> {
+    fn text(&self, name: &'static str) -> Result<&str> {
         let text = self.get(name).and_then(|value| value.as_s().ok());
         text.map(String::as_str).ok_or(StoreError::Malformed(name))
     }
 
-    fn number<N: FromStr>(&self, name: &'static str) -> Result<N, StoreError> {
+    fn number<N: FromStr>(&self, name: &'static str) -> Result<N> {
         let number = self.get(name).and_then(|value| value.as_n().ok()?.parse().ok());
         number.ok_or(StoreError::Malformed(name))
     }
 
-    fn bytes(&self, name: &'static str) -> Result<&[u8], StoreError> {
+    fn bytes(&self, name: &'static str) -> Result<&[u8]> {
         let bytes = self.get(name).and_then(|value| value.as_b().ok());
         bytes.map(AsRef::as_ref).ok_or(StoreError::Malformed(name))
     }
 
-    fn millis(&self, name: &'static str) -> Result<Timestamp, StoreError> {
+    fn millis(&self, name: &'static str) -> Result<Timestamp> {
         Timestamp::from_millisecond(self.number(name)?).map_err(|_| StoreError::Malformed(name))
     }
 
-    fn time(&self, name: &'static str) -> Result<Timestamp, StoreError> {
+    fn time(&self, name: &'static str) -> Result<Timestamp> {
         self.text(name)?.parse().map_err(|_| StoreError::Malformed(name))
     }
 

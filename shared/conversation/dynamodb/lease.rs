@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     conversation::{
-        error::StoreError,
+        error::Result,
         run::{IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun},
     },
     identity::{SessionId, UserId},
@@ -133,12 +133,7 @@ pub(super) enum LeaseState {
 }
 
 impl Table {
-    pub(super) async fn lease_state(
-        &self,
-        user: &UserId,
-        request: &str,
-        lease: &Item,
-    ) -> Result<LeaseState, StoreError> {
+    pub(super) async fn lease_state(&self, user: &UserId, request: &str, lease: &Item) -> Result<LeaseState> {
         let lease_token = lease.text(LEASE_TOKEN)?;
         let expired = |lost_request: Option<&str>| {
             let lost_request = lost_request.map(str::to_owned);
@@ -159,7 +154,7 @@ impl Table {
         })
     }
 
-    pub(super) async fn running_sessions(&self, user: &UserId) -> Result<Vec<(SessionId, String)>, StoreError> {
+    pub(super) async fn running_sessions(&self, user: &UserId) -> Result<Vec<(SessionId, String)>> {
         let leases = self.query_prefix(user, "lease/").await?;
         self.running_sessions_of(user, leases).await
     }
@@ -168,7 +163,7 @@ impl Table {
         &self,
         user: &UserId,
         leases: Vec<Item>,
-    ) -> Result<Vec<(SessionId, String)>, StoreError> {
+    ) -> Result<Vec<(SessionId, String)>> {
         let held: Vec<_> = leases.iter().filter_map(|lease| Some((lease, lease.text(REQUEST).ok()?))).collect();
         let keys = held.iter().map(|(_, request)| Key::run(user, request)).collect();
         let runs = self.batch_get(keys).await?;

@@ -38,11 +38,11 @@ use tokio::sync::Semaphore;
 use self::{keys::Key, table::Table};
 use super::{
     deadline::{StoreTimeouts, WithDeadlines},
-    error::StoreError,
+    error::Result,
     pending::ToolResultOutcome,
     run::{AdmitOutcome, FrameChunk, Lease, NewRun, RunEnding, RunSignals, RunSnapshot},
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
-    store::ConversationStore,
+    store::{ConversationStore, impl_conversation_store},
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
@@ -80,97 +80,11 @@ impl DynamoConversations {
     }
 }
 
-#[async_trait::async_trait]
-impl ConversationStore for DynamoConversations {
-    async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
-        self.admit_run(run).await
-    }
+impl_conversation_store! {
+    DynamoConversations:
 
-    async fn revoke_admission(&self, lease: &Lease) -> Result<(), StoreError> {
-        self.revoke_run(lease).await
-    }
-
-    async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals, StoreError> {
-        self.checkpoint_run(lease, chunk).await
-    }
-
-    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
+    async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
         self.finish_run(lease, ending).await
-    }
-
-    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>, StoreError> {
-        self.snapshot_run(user, request, after).await
-    }
-
-    async fn cancel(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        request: Option<&RequestId>,
-    ) -> Result<Option<RequestId>, StoreError> {
-        self.cancel_run(user, session, request).await
-    }
-
-    async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<(), StoreError> {
-        self.replace_pending_turn(lease, state, calls).await
-    }
-
-    async fn record_tool_result(
-        &self,
-        lease: &Lease,
-        call: &str,
-        result: &[u8],
-    ) -> Result<ToolResultOutcome, StoreError> {
-        self.record_result(lease, call, result).await
-    }
-
-    async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History, StoreError> {
-        self.read_history(user, session, max_tokens).await
-    }
-
-    async fn list_sessions(
-        &self,
-        user: &UserId,
-        limit: usize,
-        after: Option<&SessionCursor>,
-    ) -> Result<Vec<Session>, StoreError> {
-        self.read_sessions(user, limit, after).await
-    }
-
-    async fn get_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
-        self.read_session(user, session).await
-    }
-
-    async fn list_turns(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        before: Option<u32>,
-        limit: usize,
-    ) -> Result<Vec<StoredTurn>, StoreError> {
-        self.read_turns(user, session, before, limit).await
-    }
-
-    async fn rename_session(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        title: &str,
-    ) -> Result<Option<Session>, StoreError> {
-        self.set_title(user, session, title).await
-    }
-
-    async fn update_session(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        update: &SessionUpdate,
-    ) -> Result<(), StoreError> {
-        self.apply_update(user, session, update).await
-    }
-
-    async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
-        self.delete_selected(user, sessions).await
     }
 
     async fn warm_up(&self) {

@@ -11,7 +11,10 @@ use super::{
     table::Table,
     write::{Attribute, MAX_ITEM_BYTES, Write, WriteOutcome},
 };
-use crate::{conversation::error::StoreError, identity::UserId};
+use crate::{
+    conversation::error::{Result, StoreError},
+    identity::UserId,
+};
 
 /// A few such values fit into a transaction.
 const MAX_INLINE_BYTES: usize = 256 * 1_024;
@@ -70,7 +73,7 @@ impl Table {
         id: Uuid,
         value: &[u8],
         expires: &AttributeValue,
-    ) -> Result<StagedValue, StoreError> {
+    ) -> Result<StagedValue> {
         if value.len() <= MAX_INLINE_BYTES {
             return Ok(StagedValue { attributes: vec![(VALUE, bytes(value))], parts: None });
         }
@@ -84,7 +87,7 @@ impl Table {
         id: Uuid,
         value: &[u8],
         expires: &AttributeValue,
-    ) -> Result<StagedValue, StoreError> {
+    ) -> Result<StagedValue> {
         let contents: Vec<&[u8]> = value.chunks(PART_BYTES).collect();
         let parts = ValueParts { owner: owner.clone(), id: id.to_string(), count: contents.len() };
         let writes: Vec<_> = parts
@@ -99,7 +102,7 @@ impl Table {
         Ok(StagedValue { attributes, parts: Some(parts) })
     }
 
-    pub(super) async fn clear_expiry(&self, parts: &ValueParts) -> Result<(), StoreError> {
+    pub(super) async fn clear_expiry(&self, parts: &ValueParts) -> Result<()> {
         let clear = |key| Write::update(key, "REMOVE expires_at").condition("attribute_exists(content)");
         let writes: Vec<_> = parts.keys().map(|key| self.write(clear(key))).collect();
         let is_there = |outcome| async move {
@@ -117,7 +120,7 @@ impl Table {
         stream::iter(writes).buffer_unordered(CONCURRENT_WRITES).for_each(|_| async {}).await;
     }
 
-    pub(super) async fn read_value(&self, owner: &ValueOwner, item: &Item) -> Result<Vec<u8>, StoreError> {
+    pub(super) async fn read_value(&self, owner: &ValueOwner, item: &Item) -> Result<Vec<u8>> {
         if let Ok(value) = item.bytes(VALUE) {
             return Ok(value.to_vec());
         }

@@ -20,7 +20,7 @@ use super::{
     write::{FailedConditions, TransactOutcome, Write},
 };
 use crate::conversation::{
-    error::StoreError,
+    error::{Result, StoreError},
     pending::{
         CompletedPendingTurn, MAX_PENDING_TURNS, PENDING_TURN_WINDOW, PendingTurnDisposition, PendingTurnId,
         ToolResultOutcome,
@@ -49,12 +49,7 @@ enum ResultAttempt {
 }
 
 impl DynamoConversations {
-    pub(super) async fn replace_pending_turn(
-        &self,
-        lease: &Lease,
-        state: &[u8],
-        calls: &[&str],
-    ) -> Result<(), StoreError> {
+    pub(super) async fn replace_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<()> {
         let key = &lease.key;
         let now = Timestamp::now();
         let owner = ValueOwner::new(&key.user, session_owner(&key.session));
@@ -82,7 +77,7 @@ impl DynamoConversations {
         self.delete_oldest(lease, others, &new).await
     }
 
-    async fn delete_oldest(&self, lease: &Lease, mut others: Vec<Item>, new: &Key) -> Result<(), StoreError> {
+    async fn delete_oldest(&self, lease: &Lease, mut others: Vec<Item>, new: &Key) -> Result<()> {
         others.retain(|other| other.text(ITEM_ID).is_ok_and(|item| item != new.item));
         others.sort_by_key(|other| std::cmp::Reverse(other.number::<i64>(STORED_AT).unwrap_or_default()));
         for old in others.iter().skip(MAX_PENDING_TURNS - 1) {
@@ -93,12 +88,7 @@ impl DynamoConversations {
         Ok(())
     }
 
-    pub(super) async fn record_result(
-        &self,
-        lease: &Lease,
-        call: &str,
-        result: &[u8],
-    ) -> Result<ToolResultOutcome, StoreError> {
+    pub(super) async fn record_result(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<ToolResultOutcome> {
         let key = &lease.key;
         let new = NewResult { lease, call, result };
         let mut expired: Option<ExpiredLease> = None;
@@ -134,7 +124,7 @@ impl DynamoConversations {
         new: &NewResult<'_>,
         awaited: &AwaitedCall,
         expired: Option<&ExpiredLease>,
-    ) -> Result<ResultAttempt, StoreError> {
+    ) -> Result<ResultAttempt> {
         let (lease, key) = (new.lease, &new.lease.key);
         let now = Timestamp::now();
         let owner = ValueOwner::new(&key.user, session_owner(&key.session));
@@ -159,7 +149,7 @@ impl DynamoConversations {
         self.judge_result(lease, &failed).await
     }
 
-    async fn judge_result(&self, lease: &Lease, failed: &FailedConditions) -> Result<ResultAttempt, StoreError> {
+    async fn judge_result(&self, lease: &Lease, failed: &FailedConditions) -> Result<ResultAttempt> {
         if failed.get(RUN).is_some() {
             return Err(StoreError::LeaseLost);
         }
@@ -172,7 +162,7 @@ impl DynamoConversations {
     }
 
     /// True if the same request gave the stored result and its answer was lost.
-    async fn is_retry(&self, lease: &Lease, pending: &Item, call: &str) -> Result<bool, StoreError> {
+    async fn is_retry(&self, lease: &Lease, pending: &Item, call: &str) -> Result<bool> {
         let key = &lease.key;
         let stored = Key::result(&key.user, &key.session, pending.text(TURN)?, &digest(call));
         let stored = self.table.get(stored).await?;
@@ -182,7 +172,7 @@ impl DynamoConversations {
     }
 
     /// Returns an outcome that changes nothing, if the run has its lease.
-    async fn fenced(&self, lease: &Lease, outcome: ToolResultOutcome) -> Result<ToolResultOutcome, StoreError> {
+    async fn fenced(&self, lease: &Lease, outcome: ToolResultOutcome) -> Result<ToolResultOutcome> {
         let run = self.table.get(Key::run(&lease.key.user, lease.key.request.as_str())).await?;
         let has_lease = run.is_some_and(|run| {
             has_lease_token(&run, lease.lease_token) && run.text(PHASE).is_ok_and(|phase| phase == RUNNING)
@@ -190,7 +180,7 @@ impl DynamoConversations {
         if has_lease { Ok(outcome) } else { Err(StoreError::LeaseLost) }
     }
 
-    async fn awaited_call(&self, lease: &Lease, pending: &Item, call: &str) -> Result<Option<AwaitedCall>, StoreError> {
+    async fn awaited_call(&self, lease: &Lease, pending: &Item, call: &str) -> Result<Option<AwaitedCall>> {
         let digest = digest(call);
         if !pending.set(CALLS).contains(&digest) {
             return Ok(None);
@@ -209,7 +199,7 @@ impl DynamoConversations {
         Ok(Some(AwaitedCall { turn, digest, is_last: true, lost: Some(resumed_by.to_owned()) }))
     }
 
-    async fn is_running(&self, lease: &Lease, pending: &Item, resumed_by: &str) -> Result<bool, StoreError> {
+    async fn is_running(&self, lease: &Lease, pending: &Item, resumed_by: &str) -> Result<bool> {
         let now = Timestamp::now();
         if add(pending.millis(RESUMED_AT)?, self.max_turn_duration) <= now {
             return Ok(false);
@@ -218,7 +208,7 @@ impl DynamoConversations {
         Ok(run.is_some_and(|run| run.text(LEASE_TOKEN).is_ok_and(|token| token == resumed_by) && is_alive(&run, now)))
     }
 
-    async fn complete_turn(&self, new: &NewResult<'_>, pending: &Item) -> Result<CompletedPendingTurn, StoreError> {
+    async fn complete_turn(&self, new: &NewResult<'_>, pending: &Item) -> Result<CompletedPendingTurn> {
         let key = &new.lease.key;
         let owner = ValueOwner::new(&key.user, session_owner(&key.session));
         let state = self.table.read_value(&owner, pending);

@@ -19,14 +19,14 @@ use super::{
 };
 use crate::{
     conversation::{
-        error::StoreError,
+        error::{Result, StoreError},
         run::{FrameChunk, IDEMPOTENCY_WINDOW, Lease, RunSignals, RunSnapshot, RunState, WATCH_WINDOW},
     },
     identity::{RequestId, SessionId, UserId},
 };
 
 impl DynamoConversations {
-    pub(super) async fn revoke_run(&self, lease: &Lease) -> Result<(), StoreError> {
+    pub(super) async fn revoke_run(&self, lease: &Lease) -> Result<()> {
         let key = &lease.key;
         let run_key = Key::run(&key.user, key.request.as_str());
         let Some(run) = self.table.get(run_key.clone()).await? else { return Ok(()) };
@@ -42,11 +42,7 @@ impl DynamoConversations {
         Ok(())
     }
 
-    pub(super) async fn checkpoint_run(
-        &self,
-        lease: &Lease,
-        chunk: Option<&FrameChunk>,
-    ) -> Result<RunSignals, StoreError> {
+    pub(super) async fn checkpoint_run(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals> {
         let now = Timestamp::now();
         let chunk = match chunk.filter(|chunk| chunk.count > 0) {
             Some(chunk) => Some((chunk, self.stage_chunk(lease, chunk, now).await?)),
@@ -81,12 +77,7 @@ impl DynamoConversations {
         Ok(RunSignals { is_cancelled: run.flag(CANCELLED), is_watched })
     }
 
-    pub(super) async fn stage_chunk(
-        &self,
-        lease: &Lease,
-        chunk: &FrameChunk,
-        now: Timestamp,
-    ) -> Result<StagedValue, StoreError> {
+    pub(super) async fn stage_chunk(&self, lease: &Lease, chunk: &FrameChunk, now: Timestamp) -> Result<StagedValue> {
         let owner = ValueOwner::new(&lease.key.user, request_owner(lease.key.request.as_str()));
         self.table.stage_value(&owner, Uuid::now_v7(), &chunk.frames, &chunk_expiry(now)).await
     }
@@ -104,7 +95,7 @@ impl DynamoConversations {
         user: &UserId,
         request: &RequestId,
         after: u32,
-    ) -> Result<Option<RunSnapshot>, StoreError> {
+    ) -> Result<Option<RunSnapshot>> {
         // The run before its frames, so that all frames of an ended run are read.
         let Some(run) = self.table.get(Key::run(user, request.as_str())).await? else { return Ok(None) };
         let now = Timestamp::now();
@@ -135,7 +126,7 @@ impl DynamoConversations {
         request: &RequestId,
         run: &Item,
         after: u32,
-    ) -> Result<Vec<FrameChunk>, StoreError> {
+    ) -> Result<Vec<FrameChunk>> {
         let frames: u32 = run.number(FRAMES).unwrap_or_default();
         if frames <= after {
             return Ok(Vec::new());
@@ -165,7 +156,7 @@ impl DynamoConversations {
         user: &UserId,
         session: &SessionId,
         request: Option<&RequestId>,
-    ) -> Result<Option<RequestId>, StoreError> {
+    ) -> Result<Option<RequestId>> {
         let (request, lease_token) = match request {
             Some(request) => (request.clone(), None),
             None => {

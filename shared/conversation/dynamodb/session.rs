@@ -6,12 +6,12 @@ use super::{
     attributes::{CREATED_AT, SUMMARY, SUMMARY_THROUGH, TITLE, TURNS},
     item::{Item, ItemExt as _, flag, iso_time, number, text},
     keys::{ITEM_ID, Key, UPDATED, latest_sort_key},
-    table::{PageCursor, Query},
+    table::Query,
     write::{Write, WriteOutcome},
 };
 use crate::{
     conversation::{
-        error::StoreError,
+        error::{Result, StoreError},
         session::{Session, SessionCursor, SessionUpdate, Summary},
     },
     identity::{RequestId, SessionId, UserId},
@@ -23,26 +23,17 @@ impl DynamoConversations {
         user: &UserId,
         limit: usize,
         after: Option<&SessionCursor>,
-    ) -> Result<Vec<Session>, StoreError> {
+    ) -> Result<Vec<Session>> {
         if limit == 0 {
             return Ok(Vec::new());
         }
         let before = after.map(|cursor| latest_sort_key(&iso_time(cursor.updated_at), cursor.id.as_str()));
-        let mut pages = PageCursor::new(Query::latest(user, before.as_deref()).limit(limit));
-        let mut found: Vec<Item> = Vec::new();
-        let listing = async {
-            while found.len() < limit {
-                let Some(page) = self.table.next_page(&mut pages).await? else { break };
-                found.extend(page);
-            }
-            found.truncate(limit);
-            Ok(found)
-        };
+        let listing = self.table.query_first(Query::latest(user, before.as_deref()), limit);
         let (found, running) = try_join(listing, self.table.running_sessions(user)).await?;
         found.iter().map(|item| session_of(item, &running)).collect()
     }
 
-    pub(super) async fn read_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
+    pub(super) async fn read_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>> {
         let (key, lease) = (Key::session(user, session), Key::lease(user, session));
         let mut items = self.table.batch_get(vec![key.clone(), lease.clone()]).await?;
         let Some(item) = items.remove(&key.item) else { return Ok(None) };
@@ -53,12 +44,7 @@ impl DynamoConversations {
         session_of(&item, &running).map(Some)
     }
 
-    pub(super) async fn set_title(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        title: &str,
-    ) -> Result<Option<Session>, StoreError> {
+    pub(super) async fn set_title(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>> {
         let key = Key::session(user, session);
         let rename = Write::update(key, "SET title = :title, is_titled = :yes")
             .condition("attribute_exists(turns)")
@@ -71,12 +57,7 @@ impl DynamoConversations {
         session_of(&item, &running).map(Some)
     }
 
-    pub(super) async fn apply_update(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        update: &SessionUpdate,
-    ) -> Result<(), StoreError> {
+    pub(super) async fn apply_update(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()> {
         let key = Key::session(user, session);
         let write = match update {
             SessionUpdate::Title(title) => Write::update(key, "SET title = :title, is_titled = :yes")
@@ -99,14 +80,14 @@ impl DynamoConversations {
     }
 }
 
-pub(super) fn summary_of(session: &Item) -> Result<Option<Summary>, StoreError> {
+pub(super) fn summary_of(session: &Item) -> Result<Option<Summary>> {
     if !session.contains_key(SUMMARY) {
         return Ok(None);
     }
     Ok(Some(Summary { text: session.text(SUMMARY)?.to_owned(), through: session.number(SUMMARY_THROUGH)? }))
 }
 
-fn session_of(item: &Item, running: &[(SessionId, String)]) -> Result<Session, StoreError> {
+fn session_of(item: &Item, running: &[(SessionId, String)]) -> Result<Session> {
     let id = item.text(ITEM_ID)?.strip_prefix("session/").ok_or(StoreError::Malformed(ITEM_ID))?;
     let id = SessionId::parse(ITEM_ID, id).map_err(|_| StoreError::Malformed(ITEM_ID))?;
     let updated = item.text(UPDATED)?.split('/').next().and_then(|time| time.parse::<Timestamp>().ok());

@@ -16,12 +16,16 @@ use super::{
     item::{Item, ItemExt as _, text},
     keys::{ITEM_ID, Key, LATEST_INDEX, UPDATED, USER_ID},
 };
-use crate::{conversation::error::StoreError, identity::UserId};
+use crate::{
+    conversation::error::{Result, StoreError},
+    identity::UserId,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 const ATTEMPTS: u32 = 3;
 const INITIAL_BACKOFF: Duration = Duration::from_millis(25);
+/// DynamoDB's limit for `BatchGetItem`.
 const MAX_BATCH_KEYS: usize = 100;
 
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +83,7 @@ impl Table {
         Self { client: Client::from_conf(config.build()), name }
     }
 
-    pub(super) async fn get(&self, key: Key) -> Result<Option<Item>, StoreError> {
+    pub(super) async fn get(&self, key: Key) -> Result<Option<Item>> {
         let request =
             self.client.get_item().table_name(&self.name).set_key(Some(key_attributes(key))).consistent_read(true);
         let answer = Box::pin(request.send()).await.map_err(store_error)?;
@@ -88,7 +92,7 @@ impl Table {
     }
 
     /// Absent items are missing from the map.
-    pub(super) async fn batch_get(&self, mut keys: Vec<Key>) -> Result<HashMap<String, Item>, StoreError> {
+    pub(super) async fn batch_get(&self, mut keys: Vec<Key>) -> Result<HashMap<String, Item>> {
         let mut found = HashMap::new();
         // DynamoDB rejects a request that names a key twice.
         keys.sort_by(|one, other| one.item.cmp(&other.item));
@@ -112,11 +116,11 @@ impl Table {
         Ok(found)
     }
 
-    pub(super) async fn query_prefix(&self, user: &UserId, prefix: &str) -> Result<Vec<Item>, StoreError> {
+    pub(super) async fn query_prefix(&self, user: &UserId, prefix: &str) -> Result<Vec<Item>> {
         self.query_all(Query::prefix(user, prefix)).await
     }
 
-    pub(super) async fn query_all(&self, query: Query) -> Result<Vec<Item>, StoreError> {
+    pub(super) async fn query_all(&self, query: Query) -> Result<Vec<Item>> {
         let mut pages = PageCursor::new(query);
         let mut items = Vec::new();
         while let Some(page) = self.next_page(&mut pages).await? {
@@ -125,8 +129,19 @@ impl Table {
         Ok(items)
     }
 
+    pub(super) async fn query_first(&self, query: Query, limit: usize) -> Result<Vec<Item>> {
+        let mut pages = PageCursor::new(query.limit(limit));
+        let mut items = Vec::new();
+        while items.len() < limit {
+            let Some(page) = self.next_page(&mut pages).await? else { break };
+            items.extend(page);
+        }
+        items.truncate(limit);
+        Ok(items)
+    }
+
     /// At most a megabyte, or the query's limit; `None` after the last page.
-    pub(super) async fn next_page(&self, pages: &mut PageCursor) -> Result<Option<Vec<Item>>, StoreError> {
+    pub(super) async fn next_page(&self, pages: &mut PageCursor) -> Result<Option<Vec<Item>>> {
         if pages.is_over {
             return Ok(None);
         }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::*;
-use crate::conversation::{NewTurn, RunKey, RunOutcome};
+use crate::conversation::{NewTurn, RunKey, RunOutcome, StoreError};
 
 type Answer = Box<dyn Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync>;
 

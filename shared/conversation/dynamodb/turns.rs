@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     conversation::{
-        error::StoreError,
+        error::{Result, StoreError},
         session::{History, StoredTurn},
     },
     identity::{RequestId, SessionId, UserId},
@@ -22,12 +22,7 @@ const PAGE: usize = 16;
 const CONCURRENT_READS: usize = 4;
 
 impl DynamoConversations {
-    pub(super) async fn read_history(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        max_tokens: u32,
-    ) -> Result<History, StoreError> {
+    pub(super) async fn read_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History> {
         let head = self.table.get(Key::session(user, session));
         let mut pages = PageCursor::new(before(user, session, None).limit(PAGE));
         let (head, first) = try_join(head, self.table.next_page(&mut pages)).await?;
@@ -56,32 +51,18 @@ impl DynamoConversations {
         session: &SessionId,
         before_seq: Option<u32>,
         limit: usize,
-    ) -> Result<Vec<StoredTurn>, StoreError> {
-        if limit == 0 {
-            return Ok(Vec::new());
-        }
-        let mut pages = PageCursor::new(before(user, session, before_seq).limit(limit));
-        let mut found = Vec::new();
-        while found.len() < limit {
-            let Some(page) = self.table.next_page(&mut pages).await? else { break };
-            found.extend(page);
-        }
-        found.truncate(limit);
+    ) -> Result<Vec<StoredTurn>> {
+        let found = self.table.query_first(before(user, session, before_seq), limit).await?;
         self.turns_of(user, session, found).await
     }
 
-    async fn turns_of(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        items: Vec<Item>,
-    ) -> Result<Vec<StoredTurn>, StoreError> {
+    async fn turns_of(&self, user: &UserId, session: &SessionId, items: Vec<Item>) -> Result<Vec<StoredTurn>> {
         let owner = ValueOwner::new(user, session_owner(session));
         let turns: Vec<_> = items.iter().map(|item| self.turn_of(&owner, item)).collect();
         stream::iter(turns).buffered(CONCURRENT_READS).try_collect().await
     }
 
-    async fn turn_of(&self, owner: &ValueOwner, item: &Item) -> Result<StoredTurn, StoreError> {
+    async fn turn_of(&self, owner: &ValueOwner, item: &Item) -> Result<StoredTurn> {
         Ok(StoredTurn {
             seq: seq_of(item)?,
             request: RequestId::parse(REQUEST, item.text(REQUEST)?).map_err(|_| StoreError::Malformed(REQUEST))?,
@@ -102,6 +83,6 @@ fn before(user: &UserId, session: &SessionId, seq: Option<u32>) -> Query {
     .descending()
 }
 
-fn seq_of(item: &Item) -> Result<u32, StoreError> {
+fn seq_of(item: &Item) -> Result<u32> {
     parse_turn_item(item.text(ITEM_ID)?).map(|(_, seq)| seq).ok_or(StoreError::Malformed(ITEM_ID))
 }

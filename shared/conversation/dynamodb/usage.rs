@@ -18,7 +18,7 @@ use super::{
 use crate::{
     config::UserQuotas,
     conversation::{
-        error::StoreError,
+        error::Result,
         run::{IDEMPOTENCY_WINDOW, LEASE_DURATION},
     },
     identity::UserId,
@@ -96,7 +96,7 @@ pub(super) enum StreamSweep {
 }
 
 impl Table {
-    pub(super) async fn sweep_streams(&self, user: &UserId, streams: &Item) -> Result<StreamSweep, StoreError> {
+    pub(super) async fn sweep_streams(&self, user: &UserId, streams: &Item) -> Result<StreamSweep> {
         let streams = streams.set(STREAMS);
         let requests = streams.iter().filter_map(|stream| split_stream_member(stream));
         let keys: Vec<_> = requests.map(|(_, request)| Key::run(user, request)).collect();

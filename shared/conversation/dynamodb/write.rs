@@ -16,8 +16,9 @@ use super::{
     keys::Key,
     table::{Table, key_attributes, store_error},
 };
-use crate::conversation::error::StoreError;
+use crate::conversation::error::{Result, StoreError};
 
+/// DynamoDB's limits for an item and a transaction.
 pub(super) const MAX_ITEM_BYTES: usize = 400 * 1_024;
 const MAX_TRANSACTION_ITEMS: usize = 100;
 const MAX_TRANSACTION_BYTES: usize = 4 * 1_024 * 1_024;
@@ -113,45 +114,27 @@ impl Write {
         let values = self.values();
         let condition = self.condition.clone();
         let on_failure = condition.is_some().then_some(ReturnValuesOnConditionCheckFailure::AllOld);
+        macro_rules! conditional {
+            ($builder:expr) => {
+                $builder
+                    .table_name(table)
+                    .set_condition_expression(condition)
+                    .set_expression_attribute_values(values)
+                    .set_return_values_on_condition_check_failure(on_failure)
+                    .build()?
+            };
+        }
         let item = TransactWriteItem::builder();
         Ok(match &self.kind {
-            Kind::Put(attributes) => item.put(
-                Put::builder()
-                    .table_name(table)
-                    .set_item(Some(self.item(attributes)))
-                    .set_condition_expression(condition)
-                    .set_expression_attribute_values(values)
-                    .set_return_values_on_condition_check_failure(on_failure)
-                    .build()?,
-            ),
-            Kind::Update(expression) => item.update(
-                Update::builder()
-                    .table_name(table)
-                    .set_key(Some(key_attributes(self.key)))
-                    .update_expression(expression)
-                    .set_condition_expression(condition)
-                    .set_expression_attribute_values(values)
-                    .set_return_values_on_condition_check_failure(on_failure)
-                    .build()?,
-            ),
-            Kind::Delete => item.delete(
-                Delete::builder()
-                    .table_name(table)
-                    .set_key(Some(key_attributes(self.key)))
-                    .set_condition_expression(condition)
-                    .set_expression_attribute_values(values)
-                    .set_return_values_on_condition_check_failure(on_failure)
-                    .build()?,
-            ),
-            Kind::Check => item.condition_check(
-                ConditionCheck::builder()
-                    .table_name(table)
-                    .set_key(Some(key_attributes(self.key)))
-                    .set_condition_expression(condition)
-                    .set_expression_attribute_values(values)
-                    .set_return_values_on_condition_check_failure(on_failure)
-                    .build()?,
-            ),
+            Kind::Put(attributes) => item.put(conditional!(Put::builder().set_item(Some(self.item(attributes))))),
+            Kind::Update(expression) => {
+                let update = Update::builder().set_key(Some(key_attributes(self.key))).update_expression(expression);
+                item.update(conditional!(update))
+            }
+            Kind::Delete => item.delete(conditional!(Delete::builder().set_key(Some(key_attributes(self.key))))),
+            Kind::Check => {
+                item.condition_check(conditional!(ConditionCheck::builder().set_key(Some(key_attributes(self.key)))))
+            }
         }
         .build())
     }
@@ -183,7 +166,7 @@ impl FailedConditions {
 }
 
 impl Table {
-    pub(super) async fn write(&self, write: Write) -> Result<WriteOutcome, StoreError> {
+    pub(super) async fn write(&self, write: Write) -> Result<WriteOutcome> {
         check_limits(std::slice::from_ref(&write))?;
         let mut attempts = 1;
         loop {
@@ -201,33 +184,24 @@ impl Table {
     }
 
     async fn write_once(&self, write: &Write) -> Result<Option<Item>, WriteFailure> {
-        let values = write.values();
-        let (key, condition) = (Some(key_attributes(write.key.clone())), write.condition.clone());
-        Ok(match &write.kind {
-            Kind::Put(attributes) => {
-                let request = self.client.put_item().table_name(&self.name).set_item(Some(write.item(attributes)));
-                let request = request.set_condition_expression(condition).return_values(write.returns.clone());
-                let request = request.set_expression_attribute_values(values);
-                Box::pin(request.send()).await.map_err(write_failure)?.attributes
-            }
-            Kind::Update(expression) => {
-                let request = self.client.update_item().table_name(&self.name).set_key(key);
-                let request = request.update_expression(expression).set_condition_expression(condition);
-                let request = request.set_expression_attribute_values(values);
+        macro_rules! send {
+            ($request:expr) => {{
+                let request = $request.table_name(&self.name).set_condition_expression(write.condition.clone());
+                let request = request.set_expression_attribute_values(write.values());
                 let request = request.return_values(write.returns.clone());
                 Box::pin(request.send()).await.map_err(write_failure)?.attributes
-            }
-            Kind::Delete => {
-                let request = self.client.delete_item().table_name(&self.name).set_key(key);
-                let request = request.set_condition_expression(condition).return_values(write.returns.clone());
-                let request = request.set_expression_attribute_values(values);
-                Box::pin(request.send()).await.map_err(write_failure)?.attributes
-            }
+            }};
+        }
+        let key = Some(key_attributes(write.key.clone()));
+        Ok(match &write.kind {
+            Kind::Put(attributes) => send!(self.client.put_item().set_item(Some(write.item(attributes)))),
+            Kind::Update(expression) => send!(self.client.update_item().set_key(key).update_expression(expression)),
+            Kind::Delete => send!(self.client.delete_item().set_key(key)),
             Kind::Check => None,
         })
     }
 
-    pub(super) async fn transact(&self, writes: Vec<Write>) -> Result<TransactOutcome, StoreError> {
+    pub(super) async fn transact(&self, writes: Vec<Write>) -> Result<TransactOutcome> {
         check_limits(&writes)?;
         let items: Result<Vec<_>, _> = writes.into_iter().map(|write| write.into_transact(&self.name)).collect();
         let items = items.map_err(|error| StoreError::Dynamo(error.to_string()))?;
@@ -308,7 +282,7 @@ fn classify(reasons: &[CancellationReason]) -> Cancellation {
 }
 
 /// DynamoDB's limits, checked here because the double of the tests accepts more.
-fn check_limits(writes: &[Write]) -> Result<(), StoreError> {
+fn check_limits(writes: &[Write]) -> Result<()> {
     if writes.iter().any(|write| write.size() > MAX_ITEM_BYTES) {
         return Err(StoreError::Malformed("an item above 400 KB"));
     }

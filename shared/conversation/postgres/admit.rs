@@ -1,7 +1,7 @@
 use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{PostgresConversations, StoreError, read_seconds};
+use super::{PostgresConversations, Result, StoreError, read_seconds};
 use crate::{
     conversation::{
         quotas::QuotaKind,
@@ -19,7 +19,7 @@ const REVOKE: &str = "
     where user_id = $1 and requests > 0 and minute = date_trunc('minute', started_at, 'UTC')";
 
 impl PostgresConversations {
-    pub(super) async fn admit_run(&self, run: &NewRun) -> Result<AdmitOutcome, StoreError> {
+    pub(super) async fn admit_run(&self, run: &NewRun) -> Result<AdmitOutcome> {
         let lease_token = Uuid::new_v4();
         let quota =
             |quota: Option<u64>| SqlArgument::Number(quota.map(|quota| i64::try_from(quota).unwrap_or(i64::MAX)));
@@ -45,7 +45,7 @@ impl PostgresConversations {
         read_outcome(&row.ok_or(StoreError::Malformed("an admission"))?, lease)
     }
 
-    pub(super) async fn revoke_run(&self, lease: &Lease) -> Result<(), StoreError> {
+    pub(super) async fn revoke_run(&self, lease: &Lease) -> Result<()> {
         let mut transaction = self.begin_locked(&lease.key.user, self.timeouts.short).await?;
         let revoke = transaction.query(REVOKE).bind(lease.key.user.as_str()).bind(lease.key.request.as_str());
         revoke.bind(lease.lease_token.as_bytes()).execute(&mut *transaction).await?;
@@ -53,7 +53,7 @@ impl PostgresConversations {
     }
 }
 
-fn read_outcome(row: &PgRow, lease: Lease) -> Result<AdmitOutcome, StoreError> {
+fn read_outcome(row: &PgRow, lease: Lease) -> Result<AdmitOutcome> {
     let retry_after = || read_seconds(row, "retry_after");
     let exceeded = |quota| Ok(AdmitOutcome::QuotaExceeded { quota, retry_after: retry_after()? });
     match row.try_get("outcome")? {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{PostgresConversations, check_lease, read_seconds};
 use crate::{
     conversation::{
-        error::StoreError,
+        error::Result,
         pending::{CompletedPendingTurn, MAX_PENDING_TURNS, PENDING_TURN_WINDOW, PendingTurnId, ToolResultOutcome},
         run::Lease,
     },
@@ -76,12 +76,7 @@ struct NewResult<'a> {
 }
 
 impl PostgresConversations {
-    pub(super) async fn replace_pending_turn(
-        &self,
-        lease: &Lease,
-        state: &[u8],
-        calls: &[&str],
-    ) -> Result<(), StoreError> {
+    pub(super) async fn replace_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<()> {
         let mut transaction = self.begin_locked(&lease.key.user, self.timeouts.long).await?;
         check_lease(&mut transaction, lease).await?;
         let (user, session) = (lease.key.user.as_str(), lease.key.session.as_str());
@@ -95,12 +90,7 @@ impl PostgresConversations {
         Ok(transaction.commit().await?)
     }
 
-    pub(super) async fn record_result(
-        &self,
-        lease: &Lease,
-        call: &str,
-        result: &[u8],
-    ) -> Result<ToolResultOutcome, StoreError> {
+    pub(super) async fn record_result(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<ToolResultOutcome> {
         let mut transaction = self.begin_locked(&lease.key.user, self.timeouts.admit).await?;
         check_lease(&mut transaction, lease).await?;
         let result = NewResult { lease, call, result, max_turn_duration: self.max_turn_duration };
@@ -117,7 +107,7 @@ impl PostgresConversations {
 }
 
 /// Returns the remaining lease where another run holds the session.
-async fn take_session(transaction: &mut RoleTransaction, lease: &Lease) -> Result<Option<Duration>, StoreError> {
+async fn take_session(transaction: &mut RoleTransaction, lease: &Lease) -> Result<Option<Duration>> {
     let (user, request) = (lease.key.user.as_str(), lease.key.request.as_str());
     let session = lease.key.session.as_str();
     let other = transaction.query(OTHER_LEASE).bind(user).bind(session).bind(request);
@@ -131,7 +121,7 @@ async fn take_session(transaction: &mut RoleTransaction, lease: &Lease) -> Resul
 }
 
 impl NewResult<'_> {
-    async fn record(&self, transaction: &mut RoleTransaction) -> Result<ToolResultOutcome, StoreError> {
+    async fn record(&self, transaction: &mut RoleTransaction) -> Result<ToolResultOutcome> {
         let key = &self.lease.key;
         let (user, session, request) = (key.user.as_str(), key.session.as_str(), key.request.as_str());
         let turn = transaction.query(LOCK_TURN).bind(user).bind(session);
@@ -159,7 +149,7 @@ impl NewResult<'_> {
         self.resume(transaction, &turn).await
     }
 
-    async fn resume(&self, transaction: &mut RoleTransaction, turn: &PgRow) -> Result<ToolResultOutcome, StoreError> {
+    async fn resume(&self, transaction: &mut RoleTransaction, turn: &PgRow) -> Result<ToolResultOutcome> {
         let key = &self.lease.key;
         let (user, session) = (key.user.as_str(), key.session.as_str());
         let resumed = transaction.query(RESUME).bind(user).bind(session).bind(self.lease.lease_token.as_bytes());
@@ -179,16 +169,13 @@ impl NewResult<'_> {
     }
 }
 
-pub(super) async fn delete_resumed(
-    transaction: &mut RoleTransaction,
-    pending: &PendingTurnId,
-) -> Result<(), StoreError> {
+pub(super) async fn delete_resumed(transaction: &mut RoleTransaction, pending: &PendingTurnId) -> Result<()> {
     let delete = transaction.query(DELETE_TURN).bind(pending.user.as_str()).bind(pending.session.as_str());
     delete.bind(&pending.turn).execute(&mut **transaction).await?;
     Ok(())
 }
 
-pub(super) async fn reopen(transaction: &mut RoleTransaction, pending: &PendingTurnId) -> Result<(), StoreError> {
+pub(super) async fn reopen(transaction: &mut RoleTransaction, pending: &PendingTurnId) -> Result<()> {
     let reopen = transaction.query(REOPEN).bind(pending.user.as_str()).bind(pending.session.as_str());
     reopen.bind(&pending.turn).bind(&pending.last_call).execute(&mut **transaction).await?;
     Ok(())

@@ -1,6 +1,6 @@
 use sqlx::{Row as _, postgres::PgRow};
 
-use super::{PostgresConversations, StoreError, pending, read_count, read_request_id};
+use super::{PostgresConversations, Result, StoreError, pending, read_count, read_request_id};
 use crate::{
     conversation::{
         pending::PendingTurnDisposition,
@@ -81,11 +81,7 @@ const CANCEL: &str = "
     returning request_id";
 
 impl PostgresConversations {
-    pub(super) async fn checkpoint_run(
-        &self,
-        lease: &Lease,
-        chunk: Option<&FrameChunk>,
-    ) -> Result<RunSignals, StoreError> {
+    pub(super) async fn checkpoint_run(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals> {
         let arguments = [
             SqlArgument::Text(lease.key.user.as_str()),
             SqlArgument::Text(lease.key.request.as_str()),
@@ -100,7 +96,7 @@ impl PostgresConversations {
         Ok(RunSignals { is_cancelled: row.try_get("cancelled")?, is_watched: row.try_get("watched")? })
     }
 
-    pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<(), StoreError> {
+    pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
         let database = self.database.with_statement_timeout(self.timeouts.finish);
         let mut transaction = database.begin(&lease.key.user).await?;
         let tokens = transaction.query(COUNT_TOKENS).bind(lease.key.user.as_str()).bind(i64::from(ending.tokens));
@@ -128,7 +124,7 @@ impl PostgresConversations {
         user: &UserId,
         request: &RequestId,
         after: u32,
-    ) -> Result<Option<RunSnapshot>, StoreError> {
+    ) -> Result<Option<RunSnapshot>> {
         let mut transaction = self.database.begin(user).await?;
         let follow = transaction.query(FOLLOW).bind(user.as_str()).bind(request.as_str());
         let follow = follow.bind(WATCH_WINDOW.as_secs_f64()).bind(IDEMPOTENCY_WINDOW.as_secs_f64());
@@ -151,7 +147,7 @@ impl PostgresConversations {
         user: &UserId,
         session: &SessionId,
         request: Option<&RequestId>,
-    ) -> Result<Option<RequestId>, StoreError> {
+    ) -> Result<Option<RequestId>> {
         let mut transaction = self.database.begin(user).await?;
         let cancel = transaction.query(CANCEL).bind(user.as_str()).bind(session.as_str());
         let cancelled = cancel.bind(request.map(RequestId::as_str)).fetch_optional(&mut *transaction).await?;
@@ -161,7 +157,7 @@ impl PostgresConversations {
 }
 
 /// False if the run did not have its lease.
-async fn end_run(transaction: &mut RoleTransaction, lease: &Lease, ending: &RunEnding) -> Result<bool, StoreError> {
+async fn end_run(transaction: &mut RoleTransaction, lease: &Lease, ending: &RunEnding) -> Result<bool> {
     let end = transaction.query(END_RUN).bind(lease.key.user.as_str()).bind(lease.key.request.as_str());
     let end = end.bind(lease.lease_token.as_bytes()).bind(ending.outcome == RunOutcome::Repeatable);
     let chunk = &ending.chunk;
@@ -170,13 +166,13 @@ async fn end_run(transaction: &mut RoleTransaction, lease: &Lease, ending: &RunE
     Ok(end.fetch_optional(&mut **transaction).await?.is_some())
 }
 
-async fn has_ended(transaction: &mut RoleTransaction, lease: &Lease) -> Result<bool, StoreError> {
+async fn has_ended(transaction: &mut RoleTransaction, lease: &Lease) -> Result<bool> {
     let ended = transaction.query(HAS_ENDED).bind(lease.key.user.as_str()).bind(lease.key.request.as_str());
     let ended = ended.bind(lease.lease_token.as_bytes()).fetch_optional(&mut **transaction).await?;
     Ok(ended.is_some())
 }
 
-async fn insert_turn(transaction: &mut RoleTransaction, lease: &Lease, turn: &NewTurn) -> Result<(), StoreError> {
+async fn insert_turn(transaction: &mut RoleTransaction, lease: &Lease, turn: &NewTurn) -> Result<()> {
     let insert = transaction.query(INSERT_TURN).bind(lease.key.user.as_str()).bind(lease.key.session.as_str());
     let insert = insert.bind(&turn.provisional_title).bind(lease.key.request.as_str()).bind(&*turn.record);
     let insert = insert.bind(i64::from(turn.tokens)).bind(turn.is_complete);
@@ -184,7 +180,7 @@ async fn insert_turn(transaction: &mut RoleTransaction, lease: &Lease, turn: &Ne
     Ok(())
 }
 
-fn read_chunk(row: &PgRow) -> Result<FrameChunk, StoreError> {
+fn read_chunk(row: &PgRow) -> Result<FrameChunk> {
     let (first, count) = (read_count(row, "first_frame")?, read_count(row, "frame_count")?);
     Ok(FrameChunk { first, count, frames: row.try_get("frames")? })
 }

@@ -2,7 +2,7 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
 use sqlx::{Row as _, postgres::PgRow};
 
-use super::{PostgresConversations, StoreError, read_count, read_request_id};
+use super::{PostgresConversations, Result, StoreError, read_count, read_request_id};
 use crate::{
     conversation::session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, Summary},
     identity::{RequestId, SessionId, UserId},
@@ -65,12 +65,7 @@ const DELETE_USER: [&str; 2] = [
 ];
 
 impl PostgresConversations {
-    pub(super) async fn read_history(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        max_tokens: u32,
-    ) -> Result<History, StoreError> {
+    pub(super) async fn read_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History> {
         let (user_id, session_id) = (user.as_str(), session.as_str());
         let mut transaction = self.database.begin(user).await?;
         let summary = transaction.query(SUMMARY).bind(user_id).bind(session_id);
@@ -91,7 +86,7 @@ impl PostgresConversations {
         user: &UserId,
         limit: usize,
         after: Option<&SessionCursor>,
-    ) -> Result<Vec<Session>, StoreError> {
+    ) -> Result<Vec<Session>> {
         let mut transaction = self.database.begin(user).await?;
         let list = transaction.query(SESSIONS).bind(user.as_str()).bind(sql_limit(limit));
         let list = list.bind(after.map(|after| after.updated_at.to_sqlx())).bind(after.map(|after| after.id.as_str()));
@@ -100,7 +95,7 @@ impl PostgresConversations {
         rows.iter().map(read_session).collect()
     }
 
-    pub(super) async fn read_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>, StoreError> {
+    pub(super) async fn read_session(&self, user: &UserId, session: &SessionId) -> Result<Option<Session>> {
         let mut transaction = self.database.begin(user).await?;
         let query = transaction.query(SESSION).bind(user.as_str()).bind(session.as_str());
         let row = query.fetch_optional(&mut *transaction).await?;
@@ -114,7 +109,7 @@ impl PostgresConversations {
         session: &SessionId,
         before: Option<u32>,
         limit: usize,
-    ) -> Result<Vec<StoredTurn>, StoreError> {
+    ) -> Result<Vec<StoredTurn>> {
         let mut transaction = self.database.begin(user).await?;
         let turns = transaction.query(TURNS).bind(user.as_str()).bind(session.as_str());
         let turns = turns.bind(before.map_or(i64::MAX, i64::from)).bind(sql_limit(limit));
@@ -123,12 +118,7 @@ impl PostgresConversations {
         rows.iter().map(read_turn).collect()
     }
 
-    pub(super) async fn set_title(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        title: &str,
-    ) -> Result<Option<Session>, StoreError> {
+    pub(super) async fn set_title(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>> {
         let mut transaction = self.database.begin(user).await?;
         let set = transaction.query(SET_TITLE).bind(user.as_str()).bind(session.as_str()).bind(title);
         set.execute(&mut *transaction).await?;
@@ -138,12 +128,7 @@ impl PostgresConversations {
         row.as_ref().map(read_session).transpose()
     }
 
-    pub(super) async fn apply_update(
-        &self,
-        user: &UserId,
-        session: &SessionId,
-        update: &SessionUpdate,
-    ) -> Result<(), StoreError> {
+    pub(super) async fn apply_update(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()> {
         let mut transaction = self.database.begin(user).await?;
         let query = match update {
             SessionUpdate::Title(title) => {
@@ -158,7 +143,7 @@ impl PostgresConversations {
         Ok(transaction.commit().await?)
     }
 
-    pub(super) async fn delete_selected(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32, StoreError> {
+    pub(super) async fn delete_selected(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
         let ids: Option<Vec<&str>> = match sessions {
             SessionSelection::Listed(ids) => Some(ids.iter().map(SessionId::as_str).collect()),
             SessionSelection::All => None,
@@ -187,7 +172,7 @@ fn read_time(row: &PgRow, column: &str) -> Result<Timestamp, sqlx::Error> {
     Ok(row.try_get::<jiff_sqlx::Timestamp, _>(column)?.to_jiff())
 }
 
-fn read_session(row: &PgRow) -> Result<Session, StoreError> {
+fn read_session(row: &PgRow) -> Result<Session> {
     let id = SessionId::parse("session_id", row.try_get("session_id")?);
     let running: Option<&str> = row.try_get("running")?;
     let running = running.map(|request| RequestId::parse("running", request)).transpose();
@@ -201,7 +186,7 @@ fn read_session(row: &PgRow) -> Result<Session, StoreError> {
     })
 }
 
-fn read_turn(row: &PgRow) -> Result<StoredTurn, StoreError> {
+fn read_turn(row: &PgRow) -> Result<StoredTurn> {
     Ok(StoredTurn {
         seq: read_count(row, "seq")?,
         request: read_request_id(row, "request_id")?,

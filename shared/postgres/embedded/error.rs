@@ -11,10 +11,7 @@ pub enum EmbeddedError {
          or set DATABASE_URL",
         data_dir.display()
     )]
-    InUse {
-        owner: String,
-        data_dir: PathBuf,
-    },
+    InUse { owner: String, data_dir: PathBuf },
     /// Ignores all signals; its owner was killed.
     #[error("the Postgres process {pid} of an earlier run does not end: stop it, then start again")]
     StillRunning { pid: i32 },
