@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
-    input::ToolResult,
     record::{RecordedCitation, RecordedUsage, TurnFinish, TurnRecord},
     usage::UsageReport,
 };
@@ -104,13 +103,6 @@ impl TurnContext {
 
     pub(super) fn memory_filter(&self) -> Filter {
         Filter { document_ids: self.documents.clone().unwrap_or_default(), ..Filter::default() }
-    }
-}
-
-pub(super) fn tool_result_content(result: ToolResult) -> String {
-    match result.outcome {
-        Ok(json) => json,
-        Err(message) => error_content(&message),
     }
 }
 

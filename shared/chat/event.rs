@@ -1,6 +1,5 @@
 //! Order: `Thinking`, `Searching`, `Recalled`, rounds of `Generating`, deltas, `ExecutingTools` and tool events, then
-//! `Closing` (for the run driver; all others become frames), `Usage`, and one event for which [`TurnEvent::is_last`]
-//! holds.
+//! `Closing` (for the run driver; all others become frames), `Usage`, and one last event.
 
 use serde_json::Value;
 
@@ -36,16 +35,7 @@ pub enum TurnEvent {
 impl TurnEvent {
     #[must_use]
     pub fn is_last(&self) -> bool {
-        match self {
-            Self::Answered { .. } | Self::AwaitsTools | Self::AwaitsMoreResults | Self::Failed(_) => true,
-            Self::StageEntered(_)
-            | Self::Recalled(_)
-            | Self::Delta(_)
-            | Self::ToolExecuted(_)
-            | Self::ToolCalled(_)
-            | Self::Usage(_)
-            | Self::Closing(_) => false,
-        }
+        matches!(self, Self::Answered { .. } | Self::AwaitsTools | Self::AwaitsMoreResults | Self::Failed(_))
     }
 }
 

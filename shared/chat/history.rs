@@ -13,12 +13,10 @@ pub const HISTORY_TOKEN_BUDGET: u32 = 6_000;
 
 impl Assistant {
     pub(super) async fn load_history(&self, input: &TurnInput) -> Result<History, StoreError> {
-        match (&self.conversations, &input.lease) {
-            (Some(conversations), Some(lease)) => {
-                conversations.load_history(&lease.key.user, &lease.key.session, HISTORY_TOKEN_BUDGET).await
-            }
-            _ => Ok(History::default()),
-        }
+        let (Some(conversations), Some(lease)) = (&self.conversations, &input.lease) else {
+            return Ok(History::default());
+        };
+        conversations.load_history(&lease.key.user, &lease.key.session, HISTORY_TOKEN_BUDGET).await
     }
 }
 
@@ -33,13 +31,10 @@ pub(super) fn messages_before(history: &History, from_client: Vec<HistoryMessage
 
 /// Without reasoning, which later turns cannot use.
 fn messages_of_turn(turn: &StoredTurn) -> Vec<Message> {
-    let record = match TurnRecord::from_bytes(&turn.record) {
-        Ok(record) => record,
-        Err(error) => {
-            tracing::error!(%error, "a stored turn cannot be read; the model does not get it");
-            return Vec::new();
-        }
-    };
+    let record = TurnRecord::from_bytes(&turn.record);
+    let record =
+        record.inspect_err(|error| tracing::error!(%error, "a stored turn cannot be read; the model does not get it"));
+    let Ok(record) = record else { return Vec::new() };
     let has_answer = record.answer().is_some();
     let mut messages = record.messages;
     for message in &mut messages {

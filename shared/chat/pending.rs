@@ -2,7 +2,7 @@
 
 use super::{
     assistant::Assistant,
-    context::{TurnContext, tool_result_content},
+    context::{TurnContext, error_content},
     event::TurnFailure,
     input::ToolResult,
 };
@@ -33,9 +33,8 @@ impl Assistant {
         result: ToolResult,
     ) -> Result<ToolResultOutcome<Box<ResumedTurn>>, StoreError> {
         let Some(conversations) = &self.conversations else { return Ok(ToolResultOutcome::UnknownCall) };
-        let call_id = result.call_id.clone();
-        let content = tool_result_content(result);
-        let outcome = conversations.record_tool_result(lease, &call_id, content.as_bytes()).await?;
+        let content = result.outcome.unwrap_or_else(|message| error_content(&message));
+        let outcome = conversations.record_tool_result(lease, &result.call_id, content.as_bytes()).await?;
         Ok(outcome.and_then(|CompletedPendingTurn { state, results, id }| {
             match serde_json::from_slice::<TurnContext>(&state) {
                 Ok(mut context) => {

@@ -1,5 +1,4 @@
-//! The system prompt, one template per language. Text of users reaches it only as JSON inside fences, which it cannot
-//! leave.
+//! Renders the system prompt. Text of users reaches it only as JSON inside fences, which it cannot leave.
 
 use std::collections::BTreeMap;
 
@@ -116,14 +115,9 @@ mod tests {
         render_with_summary(profile, extra_context, recalled, "")
     }
 
-    fn render_with_summary(
-        profile: &Profile,
-        extra_context: &Value,
-        recalled: &[RecalledMemory],
-        summary: &str,
-    ) -> String {
+    fn render_with_summary(profile: &Profile, extra: &Value, recalled: &[RecalledMemory], summary: &str) -> String {
         let now = "2026-11-23T07:04:00Z".parse().unwrap();
-        let prompt = SystemPrompt { profile, extra_context, recalled, summary, now };
+        let prompt = SystemPrompt { profile, extra_context: extra, recalled, summary, now };
         Prompts::compile().unwrap().render(&prompt).unwrap()
     }
 

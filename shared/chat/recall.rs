@@ -21,7 +21,7 @@ pub struct RecalledMemory {
 /// Best first; `None` if retrieval failed or timed out.
 pub(super) async fn recall(engine: &MemoryEngine, input: &TurnInput) -> Option<Vec<RecalledMemory>> {
     let query = RetrievalQuery {
-        text: truncate(&input.message, MAX_QUERY_BYTES).to_owned(),
+        text: input.message[..input.message.floor_char_boundary(MAX_QUERY_BYTES)].to_owned(),
         limit: RECALL_LIMIT,
         min_score: RECALL_MIN_SCORE,
         filter: input.recall.clone().unwrap_or_default(),
@@ -47,8 +47,4 @@ pub(super) async fn recall(engine: &MemoryEngine, input: &TurnInput) -> Option<V
 /// The same question, asked before, would score best and add nothing.
 fn is_echo(memory: &Memory, question: &str) -> bool {
     memory.source_type == CHAT_SOURCE_TYPE && memory.content.trim() == question.trim()
-}
-
-fn truncate(text: &str, max_bytes: usize) -> &str {
-    &text[..text.floor_char_boundary(max_bytes)]
 }

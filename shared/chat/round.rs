@@ -37,7 +37,7 @@ pub(super) struct Progress {
     tally: UsageTally,
     pub(super) model: String,
     /// Of all rounds.
-    text: String,
+    pub(super) text: String,
     round_start: usize,
     /// Whose usage the provider reported in this round.
     counted_model: Option<String>,
@@ -60,25 +60,13 @@ impl Progress {
         self.counted_model = None;
     }
 
-    pub(super) fn push_delta(&mut self, delta: &str) {
-        self.text.push_str(delta);
-    }
-
     pub(super) fn add_usage(&mut self, model: String, tokens: TokenUsage) {
         self.counted_model = Some(model.clone());
         self.tally.add(model, tokens);
     }
 
-    pub(super) fn text(&self) -> &str {
-        &self.text
-    }
-
     pub(super) fn round_text(&self) -> &str {
         &self.text[self.round_start..]
-    }
-
-    pub(super) fn into_text(self) -> String {
-        self.text
     }
 }
 
@@ -159,12 +147,7 @@ impl RunningTurn {
 
 fn estimate_completion(text: &str, outcome: &Result<RoundOutcome, TurnFailure>) -> u32 {
     let tokens = estimate_tokens(text);
-    match outcome {
-        Ok(RoundOutcome::ToolsCalled { calls, reasoning }) => {
-            let message =
-                Message::Assistant { content: String::new(), reasoning: reasoning.clone(), calls: calls.clone() };
-            tokens.saturating_add(message.estimate_tokens())
-        }
-        _ => tokens,
-    }
+    let Ok(RoundOutcome::ToolsCalled { calls, reasoning }) = outcome else { return tokens };
+    let message = Message::Assistant { content: String::new(), reasoning: reasoning.clone(), calls: calls.clone() };
+    tokens.saturating_add(message.estimate_tokens())
 }

@@ -8,8 +8,7 @@
 //! ```
 //!
 //! Events of a step are delivered before the next step starts, so a slow reader holds the turn back (backpressure).
-//! Nothing runs before the first poll. Dropping the stream drops the current step and its provider call: no task is
-//! detached.
+//! Nothing runs before the first poll; dropping the stream cancels the current step and its provider call.
 //!
 //! Only [`TurnMachine::end`] stops, so the last event is unique. Only `Receive` is part of the stream's own state;
 //! futures of other steps are boxed, so that an open stream stays small.
@@ -225,7 +224,7 @@ impl TurnMachine {
     async fn receive(&mut self, mut turn: Box<RunningTurn>, mut answer: ModelStream) -> Step {
         let outcome = match self.interruption.race(answer.next()).await {
             Ok(Some(Ok(ModelEvent::Delta(delta)))) => {
-                turn.progress.push_delta(&delta);
+                turn.progress.text.push_str(&delta);
                 self.emit(TurnEvent::Delta(delta));
                 return Step::Receive(turn, answer);
             }
@@ -329,7 +328,7 @@ impl TurnMachine {
             self.emit(turn.closing(Some(FinishedTurn { record, is_complete: true })));
         }
         self.events.extend(usage.map(TurnEvent::Usage));
-        self.end(TurnEvent::Answered { text: turn.progress.into_text(), finish })
+        self.end(TurnEvent::Answered { text: turn.progress.text, finish })
     }
 
     fn fail(&mut self, mut turn: Box<RunningTurn>, failure: TurnFailure) -> Step {
@@ -338,7 +337,7 @@ impl TurnMachine {
             let is_stopped = matches!(failure, TurnFailure::Cancelled | TurnFailure::Abandoned);
             let finish = if is_stopped { TurnFinish::Cancelled } else { TurnFinish::Failed };
             // A failed turn may be retried, and is persisted only if the user has seen a part of it.
-            let is_persisted = is_stopped || !turn.progress.text().is_empty();
+            let is_persisted = is_stopped || !turn.progress.text.is_empty();
             let finished = is_persisted
                 .then(|| FinishedTurn { record: turn.to_record(usage.as_ref(), finish), is_complete: false });
             self.emit(turn.closing(finished));
