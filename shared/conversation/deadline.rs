@@ -1,7 +1,6 @@
-//! Bounds every call of a conversation store in time, and revokes admissions that arrive too late.
-//! Stores have no deadlines. Dropping a late operation rolls its transaction back. An admission may be committed
-//! although its answer is lost, so it runs in its own task, which revokes it if it is late: otherwise the session would
-//! be busy until the lease expires.
+//! Gives every call of a conversation store a deadline. Dropping a late operation rolls its transaction back, but an
+//! admission may be committed although its answer is lost. So it runs in its own task, which revokes it if it is late:
+//! otherwise the session would be busy until the lease expires.
 
 use std::{sync::Arc, time::Duration};
 

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::*;
-use crate::conversation::{RunKey, RunOutcome, SessionSelection};
+use crate::conversation::{RunOutcome, SessionSelection};
 
 const TIMEOUTS: StoreTimeouts = StoreTimeouts {
     admit: Duration::from_secs(1),
@@ -106,15 +106,6 @@ fn slow(admits_after: Duration, concurrent_admissions: usize) -> WithDeadlines<S
     WithDeadlines::new(SlowStore { admits_after, ..SlowStore::default() }, TIMEOUTS, concurrent_admissions)
 }
 
-fn run() -> NewRun {
-    let key = RunKey {
-        user: UserId::parse("user_id", "ann").unwrap(),
-        session: SessionId::parse("session_id", "s").unwrap(),
-        request: RequestId::parse("request_id", "r").unwrap(),
-    };
-    NewRun { key, fingerprint: [0; 32], head: Vec::new(), takes_session: true, resumes: false, quotas: None }
-}
-
 fn counts(store: &WithDeadlines<SlowStore>) -> (usize, usize) {
     (store.store.admitted.load(Ordering::SeqCst), store.store.revoked.load(Ordering::SeqCst))
 }
@@ -122,7 +113,7 @@ fn counts(store: &WithDeadlines<SlowStore>) -> (usize, usize) {
 #[tokio::test(start_paused = true)]
 async fn admission_in_time_is_not_revoked() {
     let store = slow(TIMEOUTS.admit / 2, 1);
-    let admitted = store.admit(&run()).await.unwrap();
+    let admitted = store.admit(&NewRun::example()).await.unwrap();
     assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
     sleep(TIMEOUTS.late_admission).await;
     assert_eq!(counts(&store), (1, 0));
@@ -132,7 +123,7 @@ async fn admission_in_time_is_not_revoked() {
 async fn admission_after_its_timeout_is_revoked() {
     let store = slow(TIMEOUTS.admit * 2, 1);
     let started = Instant::now();
-    let refused = store.admit(&run()).await;
+    let refused = store.admit(&NewRun::example()).await;
     assert!(matches!(refused, Err(StoreError::Timeout)), "{refused:?}");
     assert_eq!(started.elapsed(), TIMEOUTS.admit);
     assert_eq!(counts(&store), (0, 0));
@@ -143,7 +134,7 @@ async fn admission_after_its_timeout_is_revoked() {
 #[tokio::test(start_paused = true)]
 async fn admission_of_dropped_caller_is_revoked() {
     let store = slow(TIMEOUTS.admit / 2, 1);
-    let dropped = timeout(TIMEOUTS.admit / 4, store.admit(&run())).await;
+    let dropped = timeout(TIMEOUTS.admit / 4, store.admit(&NewRun::example())).await;
     assert!(dropped.is_err(), "{dropped:?}");
     sleep(TIMEOUTS.late_admission).await;
     assert_eq!(counts(&store), (1, 1));
@@ -152,7 +143,7 @@ async fn admission_of_dropped_caller_is_revoked() {
 #[tokio::test(start_paused = true)]
 async fn admission_that_never_arrives_ends_its_task() {
     let store = slow(Duration::from_hours(1), 1);
-    assert!(store.admit(&run()).await.is_err());
+    assert!(store.admit(&NewRun::example()).await.is_err());
     sleep(TIMEOUTS.admit + TIMEOUTS.late_admission).await;
     assert_eq!(Arc::strong_count(&store.store), 1, "the task still holds the store");
     assert_eq!(counts(&store), (0, 0));
@@ -163,7 +154,7 @@ async fn admission_that_never_arrives_ends_its_task() {
 async fn admission_timeout_starts_with_the_permit() {
     let store = slow(TIMEOUTS.admit * 3 / 4, 2);
     let started = Instant::now();
-    let runs = vec![run(); 6];
+    let runs = vec![NewRun::example(); 6];
     let admitted = futures_util::future::join_all(runs.iter().map(|run| store.admit(run))).await;
     assert!(admitted.iter().all(Result::is_ok), "{admitted:?}");
     assert_eq!(started.elapsed(), TIMEOUTS.admit * 9 / 4, "two at a time");
@@ -173,7 +164,7 @@ async fn admission_timeout_starts_with_the_permit() {
 async fn admission_without_a_permit_times_out() {
     let store = slow(Duration::ZERO, 0);
     let started = Instant::now();
-    let refused = store.admit(&run()).await;
+    let refused = store.admit(&NewRun::example()).await;
     assert!(matches!(refused, Err(StoreError::Timeout)), "{refused:?}");
     assert_eq!((started.elapsed(), counts(&store)), (ADMIT_QUEUE_TIMEOUT, (0, 0)));
 }
@@ -182,7 +173,7 @@ async fn admission_without_a_permit_times_out() {
 async fn admission_timeout_of_unreachable_store_says_so() {
     let store = slow(TIMEOUTS.admit * 2, 1);
     store.store.is_unreachable.store(true, Ordering::SeqCst);
-    let refused = store.admit(&run()).await;
+    let refused = store.admit(&NewRun::example()).await;
     assert!(matches!(refused, Err(StoreError::Unreachable)), "{refused:?}");
 }
 
@@ -196,7 +187,7 @@ async fn every_call_ends_with_its_deadline() {
     }
     let StoreTimeouts { admit, late_admission: _, short, long, finish, delete } = TIMEOUTS;
     let store = slow(Duration::ZERO, 1);
-    let key = run().key;
+    let key = NewRun::example().key;
     let lease = Lease { key: key.clone(), lease_token: Uuid::nil() };
     let (user, session) = (&key.user, &key.session);
     let ending = RunEnding {

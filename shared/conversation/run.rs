@@ -40,6 +40,18 @@ pub struct NewRun {
     pub quotas: Option<UserQuotas>,
 }
 
+#[cfg(test)]
+impl NewRun {
+    pub(crate) fn example() -> Self {
+        let key = RunKey {
+            user: UserId::parse("user_id", "ann").unwrap(),
+            session: SessionId::parse("session_id", "s").unwrap(),
+            request: RequestId::parse("request_id", "r").unwrap(),
+        };
+        Self { key, fingerprint: [7; 32], head: vec![1], takes_session: true, resumes: false, quotas: None }
+    }
+}
+
 /// Only `Started` changes anything.
 #[derive(Debug)]
 pub enum AdmitOutcome {

@@ -15,19 +15,16 @@ use crate::identity::{RequestId, SessionId, UserId};
 #[warn(missing_docs)]
 #[async_trait::async_trait]
 pub trait ConversationStore: Send + Sync {
-    /// Idempotency, the session's lease and the user's quotas in one round trip. After an error the run may still be
-    /// admitted.
+    /// Idempotency, lease and quotas in one round trip. After an error the run may still be admitted.
     async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome>;
 
-    /// Takes back what the admission counted. No effect where the lease is lost or the run has ended. After an error
-    /// the run ends when its lease expires.
+    /// Ignored where the lease is lost or the run has ended. After an error the run ends when its lease expires.
     async fn revoke_admission(&self, lease: &Lease) -> Result<()>;
 
     /// Stores frames and renews the lease (the heartbeat); without frames it is a heartbeat alone.
     async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals>;
 
-    /// Everything in `ending` is durable when this returns. Idempotent: the same end again changes nothing. Only the
-    /// tokens of a lost run count.
+    /// Everything in `ending` is durable when this returns. Idempotent. Only the tokens of a lost run count.
     async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()>;
 
     /// Reads the frames after number `after`, and marks the run as watched for `WATCH_WINDOW`.
@@ -72,8 +69,7 @@ pub trait ConversationStore: Send + Sync {
     /// Stores a generated title or summary. Ignored where the session is gone or has a better one.
     async fn update_session(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()>;
 
-    /// Stops the runs of the sessions; the use of quotas stays. Returns how many sessions there were. After an error
-    /// some may be deleted.
+    /// Stops runs; keeps the use of quotas. Returns how many sessions there were. After an error some may be deleted.
     async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32>;
 
     /// A failure is ignored.
@@ -84,8 +80,7 @@ pub trait ConversationStore: Send + Sync {
         false
     }
 
-    /// Notified when a turn that may be learned from is stored. `None` for a store that does not deliver turns through
-    /// a queue in Postgres.
+    /// Notified of a stored turn that may be learned from. `None`: turns are not delivered by a queue in Postgres.
     fn learning_wakeup(&self) -> Option<Arc<Notify>> {
         None
     }

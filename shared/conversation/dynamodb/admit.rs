@@ -67,9 +67,8 @@ impl DynamoConversations {
         let run = attempts.run;
         for _ in 0..ATTEMPTS {
             let now = Timestamp::now();
-            let failed = match self.table.transact(attempts.writes(now)).await? {
-                TransactOutcome::Committed => return Ok(attempts.started()),
-                TransactOutcome::ConditionsFailed(failed) => failed,
+            let TransactOutcome::ConditionsFailed(failed) = self.table.transact(attempts.writes(now)).await? else {
+                return Ok(attempts.started());
             };
             if let Some(known) = failed.get(RUN) {
                 // An earlier attempt may have been committed, and its answer lost.

@@ -44,8 +44,7 @@ impl DynamoConversations {
         }
     }
 
-    /// Runs go first, because they can store nothing after; passes repeat because a run may start meanwhile. The use of
-    /// quotas stays: deletion must not reset them.
+    /// Runs go first and then store nothing more; a run may start between passes. Deletion must not reset quotas.
     async fn delete_user(&self, user: &UserId) -> Result<u32> {
         let mut count = 0;
         for _ in 0..PASSES {
@@ -66,8 +65,7 @@ impl DynamoConversations {
         Ok(count)
     }
 
-    /// The deletion holds the session's lease, so that no run starts, and releases it in the transaction that deletes
-    /// the session's item last.
+    /// Holds the session's lease, so that no run starts, until the transaction that deletes the session's item.
     async fn delete_session(&self, user: &UserId, session: &SessionId) -> Result<bool> {
         let (head, held) = (Key::session(user, session), Key::lease(user, session));
         for pass in 1..=PASSES {

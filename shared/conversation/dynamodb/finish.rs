@@ -67,10 +67,11 @@ enum FinishOutcome {
 impl DynamoConversations {
     pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
         let finished = self.try_finish(lease, ending).await;
-        if let Err(StoreError::LeaseLost) = finished {
-            if let Some(used) = count_tokens(&lease.key.user, ending.tokens, Timestamp::now()) {
-                self.table.write(used).await?;
-            }
+        // The tokens of a lost run count.
+        if let Err(StoreError::LeaseLost) = finished
+            && let Some(used) = count_tokens(&lease.key.user, ending.tokens, Timestamp::now())
+        {
+            self.table.write(used).await?;
         }
         finished
     }
@@ -121,10 +122,7 @@ impl DynamoConversations {
             _ => return Err(StoreError::LeaseLost),
         }
         let holds_session = run.flag(HOLDS_SESSION);
-        let turns = match items.get(&session.item) {
-            Some(session) => session.number(TURNS)?,
-            None => 0_u32,
-        };
+        let turns: u32 = items.get(&session.item).map_or(Ok(0), |session| session.number(TURNS))?;
         Ok(Some(RunContext { items, seq: turns + 1, holds_session }))
     }
 

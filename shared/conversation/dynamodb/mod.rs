@@ -1,12 +1,9 @@
 //! Conversations in one DynamoDB table. `docs/reference/tables.md` documents its items.
 //!
 //! Times are those of the writing process, so its clock has to be roughly right. A change of several items is one
-//! transaction; a failed condition returns the item that refused.
+//! transaction; a failed condition returns the item that refused. The attribute `holder` is the lease token.
 //!
-//! Cancellation: a write that was sent may be applied although its call was dropped. Every write is conditional or
-//! idempotent, so that it can be repeated.
-//!
-//! The attribute `holder` is the lease token.
+//! Cancellation: a write may be applied although its call was dropped. Every write is conditional or idempotent.
 
 mod admit;
 mod attributes;

@@ -139,9 +139,8 @@ impl DynamoConversations {
         if awaited.is_last {
             writes.extend(take_lease(lease, expired, now));
         }
-        let failed = match self.table.transact(writes).await? {
-            TransactOutcome::Committed => return Ok(ResultAttempt::Recorded),
-            TransactOutcome::ConditionsFailed(failed) => failed,
+        let TransactOutcome::ConditionsFailed(failed) = self.table.transact(writes).await? else {
+            return Ok(ResultAttempt::Recorded);
         };
         if let Some(parts) = &staged.parts {
             self.table.delete_parts(parts).await;
@@ -164,8 +163,7 @@ impl DynamoConversations {
     /// True if the same request gave the stored result and its answer was lost.
     async fn is_retry(&self, lease: &Lease, pending: &Item, call: &str) -> Result<bool> {
         let key = &lease.key;
-        let stored = Key::result(&key.user, &key.session, pending.text(TURN)?, &digest(call));
-        let stored = self.table.get(stored).await?;
+        let stored = self.table.get(Key::result(&key.user, &key.session, pending.text(TURN)?, &digest(call))).await?;
         let is_same =
             stored.is_some_and(|stored| stored.text(REQUEST).is_ok_and(|request| request == key.request.as_str()));
         Ok(is_same && !pending.contains_key(RESUMED_BY))

@@ -52,8 +52,7 @@ impl DynamoConversations {
         if let Some((chunk, _)) = &chunk {
             heartbeat = heartbeat.append(", frames = :frames").bind(":frames", number(last_frame(chunk)));
         }
-        // Concurrent with the heartbeat: a chunk's key holds the lease token, so no reader sees chunks of a run without
-        // the lease.
+        // Concurrent with the heartbeat: the chunk's key holds the lease token, so without the lease no reader sees it.
         let put_chunk = async {
             match &chunk {
                 Some((chunk, staged)) => self.table.write(put_chunk(lease, chunk, staged, now)).await.map(drop),

@@ -1,5 +1,4 @@
-//! The client of the table, and reads, which are strongly consistent. SDK requests are boxed, because their futures
-//! take kilobytes.
+//! All reads are strongly consistent. SDK requests are boxed, because their futures take kilobytes.
 
 use std::{collections::HashMap, time::Duration};
 

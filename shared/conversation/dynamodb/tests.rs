@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::*;
-use crate::conversation::{NewTurn, RunKey, RunOutcome, StoreError};
+use crate::conversation::{NewTurn, RunOutcome, StoreError};
 
 type Answer = Box<dyn Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync>;
 
@@ -81,17 +81,8 @@ fn cancelled(reasons: &[(&str, Value)]) -> (u16, Value) {
     (400, json!({"__type": "x#TransactionCanceledException", "Message": "no", "CancellationReasons": reasons}))
 }
 
-fn run() -> NewRun {
-    let key = RunKey {
-        user: UserId::parse("user_id", "ann").unwrap(),
-        session: SessionId::parse("session_id", "s").unwrap(),
-        request: RequestId::parse("request_id", "r").unwrap(),
-    };
-    NewRun { key, fingerprint: [7; 32], head: vec![1], takes_session: true, resumes: false, quotas: None }
-}
-
 fn lease() -> Lease {
-    Lease { key: run().key, lease_token: Uuid::nil() }
+    Lease { key: NewRun::example().key, lease_token: Uuid::nil() }
 }
 
 fn ending(record: Vec<u8>) -> RunEnding {
@@ -122,7 +113,7 @@ fn running() -> Value {
 #[tokio::test]
 async fn admission_is_one_transaction_beside_the_profile() {
     let http = ScriptedHttp::new(|_, _, _| (200, json!({})));
-    let admitted = http.store().admit(&run()).await.unwrap();
+    let admitted = http.store().admit(&NewRun::example()).await.unwrap();
     assert!(matches!(admitted, AdmitOutcome::Started { profile: None, .. }));
     let mut operations = http.operations();
     operations.sort();
@@ -147,7 +138,7 @@ async fn admission_retries_after_a_conflict() {
         ]),
         _ => (200, json!({})),
     });
-    let admitted = http.store().admit(&run()).await.unwrap();
+    let admitted = http.store().admit(&NewRun::example()).await.unwrap();
     assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
     let tokens: Vec<_> =
         http.bodies("TransactWriteItems").iter().map(|body| body["ClientRequestToken"].clone()).collect();
@@ -165,7 +156,7 @@ async fn admission_with_lost_answer_starts_once() {
         }
         _ => (200, json!({})),
     });
-    let admitted = http.store().admit(&run()).await.unwrap();
+    let admitted = http.store().admit(&NewRun::example()).await.unwrap();
     assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
 }
 
@@ -267,7 +258,8 @@ async fn error_text_quotes_nothing_of_the_user() {
     assert_eq!(failed.to_string(), "DynamoDB failed: ValidationException");
     let http =
         ScriptedHttp::new(|_, _, _| (400, json!({"__type": "x#AccessDeniedException", "Message": "not allowed"})));
-    let failed = http.store().get_session(&run().key.user, &run().key.session).await.unwrap_err();
+    let key = NewRun::example().key;
+    let failed = http.store().get_session(&key.user, &key.session).await.unwrap_err();
     assert_eq!(failed.to_string(), "DynamoDB failed: AccessDeniedException: not allowed");
 }
 
@@ -277,6 +269,7 @@ async fn unprocessed_keys_are_requested_again() {
         ("BatchGetItem", 0) => (200, json!({"UnprocessedKeys": body["RequestItems"]})),
         _ => (200, json!({})),
     });
-    assert!(http.store().get_session(&run().key.user, &run().key.session).await.unwrap().is_none());
+    let key = NewRun::example().key;
+    assert!(http.store().get_session(&key.user, &key.session).await.unwrap().is_none());
     assert_eq!(http.operations(), ["BatchGetItem", "BatchGetItem"]);
 }

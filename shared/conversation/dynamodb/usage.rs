@@ -1,6 +1,4 @@
-//! Quotas: requests a minute, tokens a day, and concurrent streams.
-//! Streams are a set of runs in one item. A lost run stays in it until an admission is refused because of it: then lost
-//! runs are removed.
+//! Use of quotas. Streams are a set of runs in one item; lost runs stay in it until an admission would be refused.
 
 use std::time::Duration;
 

@@ -170,14 +170,11 @@ impl Table {
         check_limits(std::slice::from_ref(&write))?;
         let mut attempts = 1;
         loop {
-            let failure = match self.write_once(&write).await {
+            match self.write_once(&write).await {
                 Ok(item) => return Ok(WriteOutcome::Done(item.unwrap_or_default())),
-                Err(failure) => failure,
-            };
-            match failure {
-                WriteFailure::Condition => return Ok(WriteOutcome::ConditionFailed),
-                WriteFailure::Conflict(_) if attempts < ATTEMPTS => backoff(attempts).await,
-                WriteFailure::Conflict(error) | WriteFailure::Failed(error) => return Err(error),
+                Err(WriteFailure::Condition) => return Ok(WriteOutcome::ConditionFailed),
+                Err(WriteFailure::Conflict(_)) if attempts < ATTEMPTS => backoff(attempts).await,
+                Err(WriteFailure::Conflict(error) | WriteFailure::Failed(error)) => return Err(error),
             }
             attempts += 1;
         }
@@ -209,10 +206,7 @@ impl Table {
         loop {
             // The SDK sends an idempotency token, the same one in its own retries.
             let request = self.client.transact_write_items().set_transact_items(Some(items.clone()));
-            let error = match Box::pin(request.send()).await {
-                Ok(_) => return Ok(TransactOutcome::Committed),
-                Err(error) => error,
-            };
+            let Err(error) = Box::pin(request.send()).await else { return Ok(TransactOutcome::Committed) };
             match cancellation_reasons(&error).map(classify) {
                 Some(Cancellation::ConditionsFailed(failed)) => return Ok(TransactOutcome::ConditionsFailed(failed)),
                 Some(Cancellation::Conflict) if attempts < ATTEMPTS => backoff(attempts).await,

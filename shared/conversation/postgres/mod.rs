@@ -12,10 +12,8 @@
 //!
 //! [`erasure`](crate::erasure) locks `learning_jobs` and then `pending_turns`, as `delete_sessions` does.
 //!
-//! The column `runs.holder` is the lease token.
-//!
-//! Cancellation: a dropped call rolls its transaction back. `admit` and `checkpoint` are one function call each and may
-//! still commit.
+//! Cancellation: a dropped call rolls its transaction back, but `admit` and `checkpoint`, one function call each, may
+//! commit. The column `runs.holder` is the lease token.
 
 mod admit;
 mod pending;

@@ -9,8 +9,7 @@ use crate::{
 };
 
 const SUMMARY: &str = "select summary, summary_through from sessions where user_id = $1 and session_id = $2";
-/// Walks back until the budget is spent, so that no more of a long session is read. A turn costs at least one token, so
-/// that the walk ends.
+/// Walks back from the last turn until the budget is spent. A turn costs at least one token, so that the walk ends.
 const LAST_TURNS: &str = "
     with recursive last (seq, spent) as (
         (select seq, tokens from turns where user_id = $1 and session_id = $2 and seq > $3 order by seq desc limit 1)
