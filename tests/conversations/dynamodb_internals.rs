@@ -1,8 +1,7 @@
 use std::collections::HashMap;
 
 use agent_service::conversation::{
-    AdmitOutcome, ConversationStore as _, FrameChunk, NewRun, RunEnding, RunKey, SessionSelection, StoreError,
-    WithDeadlines,
+    AdmitOutcome, ConversationStore as _, FrameChunk, NewRun, RunEnding, SessionSelection, StoreError, WithDeadlines,
     dynamodb::{DynamoConversations, parse_turn_item},
 };
 use agent_service::identity::UserId;
@@ -10,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     dynamodb::{Attributes, TestTable, text},
-    fixture::{ADMIT_TIMEOUT, chunk, ending, request, session, started, turn},
+    fixture::{ADMIT_TIMEOUT, chunk, ending, new_run, request, session, started, turn},
 };
 
 /// DynamoDB's limit; the double accepts larger items.
@@ -21,14 +20,7 @@ fn ann() -> UserId {
 }
 
 fn run(session: &str, request: &str) -> NewRun {
-    NewRun {
-        key: RunKey { user: ann(), session: self::session(session), request: self::request(request) },
-        fingerprint: [7; 32],
-        head: b"head".to_vec(),
-        takes_session: true,
-        resumes: false,
-        quotas: None,
-    }
+    new_run(ann(), session, request)
 }
 
 async fn table() -> Option<(TestTable, WithDeadlines<DynamoConversations>)> {

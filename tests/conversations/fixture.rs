@@ -107,14 +107,7 @@ impl StoreFixture {
     }
 
     pub fn run(&self, session: &str, request: &str) -> NewRun {
-        NewRun {
-            key: RunKey { user: self.user("ann"), session: self::session(session), request: self::request(request) },
-            fingerprint: [7; 32],
-            head: b"head".to_vec(),
-            takes_session: true,
-            resumes: false,
-            quotas: None,
-        }
+        new_run(self.user("ann"), session, request)
     }
 
     pub async fn start(&self, run: &NewRun) -> Lease {
@@ -162,6 +155,12 @@ pub fn session(id: &str) -> SessionId {
 
 pub fn request(id: &str) -> RequestId {
     RequestId::parse("request_id", id).unwrap()
+}
+
+pub fn new_run(user: UserId, session: &str, request: &str) -> NewRun {
+    let key = RunKey { user, session: self::session(session), request: self::request(request) };
+    let head = b"head".to_vec();
+    NewRun { key, fingerprint: [7; 32], head, takes_session: true, resumes: false, quotas: None }
 }
 
 pub fn started(admission: AdmitOutcome) -> Lease {

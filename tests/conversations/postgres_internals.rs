@@ -2,7 +2,7 @@ use std::{future::poll_fn, pin::pin, str::FromStr as _, task::Poll, time::Durati
 
 use agent_service::{
     composition::build_embedder,
-    conversation::{AdmitOutcome, ConversationStore as _, NewRun, RunEnding, RunKey, SessionSelection},
+    conversation::{AdmitOutcome, ConversationStore as _, NewRun, RunEnding, SessionSelection},
     erasure::erase_user,
     identity::UserId,
     memory::MemoryEngine,
@@ -16,25 +16,14 @@ use tokio::{
 };
 
 use crate::{
-    fixture::{ADMIT_TIMEOUT, chunk, ending, postgres_store, request, session, started, turn},
+    fixture::{ADMIT_TIMEOUT, chunk, ending, new_run, postgres_store, session, started, turn},
     postgres::{TestDatabase, config, pooled_url},
 };
 
 const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn run(user: &str, session: &str, request: &str) -> NewRun {
-    NewRun {
-        key: RunKey {
-            user: UserId::parse("user_id", user).unwrap(),
-            session: self::session(session),
-            request: self::request(request),
-        },
-        fingerprint: [7; 32],
-        head: b"head".to_vec(),
-        takes_session: true,
-        resumes: false,
-        quotas: None,
-    }
+    new_run(UserId::parse("user_id", user).unwrap(), session, request)
 }
 
 async fn number(connection: &mut PgConnection, sql: &'static str) -> i64 {
