@@ -20,7 +20,7 @@ const ADMIT_QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreTimeouts {
-    /// From when an admission has its permit; for tool results as well.
+    /// Counted from an admission's permit. Also for tool results.
     pub admit: Duration,
     /// How much longer than its caller an admission waits for the store, and the timeout of its revocation.
     pub late_admission: Duration,

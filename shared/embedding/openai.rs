@@ -39,7 +39,7 @@ pub struct OpenAiEmbedder {
     url: String,
     api_key: Option<Secret>,
     model: EmbeddingModel,
-    /// The dimension is not the model's default.
+    /// True if the dimension is not the model's default.
     sends_dimension: bool,
     max_attempts: u32,
     breaker: Arc<CircuitBreaker>,

@@ -19,7 +19,6 @@ impl MemoryEngine {
     pub async fn ingest(&self, user: &UserId, document: NewDocument) -> Result<usize, MemoryError> {
         /// An attempt fails where another writer changes the same document meanwhile.
         const ATTEMPTS: usize = 3;
-        // A long document takes a second.
         let split = tokio::task::spawn_blocking(move || (chunk_rows(&document), document));
         let (mut chunks, document) = split.await.map_err(|_| MemoryError::Internal)?;
         for _ in 0..ATTEMPTS {
@@ -94,7 +93,6 @@ struct ChunkRow {
     id: String,
     section: String,
     text: String,
-    /// SHA-256 of the text that the vector is made from.
     digest: [u8; 32],
     /// `None`: not embedded yet, or stored already.
     vector: Option<Vec<f32>>,

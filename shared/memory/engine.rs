@@ -59,8 +59,7 @@ impl MemoryEngine {
         tokio::join!(database, self.embedder.warm_up());
     }
 
-    /// Adds all or none. Where an id occurs twice, the last memory wins. Stored content is not stored again, unless it
-    /// comes with an id of the client.
+    /// All or none. The last memory of an id wins. Stored content is skipped, unless the client gives its id.
     pub async fn add(&self, user: &UserId, memories: Vec<NewMemory>) -> Result<AddOutcome, MemoryError> {
         let mut batch = self.prepare_batch(user, memories).await?;
         let write = async {
@@ -143,8 +142,7 @@ impl MemoryEngine {
         with_bulk_timeout(delete).await
     }
 
-    /// In one transaction with `erase_others`, which deletes what other modules store of the user. Returns the number
-    /// of memories.
+    /// In one transaction with `erase_others`, which deletes what other modules store of the user.
     pub(crate) async fn erase_user(
         &self,
         user: &UserId,

@@ -13,8 +13,7 @@ use crate::identity::UserId;
 const PAGE_SIZE: usize = 200;
 
 impl MemoryEngine {
-    /// Newest first. A long history comes in several parts, each with its memory. Each page is a transaction of its
-    /// own, read as the stream is polled; the first error ends the stream.
+    /// Newest first. A long history comes in several parts, each with its memory. Each page is its own transaction.
     pub fn export(
         self: Arc<Self>,
         user: UserId,

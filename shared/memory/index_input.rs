@@ -6,11 +6,9 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::tokenizer;
 
-/// The latest turn first. A short turn ("Yes, last summer!") is understood by what it answers. `sql/index_inputs.sql`
-/// reads as many.
+/// Latest turn first. A short turn ("Yes, last summer!") is understood by what it answers.
 const PRECEDING_TURN_WEIGHTS: [f32; 2] = [0.5, 0.25];
 
-/// Texts may be empty.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct IndexInput<'a> {
     pub(super) content: &'a str,
@@ -58,7 +56,7 @@ pub(super) fn vector_text(title: &str, section: &str, content: &str) -> String {
     if headings.is_empty() { content.to_owned() } else { format!("{}\n{content}", headings.join(" > ")) }
 }
 
-/// In UTC, in the script of `text`.
+/// In UTC, and in Chinese or English as `text` is.
 fn spelled_date(time: Timestamp, text: &str) -> String {
     const WEEKDAYS: [&str; 7] = ["一", "二", "三", "四", "五", "六", "日"];
     let day = time.to_zoned(TimeZone::UTC);

@@ -2,8 +2,7 @@ use std::collections::BTreeSet;
 
 use super::tokenizer;
 
-/// Postings that one search reads. The most frequent terms are dropped first: they cost most and discriminate least. Of
-/// a single term with more, those of the last ids are read; assigned ids grow with time.
+/// Postings that one search reads. The most frequent terms are dropped first: they cost most and discriminate least.
 pub(super) const POSTINGS_BUDGET: u64 = 50_000;
 
 const MAX_TERMS: usize = 256;
@@ -15,14 +14,14 @@ pub(super) struct QueryTerm {
     pub(super) document_frequency: u64,
 }
 
-/// The first 256.
+/// At most 256 terms.
 pub(crate) fn distinct_terms(text: &str) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let distinct = tokenizer::terms(text).into_iter().filter(|term| seen.insert(term.clone()));
     distinct.take(MAX_TERMS).collect()
 }
 
-/// The rarest of all in any case.
+/// Keeps at least the rarest term.
 pub(super) fn within_budget(mut terms: Vec<QueryTerm>) -> Vec<QueryTerm> {
     terms.sort_by(|a, b| a.document_frequency.cmp(&b.document_frequency).then_with(|| a.term.cmp(&b.term)));
     let mut read = 0;

@@ -27,13 +27,12 @@ pub struct ReembedProgress {
     pub done: u64,
     /// Without a vector at the last count, plus `done`.
     pub total: u64,
-    /// By the embedder. The lexical retriever finds them.
+    /// Rejected by the embedder; only the lexical retriever finds them.
     pub rejected: u64,
 }
 
 impl MemoryEngine {
-    /// Searches and writes go on meanwhile, and engines of another model find what they found before. Can be cancelled,
-    /// and resumes where it stopped.
+    /// Searches and writes go on meanwhile. Can be cancelled, and resumes where it stopped.
     pub async fn reembed(
         &self,
         on_progress: &(dyn Fn(ReembedProgress) + Sync),
@@ -100,7 +99,7 @@ impl MemoryEngine {
         self.maintenance.with_statement_timeout(BULK_TIMEOUT).begin_without_user().await
     }
 
-    /// Skips memories that are changed or deleted meanwhile. Returns how many texts the embedder rejected.
+    /// Skips memories that are changed meanwhile. Returns how many texts the embedder rejected.
     async fn reembed_memories(&self, user: &UserId, ids: &[&str]) -> Result<usize, MemoryError> {
         let sources = with_timeout(async {
             let mut transaction = self.service.begin(user).await?;
@@ -170,8 +169,7 @@ impl MemoryEngine {
         Ok(deleted)
     }
 
-    /// As the owner of the tables, if some user has enough memories. Takes minutes for a million vectors and blocks no
-    /// other statement.
+    /// As the table owner. Takes minutes for a million vectors, and blocks no other statement.
     pub async fn build_vector_index(&self, database: &Database) -> Result<(), DatabaseError> {
         if self.vector_index.is_needed(&self.maintenance).await? {
             let mut owner = database.connect_owner().await?;

@@ -37,5 +37,5 @@ pub const MAX_QUERY_BYTES: usize = 10_000;
 
 pub const MAX_COUNTED: usize = 1_000;
 
-/// Of the vector retriever, where the caller names none.
+/// Weight of the vector retriever where the caller names none.
 pub const DEFAULT_ALPHA: f32 = 0.5;

@@ -9,7 +9,7 @@ use crate::{error::check_text, identity::MAX_ID_BYTES};
 
 pub type Metadata = BTreeMap<String, String>;
 
-/// Of a turn stored verbatim.
+/// The source type of a turn stored verbatim.
 pub const CHAT_SOURCE_TYPE: &str = "chat";
 
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +27,6 @@ pub struct NewMemory {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddOutcome {
-    /// In the order of the request.
     pub ids: Vec<String>,
     /// Rows that are new or changed.
     pub added: usize,
@@ -102,7 +101,7 @@ pub struct RetrievalQuery {
     /// 0 to 1; 0: no floor.
     pub min_score: f32,
     pub filter: Filter,
-    /// Of the vector retriever against the lexical one, 0 to 1.
+    /// Weight of the vector retriever, 0 to 1.
     pub alpha: f32,
     pub time_zone: TimeZone,
 }

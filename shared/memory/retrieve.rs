@@ -22,7 +22,7 @@ use crate::{
     temporal,
 };
 
-/// For building an incomplete index, or waiting for another builder.
+/// Bounds building an incomplete index, or waiting for another builder.
 const INDEX_TIMEOUT: Duration = Duration::from_secs(10);
 /// A hybrid search can do without: a turn waits three seconds at most for its memories.
 const HYBRID_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
@@ -150,8 +150,7 @@ impl MemoryEngine {
         Ok((transaction, statistics))
     }
 
-    /// Batch by batch until a timeout; the next search goes on. A search with a vector does not wait for another
-    /// builder.
+    /// Stops at a timeout; the next search goes on. A search with a vector does not wait for another builder.
     async fn build_index(&self, user: &UserId, has_vector: bool) -> Result<(), sqlx::Error> {
         let limit = if has_vector { HYBRID_INDEX_TIMEOUT } else { INDEX_TIMEOUT };
         let started = Instant::now();

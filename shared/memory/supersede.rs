@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 
-/// Cycles that can be reached from `ids`, in linear time. `superseded_by` gives every memory at most one successor. A
-/// cycle begins with the id by which it was reached first.
+/// Cycles that can be reached from `ids`, each from the id by which it was reached first. Takes linear time.
 pub(crate) fn cycles<'a>(
     ids: impl IntoIterator<Item = &'a str>,
     superseded_by: impl Fn(&str) -> Option<&'a str>,

@@ -17,7 +17,6 @@ use crate::{
 };
 
 pub(super) struct WriteBatch {
-    /// In the order of the request.
     request_ids: Vec<String>,
     rows: BTreeMap<String, NewMemory>,
     vectors: HashMap<String, Vec<f32>>,

@@ -157,9 +157,8 @@ impl Database {
         connect(&self.owner).await
     }
 
-    /// Probes the database until it is dropped, which stops the embedded Postgres; `ready` says whether it can be used.
-    /// Fails if users are not isolated or the embedded Postgres does not start. An unreachable external database is
-    /// retried.
+    /// Probes the database until the future is dropped, which stops the embedded Postgres. Fails if users are not
+    /// isolated or the embedded Postgres does not start; an unreachable external database is retried.
     pub async fn supervise(&self, ready: &watch::Sender<bool>, progress: StartupProgress) -> Result<(), DatabaseError> {
         let _running = self.start_embedded(progress.clone()).await?;
         self.prepare_with_retries().await?;

@@ -25,9 +25,8 @@ impl Role {
         }
     }
 
-    /// Assumes the role and begins a transaction in one round trip, with `settings` in between. Statements that are
-    /// sent together are one implicit transaction, which `begin` makes explicit. If `begin` came first, a refused
-    /// statement would leave a failed transaction on the pooled connection.
+    /// One round trip. Statements that are sent together are one implicit transaction, which `begin` makes explicit. If
+    /// `begin` came first, a refused statement would leave a failed transaction on the pooled connection.
     pub(super) fn begin(self, settings: &[&str]) -> String {
         [&[self.assume()], settings, &["begin"]].concat().join("; ")
     }

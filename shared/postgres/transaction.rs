@@ -79,8 +79,8 @@ impl RolePool {
         self.begin_with(&[&self.set_timeouts()]).await
     }
 
-    /// Calls a database function in one round trip and a transaction of its own, and returns its first row. An error
-    /// means that nothing changed; dropping the future leaves open whether the call took effect.
+    /// Takes one round trip. If the function fails, nothing changed; dropping the future leaves open whether the call
+    /// took effect.
     pub async fn call_function(
         &self,
         user: &UserId,

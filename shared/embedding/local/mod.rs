@@ -45,7 +45,7 @@ struct LoadedModel {
 
 struct TokenizedText {
     ids: Vec<u32>,
-    /// Of the text in the call.
+    /// Position of the text in the call.
     index: usize,
 }
 

@@ -25,7 +25,7 @@ impl<'a> Blocks<'a> {
         Self { content, at: 0 }
     }
 
-    /// Without its end, and the start of the next line.
+    /// Returns the start of the next line as well.
     fn line(&self, at: usize) -> Option<(&'a str, usize)> {
         let rest = self.content.get(at..).filter(|rest| !rest.is_empty())?;
         let end = line_end(rest);

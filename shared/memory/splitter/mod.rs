@@ -1,6 +1,5 @@
-//! Splits plain text or Markdown into chunks for an embedding model. Chunks end at headings, then at paragraphs,
-//! sentences, spaces, and at last graphemes. They do not overlap, so that one sentence is one hit; the section gives a
-//! chunk its context.
+//! Splits plain text or Markdown into chunks for an embedding model: at headings, then at paragraphs, sentences,
+//! spaces, and at last graphemes. Chunks do not overlap, so that one sentence is one hit.
 
 mod markdown;
 
@@ -10,12 +9,10 @@ use unicode_segmentation::UnicodeSegmentation as _;
 
 use self::markdown::{BlockKind, Blocks, MAX_TITLE_CHARS, line_end};
 
-/// About 250 tokens, for models with a window of 256. A Latin letter weighs 1 (four make a token) and a character of
-/// any other script 2.
+/// About 250 tokens. A Latin letter weighs 1 (four make a token), a character of any other script 2.
 const TARGET_WEIGHT: usize = 1_000;
 
-/// For a code block in one piece, and for a heading with its paragraph. A character weighs at least 1, so this bounds
-/// the characters of a chunk as well.
+/// For a code block in one piece, or a heading with its paragraph. Also bounds the characters of a chunk.
 const MAX_WEIGHT: usize = 1_600;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +93,7 @@ impl Splitter<'_> {
         }
     }
 
-    /// At most [`MAX_WEIGHT`].
+    /// `piece_weight` is at most [`MAX_WEIGHT`].
     fn add_piece(&mut self, range: Range<usize>, piece_weight: usize) {
         if let Some(open) = &mut self.open {
             let gap = self.content.get(open.range.end..range.start).map_or(0, weight);
@@ -163,8 +160,7 @@ fn is_abbreviation(text: &str) -> bool {
         || word.len() == 1 && word.bytes().all(|b| b.is_ascii_uppercase() && b != b'I')
 }
 
-/// All of the piece; else up to a space in the second half; else up to a grapheme; and if one grapheme weighs more than
-/// a chunk, up to a character.
+/// All of the piece if it fits; else up to a space in the second half, a grapheme, or a character.
 fn hard_cut(piece: &str) -> usize {
     let mut sum = 0;
     let mut chars = piece.char_indices();

@@ -128,7 +128,6 @@ pub(crate) async fn history(
 pub(crate) struct StoredText<'a> {
     pub(crate) id: &'a str,
     pub(crate) content: &'a str,
-    /// SHA-256 of the text that the vector is made from.
     pub(crate) digest: [u8; 32],
 }
 
@@ -179,7 +178,7 @@ pub(crate) async fn existing_ids(
     Ok(ids)
 }
 
-/// By chunk id.
+/// Digests by chunk id.
 pub(crate) async fn vector_digests(
     transaction: &mut RoleTransaction,
     user: &UserId,

@@ -20,7 +20,7 @@ use crate::{
     temporal::TimeSpan,
 };
 
-/// For a memory of a time that the query names.
+/// Added to the score of a memory of a time that the query names.
 const TIME_BONUS: f64 = 0.05;
 
 /// gRPC clients accept messages of 4 MB by default; sizes are estimates.
@@ -73,7 +73,7 @@ pub(crate) struct Search<'a> {
     pub(crate) user: &'a UserId,
     pub(crate) query: &'a RetrievalQuery,
     pub(crate) mode: SearchMode,
-    /// Of the vector retriever.
+    /// Weight of the vector retriever.
     pub(crate) alpha: f64,
     pub(crate) spans: Vec<TimeSpan>,
     pub(crate) model_key: &'a str,
@@ -242,7 +242,7 @@ impl Search<'_> {
     }
 }
 
-/// The same in every row; 0 for null.
+/// Reads the first row, because all repeat the number; 0 for null.
 fn count(rows: &[PgRow], column: &str) -> Result<usize, sqlx::Error> {
     let count: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get(column))?;
     Ok(count.and_then(|count| usize::try_from(count).ok()).unwrap_or_default())

@@ -1,7 +1,6 @@
-//! A text is normalized (NFKC, no accents, no case) and split into words (UAX #29), and each word into the spellings by
-//! which it may be searched. English is stemmed and loses its function words. Scripts without spaces become overlapping
-//! pairs of characters, which needs no dictionary: 高等数学 is 高等, 等数, 数学. No synonyms, no stemming of other languages, no
-//! word positions.
+//! A text is normalized (NFKC, no accents, no case) and split into words (UAX #29). English is stemmed and loses its
+//! function words. Scripts without spaces become overlapping pairs of characters: 高等数学 is 高等, 等数, 数学. No synonyms, no
+//! stemming of other languages, no word positions.
 
 mod english;
 
@@ -99,7 +98,6 @@ impl Scanner {
         }
     }
 
-    /// For a segment with letters or digits.
     fn word(&mut self, segment: &str) {
         let first = segment.chars().next().unwrap_or(' ');
         if !mem::take(&mut self.is_joined) && !self.parts.is_empty() {

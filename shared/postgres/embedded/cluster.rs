@@ -95,7 +95,7 @@ fn ended_within(pid: Pid, cluster: &Path, timeout: Duration) -> bool {
     true
 }
 
-/// As opposed to another process with a reused id.
+/// False for another process with a reused id.
 #[cfg(target_os = "linux")]
 fn is_postmaster(pid: Pid, cluster: &Path) -> bool {
     let process = Path::new("/proc").join(pid.as_raw_pid().to_string());

@@ -58,7 +58,7 @@ impl EmbeddedPostgres {
     }
 }
 
-/// Whether Postgres runs or not.
+/// Works whether Postgres runs or not.
 pub fn connect_options(data_dir: &Path) -> Result<PgConnectOptions, EmbeddedError> {
     let socket = socket_path(data_dir)?;
     Ok(PgConnectOptions::new_without_pgpass().socket(socket).port(PORT).username(USER).database(USER))

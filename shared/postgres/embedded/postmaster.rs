@@ -22,9 +22,8 @@ const READY_POLL_INTERVAL: Duration = Duration::from_millis(3);
 
 const MAX_LOG_BYTES: u64 = 1 << 20;
 
-/// Fast, which writes a checkpoint and depends on the disk; immediate, which costs a WAL replay at the next start;
-/// SIGKILL. After an immediate shutdown Postgres needs 5 seconds to kill its children; killed earlier, it leaves them
-/// and `postmaster.pid` behind.
+/// Fast, which depends on the disk; immediate, which costs a WAL replay; SIGKILL. Killed within 5 seconds of an
+/// immediate shutdown, Postgres leaves children and `postmaster.pid` behind.
 const SHUTDOWN_SIGNALS: [(Signal, Duration); 3] = [
     (Signal::INT, Duration::from_secs(20)),
     (Signal::QUIT, Duration::from_secs(8)),
@@ -196,7 +195,7 @@ fn end_with_parent(command: &mut Command, signal: Signal) {
 #[cfg(not(target_os = "linux"))]
 fn end_with_parent(_command: &mut Command, _signal: Signal) {}
 
-/// On a thread that lives as long as the process, because the end of that thread would end it.
+/// The thread lives as long as the process, because the end of the thread would end it.
 fn spawn_monitored(mut postgres: Command, log: File, process: Arc<ProcessMonitor>) -> io::Result<Pid> {
     let (started, pid) = mpsc::sync_channel(1);
     thread::Builder::new().name("embedded-postgres".to_owned()).spawn(move || {
@@ -248,7 +247,7 @@ fn copy_log(mut output: impl Read, mut log: File) {
     }
 }
 
-/// Line 1 is the process id, line 8 the state.
+/// Of `postmaster.pid`, line 1 is the process id and line 8 the state.
 fn is_ready(pid_file: &str, pid: Pid) -> bool {
     let mut lines = pid_file.lines().map(str::trim);
     lines.next() == Some(pid.as_raw_pid().to_string().as_str()) && lines.nth(6) == Some("ready")

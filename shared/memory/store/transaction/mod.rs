@@ -44,7 +44,6 @@ pub(crate) struct NewMemoryRow<'a> {
     pub(crate) source_type: &'a str,
     pub(crate) tags: &'a [String],
     pub(crate) metadata: &'a Metadata,
-    /// `None`: now.
     pub(crate) created_at: Option<Timestamp>,
     pub(crate) location: Option<(&'a str, usize)>,
     pub(crate) vector: NewVector<'a>,
@@ -86,8 +85,7 @@ impl<'u> MemoryTransaction<'u> {
         self.transaction.commit().await
     }
 
-    /// Marks postings of memories, and of the turns that follow them, as out of date. A change that moves turns within
-    /// their session calls it before and after.
+    /// Marks postings as out of date, also of the turns that follow. Call it before and after turns move.
     async fn touch(&mut self, ids: &[String]) -> Result<(), sqlx::Error> {
         self.touched.extend(inverted_index::following_turns(&mut self.transaction, self.user, ids).await?);
         self.touched.extend(ids.iter().cloned());
