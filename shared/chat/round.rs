@@ -39,7 +39,7 @@ pub(super) struct Progress {
     /// Of all rounds.
     pub(super) text: String,
     round_start: usize,
-    /// Whose usage the provider reported in this round.
+    /// The model whose usage the provider reported in this round.
     counted_model: Option<String>,
     /// The model may repeat an invalid tool call once, until tools run again.
     pub(super) has_repaired: bool,

@@ -24,7 +24,7 @@ pub trait ConversationStore: Send + Sync {
     /// Stores frames and renews the lease (the heartbeat); without frames it is a heartbeat alone.
     async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals>;
 
-    /// Everything in `ending` is durable when this returns. Idempotent. Only the tokens of a lost run count.
+    /// Everything in `ending` is durable when this returns. Idempotent. Of a lost run only the tokens count.
     async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()>;
 
     /// Reads the frames after number `after`, and marks the run as watched for `WATCH_WINDOW`.

@@ -1,4 +1,4 @@
-//! Conversations in one DynamoDB table. `docs/reference/tables.md` documents its items.
+//! Conversations in one DynamoDB table: items in `docs/reference/tables.md`, costs in `docs/how-to/dynamodb.md`.
 //!
 //! Times are those of the writing process, so its clock has to be roughly right. A change of several items is one
 //! transaction; a failed condition returns the item that refused. The attribute `holder` is the lease token.
