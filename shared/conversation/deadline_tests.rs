@@ -149,7 +149,6 @@ async fn admission_that_never_arrives_ends_its_task() {
     assert_eq!(counts(&store), (0, 0));
 }
 
-/// The timeout does not include the wait for a permit.
 #[tokio::test(start_paused = true)]
 async fn admission_timeout_starts_with_the_permit() {
     let store = slow(TIMEOUTS.admit * 3 / 4, 2);

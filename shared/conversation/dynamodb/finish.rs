@@ -48,7 +48,6 @@ struct StagedValues {
 }
 
 impl StagedValues {
-    /// Parts that do not expire.
     fn lasting_parts(&self) -> impl Iterator<Item = &ValueParts> {
         [&self.record, &self.profile].into_iter().filter_map(|value| value.as_ref()?.parts.as_ref())
     }

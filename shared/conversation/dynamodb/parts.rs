@@ -1,5 +1,4 @@
-//! Values that may be too long for an item. A long value is divided into parts, which are written first and expire by
-//! themselves; their expiry is removed before the item that names them is written for good.
+//! Long values are divided into parts, which are written first and expire unless an item names them for good.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};

@@ -1,5 +1,4 @@
-//! Pending turns. Calls are named by digests, because a call's id is the provider's and may be anything. State and
-//! results are in items of their own, which expire and are not deleted before.
+//! Calls are named by digests, because their ids are the provider's. State and results are items that only expire.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::future::try_join;
