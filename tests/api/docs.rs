@@ -148,15 +148,30 @@ fn client_snippets_are_taken_from_examples() {
     assert!(snippets > 0);
 }
 
+/// Whether a source file has a function with an attribute of tests.
+fn is_test(source: &str, name: &str) -> bool {
+    source.split_once(&format!("fn {name}(")).is_some_and(|(before, _)| {
+        let item = before.rsplit("\n\n").next().unwrap_or_default();
+        item.contains("#[test]") || item.contains("#[tokio::test")
+    })
+}
+
+/// Whether the suite of the conversation stores lists a case. One that is missing there does not run.
+fn is_suite_case(topic: &str, name: &str) -> bool {
+    let main = read("tests/conversations/main.rs");
+    let cases =
+        main.split_once(&format!("\n    {topic}:\n")).map(|(_, rest)| rest.split(';').next().unwrap_or_default());
+    cases.is_some_and(|cases| cases.split_whitespace().any(|case| case == name))
+}
+
 #[test]
 fn guarantees_name_existing_tests() {
     let page = read("docs/reference/guarantees.md");
     let mut tests = 0;
     for span in code_spans(&page) {
         let Some((path, name)) = span.split_once(".rs::") else { continue };
-        let source = read(&format!("{path}.rs"));
-        let is_test = source.contains(&format!("fn {name}("));
-        assert!(is_test, "{span} does not exist");
+        let is_case = path.strip_prefix("tests/conversations/").is_some_and(|topic| is_suite_case(topic, name));
+        assert!(is_case || is_test(&read(&format!("{path}.rs")), name), "{span} is no test that runs");
         tests += 1;
     }
     assert!(tests > 30, "only {tests} tests are named");
