@@ -72,14 +72,14 @@ async fn unavailable_secret_is_named_by_its_variable_only() {
             r#"{"__type": "AccessDeniedException", "message": "private"}"#,
             "AccessDeniedException",
         ),
-        ("ssm:/agent/key", 200, r#"{"Parameters": [], "InvalidParameters": ["/agent/key"]}"#, "no parameter"),
+        ("ssm:/agent/key", 200, r#"{"Parameters": [], "InvalidParameters": ["/agent/key"]}"#, "no such parameter"),
         (
             "secretsmanager:/agent/key#url",
             400,
             r#"{"__type": "ResourceNotFoundException"}"#,
             "ResourceNotFoundException",
         ),
-        ("secretsmanager:/agent/key#url", 200, r#"{"SecretString": "{\"private\": 1}"}"#, "no text"),
+        ("secretsmanager:/agent/key#url", 200, r#"{"SecretString": "{\"private\": 1}"}"#, "not text"),
     ] {
         store.respond(status, answer).await;
         let (code, stderr) = run_to_failure(PROGRAM, &[&runtime[..], &[("LLM_API_KEY", reference)]].concat()).await;
