@@ -139,7 +139,7 @@ struct Attempt {
     has_begun: bool,
 }
 
-enum Step {
+enum ChainStep {
     NextCandidate,
     /// Asks the model, if its circuit is closed.
     Attempt(Box<Candidate>),
@@ -157,21 +157,21 @@ struct ChainAnswer {
     candidates: vec::IntoIter<Candidate>,
     /// The final error of each model that failed.
     failures: Vec<ModelError>,
-    step: Step,
+    step: ChainStep,
 }
 
 impl ChainAnswer {
     fn new(chain: Arc<ModelChain>, request: ModelRequest) -> Self {
         let candidates = chain.candidates(request.model.as_deref()).into_iter();
-        Self { chain, request, candidates, failures: Vec::new(), step: Step::NextCandidate }
+        Self { chain, request, candidates, failures: Vec::new(), step: ChainStep::NextCandidate }
     }
 
     async fn next_event(&mut self) -> Result<Option<ModelEvent>, ModelError> {
         loop {
-            self.step = match mem::replace(&mut self.step, Step::Done) {
-                Step::NextCandidate => self.next_candidate()?,
-                Step::Attempt(candidate) => self.attempt(candidate),
-                Step::Receive(mut attempt) => match attempt.answer.next().await {
+            self.step = match mem::replace(&mut self.step, ChainStep::Done) {
+                ChainStep::NextCandidate => self.next_candidate()?,
+                ChainStep::Attempt(candidate) => self.attempt(candidate),
+                ChainStep::Receive(mut attempt) => match attempt.answer.next().await {
                     Some(Ok(event)) => {
                         self.step = attempt.step_after(&event);
                         return Ok(Some(event));
@@ -179,28 +179,28 @@ impl ChainAnswer {
                     Some(Err(error)) => self.fail(*attempt, error)?,
                     None => self.fail(*attempt, ModelError::new(ModelErrorKind::Truncated, "the answer has no end"))?,
                 },
-                Step::Backoff(candidate, wait) => {
+                ChainStep::Backoff(candidate, wait) => {
                     sleep(wait).await;
-                    Step::Attempt(candidate)
+                    ChainStep::Attempt(candidate)
                 }
-                Step::Done => return Ok(None),
+                ChainStep::Done => return Ok(None),
             };
         }
     }
 
-    fn next_candidate(&mut self) -> Result<Step, ModelError> {
+    fn next_candidate(&mut self) -> Result<ChainStep, ModelError> {
         let is_too_late = !self.failures.is_empty() && Instant::now() >= self.request.deadline;
         match self.candidates.next() {
-            Some(candidate) if !is_too_late => Ok(Step::Attempt(Box::new(candidate))),
+            Some(candidate) if !is_too_late => Ok(ChainStep::Attempt(Box::new(candidate))),
             _ => Err(most_actionable(mem::take(&mut self.failures))),
         }
     }
 
-    fn attempt(&mut self, mut candidate: Box<Candidate>) -> Step {
+    fn attempt(&mut self, mut candidate: Box<Candidate>) -> ChainStep {
         match candidate.breaker.admit() {
             Ok(permit) => {
                 let answer = candidate.endpoint.clone().answer(self.request.clone(), candidate.model.clone());
-                Step::Receive(Box::new(Attempt { candidate, permit, answer, has_begun: false }))
+                ChainStep::Receive(Box::new(Attempt { candidate, permit, answer, has_begun: false }))
             }
             Err(open) => {
                 let error = candidate.last_error.take().unwrap_or_else(|| circuit_open_error(open));
@@ -210,7 +210,7 @@ impl ChainAnswer {
     }
 
     /// Classifies a failed attempt: retry, fall back, or end the answer.
-    fn fail(&mut self, attempt: Attempt, error: ModelError) -> Result<Step, ModelError> {
+    fn fail(&mut self, attempt: Attempt, error: ModelError) -> Result<ChainStep, ModelError> {
         let Attempt { mut candidate, permit, answer, has_begun } = attempt;
         drop(answer);
         let deadline = self.request.deadline;
@@ -230,36 +230,36 @@ impl ChainAnswer {
         tracing::warn!(%error, model, attempt, wait_ms = wait.as_millis(), "model attempt failed; retrying");
         candidate.attempt += 1;
         candidate.last_error = Some(error);
-        Ok(Step::Backoff(candidate, wait))
+        Ok(ChainStep::Backoff(candidate, wait))
     }
 
     fn can_fall_back(&self) -> bool {
         !self.candidates.as_slice().is_empty()
     }
 
-    fn fall_back(&mut self, candidate: &Candidate, error: ModelError) -> Step {
+    fn fall_back(&mut self, candidate: &Candidate, error: ModelError) -> ChainStep {
         if self.can_fall_back() {
             let Candidate { model, attempt, .. } = candidate;
             tracing::warn!(%error, model, attempt, "model failed; falling back to the next one");
         }
         self.failures.push(with_origin(error, candidate));
-        Step::NextCandidate
+        ChainStep::NextCandidate
     }
 }
 
 impl Attempt {
-    fn step_after(mut self: Box<Self>, event: &ModelEvent) -> Step {
+    fn step_after(mut self: Box<Self>, event: &ModelEvent) -> ChainStep {
         match event {
             ModelEvent::Delta(_) => {
                 if !mem::replace(&mut self.has_begun, true) {
                     self.permit.answer_began();
                 }
-                Step::Receive(self)
+                ChainStep::Receive(self)
             }
-            ModelEvent::Usage { .. } => Step::Receive(self),
+            ModelEvent::Usage { .. } => ChainStep::Receive(self),
             ModelEvent::Finished { .. } | ModelEvent::ToolsCalled { .. } => {
                 self.permit.succeeded();
-                Step::Done
+                ChainStep::Done
             }
         }
     }
