@@ -10,22 +10,22 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::log::FrameLog;
 use crate::identity::{RequestId, UserId};
 
-type Key = (UserId, RequestId);
+type LiveRunKey = (UserId, RequestId);
 
 #[derive(Clone, Default)]
-pub(super) struct LiveRuns(Arc<Mutex<HashMap<Key, Arc<FrameLog>>>>);
+pub(super) struct LiveRuns(Arc<Mutex<HashMap<LiveRunKey, Arc<FrameLog>>>>);
 
 impl LiveRuns {
-    pub(super) fn insert(&self, key: Key, log: Arc<FrameLog>, permit: OwnedSemaphorePermit) -> LiveRun {
+    pub(super) fn insert(&self, key: LiveRunKey, log: Arc<FrameLog>, permit: OwnedSemaphorePermit) -> LiveRun {
         self.lock().insert(key.clone(), log.clone());
         LiveRun { log, key, runs: self.clone(), _permit: permit }
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<Arc<FrameLog>> {
+    pub(super) fn get(&self, key: &LiveRunKey) -> Option<Arc<FrameLog>> {
         self.lock().get(key).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<FrameLog>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<LiveRunKey, Arc<FrameLog>>> {
         // No holder of the lock leaves the map half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -34,7 +34,7 @@ impl LiveRuns {
 /// Removes its run from the list, and returns the permit, when dropped.
 pub(super) struct LiveRun {
     pub(super) log: Arc<FrameLog>,
-    key: Key,
+    key: LiveRunKey,
     runs: LiveRuns,
     _permit: OwnedSemaphorePermit,
 }
