@@ -15,6 +15,9 @@ use text::{code_blocks, code_spans, first_cells, read};
 const PAGES: &[&str] = &[
     "README.md",
     "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
     "infra/README.md",
     "docs/tutorial",
     "docs/how-to",
