@@ -52,8 +52,6 @@ pub struct ModelChain {
 }
 
 impl ModelChain {
-    /// # Errors
-    /// TLS cannot be set up.
     pub fn new(config: &ProviderConfig) -> Result<Self, reqwest::Error> {
         let configs = std::iter::once(&config.primary).chain(&config.fallbacks);
         let endpoint = |endpoint: &EndpointConfig| {
@@ -71,7 +69,7 @@ impl ModelChain {
         &self.endpoints[0]
     }
 
-    /// The models to ask, in order. A request may name the first one.
+    /// A request may name the first model.
     fn candidates(&self, requested: Option<&str>) -> Vec<Candidate> {
         let mut breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
         let candidate = |(index, endpoint): (usize, &Arc<Endpoint>)| {
@@ -120,17 +118,15 @@ impl ChatModel for ModelChain {
     }
 }
 
-/// A model to ask.
 struct Candidate {
     endpoint: Arc<Endpoint>,
     model: String,
     breaker: Arc<CircuitBreaker>,
-    /// Number of the next attempt, from 1.
+    /// From 1.
     attempt: u32,
     last_error: Option<ModelError>,
 }
 
-/// A request to one model that is in progress.
 struct Attempt {
     candidate: Box<Candidate>,
     permit: CallPermit,
@@ -141,21 +137,16 @@ struct Attempt {
 
 enum ChainStep {
     NextCandidate,
-    /// Asks the model, if its circuit is closed.
     Attempt(Box<Candidate>),
-    /// Waits for the next event of the model.
     Receive(Box<Attempt>),
     Backoff(Box<Candidate>, Duration),
     Done,
 }
 
-/// The state machine of one answer.
 struct ChainAnswer {
     chain: Arc<ModelChain>,
     request: ModelRequest,
-    /// Not asked yet.
     candidates: vec::IntoIter<Candidate>,
-    /// The final error of each model that failed.
     failures: Vec<ModelError>,
     step: ChainStep,
 }
@@ -209,7 +200,6 @@ impl ChainAnswer {
         }
     }
 
-    /// Classifies a failed attempt: retry, fall back, or end the answer.
     fn fail(&mut self, attempt: Attempt, error: ModelError) -> Result<ChainStep, ModelError> {
         let Attempt { mut candidate, permit, answer, has_begun } = attempt;
         drop(answer);

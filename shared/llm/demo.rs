@@ -74,16 +74,11 @@ pub enum DemoResponsesError {
 }
 
 impl DemoResponses {
-    /// # Errors
-    /// Never, which a test proves.
     pub fn built_in() -> Result<Self, DemoResponsesError> {
         Self::parse(include_str!("demo_responses.json"))
     }
 
     /// Loads a file in the form of `demo_responses.json`.
-    ///
-    /// # Errors
-    /// The file cannot be read, is too large, or is malformed.
     pub fn load(path: &Path) -> Result<Self, DemoResponsesError> {
         if fs::metadata(path)?.len() > MAX_FILE_BYTES {
             return Err(DemoResponsesError::TooLarge);
@@ -119,7 +114,6 @@ impl DemoResponses {
     }
 }
 
-/// Removes case, and white space and punctuation around the question.
 fn normalize(question: &str) -> String {
     question.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase()
 }
@@ -131,7 +125,7 @@ pub struct DemoModel {
 }
 
 impl DemoModel {
-    /// `chunk_delay`: time between two chunks; zero = as fast as the client reads.
+    /// `chunk_delay`: zero = as fast as the client reads.
     #[must_use]
     pub fn new(responses: DemoResponses, chunk_delay: Duration) -> Self {
         Self { responses, chunk_delay }

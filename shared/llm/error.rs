@@ -9,66 +9,47 @@ use crate::provider::{ErrorReport, ErrorResponse};
 #[error("{kind:?}: {detail}")]
 pub struct ModelError {
     pub kind: ModelErrorKind,
-    /// HTTP status, if the provider responded.
     pub status: Option<u16>,
-    /// The provider's own code or type.
     pub provider_code: Option<String>,
-    /// Wait that the provider asks for.
     pub retry_after: Option<Duration>,
     /// A stable code for a transport failure, which clients see: `dns`, `tls`, …
     pub problem: Option<&'static str>,
-    /// The model that failed.
     pub origin: Option<Box<ErrorOrigin>>,
     /// For the log.
     pub detail: String,
 }
 
-/// The model that failed, and hints for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorOrigin {
-    /// As configured.
     pub provider: String,
     pub model: String,
-    /// Environment variables that may be wrong.
     pub variables_to_check: Vec<String>,
-    /// A mistake that the URL itself shows.
     pub address_hint: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ModelErrorKind {
-    /// The key is invalid or lacks permission.
     Unauthorized,
     /// The account has no balance or quota; waiting does not help.
     QuotaExhausted,
-    /// Too many requests; waiting helps.
     RateLimited,
     ModelNotFound,
-    /// The URL has no such API.
     AddressNotFound,
-    /// The conversation exceeds the context window.
     ContextLength,
-    /// The provider's filter rejected the question.
     ContentFilter,
     /// The provider rejected the request for another reason.
     Rejected,
-    /// The provider is unreachable or failing.
     Unavailable,
     Timeout,
-    /// The stream ended before the answer was complete.
     Truncated,
-    /// The response violates the protocol.
     Malformed,
-    /// The answer has no text.
     EmptyAnswer,
-    /// The model sent reasoning and no answer.
     OnlyReasoning,
 }
 
 use ModelErrorKind as Kind;
 
 impl ModelErrorKind {
-    /// Whether the same request may succeed later.
     #[must_use]
     pub fn is_retryable(self) -> bool {
         match self {

@@ -20,14 +20,11 @@ pub enum Message {
     Assistant {
         /// Empty if the model only called tools.
         content: String,
-        /// `None` if the model sent none.
         reasoning: Option<String>,
         calls: Vec<ToolCall>,
     },
-    /// The result of a tool call.
     Tool {
         call_id: String,
-        /// JSON, as a rule.
         content: String,
     },
 }
@@ -46,7 +43,7 @@ impl Message {
     }
 }
 
-/// A tool call of a model, not validated.
+/// Not validated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
     /// Unique within the answer.
@@ -62,13 +59,12 @@ pub struct ModelRequest {
     pub model: Option<String>,
     /// Oldest first; the last one is the user's question or a tool result.
     pub messages: Arc<Vec<Message>>,
-    /// Sampling temperature, 0 to 2; `None` = the provider's default.
+    /// 0 to 2; `None` = the provider's default.
     pub temperature: Option<f32>,
-    /// Token limit of the answer, at least 1; `None` = the provider's default.
+    /// Of the answer, at least 1; `None` = the provider's default.
     pub max_tokens: Option<u32>,
     /// Entries of OpenAI's `tools`.
     pub tools: Arc<[Box<RawValue>]>,
-    /// Forbids tool calls.
     pub must_answer: bool,
     /// Of the whole turn.
     pub deadline: Instant,
@@ -77,23 +73,20 @@ pub struct ModelRequest {
 /// Order: deltas, then usage if the provider reports it, then exactly one of `Finished` and `ToolsCalled`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelEvent {
-    /// The next piece of the answer, never empty.
+    /// Never empty.
     Delta(String),
-    /// As counted by the provider for one request. A failed request may have spent tokens too.
+    /// Of one request. A failed request may have spent tokens too.
     Usage { model: String, tokens: TokenUsage },
-    /// Last event: `model` completed the answer.
+    /// `model` completed the answer.
     Finished { model: String, finish: Finish },
-    /// Last event: `model` calls tools, at least one.
+    /// At least one call.
     ToolsCalled { model: String, calls: Vec<ToolCall>, reasoning: Option<String> },
 }
 
-/// The reason why a model stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
     Stop,
-    /// The token limit is reached.
     Length,
-    /// The provider's filter truncated the answer.
     ContentFilter,
 }
 
@@ -106,13 +99,11 @@ pub trait ChatModel: Send + Sync {
     /// Starts an answer. It is pull-based: nothing is sent before the first poll.
     fn answer(self: Arc<Self>, request: ModelRequest) -> ModelStream;
 
-    /// The model that answers a request which names `requested`.
     fn name<'a>(&'a self, requested: Option<&'a str>) -> &'a str;
 
-    /// Whether a request may name this model.
     fn allows(&self, model: &str) -> bool;
 
-    /// Opens a connection to the provider before the first answer needs it. Errors are ignored: that answer reports them.
+    /// Errors are ignored: the first answer reports them.
     fn warm_up(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }

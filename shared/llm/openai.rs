@@ -35,7 +35,6 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// Upper bound of a token's length: stops a provider that ignores the token limit.
 const MAX_TOKEN_BYTES: usize = 16;
 
-/// An API and its model. Keeps connections open between answers.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     client: Client,
@@ -128,7 +127,7 @@ impl Endpoint {
         if response.status().is_success() { Ok(response) } else { Err(ErrorResponse::read(response).await.into()) }
     }
 
-    /// Opens a connection. Sends no key, because any response will do.
+    /// Sends no key, because any response will do.
     pub(super) async fn warm_up(&self) {
         drop(self.client.head(&self.config.base_url).send().await);
     }
@@ -227,8 +226,7 @@ impl ResponseChunks {
     }
 }
 
-/// Parses a response body that arrives in these pieces: the text, and the outcome for a comparison. For tests of the parser:
-/// any split of the same bytes must give the same result.
+/// For tests of the parser: any split of the same bytes must give the same result.
 #[cfg(any(test, fuzzing))]
 pub async fn parse_pieces(pieces: Vec<bytes::Bytes>) -> (String, String) {
     let pieces = pieces.into_iter().map(Ok::<_, std::io::Error>);

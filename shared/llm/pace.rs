@@ -4,8 +4,7 @@ use unicode_segmentation::UnicodeSegmentation as _;
 
 const CHUNK_GRAPHEMES: usize = 10;
 
-/// Byte offsets at which the chunks of a text end. A grapheme cluster, such as an emoji or a letter with its accent, is never
-/// split.
+/// Byte offsets. A grapheme cluster, such as an emoji or a letter with its accent, is never split.
 pub(super) fn chunk_ends(text: &str) -> Vec<usize> {
     let mut ends: Vec<usize> = text.grapheme_indices(true).map(|(at, _)| at).step_by(CHUNK_GRAPHEMES).skip(1).collect();
     if !text.is_empty() {

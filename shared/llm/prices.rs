@@ -34,7 +34,6 @@ impl Price {
     }
 }
 
-/// By model.
 #[derive(Debug, Clone)]
 pub struct Prices(HashMap<String, Price>);
 
@@ -53,14 +52,10 @@ pub enum PricesError {
 }
 
 impl Prices {
-    /// # Errors
-    /// Never, which a test proves.
     pub fn built_in() -> Result<Self, PricesError> {
         Self::parse(BUILT_IN)
     }
 
-    /// # Errors
-    /// The file cannot be read or is malformed.
     pub fn load(path: &Path) -> Result<Self, PricesError> {
         if fs::metadata(path)?.len() > MAX_FILE_BYTES {
             return Err(PricesError::TooLarge);

@@ -28,11 +28,9 @@ pub(super) struct PartialAnswer {
     byte_limit: usize,
 }
 
-/// The finish reason of the provider.
 #[derive(Clone, Copy, PartialEq)]
 enum ProviderFinish {
     Finish(Finish),
-    /// The provider aborted the answer.
     Failed,
 }
 
@@ -62,7 +60,6 @@ impl PartialAnswer {
         }
     }
 
-    /// Returns the text in the chunk.
     pub(super) fn push(&mut self, chunk: Chunk) -> Result<Option<String>, ModelError> {
         if let Some(error) = chunk.error.filter(|error| !error.is_null()) {
             return Err(ModelError::from_report(None, &ErrorReport::from_error(&error)));
@@ -93,12 +90,10 @@ impl PartialAnswer {
         self.usage
     }
 
-    /// Whether the byte limit is reached.
     pub(super) fn is_full(&self) -> bool {
         self.bytes >= self.byte_limit
     }
 
-    /// Whether a finish reason has arrived.
     pub(super) fn has_finished(&self) -> bool {
         self.finish.is_some()
     }

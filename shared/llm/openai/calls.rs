@@ -19,7 +19,6 @@ const MAX_ID_BYTES: usize = 256;
 pub(super) struct PartialCalls(Vec<PartialCall>);
 
 struct PartialCall {
-    /// Groups the deltas of a call.
     index: u32,
     id: String,
     name: String,
@@ -66,7 +65,7 @@ impl PartialCalls {
         Ok(function.arguments.len())
     }
 
-    /// The calls by index. Unusable and repeated ids are replaced.
+    /// Unusable and repeated ids are replaced.
     pub(super) fn finish(mut self) -> Result<Vec<ToolCall>, ModelError> {
         self.0.sort_by_key(|call| call.index);
         let mut calls: Vec<ToolCall> = Vec::with_capacity(self.0.len());

@@ -58,7 +58,6 @@ pub(super) struct FunctionDelta {
     pub(super) arguments: String,
 }
 
-/// Ignores a value that is not text.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::String(text) => Some(text),
@@ -66,7 +65,7 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
     })
 }
 
-/// JSON as text. Some servers send an object instead.
+/// Some servers send an object instead of text.
 fn json_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::String(text) => text,
@@ -96,7 +95,6 @@ struct CompletionDetails {
 }
 
 impl ChunkUsage {
-    /// `None` if both counts are missing.
     pub(super) fn token_usage(self) -> Option<TokenUsage> {
         let cached = self.prompt_tokens_details.and_then(|details| details.cached_tokens);
         let reasoning = self.completion_tokens_details.and_then(|details| details.reasoning_tokens);
@@ -118,7 +116,7 @@ impl Chunk {
         })
     }
 
-    /// Whether the chunk proves that the model is working: resets the idle timeout.
+    /// Resets the idle timeout.
     pub(super) fn shows_progress(&self) -> bool {
         let has = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         self.usage.is_some()

@@ -76,18 +76,15 @@ impl SseChunks {
         Ok(None)
     }
 
-    /// Reads and ignores the rest.
     pub(super) async fn drain(&mut self) {
         while let Some(Ok(_)) = self.events.next().await {}
     }
 
-    /// Whether `[DONE]` has arrived.
     pub(super) fn is_done(&self) -> bool {
         self.is_done
     }
 }
 
-/// The connection broke, or an event exceeded its bound.
 fn stream_error(error: &(dyn std::error::Error + 'static)) -> ModelError {
     let detail = with_causes(error);
     let kind = if detail.contains(TOO_LARGE) { ModelErrorKind::Malformed } else { ModelErrorKind::Truncated };
