@@ -30,7 +30,6 @@ pub(super) struct Admission {
     /// `None` = conversations are not stored.
     pub(super) runs: Option<RunRegistry>,
     pub(super) quotas: Option<QuotasByPlan>,
-    /// The concurrency limit: one permit for each answer in progress.
     pub(super) permits: Arc<Semaphore>,
 }
 
@@ -39,7 +38,6 @@ pub(super) struct AdmittedCall {
     pub(super) source: FrameSource,
 }
 
-/// A validated call that has neither been refused nor started a turn.
 struct PreparedCall {
     call: ChatCall,
     envelope: Envelope,
@@ -83,7 +81,6 @@ impl Admission {
         }
     }
 
-    /// Starts a turn without persistence.
     fn start_direct(
         &self,
         PreparedCall { call, envelope, permit }: PreparedCall,
@@ -224,7 +221,6 @@ async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, Admi
     Ok(AdmittedCall { envelope, source: FrameSource::Replay(run.frames(after, builder)) })
 }
 
-/// The first failure: that of the run's driver, or of the outside.
 async fn first(stop: oneshot::Receiver<TurnFailure>, interrupted: impl Future<Output = TurnFailure>) -> TurnFailure {
     tokio::select! {
         // A driver that is gone stops nothing.

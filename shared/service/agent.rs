@@ -88,7 +88,6 @@ impl AgentService for AgentApi {
     }
 }
 
-/// Resolves when a turn must end from outside: the server shuts down, or the deadline passes.
 fn interrupted(drain: &Drain, deadline: Option<Deadline>) -> impl Future<Output = TurnFailure> + Send + 'static {
     let shutdown = drain.cancelled();
     async move {
@@ -105,7 +104,7 @@ fn interrupted(drain: &Drain, deadline: Option<Deadline>) -> impl Future<Output 
     }
 }
 
-/// The frames of one call. The last one has a `finish_reason`, even if the turn panics.
+/// The last frame has a `finish_reason`, even if the turn panics.
 pub struct ChatFrames {
     source: FrameSource,
     envelope: Envelope,

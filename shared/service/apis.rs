@@ -17,7 +17,6 @@ pub struct ApiParts {
     pub quotas: Option<QuotasByPlan>,
     /// Time that a run goes on without a reader.
     pub resume_grace: Duration,
-    /// Concurrency limit of answers in this process.
     pub max_concurrent_streams: usize,
 }
 
@@ -26,7 +25,6 @@ pub struct Apis {
     pub agent: AgentApi,
     pub memory: MemoryApi,
     pub conversation: ConversationApi,
-    /// Ends the calls in flight when the server shuts down.
     pub drain: Drain,
 }
 

@@ -24,7 +24,6 @@ use crate::{
     proto::agent_v1 as pb,
 };
 
-/// The parts that every RPC needs.
 #[derive(Clone)]
 pub(super) struct RpcContext {
     pub(super) authenticator: Arc<Authenticator>,
@@ -51,7 +50,7 @@ user_requests!(DeleteMemoriesRequest, ListSessionsRequest, GetSessionRequest, Re
 user_requests!(DeleteSessionsRequest, CancelTurnRequest);
 
 impl RpcContext {
-    /// Starts a call. `request_id` is its trace where the metadata names none.
+    /// `request_id` is the call's trace where the metadata names none.
     pub(super) fn begin_call(&self, method: &'static str, metadata: &MetadataMap, request_id: &str) -> RpcCall {
         let header = |name| metadata.get(name).and_then(|value| value.to_str().ok());
         let trace = TraceId::from_call(header("traceparent"), header("x-trace-id"), request_id);
@@ -72,7 +71,6 @@ impl RpcContext {
         self.authenticator.authenticate(credentials).await
     }
 
-    /// Authenticates the user of a unary call, parses its request, runs its handler and logs how it ended.
     pub(super) async fn unary<Message: UserRequest, Command, Answer, Work, Error: RpcError>(
         &self,
         method: &'static str,
@@ -103,7 +101,7 @@ impl RpcContext {
     }
 }
 
-/// One RPC from its arrival to its end. Dropping it writes the log line, so that a cancelled call is logged as well.
+/// Dropping it writes the log line, so that a cancelled call is logged as well.
 pub(super) struct RpcCall {
     method: &'static str,
     span: Span,
@@ -138,7 +136,6 @@ impl RpcCall {
         }
     }
 
-    /// The span of everything that the call does.
     pub(super) fn span(&self) -> &Span {
         &self.span
     }
@@ -156,7 +153,6 @@ impl RpcCall {
         tracing::record_all!(self.span, session = session.as_str(), request = request.as_str(), model = model);
     }
 
-    /// Ends a call before its work begins.
     pub(super) fn reject(&mut self, error: &AdmissionError, language: Language) -> Status {
         self.outcome = match error {
             AdmissionError::InvalidArgument(_) | AdmissionError::Authn(AuthnError::Invalid(_)) => "invalid_argument",

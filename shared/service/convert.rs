@@ -12,7 +12,7 @@ use crate::{
     proto::agent_v1 as pb,
 };
 
-/// A count as the contract's `int32`, saturated.
+/// Saturates.
 pub(super) fn int(count: impl TryInto<i32>) -> i32 {
     count.try_into().unwrap_or(i32::MAX)
 }
@@ -56,7 +56,6 @@ pub(super) fn memory_record(memory: Memory, history: Vec<MemoryVersion>) -> pb::
     record
 }
 
-/// A retrieved memory; source, tags and location are added to its metadata.
 pub(super) fn memory_item(memory: Memory, score: f32) -> pb::MemoryItem {
     let mut metadata: BTreeMap<_, _> = memory.metadata.into_iter().collect();
     let mut insert = |name: &str, value: String| metadata.insert(name.to_owned(), value);

@@ -5,7 +5,6 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-/// Tracks calls in flight and can cancel them.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     calls: TaskTracker,
@@ -18,17 +17,15 @@ impl Drain {
         self.calls.token()
     }
 
-    /// Spawns a task that counts as a call in flight.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.calls.spawn(task);
     }
 
-    /// Resolves when calls must end.
     pub(super) fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
         self.cancellation.clone().cancelled_owned()
     }
 
-    /// Resolves when no call is in flight. New calls are still accepted meanwhile.
+    /// New calls are still accepted meanwhile.
     pub async fn wait_until_idle(&self) {
         self.calls.close();
         self.calls.wait().await;

@@ -14,14 +14,12 @@ use crate::{
 /// Encoded once per stream; cloning it shares the bytes.
 #[derive(Debug, Clone)]
 pub(super) struct Envelope {
-    /// Common part of the frames' `response_id`s.
     stream_id: String,
     session: SessionId,
     encoded: Bytes,
 }
 
 impl Envelope {
-    /// The envelope of a new stream.
     pub(super) fn new(session: SessionId, request: &RequestId, trace: &TraceId) -> Self {
         Self::with_stream_id(Uuid::now_v7().simple().to_string(), session, request, trace)
     }
@@ -40,7 +38,6 @@ impl Envelope {
         &self.session
     }
 
-    /// The stored form, from which [`Envelope::from_bytes`] restores the same envelope.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = pb::ChatResponse { response_id: self.stream_id.clone(), ..Default::default() }.encode_to_vec();
         bytes.extend_from_slice(&self.encoded);
@@ -55,7 +52,7 @@ impl Envelope {
         Some(Self::with_stream_id(head.response_id, session, &request, &trace))
     }
 
-    /// Adds the envelope to the content of frame `number`. The first frame has number 1.
+    /// The first frame has number 1.
     pub(super) fn wrap(&self, number: u32, content: Bytes) -> ChatFrame {
         ChatFrame { response_id: self.response_id(number), envelope: self.encoded.clone(), content }
     }
@@ -68,7 +65,7 @@ impl Envelope {
         id
     }
 
-    /// The inverse of the id of a frame; `None` for an id of another stream.
+    /// `None` for an id of another stream.
     pub(super) fn frame_number(&self, response_id: &str) -> Option<u32> {
         let number = response_id.strip_prefix(self.stream_id.as_str())?.strip_prefix('-')?;
         (number.len() == 8).then(|| u32::from_str_radix(number, 16).ok()).flatten()

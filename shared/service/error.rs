@@ -11,7 +11,6 @@ use crate::{
     identity::AuthnError,
 };
 
-/// A call was refused before its work began.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AdmissionError {
     #[error(transparent)]
@@ -28,7 +27,6 @@ pub(super) enum AdmissionError {
     Overloaded,
 }
 
-/// An error of a unary call.
 pub(super) trait RpcError {
     /// The error for a panic of the handler.
     fn defect() -> Self;
@@ -36,7 +34,6 @@ pub(super) trait RpcError {
     fn status(&self) -> Status;
 }
 
-/// An error of a `ConversationService` call.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConversationError {
     #[error("conversations are not stored")]

@@ -50,7 +50,6 @@ fn code(failure: &TurnFailure) -> (&'static str, ErrorCode) {
     }
 }
 
-/// The class of a failure in the log line of its call.
 pub(super) fn outcome(code: &str) -> &'static str {
     match code {
         "SERVER_SHUTTING_DOWN" => "shut_down",

@@ -31,7 +31,6 @@ pub(super) struct EncodedFrame {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FrameKind {
     Delta,
-    /// The frame with the `finish_reason`.
     Last {
         /// For the log line of the call.
         outcome: &'static str,
@@ -74,7 +73,6 @@ impl FrameKind {
     }
 }
 
-/// Builds the frames of one stream.
 pub(super) struct FrameBuilder {
     language: Language,
     full_citations: bool,
@@ -92,7 +90,7 @@ impl FrameBuilder {
         Self { is_degraded, ..self }
     }
 
-    /// The frame of an event; `None` for an event that is not sent.
+    /// `None` for an event that is not sent.
     pub(super) fn build(&mut self, event: TurnEvent) -> Option<EncodedFrame> {
         let mut frame = self.blank();
         match event {
@@ -148,7 +146,6 @@ impl FrameBuilder {
         EncodedFrame::encode(&frame)
     }
 
-    /// A frame without content, with the current time.
     fn blank(&self) -> pb::ChatResponse {
         // A clock before 1970 reads as 1970.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -23,7 +23,7 @@ pub(super) enum FrameSource {
 }
 
 impl FrameSource {
-    /// The next frame and its number; `None` only if the frames ended without a last one.
+    /// `None` only if the frames ended without a last one.
     pub(super) fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<(u32, EncodedFrame)>> {
         match self {
             Self::Direct(frames) => frames.poll_frame(context),
@@ -33,7 +33,6 @@ impl FrameSource {
     }
 }
 
-/// The frames of a turn without persistence.
 pub(super) struct DirectFrames {
     events: TurnEvents,
     builder: FrameBuilder,

@@ -20,7 +20,6 @@ pub(super) fn stage(language: Language, stage: Stage) -> &'static str {
     }
 }
 
-/// The reason for a missing answer, and the remedy.
 pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str {
     match failure {
         TurnFailure::Model(error) => model_failure(language, error.kind),

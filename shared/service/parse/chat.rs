@@ -20,12 +20,10 @@ use crate::{
 /// Metadata with the `response_id` of the last frame that the client received.
 pub(in crate::service) const LAST_RESPONSE_ID: &str = "x-last-response-id";
 
-/// A validated `ChatRequest` of an authenticated user.
 pub(in crate::service) struct ChatCall {
     pub(in crate::service) user: UserId,
     pub(in crate::service) session: SessionId,
     pub(in crate::service) request: RequestId,
-    /// See [`fingerprint`].
     pub(in crate::service) fingerprint: [u8; 32],
     /// The last frame that the client received: it resumes a stream.
     pub(in crate::service) last_response_id: Option<String>,
@@ -45,7 +43,6 @@ pub(in crate::service) enum ChatInput {
 }
 
 impl ChatCall {
-    /// The requested model.
     pub(in crate::service) fn model(&self) -> Option<&str> {
         match &self.input {
             ChatInput::Message(input) => input.model.as_deref(),

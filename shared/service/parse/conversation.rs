@@ -10,7 +10,6 @@ use crate::{
     proto::agent_v1 as pb,
 };
 
-/// Most sessions of one delete call.
 const MAX_SESSIONS: usize = 100;
 
 pub(in crate::service) struct SessionListing {
@@ -87,7 +86,6 @@ pub(in crate::service) fn cancel(request: pb::CancelTurnRequest) -> Parsed<Cance
     Ok(CancelCommand { session: session(&request.session_id)?, request: request_id })
 }
 
-/// The page token for the sessions after `cursor`.
 pub(in crate::service) fn session_token(cursor: &SessionCursor) -> String {
     format!("{}.{}", cursor.updated_at.as_nanosecond(), cursor.id)
 }

@@ -153,7 +153,6 @@ pub(in crate::service) fn listing(request: pb::ListMemoriesRequest) -> Parsed<Me
 }
 
 pub(in crate::service) enum MemoryDeletion {
-    /// Everything of the user.
     User,
     Selected(Selection),
 }

@@ -18,7 +18,6 @@ use crate::{
 };
 
 const MAX_MESSAGE_BYTES: usize = 100_000;
-/// Messages of a history.
 const MAX_HISTORY: usize = 200;
 const MAX_CONTEXT_BYTES: usize = 100_000;
 const MAX_URL_BYTES: usize = 8_000;
@@ -27,11 +26,9 @@ const MAX_ENTRIES: usize = 1_000;
 /// Keys and values of such a map together.
 const MAX_MAP_BYTES: usize = 64_000;
 const MAX_MEMORY_BYTES: usize = 64_000;
-/// Memories that one memory supersedes.
 const MAX_SUPERSEDED: usize = 100;
 const MAX_DOCUMENT_BYTES: usize = 20_000_000;
 const MAX_DOCUMENT_TITLE_BYTES: usize = 1_000;
-/// Memories of one call.
 const MAX_MEMORIES: usize = 1_000;
 
 type Parsed<T> = Result<T, InvalidArgument>;
@@ -40,7 +37,6 @@ fn invalid<T>(field: impl Into<String>, problem: Problem) -> Parsed<T> {
     Err(InvalidArgument::new(field, problem))
 }
 
-/// A text that must not be blank.
 fn text(field: &str, text: String, limit_bytes: usize) -> Parsed<String> {
     check_text(field, &text, limit_bytes)?;
     if text.trim().is_empty() { invalid(field, Problem::Blank) } else { Ok(text) }

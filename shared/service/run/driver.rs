@@ -42,7 +42,6 @@ const FINISH_BACKOFF: [Duration; 5] = [
     Duration::from_secs(4),
 ];
 
-/// A run that was admitted and has not started.
 pub(in crate::service) struct AdmittedRun {
     pub(in crate::service) lease: Lease,
     pub(in crate::service) envelope: Envelope,
@@ -73,7 +72,6 @@ pub(super) struct RunDriver {
     has_finished: bool,
 }
 
-/// The facts about a turn that decide how its run ends.
 #[derive(Default)]
 struct RunProgress {
     tokens: u32,
@@ -82,7 +80,6 @@ struct RunProgress {
     closing: Option<Box<TurnClosing>>,
 }
 
-/// A checkpoint on its way to the store, and the cursor behind its frames.
 type Flush = BoxFuture<'static, (Result<RunSignals, StoreError>, FrameCursor)>;
 
 enum DriverStep {
@@ -150,7 +147,7 @@ impl RunDriver {
         self.finish(last).await;
     }
 
-    /// Waits for whatever comes first. Steps before the turn's events have priority, so that a fast turn starves none of them.
+    /// Steps before the turn's events have priority, so that a fast turn starves none of them.
     async fn next_step(&mut self, mut events: Pin<&mut (impl Stream<Item = TurnEvent> + Send)>) -> DriverStep {
         let may_stop = self.stop.is_some();
         tokio::select! {
@@ -219,7 +216,7 @@ impl RunDriver {
         }
     }
 
-    /// Asks the turn to end with `failure`. Only the first request counts.
+    /// Only the first request counts.
     fn stop(&mut self, failure: TurnFailure) {
         if let Some(stop) = self.stop.take() {
             // A turn that has just ended receives nothing.
@@ -236,7 +233,6 @@ impl RunDriver {
         async move { (store.checkpoint(&lease, chunk.as_ref()).await, cursor) }.boxed()
     }
 
-    /// Commits the end of the run, and only then shows its last frame.
     async fn finish(mut self, last: TurnEvent) {
         let failure = match &last {
             TurnEvent::Failed(failure) => Some(failure.clone()),

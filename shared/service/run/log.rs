@@ -26,15 +26,12 @@ const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Most bytes of one chunk, unless a single frame is longer.
 pub(super) const CHUNK_BYTES: usize = 4 * 1024 * 1024;
 
-/// The log of a run. Its lock is held for memory operations only, never across an await.
+/// Its lock is held for memory operations only, never across an await.
 pub(in crate::service) struct FrameLog {
     pub(in crate::service) envelope: Envelope,
     state: Mutex<LogState>,
-    /// Notified when the last reader leaves.
     left: Notify,
-    /// Notified when a reader comes.
     came: Notify,
-    /// A client asked to stop the run.
     pub(in crate::service) cancelled: CancellationToken,
 }
 
@@ -51,7 +48,6 @@ struct LogState {
     wakers: Vec<Waker>,
 }
 
-/// A position between two frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct FrameCursor {
     /// Number of the frame before it.
@@ -70,7 +66,7 @@ impl FrameLog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends a frame; the last one ends the log. Returns whether there is space for more.
+    /// Returns whether there is space for more.
     pub(super) fn push(&self, frame: &EncodedFrame) -> bool {
         let mut state = self.state();
         push_delimited(&mut state.bytes, frame);
@@ -118,7 +114,6 @@ impl FrameLog {
         LogReader { log: self.clone(), cursor }
     }
 
-    /// Resolves when the run had no reader for `grace`.
     pub(super) async fn wait_until_abandoned(self: Arc<Self>, grace: Duration) {
         loop {
             let left = self.left.notified();
@@ -162,7 +157,6 @@ pub(in crate::service) struct LogReader {
 }
 
 impl Stream for LogReader {
-    /// A frame and its number.
     type Item = (u32, EncodedFrame);
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -195,7 +189,6 @@ impl Drop for LogReader {
     }
 }
 
-/// Appends a frame after its length, as logs and stored chunks have it.
 pub(super) fn push_delimited(bytes: &mut Vec<u8>, frame: &EncodedFrame) {
     encode_varint(frame.content.len() as u64, bytes);
     bytes.extend_from_slice(&frame.content);

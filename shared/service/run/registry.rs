@@ -27,7 +27,6 @@ pub(in crate::service) struct RunRegistry {
 }
 
 impl RunRegistry {
-    /// `grace` is the time that a run goes on without a reader.
     pub(in crate::service) fn new(store: Arc<dyn ConversationStore>, grace: Duration, drain: Drain) -> Self {
         Self { store, grace, drain, live: LiveRuns::default() }
     }

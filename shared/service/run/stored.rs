@@ -24,7 +24,6 @@ const MAX_FAILURES: u32 = 20;
 /// Numbered frames; the last one ends the stream.
 pub(in crate::service) type StoredFrames = Pin<Box<dyn Stream<Item = (u32, EncodedFrame)> + Send>>;
 
-/// A run as the store has it.
 pub(in crate::service) struct StoredRun {
     pub(in crate::service) envelope: Envelope,
     store: Arc<dyn ConversationStore>,
@@ -45,8 +44,7 @@ impl StoredRun {
         Ok(Some(Self { envelope, store, user, request, snapshot }))
     }
 
-    /// The frames after number `after`, as far as they are stored, and then those that follow. `builder` makes the error frame
-    /// of a run that was lost.
+    /// Those that are stored, then those that follow. `builder` makes the error frame of a lost run.
     pub(in crate::service) fn frames(self, after: u32, builder: FrameBuilder) -> StoredFrames {
         let Self { store, user, request, snapshot, .. } = self;
         let state = snapshot.state;
