@@ -7,7 +7,6 @@ use crate::{
     tools::ToolsFileError,
 };
 
-/// The application cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     #[error(transparent)]

@@ -36,7 +36,6 @@ pub struct App {
     pub conversations: Option<Arc<dyn ConversationStore>>,
     /// The gRPC services.
     pub apis: Apis,
-    /// `None` = conversations are not stored.
     pub learner: Option<Arc<TurnLearner>>,
     /// `None` = the store has no queue of turns to learn from.
     pub extraction_worker: Option<Arc<ExtractionWorker>>,
@@ -44,18 +43,11 @@ pub struct App {
 
 #[warn(missing_docs)]
 impl App {
-    /// Builds the configured application; without `database` it has no memory.
-    ///
-    /// # Errors
-    /// A configured file or provider cannot be used.
+    /// Without `database` the application has no memory.
     pub fn from_config(config: &Config, database: impl Into<Option<RolePools>>) -> Result<Self, SetupError> {
         Self::with_embedder(config, database, build_embedder(&config.embedding)?)
     }
 
-    /// As [`App::from_config`], with an embedder that the caller supplies.
-    ///
-    /// # Errors
-    /// As [`App::from_config`].
     pub fn with_embedder(
         config: &Config,
         database: impl Into<Option<RolePools>>,
@@ -83,8 +75,7 @@ impl App {
         Ok(Self { model, engine, conversations, apis, learner, extraction_worker })
     }
 
-    /// Opens connections to stores and providers concurrently, so that the first call finds them open. Failures are
-    /// ignored: the first call tries again.
+    /// Connects concurrently. Failures are ignored: the first call tries again.
     pub async fn warm_up(&self) {
         let conversations = async {
             if let Some(conversations) = &self.conversations {

@@ -15,10 +15,7 @@ use crate::{
     postgres::RolePools,
 };
 
-/// Builds the configured embedder. Loading a local model blocks for a moment.
-///
-/// # Errors
-/// The directory of a local model cannot be used, or the HTTP client cannot be built.
+/// Loading a local model blocks for a moment.
 pub fn build_embedder(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, SetupError> {
     Ok(match config {
         EmbeddingConfig::Hashed => Arc::new(HashedEmbedder::new()),
@@ -33,8 +30,6 @@ pub fn build_embedder(config: &EmbeddingConfig) -> Result<Arc<dyn Embedder>, Set
     })
 }
 
-/// # Errors
-/// The file with demo answers cannot be used, or the HTTP client cannot be built.
 pub fn build_chat_model(config: &ModelConfig) -> Result<Arc<dyn ChatModel>, SetupError> {
     Ok(match config {
         ModelConfig::Demo(demo) => {
@@ -69,7 +64,6 @@ pub(super) fn build_conversation_store(
     })
 }
 
-/// By a model or, in demo mode, by rules.
 pub(super) fn build_learner(
     config: &Config,
     memory: Arc<MemoryEngine>,

@@ -26,7 +26,6 @@ pub struct AuthConfig {
 pub enum AuthMode {
     /// No authentication: only callers on this machine are accepted.
     None,
-    /// Bearer tokens.
     Jwt,
     /// A gateway authenticates callers and is the only one that can reach the port.
     Gateway,

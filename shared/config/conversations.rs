@@ -13,13 +13,12 @@ pub struct ConversationsConfig {
     pub resume_grace: Duration,
     /// `None` = users have no quotas.
     pub quotas: Option<QuotasByPlan>,
-    /// Concurrency limit of answers per process.
+    /// Per process.
     pub max_concurrent_streams: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConversationStoreConfig {
-    /// Nothing of a chat is stored.
     Off,
     /// The database of the memories.
     Postgres,

@@ -20,10 +20,9 @@ pub struct StoresConfig {
 pub enum DatabaseConfig {
     /// A Postgres that this process unpacks and runs.
     Embedded { data_dir: PathBuf },
-    /// No memory.
+    /// Calls to the memory fail.
     Absent,
     Postgres {
-        /// The service's login.
         url: Secret,
         /// The login of calls that only read; `None` = the service's.
         read_url: Option<Secret>,

@@ -17,16 +17,13 @@ const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
 pub enum EmbeddingConfig {
     /// The built-in embedder: deterministic hashing of words and characters.
     Hashed,
-    /// A model in this process.
     Local {
         /// A sentence-transformers directory.
         model_dir: PathBuf,
     },
-    /// A remote OpenAI-compatible `/embeddings`.
     OpenAi {
         /// Includes `/v1`, without a trailing slash.
         base_url: String,
-        /// `None` = the API needs none.
         api_key: Option<Secret>,
         model: String,
         dimension: usize,

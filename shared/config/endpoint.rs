@@ -10,7 +10,6 @@ pub(super) const DEEPSEEK_BASE_URL: &str = "DEEPSEEK_BASE_URL";
 
 const BASE_URL_EXAMPLE: &str = "http://127.0.0.1:11434/v1";
 
-/// A provider with an OpenAI-compatible chat completions API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Provider {
     OpenAi,
@@ -64,18 +63,15 @@ impl Provider {
     }
 }
 
-/// A model and its API.
 #[derive(Debug, Clone)]
 pub struct EndpointConfig {
     pub provider: Provider,
     /// Includes `/v1`, without a trailing slash.
     pub base_url: String,
-    /// `None` = the API needs none.
     pub api_key: Option<Secret>,
     pub model: String,
     /// The variable to name in errors about the key.
     pub key_variable: String,
-    /// The variable to name in errors about the URL.
     pub url_variable: &'static str,
 }
 
@@ -86,7 +82,6 @@ impl EndpointConfig {
         Provider::from_url(&self.base_url) == Provider::OpenAi
     }
 
-    /// By configured provider or by URL.
     #[must_use]
     pub fn is_deepseek(&self) -> bool {
         self.provider == Provider::DeepSeek || Provider::from_url(&self.base_url) == Provider::DeepSeek
@@ -111,7 +106,6 @@ impl EndpointVariables {
         }
     }
 
-    /// The endpoint of the primary model, with the defaults of its provider.
     pub(super) fn into_endpoint(self, reader: &mut EnvReader<'_>, provider: Provider) -> EndpointConfig {
         let (key_variable, api_key) = match (provider, self.deepseek_key) {
             (Provider::DeepSeek, Some(key)) => (DEEPSEEK_API_KEY, Some(key)),

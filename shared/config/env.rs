@@ -9,11 +9,9 @@ pub struct InvalidSetting {
     pub variable: &'static str,
     /// Continues a sentence that begins with the variable's name. It never repeats the value, which may be a secret.
     pub problem: String,
-    /// A valid value.
     pub example: &'static str,
 }
 
-/// All invalid values of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<InvalidSetting>);
 
@@ -30,8 +28,6 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-/// Typed access to variables.
-///
 /// Each method returns its default after an error, so that reading continues and finds the next one; the result is valid
 /// only if [`EnvReader::finish`] succeeds.
 pub struct EnvReader<'a> {
@@ -129,21 +125,19 @@ impl<'a> EnvReader<'a> {
         Duration::from_millis(self.integer(variable, 0, 3_600_000, "30").unwrap_or(default))
     }
 
-    /// An absolute URL without its trailing slash.
+    /// Without its trailing slash.
     pub fn url(&mut self, variable: &'static str, schemes: &[&str], example: &'static str) -> Option<String> {
         let value = self.text(variable)?;
         let url = parse_url(&value, schemes);
         url.map_err(|problem| self.report(variable, problem, example)).ok()
     }
 
-    /// The base URL of a provider's API without its trailing slash.
     pub fn base_url(&mut self, variable: &'static str, example: &'static str) -> Option<String> {
         let value = self.text(variable)?;
         let url = parse_base_url(&value);
         url.map_err(|problem| self.report(variable, problem, example)).ok()
     }
 
-    /// The path of a readable file.
     pub fn file(&mut self, variable: &'static str, example: &'static str) -> Option<PathBuf> {
         let path = PathBuf::from(self.text(variable)?);
         match File::open(&path).and_then(|file| file.metadata()) {
@@ -159,7 +153,6 @@ impl<'a> EnvReader<'a> {
         }
     }
 
-    /// The path of an existing directory.
     pub fn directory(&mut self, variable: &'static str, example: &'static str) -> Option<PathBuf> {
         let path = PathBuf::from(self.text(variable)?);
         if !path.is_dir() {
@@ -169,7 +162,6 @@ impl<'a> EnvReader<'a> {
         Some(path)
     }
 
-    /// Comma-separated entries without the empty ones.
     #[must_use]
     pub fn list(&self, variable: &'static str) -> Vec<String> {
         let value = self.text(variable).unwrap_or_default();

@@ -2,7 +2,7 @@ use super::EnvReader;
 
 pub(super) const LEARNING: &str = "LEARNING";
 
-/// The memories that are stored of finished turns. Titles and summaries of conversations are generated in any case.
+/// Titles and summaries of conversations are generated in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LearningConfig {
     /// The turn verbatim, and facts about the user extracted from it.

@@ -7,7 +7,7 @@ use super::{
     quotas, retry, server,
 };
 
-/// Every variable that the service reads, in the order of the table in the docs.
+/// In the order of the table in the docs.
 pub const VARIABLES: &[&str] = &[
     server::GRPC_HOST,
     server::GRPC_PORT,
@@ -86,18 +86,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the configuration of the local server from a source of variables.
-    ///
-    /// # Errors
-    /// All invalid values together.
     pub fn read(source: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
         Self::read_for(EntryPoint::Server, source)
     }
 
-    /// Reads the configuration of a program. A function with data or a provider to protect must set `AUTH` explicitly.
-    ///
-    /// # Errors
-    /// As [`Config::read`].
+    /// A function with data or a provider to protect must set `AUTH` explicitly.
     pub fn read_for(entry_point: EntryPoint, source: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
         let mut reader = EnvReader::new(source);
         let retry = RetryConfig::read(&mut reader);
@@ -129,10 +122,6 @@ impl Config {
         reader.finish(config)
     }
 
-    /// Reads the configuration from the process's environment.
-    ///
-    /// # Errors
-    /// As [`Config::read`].
     pub fn from_env() -> Result<Self, ConfigErrors> {
         // A value that is not Unicode is invalid for every variable, and its reader reports it.
         Self::read(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))

@@ -8,7 +8,6 @@ pub(super) const LOG_FORMAT: &str = "LOG_FORMAT";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Pretty,
-    /// One JSON object per line.
     Json,
 }
 

@@ -4,7 +4,6 @@ pub(super) const BM25_K1: &str = "BM25_K1";
 pub(super) const BM25_B: &str = "BM25_B";
 pub(super) const VECTOR_INDEX_THRESHOLD: &str = "VECTOR_INDEX_THRESHOLD";
 
-/// Retrieval parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MemoryConfig {
     /// BM25 term frequency saturation, 0 to 10.

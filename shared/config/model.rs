@@ -28,21 +28,16 @@ pub enum ModelConfig {
     Provider(Box<ProviderConfig>),
 }
 
-/// Canned answers and their pace.
 #[derive(Debug, Clone)]
 pub struct DemoConfig {
     pub reason: DemoReason,
-    /// Pause after the THINKING frame.
     pub thinking_delay: Duration,
-    /// Pause between two deltas.
     pub chunk_delay: Duration,
-    /// Replaces the built-in answers.
     pub responses_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DemoReason {
-    /// `DEMO_MODE=true`.
     Chosen,
     /// No provider has a key.
     NoKey,
@@ -51,7 +46,6 @@ pub enum DemoReason {
 #[derive(Debug, Clone)]
 pub struct ProviderConfig {
     pub primary: EndpointConfig,
-    /// Tried in this order when the primary fails.
     pub fallbacks: Vec<EndpointConfig>,
     /// Models that a request may name; empty = any.
     pub allowed_models: Vec<String>,
@@ -99,7 +93,6 @@ impl DemoConfig {
 }
 
 impl ModelConfig {
-    /// Upper bound of a turn's duration.
     #[must_use]
     pub fn total_timeout(&self) -> Duration {
         match self {

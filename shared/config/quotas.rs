@@ -34,7 +34,6 @@ impl QuotasByPlan {
         if is_pro { self.pro } else { self.standard }
     }
 
-    /// `None` = no quotas.
     pub(super) fn read(reader: &mut EnvReader<'_>) -> Option<Self> {
         let standard = reader.text(RATE_LIMITS);
         let pro = reader.text(RATE_LIMITS_PRO);

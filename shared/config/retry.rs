@@ -6,7 +6,6 @@ pub(super) const LLM_MAX_ATTEMPTS: &str = "LLM_MAX_ATTEMPTS";
 pub(super) const LLM_BREAKER_FAILURES: &str = "LLM_BREAKER_FAILURES";
 pub(super) const LLM_BREAKER_COOLDOWN_SECONDS: &str = "LLM_BREAKER_COOLDOWN_SECONDS";
 
-/// Retries of provider calls, for chat models and embedders alike.
 #[derive(Debug, Clone, Copy)]
 pub struct RetryConfig {
     /// Requests per model for one answer, at least 1.

@@ -16,13 +16,11 @@ pub(super) const WEB_PAGE: &str = "WEB_PAGE";
 pub(super) const SHUTDOWN_GRACE_SECONDS: &str = "SHUTDOWN_GRACE_SECONDS";
 pub(super) const ALLOWED_ORIGINS: &str = "ALLOWED_ORIGINS";
 
-/// Settings of the local server.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     pub host: IpAddr,
     /// 0 = any free port.
     pub port: u16,
-    /// `None` = plaintext.
     pub tls: Option<TlsFiles>,
     /// gRPC server reflection, which needs no authentication.
     pub reflection: bool,
@@ -30,7 +28,6 @@ pub struct ServerConfig {
     pub health: bool,
     /// The web page at `/`. The page needs no authentication; its calls do.
     pub web_page: bool,
-    /// Graceful shutdown: time that open streams have after the first signal.
     pub shutdown_grace: Duration,
     /// Callers authenticate themselves, or a gateway does. If not, calls of pages with a foreign origin are refused.
     pub authenticates_callers: bool,
@@ -41,7 +38,6 @@ pub struct ServerConfig {
 /// PEM files.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
-    /// The certificate chain.
     pub certificate: PathBuf,
     pub key: PathBuf,
 }
