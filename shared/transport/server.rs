@@ -47,8 +47,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// # Errors
-    /// See [`Listener::bind`].
     pub async fn bind(config: &ServerConfig, apis: Apis) -> Result<Self, ServerError> {
         Ok(Self { listener: Listener::bind(config).await?, config: config.clone(), apis })
     }
@@ -61,9 +59,6 @@ impl Server {
 
     /// Serves until `stop` is cancelled, then shuts down gracefully: reports unhealthy, accepts no more connections, drains open
     /// calls for the configured grace period, and ends the others with an error frame. `ready` = the database is usable.
-    ///
-    /// # Errors
-    /// The reflection service cannot be built, or the transport failed.
     pub async fn serve(self, ready: watch::Receiver<bool>, stop: CancellationToken) -> Result<(), ServerError> {
         let Self { listener, config, apis } = self;
         let drain = apis.drain.clone();

@@ -35,7 +35,6 @@ const MAX_FUNCTION_TIME: Duration = Duration::from_mins(15);
 const GRPC_WEB: HeaderValue = HeaderValue::from_static("application/grpc-web+proto");
 const GRPC_WEB_TEXT: HeaderValue = HeaderValue::from_static("application/grpc-web-text+proto");
 
-/// A service as tonic generates it.
 pub trait GrpcService:
     Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
     + NamedService
@@ -71,7 +70,6 @@ struct Route {
 
 type RouteService = GrpcWebService<StatusService<BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>>>;
 
-/// A request with its route, ready to be sent to the service.
 struct RoutedCall {
     service: RouteService,
     request: Request<Body>,
@@ -79,7 +77,6 @@ struct RoutedCall {
 }
 
 impl Adapter {
-    /// Serves only these methods of the service.
     pub fn new<S: GrpcService>(service: S, methods: &'static [&'static str]) -> Self {
         Self { routes: Vec::new() }.add_service(service, methods)
     }
@@ -164,7 +161,6 @@ fn method_of<'p>(path: &'p str, service_name: &str) -> Option<&'p str> {
     (service == service_name).then_some(method)
 }
 
-/// The function's remaining time without the margin.
 fn time_left(deadline_ms: u64) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let deadline = Duration::from_millis(deadline_ms);

@@ -43,7 +43,6 @@ struct Http {
 }
 
 impl HttpEvent {
-    /// `None` if the event is not an HTTP request.
     pub(super) fn parse(event: Value) -> Option<Self> {
         let event: Event = serde_json::from_value(event).ok()?;
         // This order matters: `cargo lambda watch` sets `httpMethod` in format 2.0 as well, to a wrong method.

@@ -25,7 +25,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(1500);
 const EXIT_FAILURE: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
-/// Runs a function that serves RPCs, until Lambda ends it.
 pub fn serve(adapter: impl FnOnce(Apis) -> Adapter) -> ExitCode {
     run(async |app| {
         let drain = app.apis.drain.clone();
@@ -33,7 +32,6 @@ pub fn serve(adapter: impl FnOnce(Apis) -> Adapter) -> ExitCode {
     })
 }
 
-/// Runs a function that handles events, until Lambda ends it.
 pub(super) fn run(handle: impl AsyncFnOnce(App) -> Result<(), lambda_runtime::Error>) -> ExitCode {
     if std::env::var_os("AWS_LAMBDA_RUNTIME_API").is_none() {
         return fail(&"this program is an AWS Lambda function; run it locally with `cargo lambda watch`", EXIT_USAGE);

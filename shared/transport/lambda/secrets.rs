@@ -54,7 +54,6 @@ impl<'a> SecretReference<'a> {
     }
 }
 
-/// Maps the names of variables to their secrets.
 pub(super) async fn resolve_env() -> Result<HashMap<String, String>, SecretError> {
     let variables: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -84,7 +83,6 @@ fn secret_error(variables: &str, problem: impl Into<String>) -> SecretError {
     SecretError { variables: variables.to_owned(), problem: problem.into() }
 }
 
-/// An AWS service and its operation that reads secrets.
 struct SecretStore {
     name: &'static str,
     endpoint_variable: &'static str,
@@ -125,7 +123,6 @@ impl SecretClient {
         Ok(Self { client, region: required("AWS_REGION")?, credentials })
     }
 
-    /// Takes pairs of variable and parameter, returns pairs of variable and value.
     async fn parameters(&self, references: &[(&str, &str)]) -> Result<Vec<(String, String)>, SecretError> {
         let variables: Vec<_> = references.iter().map(|(variable, _)| *variable).collect();
         // Duplicates are not allowed in one request.
@@ -149,7 +146,6 @@ impl SecretClient {
         Ok((variable.to_owned(), secret))
     }
 
-    /// Retries transient failures.
     async fn request(&self, store: &SecretStore, body: &Value) -> Result<Value, String> {
         let body = body.to_string();
         let mut attempt = 1;
@@ -194,7 +190,6 @@ impl SecretClient {
         })
     }
 
-    /// The headers of AWS Signature Version 4.
     fn sign(
         &self,
         service: &str,

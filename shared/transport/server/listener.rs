@@ -45,9 +45,6 @@ pub struct Listener {
 
 impl Listener {
     /// Reads the TLS files and binds the address, so that configuration errors show before anything else is started.
-    ///
-    /// # Errors
-    /// A TLS file or an origin is invalid, or the address cannot be bound.
     pub async fn bind(config: &ServerConfig) -> Result<Self, ServerError> {
         let server = http_server(config)?;
         let origins = AllowedOrigins::from_config(config)?;
@@ -65,9 +62,6 @@ impl Listener {
     }
 
     /// Serves `routes`. Once `stop` is cancelled, accepts no more connections and waits for open streams without a limit.
-    ///
-    /// # Errors
-    /// The transport failed.
     pub async fn serve(self, routes: Routes, stop: CancellationToken) -> Result<(), ServerError> {
         // Set here because the builder's own setting applies only to sockets that it opens.
         let incoming = TcpIncoming::from(self.socket).with_nodelay(Some(true));
@@ -121,7 +115,6 @@ fn read_identity(files: &TlsFiles) -> Result<Identity, ServerError> {
     Ok(Identity::from_pem(read("TLS_CERT_FILE", &files.certificate)?, read("TLS_KEY_FILE", &files.key)?))
 }
 
-/// Lets gRPC and gRPC-Web requests pass, unless they come from a page of a foreign origin.
 #[derive(Clone)]
 struct RequestValidator {
     origins: AllowedOrigins,

@@ -29,7 +29,6 @@ impl Service<Request<Body>> for TestService {
     }
 }
 
-/// The complete response body of a call to a service with this handler.
 async fn response_text<F>(respond: impl Fn() -> F + Clone + Send + Sync + 'static, time_left: Duration) -> String
 where
     F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
