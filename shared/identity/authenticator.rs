@@ -31,8 +31,6 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// # Errors
-    /// The HTTP client for the issuer's keys cannot be built.
     pub fn from_config(config: &AuthConfig) -> Result<Self, reqwest::Error> {
         Ok(Self {
             mode: config.mode,
@@ -41,8 +39,6 @@ impl Authenticator {
         })
     }
 
-    /// # Errors
-    /// The credentials are missing or wrong, or the call names another user than its token.
     pub async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, AuthnError> {
         let bearer = credentials.authorization.and_then(bearer_token);
         if self.is_internal_service(bearer, credentials.internal_api_key)? || self.mode != AuthMode::Jwt {

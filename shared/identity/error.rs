@@ -4,7 +4,6 @@ use crate::error::InvalidArgument;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthnError {
-    /// The call names no user, or a malformed one.
     #[error(transparent)]
     Invalid(#[from] InvalidArgument),
     #[error("{0}")]

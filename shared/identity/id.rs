@@ -10,9 +10,6 @@ use crate::error::{InvalidArgument, Problem, check_text};
 pub const MAX_ID_BYTES: usize = 256;
 
 /// Identifiers are not empty, have at most [`MAX_ID_BYTES`] and no control characters or slashes.
-///
-/// # Errors
-/// The broken rule, at `field`.
 pub fn check_id(field: &str, id: &str) -> Result<(), InvalidArgument> {
     if id.is_empty() {
         return Err(InvalidArgument::new(field, Problem::Missing));
@@ -30,8 +27,6 @@ macro_rules! identifier {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// # Errors
-            /// The rule of [`check_id`] that the id breaks, at `field`.
             pub fn parse(field: &str, id: &str) -> Result<Self, InvalidArgument> {
                 check_id(field, id)?;
                 Ok(Self(id.into()))
@@ -57,10 +52,7 @@ identifier!(SessionId);
 identifier!(RequestId);
 
 impl UserId {
-    /// The body takes precedence over the metadata `user-id`.
-    ///
-    /// # Errors
-    /// Both are empty, they differ, or the id is malformed.
+    /// The message and the metadata `user-id` must agree where both name the user.
     pub fn from_call(body: &str, metadata: Option<&str>) -> Result<Self, InvalidArgument> {
         let metadata = metadata.unwrap_or_default();
         if !body.is_empty() && !metadata.is_empty() && body != metadata {
@@ -86,7 +78,6 @@ impl SessionId {
 }
 
 impl RequestId {
-    /// For a request whose client sent none.
     #[must_use]
     pub fn generate() -> Self {
         Self(Uuid::now_v7().to_string().into())

@@ -42,7 +42,6 @@ impl Default for KeyLifetimes {
 pub(super) struct KeySet {
     issuer: Arc<Issuer>,
     lifetimes: KeyLifetimes,
-    /// The background refresh, aborted on drop.
     refresh: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 

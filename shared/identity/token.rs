@@ -32,7 +32,6 @@ enum VerificationKeys {
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
-    /// A paid plan.
     #[serde(default)]
     is_pro: bool,
 }

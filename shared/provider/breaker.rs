@@ -23,7 +23,6 @@ struct BreakerState {
     failures: u32,
     /// `None` = closed.
     opened_at: Option<Instant>,
-    /// Whether a probe is in progress.
     is_probing: bool,
 }
 
@@ -40,8 +39,6 @@ impl CircuitBreaker {
         Self { settings, state: Mutex::default() }
     }
 
-    /// # Errors
-    /// The circuit is open.
     pub fn admit(self: &Arc<Self>) -> Result<CallPermit, CircuitOpen> {
         let mut state = self.state();
         let is_probe = match state.opened_at {
@@ -63,7 +60,7 @@ impl CircuitBreaker {
     }
 }
 
-/// An admitted call. Dropping it without a result means cancellation, which does not count.
+/// Dropping it without a result means cancellation, which does not count.
 #[derive(Debug)]
 #[must_use]
 pub struct CallPermit {

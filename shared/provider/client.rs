@@ -16,9 +16,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Never follows a redirect, which could leak a key.
-///
-/// # Errors
-/// TLS cannot be set up.
 pub(crate) fn http_client(connect_timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
     install_tls_provider();
     let client = reqwest::Client::builder();

@@ -12,7 +12,6 @@ const MAX_ERROR_BYTES: usize = 64 * 1024;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_CODE_CHARS: usize = 64;
 
-/// A response with an error status.
 #[derive(Debug)]
 pub(crate) struct ErrorResponse {
     pub(crate) status: u16,
@@ -38,10 +37,8 @@ impl ErrorResponse {
     }
 }
 
-/// The error in a body or in a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ErrorReport {
-    /// A textual code.
     pub(crate) code: Option<String>,
     /// A numeric code, which is an HTTP status.
     pub(crate) status: Option<u16>,
@@ -110,7 +107,6 @@ pub(crate) async fn read_bounded_body(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TransportProblem {
     pub(crate) is_timeout: bool,
-    /// A stable code, which clients see.
     pub(crate) code: &'static str,
     /// For the log, without the URL, which could hold a key.
     pub(crate) detail: String,

@@ -20,7 +20,6 @@ fn public_jwk(id: &str) -> Value {
     })
 }
 
-/// An issuer and its key set after one fetch.
 async fn fetched(lifetimes: KeyLifetimes) -> (FakeProvider, KeySet) {
     let mut issuer = FakeProvider::start().await;
     let keys = KeySet::new(&issuer.base_url, lifetimes).unwrap();
