@@ -14,7 +14,6 @@ pub enum LearnError {
     Model(#[from] ModelError),
     #[error("the model's answer is malformed: {0}")]
     Malformed(&'static str),
-    /// The model took too long, or too little time is left to begin.
     #[error("learning from the turn timed out")]
     Timeout,
     #[error("the prompt template cannot be rendered: {0}")]

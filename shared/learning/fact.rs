@@ -78,17 +78,15 @@ impl FactKind {
     }
 }
 
-/// A fact that the memory already holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownFact {
-    /// The id of its memory.
     pub id: String,
     pub content: String,
     pub said_at: Timestamp,
     pub metadata: Metadata,
 }
 
-/// How an extracted fact relates to the known ones. The strings are ids of [`KnownFact`]s.
+/// The strings are ids of [`KnownFact`]s.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FactStatus {
     New,
@@ -104,18 +102,14 @@ pub struct Fact {
     pub content: String,
     /// The user's words that support it, copied from the statement.
     pub quote: String,
-    /// The day that the fact is about.
     pub date: Option<Date>,
     pub status: FactStatus,
     pub metadata: Metadata,
 }
 
-/// Why an extracted fact is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FactRejection {
-    /// The user did not say so.
     Unsupported,
-    /// It tells the assistant how to behave.
     Instruction,
     /// Blank, too long, or with control or invisible characters.
     Malformed,
@@ -126,9 +120,6 @@ pub enum FactRejection {
 impl Fact {
     /// Checks that the user said it, in their own words, and that it is no instruction. Runs on the output of every extractor,
     /// because a model can be talked into inventing facts.
-    ///
-    /// # Errors
-    /// Any [`FactRejection`] but `Outdated`, which needs the known facts.
     pub fn check(&self, statement: &Statement) -> Result<(), FactRejection> {
         let is_forbidden = |c: char| c.is_control() || instruction_guard::is_invisible(c);
         let content = self.content.trim();
@@ -154,9 +145,6 @@ pub trait Extractor: Send + Sync {
     fn topics(&self, statement: &Statement) -> Vec<String>;
 
     /// The facts in the statement, at most [`MAX_FACTS`], each with its status among `known`. An empty list is a valid answer.
-    ///
-    /// # Errors
-    /// The model failed or its answer is malformed.
     async fn extract(&self, statement: &Statement, known: &[KnownFact]) -> Result<Vec<Fact>, LearnError>;
 }
 

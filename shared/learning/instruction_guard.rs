@@ -25,7 +25,6 @@ static OVERRIDES: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(pattern).ok()
 });
 
-/// Instructions to the assistant, in normalized text.
 static ORDERS: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let pattern = concat!(
         r"\b(?:system|developer|hidden|initial|secret) ?(?:prompt|message|instruction|instructions|mode)\b",

@@ -19,7 +19,6 @@ use crate::{
     memory::{DEFAULT_ALPHA, Filter, MemoryEngine, NewMemory, RetrievalQuery, TurnMemories, TurnWriteOutcome},
 };
 
-/// The source type of facts in the memory.
 const FACT: &str = "fact";
 const KNOWN_FACTS_PER_TOPIC: usize = 5;
 const MAX_KNOWN_FACTS: usize = 20;
@@ -55,7 +54,6 @@ pub struct ExtractionOutcome {
     pub summarized: bool,
 }
 
-/// A turn with its owner.
 #[derive(Clone, Copy)]
 struct LearningTurn<'a> {
     user: &'a UserId,
@@ -82,22 +80,18 @@ impl TurnLearner {
         Self { memory, conversations, summarizer, extractor: Some(extractor), writes_memories: true }
     }
 
-    /// Extracts no facts.
     #[must_use]
     pub fn verbatim_only(self) -> Self {
         Self { extractor: None, ..self }
     }
 
-    /// Writes titles and summaries only.
     #[must_use]
     pub fn without_memory(self) -> Self {
         Self { extractor: None, writes_memories: false, ..self }
     }
 
-    /// Idempotent: learning from the same turn again changes nothing.
-    ///
-    /// # Errors
-    /// A step failed. The steps before it stay done, and a retry resumes with the rest.
+    /// Idempotent: learning from the same turn again changes nothing. Steps before a failed one stay done, and a retry
+    /// resumes with the rest.
     pub async fn learn(
         &self,
         user: &UserId,
@@ -149,7 +143,6 @@ impl TurnLearner {
         Ok(())
     }
 
-    /// Every extracted fact with the result of its checks.
     async fn extract_facts(
         &self,
         extractor: &dyn Extractor,
@@ -174,7 +167,6 @@ impl TurnLearner {
         Ok(facts.into_iter().map(checked).collect())
     }
 
-    /// The best matches of all topics, each fact once.
     async fn known_facts(
         &self,
         user: &UserId,
@@ -278,7 +270,6 @@ fn turns_to_summarize(mut turns: Vec<StoredTurn>) -> Vec<StoredTurn> {
     turns
 }
 
-/// Converts the accepted facts and counts the others.
 fn facts_to_memories(
     facts: Vec<(Fact, Result<(), FactRejection>)>,
     LearningTurn { session, turn, .. }: LearningTurn<'_>,

@@ -33,7 +33,6 @@ pub struct ModelExtractor {
     model: Arc<dyn ChatModel>,
 }
 
-/// The user message of the prompt, as JSON.
 #[derive(Serialize)]
 struct ExtractionPrompt<'a> {
     today: String,
@@ -158,7 +157,6 @@ pub(super) fn prompt(template: &str, language: Language) -> Result<String, minij
     Environment::new().render_named_str(name, template, minijinja::context! {})
 }
 
-/// Asks a model one question and collects its complete answer.
 pub(super) async fn complete(
     model: &Arc<dyn ChatModel>,
     instructions: String,

@@ -48,7 +48,6 @@ const RELEASE: &str = "
     where user_id = $1 and session_id = $2 and turn = $3 and attempts = $4";
 const ERASE: &str = "delete from learning_jobs where user_id = $1";
 
-/// A claimed job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExtractionJob {
     pub(super) user: UserId,
@@ -93,7 +92,7 @@ impl ExtractionQueue {
         Ok(ids.iter().filter_map(|id| UserId::parse("user_id", id).ok()).collect())
     }
 
-    /// Claims the user's next due job; `None` if there is none or another worker has claimed one of this user.
+    /// `None` if no job is due or another worker has claimed one of this user.
     pub(super) async fn claim(&self, user: &UserId) -> Result<Option<ExtractionJob>, sqlx::Error> {
         let mut transaction = self.service.begin(user).await?;
         for statement in [LOCK_USER, DELETE_OLD_FAILED] {
@@ -109,7 +108,7 @@ impl ExtractionQueue {
         Ok(Some(ExtractionJob { user: user.clone(), session, turn: number("turn")?, attempt: number("attempts")? }))
     }
 
-    /// Records the outcome. Changes nothing if the job was claimed again meanwhile or deleted.
+    /// Changes nothing if the job was claimed again meanwhile or deleted.
     pub(super) async fn settle(&self, job: &ExtractionJob, outcome: JobOutcome) -> Result<(), sqlx::Error> {
         let (statement, delay) = match outcome {
             JobOutcome::Done => (DELETE, None),

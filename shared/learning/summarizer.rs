@@ -49,15 +49,9 @@ impl Exchange {
 #[async_trait::async_trait]
 pub trait Summarizer: Send + Sync {
     /// One line of at most [`MAX_TITLE_CHARS`], not blank.
-    ///
-    /// # Errors
-    /// The model failed or its answer is blank.
     async fn generate_title(&self, first: &Exchange) -> Result<String, LearnError>;
 
     /// A summary of at most [`MAX_SUMMARY_TOKENS`] that replaces `previous` and covers `turns` as well.
-    ///
-    /// # Errors
-    /// The model failed or its answer is blank.
     async fn summarize(&self, previous: &str, turns: &[Exchange]) -> Result<String, LearnError>;
 }
 
@@ -110,7 +104,6 @@ impl Summarizer for ModelSummarizer {
     }
 }
 
-/// Truncates with an ellipsis.
 pub(super) fn ellipsize(text: &str, max_chars: usize) -> String {
     let head: String = text.chars().take(max_chars).collect();
     if head.len() < text.len() {

@@ -38,7 +38,6 @@ pub struct ExtractionWorker {
     queue: ExtractionQueue,
     learner: Arc<TurnLearner>,
     conversations: Arc<dyn ConversationStore>,
-    /// Notified when this process stored a turn.
     wakeup: Arc<Notify>,
 }
 
@@ -106,9 +105,6 @@ impl ExtractionWorker {
     }
 
     /// Processes all due jobs of all users and returns how many were settled. Jobs under way at `deadline` are released.
-    ///
-    /// # Errors
-    /// The queue cannot be read.
     pub async fn run_until_idle(&self, deadline: Instant) -> Result<usize, sqlx::Error> {
         let stop = CancellationToken::new();
         let mut total = 0;

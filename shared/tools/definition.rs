@@ -105,10 +105,7 @@ impl ToolDefinition {
         }
     }
 
-    /// Validates arguments, which are text that a model wrote.
-    ///
-    /// # Errors
-    /// A problem that the model can read and repair.
+    /// Arguments are text that a model wrote; it can read the error and repair them.
     pub(super) fn validate(&self, arguments: &str) -> Result<Value, String> {
         let value: Value =
             serde_json::from_str(arguments).map_err(|error| format!("the arguments are not JSON: {error}"))?;

@@ -14,17 +14,13 @@ use crate::{
 
 /// The user waits for the model, and the model for the tool.
 const TOOL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Applies if the model gives no limit.
 const DEFAULT_SEARCH_LIMIT: usize = 8;
 const FACT_SOURCE_TYPE: &str = "fact";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryTool {
-    /// `search_memory`
     Search,
-    /// `save_memory`
     Save,
-    /// `forget_memory`
     Forget,
 }
 
@@ -32,7 +28,6 @@ pub enum MemoryTool {
 pub struct ToolContext {
     pub user: UserId,
     pub time_zone: TimeZone,
-    /// Limits the search.
     pub filter: Filter,
 }
 
@@ -72,10 +67,7 @@ impl MemoryTool {
         })
     }
 
-    /// Runs the tool with arguments that match its schema.
-    ///
-    /// # Errors
-    /// The memory failed or timed out.
+    /// The arguments must match the tool's schema.
     pub async fn run(
         self,
         memory: &MemoryEngine,

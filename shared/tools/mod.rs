@@ -18,7 +18,6 @@ use definition::ToolDefinition;
 /// The server's tools, in the form of `TOOLS_FILE`.
 const BUILT_IN: &str = include_str!("built_in.json");
 
-/// The tools that a request selects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ToolSelection {
     #[default]
@@ -38,13 +37,11 @@ pub enum ToolRunner {
 #[derive(Debug, Clone, Copy)]
 pub struct ToolAvailability {
     pub has_memory: bool,
-    /// Whether the turn may retrieve memories.
     pub may_search: bool,
     /// Whether the turn can be persisted until a client tool has run.
     pub can_suspend: bool,
 }
 
-/// All tools of the service.
 pub struct Toolbox(Vec<Arc<Tool>>);
 
 struct Tool {
@@ -53,10 +50,6 @@ struct Tool {
 }
 
 impl Toolbox {
-    /// Loads the server's tools, and client tools from a file.
-    ///
-    /// # Errors
-    /// The file cannot be read, or a tool in it is invalid.
     pub fn load(file: Option<&Path>) -> Result<Self, ToolsFileError> {
         let built_in = ToolDefinition::parse(BUILT_IN)?.into_iter().filter_map(|definition| {
             let runner = ToolRunner::Server(MemoryTool::from_name(&definition.name)?);
@@ -95,14 +88,12 @@ impl Toolbox {
     }
 }
 
-/// The tools that a model is offered in one turn.
 #[derive(Clone)]
 pub struct ToolOffer {
     tools: Vec<Arc<Tool>>,
     json: Arc<[Box<RawValue>]>,
 }
 
-/// A tool call that can be run.
 #[derive(Debug)]
 pub struct ValidatedCall {
     pub runner: ToolRunner,
@@ -122,8 +113,7 @@ impl ToolOffer {
         self.tools.iter().map(|tool| tool.definition.name.clone()).collect()
     }
 
-    /// # Errors
-    /// A problem that the model can read and repair.
+    /// The error is one that the model can read and repair.
     pub fn validate(&self, call: &ToolCall) -> Result<ValidatedCall, String> {
         let Some(tool) = self.tools.iter().find(|tool| tool.definition.name == call.name) else {
             return Err(format!("there is no such tool; there are: {}", self.names().join(", ")));
