@@ -64,7 +64,7 @@ impl Session {
         Ok(())
     }
 
-    /// Prints the answer as it arrives; returns whether it was complete.
+    /// Returns whether the answer was complete.
     async fn ask(&mut self, message: String) -> Result<bool, Box<dyn Error>> {
         let language = self
             .arguments
@@ -187,13 +187,11 @@ pub async fn recall(arguments: RecallArguments) -> CommandResult {
     Ok(ExitCode::SUCCESS)
 }
 
-/// At most `max_chars` of a text, on one line.
 fn one_line(text: &str, max_chars: usize) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if line.chars().count() <= max_chars { line } else { line.chars().take(max_chars).chain(['…']).collect() }
 }
 
-/// Grey on a terminal.
 fn dim(text: &str) -> String {
     if std::io::stderr().is_terminal() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
 }

@@ -24,7 +24,6 @@ Examples:
   agent-local recall \"how do eigenvalues differ from eigenvectors?\"
   agent-local import notes/ book.md chat.jsonl  import files into the memory";
 
-/// The server's default address.
 pub const DEFAULT_ADDR: &str = "http://127.0.0.1:50051";
 
 #[derive(Debug, Subcommand)]

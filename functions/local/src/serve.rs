@@ -22,8 +22,6 @@ use crate::{
 /// Pause between two checks whether users have so many memories that their vectors need an ANN index.
 const INDEX_INTERVAL: Duration = Duration::from_mins(10);
 
-/// Runs the server until it fails or a signal stops it.
-///
 /// Graceful shutdown: the first signal cancels `stop`, upon which open streams have `SHUTDOWN_GRACE_SECONDS` to end; a
 /// second signal ends the process at once. The database outlives the last stream and the extraction worker.
 pub async fn run(config: Config) -> CommandResult {

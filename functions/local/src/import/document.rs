@@ -13,7 +13,6 @@ use super::{
 
 /// Bytes, by the API's contract.
 const MAX_BYTES: u64 = 20_000_000;
-/// Bytes, by the API's contract.
 const MAX_TITLE_BYTES: usize = 1_000;
 
 pub fn read(path: &Path) -> Result<String, ImportError> {

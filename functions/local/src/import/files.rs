@@ -24,7 +24,6 @@ pub struct SourceFile {
 pub enum FileFormat {
     Markdown,
     PlainText,
-    /// One memory per line.
     JsonLines,
 }
 
@@ -54,7 +53,6 @@ pub fn find(arguments: &[PathBuf], report: &mut Report) -> Vec<SourceFile> {
 
 struct Collector<'r> {
     sources: Vec<SourceFile>,
-    /// By id.
     paths: HashMap<String, PathBuf>,
     report: &'r mut Report,
 }

@@ -28,7 +28,6 @@ impl ImportedPrefix {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalEntry {
-    /// The id of the file.
     pub id: String,
     pub tags: Vec<String>,
     #[serde(flatten)]
@@ -67,7 +66,6 @@ impl Journal {
         self.entries.clear();
     }
 
-    /// Whether entries are written, so that an interrupted import can resume.
     pub fn is_persistent(&self) -> bool {
         self.file.is_some()
     }

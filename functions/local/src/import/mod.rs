@@ -111,7 +111,6 @@ struct Import<'r> {
     report: &'r mut Report,
 }
 
-/// A memory and its line number.
 type NumberedMemory = (u64, MemoryInput);
 
 impl Import<'_> {
@@ -189,7 +188,6 @@ impl Import<'_> {
         Ok((lines, done.skipped))
     }
 
-    /// Reads the memories of the next lines; invalid lines go into the report.
     fn read_batch(
         &mut self,
         source: &SourceFile,

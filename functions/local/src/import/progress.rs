@@ -33,7 +33,6 @@ impl ImportProgress {
         self.0.inc(1);
     }
 
-    /// Prints a line above the bar.
     pub fn print_line(&self, line: &str) {
         self.0.suspend(|| eprintln!("{line}"));
     }

@@ -17,7 +17,6 @@ pub struct Report {
     pub known: u64,
     /// Files that an earlier import has done.
     pub unchanged: u64,
-    /// Files and lines that could not be imported.
     failed: SkipList,
     /// Files in a folder that are of no importable format; they do not fail the import.
     ignored: SkipList,
@@ -25,7 +24,6 @@ pub struct Report {
 
 #[derive(Default)]
 struct SkipList {
-    /// The first [`MAX_LISTED`].
     listed: Vec<SkippedItem>,
     count: u64,
 }

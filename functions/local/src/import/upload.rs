@@ -24,7 +24,6 @@ const MAX_RETRY_DELAY: Duration = Duration::from_mins(1);
 pub enum ImportError {
     /// This item cannot be imported; the import continues.
     Rejected(String),
-    /// The import has to stop.
     Aborted(String),
 }
 
@@ -86,7 +85,6 @@ fn is_retryable(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
 }
 
-/// `RetryInfo` of the status details.
 fn requested_delay(status: &Status) -> Option<Duration> {
     status.get_details_retry_info().and_then(|info| info.retry_delay)
 }

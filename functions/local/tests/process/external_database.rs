@@ -98,7 +98,6 @@ impl DatabaseProxy {
         Self { port: unused.number(), unused: Some(unused), is_open: watch::Sender::new(false) }
     }
 
-    /// A URL for a proxy that is never opened.
     pub fn unreachable_url(&self) -> String {
         format!("postgres://127.0.0.1:{}/absent", self.port)
     }

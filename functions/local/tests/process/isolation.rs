@@ -10,7 +10,6 @@ use crate::{
     server::Server,
 };
 
-/// A server with its own Postgres cluster.
 struct Cluster {
     sandbox: Sandbox,
     server: Server,

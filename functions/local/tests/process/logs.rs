@@ -103,7 +103,6 @@ async fn pretty_log_format_has_no_colours_without_a_terminal() {
     assert!(!output.stderr.contains('\x1b'), "{:?}", output.stderr);
 }
 
-/// A request with the marker in every field with text of the user.
 fn marked_chat() -> pb::ChatRequest {
     let text = || MARKER.to_owned();
     let value = ProtoValue { kind: Some(Kind::StringValue(text())) };
@@ -224,7 +223,6 @@ async fn logs_contain_no_key_echoed_by_provider_or_database() {
     assert_unmarked(&output.stderr);
 }
 
-/// A provider that rejects every request and echoes parts of it.
 async fn refuse_and_repeat(provider: TcpListener) {
     let body = format!(r#"{{"error":{{"message":"bad: {MARKER}","type":"{MARKER}","code":"{MARKER}"}}}}"#);
     let answer = format!(

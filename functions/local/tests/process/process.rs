@@ -57,7 +57,6 @@ impl Sandbox {
         sandbox
     }
 
-    /// The home directory of the user.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -84,7 +83,6 @@ impl Sandbox {
         names
     }
 
-    /// The program with an otherwise empty environment.
     pub fn bare(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agent-local"));
         command.args(arguments).current_dir(self.work()).kill_on_drop(true).env_clear();
@@ -153,7 +151,6 @@ impl OutputLines {
         self.lines.borrow().join("\n")
     }
 
-    /// All lines, once the process has ended.
     async fn all(&self) -> String {
         let mut lines = self.lines.clone();
         within_timeout("end of output", async { while lines.changed().await.is_ok() {} }).await;

@@ -15,7 +15,6 @@ use tonic::{
 
 use crate::{process::within_timeout, server::Server};
 
-/// The fate of calls beyond the limit.
 #[derive(Clone, Copy)]
 pub enum AfterLimit {
     Refuse,

@@ -6,7 +6,6 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use crate::{external_database::DatabaseProxy, process::Sandbox, server::Server};
 
-/// A certificate authority, and a server certificate signed by it.
 struct CertificateFiles {
     authority: PathBuf,
     certificate: PathBuf,
