@@ -12,7 +12,6 @@ const DIMENSION: usize = 384;
 const SUBJECTS: u64 = 500;
 /// Distance of a text from its subject: two texts of a subject have a cosine of 1 / (1 + 0.8²) = 0.61.
 const SPREAD: f32 = 0.8;
-/// Vocabulary size.
 const WORDS: usize = 20_000;
 /// Zipf-Mandelbrot: the frequency of the term of rank r is proportional to 1 / (r + SHIFT). The shift leaves out stop words,
 /// which are not indexed.
@@ -126,7 +125,6 @@ pub struct SyntheticEmbedder {
 }
 
 impl SyntheticEmbedder {
-    /// Vectors clustered around subjects, like those of real texts.
     pub fn clustered() -> Self {
         let mut random = Random::new(7);
         Self { subjects: (0..SUBJECTS).map(|_| random.direction()).collect(), ..Self::scattered() }

@@ -25,7 +25,6 @@ const INDEX: &str = "
     where amname = 'hnsw' and indisvalid";
 
 pub struct Plan {
-    /// In ascending order.
     pub sizes: &'static [usize],
     /// Other users, who together have as many memories as the largest size.
     pub others: usize,
@@ -73,14 +72,12 @@ pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
     store.measure(&table, &plan, &Contents { vectors: "random", memories: largest, of_others: 0 }).await
 }
 
-/// A database with a server that uses the index and one that does not.
 struct Store {
     database: Database,
     exact: BenchServer,
     indexed: BenchServer,
 }
 
-/// The contents of a database, for the table.
 struct Contents {
     vectors: &'static str,
     memories: usize,
@@ -149,7 +146,6 @@ impl Store {
     }
 }
 
-/// Times of exact kNN and of the index.
 struct Comparison {
     times: [Times; 2],
     recall: f64,

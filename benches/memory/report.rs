@@ -2,7 +2,6 @@
 
 pub use crate::quantile::{number, quantile};
 
-/// Printed row by row.
 pub struct Table;
 
 impl Table {
@@ -16,7 +15,6 @@ impl Table {
     }
 }
 
-/// With thousands separators.
 pub fn count(value: usize) -> String {
     if value < 1_000 { value.to_string() } else { format!("{},{:03}", count(value / 1_000), value % 1_000) }
 }

@@ -15,7 +15,6 @@ pub const USER: &str = "ann";
 pub const INDEX_NEVER: (&str, &str) = ("VECTOR_INDEX_THRESHOLD", "1000000000");
 
 pub struct Plan {
-    /// In ascending order.
     pub sizes: &'static [usize],
     pub queries: usize,
 }

@@ -17,7 +17,6 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{BenchResult, store::Database};
 
-/// Stops when dropped.
 pub struct BenchServer {
     pub engine: Arc<MemoryEngine>,
     pub database: postgres::Database,
@@ -35,7 +34,6 @@ impl BenchServer {
         Self::serve(&database.config(variables)?, embedder).await
     }
 
-    /// With the configured embedder.
     pub async fn configured(database: &Database, variables: &[(&str, &str)]) -> BenchResult<Self> {
         let config = database.config(variables)?;
         Self::serve(&config, build_embedder(&config.embedding)?).await

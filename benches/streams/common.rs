@@ -18,7 +18,6 @@ pub const DELTAS: usize = 100;
 /// Has one of the longest canned answers, about 100 chunks.
 const QUESTION: &str = "What is the difference between eigenvalues and eigenvectors?";
 
-/// A turn without retrieval.
 pub fn request() -> pb::ChatRequest {
     pb::ChatRequest {
         user_id: "user-0".to_owned(),

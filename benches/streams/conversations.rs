@@ -12,7 +12,6 @@ use crate::{
     server::ServerRole,
 };
 
-/// Measures both in turn and prints the difference.
 pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
     let provider = ServerProcess::start(ServerRole::Provider, PACE, &[], LOG_LEVEL)?;
     let start = |role| ServerProcess::start_with(role, Duration::ZERO, &[], LOG_LEVEL, &[provider.address()]);

@@ -83,7 +83,6 @@ impl Decoder for DiscardingCodec {
     }
 }
 
-/// The results of a closed loop.
 #[derive(Debug, Default)]
 pub struct LoadReport {
     pub turns: usize,

@@ -48,7 +48,6 @@ mod server;
 const STREAMS: usize = 64;
 
 struct Plan {
-    /// Length of one measurement.
     span: Duration,
     /// Measurements of each server in turn; the median is reported.
     rounds: usize,
@@ -123,7 +122,6 @@ async fn record(address: &str) -> BenchResult<Vec<pb::ChatResponse>> {
     }
 }
 
-/// Unpaced throughput.
 fn frames(runtime: &Runtime, plan: &Plan, service: ServerProcess, turn: &[pb::ChatResponse]) -> BenchResult<()> {
     let logging = ServerProcess::start(ServerRole::Service, Duration::ZERO, &[], "info")?;
     let bare = ServerProcess::start(ServerRole::Bare, Duration::ZERO, turn, LOG_LEVEL)?;

@@ -26,7 +26,6 @@ pub struct Latencies {
     pub lateness: Vec<f64>,
 }
 
-/// Measures both in turn and prints the difference.
 pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
     let provider = ServerProcess::start(ServerRole::Provider, PACE, &[], LOG_LEVEL)?;
     let service = ServerProcess::start_with(ServerRole::Proxy, Duration::ZERO, &[], LOG_LEVEL, &[provider.address()])?;
@@ -116,7 +115,6 @@ async fn direct_round(address: &str, streams: usize) -> BenchResult<Latencies> {
     collect_latencies(tasks).await
 }
 
-/// Concurrent turns through the service, each of its own user.
 pub async fn proxied_round(address: &str, streams: usize) -> BenchResult<Latencies> {
     let target = Target::connect(address).await?;
     let mut tasks = JoinSet::new();

@@ -2,7 +2,6 @@
 
 pub use crate::quantile::{number, quantile};
 
-/// Printed row by row.
 pub struct Table;
 
 impl Table {

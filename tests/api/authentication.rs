@@ -170,7 +170,6 @@ impl IssuerKey {
         format!("Bearer {}", encode(&header, &claims(subject), &self.signing).unwrap())
     }
 
-    /// A token without `kid`.
     fn bearer_without_id(&self, claims: &Value) -> String {
         format!("Bearer {}", encode(&Header::new(Algorithm::ES256), claims, &self.signing).unwrap())
     }

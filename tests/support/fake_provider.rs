@@ -59,7 +59,6 @@ struct ScriptQueue {
 pub struct FakeProvider {
     pub base_url: String,
     pub requests: mpsc::UnboundedReceiver<ReceivedRequest>,
-    /// A message for each completed [`Step::AwaitDisconnect`].
     pub disconnects: mpsc::UnboundedReceiver<()>,
     scripts: Arc<Mutex<ScriptQueue>>,
     connections: Arc<AtomicUsize>,
@@ -90,7 +89,6 @@ impl FakeProvider {
         Self { base_url, requests, disconnects, scripts, connections, accepting }
     }
 
-    /// Scripts the response to the next request that has none.
     pub async fn script(&self, steps: Vec<Step>) {
         self.scripts.lock().await.next.push_back(steps);
     }
@@ -105,12 +103,10 @@ impl FakeProvider {
         std::iter::from_fn(|| self.requests.try_recv().ok()).collect()
     }
 
-    /// Scripts a complete stream of events.
     pub async fn stream(&self, events: &[&str]) {
         self.script(stream(events)).await;
     }
 
-    /// Scripts a JSON response.
     pub async fn respond(&self, status: u16, body: &str) {
         self.script(http_response(status, "", body)).await;
     }
@@ -150,12 +146,10 @@ pub fn head(status: u16, content_type: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status} Scripted\r\ncontent-type: {content_type}\r\nconnection: close\r\n\r\n").into_bytes()
 }
 
-/// The head of a stream of events.
 pub fn stream_head() -> Step {
     Step::Send(head(200, "text/event-stream"))
 }
 
-/// Server-sent events.
 pub fn events(events: &[&str]) -> Step {
     Step::Send(events.iter().map(|event| format!("data: {event}\n\n")).collect::<String>().into_bytes())
 }

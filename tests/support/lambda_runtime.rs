@@ -22,7 +22,6 @@ pub enum FunctionOutput {
     Head(HashMap<String, String>),
     Chunk(Vec<u8>),
     End,
-    /// The function reported an error, before or within its response.
     Error(String),
 }
 
@@ -34,7 +33,6 @@ pub struct LambdaFunction {
 }
 
 impl LambdaFunction {
-    /// Starts a program with these environment variables only.
     pub async fn start(program: &str, variables: &[(&str, &str)]) -> Self {
         Self::run(command(program, variables)).await
     }
@@ -56,7 +54,6 @@ impl LambdaFunction {
         Self { program, events, output, serving }
     }
 
-    /// Queues an event with a time limit.
     pub fn invoke(&self, event: Value, time: Duration) {
         self.events.send((event, time)).unwrap();
     }
@@ -107,7 +104,6 @@ impl Drop for LambdaFunction {
     }
 }
 
-/// Runs a program that fails to start; returns its exit code and stderr.
 pub async fn run_to_failure(program: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = command(program, variables);
     command.stderr(Stdio::piped());

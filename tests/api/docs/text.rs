@@ -33,13 +33,11 @@ pub(super) fn files(path: &str, extensions: &[&str]) -> Vec<String> {
     found
 }
 
-/// Paths and texts of the Markdown files at or below some paths.
 pub(super) fn pages(paths: &[&str]) -> Vec<(String, String)> {
     let paths = paths.iter().flat_map(|path| files(path, &["md"]));
     paths.map(|path| (path.clone(), read(&path))).collect()
 }
 
-/// Fenced code with its language.
 pub(super) fn code_blocks(markdown: &str) -> Vec<(String, String)> {
     let blocks = markdown.split("```").skip(1).step_by(2);
     blocks
@@ -48,17 +46,14 @@ pub(super) fn code_blocks(markdown: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The text outside of fenced code.
 pub(super) fn prose(markdown: &str) -> String {
     markdown.split("```").step_by(2).collect::<Vec<_>>().join("\n")
 }
 
-/// Code spans outside of fenced code.
 pub(super) fn code_spans(markdown: &str) -> Vec<String> {
     prose(markdown).split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Code spans in the first column of tables.
 pub(super) fn first_cells(markdown: &str) -> Vec<String> {
     let cells = markdown.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
     cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()

@@ -50,7 +50,6 @@ pub fn usage_of(frames: &[pb::ChatResponse]) -> (&pb::Usage, &BTreeMap<String, S
     usage.expect("no usage frame")
 }
 
-/// Asserts what the contract promises of every stream.
 pub fn assert_contract(frames: &[pb::ChatResponse]) {
     let kinds: Vec<_> = frames.iter().map(frame_kind).collect();
     let last = frames.last().expect("the stream has no frames");

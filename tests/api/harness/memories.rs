@@ -78,7 +78,6 @@ impl TestServer {
         self.memory().add_memories(request).await.unwrap().into_inner()
     }
 
-    /// Stores texts without ids and returns the generated ids.
     pub async fn remember(&self, user_id: &str, texts: &[&str]) -> Vec<String> {
         self.add_memories(user_id, texts.iter().map(|text| memory_input("", text)).collect()).await.ids
     }
@@ -92,7 +91,6 @@ impl TestServer {
         self.memory().list_memories(request).await.unwrap().into_inner().memories
     }
 
-    /// Deletes memories of the user `ann` and returns how many there were.
     pub async fn delete_memories(&self, ids: &[&str]) -> i32 {
         let ids = ids.iter().map(|id| (*id).to_owned()).collect();
         let request = pb::DeleteMemoriesRequest { user_id: "ann".into(), ids, ..Default::default() };
