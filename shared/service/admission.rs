@@ -234,8 +234,7 @@ fn language(tag: &str, fallback_tag: &str) -> Language {
 }
 
 fn unknown_tool_call() -> InvalidArgument {
-    let problem = Problem::Unknown { what: "pending tool call of this session" };
-    InvalidArgument::new("tool_result.tool_call_id", problem)
+    InvalidArgument::new("tool_result.tool_call_id", Problem::Unknown { what: "pending tool call of this session" })
 }
 
 fn answered_tool_call() -> InvalidArgument {

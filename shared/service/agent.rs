@@ -6,14 +6,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures_util::Stream;
+use futures_util::{Stream, future::OptionFuture};
 use tokio::time::sleep_until;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 use tracing::Instrument as _;
 
 use super::{
     admission::{Admission, AdmittedCall},
-    call::{RpcCall, RpcContext},
+    call::{RpcCall, RpcContext, RpcResult},
     convert,
     drain::Drain,
     envelope::Envelope,
@@ -51,7 +51,7 @@ impl AgentApi {
 impl AgentService for AgentApi {
     type StreamChatStream = ChatFrames;
 
-    async fn stream_chat(&self, request: Request<pb::ChatRequest>) -> Result<Response<ChatFrames>, Status> {
+    async fn stream_chat(&self, request: Request<pb::ChatRequest>) -> RpcResult<ChatFrames> {
         let (metadata, extensions, request) = request.into_parts();
         let language =
             request.user_profile.as_ref().map_or(Language::default(), |profile| Language::from_tag(&profile.language));
@@ -66,7 +66,7 @@ impl AgentService for AgentApi {
         }
     }
 
-    async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> Result<Response<pb::MemoryResult>, Status> {
+    async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> RpcResult<pb::MemoryResult> {
         let time_zone = request.metadata().get("x-timezone").and_then(|zone| zone.to_str().ok()).map(str::to_owned);
         let parse = |query| parse::memory::query(query, time_zone.as_deref());
         let retrieve = |user, query| async move { Box::pin(self.memory.retrieve(&user, &query)).await };
@@ -90,16 +90,11 @@ impl AgentService for AgentApi {
 
 fn interrupted(drain: &Drain, deadline: Option<Deadline>) -> impl Future<Output = TurnFailure> + Send + 'static {
     let shutdown = drain.cancelled();
+    let deadline = OptionFuture::from(deadline.map(|Deadline(deadline)| sleep_until(deadline)));
     async move {
-        let deadline = async {
-            match deadline {
-                Some(Deadline(deadline)) => sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             () = shutdown => TurnFailure::ShuttingDown,
-            () = deadline => TurnFailure::DeadlineExceeded,
+            Some(()) = deadline => TurnFailure::DeadlineExceeded,
         }
     }
 }

@@ -24,6 +24,8 @@ use crate::{
     proto::agent_v1 as pb,
 };
 
+pub(super) type RpcResult<T> = Result<Response<T>, Status>;
+
 #[derive(Clone)]
 pub(super) struct RpcContext {
     pub(super) authenticator: Arc<Authenticator>,
@@ -77,7 +79,7 @@ impl RpcContext {
         request: Request<Message>,
         parse: impl FnOnce(Message) -> Result<Command, InvalidArgument>,
         handler: impl FnOnce(UserId, Command) -> Work,
-    ) -> Result<Response<Answer>, Status>
+    ) -> RpcResult<Answer>
     where
         Work: Future<Output = Result<Answer, Error>>,
     {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status};
+use tonic::Request;
 
 use super::{
-    call::RpcContext,
+    call::{RpcContext, RpcResult},
     convert,
     error::ConversationError,
     parse::conversation::{self as parse, CancelCommand, RenameCommand, SessionListing, TurnListing},
@@ -41,10 +41,7 @@ impl ConversationApi {
 
 #[tonic::async_trait]
 impl ConversationService for ConversationApi {
-    async fn list_sessions(
-        &self,
-        request: Request<pb::ListSessionsRequest>,
-    ) -> Result<Response<pb::ListSessionsResponse>, Status> {
+    async fn list_sessions(&self, request: Request<pb::ListSessionsRequest>) -> RpcResult<pb::ListSessionsResponse> {
         let list = |user, SessionListing { page_size, after }| async move {
             // One more than the page tells whether there is another page.
             let mut sessions = self.store()?.list_sessions(&user, page_size + 1, after.as_ref()).await?;
@@ -60,10 +57,7 @@ impl ConversationService for ConversationApi {
         self.context.unary("ListSessions", request, parse::session_listing, list).await
     }
 
-    async fn get_session(
-        &self,
-        request: Request<pb::GetSessionRequest>,
-    ) -> Result<Response<pb::GetSessionResponse>, Status> {
+    async fn get_session(&self, request: Request<pb::GetSessionRequest>) -> RpcResult<pb::GetSessionResponse> {
         let get = |user, TurnListing { session: id, page_size, before }| async move {
             let store = self.store()?;
             let session = store.get_session(&user, &id);
@@ -82,10 +76,7 @@ impl ConversationService for ConversationApi {
         self.context.unary("GetSession", request, parse::turn_listing, get).await
     }
 
-    async fn rename_session(
-        &self,
-        request: Request<pb::RenameSessionRequest>,
-    ) -> Result<Response<pb::Session>, Status> {
+    async fn rename_session(&self, request: Request<pb::RenameSessionRequest>) -> RpcResult<pb::Session> {
         let rename = |user, RenameCommand { session, title }| async move {
             let renamed = self.store()?.rename_session(&user, &session, &title).await?;
             renamed.map(session_message).ok_or(ConversationError::NotFound)
@@ -96,7 +87,7 @@ impl ConversationService for ConversationApi {
     async fn delete_sessions(
         &self,
         request: Request<pb::DeleteSessionsRequest>,
-    ) -> Result<Response<pb::DeleteSessionsResponse>, Status> {
+    ) -> RpcResult<pb::DeleteSessionsResponse> {
         let delete = |user, selection| async move {
             let deleted = convert::int(self.store()?.delete_sessions(&user, &selection).await?);
             Ok::<_, ConversationError>(pb::DeleteSessionsResponse { deleted })
@@ -104,10 +95,7 @@ impl ConversationService for ConversationApi {
         self.context.unary("DeleteSessions", request, parse::session_selection, delete).await
     }
 
-    async fn cancel_turn(
-        &self,
-        request: Request<pb::CancelTurnRequest>,
-    ) -> Result<Response<pb::CancelTurnResponse>, Status> {
+    async fn cancel_turn(&self, request: Request<pb::CancelTurnRequest>) -> RpcResult<pb::CancelTurnResponse> {
         let cancel = |user, CancelCommand { session, request }| async move {
             let runs = self.runs()?;
             if let Some(request) = &request {

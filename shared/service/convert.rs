@@ -20,11 +20,8 @@ pub(super) fn int(count: impl TryInto<i32>) -> i32 {
 /// A protobuf timestamp's fraction is never negative; jiff's is negative before 1970.
 pub(super) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     let nanos = time.subsec_nanosecond();
-    if nanos < 0 {
-        prost_types::Timestamp { seconds: time.as_second() - 1, nanos: nanos + 1_000_000_000 }
-    } else {
-        prost_types::Timestamp { seconds: time.as_second(), nanos }
-    }
+    let seconds = time.as_second() - i64::from(nanos < 0);
+    prost_types::Timestamp { seconds, nanos: nanos.rem_euclid(1_000_000_000) }
 }
 
 pub(super) fn memory_record(memory: Memory, history: Vec<MemoryVersion>) -> pb::MemoryRecord {

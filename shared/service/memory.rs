@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
 use super::{
-    call::RpcContext,
+    call::{RpcContext, RpcResult},
     convert,
     export::MemoryRecordStream,
     parse::memory::{self as parse, MemoryDeletion, MemoryListing},
@@ -31,10 +31,7 @@ impl MemoryApi {
 
 #[tonic::async_trait]
 impl MemoryService for MemoryApi {
-    async fn add_memories(
-        &self,
-        request: Request<pb::AddMemoriesRequest>,
-    ) -> Result<Response<pb::AddMemoriesResponse>, Status> {
+    async fn add_memories(&self, request: Request<pb::AddMemoriesRequest>) -> RpcResult<pb::AddMemoriesResponse> {
         let add = |user, memories| async move {
             let outcome = Box::pin(self.memory.add(&user, memories)).await?;
             Ok::<_, MemoryError>(pb::AddMemoriesResponse {
@@ -49,7 +46,7 @@ impl MemoryService for MemoryApi {
     async fn ingest_document(
         &self,
         request: Request<pb::IngestDocumentRequest>,
-    ) -> Result<Response<pb::IngestDocumentResponse>, Status> {
+    ) -> RpcResult<pb::IngestDocumentResponse> {
         let ingest = |user, document: NewDocument| async move {
             let document_id = document.id.clone();
             let chunks = convert::int(Box::pin(self.memory.ingest(&user, document)).await?);
@@ -58,10 +55,7 @@ impl MemoryService for MemoryApi {
         self.context.unary("IngestDocument", request, parse::new_document, ingest).await
     }
 
-    async fn list_memories(
-        &self,
-        request: Request<pb::ListMemoriesRequest>,
-    ) -> Result<Response<pb::ListMemoriesResponse>, Status> {
+    async fn list_memories(&self, request: Request<pb::ListMemoriesRequest>) -> RpcResult<pb::ListMemoriesResponse> {
         let list = |user, listing: MemoryListing| async move {
             let page = self.memory.list(&user, &listing.filter, listing.page_size, listing.after.as_ref());
             let page = Box::pin(page).await?;
@@ -73,10 +67,7 @@ impl MemoryService for MemoryApi {
         self.context.unary("ListMemories", request, parse::listing, list).await
     }
 
-    async fn update_memory(
-        &self,
-        request: Request<pb::UpdateMemoryRequest>,
-    ) -> Result<Response<pb::MemoryRecord>, Status> {
+    async fn update_memory(&self, request: Request<pb::UpdateMemoryRequest>) -> RpcResult<pb::MemoryRecord> {
         let apply = |user, update| async move {
             let memory = Box::pin(self.memory.update(&user, &update)).await?;
             Ok::<_, MemoryError>(convert::memory_record(memory, Vec::new()))
@@ -87,7 +78,7 @@ impl MemoryService for MemoryApi {
     async fn delete_memories(
         &self,
         request: Request<pb::DeleteMemoriesRequest>,
-    ) -> Result<Response<pb::DeleteMemoriesResponse>, Status> {
+    ) -> RpcResult<pb::DeleteMemoriesResponse> {
         let delete = |user, deletion| async move {
             let deleted = match deletion {
                 MemoryDeletion::User => Box::pin(erase_user(&self.memory, &user)).await?,
@@ -100,10 +91,7 @@ impl MemoryService for MemoryApi {
 
     type ExportMemoriesStream = MemoryRecordStream;
 
-    async fn export_memories(
-        &self,
-        request: Request<pb::ExportMemoriesRequest>,
-    ) -> Result<Response<MemoryRecordStream>, Status> {
+    async fn export_memories(&self, request: Request<pb::ExportMemoriesRequest>) -> RpcResult<MemoryRecordStream> {
         let (metadata, _, request) = request.into_parts();
         let mut rpc = self.context.begin_call("ExportMemories", &metadata, "");
         let principal = self.context.authenticate(&request.user_id, &metadata).await;

@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 
-use super::{Parsed, at_most, count, invalid, text};
+use super::{Parsed, at_most, count, invalid, page_token, text};
 use crate::{
     conversation::{MAX_TITLE_BYTES, SessionCursor, SessionSelection},
-    error::{InvalidArgument, Problem},
+    error::Problem,
     identity::{RequestId, SessionId},
     proto::agent_v1 as pb,
 };
@@ -41,18 +41,12 @@ fn session(id: &str) -> Parsed<SessionId> {
 }
 
 pub(in crate::service) fn session_listing(request: pb::ListSessionsRequest) -> Parsed<SessionListing> {
-    let after = match request.page_token.as_str() {
-        "" => None,
-        token => Some(session_cursor(token).ok_or_else(invalid_token)?),
-    };
+    let after = page_token(&request.page_token, session_cursor)?;
     Ok(SessionListing { page_size: count("page_size", request.page_size, 50, 200)?, after })
 }
 
 pub(in crate::service) fn turn_listing(request: pb::GetSessionRequest) -> Parsed<TurnListing> {
-    let before = match request.page_token.as_str() {
-        "" => None,
-        token => Some(token.parse().map_err(|_| invalid_token())?),
-    };
+    let before = page_token(&request.page_token, |token| token.parse().ok())?;
     let page_size = count("page_size", request.page_size, 20, 100)?;
     Ok(TurnListing { session: session(&request.session_id)?, page_size, before })
 }
@@ -94,10 +88,6 @@ fn session_cursor(token: &str) -> Option<SessionCursor> {
     let (time, id) = token.split_once('.')?;
     let updated_at = Timestamp::from_nanosecond(time.parse().ok()?).ok()?;
     Some(SessionCursor { updated_at, id: SessionId::parse("page_token", id).ok()? })
-}
-
-fn invalid_token() -> InvalidArgument {
-    InvalidArgument::new("page_token", Problem::Malformed { expected: "the next_page_token of a page before" })
 }
 
 #[cfg(test)]

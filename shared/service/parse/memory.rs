@@ -6,10 +6,10 @@ use jiff::tz::TimeZone;
 
 use super::{
     MAX_DOCUMENT_BYTES, MAX_DOCUMENT_TITLE_BYTES, MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_SUPERSEDED,
-    MAX_URL_BYTES, Parsed, at_most, count, filter, invalid, map, name, names, number, text, timestamp,
+    MAX_URL_BYTES, Parsed, at_most, count, filter, invalid, map, name, names, number, page_token, text, timestamp,
 };
 use crate::{
-    error::{InvalidArgument, Problem, check_text},
+    error::{Problem, check_text},
     identity::MAX_ID_BYTES,
     memory::{
         DEFAULT_ALPHA, Filter, MAX_QUERY_BYTES, MemoryUpdate, NewDocument, NewMemory, PageToken, RetrievalQuery,
@@ -142,12 +142,7 @@ pub(in crate::service) fn update(request: pb::UpdateMemoryRequest) -> Parsed<Mem
 }
 
 pub(in crate::service) fn listing(request: pb::ListMemoriesRequest) -> Parsed<MemoryListing> {
-    let after = match request.page_token.as_str() {
-        "" => None,
-        token => Some(token.parse().map_err(|()| {
-            InvalidArgument::new("page_token", Problem::Malformed { expected: "the next_page_token of a page before" })
-        })?),
-    };
+    let after = page_token(&request.page_token, |token| token.parse().ok())?;
     let page_size = count("page_size", request.page_size, 50, 1_000)?;
     Ok(MemoryListing { filter: filter("filter", request.filter)?, page_size, after })
 }

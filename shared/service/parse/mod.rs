@@ -88,6 +88,16 @@ fn count(field: &str, count: i32, default: usize, max: usize) -> Parsed<usize> {
     }
 }
 
+fn page_token<T>(token: &str, parse: impl FnOnce(&str) -> Option<T>) -> Parsed<Option<T>> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    match parse(token) {
+        Some(position) => Ok(Some(position)),
+        None => invalid("page_token", Problem::Malformed { expected: "the next_page_token of a page before" }),
+    }
+}
+
 fn timestamp(field: &str, time: &prost_types::Timestamp) -> Parsed<Timestamp> {
     // Years 1 to 9999, as google.protobuf.Timestamp allows.
     const SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;

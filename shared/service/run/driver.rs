@@ -6,7 +6,10 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
+use futures_util::{
+    FutureExt as _, Stream, StreamExt as _,
+    future::{BoxFuture, OptionFuture},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
     time::{Instant, Interval, MissedTickBehavior, interval, sleep},
@@ -152,7 +155,7 @@ impl RunDriver {
         let may_stop = self.stop.is_some();
         tokio::select! {
             biased;
-            (result, cursor) = flushed(&mut self.flush) => DriverStep::Flushed(result, cursor),
+            Some((result, cursor)) = OptionFuture::from(self.flush.as_mut()) => DriverStep::Flushed(result, cursor),
             () = self.live.log.cancelled.cancelled(), if may_stop => DriverStep::CancelRequested,
             () = &mut self.abandoned, if may_stop => DriverStep::Abandoned,
             _ = self.ticker.tick() => DriverStep::Tick,
@@ -326,13 +329,5 @@ impl Drop for RunDriver {
         if !self.has_finished {
             self.log().push(&self.builder.failure(&TurnFailure::Internal));
         }
-    }
-}
-
-/// Resolves when a flush is done; never without one.
-async fn flushed(flush: &mut Option<Flush>) -> (Result<RunSignals, StoreError>, FrameCursor) {
-    match flush {
-        Some(flush) => flush.await,
-        None => std::future::pending().await,
     }
 }
