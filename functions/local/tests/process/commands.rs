@@ -13,8 +13,7 @@ use crate::{
 
 #[tokio::test]
 async fn chat_prints_answer_to_stdout_and_statuses_to_stderr() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     let question = "帮我制定高数复习计划";
     let output = sandbox.run(&["chat", "--addr", &server.url, question], &[]).await;
     assert_eq!(output.code, Some(0), "{output:?}");
@@ -27,8 +26,7 @@ async fn chat_prints_answer_to_stdout_and_statuses_to_stderr() {
 
 #[tokio::test]
 async fn remembered_text_is_recalled_and_cited() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     let at = ["--addr", &server.url, "--user", "alice"];
     let remembered =
         sandbox.run(&[&["remember", "I mix up eigenvalues and eigenvectors"], &at[..]].concat(), &[]).await;
@@ -64,8 +62,7 @@ async fn output_whose_reader_left_ends_a_command_quietly() {
 
 #[tokio::test]
 async fn interactive_chat_keeps_its_session() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     let mut command = sandbox.command(&["chat", "--addr", &server.url], &[]);
     command.stdin(Stdio::piped());
     let mut chat = Process::start(command);

@@ -4,8 +4,7 @@ use crate::{process::Sandbox, server::Server};
 
 #[tokio::test]
 async fn second_server_on_data_directory_names_the_first_process() {
-    let sandbox = Sandbox::new();
-    let first = sandbox.start_serving(&[]).await;
+    let (sandbox, first) = Sandbox::with_server(&[]).await;
     let second = sandbox.run(&[], &[]).await;
     assert_eq!(second.code, Some(1), "{second:?}");
     let data = sandbox.data().canonicalize().unwrap();

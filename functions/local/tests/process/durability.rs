@@ -22,8 +22,7 @@ async fn acknowledged_memory_survives_repeated_kills() {
 
 #[tokio::test]
 async fn acknowledged_memories_survive_kill_under_load() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     let mut client = server.memory().await;
     let (acknowledge, mut acknowledged) = tokio::sync::watch::channel(0_usize);
     let writer = tokio::spawn(async move {
@@ -44,8 +43,7 @@ async fn acknowledged_memories_survive_kill_under_load() {
 
 #[tokio::test]
 async fn memory_survives_kill_of_server_and_postgres() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     server.remember("kept").await;
     kill(sandbox.postmaster().unwrap(), Signal::KILL);
     server.process.kill().await;

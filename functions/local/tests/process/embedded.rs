@@ -56,8 +56,7 @@ async fn interrupted_first_start_is_repeated_without_leftovers() {
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn postgres_shuts_down_gracefully_when_server_is_killed() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     let pid = sandbox.postmaster().unwrap();
     assert!(Path::new("/proc").join(pid.to_string()).exists());
     server.process.kill().await;
@@ -69,8 +68,7 @@ async fn postgres_shuts_down_gracefully_when_server_is_killed() {
 
 #[tokio::test]
 async fn server_reports_not_serving_when_postgres_dies() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     let mut health = server.health().await;
     health.wait_for_status(ServingStatus::Serving).await;
     kill(sandbox.postmaster().unwrap(), Signal::KILL);

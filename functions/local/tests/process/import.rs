@@ -61,8 +61,7 @@ fn assert_says(output: &ProcessOutput, code: i32, parts: &[&str]) {
 
 #[tokio::test]
 async fn folder_import_lists_skipped_files_with_reasons() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     write(&sandbox, "notes/algebra/eigen.md", "# Eigenvalues\n\nA matrix stretches its eigenvectors.\n");
     write(&sandbox, "notes/微积分.md", "# 微积分复习\n\n## 极限\n\n洛必达法则用于未定式。\n");
     write(&sandbox, "notes/plain.TXT", "Just a line of text.");
@@ -126,8 +125,7 @@ async fn folder_import_lists_skipped_files_with_reasons() {
 
 #[tokio::test]
 async fn import_skips_unchanged_files_unless_again() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     write(&sandbox, "notes/a.md", "# A\n\nthe old text");
     write(&sandbox, "notes/b.txt", "another text");
     write(&sandbox, "notes/chat.jsonl", "{\"content\": \"first\"}\nbad\n");
@@ -169,8 +167,7 @@ async fn import_skips_unchanged_files_unless_again() {
 
 #[tokio::test]
 async fn import_resumes_after_lost_server_or_kill() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     let relay = Relay::to(&server).await;
     write(&sandbox, "long.jsonl", json_lines((0..1_100).map(|n| format!("memory number {n}"))));
 
@@ -200,8 +197,7 @@ async fn import_resumes_after_lost_server_or_kill() {
 
 #[tokio::test]
 async fn failing_server_stops_import_without_progress() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     write(&sandbox, "chat.jsonl", json_lines((0..3).map(|n| format!("memory {n}"))));
     write(&sandbox, "note.md", "a note");
     let options = embedded::connect_options(&sandbox.data()).unwrap();
@@ -218,8 +214,7 @@ async fn failing_server_stops_import_without_progress() {
 
 #[tokio::test]
 async fn interrupted_import_reports_its_progress() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     let relay = Relay::to(&server).await;
     write(&sandbox, "chat.jsonl", json_lines((0..501).map(|n| format!("memory number {n}"))));
     relay.forward_calls(1, AfterLimit::Hang);
@@ -233,8 +228,7 @@ async fn interrupted_import_reports_its_progress() {
 
 #[tokio::test]
 async fn import_without_journal_warns() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     write(&sandbox, "a.md", "text");
     write(&sandbox, "state", "no folder");
     let state = sandbox.work().join("state");
@@ -249,8 +243,7 @@ async fn import_without_journal_warns() {
 
 #[tokio::test]
 async fn files_with_the_same_id_do_not_replace_each_other() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     for folder in ["one", "two"] {
         write(&sandbox, &format!("{folder}/notes/a.md"), format!("text of {folder}"));
     }

@@ -17,8 +17,7 @@ struct Cluster {
 
 impl Cluster {
     async fn new() -> Self {
-        let sandbox = Sandbox::new();
-        let server = sandbox.start_serving(&[]).await;
+        let (sandbox, server) = Sandbox::with_server(&[]).await;
         Self { sandbox, server }
     }
 
@@ -140,8 +139,7 @@ async fn reading_login_requires_reader_role() {
     cluster.change("create role reading login; grant agent_reader to reading").await;
     let (url, read_url) = (cluster.url("postgres"), cluster.url("reading"));
     let variables = [("DATABASE_URL", url.as_str()), ("DATABASE_READ_URL", read_url.as_str())];
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&variables).await;
+    let (sandbox, server) = Sandbox::with_server(&variables).await;
     server.remember("kept").await;
     assert_eq!(server.remembered().await, ["kept"]);
     server.process.stop().await;

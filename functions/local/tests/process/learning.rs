@@ -18,8 +18,7 @@ async fn titles(server: &Server) -> Vec<String> {
 
 #[tokio::test]
 async fn facts_are_recalled_in_next_conversation_after_restart() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     server.chat(question("我对花生过敏。")).await.rest().await.unwrap();
     eventually("the fact is learned", async || server.remembered().await.contains(&"用户对花生过敏。".to_owned()))
         .await;
@@ -36,8 +35,7 @@ async fn facts_are_recalled_in_next_conversation_after_restart() {
 
 #[tokio::test]
 async fn learning_off_extracts_no_facts() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[("LEARNING", "off")]).await;
+    let (_sandbox, server) = Sandbox::with_server(&[("LEARNING", "off")]).await;
     server.chat(question("I'm allergic to peanuts. What can I eat?")).await.rest().await.unwrap();
     eventually("the session has a title", async || titles(&server).await == ["I'm allergic to peanuts"]).await;
     assert_eq!(server.remembered().await, [""; 0]);

@@ -23,8 +23,7 @@ const VERBOSE: (&str, &str) = ("RUST_LOG", "info,agent_service=debug,agent_local
 
 #[tokio::test]
 async fn log_lines_are_json_without_a_terminal() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (_sandbox, server) = Sandbox::with_server(&[]).await;
     let mut request = Request::new(pb::ChatRequest {
         session_id: "session-1".to_owned(),
         request_id: "request-1".to_owned(),
@@ -95,8 +94,7 @@ async fn rejected_and_cancelled_chats_log_their_outcome() {
 
 #[tokio::test]
 async fn pretty_log_format_has_no_colours_without_a_terminal() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[("LOG_FORMAT", "pretty")]).await;
+    let (_sandbox, server) = Sandbox::with_server(&[("LOG_FORMAT", "pretty")]).await;
     let output = server.process.stop().await;
     let line = output.stderr.lines().find(|line| line.contains("the database is ready")).unwrap();
     assert!(serde_json::from_str::<Value>(line).is_err(), "{line}");
@@ -179,8 +177,7 @@ async fn send_marked_and_wrong(server: &Server) {
 
 #[tokio::test]
 async fn logs_contain_no_user_text_or_token() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[VERBOSE]).await;
+    let (sandbox, server) = Sandbox::with_server(&[VERBOSE]).await;
     send_marked(&server).await;
     send_marked_and_wrong(&server).await;
     let output = server.process.stop().await;

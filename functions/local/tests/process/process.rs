@@ -57,6 +57,12 @@ impl Sandbox {
         sandbox
     }
 
+    pub async fn with_server(variables: &[(&str, &str)]) -> (Self, Server) {
+        let sandbox = Self::new();
+        let server = sandbox.start_serving(variables).await;
+        (sandbox, server)
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -208,6 +214,10 @@ impl Process {
     /// SIGTERM: graceful shutdown.
     pub async fn stop(self) -> ProcessOutput {
         self.signal(Signal::TERM);
+        self.wait_for_success().await
+    }
+
+    pub async fn wait_for_success(self) -> ProcessOutput {
         let output = self.wait().await;
         assert_eq!(output.code, Some(0), "{output:?}");
         output

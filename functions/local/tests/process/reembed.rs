@@ -7,8 +7,7 @@ use crate::process::Sandbox;
 
 #[tokio::test]
 async fn reembed_works_with_and_without_running_server() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     server.remember("eigenvalues").await;
     let options = embedded::connect_options(&sandbox.data()).unwrap();
     let mut admin = PgConnection::connect_with(&options).await.unwrap();
@@ -31,8 +30,7 @@ async fn reembed_works_with_and_without_running_server() {
 
 #[tokio::test]
 async fn prune_keeps_vector_of_text_that_cannot_be_embedded() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     server.remember("eigenvalues").await;
     let options = embedded::connect_options(&sandbox.data()).unwrap();
     let mut admin = PgConnection::connect_with(&options).await.unwrap();

@@ -35,8 +35,7 @@ async fn sigterm_and_sigint_stop_server_and_postgres_with_code_0() {
         let server = sandbox.start_serving(&[]).await;
         assert!(sandbox.postmaster().is_some());
         server.process.signal(signal);
-        let output = server.process.wait().await;
-        assert_eq!(output.code, Some(0), "{output:?}");
+        let output = server.process.wait_for_success().await;
         assert!(output.stderr.contains("stopped"), "{}", output.stderr);
         assert_eq!(sandbox.postmaster(), None);
     }
@@ -45,8 +44,7 @@ async fn sigterm_and_sigint_stop_server_and_postgres_with_code_0() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn unresponsive_postgres_process_is_killed_at_shutdown() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[]).await;
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
     let postmaster = sandbox.postmaster().unwrap();
     let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
     let writes_checkpoints = |pid: &&str| {
@@ -56,8 +54,7 @@ async fn unresponsive_postgres_process_is_killed_at_shutdown() {
     // As with a hanging disk: a graceful shutdown of Postgres waits for the checkpoint.
     kill(deaf, Signal::STOP);
     server.process.signal(Signal::TERM);
-    let output = server.process.wait().await;
-    assert_eq!(output.code, Some(0), "{output:?}");
+    server.process.wait_for_success().await;
     assert_eq!(sandbox.postmaster(), None);
     assert!(!std::path::Path::new(&format!("/proc/{deaf}")).exists());
 }
@@ -86,8 +83,7 @@ async fn running_stream_finishes_within_grace_period() {
     frames.extend(answer.rest().await.unwrap());
     assert_eq!(frames.last().unwrap().finish_reason(), FinishReason::Stop);
     assert_eq!(full_text(&frames), joined_deltas(&frames));
-    let output = server.process.wait().await;
-    assert_eq!(output.code, Some(0), "{output:?}");
+    server.process.wait_for_success().await;
 }
 
 #[tokio::test]
@@ -102,8 +98,7 @@ async fn stream_beyond_grace_period_ends_with_retryable_error() {
     assert!(matches!(&usage.content, Some(Content::Usage(usage)) if usage.completion_tokens > 0), "{usage:?}");
     assert_eq!(usage.finish_reason(), FinishReason::Null);
     assert_shutting_down(last);
-    let output = server.process.wait().await;
-    assert_eq!(output.code, Some(0), "{output:?}");
+    server.process.wait_for_success().await;
 }
 
 #[tokio::test]
@@ -129,8 +124,7 @@ fn assert_shutting_down(frame: &ChatResponse) {
 
 #[tokio::test]
 async fn signal_stops_serving_and_refuses_new_connections() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[ENDLESS_ANSWER, LONG_GRACE_PERIOD]).await;
+    let (sandbox, server) = Sandbox::with_server(&[ENDLESS_ANSWER, LONG_GRACE_PERIOD]).await;
     let mut health = server.health().await;
     health.wait_for_status(ServingStatus::Serving).await;
     let (_answer, _) = start_stream(&server).await;
@@ -147,8 +141,7 @@ async fn signal_stops_serving_and_refuses_new_connections() {
 
 #[tokio::test]
 async fn second_signal_stops_server_immediately() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.start_serving(&[ENDLESS_ANSWER, LONG_GRACE_PERIOD]).await;
+    let (sandbox, server) = Sandbox::with_server(&[ENDLESS_ANSWER, LONG_GRACE_PERIOD]).await;
     let (_answer, _) = start_stream(&server).await;
     let _health = server.health().await;
     server.process.signal(Signal::INT);
@@ -166,8 +159,7 @@ async fn signal_during_first_start_stops_it_cleanly() {
         let server = sandbox.start_listening(&[]).await;
         server.process.stdout.line(step).await;
         server.process.signal(Signal::INT);
-        let output = server.process.wait().await;
-        assert_eq!(output.code, Some(0), "{output:?}");
+        server.process.wait_for_success().await;
         assert_eq!(sandbox.postmaster(), None);
         if step == "Unpacking" {
             // Started steps are finished: without this the next round would skip unpacking.
