@@ -5,7 +5,7 @@ use tonic::Request;
 use unicode_segmentation::UnicodeSegmentation as _;
 
 use crate::harness::{
-    TestServer, ask, ask_without_retrieval, assert_contract, frame_kind, joined_deltas, open_stream, outline, usage_of,
+    TestServer, ask, ask_without_retrieval, frame_kind, joined_deltas, open_stream, outline, run_chat, usage_of,
 };
 
 fn ask_in_chinese(message: &str) -> pb::ChatRequest {
@@ -24,8 +24,7 @@ fn status_details(frames: &[pb::ChatResponse]) -> Vec<String> {
 #[tokio::test]
 async fn demo_answer_follows_the_frame_grammar() {
     let server = TestServer::start(&[]).await;
-    let frames = server.chat(ask("帮我制定高数复习计划")).await.unwrap();
-    assert_contract(&frames);
+    let frames = run_chat(&server, ask("帮我制定高数复习计划")).await;
     assert_eq!(outline(&frames), ["THINKING", "SEARCHING", "GENERATING", "delta", "usage", "full_text"]);
     assert_eq!(frames.last().unwrap().finish_reason(), pb::FinishReason::Stop);
     let text = joined_deltas(&frames);

@@ -8,10 +8,10 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    fake_provider::{FakeProvider, ReceivedRequest},
+    fake_provider::ReceivedRequest,
     harness::{
-        TestServer, UNREACHABLE_DATABASE, ask, assert_contract, chat_request, complete_answer, endless_answer,
-        joined_deltas, open_stream, outline, read_to_end, read_until, resume_after,
+        TestServer, UNREACHABLE_DATABASE, ask, chat_request, complete_answer, endless_answer, joined_deltas,
+        open_stream, outline, read_to_end, read_until, resume_after, run_chat,
     },
 };
 
@@ -23,8 +23,7 @@ fn prompt_messages(received: &ReceivedRequest) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn client_history_is_used_in_the_first_turn_only() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.variables()).await;
+    let (mut provider, server) = TestServer::start_with_provider().await;
     let history = vec![
         pb::ChatMessage { role: "user".into(), content: "earlier".into(), ..Default::default() },
         pb::ChatMessage { role: "assistant".into(), content: "indeed".into(), ..Default::default() },
@@ -32,8 +31,7 @@ async fn client_history_is_used_in_the_first_turn_only() {
     for (message, answer) in [("one?", "first answer"), ("two?", "second answer")] {
         provider.script(complete_answer(answer)).await;
         let request = pb::ChatRequest { history: history.clone(), ..chat_request("", "s", message) };
-        let frames = server.chat(request).await.unwrap();
-        assert_contract(&frames);
+        let frames = run_chat(&server, request).await;
         assert_eq!(joined_deltas(&frames), answer);
     }
     let pair = |role: &str, content: &str| (role.to_owned(), content.to_owned());
@@ -53,8 +51,7 @@ async fn client_history_is_used_in_the_first_turn_only() {
 
 #[tokio::test]
 async fn conversation_rejects_a_concurrent_request() {
-    let provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.variables()).await;
+    let (provider, server) = TestServer::start_with_provider().await;
     let other = server.start_second(&provider.variables()).await;
     provider.script(endless_answer("a")).await;
     let mut first = open_stream(&server, chat_request("one", "s", "hi")).await;
@@ -123,8 +120,7 @@ async fn overloaded_process_still_admits_attached_readers() {
 
 #[tokio::test]
 async fn stored_profile_completes_a_partial_profile() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.variables()).await;
+    let (mut provider, server) = TestServer::start_with_provider().await;
     let profile = pb::UserProfile {
         nickname: "Zoë".into(),
         language: "zh-CN".into(),
@@ -194,8 +190,7 @@ async fn sessions_are_listed_renamed_and_deleted() {
 #[tokio::test]
 async fn conversations_off_disables_resume_and_listing() {
     let server = TestServer::start(&[("CONVERSATIONS", "off")]).await;
-    let frames = server.chat(chat_request("r", "s", "hello")).await.unwrap();
-    assert_contract(&frames);
+    let frames = run_chat(&server, chat_request("r", "s", "hello")).await;
     assert_ne!(server.chat(chat_request("r", "s", "hello")).await.unwrap()[0].response_id, frames[0].response_id);
     let rejected =
         server.agent().stream_chat(resume_after(chat_request("r", "s", "hello"), &frames[0])).await.unwrap_err();
@@ -206,8 +201,7 @@ async fn conversations_off_disables_resume_and_listing() {
 #[tokio::test]
 async fn store_outage_affects_existing_conversations_only() {
     let server = TestServer::start_on(UNREACHABLE_DATABASE, &[("ADMISSION_TIMEOUT_MS", "100")]).await;
-    let frames = server.chat(ask("hello")).await.unwrap();
-    assert_contract(&frames);
+    let frames = run_chat(&server, ask("hello")).await;
     assert_eq!(frames[0].metadata["conversation"], "not-kept");
     assert_eq!(frames.last().unwrap().metadata["conversation"], "not-kept");
     let rejected = server.chat(chat_request("", "s", "hello")).await.unwrap_err();

@@ -4,10 +4,7 @@ use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
 use sqlx::Executor as _;
 use tonic::Code;
 
-use crate::{
-    fake_provider::FakeProvider,
-    harness::{TestServer, ask, weighted_query},
-};
+use crate::harness::{TestServer, ask, weighted_query};
 
 const THREE_VECTORS: &str = r#"{"data":[{"embedding":[1,0]},{"embedding":[0,1]},{"embedding":[1,1]}]}"#;
 
@@ -103,8 +100,7 @@ async fn turn_cites_document_title_section_and_chunk() {
 
 #[tokio::test]
 async fn reingested_document_embeds_only_changed_chunks() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.embedding_variables()).await;
+    let (mut provider, server) = TestServer::start_with_embedder().await;
     provider.respond(200, THREE_VECTORS).await;
     ingest(&server, document("book", BOOK)).await;
     let before = chunks(&server).await;
@@ -142,8 +138,7 @@ async fn reingested_document_embeds_only_changed_chunks() {
 
 #[tokio::test]
 async fn failed_reingestion_leaves_old_document_intact() {
-    let provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.embedding_variables()).await;
+    let (provider, server) = TestServer::start_with_embedder().await;
     provider.respond(200, THREE_VECTORS).await;
     ingest(&server, document("book", BOOK)).await;
     let before = chunks(&server).await;

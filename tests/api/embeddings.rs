@@ -16,11 +16,13 @@ fn vectors_response(count: usize) -> Vec<Step> {
     vec![Step::Send(bytes)]
 }
 
-async fn start_with_retries(provider: &FakeProvider, more: &[(&str, &str)]) -> TestServer {
+async fn start_with_retries(more: &[(&str, &str)]) -> (FakeProvider, TestServer) {
+    let provider = FakeProvider::start().await;
     let mut variables = provider.embedding_variables();
     variables.extend([("LLM_MAX_ATTEMPTS", "3"), ("LLM_BREAKER_FAILURES", "0")]);
     variables.extend(more.iter().copied());
-    TestServer::start(&variables).await
+    let server = TestServer::start(&variables).await;
+    (provider, server)
 }
 
 async fn add(server: &TestServer, texts: usize) -> Result<i32, Code> {
@@ -37,8 +39,7 @@ fn take_batch_sizes(provider: &mut FakeProvider) -> Vec<usize> {
 
 #[tokio::test]
 async fn rejected_batch_is_halved_and_size_is_remembered() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_retries(&provider, &[]).await;
+    let (mut provider, server) = start_with_retries(&[]).await;
     provider.script(http_response(400, "", r#"{"error":{"message":"batch size is invalid"}}"#)).await;
     provider.script(http_response(413, "", "")).await;
     for count in [4, 3, 3, 3] {
@@ -50,8 +51,7 @@ async fn rejected_batch_is_halved_and_size_is_remembered() {
 
 #[tokio::test]
 async fn rejected_single_text_fails_after_few_requests() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_retries(&provider, &[]).await;
+    let (mut provider, server) = start_with_retries(&[]).await;
     provider.script_all(http_response(400, "", "{}")).await;
     assert_eq!(add(&server, 8).await, Err(Code::Internal));
     assert_eq!(take_batch_sizes(&mut provider), [8, 4, 2, 1]);
@@ -59,8 +59,7 @@ async fn rejected_single_text_fails_after_few_requests() {
 
 #[tokio::test]
 async fn only_transient_embedding_errors_are_retried() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_retries(&provider, &[]).await;
+    let (mut provider, server) = start_with_retries(&[]).await;
     for fault in [http_response(503, "", ""), http_response(429, "retry-after: 0.1\r\n", ""), vec![]] {
         provider.script(fault).await;
         provider.script(vectors_response(1)).await;
@@ -78,8 +77,7 @@ async fn only_transient_embedding_errors_are_retried() {
 
 #[tokio::test]
 async fn vector_of_wrong_dimension_stores_nothing() {
-    let provider = FakeProvider::start().await;
-    let server = start_with_retries(&provider, &[]).await;
+    let (provider, server) = start_with_retries(&[]).await;
     provider.respond(200, r#"{"data":[{"embedding":[1,0,0]}]}"#).await;
     assert_eq!(add(&server, 1).await, Err(Code::Internal));
     assert!(server.list_memories("ann").await.is_empty());
@@ -87,8 +85,7 @@ async fn vector_of_wrong_dimension_stores_nothing() {
 
 #[tokio::test]
 async fn search_degrades_to_lexical_when_embedder_fails() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_retries(&provider, &[("LLM_MAX_ATTEMPTS", "1"), ("LLM_BREAKER_FAILURES", "1")]).await;
+    let (mut provider, server) = start_with_retries(&[("LLM_MAX_ATTEMPTS", "1"), ("LLM_BREAKER_FAILURES", "1")]).await;
     provider.script(vectors_response(1)).await;
     server.remember("ann", &["kat zat"]).await;
     provider.take_requests();

@@ -2,8 +2,8 @@
 
 use crate::{
     fake_provider::{FakeProvider, Step, delta, finish, http_response, partial_answer, stream, usage},
-    faults::{followed_by, good_answer, outcome, run_turn, start_with_retries},
-    harness::{TEST_TIMEOUT, error_of, joined_deltas, usage_of},
+    faults::{followed_by, good_answer, outcome, start_with_retries},
+    harness::{TEST_TIMEOUT, error_of, joined_deltas, run_turn, usage_of},
 };
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::{
         stream_head, usage,
     },
     harness::{
-        CLOSED_ADDRESS, TestServer, ask_without_retrieval, assert_contract, error_of, joined_deltas, outline, usage_of,
+        CLOSED_ADDRESS, TestServer, ask_without_retrieval, error_of, joined_deltas, outline, run_turn, usage_of,
     },
 };
 
@@ -26,12 +26,6 @@ pub async fn start_with_retries(provider: &FakeProvider, more: &[(&str, &str)]) 
     ]);
     variables.extend(more.iter().copied());
     TestServer::start(&variables).await
-}
-
-pub async fn run_turn(server: &TestServer) -> Vec<pb::ChatResponse> {
-    let frames = server.chat(ask_without_retrieval("hi")).await.unwrap();
-    assert_contract(&frames);
-    frames
 }
 
 /// The text of a turn, or the code of its error and whether it is retryable.

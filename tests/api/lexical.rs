@@ -6,10 +6,7 @@ use agent_service::proto::agent_v1 as pb;
 use sqlx::{Executor as _, Row as _};
 use tonic::Code;
 
-use crate::{
-    fake_provider::FakeProvider,
-    harness::{TestServer, ask, assert_index_consistent, frame_kind, memory_input, timestamp, weighted_query},
-};
+use crate::harness::{TestServer, ask, assert_index_consistent, frame_kind, memory_input, timestamp, weighted_query};
 
 fn query(text: &str, alpha: f32) -> pb::MemoryQuery {
     pb::MemoryQuery { limit: 100, ..weighted_query(text, alpha) }
@@ -138,8 +135,7 @@ async fn terms_match_inflected_english_and_chinese() {
 
 #[tokio::test]
 async fn each_retriever_runs_only_when_it_has_weight() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.embedding_variables()).await;
+    let (mut provider, server) = TestServer::start_with_embedder().await;
     provider.respond(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
     add(&server, &[("a", "kat zat")]).await;
     provider.requests.recv().await.unwrap();
@@ -188,8 +184,7 @@ async fn min_score_and_filter_apply_to_every_retriever() {
 
 #[tokio::test]
 async fn failed_embedder_leaves_lexical_results_and_says_so() {
-    let provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.embedding_variables()).await;
+    let (provider, server) = TestServer::start_with_embedder().await;
     provider.respond(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
     add(&server, &[("a", "kat zat")]).await;
     provider.respond(503, "").await;

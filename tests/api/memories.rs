@@ -5,10 +5,7 @@ use prost_types::Timestamp;
 use sqlx::Executor as _;
 use tonic::Code;
 
-use crate::{
-    fake_provider::FakeProvider,
-    harness::{TestServer, config, ids, memory_input, memory_query, timestamp, weighted_query},
-};
+use crate::harness::{TestServer, config, ids, memory_input, memory_query, timestamp, weighted_query};
 
 #[tokio::test]
 async fn stored_memory_is_found_with_all_its_fields() {
@@ -109,26 +106,29 @@ async fn concurrent_writes_and_deletes_do_not_deadlock() {
     }
 }
 
+async fn read_pages(server: &TestServer, page_size: i32) -> Vec<pb::MemoryRecord> {
+    let mut request = pb::ListMemoriesRequest { user_id: "ann".into(), page_size, ..Default::default() };
+    // A client with the default limit of 4 MB.
+    let mut client = MemoryServiceClient::new(server.channel.clone());
+    let mut seen = Vec::new();
+    loop {
+        let page = client.list_memories(request.clone()).await.unwrap().into_inner();
+        assert!(!page.memories.is_empty());
+        seen.extend(page.memories);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            return seen;
+        }
+    }
+}
+
 #[tokio::test]
 async fn page_fits_the_message_limit_of_clients() {
     let server = TestServer::start(&[]).await;
     let long = "x".repeat(60_000);
     let memories = (0..150).map(|n| memory_input(&format!("m{n}"), &long)).collect();
     server.add_memories("ann", memories).await;
-    let mut request = pb::ListMemoriesRequest { user_id: "ann".into(), page_size: 1000, ..Default::default() };
-    // A client with the default limit of 4 MB.
-    let mut client = MemoryServiceClient::new(server.channel.clone());
-    let mut seen = 0;
-    loop {
-        let page = client.list_memories(request.clone()).await.unwrap().into_inner();
-        assert!(!page.memories.is_empty());
-        seen += page.memories.len();
-        request.page_token = page.next_page_token;
-        if request.page_token.is_empty() {
-            break;
-        }
-    }
-    assert_eq!(seen, 150);
+    assert_eq!(read_pages(&server, 1000).await.len(), 150);
 }
 
 #[tokio::test]
@@ -211,16 +211,7 @@ async fn pages_list_each_memory_once_newest_first() {
         .map(|n| pb::MemoryInput { created_at: Some(timestamp(n / 4)), ..memory_input(&format!("m{n:02}"), "x") })
         .collect();
     server.add_memories("ann", memories).await;
-    let mut seen = Vec::new();
-    let mut request = pb::ListMemoriesRequest { user_id: "ann".into(), page_size: 7, ..Default::default() };
-    loop {
-        let page = server.memory().list_memories(request.clone()).await.unwrap().into_inner();
-        seen.extend(page.memories);
-        request.page_token = page.next_page_token;
-        if request.page_token.is_empty() {
-            break;
-        }
-    }
+    let seen = read_pages(&server, 7).await;
     let mut expected: Vec<_> = seen.iter().map(|memory| memory.id.clone()).collect();
     expected.sort_unstable();
     expected.dedup();
@@ -286,12 +277,9 @@ async fn memories_are_invisible_to_similarly_named_users() {
 #[tokio::test]
 async fn vectors_of_another_model_are_never_compared() {
     let server = TestServer::start(&[]).await;
-    server
-        .add_memories(
-            "ann",
-            vec![memory_input("a", "eigenvalue"), memory_input("b", "eigenvalue"), memory_input("c", "eigenvalue")],
-        )
-        .await;
+    let memories =
+        vec![memory_input("a", "eigenvalue"), memory_input("b", "eigenvalue"), memory_input("c", "eigenvalue")];
+    server.add_memories("ann", memories).await;
     let mut owner = server.connect_as_owner().await;
     for change in [
         "update memory_vectors set model = 'other/256' where memory_id = 'a'",
@@ -310,8 +298,7 @@ async fn vectors_of_another_model_are_never_compared() {
 
 #[tokio::test]
 async fn provider_embeddings_are_batched_and_ordered_by_index() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.embedding_variables()).await;
+    let (mut provider, server) = TestServer::start_with_embedder().await;
     // In reverse order: `index` tells which is which.
     provider.respond(200, r#"{"data":[{"index":1,"embedding":[0,2]},{"index":0,"embedding":[3,0]}]}"#).await;
     server.add_memories("ann", vec![memory_input("x", "east"), memory_input("y", "north")]).await;
@@ -330,8 +317,7 @@ async fn provider_embeddings_are_batched_and_ordered_by_index() {
 
 #[tokio::test]
 async fn failed_embedding_stores_nothing_and_has_its_code() {
-    let provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.embedding_variables()).await;
+    let (provider, server) = TestServer::start_with_embedder().await;
     for (status, body, code) in [
         (503, "", Code::Unavailable),
         (429, "", Code::Unavailable),

@@ -4,18 +4,17 @@ use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
 use serde_json::json;
 
 use crate::{
-    fake_provider::{FakeProvider, Step, partial_answer},
-    harness::{error_of, joined_deltas},
+    fake_provider::{Step, partial_answer},
+    harness::{error_of, joined_deltas, run_chat},
     tools::{
-        assert_result_rejected, calls_of, question, run_chat, start_with_tools, text_answer, tool_call_answer,
-        tool_call_event, tool_result,
+        assert_result_rejected, calls_of, question, start_with_tools, text_answer, tool_call_answer, tool_call_event,
+        tool_result,
     },
 };
 
 #[tokio::test]
 async fn results_of_unknown_calls_are_rejected() {
-    let provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (provider, server) = start_with_tools().await;
     assert_result_rejected(&server, tool_result("c", "1")).await;
     provider.script(tool_call_answer("c", "now", &json!({}))).await;
     run_chat(&server, question("what time is it?")).await;
@@ -28,8 +27,7 @@ async fn results_of_unknown_calls_are_rejected() {
 
 #[tokio::test]
 async fn concurrent_results_resume_the_turn_once() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (mut provider, server) = start_with_tools().await;
     let calls: Vec<_> = (0..8).map(|n| tool_call_event(n, &format!("c{n}"), "now", &json!({}))).collect();
     let events: Vec<_> = calls.iter().map(String::as_str).chain(["[DONE]"]).collect();
     provider.stream(&events).await;
@@ -46,8 +44,7 @@ async fn concurrent_results_resume_the_turn_once() {
 
 #[tokio::test]
 async fn failed_resumed_turn_can_be_resumed_again() {
-    let provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (provider, server) = start_with_tools().await;
     provider.script(tool_call_answer("c", "now", &json!({}))).await;
     run_chat(&server, question("time?")).await;
     provider.respond(503, "").await;
@@ -60,8 +57,7 @@ async fn failed_resumed_turn_can_be_resumed_again() {
 
 #[tokio::test]
 async fn cut_resumed_turn_is_persisted_once() {
-    let provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (provider, server) = start_with_tools().await;
     provider.script(tool_call_answer("c", "now", &json!({}))).await;
     run_chat(&server, question("time?")).await;
     provider.script([partial_answer("half"), vec![Step::Reset]].concat()).await;
@@ -75,8 +71,7 @@ async fn cut_resumed_turn_is_persisted_once() {
 
 #[tokio::test]
 async fn resumed_turn_keeps_its_language() {
-    let provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (provider, server) = start_with_tools().await;
     provider.script(tool_call_answer("c", "now", &json!({}))).await;
     let profile = pb::UserProfile { language: "zh-CN".into(), ..Default::default() };
     run_chat(&server, pb::ChatRequest { user_profile: Some(profile), ..question("几点了?") }).await;
@@ -88,8 +83,7 @@ async fn resumed_turn_keeps_its_language() {
 
 #[tokio::test]
 async fn new_turn_and_deletion_drop_the_pending_turn() {
-    let provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (provider, server) = start_with_tools().await;
     for id in ["old", "new"] {
         provider.script(tool_call_answer(id, "now", &json!({}))).await;
         run_chat(&server, question("time?")).await;

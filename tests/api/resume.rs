@@ -13,8 +13,7 @@ use crate::{
 
 #[tokio::test]
 async fn repeated_request_is_replayed_frame_by_frame() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.variables()).await;
+    let (mut provider, server) = TestServer::start_with_provider().await;
     provider.script(complete_answer("once and for all")).await;
     let first = server.chat(chat_request("r", "s", "hi")).await.unwrap();
     let again = server.chat(chat_request("r", "s", "hi")).await.unwrap();
@@ -39,8 +38,7 @@ async fn generated_session_is_found_again_by_request_id() {
 
 #[tokio::test]
 async fn lost_stream_resumes_on_same_and_other_instance() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.variables()).await;
+    let (mut provider, server) = TestServer::start_with_provider().await;
     let other = server.start_second(&provider.variables()).await;
     for (id, instance) in [("same", &server), ("other", &other)] {
         let (release, latch) = latch();
@@ -59,8 +57,7 @@ async fn lost_stream_resumes_on_same_and_other_instance() {
 
 #[tokio::test]
 async fn second_call_attaches_to_running_answer() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.variables()).await;
+    let (mut provider, server) = TestServer::start_with_provider().await;
     let (release, latch) = latch();
     provider.script(paused_answer(latch)).await;
     let mut first = open_stream(&server, chat_request("r", "s", "hi")).await;
@@ -74,8 +71,7 @@ async fn second_call_attaches_to_running_answer() {
 
 #[tokio::test]
 async fn cancel_from_any_instance_persists_the_partial_answer() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.variables()).await;
+    let (mut provider, server) = TestServer::start_with_provider().await;
     let other = server.start_second(&provider.variables()).await;
     for (id, instance, is_named) in [("one", &server, true), ("two", &other, true), ("three", &other, false)] {
         provider.script(endless_answer("half an")).await;
@@ -119,8 +115,7 @@ async fn answer_is_abandoned_with_its_client_without_grace() {
 
 #[tokio::test]
 async fn failed_request_without_output_can_be_repeated() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.variables()).await;
+    let (mut provider, server) = TestServer::start_with_provider().await;
     provider.respond(503, "{}").await;
     let failed = server.chat(chat_request("r", "s", "hi")).await.unwrap();
     assert!(error_of(&failed).retryable);
@@ -132,8 +127,7 @@ async fn failed_request_without_output_can_be_repeated() {
 
 #[tokio::test]
 async fn failure_after_output_is_replayed_without_new_call() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.variables()).await;
+    let (mut provider, server) = TestServer::start_with_provider().await;
     provider.script([partial_answer("half"), vec![Step::Reset]].concat()).await;
     let failed = server.chat(chat_request("r", "s", "hi")).await.unwrap();
     assert_eq!(error_of(&failed).code, "PROVIDER_STREAM_CUT");

@@ -3,25 +3,34 @@
 use agent_service::proto::agent_v1 as pb;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::harness::{TEST_TIMEOUT, TestServer, ask, assert_contract, error_of, frame_kind, open_stream, outline};
+use crate::harness::{TEST_TIMEOUT, TestServer, ask, assert_contract, error_of, open_stream, outline};
 
 async fn join(mut server: TestServer) {
     let serving = server.serving.take().unwrap();
     tokio::time::timeout(TEST_TIMEOUT, serving).await.expect("the server does not stop").unwrap();
 }
 
+async fn stop_during_answer(
+    server: &TestServer,
+    question: &str,
+    when: fn(&[pb::ChatResponse]) -> bool,
+) -> Vec<pb::ChatResponse> {
+    let mut stream = open_stream(server, ask(question)).await;
+    let mut frames = Vec::new();
+    while let Some(frame) = stream.message().await.unwrap() {
+        frames.push(frame);
+        if when(&frames) {
+            server.stop.cancel();
+        }
+    }
+    assert_contract(&frames);
+    frames
+}
+
 #[tokio::test]
 async fn streams_finish_within_the_grace_period() {
     let server = TestServer::start(&[("DEMO_CHUNK_DELAY_MS", "2"), ("SHUTDOWN_GRACE_SECONDS", "60")]).await;
-    let mut stream = open_stream(&server, ask("帮我制定高数复习计划")).await;
-    let mut frames = Vec::new();
-    while let Some(frame) = stream.message().await.unwrap() {
-        if frames.len() == 5 {
-            server.stop.cancel();
-        }
-        frames.push(frame);
-    }
-    assert_contract(&frames);
+    let frames = stop_during_answer(&server, "帮我制定高数复习计划", |frames| frames.len() == 6).await;
     assert_eq!(frames.last().unwrap().finish_reason(), pb::FinishReason::Stop);
     join(server).await;
 }
@@ -30,15 +39,7 @@ async fn streams_finish_within_the_grace_period() {
 async fn streams_beyond_the_grace_period_end_with_retryable_error() {
     let variables = [("DEMO_CHUNK_DELAY_MS", "3600000"), ("SHUTDOWN_GRACE_SECONDS", "0.05")];
     let server = TestServer::start(&variables).await;
-    let mut stream = open_stream(&server, ask("hi")).await;
-    let mut frames = Vec::new();
-    while let Some(frame) = stream.message().await.unwrap() {
-        if frame_kind(&frame) == "delta" {
-            server.stop.cancel();
-        }
-        frames.push(frame);
-    }
-    assert_contract(&frames);
+    let frames = stop_during_answer(&server, "hi", |frames| outline(frames).contains(&"delta")).await;
     assert_eq!(outline(&frames), ["THINKING", "SEARCHING", "GENERATING", "delta", "usage", "error"]);
     let error = error_of(&frames);
     assert_eq!((error.code.as_str(), error.retryable), ("SERVER_SHUTTING_DOWN", true));

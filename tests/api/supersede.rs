@@ -16,12 +16,8 @@ fn superseding(id: &str, old: &str, content: &str) -> pb::MemoryInput {
 #[tokio::test]
 async fn superseded_memory_is_kept_and_never_found() {
     let server = TestServer::start(&[]).await;
-    server
-        .add_memories(
-            "ann",
-            vec![memory_input("old", "Ann lives in zork"), memory_input("other", "Ann likes zork tea")],
-        )
-        .await;
+    let memories = vec![memory_input("old", "Ann lives in zork"), memory_input("other", "Ann likes zork tea")];
+    server.add_memories("ann", memories).await;
     let newer = pb::MemoryInput {
         supersedes: vec!["old".into(), "none".into(), "new".into()],
         ..memory_input("new", "Ann lives in blark")
@@ -64,9 +60,8 @@ async fn memory_superseding_its_successor_is_found_again() {
     server.add_memories("ann", vec![superseding("tea", "mate", "Ann drinks zork tea")]).await;
     assert_eq!(found("Ann drinks").await, ["tea"]);
     // Superseding an unrelated memory does not make a superseded one current.
-    server
-        .add_memories("ann", vec![memory_input("milk", "milk"), superseding("mate", "milk", "Ann drinks frint mate")])
-        .await;
+    let memories = vec![memory_input("milk", "milk"), superseding("mate", "milk", "Ann drinks frint mate")];
+    server.add_memories("ann", memories).await;
     assert_eq!(found("Ann drinks").await, ["tea"]);
 }
 

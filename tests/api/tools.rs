@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::{
     fake_provider::{FakeProvider, Step, delta, finish, golden_stream, stream, usage},
-    harness::{TestServer, ask, ask_without_retrieval, assert_contract, error_of, joined_deltas, outline, usage_of},
+    harness::{TestServer, ask, ask_without_retrieval, error_of, joined_deltas, outline, run_chat, usage_of},
 };
 
 const TOOLS: &str = r#"[
@@ -17,12 +17,14 @@ const TOOLS: &str = r#"[
     {"type": "function", "function": {"name": "now"}}
 ]"#;
 
-pub async fn start_with_tools(provider: &FakeProvider) -> TestServer {
+pub async fn start_with_tools() -> (FakeProvider, TestServer) {
+    let provider = FakeProvider::start().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(TOOLS.as_bytes()).unwrap();
     let mut variables = provider.variables();
     variables.push(("TOOLS_FILE", file.path().to_str().unwrap()));
-    TestServer::start(&variables).await
+    let server = TestServer::start(&variables).await;
+    (provider, server)
 }
 
 /// A question in session `s` with all tools enabled.
@@ -61,12 +63,6 @@ pub fn text_answer(text: &str) -> Vec<Step> {
     stream(&[&delta(text), &finish("stop"), &usage(20, 2), "[DONE]"])
 }
 
-pub async fn run_chat(server: &TestServer, request: pb::ChatRequest) -> Vec<pb::ChatResponse> {
-    let frames = server.chat(request).await.unwrap();
-    assert_contract(&frames);
-    frames
-}
-
 pub async fn assert_result_rejected(server: &TestServer, request: pb::ChatRequest) {
     let status = server.chat(request).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
@@ -95,8 +91,7 @@ fn results_of(frames: &[pb::ChatResponse]) -> Vec<&pb::ToolResultPayload> {
 
 #[tokio::test]
 async fn parallel_tool_calls_resume_turn_after_all_results() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (mut provider, server) = start_with_tools().await;
     for (file, ids, cities) in [
         ("openai_tools", ["call_DdmO9pD3xa9XTPNJ32zg2hcA", "call_H7ZtNVYzq1nCBQzHTKwr0sZa"], ["Paris", "Bogotá"]),
         ("dashscope_tools", ["call_8f08d2b0fc0c4d8fab7123", "call_c16bd6aa4d0a4ba7a4b66d"], ["杭州", "北京"]),
@@ -168,8 +163,7 @@ async fn parallel_tool_calls_resume_turn_after_all_results() {
 
 #[tokio::test]
 async fn tools_are_offered_as_selected_by_the_request() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (mut provider, server) = start_with_tools().await;
     let with = |active: &[&str], enabled: bool, retrieval: bool| pb::ChatRequest {
         active_tools: active.iter().map(|&name| name.to_owned()).collect(),
         config: Some(pb::ChatConfig { tools_enabled: enabled, ..Default::default() }),
@@ -196,8 +190,7 @@ async fn tools_are_offered_as_selected_by_the_request() {
 
 #[tokio::test]
 async fn invalid_tool_calls_are_repaired_once() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (mut provider, server) = start_with_tools().await;
     let invalid = [
         ("get_weather", r#"{"city": 7}"#),
         ("get_weather", r#"{"city": "Par"#),
@@ -231,8 +224,7 @@ async fn invalid_tool_calls_are_repaired_once() {
 
 #[tokio::test]
 async fn memory_tools_run_on_the_server() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (mut provider, server) = start_with_tools().await;
     let ids = server.remember("ann", &["I mix up eigenvalues"]).await;
     provider.script(tool_call_answer("c1", "search_memory", &json!({"query": "eigenvalues"}))).await;
     provider.script(tool_call_answer("c2", "forget_memory", &json!({"ids": ids}))).await;
@@ -268,8 +260,7 @@ async fn memory_tools_run_on_the_server() {
 
 #[tokio::test]
 async fn server_and_client_tools_run_in_one_round() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (mut provider, server) = start_with_tools().await;
     let save = tool_call_event(0, "s", "save_memory", &json!({"content": "Ann lives in Paris"}));
     let weather = tool_call_event(1, "w", "get_weather", &json!({"city": "Paris"}));
     provider.stream(&[&delta("Let me look. "), &save, &weather, &finish("tool_calls"), &usage(1, 1)]).await;
@@ -289,8 +280,7 @@ async fn server_and_client_tools_run_in_one_round() {
 
 #[tokio::test]
 async fn tool_rounds_are_bounded() {
-    let mut provider = FakeProvider::start().await;
-    let server = start_with_tools(&provider).await;
+    let (mut provider, server) = start_with_tools().await;
     provider.script_all(tool_call_answer("c", "save_memory", &json!({"content": "again"}))).await;
     let frames = run_chat(&server, question("hi")).await;
     assert_eq!((error_of(&frames).code.as_str(), error_of(&frames).retryable), ("TOOL_ROUNDS_EXCEEDED", false));

@@ -50,9 +50,8 @@ async fn chat_turn_is_found_by_its_preceding_turns() {
     update(&server, update_content("1", "Have you ever seen a frint?")).await.unwrap();
     assert!(find_ids(&server, "zork", 0.0).await.is_empty());
     assert_eq!(find_ids(&server, "frint", 0.0).await, ["1", "2", "3"]);
-    server
-        .add_memories("ann", vec![pb::MemoryInput { supersedes: vec!["1".into()], ..memory_input("new", "kat") }])
-        .await;
+    let memories = vec![pb::MemoryInput { supersedes: vec!["1".into()], ..memory_input("new", "kat") }];
+    server.add_memories("ann", memories).await;
     assert!(find_ids(&server, "frint", 0.0).await.is_empty());
     server.delete_memories(&["4"]).await;
 
@@ -72,12 +71,9 @@ async fn memory_is_found_by_its_date_and_speaker() {
         ..turn(id, second, content)
     };
     let day = 86_400;
-    server
-        .add_memories(
-            "ann",
-            vec![memory("a", 0, "Caroline", "I painted a lake"), memory("b", 40 * day, "Melanie", "I ran a race")],
-        )
-        .await;
+    let memories =
+        vec![memory("a", 0, "Caroline", "I painted a lake"), memory("b", 40 * day, "Melanie", "I ran a race")];
+    server.add_memories("ann", memories).await;
     assert_eq!(find_ids(&server, "Caroline", 0.0).await, ["a"]);
     assert_eq!(find_ids(&server, "November", 0.0).await, ["a"]);
     assert_eq!(find_ids(&server, "December", 0.0).await, ["b"]);
@@ -100,12 +96,9 @@ async fn overlong_session_metadata_is_stored_and_ignored() {
 async fn large_index_is_built_in_parts() {
     let server = TestServer::start(&[]).await;
     for part in 0..2 {
-        server
-            .add_memories(
-                "ann",
-                (0..600).map(|n| turn(&format!("m{part}-{n}"), part * 600 + n, &format!("zork number{n}"))).collect(),
-            )
-            .await;
+        let memories =
+            (0..600).map(|n| turn(&format!("m{part}-{n}"), part * 600 + n, &format!("zork number{n}"))).collect();
+        server.add_memories("ann", memories).await;
     }
     let before = postings(&server).await;
     let mut owner = server.connect_as_owner().await;

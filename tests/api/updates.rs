@@ -7,10 +7,7 @@ use prost_types::FieldMask;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::{
-    fake_provider::FakeProvider,
-    harness::{TestServer, memory_input, weighted_query},
-};
+use crate::harness::{TestServer, memory_input, weighted_query};
 
 pub async fn find_ids(server: &TestServer, text: &str, alpha: f32) -> Vec<String> {
     let query = pb::MemoryQuery { min_score: 0.01, ..weighted_query(text, alpha) };
@@ -43,9 +40,8 @@ pub async fn export(server: &TestServer, user: &str) -> BTreeMap<String, pb::Mem
 #[tokio::test]
 async fn update_is_found_at_once_and_old_text_only_exported() {
     let server = TestServer::start(&[]).await;
-    server
-        .add_memories("ann", vec![memory_input("exam", "The exam is on zorkday"), memory_input("other", "kat")])
-        .await;
+    let memories = vec![memory_input("exam", "The exam is on zorkday"), memory_input("other", "kat")];
+    server.add_memories("ann", memories).await;
     let corrected = update(&server, update_content("exam", "The exam is on blarkday")).await.unwrap();
     assert_eq!((corrected.content.as_str(), corrected.history.len()), ("The exam is on blarkday", 0));
     assert!(corrected.updated_at.unwrap().seconds >= corrected.created_at.unwrap().seconds);
@@ -103,8 +99,7 @@ async fn update_mask_selects_and_clears_fields() {
 
 #[tokio::test]
 async fn known_content_without_id_keeps_its_id() {
-    let mut provider = FakeProvider::start().await;
-    let server = TestServer::start(&provider.embedding_variables()).await;
+    let (mut provider, server) = TestServer::start_with_embedder().await;
     provider.respond(200, r#"{"data":[{"embedding":[1,0]}]}"#).await;
     let first = server.add_memories("ann", vec![memory_input("", "tea"), memory_input("", "tea")]).await;
     assert_eq!((first.added, first.unchanged, &first.ids[0]), (1, 1, &first.ids[1]));
@@ -170,9 +165,8 @@ async fn reingested_document_keeps_updates_and_supersedes() {
     let (zork, blark) =
         (find_ids(&server, "zork", 0.0).await[0].clone(), find_ids(&server, "blark", 0.0).await[0].clone());
     update(&server, update_content(&zork, "The zork is in Mozambique.")).await.unwrap();
-    server
-        .add_memories("ann", vec![pb::MemoryInput { supersedes: vec![blark.clone()], ..memory_input("newer", "kat") }])
-        .await;
+    let memories = vec![pb::MemoryInput { supersedes: vec![blark.clone()], ..memory_input("newer", "kat") }];
+    server.add_memories("ann", memories).await;
     ingest(vec!["tagged".into()]).await;
     let exported = export(&server, "ann").await;
     let versions: Vec<_> = exported[&zork].history.iter().map(|version| version.content.as_str()).collect();

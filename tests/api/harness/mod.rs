@@ -21,6 +21,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use crate::fake_provider::FakeProvider;
 pub use crate::postgres::{TestDatabase, config, pooled_url};
 
 pub use self::{frames::*, memories::*, streams::*};
@@ -51,6 +52,18 @@ impl TestServer {
         let mut server = Self::start_on(&database.service_url(), variables).await;
         server.database = Some(database);
         server
+    }
+
+    pub async fn start_with_provider() -> (FakeProvider, Self) {
+        let provider = FakeProvider::start().await;
+        let server = Self::start(&provider.variables()).await;
+        (provider, server)
+    }
+
+    pub async fn start_with_embedder() -> (FakeProvider, Self) {
+        let provider = FakeProvider::start().await;
+        let server = Self::start(&provider.embedding_variables()).await;
+        (provider, server)
     }
 
     /// For tests whose calls need no database.

@@ -4,7 +4,7 @@ use agent_service::proto::agent_v1 as pb;
 use tokio::{sync::oneshot, time::timeout};
 use tonic::{Request, Status, Streaming};
 
-use super::{TEST_TIMEOUT, TestServer, frame_kind};
+use super::{TEST_TIMEOUT, TestServer, assert_contract, frame_kind};
 use crate::fake_provider::{Latch, Step, delta, events, finish, partial_answer, stream, stream_head, usage};
 
 pub fn ask(message: &str) -> pb::ChatRequest {
@@ -78,6 +78,16 @@ pub async fn read_until(stream: &mut Streaming<pb::ChatResponse>, kind: &str) ->
 
 pub async fn read_to_end(mut stream: Streaming<pb::ChatResponse>) -> Vec<pb::ChatResponse> {
     read_until(&mut stream, "no such kind").await
+}
+
+pub async fn run_chat(server: &TestServer, request: pb::ChatRequest) -> Vec<pb::ChatResponse> {
+    let frames = server.chat(request).await.unwrap();
+    assert_contract(&frames);
+    frames
+}
+
+pub async fn run_turn(server: &TestServer) -> Vec<pb::ChatResponse> {
+    run_chat(server, ask_without_retrieval("hi")).await
 }
 
 pub fn resume_after(request: pb::ChatRequest, last: &pb::ChatResponse) -> Request<pb::ChatRequest> {
