@@ -105,7 +105,6 @@ fn open_journal(arguments: &ImportArguments) -> Journal {
 struct Import<'r> {
     journal: Journal,
     uploader: Uploader,
-    /// Added to every item.
     tags: Vec<String>,
     progress: ImportProgress,
     report: &'r mut Report,

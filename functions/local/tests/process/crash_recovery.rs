@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use agent_service::proto::agent_v1::{
     self as pb, FinishReason, conversation_service_client::ConversationServiceClient,
 };
-use sqlx::{Connection as _, Executor as _, PgConnection};
+use sqlx::Executor as _;
 
 use crate::{
     process::{Sandbox, eventually, within_timeout},
@@ -28,8 +28,7 @@ impl Random {
 }
 
 async fn expire_leases(sandbox: &Sandbox) {
-    let url = agent_service::postgres::embedded::connect_options(&sandbox.data()).unwrap();
-    let mut admin = within_timeout("connecting", PgConnection::connect_with(&url)).await.unwrap();
+    let mut admin = sandbox.connect_as_owner().await;
     admin.execute("update runs set lease_until = now() where ended_at is null").await.unwrap();
     admin.execute("update learning_jobs set locked_until = null, due_at = now()").await.unwrap();
 }

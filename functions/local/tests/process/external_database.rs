@@ -15,6 +15,13 @@ use crate::{
     server::Server,
 };
 
+impl Sandbox {
+    pub async fn connect_as_owner(&self) -> PgConnection {
+        let options = embedded::connect_options(&self.data()).unwrap();
+        within_timeout("connecting as owner", PgConnection::connect_with(&options)).await.unwrap()
+    }
+}
+
 /// A new database at `TEST_DATABASE_URL`, or else in the embedded Postgres of another server.
 pub struct ExternalDatabase {
     address: Address,

@@ -2,8 +2,8 @@
 
 use std::{fs, io::Write as _, os::unix::fs::symlink, path::PathBuf};
 
-use agent_service::{postgres::embedded, proto::agent_v1 as pb};
-use sqlx::{Connection as _, Executor as _, PgConnection};
+use agent_service::proto::agent_v1 as pb;
+use sqlx::{Connection as _, Executor as _};
 use tokio::process::Command;
 
 use crate::{
@@ -200,8 +200,7 @@ async fn failing_server_stops_import_without_progress() {
     let (sandbox, server) = Sandbox::with_server(&[]).await;
     write(&sandbox, "chat.jsonl", json_lines((0..3).map(|n| format!("memory {n}"))));
     write(&sandbox, "note.md", "a note");
-    let options = embedded::connect_options(&sandbox.data()).unwrap();
-    let mut admin = PgConnection::connect_with(&options).await.unwrap();
+    let mut admin = sandbox.connect_as_owner().await;
     admin.execute("alter table memories rename column tags to labels").await.unwrap();
     let stopped = imported(&sandbox, &server.url, &["chat.jsonl", "note.md"]).await;
     assert_says(&stopped, 1, &["Imported 0 documents (0 chunks) and 0 memories."]);

@@ -2,13 +2,10 @@
 //! has one of its own.
 
 use agent_service::postgres::embedded;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::{
-    process::{Sandbox, within_timeout},
-    server::Server,
-};
+use crate::{process::Sandbox, server::Server};
 
 struct Cluster {
     sandbox: Sandbox,
@@ -22,8 +19,7 @@ impl Cluster {
     }
 
     async fn change(&self, sql: &str) {
-        let options = embedded::connect_options(&self.sandbox.data()).unwrap();
-        let mut admin = within_timeout("connecting as owner", PgConnection::connect_with(&options)).await.unwrap();
+        let mut admin = self.sandbox.connect_as_owner().await;
         admin.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
         admin.close().await.unwrap();
     }

@@ -22,7 +22,6 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::server::Server;
 
-/// Ends a test that hangs.
 const TEST_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The longest configurable delay, which outlasts every test.
@@ -111,7 +110,6 @@ impl Sandbox {
         Server::start(self.command(&[], variables)).await
     }
 
-    /// Waits until the server is ready.
     pub async fn start_serving(&self, variables: &[(&str, &str)]) -> Server {
         let server = self.start_listening(variables).await;
         server.health().await.wait_for_status(ServingStatus::Serving).await;

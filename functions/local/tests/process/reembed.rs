@@ -1,7 +1,6 @@
 //! `agent-local reembed`.
 
-use agent_service::postgres::embedded;
-use sqlx::{Connection as _, Executor as _, PgConnection};
+use sqlx::{Connection as _, Executor as _};
 
 use crate::process::Sandbox;
 
@@ -9,8 +8,7 @@ use crate::process::Sandbox;
 async fn reembed_works_with_and_without_running_server() {
     let (sandbox, server) = Sandbox::with_server(&[]).await;
     server.remember("eigenvalues").await;
-    let options = embedded::connect_options(&sandbox.data()).unwrap();
-    let mut admin = PgConnection::connect_with(&options).await.unwrap();
+    let mut admin = sandbox.connect_as_owner().await;
     admin.execute("update memory_vectors set model = 'older/256'").await.unwrap();
 
     let moved = sandbox.run(&["reembed", "--prune"], &[]).await;
@@ -32,8 +30,7 @@ async fn reembed_works_with_and_without_running_server() {
 async fn prune_keeps_vector_of_text_that_cannot_be_embedded() {
     let (sandbox, server) = Sandbox::with_server(&[]).await;
     server.remember("eigenvalues").await;
-    let options = embedded::connect_options(&sandbox.data()).unwrap();
-    let mut admin = PgConnection::connect_with(&options).await.unwrap();
+    let mut admin = sandbox.connect_as_owner().await;
     // A memory of an invalid user id, for which no vector can be made.
     admin
         .execute(
