@@ -36,6 +36,7 @@ pub struct App {
     pub conversations: Option<Arc<dyn ConversationStore>>,
     /// The gRPC services.
     pub apis: Apis,
+    /// `None` = conversations are not stored.
     pub learner: Option<Arc<TurnLearner>>,
     /// `None` = the store has no queue of turns to learn from.
     pub extraction_worker: Option<Arc<ExtractionWorker>>,
@@ -48,6 +49,7 @@ impl App {
         Self::with_embedder(config, database, build_embedder(&config.embedding)?)
     }
 
+    /// As [`App::from_config`], with an embedder that the caller supplies.
     pub fn with_embedder(
         config: &Config,
         database: impl Into<Option<RolePools>>,

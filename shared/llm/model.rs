@@ -99,8 +99,10 @@ pub trait ChatModel: Send + Sync {
     /// Starts an answer. It is pull-based: nothing is sent before the first poll.
     fn answer(self: Arc<Self>, request: ModelRequest) -> ModelStream;
 
+    /// The model that answers a request which names `requested`.
     fn name<'a>(&'a self, requested: Option<&'a str>) -> &'a str;
 
+    /// Whether a request may name this model.
     fn allows(&self, model: &str) -> bool;
 
     /// Errors are ignored: the first answer reports them.

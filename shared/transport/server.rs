@@ -47,6 +47,7 @@ pub struct Server {
 }
 
 impl Server {
+    /// See [`Listener::bind`].
     pub async fn bind(config: &ServerConfig, apis: Apis) -> Result<Self, ServerError> {
         Ok(Self { listener: Listener::bind(config).await?, config: config.clone(), apis })
     }

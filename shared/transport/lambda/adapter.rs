@@ -35,6 +35,7 @@ const MAX_FUNCTION_TIME: Duration = Duration::from_mins(15);
 const GRPC_WEB: HeaderValue = HeaderValue::from_static("application/grpc-web+proto");
 const GRPC_WEB_TEXT: HeaderValue = HeaderValue::from_static("application/grpc-web-text+proto");
 
+/// A service as tonic generates it.
 pub trait GrpcService:
     Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
     + NamedService
@@ -77,6 +78,7 @@ struct RoutedCall {
 }
 
 impl Adapter {
+    /// Serves only these methods of the service.
     pub fn new<S: GrpcService>(service: S, methods: &'static [&'static str]) -> Self {
         Self { routes: Vec::new() }.add_service(service, methods)
     }

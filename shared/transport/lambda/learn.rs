@@ -27,6 +27,7 @@ enum LearnEventError {
     Queue(#[from] sqlx::Error),
 }
 
+/// Runs the function that learns from turns, until Lambda ends it.
 #[must_use]
 pub fn learn() -> ExitCode {
     run(async |app| {

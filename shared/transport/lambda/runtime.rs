@@ -25,6 +25,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(1500);
 const EXIT_FAILURE: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
+/// Runs a function that serves RPCs, until Lambda ends it.
 pub fn serve(adapter: impl FnOnce(Apis) -> Adapter) -> ExitCode {
     run(async |app| {
         let drain = app.apis.drain.clone();
