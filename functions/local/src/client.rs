@@ -24,7 +24,6 @@ use crate::{
 /// Messages that a request carries; the server accepts 200.
 const MAX_HISTORY: usize = 100;
 
-/// Asks one question or, without a message, starts an interactive session.
 pub async fn chat(arguments: ChatArguments) -> CommandResult {
     let channel = connect(&arguments.connection).await?;
     let mut session = Session {

@@ -15,7 +15,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
 pub type AuthenticatedChannel = InterceptedService<Channel, BearerToken>;
 
-/// Adds the token, if there is one, to every call.
 #[derive(Clone)]
 pub struct BearerToken(Option<MetadataValue<Ascii>>);
 

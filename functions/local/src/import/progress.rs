@@ -8,7 +8,6 @@ use super::report::{Report, count};
 
 const TICK: Duration = Duration::from_millis(200);
 
-/// Shown on standard error if that is a terminal.
 #[derive(Clone)]
 pub struct ImportProgress(ProgressBar);
 

@@ -120,7 +120,6 @@ impl Display for Report {
     }
 }
 
-/// `1 file`, `2 files`.
 pub fn count(n: u64, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
 }

@@ -38,7 +38,6 @@ impl Uploader {
         Self { client: MemoryServiceClient::new(channel), user, progress }
     }
 
-    /// Returns the number of chunks.
     pub async fn ingest_document(&mut self, document: IngestDocumentRequest) -> Result<u64, ImportError> {
         let request = IngestDocumentRequest { user_id: self.user.clone(), ..document };
         let ingested = self.call(async |mut client| client.ingest_document(request.clone()).await).await?;

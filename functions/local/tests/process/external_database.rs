@@ -26,7 +26,6 @@ impl Sandbox {
 pub struct ExternalDatabase {
     address: Address,
     options: PgConnectOptions,
-    /// The database to drop, and a connection to drop it with.
     made: Option<(String, PgConnection)>,
     _owner: Option<(Server, Sandbox)>,
 }
@@ -129,7 +128,6 @@ async fn run_proxy(listener: TcpListener, address: Address, is_open: watch::Rece
         tokio::spawn(async move {
             tokio::select! {
                 _ = is_open.wait_for(|open| !open) => {}
-                // Either end may close the connection.
                 _ = forward(client, address) => {}
             }
         });

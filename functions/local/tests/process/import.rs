@@ -12,7 +12,6 @@ use crate::{
     server::{Server, USER},
 };
 
-/// `import` into a server; paths are relative to the working directory.
 fn import(sandbox: &Sandbox, url: &str, arguments: &[&str]) -> Command {
     sandbox.command(&[&["import", "--addr", url, "--user", USER], arguments].concat(), &[])
 }

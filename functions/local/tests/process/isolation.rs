@@ -33,7 +33,6 @@ impl Cluster {
         url.to_string()
     }
 
-    /// Restarts the server, which must be rejected with these words.
     async fn expect_rejection(self, words: &[&str]) {
         self.server.process.stop().await;
         let rejected = self.sandbox.run(&[], &[]).await;

@@ -44,7 +44,6 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
     .await;
 }
 
-/// The directories of a server, which outlive it.
 pub struct Sandbox {
     dir: TempDir,
 }
@@ -105,7 +104,6 @@ impl Sandbox {
         command
     }
 
-    /// Waits until the server listens; its database may not be ready.
     pub async fn start_listening(&self, variables: &[(&str, &str)]) -> Server {
         Server::start(self.command(&[], variables)).await
     }
@@ -162,7 +160,6 @@ impl OutputLines {
     }
 }
 
-/// Killed when dropped.
 pub struct Process {
     child: Child,
     pub stdout: OutputLines,

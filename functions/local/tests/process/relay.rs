@@ -29,7 +29,6 @@ pub struct Relay {
 struct State {
     left: usize,
     then: AfterLimit,
-    /// Memories of each call, forwarded or not.
     calls: Vec<usize>,
 }
 
@@ -44,7 +43,6 @@ impl Relay {
         Self { url, state }
     }
 
-    /// Forwards the next `left` calls and resets the counts.
     pub fn forward_calls(&self, left: usize, then: AfterLimit) {
         self.state.send_replace(State { left, then, calls: Vec::new() });
     }

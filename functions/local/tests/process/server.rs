@@ -57,14 +57,12 @@ impl Server {
         ChatStream::new(within_timeout("an answer", client.stream_chat(request)).await.unwrap())
     }
 
-    /// Stores one memory and waits for the acknowledgement.
     pub async fn remember(&self, content: &str) -> String {
         let mut client = self.memory().await;
         let added = within_timeout("a memory", client.add_memories(memories(&[content]))).await.unwrap().into_inner();
         added.ids.concat()
     }
 
-    /// The sorted memories of [`USER`].
     pub async fn remembered(&self) -> Vec<String> {
         let request = pb::ListMemoriesRequest { user_id: USER.to_owned(), page_size: 1_000, ..Default::default() };
         let mut client = self.memory().await;
@@ -84,7 +82,6 @@ impl HealthWatch {
         while self.next().await.unwrap() != wanted {}
     }
 
-    /// The next report; `None` when the connection ends.
     pub async fn next(&mut self) -> Option<ServingStatus> {
         let report = within_timeout("a report of the health", self.reports.message()).await;
         report.ok().flatten().map(|report| report.status())
@@ -100,7 +97,6 @@ impl ChatStream {
         Self { frames: response.into_inner() }
     }
 
-    /// The frames up to and including the first for which `until` holds.
     pub async fn until(&mut self, until: impl Fn(&pb::ChatResponse) -> bool) -> Vec<pb::ChatResponse> {
         let mut frames = Vec::new();
         while !frames.last().is_some_and(&until) {
@@ -120,7 +116,6 @@ impl ChatStream {
     }
 }
 
-/// All tests share the user id, each with its own server.
 pub const USER: &str = "somebody";
 
 pub fn question(message: &str) -> pb::ChatRequest {

@@ -14,7 +14,6 @@ const STOPPING_MESSAGE: &str = "a second signal ends at once";
 /// An answer with no second chunk within a test.
 const ENDLESS_ANSWER: (&str, &str) = ("DEMO_CHUNK_DELAY_MS", MAX_DELAY_MS);
 
-/// A server without a database starts faster.
 async fn without_database(sandbox: &Sandbox, variables: &[(&str, &str)]) -> (Server, DatabaseProxy, String) {
     let proxy = DatabaseProxy::new();
     let url = proxy.unreachable_url();

@@ -81,7 +81,6 @@ async fn unreadable_certificate_or_key_is_named() {
         assert_eq!(output.code, Some(2), "{output:?}");
         assert!(output.stderr.contains(&format!("{name}: cannot be read")), "{}", output.stderr);
     }
-    // Readable files with the wrong content.
     let output = sandbox.run(&[], &[("TLS_CERT_FILE", key), ("TLS_KEY_FILE", certificate)]).await;
     assert_eq!(output.code, Some(2), "{output:?}");
 }
