@@ -75,7 +75,7 @@ def inconsistencies(template: dict) -> list[str]:
             if "dynamodb:ConditionCheckItem" not in str(role):
                 errors.append(f"{name} allows writes without dynamodb:ConditionCheckItem")
 
-    for guide in "docs/how-to/deploy-aws.md", "infra/README.zh-CN.md":
+    for guide in "docs/how-to/deploy-aws.md", "docs/zh/deploy-aws.md":
         documented_parameters = set(re.findall(r"^\| `([A-Z][a-z][A-Za-z]*)` \|", (ROOT / guide).read_text(), re.M))
         for parameter in sorted(set(template["Parameters"]) ^ documented_parameters):
             errors.append(f"parameter {parameter} is missing in either {guide} or the template")
