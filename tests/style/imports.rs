@@ -125,7 +125,7 @@ impl Crate {
                     self.resolve(&module, &full, &mut seen.clone())
                 };
                 let found = here.globs.iter().find_map(through);
-                // What a macro or `include!` defines.
+                // Defined by a macro or `include!`.
                 let generated = || is_anchored.then(|| Target::Item(here.file.clone()));
                 return found.or_else(generated);
             }
