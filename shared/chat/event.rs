@@ -35,7 +35,17 @@ pub enum TurnEvent {
 impl TurnEvent {
     #[must_use]
     pub fn is_last(&self) -> bool {
-        matches!(self, Self::Answered { .. } | Self::AwaitsTools | Self::AwaitsMoreResults | Self::Failed(_))
+        // Exhaustive, so that a new event decides whether it ends its stream.
+        match self {
+            Self::Answered { .. } | Self::AwaitsTools | Self::AwaitsMoreResults | Self::Failed(_) => true,
+            Self::StageEntered(_)
+            | Self::Recalled(_)
+            | Self::Delta(_)
+            | Self::ToolExecuted(_)
+            | Self::ToolCalled(_)
+            | Self::Usage(_)
+            | Self::Closing(_) => false,
+        }
     }
 }
 
