@@ -1,33 +1,89 @@
 //! A `ChatResponse` that is sent without being encoded again.
 
+use std::ops::Range;
+
 use bytes::Bytes;
-use prost::bytes::BufMut;
+use prost::{
+    bytes::BufMut,
+    encoding::{WireType, encode_key, encode_varint},
+};
 use tonic::codec::EncodeBuf;
 
 use super::codec::EncodeMessage;
 
-/// A `ChatResponse` in three encoded parts. Protobuf merges concatenated encodings of one message
+const RESPONSE_ID: u32 = 1;
+/// Digits of a frame's number, with the dash before them.
+const NUMBER_BYTES: usize = 9;
+
+/// A `ChatResponse` in two encoded parts. Protobuf merges concatenated encodings of one message
 /// (<https://protobuf.dev/programming-guides/encoding/#last-one-wins>), and no two parts set the same field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatFrame {
-    pub response_id: String,
-    /// The fields that all frames of a stream share.
-    pub envelope: Bytes,
-    /// Everything else.
+    pub head: FrameHead,
+    /// Makes the `response_id` of the frame.
+    pub number: u32,
+    /// All fields besides the head's and the `response_id`.
     pub content: Bytes,
+}
+
+/// What the frames of a stream share. It is encoded once; clones share the bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrameHead {
+    /// Key and length of the `response_id`, the id of the stream, then the shared fields.
+    encoded: Bytes,
+    stream_id: Range<usize>,
+}
+
+impl FrameHead {
+    /// `fields` is an encoded `ChatResponse` with the shared fields.
+    #[must_use]
+    pub fn new(stream_id: &str, fields: &[u8]) -> Self {
+        let mut encoded = Vec::with_capacity(8 + stream_id.len() + fields.len());
+        encode_key(RESPONSE_ID, WireType::LengthDelimited, &mut encoded);
+        encode_varint((stream_id.len() + NUMBER_BYTES) as u64, &mut encoded);
+        let begin = encoded.len();
+        encoded.put_slice(stream_id.as_bytes());
+        let stream_id = begin..encoded.len();
+        encoded.put_slice(fields);
+        Self { encoded: encoded.into(), stream_id }
+    }
+
+    /// The `response_id`s of the stream begin with it.
+    #[must_use]
+    pub fn stream_id(&self) -> &str {
+        // It came from a string.
+        str::from_utf8(&self.encoded[self.stream_id.clone()]).unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn fields(&self) -> &[u8] {
+        &self.encoded[self.stream_id.end..]
+    }
 }
 
 impl ChatFrame {
     fn write(&self, buffer: &mut impl BufMut) {
-        const RESPONSE_ID: u32 = 1;
-        prost::encoding::string::encode(RESPONSE_ID, &self.response_id, buffer);
-        buffer.put_slice(&self.envelope);
+        let (prefix, fields) = self.head.encoded.split_at(self.head.stream_id.end);
+        buffer.put_slice(prefix);
+        buffer.put_slice(&number_suffix(self.number));
+        buffer.put_slice(fields);
         buffer.put_slice(&self.content);
     }
 }
 
+/// Fixed width and ascending, so that a client can name the last frame that it received.
+fn number_suffix(number: u32) -> [u8; NUMBER_BYTES] {
+    let mut suffix = *b"-00000000";
+    let nibbles = (0..8).map(|index| number >> (28 - 4 * index) & 0xf);
+    for (digit, nibble) in suffix[1..].iter_mut().zip(nibbles) {
+        *digit = b"0123456789abcdef"[nibble as usize];
+    }
+    suffix
+}
+
 impl EncodeMessage for ChatFrame {
     fn encode_message(&self, buffer: &mut EncodeBuf<'_>) {
+        buffer.reserve(self.head.encoded.len() + NUMBER_BYTES + self.content.len());
         self.write(buffer);
     }
 }
@@ -41,22 +97,20 @@ mod tests {
 
     #[test]
     fn chat_frame_decodes_to_its_merged_parts() {
-        let envelope = ChatResponse { session_id: "s".into(), request_id: "r".into(), ..Default::default() };
+        let shared = ChatResponse { session_id: "s".into(), request_id: "r".into(), ..Default::default() };
         let content = Some(Content::Delta("Hello".into()));
         let content = ChatResponse { created_at: 7, content, ..Default::default() };
-        let frame = ChatFrame {
-            response_id: "id-00000001".into(),
-            envelope: envelope.encode_to_vec().into(),
-            content: content.encode_to_vec().into(),
-        };
-        let mut bytes = Vec::new();
-        frame.write(&mut bytes);
-        let expected = ChatResponse {
-            response_id: "id-00000001".into(),
-            session_id: "s".into(),
-            request_id: "r".into(),
-            ..content
-        };
-        assert_eq!(ChatResponse::decode(bytes.as_slice()).unwrap(), expected);
+        for (number, response_id) in [(1, "id-00000001"), (0x1f2e_3d4c, "id-1f2e3d4c"), (u32::MAX, "id-ffffffff")] {
+            let head = FrameHead::new("id", &shared.encode_to_vec());
+            let mut bytes = Vec::new();
+            ChatFrame { head, number, content: content.encode_to_vec().into() }.write(&mut bytes);
+            let expected = ChatResponse {
+                response_id: response_id.into(),
+                session_id: "s".into(),
+                request_id: "r".into(),
+                ..content.clone()
+            };
+            assert_eq!(ChatResponse::decode(bytes.as_slice()).unwrap(), expected);
+        }
     }
 }

@@ -8,8 +8,9 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-/// Initial buffer of a stream, held while the stream is open: a few frames. Tonic's default is 8 KiB.
-const BUFFER_BYTES: usize = 2 * 1024;
+/// Buffer of a stream, held while the stream is open: a few frames. Tonic's default is 8 KiB. It is also the least size of the
+/// buffers that follow when this one is full, but only from 1 KiB on.
+const BUFFER_BYTES: usize = 1024;
 /// Ready messages are sent together up to this size, tonic's default.
 const YIELD_BYTES: usize = 32 * 1024;
 

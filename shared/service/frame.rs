@@ -6,7 +6,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use prost::Message as _;
+use prost::{
+    Message as _,
+    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, int64, key_len, message},
+};
+use prost_types::Timestamp;
 use serde_json::{Value, json};
 
 use super::{convert, failure, wording};
@@ -41,6 +45,28 @@ pub(super) enum FrameKind {
 impl EncodedFrame {
     fn encode(message: &pb::ChatResponse) -> Self {
         Self { content: message.encode_to_vec().into(), kind: FrameKind::of_message(message) }
+    }
+
+    /// As [`Self::encode`] of a message with these fields, without building it: nearly all frames are deltas.
+    fn encode_delta(time: Timestamp, prompt_version: &str, delta: &str) -> Self {
+        const CREATED_AT: u32 = 2;
+        const DELTA: u32 = 3;
+        const PROMPT_VERSION: u32 = 17;
+        const EVENT_TIME: u32 = 19;
+        let strings = [(DELTA, delta), (PROMPT_VERSION, prompt_version)];
+        let string_len = |(tag, text): (u32, &str)| key_len(tag) + encoded_len_varint(text.len() as u64) + text.len();
+        let length = int64::encoded_len(CREATED_AT, &time.seconds)
+            + strings.map(string_len).iter().sum::<usize>()
+            + message::encoded_len(EVENT_TIME, &time);
+        let mut bytes = Vec::with_capacity(length);
+        int64::encode(CREATED_AT, &time.seconds, &mut bytes);
+        for (tag, text) in strings {
+            encode_key(tag, WireType::LengthDelimited, &mut bytes);
+            encode_varint(text.len() as u64, &mut bytes);
+            bytes.extend_from_slice(text.as_bytes());
+        }
+        message::encode(EVENT_TIME, &time, &mut bytes);
+        Self { content: bytes.into(), kind: FrameKind::Delta }
     }
 
     /// A frame from a store, which holds only the bytes: they are decoded once for the kind, and passed on.
@@ -92,6 +118,9 @@ impl FrameBuilder {
 
     /// `None` for an event that is not sent.
     pub(super) fn build(&mut self, event: TurnEvent) -> Option<EncodedFrame> {
+        if let TurnEvent::Delta(delta) = event {
+            return Some(EncodedFrame::encode_delta(now(), Prompts::version(self.language), &delta));
+        }
         let mut frame = self.blank();
         match event {
             TurnEvent::Delta(delta) => frame.content = Some(Content::Delta(delta)),
@@ -147,16 +176,20 @@ impl FrameBuilder {
     }
 
     fn blank(&self) -> pb::ChatResponse {
-        // A clock before 1970 reads as 1970.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let time = now();
         pb::ChatResponse {
-            created_at: seconds,
+            created_at: time.seconds,
             prompt_version: Prompts::version(self.language).to_owned(),
-            event_time: Some(prost_types::Timestamp { seconds, nanos: now.subsec_nanos().cast_signed() }),
+            event_time: Some(time),
             ..Default::default()
         }
     }
+}
+
+fn now() -> Timestamp {
+    // A clock before 1970 reads as 1970.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp { seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX), nanos: now.subsec_nanos().cast_signed() }
 }
 
 fn status(language: Language, stage: Stage) -> pb::AgentStatus {
@@ -213,4 +246,26 @@ fn tool_result(ToolExecution { call_id, name, outcome }: ToolExecution) -> pb::T
         }
     }
     payload
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delta_is_encoded_as_its_message() {
+        let time = Timestamp { seconds: 1_795_000_000, nanos: 123_456_789 };
+        for delta in ["a".to_owned(), "线性代数 🎓".repeat(40)] {
+            let message = pb::ChatResponse {
+                created_at: time.seconds,
+                prompt_version: "2026-11-2.en".to_owned(),
+                event_time: Some(time),
+                content: Some(Content::Delta(delta.clone())),
+                ..Default::default()
+            };
+            let frame = EncodedFrame::encode_delta(time, "2026-11-2.en", &delta);
+            assert_eq!(frame, EncodedFrame::encode(&message));
+            assert_eq!(EncodedFrame::from_stored(frame.content.clone()), Some(frame));
+        }
+    }
 }
