@@ -95,7 +95,7 @@ impl Admission {
         let ChatInput::Message(input) = call.input else { return Err(unknown_tool_call().into()) };
         let permit = permit?;
         let events = Box::pin(self.assistant.clone().run_turn(*input, interrupted));
-        let events = Box::pin(events_or_defect(events));
+        let events = events_or_defect(events);
         let source = FrameSource::Direct(DirectFrames::new(events, builder, permit));
         Ok(AdmittedCall { envelope, source })
     }

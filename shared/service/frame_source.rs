@@ -1,16 +1,13 @@
 //! The sources of a call's frames. All are pull-based: a poll is backpressure, and dropping the source cancels what only it reads.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::task::{Context, Poll, ready};
 
 use futures_util::StreamExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     frame::{EncodedFrame, FrameBuilder},
-    run::{LogReader, StoredFrames, TurnEvents},
+    run::{EventsOrDefect, LogReader, StoredFrames},
 };
 
 pub(super) enum FrameSource {
@@ -34,7 +31,7 @@ impl FrameSource {
 }
 
 pub(super) struct DirectFrames {
-    events: TurnEvents,
+    events: EventsOrDefect,
     builder: FrameBuilder,
     /// Of the last frame.
     number: u32,
@@ -42,12 +39,12 @@ pub(super) struct DirectFrames {
 }
 
 impl DirectFrames {
-    pub(super) fn new(events: TurnEvents, builder: FrameBuilder, permit: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(events: EventsOrDefect, builder: FrameBuilder, permit: OwnedSemaphorePermit) -> Self {
         Self { events, builder, number: 0, _permit: permit }
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<(u32, EncodedFrame)>> {
-        while let Some(event) = ready!(Pin::as_mut(&mut self.events).poll_next(context)) {
+        while let Some(event) = ready!(self.events.poll_next_unpin(context)) {
             if let Some(frame) = self.builder.build(event) {
                 self.number += 1;
                 return Poll::Ready(Some((self.number, frame)));

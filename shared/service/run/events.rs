@@ -1,29 +1,46 @@
 //! The events of one turn.
 
-use std::{panic::AssertUnwindSafe, pin::Pin};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
+};
 
-use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
-use tracing::{Instrument as _, Span};
+use futures_util::Stream;
+use tracing::Span;
 
 use crate::chat::{TurnEvent, TurnFailure};
 
 pub(in crate::service) type TurnEvents = Pin<Box<dyn Stream<Item = TurnEvent> + Send>>;
 
 /// Turns a panic, and an end without a last event, into a failure of the turn. Failures are logged under the current span.
-pub(in crate::service) fn events_or_defect(events: TurnEvents) -> impl Stream<Item = TurnEvent> + Send {
-    let span = Span::current();
-    // After a panic the turn is never polled again, so that no broken state is seen.
-    stream::unfold(Some((events, span)), |state| async move {
-        let (mut events, span) = state?;
-        let next = AssertUnwindSafe(events.next()).catch_unwind().instrument(span.clone()).await;
-        let event = match next {
-            Ok(Some(event)) => event,
-            Ok(None) | Err(_) => TurnEvent::Failed(TurnFailure::Internal),
+pub(in crate::service) fn events_or_defect(events: TurnEvents) -> EventsOrDefect {
+    EventsOrDefect { events: Some(events), span: Span::current() }
+}
+
+pub(in crate::service) struct EventsOrDefect {
+    /// `None` after the last event. After a panic the turn is never polled again, so that no broken state is seen.
+    events: Option<TurnEvents>,
+    span: Span,
+}
+
+impl Stream for EventsOrDefect {
+    type Item = TurnEvent;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<TurnEvent>> {
+        let this = self.get_mut();
+        let Some(events) = &mut this.events else { return Poll::Ready(None) };
+        let event = match catch_unwind(AssertUnwindSafe(|| events.as_mut().poll_next(context))) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(Some(event))) => event,
+            Ok(Poll::Ready(None)) | Err(_) => TurnEvent::Failed(TurnFailure::Internal),
         };
-        if let TurnEvent::Failed(failure) = &event {
-            span.in_scope(|| tracing::warn!(error = %failure, "turn failed"));
+        if event.is_last() {
+            this.events = None;
         }
-        let is_last = event.is_last();
-        Some((event, (!is_last).then_some((events, span))))
-    })
+        if let TurnEvent::Failed(failure) = &event {
+            this.span.in_scope(|| tracing::warn!(error = %failure, "turn failed"));
+        }
+        Poll::Ready(Some(event))
+    }
 }

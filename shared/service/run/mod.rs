@@ -9,7 +9,7 @@ mod registry;
 mod stored;
 
 pub(super) use driver::AdmittedRun;
-pub(super) use events::{TurnEvents, events_or_defect};
+pub(super) use events::{EventsOrDefect, events_or_defect};
 pub(super) use log::LogReader;
 pub(super) use registry::RunRegistry;
 pub(super) use stored::{StoredFrames, StoredRun};
