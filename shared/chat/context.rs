@@ -33,6 +33,9 @@ pub(super) struct TurnContext {
     pub(super) timezone: String,
     /// Limit of the memory search; empty: no limit; `None`: no retrieval.
     pub(super) documents: Option<Vec<String>>,
+    /// Tokens of the messages that were released. A pending turn has released none.
+    #[serde(skip)]
+    pub(super) released_tokens: Option<u32>,
 }
 
 impl TurnContext {
@@ -46,6 +49,17 @@ impl TurnContext {
             must_answer: self.must_answer(),
             deadline,
         }
+    }
+
+    /// Drops the messages before this turn. Its record needs the others.
+    pub(super) fn release_prompt(&mut self) {
+        self.released_tokens = Some(estimate_tokens(&self.messages[..self.begin]));
+        self.messages = Arc::new(self.messages[self.begin..].to_vec());
+        self.begin = 0;
+    }
+
+    pub(super) fn has_released_prompt(&self) -> bool {
+        self.released_tokens.is_some()
     }
 
     pub(super) fn must_answer(&self) -> bool {
@@ -98,12 +112,16 @@ impl TurnContext {
     }
 
     pub(super) fn estimate_tokens(&self) -> u32 {
-        self.messages.iter().fold(0, |sum, message| sum.saturating_add(message.estimate_tokens()))
+        self.released_tokens.unwrap_or_default().saturating_add(estimate_tokens(&self.messages))
     }
 
     pub(super) fn memory_filter(&self) -> Filter {
         Filter { document_ids: self.documents.clone().unwrap_or_default(), ..Filter::default() }
     }
+}
+
+fn estimate_tokens(messages: &[Message]) -> u32 {
+    messages.iter().fold(0, |sum, message| sum.saturating_add(message.estimate_tokens()))
 }
 
 pub(super) fn error_content(message: &str) -> String {
@@ -139,6 +157,7 @@ mod tests {
             language_tag: "zh".into(),
             timezone: "Asia/Shanghai".into(),
             documents: None,
+            released_tokens: None,
         }
     }
 
@@ -147,6 +166,19 @@ mod tests {
         let json = serde_json::to_vec(&context()).unwrap();
         let again: TurnContext = serde_json::from_slice(&json).unwrap();
         assert_eq!((again.messages, again.temperature), (context().messages, Some(0.3)));
+    }
+
+    #[test]
+    fn released_prompt_keeps_estimate_and_record_of_the_turn() {
+        let mut context = context();
+        let system = Message::System("You are a patient teacher.".repeat(100));
+        context.messages = Arc::new(vec![system, Message::User("?".into())]);
+        context.begin = 1;
+        let record = |context: &TurnContext| context.to_record("!", "m", None, TurnFinish::Failed).messages;
+        let (tokens, recorded) = (context.estimate_tokens(), record(&context));
+        context.release_prompt();
+        assert_eq!((context.estimate_tokens(), record(&context)), (tokens, recorded));
+        assert_eq!(*context.messages, [Message::User("?".into())]);
     }
 
     #[test]

@@ -98,7 +98,11 @@ impl Prompts {
             memories: memories.collect(),
             summary,
         };
-        self.environment.get_template(profile.language().pick("en", "zh"))?.render(Serde(context))
+        let mut rendered =
+            self.environment.get_template(profile.language().pick("en", "zh"))?.render(Serde(context))?;
+        // The renderer reserves several times what the text needs, and the prompt may be held as long as its stream.
+        rendered.shrink_to_fit();
+        Ok(rendered)
     }
 }
 

@@ -102,6 +102,7 @@ impl RunningTurn {
             language_tag: input.profile.language_tag,
             timezone: input.profile.timezone,
             documents: input.recall.map(|filter| filter.document_ids),
+            released_tokens: None,
         };
         let (user, lease) = (input.user, input.lease);
         Ok(Self { user, lease, context, offer, recall_failed: false, resumed: None, progress })
@@ -113,6 +114,14 @@ impl RunningTurn {
         let progress = Progress::new(assistant.model.name(context.model.as_deref()));
         let user = lease.key.user.clone();
         Self { user, lease: Some(lease), context, offer, recall_failed: false, resumed: Some(id), progress }
+    }
+
+    pub(super) fn add_delta(&mut self, delta: &str) {
+        // Without tools no request follows that would need the prompt again, which can be larger than all else of a stream.
+        if self.progress.text.is_empty() && self.offer.is_empty() {
+            self.context.release_prompt();
+        }
+        self.progress.text.push_str(delta);
     }
 
     /// Estimates the usage where the provider reported none.

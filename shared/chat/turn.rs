@@ -11,7 +11,8 @@
 //! Nothing runs before the first poll; dropping the stream cancels the current step and its provider call.
 //!
 //! Only [`TurnMachine::end`] stops, so the last event is unique. Only `Receive` is part of the stream's own state;
-//! futures of other steps are boxed, so that an open stream stays small.
+//! futures of other steps are boxed, so that an open stream stays small. Other steps log under the span of the call.
+//! `Receive` does not enter it for each delta: models log under the span in which their answer was requested.
 
 use std::{collections::VecDeque, mem, sync::Arc, vec};
 
@@ -34,7 +35,7 @@ use super::{
 };
 use crate::{
     conversation::History,
-    llm::{Finish, Message, ModelEvent, ModelStream, ToolCall},
+    llm::{Finish, Message, ModelError, ModelEvent, ModelStream, ToolCall},
     tools::{MemoryTool, ToolContext, ToolRunner, ValidatedCall},
 };
 
@@ -76,7 +77,7 @@ struct TurnMachine {
     assistant: Arc<Assistant>,
     interruption: Interruption,
     deadline: Instant,
-    /// Of the call, for logs of recall and history.
+    /// Of the call.
     span: Span,
     events: VecDeque<TurnEvent>,
     step: Step,
@@ -118,18 +119,38 @@ impl TurnMachine {
             if let Some(event) = self.events.pop_front() {
                 return Some(event);
             }
-            self.step = match mem::replace(&mut self.step, Step::Done) {
-                Step::Think(input) => Box::pin(self.think(input)).await,
-                Step::Recall(input) => Box::pin(self.recall(input)).await,
-                Step::Prompt(input) => self.prompt(*input),
-                Step::Resume(turn) => self.resume(*turn),
-                Step::Request(turn) => self.request(turn),
-                Step::Receive(turn, answer) => self.receive(turn, answer).await,
-                Step::ExecuteTools(turn, calls) => Box::pin(self.execute_tools(turn, calls)).await,
-                Step::Suspend(turn, calls) => Box::pin(self.suspend(turn, calls)).await,
+            let received = match &mut self.step {
+                Step::Receive(turn, answer) => match self.interruption.race(answer.next()).await {
+                    Ok(Some(Ok(ModelEvent::Delta(delta)))) => {
+                        turn.add_delta(&delta);
+                        return Some(TurnEvent::Delta(delta));
+                    }
+                    received => received,
+                },
                 Step::Done => return None,
+                _ => {
+                    let span = self.span.clone();
+                    Box::pin(self.take_step()).instrument(span).await;
+                    continue;
+                }
             };
+            let span = self.span.clone();
+            span.in_scope(|| self.on_received(received));
         }
+    }
+
+    /// Every step but `Receive`.
+    async fn take_step(&mut self) {
+        self.step = match mem::replace(&mut self.step, Step::Done) {
+            Step::Think(input) => self.think(input).await,
+            Step::Recall(input) => self.recall(input).await,
+            Step::Prompt(input) => self.prompt(*input),
+            Step::Resume(turn) => self.resume(*turn),
+            Step::Request(turn) => self.request(turn),
+            Step::ExecuteTools(turn, calls) => self.execute_tools(turn, calls).await,
+            Step::Suspend(turn, calls) => self.suspend(turn, calls).await,
+            step @ (Step::Receive(..) | Step::Done) => step,
+        };
     }
 
     fn emit(&mut self, event: TurnEvent) {
@@ -165,7 +186,7 @@ impl TurnMachine {
         let recalled =
             async { if is_recalling { recall(&self.assistant.memory, &input).await } else { Some(Vec::new()) } };
         let loading = async { tokio::join!(recalled, self.assistant.load_history(&input)) };
-        match self.interruption.race(loading.instrument(self.span.clone())).await {
+        match self.interruption.race(loading).await {
             Ok((recalled, Ok(history))) => Step::Prompt(Box::new(PromptInput { input: *input, history, recalled })),
             Ok((_, Err(error))) => {
                 // Without the history the answer would ignore the conversation, and the client could not tell.
@@ -221,16 +242,20 @@ impl TurnMachine {
         Step::Receive(turn, answer)
     }
 
-    async fn receive(&mut self, mut turn: Box<RunningTurn>, mut answer: ModelStream) -> Step {
-        let outcome = match self.interruption.race(answer.next()).await {
+    /// What a model sends besides deltas, or the interruption of its answer.
+    fn on_received(&mut self, received: Result<Option<Result<ModelEvent, ModelError>>, TurnFailure>) {
+        let Step::Receive(mut turn, answer) = mem::replace(&mut self.step, Step::Done) else { return };
+        let outcome = match received {
             Ok(Some(Ok(ModelEvent::Delta(delta)))) => {
-                turn.progress.text.push_str(&delta);
+                turn.add_delta(&delta);
                 self.emit(TurnEvent::Delta(delta));
-                return Step::Receive(turn, answer);
+                self.step = Step::Receive(turn, answer);
+                return;
             }
             Ok(Some(Ok(ModelEvent::Usage { model, tokens }))) => {
                 turn.progress.add_usage(model, tokens);
-                return Step::Receive(turn, answer);
+                self.step = Step::Receive(turn, answer);
+                return;
             }
             Ok(Some(Ok(ModelEvent::Finished { model, finish }))) => {
                 turn.progress.model = model;
@@ -246,16 +271,20 @@ impl TurnMachine {
         };
         drop(answer);
         turn.end_round(&outcome);
-        match outcome {
+        self.step = match outcome {
             Ok(RoundOutcome::Finished(finish)) => self.finish(turn, finish),
             Ok(RoundOutcome::ToolsCalled { calls, reasoning }) => self.dispatch_tools(turn, calls, reasoning),
             Err(failure) => self.fail(turn, failure),
-        }
+        };
     }
 
     fn dispatch_tools(&mut self, mut turn: Box<RunningTurn>, calls: Vec<ToolCall>, reasoning: Option<String>) -> Step {
         if turn.context.must_answer() {
             return self.fail(turn, TurnFailure::ToolRoundsExceeded);
+        }
+        // A call although no tool was offered, after text: there is no prompt left to repeat the request with.
+        if turn.context.has_released_prompt() {
+            return self.fail(turn, TurnFailure::InvalidToolCall);
         }
         turn.context.rounds += 1;
         let validated: Vec<_> = calls.iter().map(|call| turn.offer.validate(call)).collect();

@@ -22,6 +22,7 @@ use async_stream::try_stream;
 use futures_util::{StreamExt as _, future::BoxFuture};
 use lru::LruCache;
 use tokio::time::{Instant, sleep};
+use tracing::Span;
 
 use super::{
     error::{ModelError, ModelErrorKind},
@@ -97,8 +98,8 @@ impl ModelChain {
 
 impl ChatModel for ModelChain {
     fn answer(self: Arc<Self>, request: ModelRequest) -> ModelStream {
+        let mut answer = ChainAnswer::new(self, request);
         Box::pin(try_stream! {
-            let mut answer = ChainAnswer::new(self, request);
             while let Some(event) = answer.next_event().await? {
                 yield event;
             }
@@ -149,12 +150,14 @@ struct ChainAnswer {
     candidates: vec::IntoIter<Candidate>,
     failures: Vec<ModelError>,
     step: ChainStep,
+    /// The one in which the answer was requested. It is entered for logs only, not for each event.
+    span: Span,
 }
 
 impl ChainAnswer {
     fn new(chain: Arc<ModelChain>, request: ModelRequest) -> Self {
         let candidates = chain.candidates(request.model.as_deref()).into_iter();
-        Self { chain, request, candidates, failures: Vec::new(), step: ChainStep::NextCandidate }
+        Self { chain, request, candidates, failures: Vec::new(), step: ChainStep::NextCandidate, span: Span::current() }
     }
 
     async fn next_event(&mut self) -> Result<Option<ModelEvent>, ModelError> {
@@ -164,6 +167,10 @@ impl ChainAnswer {
                 ChainStep::Attempt(candidate) => self.attempt(candidate),
                 ChainStep::Receive(mut attempt) => match attempt.answer.next().await {
                     Some(Ok(event)) => {
+                        if !attempt.has_begun && matches!(event, ModelEvent::Delta(_)) {
+                            // No other attempt follows that would need them.
+                            self.request.messages = Arc::default();
+                        }
                         self.step = attempt.step_after(&event);
                         return Ok(Some(event));
                     }
@@ -217,7 +224,8 @@ impl ChainAnswer {
             return Ok(self.fall_back(&candidate, error));
         };
         let Candidate { model, attempt, .. } = &*candidate;
-        tracing::warn!(%error, model, attempt, wait_ms = wait.as_millis(), "model attempt failed; retrying");
+        let wait_ms = wait.as_millis();
+        self.span.in_scope(|| tracing::warn!(%error, model, attempt, wait_ms, "model attempt failed; retrying"));
         candidate.attempt += 1;
         candidate.last_error = Some(error);
         Ok(ChainStep::Backoff(candidate, wait))
@@ -230,7 +238,7 @@ impl ChainAnswer {
     fn fall_back(&mut self, candidate: &Candidate, error: ModelError) -> ChainStep {
         if self.can_fall_back() {
             let Candidate { model, attempt, .. } = candidate;
-            tracing::warn!(%error, model, attempt, "model failed; falling back to the next one");
+            self.span.in_scope(|| tracing::warn!(%error, model, attempt, "model failed; falling back to the next one"));
         }
         self.failures.push(with_origin(error, candidate));
         ChainStep::NextCandidate

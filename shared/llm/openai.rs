@@ -61,6 +61,8 @@ impl Endpoint {
             // Boxed: needed once, and large.
             let opening = Box::pin(self.open(&request, &model, max_tokens));
             let mut chunks = timeout_at(due, opening).await.map_err(|_| timed_out("no answer began in time"))??;
+            // The provider has the messages now.
+            drop(request);
             let mut answer = PartialAnswer::new(byte_limit(max_tokens));
             let result = loop {
                 // `timeout_at` never fires for a provider that always has a chunk ready.

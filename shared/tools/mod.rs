@@ -109,6 +109,11 @@ impl ToolOffer {
     }
 
     #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tools.is_empty()
+    }
+
+    #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.tools.iter().map(|tool| tool.definition.name.clone()).collect()
     }

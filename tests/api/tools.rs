@@ -222,6 +222,27 @@ async fn invalid_tool_calls_are_repaired_once() {
     }
 }
 
+/// The prompt of a turn without tools is dropped at the first text, so that its request can be repeated only before.
+#[tokio::test]
+async fn call_without_offered_tools_is_repaired_only_before_text() {
+    let (mut provider, server) = start_with_tools().await;
+    let call = tool_call_event(0, "w", "get_weather", &json!({"city": "Paris"}));
+    provider.stream(&[&call, &finish("tool_calls"), &usage(10, 5)]).await;
+    provider.stream(&[&delta("Sunny."), &finish("stop"), &usage(10, 5)]).await;
+    assert_eq!(joined_deltas(&run_chat(&server, ask_without_retrieval("weather?")).await), "Sunny.");
+    let requests = provider.take_requests();
+    let of_request = |index: usize| requests[index].body["messages"].as_array().unwrap();
+    assert_eq!(of_request(1)[..of_request(0).len()], of_request(0)[..], "the repetition has the whole prompt");
+
+    provider.stream(&[&delta("Let me see."), &call, &finish("tool_calls"), &usage(10, 5)]).await;
+    let frames = run_chat(&server, ask_without_retrieval("weather?")).await;
+    assert_eq!(
+        (joined_deltas(&frames).as_str(), error_of(&frames).code.as_str()),
+        ("Let me see.", "TOOL_CALL_INVALID")
+    );
+    assert_eq!(provider.take_requests().len(), 1);
+}
+
 #[tokio::test]
 async fn memory_tools_run_on_the_server() {
     let (mut provider, server) = start_with_tools().await;
