@@ -27,6 +27,7 @@ pub(super) async fn recall(engine: &MemoryEngine, input: &TurnInput) -> Option<V
         filter: input.recall.clone().unwrap_or_default(),
         alpha: DEFAULT_ALPHA,
         time_zone: input.profile.time_zone(),
+        counts_matches: false,
     };
     match timeout(RECALL_TIMEOUT, Box::pin(engine.retrieve(&input.user, &query))).await {
         Ok(Ok(found)) => {

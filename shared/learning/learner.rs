@@ -182,6 +182,7 @@ impl TurnLearner {
                 filter: Filter { source_types: vec![FACT.to_owned()], ..Filter::default() },
                 alpha: DEFAULT_ALPHA,
                 time_zone: statement.zone.clone(),
+                counts_matches: false,
             };
             for (memory, score) in Box::pin(self.memory.retrieve(user, &query)).await?.hits {
                 let fact = KnownFact {

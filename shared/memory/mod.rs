@@ -1,6 +1,5 @@
 //! Long-term memory of each user, with vectors and an inverted index. Knows nothing of turns, prompts or frames.
 
-mod bm25;
 mod digest;
 mod document;
 mod engine;

@@ -104,13 +104,15 @@ pub struct RetrievalQuery {
     /// Weight of the vector retriever, 0 to 1.
     pub alpha: f32,
     pub time_zone: TimeZone,
+    /// Whether [`RetrievalResult::total`] is read. Counting the matches above a floor takes a score of every memory.
+    pub counts_matches: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetrievalResult {
     /// Best first, each with its score from 0 to 1.
     pub hits: Vec<(Memory, f32)>,
-    /// Counted up to [`MAX_COUNTED`](super::MAX_COUNTED).
+    /// Counted up to [`MAX_COUNTED`](super::MAX_COUNTED); at least the hits if the query does not count matches.
     pub total: usize,
     /// The only retriever that could be used where the query asks for both.
     pub degraded_to: Option<Retriever>,

@@ -10,15 +10,14 @@ use tokio::time::{sleep, timeout};
 use super::{
     MemoryEngine, MemoryError, RetrievalQuery, RetrievalResult, Retriever, lexical,
     store::{
-        self, IndexAdvance, knn,
-        search::{self, LexicalStatistics, Search, SearchMode},
+        self, IndexAdvance,
+        search::{Search, SearchMode},
     },
     timeouts::with_timeout,
 };
 use crate::{
     embedding::{EmbedError, QueryVector},
     identity::UserId,
-    postgres::RoleTransaction,
     temporal,
 };
 
@@ -48,31 +47,35 @@ impl MemoryEngine {
             vector => (vector?, false),
         };
         let result = with_timeout(async {
-            let Some((mut search, mut transaction)) = self.prepare_search(user, query, vector).await? else {
-                return Ok(None);
-            };
-            // Nothing is written, so dropping the transaction saves a round trip.
-            let result = search.run(&mut transaction).await?;
+            let mut search = self.search(user, query, vector);
+            let mut found = self.run(&search).await?;
+            if found.is_none() {
+                if let Err(error) = self.build_index(user, search.mode.vector().is_some()).await {
+                    tracing::warn!(%error, "building the inverted index failed");
+                }
+                found = self.run(&search).await?;
+            }
+            if found.is_none() {
+                let Some(vector_only) = search.mode.into_vector() else { return Ok(None) };
+                search.mode = vector_only;
+                found = self.run(&search).await?;
+            }
             let degraded_to = match search.mode {
                 _ if has_embedding_failed => Some(Retriever::Lexical),
                 SearchMode::Vector(_) if is_lexical => Some(Retriever::Vector),
                 _ => None,
             };
-            Ok(Some(RetrievalResult { degraded_to, ..result }))
+            Ok(found.map(|found| RetrievalResult { degraded_to, ..found }))
         });
-        result.await?.ok_or(MemoryError::IndexIncomplete)
+        Box::pin(result).await?.ok_or(MemoryError::IndexIncomplete)
     }
 
+    /// Plans a search whose inverted index is complete.
     pub async fn explain(&self, user: &UserId, query: &RetrievalQuery) -> Result<String, MemoryError> {
         let is_vector = query.alpha >= MIN_VECTOR_ALPHA;
         let vector = if is_vector { Some(self.query_cache.embed(&query.text).await?) } else { None };
-        let plan = with_timeout(async {
-            let Some((search, mut transaction)) = self.prepare_search(user, query, vector).await? else {
-                return Ok(None);
-            };
-            search.explain(&mut transaction).await.map(Some)
-        });
-        plan.await?.ok_or(MemoryError::IndexIncomplete)
+        let search = self.search(user, query, vector);
+        with_timeout(async { search.explain(&mut self.reader.begin(user).await?).await }).await
     }
 
     async fn query_vector(&self, query: &RetrievalQuery) -> Result<Option<Arc<QueryVector>>, EmbedError> {
@@ -89,65 +92,38 @@ impl MemoryEngine {
         }
     }
 
-    /// `None`: there is no vector, and the inverted index is incomplete.
-    async fn prepare_search<'a>(
+    fn search<'a>(
         &'a self,
         user: &'a UserId,
         query: &'a RetrievalQuery,
         vector: Option<Arc<QueryVector>>,
-    ) -> Result<Option<(Search<'a>, RoleTransaction)>, sqlx::Error> {
+    ) -> Search<'a> {
         let coverage = vector.as_ref().map_or(0.0, |vector| vector.vocabulary_coverage);
         let alpha = if query.alpha < 1.0 { query.alpha * coverage } else { 1.0 };
         let vector = vector.filter(|_| alpha >= MIN_VECTOR_ALPHA).map(|vector| Vector::from(vector.vector.clone()));
-        let (mut transaction, statistics) = self.begin_search(user, query, vector.is_some()).await?;
-        let is_large = |statistics: &LexicalStatistics| self.vector_index.pays_off_for(statistics.memories);
-        // With a filter, the index scan might visit many vectors for few matches.
-        let may_use_index = vector.is_some() && query.filter.is_empty() && statistics.as_ref().is_none_or(is_large);
-        let candidates = knn::candidate_count(query.limit, query.min_score);
-        let memories =
-            if may_use_index { self.vector_index.usable_size(&mut transaction, user, candidates).await? } else { None };
-        let mode = match (statistics, vector) {
-            (Some(statistics), Some(vector)) => SearchMode::Hybrid(statistics, vector),
-            (None, Some(vector)) => SearchMode::Vector(vector),
-            (Some(statistics), None) => SearchMode::Lexical(statistics),
-            (None, None) => return Ok(None),
+        let mode = match vector {
+            Some(vector) if query.alpha < 1.0 => SearchMode::Hybrid(vector),
+            Some(vector) => SearchMode::Vector(vector),
+            None => SearchMode::Lexical,
         };
-        let search = Search {
+        Search {
             user,
             query,
+            terms: if mode.is_lexical() { lexical::distinct_terms(&query.text) } else { Vec::new() },
             mode,
             alpha: alpha.into(),
             spans: temporal::past_spans(&query.text, Timestamp::now(), &query.time_zone),
             model_key: &self.model_key,
-            vector_index: memories.map(|memories| (&self.vector_index, memories)),
+            vector_index: &self.vector_index,
             bm25: self.bm25,
-        };
-        Ok(Some((search, transaction)))
+        }
     }
 
-    /// Reads statistics if the search is lexical and the inverted index is complete.
-    async fn begin_search(
-        &self,
-        user: &UserId,
-        query: &RetrievalQuery,
-        has_vector: bool,
-    ) -> Result<(RoleTransaction, Option<LexicalStatistics>), sqlx::Error> {
-        let mut transaction = self.reader.begin(user).await?;
-        if query.alpha >= 1.0 {
-            return Ok((transaction, None));
-        }
-        let terms = lexical::distinct_terms(&query.text);
-        let mut statistics = search::lexical_statistics(&mut transaction, user, &terms).await?;
-        if statistics.is_none() {
-            // The index build may wait, and must not hold a connection meanwhile.
-            transaction.commit().await?;
-            if let Err(error) = self.build_index(user, has_vector).await {
-                tracing::warn!(%error, "building the inverted index failed");
-            }
-            transaction = self.reader.begin(user).await?;
-            statistics = search::lexical_statistics(&mut transaction, user, &terms).await?;
-        }
-        Ok((transaction, statistics))
+    /// `None`: the user's inverted index has to be built first.
+    async fn run(&self, search: &Search<'_>) -> Result<Option<RetrievalResult>, sqlx::Error> {
+        let mut transaction = self.reader.begin(search.user).await?;
+        // Nothing is written, so dropping the transaction saves a round trip.
+        search.run(&mut transaction).await
     }
 
     /// Stops at a timeout; the next search goes on. A search with a vector does not wait for another builder.

@@ -119,6 +119,7 @@ async fn search(
         filter: context.filter.clone(),
         alpha: DEFAULT_ALPHA,
         time_zone: context.time_zone.clone(),
+        counts_matches: false,
     };
     let found = Box::pin(memory.retrieve(&context.user, &query)).await.map_err(tool_failure)?;
     let memories: Vec<_> = found

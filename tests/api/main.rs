@@ -28,6 +28,7 @@ mod pending_turns;
 #[path = "../postgres/mod.rs"]
 mod postgres;
 mod providers;
+mod ranking;
 mod reembedding;
 mod resume;
 mod shutdown;

@@ -70,15 +70,15 @@ impl VectorIndex {
             "nearest as materialized (
                  select memory_id as id from memory_vectors
                  where user_id = $1 and model = {model}
-                 order by embedding::halfvec({dimension}) <=> $13::halfvec({dimension}) limit $22
+                 order by embedding::halfvec({dimension}) <=> $12::halfvec({dimension}) limit $21
              )",
             model = literal(&self.model_key),
             dimension = self.dimension,
         )
     }
 
-    pub(crate) fn pays_off_for(&self, memories: u64) -> bool {
-        memories >= self.threshold as u64
+    pub(super) fn threshold(&self) -> i64 {
+        i64::try_from(self.threshold).unwrap_or(i64::MAX)
     }
 
     /// The number of the user's memories, if the index is expected to be faster than an exact kNN.

@@ -12,6 +12,7 @@ mod inverted_index;
 pub(super) mod knn;
 mod read;
 pub(super) mod search;
+mod search_statement;
 mod transaction;
 mod write_locks;
 

@@ -1,21 +1,19 @@
-//! One statement scores every candidate by both retrievers, so that their fusion loses nothing.
+//! One statement reads the statistics of BM25, scores candidates by both retrievers and reads the best memories, so that
+//! a search takes two round trips and sees one snapshot.
 
 use jiff_sqlx::ToSqlx as _;
 use pgvector::Vector;
-use sqlx::{AssertSqlSafe, FromRow as _, Row as _, postgres::PgRow};
+use sqlx::{FromRow as _, Row as _, postgres::PgRow};
 
 use super::{
-    SqlQuery, bind_filter, columns,
+    SqlQuery, bind_filter,
     knn::{self, VectorIndex},
-    matches_filter, sql_int, with_documents,
+    search_statement::Strategy,
+    sql_int,
 };
 use crate::{
     identity::UserId,
-    memory::{
-        MAX_COUNTED, Memory, RetrievalQuery, RetrievalResult, bm25,
-        lexical::{self, POSTINGS_BUDGET, QueryTerm},
-        tokenizer,
-    },
+    memory::{MAX_COUNTED, Memory, RetrievalQuery, RetrievalResult, tokenizer},
     postgres::RoleTransaction,
     temporal::TimeSpan,
 };
@@ -26,15 +24,9 @@ const TIME_BONUS: f64 = 0.05;
 /// gRPC clients accept messages of 4 MB by default; sizes are estimates.
 const MAX_RESULT_BYTES: usize = 3_500_000;
 
-const LEXICAL_STATISTICS: &str = include_str!("sql/lexical_statistics.sql");
-const LEXICAL: &str = include_str!("sql/search_lexical.sql");
-const EXACT: &str = include_str!("sql/search_exact.sql");
-const CANDIDATES: &str = include_str!("sql/search_candidates.sql");
-const LEXICAL_CANDIDATES: &str = "(select id from lexical order by score desc, id limit $22)";
-const NO_CANDIDATES: &str = "select null where false";
-const HYBRID_SCORE: &str = "
-    select id, $15 * coalesce(vectors.score, 0) + (1 - $15) * coalesce(lexical.score, 0) as score
-    from vectors full join lexical using (id)";
+/// Memories that [`Strategy::Best`] scores, besides two for each of the limit. With fewer it would often have to score
+/// all memories afterwards; each costs the look-up of a vector.
+const MIN_SCORED: usize = 100;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bm25Params {
@@ -46,26 +38,30 @@ pub(crate) struct Bm25Params {
 
 #[derive(Debug)]
 pub(crate) enum SearchMode {
-    Lexical(LexicalStatistics),
+    Lexical,
     Vector(Vector),
-    Hybrid(LexicalStatistics, Vector),
+    Hybrid(Vector),
 }
 
 impl SearchMode {
-    fn inputs(&self) -> (Option<&LexicalStatistics>, Option<&Vector>) {
+    pub(crate) fn is_lexical(&self) -> bool {
+        matches!(self, Self::Lexical | Self::Hybrid(_))
+    }
+
+    pub(crate) fn vector(&self) -> Option<&Vector> {
         match self {
-            Self::Lexical(statistics) => (Some(statistics), None),
-            Self::Vector(vector) => (None, Some(vector)),
-            Self::Hybrid(statistics, vector) => (Some(statistics), Some(vector)),
+            Self::Lexical => None,
+            Self::Vector(vector) | Self::Hybrid(vector) => Some(vector),
         }
     }
-}
 
-#[derive(Debug, Default)]
-pub(crate) struct LexicalStatistics {
-    pub(crate) memories: u64,
-    terms: Vec<QueryTerm>,
-    average_length: f64,
+    /// Without the lexical retriever. `None`: nothing is left.
+    pub(crate) fn into_vector(self) -> Option<Self> {
+        match self {
+            Self::Lexical => None,
+            Self::Vector(vector) | Self::Hybrid(vector) => Some(Self::Vector(vector)),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -73,127 +69,50 @@ pub(crate) struct Search<'a> {
     pub(crate) user: &'a UserId,
     pub(crate) query: &'a RetrievalQuery,
     pub(crate) mode: SearchMode,
+    /// Distinct terms of the query.
+    pub(crate) terms: Vec<String>,
     /// Weight of the vector retriever.
     pub(crate) alpha: f64,
     pub(crate) spans: Vec<TimeSpan>,
     pub(crate) model_key: &'a str,
-    /// With the number of the user's memories; `None`: exact kNN.
-    pub(crate) vector_index: Option<(&'a VectorIndex, u64)>,
+    pub(crate) vector_index: &'a VectorIndex,
     pub(crate) bm25: Bm25Params,
-}
-
-#[derive(sqlx::FromRow)]
-struct StatisticsRow {
-    memories: i64,
-    total_length: f64,
-    is_current: bool,
-    term: Option<String>,
-    document_frequency: Option<i64>,
-}
-
-/// `None`: the user's index has to be built first.
-pub(crate) async fn lexical_statistics(
-    transaction: &mut RoleTransaction,
-    user: &UserId,
-    terms: &[String],
-) -> Result<Option<LexicalStatistics>, sqlx::Error> {
-    let query = transaction.query(LEXICAL_STATISTICS).bind(user.as_str()).bind(terms).bind(tokenizer::VERSION);
-    let rows = query.fetch_all(&mut **transaction).await?;
-    let rows: Vec<StatisticsRow> = rows.iter().map(StatisticsRow::from_row).collect::<Result<_, _>>()?;
-    let Some(first) = rows.first().filter(|row| row.is_current) else { return Ok(None) };
-    let memories = u64::try_from(first.memories).unwrap_or(0);
-    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-    let average_length = first.total_length / memories.max(1) as f64;
-    let terms = rows.into_iter().filter_map(|row| {
-        let document_frequency = u64::try_from(row.document_frequency.unwrap_or(0)).unwrap_or(0);
-        Some(QueryTerm { term: row.term?, idf: bm25::idf(memories, document_frequency), document_frequency })
-    });
-    Ok(Some(LexicalStatistics { memories, terms: lexical::within_budget(terms.collect()), average_length }))
 }
 
 impl Search<'_> {
     /// Columns of the memories decide on a hit or its score.
-    fn reads_memories(&self) -> bool {
+    pub(super) fn reads_memories(&self) -> bool {
         !self.query.filter.is_empty() || !self.spans.is_empty()
     }
 
-    /// Common table expressions, and the statement that fuses their scores.
-    fn retrievers(&self) -> (Vec<String>, &'static str) {
-        let (statistics, vector) = self.mode.inputs();
-        let mut retrievers = Vec::new();
-        if statistics.is_some() {
-            retrievers.push(LEXICAL.replace("{budget}", &POSTINGS_BUDGET.to_string()));
-        }
-        if vector.is_some() {
-            match self.vector_index {
-                Some((index, _)) => {
-                    retrievers.push(index.candidates_cte());
-                    let lexical = if statistics.is_some() { LEXICAL_CANDIDATES } else { NO_CANDIDATES };
-                    retrievers.push(CANDIDATES.replace("{lexical_candidates}", lexical));
-                }
-                None => retrievers.push(EXACT.to_owned()),
-            }
-        }
-        let fusion = match self.mode {
-            SearchMode::Lexical(_) => "select id, score from lexical",
-            SearchMode::Vector(_) => "select id, score from vectors",
-            SearchMode::Hybrid(..) => HYBRID_SCORE,
-        };
-        (retrievers, fusion)
+    /// With a filter, the index scan might visit many vectors for few matches.
+    fn may_use_index(&self) -> bool {
+        self.mode.vector().is_some() && self.query.filter.is_empty()
     }
 
-    /// Parameters from $15: alpha, floor, hits that are counted, limit, beginnings and ends of the spans, time bonus,
-    /// and candidates of each retriever.
-    fn statement(&self) -> String {
-        let (retrievers, fusion) = self.retrievers();
-        let filtered = if self.reads_memories() {
-            concat!(
-                "select memories.id, least(1, scored.score + case when exists (
-                     select from unnest($19::timestamptz[], $20::timestamptz[]) as span (first, after)
-                     where memories.created_at >= first and memories.created_at < after
-                 ) then $21 else 0 end)::real as score
-                 from scored join memories on memories.user_id = $1 and memories.id = scored.id
-                 where memories.superseded_by is null and ",
-                matches_filter!()
-            )
-        } else {
-            "select id, score::real as score from scored"
-        };
-        format!(
-            concat!(
-                "with {retrievers}, scored as ({fusion}), filtered as ({filtered}),
-                 hits as (select * from filtered where score >= $16 order by score desc, id limit $17)
-                 select ",
-                columns!(),
-                ", best.score, (select count(*) from hits) as total, {candidates} as candidates
-                 from (select) as always left join (
-                     (select id, score from hits order by score desc, id limit $18) as best join ",
-                with_documents!("memories on memories.user_id = $1 and memories.id = best.id"),
-                ") on true where $22 > 0 order by best.score desc, best.id"
-            ),
-            retrievers = retrievers.join(", "),
-            candidates = if self.vector_index.is_some() { "(select count(*) from nearest)" } else { "null::bigint" },
-            fusion = fusion,
-            filtered = filtered,
-        )
+    fn exact_strategy(&self) -> Strategy<'static> {
+        let counts_above_floor = self.query.counts_matches && self.query.min_score > 0.0;
+        let scores_all = self.mode.vector().is_none() || self.reads_memories() || counts_above_floor;
+        if scores_all { Strategy::All } else { Strategy::Best }
     }
 
-    fn bind<'q>(&'q self, query: SqlQuery<'q>, candidates: usize) -> SqlQuery<'q> {
-        let (statistics, vector) = self.mode.inputs();
+    /// As many as the exact kNN compares for [`Strategy::Best`], or as the HNSW index returns.
+    fn candidates(&self, strategy: Strategy<'_>) -> usize {
+        let floor = if matches!(strategy, Strategy::Index(_)) { self.query.min_score } else { 0.0 };
+        knn::candidate_count(self.query.limit, floor)
+    }
+
+    fn bind<'q>(&'q self, query: SqlQuery<'q>, strategy: Strategy<'_>, max_memories: Option<i64>) -> SqlQuery<'q> {
         let limit = sql_int(self.query.limit);
-        let terms = statistics.map_or(&[] as &[_], |statistics| statistics.terms.as_slice());
-        let (terms_text, idfs): (Vec<&str>, Vec<f64>) = terms.iter().map(|term| (term.term.as_str(), term.idf)).unzip();
         let (first, after): (Vec<_>, Vec<_>) =
             self.spans.iter().map(|span| (span.from.to_sqlx(), span.before.to_sqlx())).unzip();
         bind_filter(query, self.user, &self.query.filter)
-            .bind(terms_text)
-            .bind(idfs)
+            .bind(&self.terms)
+            .bind(tokenizer::VERSION)
             .bind(self.bm25.k1)
             .bind(self.bm25.b)
-            // Without terms nothing is divided, but a plan with a constant 0 would fail.
-            .bind(statistics.map_or(1.0, |statistics| statistics.average_length).max(1.0))
-            .bind(lexical::reference_score(terms).max(f64::MIN_POSITIVE))
-            .bind(vector)
+            .bind(max_memories)
+            .bind(self.mode.vector())
             .bind(self.model_key)
             .bind(self.alpha)
             .bind(self.query.min_score)
@@ -202,50 +121,93 @@ impl Search<'_> {
             .bind(first)
             .bind(after)
             .bind(TIME_BONUS)
-            .bind(sql_int(candidates))
+            .bind(sql_int(self.candidates(strategy)))
+            .bind(limit.saturating_mul(2).saturating_add(sql_int(MIN_SCORED)))
     }
 
-    pub(crate) async fn run(&mut self, transaction: &mut RoleTransaction) -> Result<RetrievalResult, sqlx::Error> {
-        let candidates = knn::candidate_count(self.query.limit, self.query.min_score);
-        if let Some((_, memories)) = self.vector_index {
-            knn::set_scan_limits(transaction, candidates, memories).await?;
+    /// `None`: the user's inverted index has to be built first.
+    pub(crate) async fn run(&self, transaction: &mut RoleTransaction) -> Result<Option<RetrievalResult>, sqlx::Error> {
+        let max_memories = self.may_use_index().then(|| self.vector_index.threshold());
+        let strategy = self.exact_strategy();
+        let mut rows = self.rows(transaction, strategy, max_memories).await?;
+        if self.mode.is_lexical() && !first(&rows, "is_indexed")? {
+            return Ok(None);
         }
-        let mut rows = self.rows(transaction, candidates).await?;
-        if self.vector_index.is_some() && count(&rows, "candidates")? < candidates {
+        if !first(&rows, "is_small")? {
+            if let Some(result) = self.run_by_index(transaction).await? {
+                return Ok(Some(result));
+            }
+            rows = self.rows(transaction, strategy, None).await?;
+        }
+        if !first(&rows, "is_complete")? {
+            tracing::debug!("too many memories have similar scores; scoring all of them");
+            rows = self.rows(transaction, Strategy::All, None).await?;
+        }
+        let hits = hits(&rows)?;
+        let total = count(&rows, "total")?.unwrap_or(hits.len());
+        Ok(Some(RetrievalResult { hits, total, degraded_to: None }))
+    }
+
+    /// `None`: the index is not expected to be faster than an exact kNN, or finds too few candidates.
+    async fn run_by_index(&self, transaction: &mut RoleTransaction) -> Result<Option<RetrievalResult>, sqlx::Error> {
+        let strategy = Strategy::Index(self.vector_index);
+        let candidates = self.candidates(strategy);
+        let usable_size = self.vector_index.usable_size(transaction, self.user, candidates).await?;
+        let Some(memories) = usable_size else { return Ok(None) };
+        knn::set_scan_limits(transaction, candidates, memories).await?;
+        let rows = self.rows(transaction, strategy, None).await?;
+        if count(&rows, "candidates")?.unwrap_or(0) < candidates {
             tracing::debug!("the vector index finds too few candidates; falling back to exact kNN");
-            self.vector_index = None;
             knn::reset_planner(transaction).await?;
-            rows = self.rows(transaction, candidates).await?;
+            return Ok(None);
         }
-        let mut total = count(&rows, "total")?;
         // Without a floor every memory is a match, and users of the index have more than are counted.
-        if self.vector_index.is_some() && self.query.min_score <= 0.0 {
-            total = MAX_COUNTED;
-        }
-        Ok(RetrievalResult { hits: hits(&rows)?, total, degraded_to: None })
+        let total = if self.query.min_score <= 0.0 { MAX_COUNTED } else { count(&rows, "total")?.unwrap_or_default() };
+        Ok(Some(RetrievalResult { hits: hits(&rows)?, total, degraded_to: None }))
     }
 
-    async fn rows(&self, transaction: &mut RoleTransaction, candidates: usize) -> Result<Vec<PgRow>, sqlx::Error> {
-        tracing::debug!(vectors = if self.vector_index.is_some() { "hnsw" } else { "exact" }, "searching");
-        let query = self.bind(transaction.query(AssertSqlSafe(self.statement())), candidates);
+    async fn rows(
+        &self,
+        transaction: &mut RoleTransaction,
+        strategy: Strategy<'_>,
+        max_memories: Option<i64>,
+    ) -> Result<Vec<PgRow>, sqlx::Error> {
+        let vectors = if matches!(strategy, Strategy::Index(_)) { "hnsw" } else { "exact" };
+        tracing::debug!(vectors, "searching");
+        let query = self.bind(transaction.query(self.statement(strategy)), strategy, max_memories);
         query.fetch_all(&mut **transaction).await
     }
 
     pub(crate) async fn explain(&self, transaction: &mut RoleTransaction) -> Result<String, sqlx::Error> {
-        let candidates = knn::candidate_count(self.query.limit, self.query.min_score);
-        if let Some((_, memories)) = self.vector_index {
-            knn::set_scan_limits(transaction, candidates, memories).await?;
-        }
-        let query = self.bind(transaction.query_unprepared(format!("explain {}", self.statement())), candidates);
+        let index = Strategy::Index(self.vector_index);
+        let candidates = self.candidates(index);
+        let usable_size = match self.may_use_index() {
+            true => self.vector_index.usable_size(transaction, self.user, candidates).await?,
+            false => None,
+        };
+        let strategy = match usable_size {
+            Some(memories) => {
+                knn::set_scan_limits(transaction, candidates, memories).await?;
+                index
+            }
+            None => self.exact_strategy(),
+        };
+        let statement = format!("explain {}", self.statement(strategy).0);
+        let query = self.bind(transaction.query_unprepared(statement), strategy, None);
         let rows = query.fetch_all(&mut **transaction).await?;
         Ok(super::column::<String>(&rows, "QUERY PLAN")?.join("\n"))
     }
 }
 
-/// Reads the first row, because all repeat the number; 0 for null.
-fn count(rows: &[PgRow], column: &str) -> Result<usize, sqlx::Error> {
+/// Of the first row, because all repeat it.
+fn first(rows: &[PgRow], column: &str) -> Result<bool, sqlx::Error> {
+    rows.first().map_or(Err(sqlx::Error::RowNotFound), |row| row.try_get(column))
+}
+
+/// Of the first row, because all repeat it.
+fn count(rows: &[PgRow], column: &str) -> Result<Option<usize>, sqlx::Error> {
     let count: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get(column))?;
-    Ok(count.and_then(|count| usize::try_from(count).ok()).unwrap_or_default())
+    Ok(count.and_then(|count| usize::try_from(count).ok()))
 }
 
 /// As many as fit into a message, and the first in any case.

@@ -36,6 +36,7 @@ pub(in crate::service) fn query(query: pb::MemoryQuery, time_zone: Option<&str>)
         alpha: number("hybrid_alpha", query.hybrid_alpha.unwrap_or(DEFAULT_ALPHA), 0.0..=1.0, "0 to 1")?,
         // As in a chat, an unknown zone is ignored.
         time_zone: time_zone.and_then(|zone| TimeZone::get(zone).ok()).unwrap_or(TimeZone::UTC),
+        counts_matches: true,
     })
 }
 

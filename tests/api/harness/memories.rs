@@ -35,6 +35,7 @@ pub fn engine_query(text: &str, alpha: f32) -> RetrievalQuery {
         filter: Filter::default(),
         alpha,
         time_zone: TimeZone::UTC,
+        counts_matches: true,
     }
 }
 

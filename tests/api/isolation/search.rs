@@ -65,8 +65,8 @@ async fn rls_confines_search_without_user_predicates() {
         let (statement, predicates) = without_user_predicates(&statement);
         assert!(predicates >= 4 && !statement.contains("user_id = $1"), "{statement}");
         let values = format!(
-            "'ann', null, null, null, null, null, '{{kat}}', '{{1}}', 1.2, 0.75, 5, 1, '{}', '{}', 0.5, 0, 1000, 100, '{{}}',
-             '{{}}', 0.05, 200",
+            "'ann', null, null, null, null, null, '{{kat}}', 1, 1.2, 0.75, null, '{}', '{}', 0.5, 0, 1000, 100, '{{}}',
+             '{{}}', 0.05, 200, 300",
             vector[0], model[0]
         );
         let search = async |connection: &mut PgConnection| {
@@ -127,7 +127,9 @@ async fn search_under_rls_scans_only_index_entries_of_the_user() {
             .explain(&user("ann"), &RetrievalQuery { limit: 100, ..engine_query("kat x17 bort", alpha) })
             .await
             .unwrap();
-        assert!(!plan.contains("Seq Scan on memor"), "alpha {alpha}:\n{plan}");
+        // `memory_users` is one page.
+        let scans = plan.replace("Seq Scan on memory_users", "");
+        assert!(!scans.contains("Seq Scan on memor"), "alpha {alpha}:\n{plan}");
         // EXPLAIN prints the condition below its index.
         let lines: Vec<_> = plan.lines().collect();
         let looks_up = |index: &str, parts: &[&str]| {

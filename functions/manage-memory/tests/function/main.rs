@@ -45,6 +45,7 @@ async fn stored_memory_is_found_at_once_until_deleted() {
             filter: Filter::default(),
             alpha: DEFAULT_ALPHA,
             time_zone: jiff::tz::TimeZone::UTC,
+            counts_matches: true,
         };
         let engine = database.engine.clone();
         async move {
