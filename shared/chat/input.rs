@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::profile::Profile;
 use crate::{
-    conversation::Lease,
+    conversation::{History, Lease},
     identity::{SessionId, UserId},
     memory::Filter,
     tools::ToolSelection,
@@ -31,6 +31,8 @@ pub struct TurnInput {
     pub tools: ToolSelection,
     /// `None`: a turn without persistence.
     pub lease: Option<Lease>,
+    /// If the admission has read it.
+    pub stored_history: Option<History>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

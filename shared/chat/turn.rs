@@ -181,11 +181,18 @@ impl TurnMachine {
         input.recall.is_some() && self.assistant.memory.is_configured()
     }
 
-    async fn recall(&mut self, input: Box<TurnInput>) -> Step {
+    async fn recall(&mut self, mut input: Box<TurnInput>) -> Step {
         let is_recalling = self.is_recalling(&input);
+        let stored_history = input.stored_history.take();
         let recalled =
             async { if is_recalling { recall(&self.assistant.memory, &input).await } else { Some(Vec::new()) } };
-        let loading = async { tokio::join!(recalled, self.assistant.load_history(&input)) };
+        let history = async {
+            match stored_history {
+                Some(history) => Ok(history),
+                None => self.assistant.load_history(&input).await,
+            }
+        };
+        let loading = async { tokio::join!(recalled, history) };
         match self.interruption.race(loading).await {
             Ok((recalled, Ok(history))) => Step::Prompt(Box::new(PromptInput { input: *input, history, recalled })),
             Ok((_, Err(error))) => {

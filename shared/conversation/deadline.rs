@@ -13,10 +13,13 @@ use super::{
     AdmitOutcome, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals, RunSnapshot, Session,
     SessionCursor, SessionSelection, SessionUpdate, StoredTurn, ToolResultOutcome,
     error::{Result, StoreError},
+    user_queue::{CallPermit, UserQueues},
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
 const ADMIT_QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a user, that lock only rows of runs or sessions.
+const CONCURRENT_ROW_WRITES: usize = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreTimeouts {
@@ -37,20 +40,67 @@ pub struct WithDeadlines<S> {
     timeouts: StoreTimeouts,
     /// Backpressure: few admissions of a burst are in the store at a time, so that each is quick.
     admit_permits: Semaphore,
+    locks: Option<UserLocks>,
+}
+
+/// For stores whose transactions lock a user: calls of a user that would wait for each other's locks, wait here.
+#[derive(Debug)]
+struct UserLocks {
+    /// For calls that lock the user. They are one at a time in the store as well.
+    user: Arc<UserQueues>,
+    /// For other writes, which may wait for a deletion.
+    rows: Arc<UserQueues>,
 }
 
 impl<S: ConversationStore + 'static> WithDeadlines<S> {
     pub fn new(store: S, timeouts: StoreTimeouts, concurrent_admissions: usize) -> Self {
-        Self { store: Arc::new(store), timeouts, admit_permits: Semaphore::new(concurrent_admissions) }
+        let admit_permits = Semaphore::new(concurrent_admissions);
+        Self { store: Arc::new(store), timeouts, admit_permits, locks: None }
     }
 
-    /// A task revokes an admission whose caller was dropped or has timed out.
-    async fn admit_or_revoke(&self, run: &NewRun) -> Result<AdmitOutcome> {
+    pub(super) fn with_user_locks(self) -> Self {
+        let locks = UserLocks { user: UserQueues::new(1), rows: UserQueues::new(CONCURRENT_ROW_WRITES) };
+        Self { locks: Some(locks), ..self }
+    }
+
+    /// In its turn among the calls that lock the user.
+    async fn locking_user<T>(
+        &self,
+        limit: Duration,
+        user: &UserId,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        in_turn(limit, self.locks.as_ref().map(|locks| &locks.user), user, call).await
+    }
+
+    /// In its turn among the user's other writes.
+    async fn locking_rows<T>(
+        &self,
+        limit: Duration,
+        user: &UserId,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        in_turn(limit, self.locks.as_ref().map(|locks| &locks.rows), user, call).await
+    }
+
+    /// Waits for the user's earlier admissions: the store would do so with a connection.
+    async fn enter_user(&self, run: &NewRun) -> Result<Option<CallPermit>> {
+        // A resuming run locks nothing.
+        let Some(locks) = self.locks.as_ref().filter(|_| !run.resumes) else { return Ok(None) };
+        let user = &run.key.user;
+        let limit = if locks.user.is_stuck(user) { self.timeouts.admit } else { ADMIT_QUEUE_TIMEOUT };
+        in_time(limit, locks.user.enter(user)).await.map(Some)
+    }
+
+    /// A task revokes an admission whose caller was dropped or has timed out. It holds the permit of the user until the
+    /// store has answered.
+    async fn admit_or_revoke(&self, run: &NewRun, permit: Option<CallPermit>) -> Result<AdmitOutcome> {
         let (sender, receiver) = oneshot::channel();
-        let (store, run) = (self.store.clone(), run.clone());
+        let (store, admitted_run) = (self.store.clone(), run.clone());
         let StoreTimeouts { admit, late_admission, .. } = self.timeouts;
         drop(tokio::spawn(async move {
-            let admitted = in_time(admit + late_admission, store.admit(&run)).await;
+            let admitted = in_time(admit + late_admission, store.admit(&admitted_run)).await;
+            drop(permit);
             if let Err(Ok(AdmitOutcome::Started { lease, .. })) = sender.send(admitted)
                 && let Err(error) = in_time(late_admission, store.revoke_admission(&lease)).await
             {
@@ -60,9 +110,28 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
         match timeout(admit, receiver).await {
             Ok(Ok(admitted)) => admitted,
             // The inner error: the runtime shuts down and has dropped the task.
-            Ok(Err(_)) | Err(_) => Err(StoreError::Timeout),
+            Ok(Err(_)) | Err(_) => {
+                if let Some(locks) = &self.locks {
+                    locks.user.set_stuck(&run.key.user);
+                }
+                Err(StoreError::Timeout)
+            }
         }
     }
+}
+
+async fn in_turn<T>(
+    limit: Duration,
+    queues: Option<&Arc<UserQueues>>,
+    user: &UserId,
+    call: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let Some(queues) = queues else { return in_time(limit, call).await };
+    let in_turn = async {
+        let _permit = queues.enter(user).await?;
+        call.await
+    };
+    in_time(limit, in_turn).await
 }
 
 async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -72,9 +141,10 @@ async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> R
 #[async_trait::async_trait]
 impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
     async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome> {
+        let call_permit = self.enter_user(run).await?;
         let permit = timeout(ADMIT_QUEUE_TIMEOUT, self.admit_permits.acquire()).await;
         let Ok(Ok(_permit)) = permit else { return Err(StoreError::Timeout) };
-        match self.admit_or_revoke(run).await {
+        match self.admit_or_revoke(run, call_permit).await {
             // A connection pool waits for a server that refuses connections as it does for a slow one.
             Err(error) if error.is_timeout() && self.store.is_unreachable().await => Err(StoreError::Unreachable),
             admitted => admitted,
@@ -82,19 +152,19 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
     }
 
     async fn revoke_admission(&self, lease: &Lease) -> Result<()> {
-        in_time(self.timeouts.short, self.store.revoke_admission(lease)).await
+        self.locking_user(self.timeouts.short, &lease.key.user, self.store.revoke_admission(lease)).await
     }
 
     async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals> {
-        in_time(self.timeouts.long, self.store.checkpoint(lease, chunk)).await
+        self.locking_rows(self.timeouts.long, &lease.key.user, self.store.checkpoint(lease, chunk)).await
     }
 
     async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
-        in_time(self.timeouts.finish, self.store.finish(lease, ending)).await
+        self.locking_user(self.timeouts.finish, &lease.key.user, self.store.finish(lease, ending)).await
     }
 
     async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>> {
-        in_time(self.timeouts.long, self.store.follow(user, request, after)).await
+        self.locking_rows(self.timeouts.long, user, self.store.follow(user, request, after)).await
     }
 
     async fn cancel(
@@ -103,15 +173,17 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
         session: &SessionId,
         request: Option<&RequestId>,
     ) -> Result<Option<RequestId>> {
-        in_time(self.timeouts.short, self.store.cancel(user, session, request)).await
+        self.locking_rows(self.timeouts.short, user, self.store.cancel(user, session, request)).await
     }
 
     async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<()> {
-        in_time(self.timeouts.long, self.store.store_pending_turn(lease, state, calls)).await
+        let call = self.store.store_pending_turn(lease, state, calls);
+        self.locking_user(self.timeouts.long, &lease.key.user, call).await
     }
 
     async fn record_tool_result(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<ToolResultOutcome> {
-        in_time(self.timeouts.admit, self.store.record_tool_result(lease, call, result)).await
+        let recording = self.store.record_tool_result(lease, call, result);
+        self.locking_user(self.timeouts.admit, &lease.key.user, recording).await
     }
 
     async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History> {
@@ -137,15 +209,15 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
     }
 
     async fn rename_session(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>> {
-        in_time(self.timeouts.short, self.store.rename_session(user, session, title)).await
+        self.locking_rows(self.timeouts.short, user, self.store.rename_session(user, session, title)).await
     }
 
     async fn update_session(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()> {
-        in_time(self.timeouts.short, self.store.update_session(user, session, update)).await
+        self.locking_rows(self.timeouts.short, user, self.store.update_session(user, session, update)).await
     }
 
     async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
-        in_time(self.timeouts.delete, self.store.delete_sessions(user, sessions)).await
+        self.locking_user(self.timeouts.delete, user, self.store.delete_sessions(user, sessions)).await
     }
 
     async fn warm_up(&self) {

@@ -33,7 +33,7 @@ impl ConversationStore for SlowStore {
         sleep(self.admits_after).await;
         self.admitted.fetch_add(1, Ordering::SeqCst);
         let lease = Lease { key: run.key.clone(), lease_token: Uuid::nil() };
-        Ok(AdmitOutcome::Started { lease, profile: None })
+        Ok(AdmitOutcome::Started { lease, profile: None, history: None })
     }
 
     async fn revoke_admission(&self, _: &Lease) -> Result<()> {
@@ -213,4 +213,57 @@ async fn every_call_ends_with_its_deadline() {
     let started = Instant::now();
     store.warm_up().await;
     assert_eq!(started.elapsed(), short, "warm_up");
+}
+
+fn run_of(user: &str) -> NewRun {
+    let mut run = NewRun::example();
+    run.key.user = UserId::parse("user_id", user).unwrap();
+    run
+}
+
+#[tokio::test(start_paused = true)]
+async fn admissions_take_turns_per_user() {
+    let store = slow(TIMEOUTS.admit / 2, 100).with_user_locks();
+    let users = ["ann", "bob", "ann", "eve", "ann"];
+    let started = Instant::now();
+    let ends = users.map(async |user| {
+        store.admit(&run_of(user)).await.unwrap();
+        (user, started.elapsed())
+    });
+    let mut ends = futures_util::future::join_all(ends).await;
+    ends.sort();
+    let after = |turns| TIMEOUTS.admit / 2 * turns;
+    let expected = [("ann", after(1)), ("ann", after(2)), ("ann", after(3)), ("bob", after(1)), ("eve", after(1))];
+    assert_eq!(ends, expected);
+    assert!(store.locks.unwrap().user.is_empty(), "a queue without calls is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn locked_user_delays_no_other_user() {
+    let store = slow(TIMEOUTS.admit * 3, 4).with_user_locks();
+    let started = Instant::now();
+    let refused = store.admit(&run_of("ann")).await;
+    assert!(matches!(refused, Err(StoreError::Timeout)), "{refused:?}");
+    // The late admission is still in the store: the next call waits for it, and not longer than for the store.
+    let refused = store.admit(&run_of("ann")).await;
+    assert!(matches!(refused, Err(StoreError::Timeout)), "{refused:?}");
+    assert_eq!((started.elapsed(), counts(&store)), (TIMEOUTS.admit * 2, (0, 0)));
+    let resuming = NewRun { resumes: true, ..run_of("ann") };
+    let bobs = run_of("bob");
+    let (_, _) = tokio::join!(store.admit(&bobs), store.admit(&resuming));
+    assert_eq!(started.elapsed(), TIMEOUTS.admit * 3, "neither waited for the user's turn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_calls_of_a_user_are_bounded() {
+    let store = slow(TIMEOUTS.admit * 3, 4).with_user_locks();
+    let (run, bobs) = (run_of("ann"), run_of("bob"));
+    let calls = futures_util::future::join_all((0..400).map(|_| store.admit(&run)));
+    let mut calls = std::pin::pin!(calls);
+    assert!(futures_util::poll!(calls.as_mut()).is_pending());
+    let started = Instant::now();
+    assert!(store.admit(&run).await.is_err());
+    assert_eq!(started.elapsed(), Duration::ZERO, "it was refused without waiting");
+    drop(store.admit(&bobs).await);
+    assert_eq!(started.elapsed(), TIMEOUTS.admit);
 }

@@ -11,6 +11,7 @@ mod quotas;
 mod run;
 mod session;
 mod store;
+mod user_queue;
 
 pub use deadline::{StoreTimeouts, WithDeadlines};
 pub use error::StoreError;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     pending::{PendingTurnDisposition, PendingTurnId},
     quotas::QuotaKind,
+    session::History,
 };
 use crate::{
     config::UserQuotas,
@@ -38,6 +39,8 @@ pub struct NewRun {
     /// The client has seen frames: the request must be known, and nothing is started.
     pub resumes: bool,
     pub quotas: Option<UserQuotas>,
+    /// Tokens of earlier turns that the admission reads as well; `None`: none.
+    pub history_budget: Option<u32>,
 }
 
 #[cfg(test)]
@@ -48,7 +51,15 @@ impl NewRun {
             session: SessionId::parse("session_id", "s").unwrap(),
             request: RequestId::parse("request_id", "r").unwrap(),
         };
-        Self { key, fingerprint: [7; 32], head: vec![1], takes_session: true, resumes: false, quotas: None }
+        Self {
+            key,
+            fingerprint: [7; 32],
+            head: vec![1],
+            takes_session: true,
+            resumes: false,
+            quotas: None,
+            history_budget: None,
+        }
     }
 }
 
@@ -58,6 +69,8 @@ pub enum AdmitOutcome {
     Started {
         lease: Lease,
         profile: Option<Vec<u8>>,
+        /// `None`: it was not read; [`load_history`](super::ConversationStore::load_history) reads it.
+        history: Option<History>,
     },
     /// Made within [`IDEMPOTENCY_WINDOW`]. Unless the new run `resumes`, a [`RunOutcome::Repeatable`] or lost run does
     /// not count as known: it starts again.

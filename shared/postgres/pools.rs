@@ -7,10 +7,10 @@ use sqlx::{
 
 use super::{role::Role, transaction::RolePool};
 
-/// Of one process for the memory. The embedded Postgres accepts 40.
+/// Of one process for the memory. The embedded Postgres accepts 64.
 pub(super) const MAX_CONNECTIONS: u32 = 16;
 /// A pool of its own, so that no search delays a first frame.
-const CONVERSATION_MAX_CONNECTIONS: u32 = 8;
+const CONVERSATION_MAX_CONNECTIONS: u32 = 16;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longer than for the memory: an answer can do without memories, but a turn must be persisted.
 const CONVERSATION_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,6 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 pub enum SqlArgument<'a> {
     /// Without NUL.
     Text(&'a str),
+    OptionalText(Option<&'a str>),
     Bytes(Option<&'a [u8]>),
     Bool(bool),
     Number(Option<i64>),
@@ -15,7 +16,7 @@ impl SqlArgument<'_> {
     /// Text and bytes become hexadecimal digits, which rules out SQL injection.
     pub(super) fn write(self, sql: &mut String) {
         match self {
-            Self::Text(text) => {
+            Self::Text(text) | Self::OptionalText(Some(text)) => {
                 sql.push_str("convert_from(decode('");
                 push_hex(sql, text.as_bytes());
                 sql.push_str("', 'hex'), 'UTF8')");
@@ -25,7 +26,7 @@ impl SqlArgument<'_> {
                 push_hex(sql, bytes);
                 sql.push_str("', 'hex')");
             }
-            Self::Bytes(None) | Self::Number(None) => sql.push_str("null"),
+            Self::OptionalText(None) | Self::Bytes(None) | Self::Number(None) => sql.push_str("null"),
             Self::Bool(is_set) => sql.push_str(if is_set { "true" } else { "false" }),
             Self::Number(Some(number)) => drop(write!(sql, "({number})::bigint")),
             Self::Seconds(time) => drop(write!(sql, "{}::float8", time.as_secs_f64())),

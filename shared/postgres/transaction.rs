@@ -79,24 +79,31 @@ impl RolePool {
         self.begin_with(&[&self.set_timeouts()]).await
     }
 
-    /// Takes one round trip. If the function fails, nothing changed; dropping the future leaves open whether the call
-    /// took effect.
+    /// Takes one round trip and returns the rows of the function. If it fails, nothing changed; dropping the future leaves
+    /// open whether the call took effect.
     pub async fn call_function(
         &self,
         user: &UserId,
         function: &'static str,
         arguments: &[SqlArgument<'_>],
-    ) -> Result<Option<PgRow>, sqlx::Error> {
-        let mut statements =
-            format!("{}; {}; {}; select * from {function}(", self.role.assume(), self.set_timeouts(), set_user(user));
+    ) -> Result<Vec<PgRow>, sqlx::Error> {
+        // The other timeouts cannot pass: the statement ends before a lock wait may, and the transaction is never idle.
+        let mut statements = format!(
+            "{}; set local statement_timeout = {}; {}; select * from {function}(",
+            self.role.assume(),
+            self.statement_timeout.min(STATEMENT_TIMEOUT).as_millis(),
+            set_user(user),
+        );
         for (index, argument) in arguments.iter().enumerate() {
             statements.push_str(if index == 0 { "" } else { ", " });
             argument.write(&mut statements);
         }
         statements.push(')');
         let mut connection = Box::pin(self.pool()?.acquire()).await?;
-        let rows = sqlx::raw_sql(AssertSqlSafe(statements)).fetch_all(&mut *connection).await?;
-        Ok(rows.into_iter().nth(1))
+        let mut rows = sqlx::raw_sql(AssertSqlSafe(statements)).fetch_all(&mut *connection).await?;
+        // The row of `set_config`.
+        drop(rows.drain(..rows.len().min(1)));
+        Ok(rows)
     }
 
     fn set_timeouts(&self) -> String {

@@ -16,9 +16,9 @@ use super::{
     run::{AdmittedRun, RunRegistry, StoredRun, events_or_defect},
 };
 use crate::{
-    chat::{Assistant, Profile, ResumedTurn, ToolResult, TurnFailure, TurnInput},
+    chat::{Assistant, HISTORY_TOKEN_BUDGET, Profile, ResumedTurn, ToolResult, TurnFailure, TurnInput},
     config::QuotasByPlan,
-    conversation::{AdmitOutcome, Lease, NewRun, RunKey, ToolResultOutcome},
+    conversation::{AdmitOutcome, History, Lease, NewRun, RunKey, ToolResultOutcome},
     error::{InvalidArgument, Problem},
     language::Language,
     proto::agent_v1 as pb,
@@ -51,6 +51,7 @@ struct StartedRun {
     envelope: Envelope,
     lease: Lease,
     stored_profile: Option<Vec<u8>>,
+    history: Option<History>,
     permit: OwnedSemaphorePermit,
 }
 
@@ -115,6 +116,7 @@ impl Admission {
             takes_session: matches!(call.input, ChatInput::Message(_)),
             resumes: resumes || permit.is_err(),
             quotas: self.quotas.map(|quotas| quotas.for_plan(call.is_pro)),
+            history_budget: matches!(call.input, ChatInput::Message(_)).then_some(HISTORY_TOKEN_BUDGET),
         };
         let outcome = match runs.store.admit(&run).await {
             Err(error) if error.is_unreachable() && call.is_self_contained && !resumes => {
@@ -124,8 +126,8 @@ impl Admission {
             outcome => outcome?,
         };
         match outcome {
-            AdmitOutcome::Started { lease, profile: stored_profile } => {
-                let run = StartedRun { call, envelope, lease, stored_profile, permit: permit? };
+            AdmitOutcome::Started { lease, profile: stored_profile, history } => {
+                let run = StartedRun { call, envelope, lease, stored_profile, history, permit: permit? };
                 self.start_run(runs, run, interrupted).await
             }
             AdmitOutcome::Known { fingerprint, .. } if fingerprint != call.fingerprint => {
@@ -149,7 +151,7 @@ impl Admission {
         run: StartedRun,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
-        let StartedRun { call, envelope, lease, stored_profile, permit } = run;
+        let StartedRun { call, envelope, lease, stored_profile, history, permit } = run;
         let ChatCall { input, language_tag, full_citations, .. } = call;
         let stored: Profile = stored_profile.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         let assistant = self.assistant.clone();
@@ -165,7 +167,7 @@ impl Admission {
                 let profile = input.profile.clone().with_defaults_from(stored.clone());
                 let changed = (profile != stored).then(|| serde_json::to_vec(&profile).ok()).flatten();
                 let run = admitted(&profile.language_tag, changed);
-                let input = TurnInput { lease: Some(lease.clone()), profile, ..*input };
+                let input = TurnInput { lease: Some(lease.clone()), stored_history: history, profile, ..*input };
                 runs.start(run, |stop| Box::pin(assistant.run_turn(input, first(stop, interrupted))))
             }
             ChatInput::ToolResult(result) => match self.record_tool_result(runs, &lease, result).await? {

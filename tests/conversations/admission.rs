@@ -7,7 +7,7 @@ use crate::fixture::{StoreFixture, chunk, ending, request, session, started, tur
 
 pub async fn admit_returns_the_stored_profile(fixture: &StoreFixture) {
     let run = fixture.run("s", "r1");
-    let AdmitOutcome::Started { lease, profile } = fixture.store.admit(&run).await.unwrap() else {
+    let AdmitOutcome::Started { lease, profile, .. } = fixture.store.admit(&run).await.unwrap() else {
         panic!("not started")
     };
     assert_eq!((lease.key.clone(), profile), (run.key, None));
@@ -16,7 +16,7 @@ pub async fn admit_returns_the_stored_profile(fixture: &StoreFixture) {
     for (number, expected) in [(2, b"\0\xff profile".to_vec()), (3, b"\0\xff profile".to_vec()), (4, b"other".to_vec())]
     {
         let run = fixture.run("s", &format!("r{number}"));
-        let AdmitOutcome::Started { lease, profile } = fixture.store.admit(&run).await.unwrap() else { panic!() };
+        let AdmitOutcome::Started { lease, profile, .. } = fixture.store.admit(&run).await.unwrap() else { panic!() };
         assert_eq!(profile, Some(expected));
         // A finish without a profile leaves the stored one.
         let changed = (number == 3).then(|| b"other".to_vec());

@@ -160,7 +160,7 @@ pub fn request(id: &str) -> RequestId {
 pub fn new_run(user: UserId, session: &str, request: &str) -> NewRun {
     let key = RunKey { user, session: self::session(session), request: self::request(request) };
     let head = b"head".to_vec();
-    NewRun { key, fingerprint: [7; 32], head, takes_session: true, resumes: false, quotas: None }
+    NewRun { key, fingerprint: [7; 32], head, takes_session: true, resumes: false, quotas: None, history_budget: None }
 }
 
 pub fn started(admission: AdmitOutcome) -> Lease {

@@ -2,6 +2,7 @@
 #![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
 mod admission;
+mod costs;
 #[cfg(feature = "dynamodb")]
 mod dynamodb;
 #[cfg(feature = "dynamodb")]
@@ -13,6 +14,7 @@ mod pending;
 #[path = "../postgres/mod.rs"]
 mod postgres;
 mod postgres_internals;
+mod previous_program;
 mod quotas;
 mod runs;
 mod sessions;

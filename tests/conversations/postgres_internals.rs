@@ -53,7 +53,7 @@ async fn admission_of_dropped_caller_is_revoked() {
         let polled = poll_fn(|context| Poll::Ready(admission.as_mut().poll(context).is_pending())).await;
         assert!(polled);
         let waiting =
-            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%admit_run%'
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%admit_turn%'
                                                                  and datname = current_database()";
         until(&mut watching, waiting, 1).await;
     }
@@ -86,7 +86,41 @@ async fn late_admission_is_revoked() {
 }
 
 #[tokio::test]
-async fn finish_sweeps_expired_runs_with_frames() {
+async fn locked_user_delays_only_themselves() {
+    let database = TestDatabase::create().await;
+    let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
+    let of_ann = |number: usize| run("ann", &format!("s{number}"), &format!("r{number}"));
+    let mut leases = Vec::new();
+    for number in 0..20 {
+        leases.push(started(store.admit(&of_ann(number)).await.unwrap()));
+    }
+    let mut direct = database.connect().await;
+    let mut lock = direct.begin().await.unwrap();
+    lock.execute("select from user_usage where user_id = 'ann' for update; select from runs for update").await.unwrap();
+    // More calls than the store has connections.
+    let more: Vec<_> = (100..140).map(of_ann).collect();
+    let mut anns = pin!(futures_util::future::join3(
+        futures_util::future::join_all(more.iter().map(|run| store.admit(run))),
+        futures_util::future::join_all(leases.iter().map(|lease| store.checkpoint(lease, None))),
+        futures_util::future::join_all(leases.iter().map(|lease| store.revoke_admission(lease))),
+    ));
+    let others: Vec<_> = (0..64).map(|number| run(&format!("user{number}"), "s", "r")).collect();
+    let admissions = futures_util::future::join_all(others.iter().map(async |run| {
+        let lease = started(store.admit(run).await.unwrap());
+        store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
+        store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(2) }).await.unwrap();
+    }));
+    tokio::select! {
+        _ = &mut anns => panic!("the calls of a locked user ended before the others"),
+        done = tokio::time::timeout(HANG_TIMEOUT, admissions) => drop(done.expect("other users wait")),
+    }
+    lock.rollback().await.unwrap();
+    let (admitted, ..) = tokio::time::timeout(HANG_TIMEOUT, anns).await.unwrap();
+    assert!(admitted.iter().any(Result::is_ok), "{admitted:?}");
+}
+
+#[tokio::test]
+async fn expired_runs_are_swept_after_the_first_turn_of_a_day() {
     let database = TestDatabase::create().await;
     let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
     let mut direct = database.connect().await;
@@ -103,14 +137,17 @@ async fn finish_sweeps_expired_runs_with_frames() {
         )
         .await
         .unwrap();
-    let left = "select count(*) from runs where user_id = 'ann'";
-    for (number, expected) in [(1, 21), (2, 12), (3, 13)] {
-        let lease = started(store.admit(&run("ann", "s", &format!("new{number}"))).await.unwrap());
-        store.finish(&lease, &ending(1)).await.unwrap();
-        assert_eq!(self::number(&mut direct, left).await, expected, "{number}");
-    }
+    // More than one batch of each kind.
+    let more = "insert into runs (user_id, request_id, session_id, fingerprint, head, lease_until, holds_session,
+                                  started_at, ended_at)
+                select 'ann', 'more' || n, 's', '', '', moment, false, moment, case when n % 2 = 0 then moment end
+                from generate_series(1, 1000) n, lateral (select now() - interval '8 days' as moment)";
+    direct.execute(more).await.unwrap();
+    let lease = started(store.admit(&run("ann", "s", "new")).await.unwrap());
+    store.finish(&lease, &RunEnding { tokens: 7, ..ending(1) }).await.unwrap();
+    until(&mut direct, "select count(*) from runs where user_id = 'ann'", 11).await;
     let frames = "select count(*) from run_chunks where user_id = 'ann'";
-    assert_eq!(number(&mut direct, frames).await, 13);
+    assert_eq!(number(&mut direct, frames).await, 11);
     assert_eq!(number(&mut direct, "select count(*) from runs where user_id = 'bob'").await, 90);
 }
 
@@ -166,7 +203,7 @@ async fn login_with_only_the_service_role_works() {
     }
     let options = sqlx::postgres::PgConnectOptions::from_str(&url).unwrap().extra_float_digits(None);
     let mut bare = PgConnection::connect_with(&options).await.unwrap();
-    let called = "select admit_run('ann', 's', 'r', '', '', '', true, false, 30, 1, null, null, null)";
+    let called = "select admit_turn('ann', 's', 'r', '', '', '', true, false, 30, 1, null, null, null, null)";
     let refused = bare.execute(called).await.unwrap_err().to_string();
     assert!(refused.contains("permission denied"), "{refused}");
     assert_eq!(number(&mut owner, "select count(*) from turns").await, 32);
@@ -197,10 +234,11 @@ async fn functions_run_with_the_rights_of_their_caller() {
             SqlArgument::Number(None),
             SqlArgument::Number(None),
             SqlArgument::Number(None),
+            SqlArgument::Number(None),
         ]
     };
     let code = |failed: sqlx::Error| failed.into_database_error().unwrap().code().unwrap().into_owned();
-    let refused = roles.service.call_function(&ann, "admit_run", &arguments("bob")).await.map(drop);
+    let refused = roles.service.call_function(&ann, "admit_turn", &arguments("bob")).await.map(drop);
     assert_eq!(code(refused.unwrap_err()), "42501");
     let sign_of_life = [
         SqlArgument::Text("bob"),
@@ -211,9 +249,9 @@ async fn functions_run_with_the_rights_of_their_caller() {
         SqlArgument::Number(None),
         SqlArgument::Bytes(None),
     ];
-    assert!(roles.service.call_function(&ann, "checkpoint_run", &sign_of_life).await.unwrap().is_none());
+    assert!(roles.service.call_function(&ann, "checkpoint_run", &sign_of_life).await.unwrap().is_empty());
     for role in [&roles.reader, &roles.maintenance] {
-        let refused = role.call_function(&ann, "admit_run", &arguments("ann")).await.map(drop);
+        let refused = role.call_function(&ann, "admit_turn", &arguments("ann")).await.map(drop);
         assert_eq!(code(refused.unwrap_err()), "42501");
     }
     for text in ["'; drop table runs; --", "\\", "' || current_user || '", "$1", "中"] {

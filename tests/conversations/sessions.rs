@@ -276,7 +276,7 @@ pub async fn delete_removes_everything_of_sessions(fixture: &StoreFixture) {
     let past = store.load_history(&user, &session("t"), 10).await.unwrap();
     assert_eq!(past.summary.unwrap().text, "Summary");
     assert!(matches!(store.admit(&fixture.run("t", "t1")).await.unwrap(), AdmitOutcome::Known { .. }));
-    let AdmitOutcome::Started { lease, profile } = store.admit(&fixture.run("s", "s1")).await.unwrap() else {
+    let AdmitOutcome::Started { lease, profile, .. } = store.admit(&fixture.run("s", "s1")).await.unwrap() else {
         panic!()
     };
     assert_eq!(profile.unwrap(), b"profile");
@@ -302,7 +302,7 @@ pub async fn delete_all_removes_everything_of_user(fixture: &StoreFixture) {
     assert!(store.list_sessions(&user, 10, None).await.unwrap().is_empty());
     let ended = store.finish(&asking, &RunEnding { turn: Some(turn(b"back")), ..ending(1) }).await;
     assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
-    let AdmitOutcome::Started { lease, profile } = store.admit(&fixture.run("u", "u1")).await.unwrap() else {
+    let AdmitOutcome::Started { lease, profile, .. } = store.admit(&fixture.run("u", "u1")).await.unwrap() else {
         panic!("not started")
     };
     assert_eq!(profile, None);

@@ -75,6 +75,7 @@ impl Harness {
             takes_session: true,
             resumes: false,
             quotas: None,
+            history_budget: None,
         };
         let AdmitOutcome::Started { lease, .. } = self.store.admit(&run).await.unwrap() else { panic!("not started") };
         let turn = NewTurn {

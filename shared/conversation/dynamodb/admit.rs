@@ -53,7 +53,9 @@ impl DynamoConversations {
         let attempts = Attempts { run, lease, expired: None, limits_streams: true };
         let (outcome, profile) = join!(self.attempt_admission(attempts), self.profile(&run.key.user));
         match (outcome?, profile) {
-            (AdmitOutcome::Started { lease, .. }, Ok(profile)) => Ok(AdmitOutcome::Started { lease, profile }),
+            (AdmitOutcome::Started { lease, .. }, Ok(profile)) => {
+                Ok(AdmitOutcome::Started { lease, profile, history: None })
+            }
             (AdmitOutcome::Started { lease, .. }, Err(error)) => {
                 // If this fails too, the run ends when its lease expires.
                 let _revoked = self.revoke_run(&lease).await;
@@ -150,7 +152,7 @@ impl Attempts<'_> {
     }
 
     fn started(&self) -> AdmitOutcome {
-        AdmitOutcome::Started { lease: self.lease.clone(), profile: None }
+        AdmitOutcome::Started { lease: self.lease.clone(), profile: None, history: None }
     }
 }
 

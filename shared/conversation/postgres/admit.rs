@@ -1,11 +1,12 @@
 use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{PostgresConversations, Result, StoreError, read_seconds};
+use super::{PostgresConversations, Result, StoreError, read_seconds, session};
 use crate::{
     conversation::{
         quotas::QuotaKind,
         run::{AdmitOutcome, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun},
+        session::History,
     },
     postgres::SqlArgument,
 };
@@ -38,11 +39,19 @@ impl PostgresConversations {
             quota(quotas.map(|quotas| quotas.requests_per_minute.into())),
             quota(quotas.map(|quotas| quotas.concurrent_streams.into())),
             quota(quotas.map(|quotas| quotas.tokens_per_day)),
+            SqlArgument::Number(run.history_budget.map(Into::into)),
         ];
         let database = self.database.with_statement_timeout(self.timeouts.admit);
-        let row = database.call_function(&run.key.user, "admit_run", &arguments).await?;
-        let lease = Lease { key: run.key.clone(), lease_token };
-        read_outcome(&row.ok_or(StoreError::Malformed("an admission"))?, lease)
+        let rows = database.call_function(&run.key.user, "admit_turn", &arguments).await?;
+        let (outcome, turns) = rows.split_first().ok_or(StoreError::Malformed("an admission"))?;
+        match outcome.try_get("outcome")? {
+            "started" => Ok(AdmitOutcome::Started {
+                lease: Lease { key: run.key.clone(), lease_token },
+                profile: outcome.try_get("profile")?,
+                history: run.history_budget.map(|_| read_history(outcome, turns)).transpose()?,
+            }),
+            refused => read_refusal(refused, outcome),
+        }
     }
 
     pub(super) async fn revoke_run(&self, lease: &Lease) -> Result<()> {
@@ -53,11 +62,17 @@ impl PostgresConversations {
     }
 }
 
-fn read_outcome(row: &PgRow, lease: Lease) -> Result<AdmitOutcome> {
+fn read_history(outcome: &PgRow, turns: &[PgRow]) -> Result<History> {
+    match outcome.try_get::<Option<i64>, _>("summary_through")? {
+        Some(_) => session::read_history(outcome, turns),
+        None => Ok(History::default()),
+    }
+}
+
+fn read_refusal(outcome: &str, row: &PgRow) -> Result<AdmitOutcome> {
     let retry_after = || read_seconds(row, "retry_after");
     let exceeded = |quota| Ok(AdmitOutcome::QuotaExceeded { quota, retry_after: retry_after()? });
-    match row.try_get("outcome")? {
-        "started" => Ok(AdmitOutcome::Started { lease, profile: row.try_get("profile")? }),
+    match outcome {
         "known" => {
             let fingerprint = row.try_get::<Vec<u8>, _>("fingerprint")?.try_into();
             Ok(AdmitOutcome::Known { fingerprint: fingerprint.map_err(|_| StoreError::Malformed("a fingerprint"))? })

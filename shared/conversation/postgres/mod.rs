@@ -12,13 +12,14 @@
 //!
 //! [`erasure`](crate::erasure) locks `learning_jobs` and then `pending_turns`, as `delete_sessions` does.
 //!
-//! Cancellation: a dropped call rolls its transaction back, but `admit` and `checkpoint`, one function call each, may
-//! commit. The column `runs.holder` is the lease token.
+//! Cancellation: a dropped call rolls its transaction back, but `admit`, `checkpoint` and `finish`, one function call
+//! each, may commit. The column `runs.holder` is the lease token.
 
 mod admit;
 mod pending;
 mod run;
 mod session;
+mod sweep;
 
 pub(crate) use pending::erase_pending_turns;
 
@@ -27,6 +28,7 @@ use std::{sync::Arc, time::Duration};
 use sqlx::{Row as _, postgres::PgRow};
 use tokio::sync::Notify;
 
+use self::sweep::RunSweeper;
 use super::{
     deadline::{StoreTimeouts, WithDeadlines},
     error::{Result, StoreError},
@@ -40,8 +42,8 @@ use crate::{
     postgres::{RolePool, RoleTransaction},
 };
 
-/// More would only wait for the same connections.
-const CONCURRENT_ADMISSIONS: usize = 4;
+/// Of the 16 connections, so that a burst leaves some to the turns that end.
+const CONCURRENT_ADMISSIONS: usize = 12;
 /// Longest that a frozen process (a suspended Lambda function) holds the user lock.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,6 +58,7 @@ pub struct PostgresConversations {
     /// Statement timeouts of the server: a dropped call does not stop its statement.
     timeouts: StoreTimeouts,
     learning_wakeup: Arc<Notify>,
+    sweeper: RunSweeper,
 }
 
 impl PostgresConversations {
@@ -74,8 +77,9 @@ impl PostgresConversations {
             delete: Duration::from_secs(60),
         };
         let database = database.with_statement_timeout(timeouts.short).with_idle_timeout(IDLE_TIMEOUT);
-        let store = Self { database, max_turn_duration, timeouts, learning_wakeup: Arc::default() };
-        WithDeadlines::new(store, timeouts, CONCURRENT_ADMISSIONS)
+        let sweeper = RunSweeper::new(database.clone());
+        let store = Self { database, max_turn_duration, timeouts, learning_wakeup: Arc::default(), sweeper };
+        WithDeadlines::new(store, timeouts, CONCURRENT_ADMISSIONS).with_user_locks()
     }
 
     /// A user without a row has nothing to lock, and no runs.

@@ -49,15 +49,6 @@ const RESUME: &str = "
     returning state";
 const RESULTS: &str = "select call_id, result from pending_calls where user_id = $1 and session_id = $2";
 
-const DELETE_TURN: &str = "delete from pending_turns where user_id = $1 and session_id = $2 and turn_id = $3";
-const REOPEN: &str = "
-    with reopened as (
-        update pending_turns set resumed_at = null, resumed_by = null
-        where user_id = $1 and session_id = $2 and turn_id = $3
-        returning user_id, session_id
-    )
-    update pending_calls c set result = null from reopened r
-    where c.user_id = r.user_id and c.session_id = r.session_id and c.call_id = $4";
 const ERASE: &str = "delete from pending_turns where user_id = $1";
 
 const OTHER_LEASE: &str = "
@@ -167,18 +158,6 @@ impl NewResult<'_> {
             },
         }))
     }
-}
-
-pub(super) async fn delete_resumed(transaction: &mut RoleTransaction, pending: &PendingTurnId) -> Result<()> {
-    let delete = transaction.query(DELETE_TURN).bind(pending.user.as_str()).bind(pending.session.as_str());
-    delete.bind(&pending.turn).execute(&mut **transaction).await?;
-    Ok(())
-}
-
-pub(super) async fn reopen(transaction: &mut RoleTransaction, pending: &PendingTurnId) -> Result<()> {
-    let reopen = transaction.query(REOPEN).bind(pending.user.as_str()).bind(pending.session.as_str());
-    reopen.bind(&pending.turn).bind(&pending.last_call).execute(&mut **transaction).await?;
-    Ok(())
 }
 
 pub(crate) async fn erase_pending_turns(transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {

@@ -9,18 +9,7 @@ use crate::{
 };
 
 const SUMMARY: &str = "select summary, summary_through from sessions where user_id = $1 and session_id = $2";
-/// Walks back from the last turn until the budget is spent. A turn costs at least one token, so that the walk ends.
-const LAST_TURNS: &str = "
-    with recursive last (seq, spent) as (
-        (select seq, tokens from turns where user_id = $1 and session_id = $2 and seq > $3 order by seq desc limit 1)
-        union all
-        select t.seq, last.spent + greatest(t.tokens, 1)
-        from last join turns t on t.user_id = $1 and t.session_id = $2 and t.seq = last.seq - 1
-        where t.seq > $3 and last.spent + greatest(t.tokens, 1) <= $4
-    )
-    select seq, request_id, record, tokens, is_complete, created_at
-    from turns where user_id = $1 and session_id = $2 and seq >= (select min(seq) from last)
-    order by seq";
+const LAST_TURNS: &str = "select * from last_turns($1, $2, $3, $4)";
 
 const SESSIONS: &str = "
     select session_id, title, created_at, updated_at, turns,
@@ -49,11 +38,17 @@ const SET_SUMMARY: &str = "
     where user_id = $1 and session_id = $2 and summary_through < $4 and turns >= $4";
 
 /// In lock order. Chunks go with their runs, calls with their pending turns, turns with their sessions.
-const DELETE_SESSIONS: [&str; 4] = [
-    "delete from learning_jobs where user_id = $1 and ($2::text[] is null or session_id = any($2))",
-    "delete from runs where user_id = $1 and ($2::text[] is null or session_id = any($2))",
-    "delete from pending_turns where user_id = $1 and ($2::text[] is null or session_id = any($2))",
-    "delete from sessions where user_id = $1 and ($2::text[] is null or session_id = any($2))",
+const DELETE_LISTED: [&str; 4] = [
+    "delete from learning_jobs where user_id = $1 and session_id = any($2)",
+    "delete from runs where user_id = $1 and session_id = any($2)",
+    "delete from pending_turns where user_id = $1 and session_id = any($2)",
+    "delete from sessions where user_id = $1 and session_id = any($2)",
+];
+const DELETE_ALL: [&str; 4] = [
+    "delete from learning_jobs where user_id = $1",
+    "delete from runs where user_id = $1",
+    "delete from pending_turns where user_id = $1",
+    "delete from sessions where user_id = $1",
 ];
 /// The use of quotas stays: deletion must not reset them.
 const DELETE_USER: [&str; 2] = [
@@ -69,15 +64,11 @@ impl PostgresConversations {
         let mut transaction = self.database.begin(user).await?;
         let summary = transaction.query(SUMMARY).bind(user_id).bind(session_id);
         let Some(row) = summary.fetch_optional(&mut *transaction).await? else { return Ok(History::default()) };
-        let through = read_count(&row, "summary_through")?;
-        let text: Option<String> = row.try_get("summary")?;
+        let through: i64 = row.try_get("summary_through")?;
         let turns = transaction.query(LAST_TURNS).bind(user_id).bind(session_id);
-        let turns = turns.bind(i64::from(through)).bind(i64::from(max_tokens)).fetch_all(&mut *transaction).await?;
+        let turns = turns.bind(through).bind(i64::from(max_tokens)).fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
-        Ok(History {
-            turns: turns.iter().map(read_turn).collect::<Result<_, _>>()?,
-            summary: text.map(|text| Summary { text, through }),
-        })
+        read_history(&row, &turns)
     }
 
     pub(super) async fn read_sessions(
@@ -143,19 +134,24 @@ impl PostgresConversations {
     }
 
     pub(super) async fn delete_selected(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
-        let ids: Option<Vec<&str>> = match sessions {
-            SessionSelection::Listed(ids) => Some(ids.iter().map(SessionId::as_str).collect()),
-            SessionSelection::All => None,
-        };
         let mut transaction = self.begin_locked(user, self.timeouts.delete).await?;
         let mut deleted_sessions = 0;
-        for statement in DELETE_SESSIONS {
-            let delete = transaction.query(statement).bind(user.as_str()).bind(ids.as_deref());
-            deleted_sessions = delete.execute(&mut *transaction).await?.rows_affected();
-        }
-        if ids.is_none() {
-            for statement in DELETE_USER {
-                transaction.query(statement).bind(user.as_str()).execute(&mut *transaction).await?;
+        match sessions {
+            SessionSelection::Listed(ids) => {
+                let ids: Vec<&str> = ids.iter().map(SessionId::as_str).collect();
+                for statement in DELETE_LISTED {
+                    let delete = transaction.query(statement).bind(user.as_str()).bind(&ids);
+                    deleted_sessions = delete.execute(&mut *transaction).await?.rows_affected();
+                }
+            }
+            SessionSelection::All => {
+                for statement in DELETE_ALL {
+                    let delete = transaction.query(statement).bind(user.as_str());
+                    deleted_sessions = delete.execute(&mut *transaction).await?.rows_affected();
+                }
+                for statement in DELETE_USER {
+                    transaction.query(statement).bind(user.as_str()).execute(&mut *transaction).await?;
+                }
             }
         }
         transaction.commit().await?;
@@ -169,6 +165,16 @@ fn sql_limit(limit: usize) -> i64 {
 
 fn read_time(row: &PgRow, column: &str) -> Result<Timestamp, sqlx::Error> {
     Ok(row.try_get::<jiff_sqlx::Timestamp, _>(column)?.to_jiff())
+}
+
+/// `turns` latest first.
+pub(super) fn read_history(session: &PgRow, turns: &[PgRow]) -> Result<History> {
+    let through = read_count(session, "summary_through")?;
+    let text: Option<String> = session.try_get("summary")?;
+    Ok(History {
+        turns: turns.iter().rev().map(read_turn).collect::<Result<_, _>>()?,
+        summary: text.map(|text| Summary { text, through }),
+    })
 }
 
 fn read_session(row: &PgRow) -> Result<Session> {

@@ -151,7 +151,7 @@ const SETTINGS: &[&str] = &[
     "listen_addresses=",
     // initdb's guess is 400 kB.
     "shared_buffers=64MB",
-    "max_connections=40",
+    "max_connections=64",
     "maintenance_work_mem=128MB",
     // Containers often have a /dev/shm that is too small for a parallel index build.
     "dynamic_shared_memory_type=mmap",

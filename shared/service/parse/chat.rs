@@ -130,6 +130,7 @@ fn turn_input(
         recall: request.use_document_context.unwrap_or(true).then(|| Filter { document_ids, ..Filter::default() }),
         tools,
         lease: None,
+        stored_history: None,
     })
 }
 

@@ -87,6 +87,7 @@ async fn store_turn(store: &dyn ConversationStore, user_id: &str, session_id: &s
         takes_session: true,
         resumes: false,
         quotas: None,
+        history_budget: None,
     };
     let AdmitOutcome::Started { lease, .. } = store.admit(&run).await.unwrap() else { panic!("not started") };
     let answer = Message::Assistant { content: "Noted.".into(), reasoning: None, calls: Vec::new() };

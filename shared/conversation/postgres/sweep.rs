@@ -1,0 +1,89 @@
+//! Deletes runs that no request may ask for any more, of the users whose runs end. Not in a turn: a task of the store deletes
+//! them in small transactions, one user at a time, so that it holds at most one connection.
+
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{conversation::run::IDEMPOTENCY_WINDOW, identity::UserId, postgres::RolePool};
+
+/// More are dropped: a user is queued again on the next day of a turn.
+const MAX_QUEUED_USERS: usize = 1_000;
+const BATCH: i64 = 200;
+/// Bounds the time that one user takes.
+const MAX_BATCHES: usize = 500;
+
+/// Nothing waits for a sweep: a crash that forgets it leaves rows for the next one.
+const WITHOUT_FLUSH: &str = "set local synchronous_commit = off";
+/// Ended runs, and lost ones. Skips rows that another transaction changes, so that no two wait for each other.
+const SWEEP: &str = "
+    with ended as (
+        select request_id from runs where user_id = $1 and ended_at < now() - make_interval(secs => $2)
+        order by ended_at limit $3 for update skip locked
+    ), lost as (
+        select request_id from runs
+        where user_id = $1 and ended_at is null and lease_until < now() - make_interval(secs => $2)
+        limit $3 for update skip locked
+    )
+    delete from runs
+    where user_id = $1 and request_id in (select request_id from ended union all select request_id from lost)";
+
+/// Dropping it stops the sweep.
+#[derive(Debug)]
+pub(super) struct RunSweeper {
+    queue: mpsc::Sender<UserId>,
+    task: Mutex<SweepTask>,
+}
+
+#[derive(Debug)]
+enum SweepTask {
+    /// A store is built outside of the runtime.
+    NotStarted(RolePool, mpsc::Receiver<UserId>),
+    Running {
+        _handle: AbortOnDropHandle<()>,
+    },
+    Starting,
+}
+
+impl RunSweeper {
+    pub(super) fn new(database: RolePool) -> Self {
+        let (queue, queued) = mpsc::channel(MAX_QUEUED_USERS);
+        Self { queue, task: Mutex::new(SweepTask::NotStarted(database, queued)) }
+    }
+
+    pub(super) fn sweep_later(&self, user: &UserId) {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        *task = match std::mem::replace(&mut *task, SweepTask::Starting) {
+            SweepTask::NotStarted(database, queued) => {
+                SweepTask::Running { _handle: AbortOnDropHandle::new(tokio::spawn(run(database, queued))) }
+            }
+            running => running,
+        };
+        if self.queue.try_send(user.clone()).is_err() {
+            tracing::debug!("the queue of users with old runs is full");
+        }
+    }
+}
+
+async fn run(database: RolePool, mut queued: mpsc::Receiver<UserId>) {
+    while let Some(user) = queued.recv().await {
+        if let Err(error) = sweep(&database, &user).await {
+            tracing::warn!(%error, user = user.digest(), "old runs were not deleted; a later sweep deletes them");
+        }
+    }
+}
+
+async fn sweep(database: &RolePool, user: &UserId) -> Result<(), sqlx::Error> {
+    for _ in 0..MAX_BATCHES {
+        let mut transaction = database.begin(user).await?;
+        transaction.query(WITHOUT_FLUSH).execute(&mut *transaction).await?;
+        let sweep = transaction.query(SWEEP).bind(user.as_str()).bind(IDEMPOTENCY_WINDOW.as_secs_f64()).bind(BATCH);
+        let swept = sweep.execute(&mut *transaction).await?.rows_affected();
+        transaction.commit().await?;
+        if swept == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
