@@ -3,15 +3,18 @@
 
 use std::{
     ops::{Deref, DerefMut},
+    pin::Pin,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use sqlx::{
     AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction,
     postgres::{PgArguments, PgRow},
     query::Query,
 };
-use tokio::time::timeout;
+use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     role::{Role, STATEMENT_TIMEOUT},
@@ -117,8 +120,10 @@ impl RolePool {
     }
 
     async fn begin_with(&self, settings: &[&str]) -> Result<RoleTransaction, sqlx::Error> {
-        // Boxed: the future is 4 KiB, and every caller would carry it for as long as its transaction takes.
-        let inner = Box::pin(self.pool()?.begin_with(AssertSqlSafe(self.role.begin(settings)))).await?;
+        // Boxed: the futures are kilobytes, and every caller would carry them for as long as its transaction takes.
+        let connection = Box::pin(self.pool()?.acquire()).await?;
+        let statements = AssertSqlSafe(self.role.begin(settings)).into_sql_str();
+        let inner = Begin(Some(Transaction::begin(connection, Some(statements)))).await?;
         Ok(RoleTransaction { inner, prepared_statements: self.prepared_statements })
     }
 
@@ -132,6 +137,30 @@ fn set_user(user: &UserId) -> String {
     SqlArgument::Text(user.as_str()).write(&mut statement);
     statement.push_str(", true)");
     statement
+}
+
+/// Dropped before `BEGIN` is answered, sqlx returns the connection to the pool within an open transaction of which it does
+/// not know: a function call of the next user would not be committed. So a task completes it, and rolls back.
+struct Begin(Option<BoxFuture<'static, Result<Transaction<'static, Postgres>, sqlx::Error>>>);
+
+impl Future for Begin {
+    type Output = Result<Transaction<'static, Postgres>, sqlx::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(begin) = &mut self.0 else { return Poll::Ready(Err(sqlx::Error::WorkerCrashed)) };
+        let begun = ready!(begin.as_mut().poll(context));
+        self.0 = None;
+        Poll::Ready(begun)
+    }
+}
+
+impl Drop for Begin {
+    fn drop(&mut self) {
+        // Without a runtime the connection is closed with the process.
+        if let (Some(begin), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            drop(runtime.spawn(async move { drop(begin.await) }));
+        }
+    }
 }
 
 /// Dropping it rolls back.

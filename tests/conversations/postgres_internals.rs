@@ -65,6 +65,41 @@ async fn admission_of_dropped_caller_is_revoked() {
 }
 
 #[tokio::test]
+async fn transaction_dropped_at_any_poll_leaves_its_connection_idle() {
+    let database = TestDatabase::create().await;
+    let pools = Database::from_config(&config(&[("DATABASE_URL", &database.service_url())]).stores.database).unwrap();
+    let pool = pools.pools_with_limit(1).conversations;
+    let mut watching = database.connect().await;
+    let user = UserId::parse("user_id", "ann").unwrap();
+    let open = "select count(*) from pg_stat_activity where state like 'idle in transaction%'
+                                                            and datname = current_database()";
+    // Leaves an idle connection in the pool, so that the first poll sends `BEGIN`.
+    pool.call_function(&user, "pg_backend_pid", &[]).await.unwrap();
+    until(&mut watching, open, 0).await;
+    for polls in 1.. {
+        let has_begun = {
+            let mut beginning = pin!(pool.begin(&user));
+            let mut left = polls;
+            poll_fn(|context| {
+                left -= 1;
+                match beginning.as_mut().poll(context) {
+                    Poll::Ready(begun) => Poll::Ready(begun.is_ok()),
+                    Poll::Pending if left == 0 => Poll::Ready(false),
+                    Poll::Pending => Poll::Pending,
+                }
+            })
+            .await
+        };
+        // On the only connection; within an open transaction it would not be committed.
+        pool.call_function(&user, "pg_backend_pid", &[]).await.unwrap();
+        until(&mut watching, open, 0).await;
+        if has_begun {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn late_admission_is_revoked() {
     let database = TestDatabase::create().await;
     let store = postgres_store(&database.service_url(), Duration::from_millis(100));
