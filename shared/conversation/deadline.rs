@@ -1,6 +1,7 @@
 //! Gives every call of a conversation store a deadline. Dropping a late operation rolls its transaction back, but an
-//! admission may be committed although its answer is lost. So it runs in its own task, which revokes it if it is late:
-//! otherwise the session would be busy until the lease expires.
+//! admission may be committed although its answer is lost. So it runs in its own task, which owns the lease until a driver
+//! takes it, and revokes it otherwise: if it is late, and if its caller is dropped before or after the hand-over. The
+//! session would be busy until the lease expires.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,8 +11,8 @@ use tokio::{
 };
 
 use super::{
-    AdmitOutcome, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals, RunSnapshot, Session,
-    SessionCursor, SessionSelection, SessionUpdate, StoredTurn, ToolResultOutcome,
+    AdmitOutcome, AdmittedLease, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals,
+    RunSnapshot, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, ToolResultOutcome,
     error::{Result, StoreError},
     user_queue::{CallPermit, UserQueues},
 };
@@ -92,8 +93,7 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
         in_time(limit, locks.user.enter(user)).await.map(Some)
     }
 
-    /// A task revokes an admission whose caller was dropped or has timed out. It holds the permit of the user until the
-    /// store has answered.
+    /// The task holds the permit of the user until the store has answered.
     async fn admit_or_revoke(&self, run: &NewRun, permit: Option<CallPermit>) -> Result<AdmitOutcome> {
         let (sender, receiver) = oneshot::channel();
         let (store, admitted_run) = (self.store.clone(), run.clone());
@@ -101,10 +101,19 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
         drop(tokio::spawn(async move {
             let admitted = in_time(admit + late_admission, store.admit(&admitted_run)).await;
             drop(permit);
-            if let Err(Ok(AdmitOutcome::Started { lease, .. })) = sender.send(admitted)
+            let Ok(AdmitOutcome::Started { lease, profile, history }) = admitted else {
+                // Without a receiver nobody waits for the refusal.
+                let _ = sender.send(admitted);
+                return;
+            };
+            let lease = lease.take();
+            let (guarded, is_taken) = AdmittedLease::guarded(lease.clone());
+            // Not sent, it is dropped here; sent to a caller that is dropped, it is dropped with the channel.
+            drop(sender.send(Ok(AdmitOutcome::Started { lease: guarded, profile, history })));
+            if is_taken.await.is_err()
                 && let Err(error) = in_time(late_admission, store.revoke_admission(&lease)).await
             {
-                tracing::warn!(%error, "a late admission was not revoked: its session is busy until the lease expires");
+                tracing::warn!(%error, "an admission was not revoked: its session is busy until the lease expires");
             }
         }));
         match timeout(admit, receiver).await {

@@ -33,7 +33,7 @@ impl ConversationStore for SlowStore {
         sleep(self.admits_after).await;
         self.admitted.fetch_add(1, Ordering::SeqCst);
         let lease = Lease { key: run.key.clone(), lease_token: Uuid::nil() };
-        Ok(AdmitOutcome::Started { lease, profile: None, history: None })
+        Ok(AdmitOutcome::Started { lease: AdmittedLease::unguarded(lease), profile: None, history: None })
     }
 
     async fn revoke_admission(&self, _: &Lease) -> Result<()> {
@@ -114,9 +114,38 @@ fn counts(store: &WithDeadlines<SlowStore>) -> (usize, usize) {
 async fn admission_in_time_is_not_revoked() {
     let store = slow(TIMEOUTS.admit / 2, 1);
     let admitted = store.admit(&NewRun::example()).await.unwrap();
-    assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
+    let AdmitOutcome::Started { lease, .. } = admitted else { panic!("{admitted:?}") };
+    sleep(TIMEOUTS.late_admission).await;
+    assert_eq!(counts(&store), (1, 0), "while its handler prepares the turn");
+    lease.take();
     sleep(TIMEOUTS.late_admission).await;
     assert_eq!(counts(&store), (1, 0));
+    assert_eq!(Arc::strong_count(&store.store), 1, "the task still holds the store");
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_dropped_after_the_hand_over_is_revoked() {
+    let store = slow(Duration::ZERO, 1);
+    let admitted = store.admit(&NewRun::example()).await.unwrap();
+    assert!(matches!(admitted, AdmitOutcome::Started { .. }), "{admitted:?}");
+    drop(admitted);
+    sleep(TIMEOUTS.late_admission).await;
+    assert_eq!(counts(&store), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_dropped_between_hand_over_and_take_over_is_revoked() {
+    let store = slow(TIMEOUTS.admit / 2, 1);
+    let run = NewRun::example();
+    {
+        let mut admission = std::pin::pin!(store.admit(&run));
+        assert!(futures_util::poll!(admission.as_mut()).is_pending());
+        // The task has sent its answer, and the handler is dropped before it is polled again.
+        sleep(TIMEOUTS.admit * 3 / 4).await;
+        assert_eq!(counts(&store), (1, 0));
+    }
+    sleep(TIMEOUTS.late_admission).await;
+    assert_eq!(counts(&store), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
@@ -67,7 +68,7 @@ impl NewRun {
 #[derive(Debug)]
 pub enum AdmitOutcome {
     Started {
-        lease: Lease,
+        lease: AdmittedLease,
         profile: Option<Vec<u8>>,
         /// `None`: it was not read; [`load_history`](super::ConversationStore::load_history) reads it.
         history: Option<History>,
@@ -92,6 +93,42 @@ pub struct Lease {
     pub key: RunKey,
     /// Fencing token, new for each start.
     pub lease_token: Uuid,
+}
+
+/// A lease that no driver has taken over yet. The admission task of [`WithDeadlines`](super::WithDeadlines) owns it until
+/// then, and revokes the admission if this is dropped instead.
+#[derive(Debug)]
+#[must_use = "dropping it revokes the admission"]
+pub struct AdmittedLease {
+    lease: Lease,
+    taken: Option<oneshot::Sender<()>>,
+}
+
+impl AdmittedLease {
+    /// Nobody revokes it.
+    pub(super) fn unguarded(lease: Lease) -> Self {
+        Self { lease, taken: None }
+    }
+
+    /// The receiver fails if the lease is dropped before it is taken.
+    pub(super) fn guarded(lease: Lease) -> (Self, oneshot::Receiver<()>) {
+        let (taken, is_taken) = oneshot::channel();
+        (Self { lease, taken: Some(taken) }, is_taken)
+    }
+
+    #[must_use]
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// From now on its expiry releases the lease, or the caller.
+    pub fn take(self) -> Lease {
+        if let Some(taken) = self.taken {
+            // The admission task is gone only with its runtime.
+            let _ = taken.send(());
+        }
+        self.lease
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     chat::{Assistant, HISTORY_TOKEN_BUDGET, Profile, ResumedTurn, ToolResult, TurnFailure, TurnInput},
     config::QuotasByPlan,
-    conversation::{AdmitOutcome, History, Lease, NewRun, RunKey, ToolResultOutcome},
+    conversation::{AdmitOutcome, AdmittedLease, History, NewRun, RunKey, ToolResultOutcome},
     error::{InvalidArgument, Problem},
     language::Language,
     proto::agent_v1 as pb,
@@ -49,7 +49,7 @@ struct PreparedCall {
 struct StartedRun {
     call: ChatCall,
     envelope: Envelope,
-    lease: Lease,
+    lease: AdmittedLease,
     stored_profile: Option<Vec<u8>>,
     history: Option<History>,
     permit: OwnedSemaphorePermit,
@@ -145,6 +145,7 @@ impl Admission {
         }
     }
 
+    /// Until a driver starts, dropping the call drops the lease, which revokes the admission.
     async fn start_run(
         &self,
         runs: &RunRegistry,
@@ -155,8 +156,8 @@ impl Admission {
         let ChatCall { input, language_tag, full_citations, .. } = call;
         let stored: Profile = stored_profile.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         let assistant = self.assistant.clone();
-        let admitted = |fallback_tag: &str, changed_profile| AdmittedRun {
-            lease: lease.clone(),
+        let admitted = |lease: AdmittedLease, fallback_tag: &str, changed_profile| AdmittedRun {
+            lease: lease.take(),
             envelope: envelope.clone(),
             builder: FrameBuilder::new(language(&language_tag, fallback_tag), full_citations),
             changed_profile,
@@ -166,15 +167,19 @@ impl Admission {
             ChatInput::Message(input) => {
                 let profile = input.profile.clone().with_defaults_from(stored.clone());
                 let changed = (profile != stored).then(|| serde_json::to_vec(&profile).ok()).flatten();
-                let run = admitted(&profile.language_tag, changed);
-                let input = TurnInput { lease: Some(lease.clone()), stored_history: history, profile, ..*input };
+                let input =
+                    TurnInput { lease: Some(lease.lease().clone()), stored_history: history, profile, ..*input };
+                let run = admitted(lease, &input.profile.language_tag, changed);
                 runs.start(run, |stop| Box::pin(assistant.run_turn(input, first(stop, interrupted))))
             }
-            ChatInput::ToolResult(result) => match self.record_tool_result(runs, &lease, result).await? {
-                None => runs.start(admitted(&stored.language_tag, None), |_| Box::pin(Assistant::await_more_results())),
-                Some(turn) => {
+            ChatInput::ToolResult(result) => match self.record_tool_result(runs, lease, result).await? {
+                (lease, None) => {
+                    let run = admitted(lease, &stored.language_tag, None);
+                    runs.start(run, |_| Box::pin(Assistant::await_more_results()))
+                }
+                (lease, Some(turn)) => {
                     // A tool result need not repeat the profile of its turn.
-                    let run = admitted(turn.language_tag(), None);
+                    let run = admitted(lease, turn.language_tag(), None);
                     runs.start(run, |stop| Box::pin(assistant.resume_turn(*turn, first(stop, interrupted))))
                 }
             },
@@ -182,23 +187,27 @@ impl Admission {
         Ok(AdmittedCall { envelope, source: FrameSource::Live(reader) })
     }
 
-    /// The resumed turn, or `None` while other results are pending. A result that is not recorded takes its admission back.
+    /// The resumed turn, or `None` while other results are pending. A result that is not recorded takes its admission back:
+    /// at once, so that the client's next request finds nothing of it, and otherwise by the drop of the lease.
     async fn record_tool_result(
         &self,
         runs: &RunRegistry,
-        lease: &Lease,
+        lease: AdmittedLease,
         result: ToolResult,
-    ) -> Result<Option<Box<ResumedTurn>>, AdmissionError> {
-        let error = match self.assistant.record_tool_result(lease, result).await {
-            Ok(ToolResultOutcome::Pending) => return Ok(None),
-            Ok(ToolResultOutcome::Complete(turn)) => return Ok(Some(turn)),
+    ) -> Result<(AdmittedLease, Option<Box<ResumedTurn>>), AdmissionError> {
+        let error = match self.assistant.record_tool_result(lease.lease(), result).await {
+            Ok(ToolResultOutcome::Pending) => return Ok((lease, None)),
+            Ok(ToolResultOutcome::Complete(turn)) => return Ok((lease, Some(turn))),
             Ok(ToolResultOutcome::Busy { retry_after }) => AdmissionError::Busy { retry_after },
             Ok(ToolResultOutcome::Duplicate) => answered_tool_call().into(),
             Ok(ToolResultOutcome::UnknownCall) => unknown_tool_call().into(),
             Err(error) => error.into(),
         };
-        if let Err(error) = runs.store.revoke_admission(lease).await {
-            tracing::warn!(%error, "the admission of a refused tool result was not revoked; its lease will expire");
+        match runs.store.revoke_admission(lease.lease()).await {
+            Ok(()) => drop(lease.take()),
+            Err(error) => {
+                tracing::warn!(%error, "the admission of a refused tool result was not revoked; it is tried again")
+            }
         }
         Err(error)
     }
@@ -212,15 +221,16 @@ async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, Admi
     };
     if let Some(log) = runs.find(&call.user, &call.request) {
         let after = last_received(&log.envelope)?;
-        let source = FrameSource::Live(log.read(after));
-        return Ok(AdmittedCall { envelope: log.envelope.clone(), source });
+        let reader = log.read(after).ok_or_else(unknown_frame)?;
+        return Ok(AdmittedCall { envelope: log.envelope.clone(), source: FrameSource::Live(reader) });
     }
     let run = StoredRun::load(runs.store.clone(), call.user.clone(), call.request.clone()).await?;
     let Some(run) = run else { return Err(unknown_frame().into()) };
     let after = last_received(&run.envelope)?;
     let envelope = run.envelope.clone();
     let builder = FrameBuilder::new(language(&call.language_tag, ""), call.full_citations);
-    Ok(AdmittedCall { envelope, source: FrameSource::Replay(run.frames(after, builder)) })
+    let frames = run.frames(after, builder).ok_or_else(unknown_frame)?;
+    Ok(AdmittedCall { envelope, source: FrameSource::Replay(frames) })
 }
 
 async fn first(stop: oneshot::Receiver<TurnFailure>, interrupted: impl Future<Output = TurnFailure>) -> TurnFailure {

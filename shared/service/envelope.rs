@@ -12,6 +12,9 @@ use crate::{
     },
 };
 
+/// More frames than a run can have: each takes at least two bytes of its log.
+const MAX_FRAMES: u32 = 1 << 26;
+
 #[derive(Debug, Clone)]
 pub(super) struct Envelope {
     session: SessionId,
@@ -58,15 +61,19 @@ impl Envelope {
         ChatFrame { head: self.head.clone(), number, content }
     }
 
-    /// The number of the frame with this `response_id`; `None` for one of another stream.
+    /// The number of the frame with this `response_id`; `None` for one that no frame of this stream can have.
     pub(super) fn frame_number(&self, response_id: &str) -> Option<u32> {
         let number = response_id.strip_prefix(self.head.stream_id())?.strip_prefix('-')?;
-        (number.len() == 8).then(|| u32::from_str_radix(number, 16).ok()).flatten()
+        let is_hex = number.len() == 8 && number.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let number = u32::from_str_radix(number, 16).ok().filter(|_| is_hex)?;
+        (1..=MAX_FRAMES).contains(&number).then_some(number)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn envelope() -> Envelope {
@@ -85,13 +92,36 @@ mod tests {
         assert_eq!(restored.session(), envelope.session());
     }
 
+    fn id_of(envelope: &Envelope, number: u32) -> String {
+        format!("{}-{number:08x}", envelope.head.stream_id())
+    }
+
     #[test]
     fn frame_number_is_only_read_from_ids_of_the_stream() {
         let envelope = envelope();
-        let id = format!("{}-0000001f", envelope.head.stream_id());
+        let id = id_of(&envelope, 0x1f);
         assert_eq!(envelope.frame_number(&id), Some(0x1f));
-        for other in ["", "x-00000001", &id[..id.len() - 1], &format!("{id}0")] {
+        for other in
+            ["", "x-00000001", &id[..id.len() - 1], &format!("{id}0"), &id.replace("-0", "-+"), &id.replace('f', "F")]
+        {
             assert_eq!(envelope.frame_number(other), None, "{other}");
+        }
+        for number in [0, MAX_FRAMES + 1, u32::MAX] {
+            assert_eq!(envelope.frame_number(&id_of(&envelope, number)), None, "{number:x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frame_number_of_any_text_is_that_of_its_id(text in ".{0,60}", number in any::<u32>()) {
+            let envelope = envelope();
+            prop_assert_eq!(envelope.frame_number(&text), None);
+            let suffixed = format!("{}-{text}", envelope.head.stream_id());
+            for id in [suffixed, id_of(&envelope, number)] {
+                if let Some(number) = envelope.frame_number(&id) {
+                    prop_assert_eq!(id_of(&envelope, number), id);
+                }
+            }
         }
     }
 }

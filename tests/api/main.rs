@@ -23,6 +23,7 @@ mod harness;
 mod indexing;
 mod isolation;
 mod lexical;
+mod lost_clients;
 mod memories;
 mod pending_turns;
 #[path = "../postgres/mod.rs"]

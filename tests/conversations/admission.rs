@@ -10,6 +10,7 @@ pub async fn admit_returns_the_stored_profile(fixture: &StoreFixture) {
     let AdmitOutcome::Started { lease, profile, .. } = fixture.store.admit(&run).await.unwrap() else {
         panic!("not started")
     };
+    let lease = lease.take();
     assert_eq!((lease.key.clone(), profile), (run.key, None));
     let stored = RunEnding { profile: Some(b"\0\xff profile".to_vec()), ..ending(1) };
     fixture.store.finish(&lease, &stored).await.unwrap();
@@ -17,6 +18,7 @@ pub async fn admit_returns_the_stored_profile(fixture: &StoreFixture) {
     {
         let run = fixture.run("s", &format!("r{number}"));
         let AdmitOutcome::Started { lease, profile, .. } = fixture.store.admit(&run).await.unwrap() else { panic!() };
+        let lease = lease.take();
         assert_eq!(profile, Some(expected));
         // A finish without a profile leaves the stored one.
         let changed = (number == 3).then(|| b"other".to_vec());

@@ -165,7 +165,7 @@ pub fn new_run(user: UserId, session: &str, request: &str) -> NewRun {
 
 pub fn started(admission: AdmitOutcome) -> Lease {
     match admission {
-        AdmitOutcome::Started { lease, .. } => lease,
+        AdmitOutcome::Started { lease, .. } => lease.take(),
         other => panic!("not started: {other:?}"),
     }
 }

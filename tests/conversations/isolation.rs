@@ -57,6 +57,7 @@ async fn assert_equal_ids_are_free(fixture: &StoreFixture, quotas: UserQuotas) {
         assert!(matches!(unknown, AdmitOutcome::Unknown), "{unknown:?}");
         let admitted = store.admit(&run).await.unwrap();
         let AdmitOutcome::Started { lease, profile, .. } = admitted else { panic!("{admitted:?}") };
+        let lease = lease.take();
         assert_eq!(profile, (id != "r1").then(|| b"of bob".to_vec()));
         let outcome = store.record_tool_result(&lease, "c", b"of bob").await.unwrap();
         assert!(matches!(outcome, ToolResultOutcome::UnknownCall), "{outcome:?}");

@@ -125,7 +125,7 @@ async fn migrated_rows_of_previous_program_are_used() {
     let history = history.unwrap();
     assert_eq!(history.turns.iter().map(|turn| turn.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
     assert_eq!(history, store.load_history(&ann(), &session("s"), 1_000).await.unwrap());
-    store.finish(&lease, &RunEnding { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
+    store.finish(&lease.take(), &RunEnding { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
     let turns = store.list_turns(&ann(), &session("s"), None, 10).await.unwrap();
     assert_eq!((turns.len(), turns[0].seq, &*turns[0].record), (6, 6, &b"new"[..]));
     let replay = store.follow(&ann(), &request("r0"), 0).await.unwrap().unwrap();

@@ -228,6 +228,7 @@ pub async fn concurrent_calls_neither_fail_nor_deadlock(fixture: &StoreFixture) 
             let mut run = fixture.run(s.as_str(), &format!("r{}", number % 5));
             run.takes_session = side < 9;
             let AdmitOutcome::Started { lease, .. } = store.admit(&run).await.unwrap() else { continue };
+            let lease = lease.take();
             for step in 1..4 {
                 match roll(9) {
                     Some(0) => fine(store.store_pending_turn(&lease, b"state", &["c"]).await),

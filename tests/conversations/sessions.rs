@@ -280,7 +280,7 @@ pub async fn delete_removes_everything_of_sessions(fixture: &StoreFixture) {
         panic!()
     };
     assert_eq!(profile.unwrap(), b"profile");
-    store.finish(&lease, &RunEnding { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
+    store.finish(&lease.take(), &RunEnding { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
     let new = store.load_history(&user, &session("s"), 10).await.unwrap();
     assert_eq!((new.turns.len(), new.turns[0].seq, new.summary), (1, 1, None));
 }
@@ -306,7 +306,7 @@ pub async fn delete_all_removes_everything_of_user(fixture: &StoreFixture) {
         panic!("not started")
     };
     assert_eq!(profile, None);
-    store.finish(&lease, &ending(1)).await.unwrap();
+    store.finish(&lease.take(), &ending(1)).await.unwrap();
     let with_result = fixture.start(&NewRun { takes_session: false, ..fixture.run("v", "v2") }).await;
     assert!(matches!(store.record_tool_result(&with_result, "c", b"1").await.unwrap(), ToolResultOutcome::UnknownCall));
     assert_eq!(store.delete_sessions(&user, &SessionSelection::All).await.unwrap(), 0);

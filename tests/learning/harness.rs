@@ -93,7 +93,7 @@ impl Harness {
             resumed_turn: None,
             profile: None,
         };
-        self.store.finish(&lease, &ending).await.unwrap();
+        self.store.finish(&lease.take(), &ending).await.unwrap();
         self.last_turn(user, session).await
     }
 

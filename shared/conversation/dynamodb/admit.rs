@@ -19,7 +19,7 @@ use crate::{
     conversation::{
         error::{Result, StoreError},
         quotas::QuotaKind,
-        run::{AdmitOutcome, Lease, NewRun},
+        run::{AdmitOutcome, AdmittedLease, Lease, NewRun},
     },
     identity::UserId,
 };
@@ -58,7 +58,7 @@ impl DynamoConversations {
             }
             (AdmitOutcome::Started { lease, .. }, Err(error)) => {
                 // If this fails too, the run ends when its lease expires.
-                let _revoked = self.revoke_run(&lease).await;
+                let _revoked = self.revoke_run(&lease.take()).await;
                 Err(error)
             }
             (refused, _) => Ok(refused),
@@ -152,7 +152,7 @@ impl Attempts<'_> {
     }
 
     fn started(&self) -> AdmitOutcome {
-        AdmitOutcome::Started { lease: self.lease.clone(), profile: None, history: None }
+        AdmitOutcome::Started { lease: AdmittedLease::unguarded(self.lease.clone()), profile: None, history: None }
     }
 }
 

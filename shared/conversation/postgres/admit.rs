@@ -5,7 +5,7 @@ use super::{PostgresConversations, Result, StoreError, read_seconds, session};
 use crate::{
     conversation::{
         quotas::QuotaKind,
-        run::{AdmitOutcome, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun},
+        run::{AdmitOutcome, AdmittedLease, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun},
         session::History,
     },
     postgres::SqlArgument,
@@ -46,7 +46,7 @@ impl PostgresConversations {
         let (outcome, turns) = rows.split_first().ok_or(StoreError::Malformed("an admission"))?;
         match outcome.try_get("outcome")? {
             "started" => Ok(AdmitOutcome::Started {
-                lease: Lease { key: run.key.clone(), lease_token },
+                lease: AdmittedLease::unguarded(Lease { key: run.key.clone(), lease_token }),
                 profile: outcome.try_get("profile")?,
                 history: run.history_budget.map(|_| read_history(outcome, turns)).transpose()?,
             }),

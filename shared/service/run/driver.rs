@@ -83,6 +83,14 @@ struct RunProgress {
     closing: Option<Box<TurnClosing>>,
 }
 
+impl RunProgress {
+    /// Without output and cost, a retryable failure leaves nothing: the same request may run again.
+    fn outcome(&self, is_retryable_failure: bool) -> RunOutcome {
+        let came_to_nothing = !self.has_output && self.tokens == 0;
+        if is_retryable_failure && came_to_nothing { RunOutcome::Repeatable } else { RunOutcome::Final }
+    }
+}
+
 type Flush = BoxFuture<'static, (Result<RunSignals, StoreError>, FrameCursor)>;
 
 enum DriverStep {
@@ -257,16 +265,16 @@ impl RunDriver {
 
     fn ending(&mut self, failure: Option<&TurnFailure>) -> RunEnding {
         let closing = self.progress.closing.take().map_or_else(TurnClosing::default, |closing| *closing);
-        // Without output and cost, the same request may run again.
-        let is_repeatable = failure
-            .is_some_and(|failure| failure.is_retryable() && !self.progress.has_output && self.progress.tokens == 0);
-        let is_reopened = closing.resumed_turn.is_some() && failure.is_some_and(TurnFailure::is_retryable);
+        let is_retryable = failure.is_some_and(TurnFailure::is_retryable);
+        let outcome = self.progress.outcome(is_retryable);
+        let is_reopened = closing.resumed_turn.is_some() && is_retryable;
         let disposition = if is_reopened { PendingTurnDisposition::Reopened } else { PendingTurnDisposition::Done };
-        // A reopened turn is stored when it finishes, not in part before.
-        let turn = closing.turn.filter(|_| !is_reopened);
+        // A turn that may run again is stored when it finishes, not in part before: otherwise the session would hold its
+        // question twice.
+        let turn = closing.turn.filter(|_| !is_reopened && outcome == RunOutcome::Final);
         RunEnding {
             chunk: FrameChunk { first: 0, count: 0, frames: Vec::new() },
-            outcome: if is_repeatable { RunOutcome::Repeatable } else { RunOutcome::Final },
+            outcome,
             turn: turn.and_then(|turn| {
                 Some(NewTurn {
                     provisional_title: turn.record.provisional_title(),

@@ -99,19 +99,26 @@ impl FrameLog {
         self.state().deltas.len() > after.number as usize
     }
 
-    /// Reads the frames after number `after`, those that exist and those that follow.
-    pub(in crate::service) fn read(self: &Arc<Self>, after: u32) -> LogReader {
+    /// Reads the frames after number `after`, those that exist and those that follow. Behind the last frame of a run it
+    /// reads that one again. `None`: the frame does not exist.
+    pub(in crate::service) fn read(self: &Arc<Self>, after: u32) -> Option<LogReader> {
         let mut state = self.state();
+        let frames = state.deltas.len();
+        let is_behind_last = state.outcome.is_some() && after as usize == frames;
+        let after = if is_behind_last { after.saturating_sub(1) } else { after };
         let mut cursor = FrameCursor::default();
-        while cursor.number < after
-            && let Some((next, _)) = state.next(cursor)
-        {
-            cursor = next;
+        while cursor.number < after {
+            cursor = state.next(cursor)?.0;
         }
         state.readers += 1;
         drop(state);
         self.came.notify_waiters();
-        LogReader { log: self.clone(), cursor }
+        Some(LogReader { log: self.clone(), cursor })
+    }
+
+    pub(in crate::service) fn read_from_start(self: &Arc<Self>) -> LogReader {
+        self.state().readers += 1;
+        LogReader { log: self.clone(), cursor: FrameCursor::default() }
     }
 
     pub(super) async fn wait_until_abandoned(self: Arc<Self>, grace: Duration) {
@@ -227,14 +234,15 @@ mod tests {
     }
 
     fn read(log: &Arc<FrameLog>, after: u32) -> Vec<(u32, EncodedFrame)> {
-        log.read(after).collect::<Vec<_>>().now_or_never().expect("an ended log is read without waiting")
+        let reader = log.read(after).unwrap();
+        reader.collect::<Vec<_>>().now_or_never().expect("an ended log is read without waiting")
     }
 
     proptest! {
         #[test]
         fn every_reader_and_the_store_get_the_same_frames(
             texts in prop::collection::vec(".{0,200}", 1..40),
-            after in 0_u32..40,
+            after in any::<u32>(),
         ) {
             let log = log();
             let mut frames: Vec<_> = texts.iter().map(|text| delta(text)).collect();
@@ -244,7 +252,11 @@ mod tests {
             }
             let all: Vec<_> = (1..).zip(frames).collect();
             prop_assert_eq!(&read(&log, 0), &all);
-            prop_assert_eq!(&read(&log, after)[..], &all[all.len().min(after as usize)..]);
+            for number in 0..all.len() {
+                prop_assert_eq!(&read(&log, u32::try_from(number).unwrap())[..], &all[number..]);
+            }
+            prop_assert_eq!(&read(&log, u32::try_from(all.len()).unwrap())[..], &all[all.len() - 1..]);
+            prop_assert_eq!(log.read(after).is_some(), after as usize <= all.len());
             let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
             prop_assert_eq!(end.number as usize, all.len());
             prop_assert_eq!(frames_of_chunk(chunk).collect::<Vec<_>>(), all);
@@ -282,22 +294,30 @@ mod tests {
         let log = log();
         let grace = Duration::from_secs(10);
         let abandoned = |grace| log.clone().wait_until_abandoned(grace);
-        let (first, second) = (log.read(0), log.read(0));
+        let (first, second) = (log.read_from_start(), log.read_from_start());
         drop(first);
         assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "the second reader is still there");
         drop(second);
         assert!(timeout(grace / 2, abandoned(grace)).await.is_err(), "the grace has not passed");
-        let returned = log.read(0);
+        let returned = log.read(0).unwrap();
         assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "a reader returned");
         drop(returned);
         assert!(timeout(grace * 2, abandoned(grace)).await.is_ok());
         assert!(timeout(grace, abandoned(Duration::ZERO)).await.is_ok());
     }
 
+    #[test]
+    fn read_after_a_frame_that_is_still_to_come_is_refused() {
+        let log = log();
+        log.push(&delta("a"));
+        assert!(log.read(1).is_some());
+        assert!([2, u32::MAX].iter().all(|after| log.read(*after).is_none()));
+    }
+
     #[tokio::test]
     async fn reader_is_woken_by_the_next_frame() {
         let log = log();
-        let mut reader = log.read(0);
+        let mut reader = log.read_from_start();
         let reading = tokio::spawn(async move { reader.next().await });
         tokio::task::yield_now().await;
         let frame = delta("a");

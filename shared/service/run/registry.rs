@@ -40,7 +40,7 @@ impl RunRegistry {
         let (stop, stopped) = oneshot::channel();
         let driver = RunDriver::new(self.store.clone(), run, self.grace, &self.live, stop);
         // Read before the driver starts, so that the run is never abandoned at its start.
-        let reader = driver.log().read(0);
+        let reader = driver.log().read_from_start();
         self.drain.spawn(driver.run(begin(stopped)).instrument(Span::current()));
         reader
     }

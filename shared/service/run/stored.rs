@@ -44,19 +44,21 @@ impl StoredRun {
         Ok(Some(Self { envelope, store, user, request, snapshot }))
     }
 
-    /// Those that are stored, then those that follow. `builder` makes the error frame of a lost run.
-    pub(in crate::service) fn frames(self, after: u32, builder: FrameBuilder) -> StoredFrames {
+    /// The frames after number `after`: those that are stored, then those that follow. Behind the last frame of a run that
+    /// one again. `builder` makes the error frame of a lost run. `None`: the run has ended without such a frame.
+    pub(in crate::service) fn frames(self, after: u32, builder: FrameBuilder) -> Option<StoredFrames> {
         let Self { store, user, request, snapshot, .. } = self;
         let state = snapshot.state;
         let mut follower =
-            RunFollower { store, user, request, builder, number: after, frames: VecDeque::new(), state, failures: 0 };
+            RunFollower { store, user, request, builder, number: 0, frames: VecDeque::new(), state, failures: 0 };
         follower.push_chunks(snapshot.chunks);
-        Box::pin(stream::unfold(Some(follower), |follower| async move {
+        follower.skip_through(after)?;
+        Some(Box::pin(stream::unfold(Some(follower), |follower| async move {
             let mut follower = follower?;
             let (number, frame) = follower.next().await;
             let is_last = frame.is_last();
             Some(((number, frame), (!is_last).then_some(follower)))
-        }))
+        })))
     }
 }
 
@@ -81,6 +83,19 @@ impl RunFollower {
                 self.frames.push_back((number, frame));
             }
         }
+    }
+
+    /// Of a run that has not ended, the client may have received frames that are not stored.
+    fn skip_through(&mut self, after: u32) -> Option<()> {
+        let last = self.number;
+        if self.state == RunState::Ended && after > last {
+            return None;
+        }
+        let has_last_frame = self.frames.back().is_some_and(|(_, frame)| frame.is_last());
+        let skipped = if has_last_frame { after.min(last - 1) } else { after };
+        self.frames.retain(|(number, _)| *number > skipped);
+        self.number = last.max(after);
+        Some(())
     }
 
     async fn next(&mut self) -> (u32, EncodedFrame) {

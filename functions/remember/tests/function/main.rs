@@ -108,7 +108,7 @@ async fn store_turn(store: &dyn ConversationStore, user_id: &str, session_id: &s
         resumed_turn: None,
         profile: None,
     };
-    store.finish(&lease, &ending).await.unwrap();
+    store.finish(&lease.take(), &ending).await.unwrap();
 }
 
 fn user(id: &str) -> UserId {
