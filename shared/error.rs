@@ -12,6 +12,7 @@ pub struct InvalidArgument {
     pub problem: Problem,
 }
 
+/// No variant holds prose, because the message is wholly in one language: strings in it are names and values of the contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
     Missing,
@@ -29,28 +30,42 @@ pub enum Problem {
     /// An identifier with a control character or a slash.
     NotAnIdentifier,
     OutOfRange {
-        /// For the message, for example `0 to 1`.
-        range: &'static str,
+        min: u32,
+        /// `None`: no maximum.
+        max: Option<u32>,
     },
     NotOneOf {
         /// Separated by commas.
         known: &'static str,
     },
-    Contradicts {
-        /// Another field, or call metadata.
-        other: &'static str,
-    },
-    Malformed {
-        expected: &'static str,
-    },
-    /// A reference to something that does not exist.
-    Unknown {
-        what: &'static str,
-    },
     ExactlyOneOf {
         /// Separated by commas.
         fields: &'static str,
     },
+    DiffersFromMetadata {
+        key: &'static str,
+    },
+    /// Another field of the request has a value that excludes this one.
+    Contradicts {
+        field: &'static str,
+        value: &'static str,
+    },
+    /// A request id that was used with another body.
+    UsedForAnotherRequest,
+    /// Call metadata that is not visible ASCII.
+    NotVisibleAscii,
+    NotAPageToken,
+    /// Before the year 1 or after 9999.
+    NotATimestamp,
+    NotOneLine,
+    /// A `Struct` with an unset value, an infinity or a NaN.
+    NotJson,
+    /// Memories that supersede each other in a circle.
+    SupersedesInCircle,
+    UnknownFrame,
+    UnknownModel,
+    UnknownToolCall,
+    AnsweredToolCall,
 }
 
 impl InvalidArgument {
@@ -61,36 +76,68 @@ impl InvalidArgument {
     /// The message for the caller. It has the field's name verbatim in every language.
     #[must_use]
     pub fn describe(&self, language: Language) -> String {
-        let field = &self.field;
+        let Self { field, problem } = self;
         match language {
-            Language::English => match &self.problem {
-                Problem::Missing => format!("{field} is missing"),
-                Problem::Blank => format!("{field} is blank"),
-                Problem::TooLong { limit_bytes } => format!("{field} is longer than {limit_bytes} bytes"),
-                Problem::TooMany { limit } => format!("{field} has more than {limit} entries"),
-                Problem::Nul => format!("{field} contains a NUL character"),
-                Problem::NotAnIdentifier => format!("{field} must not contain control characters or slashes"),
-                Problem::OutOfRange { range } => format!("{field} must be {range}"),
-                Problem::NotOneOf { known } => format!("{field} must be one of: {known}"),
-                Problem::Contradicts { other } => format!("{field} differs from {other}"),
-                Problem::Malformed { expected } => format!("{field} must be {expected}"),
-                Problem::Unknown { what } => format!("{field} names no known {what}"),
-                Problem::ExactlyOneOf { fields } => format!("{field}: set exactly one of {fields}"),
-            },
-            Language::Chinese => match &self.problem {
-                Problem::Missing => format!("缺少 {field}"),
-                Problem::Blank => format!("{field} 不能为空白"),
-                Problem::TooLong { limit_bytes } => format!("{field} 超过 {limit_bytes} 字节"),
-                Problem::TooMany { limit } => format!("{field} 超过 {limit} 项"),
-                Problem::Nul => format!("{field} 含有 NUL 字符"),
-                Problem::NotAnIdentifier => format!("{field} 不能含有控制字符或斜杠"),
-                Problem::OutOfRange { range } => format!("{field} 超出范围，应为 {range}"),
-                Problem::NotOneOf { known } => format!("{field} 应为以下之一：{known}"),
-                Problem::Contradicts { other } => format!("{field} 与 {other} 不一致"),
-                Problem::Malformed { expected } => format!("{field} 格式不正确，应为 {expected}"),
-                Problem::Unknown { what } => format!("{field} 不存在（{what}）"),
-                Problem::ExactlyOneOf { fields } => format!("{field}：请只设置以下之一：{fields}"),
-            },
+            Language::English => problem.describe_in_english(field),
+            Language::Chinese => problem.describe_in_chinese(field),
+        }
+    }
+}
+
+impl Problem {
+    fn describe_in_english(&self, field: &str) -> String {
+        match self {
+            Self::Missing => format!("{field} is missing"),
+            Self::Blank => format!("{field} is blank"),
+            Self::TooLong { limit_bytes } => format!("{field} is longer than {limit_bytes} bytes"),
+            Self::TooMany { limit } => format!("{field} has more than {limit} entries"),
+            Self::Nul => format!("{field} contains a NUL character"),
+            Self::NotAnIdentifier => format!("{field} must not contain control characters or slashes"),
+            Self::OutOfRange { min, max: Some(max) } => format!("{field} must be {min} to {max}"),
+            Self::OutOfRange { min, max: None } => format!("{field} must be {min} or more"),
+            Self::NotOneOf { known } => format!("{field} must be one of: {known}"),
+            Self::ExactlyOneOf { fields } => format!("{field}: set exactly one of {fields}"),
+            Self::DiffersFromMetadata { key } => format!("{field} differs from the metadata {key}"),
+            Self::Contradicts { field: other, value } => format!("{field} contradicts {other} = {value}"),
+            Self::UsedForAnotherRequest => format!("{field} was used before, for a request with another body"),
+            Self::NotVisibleAscii => format!("{field} must be visible ASCII where it is call metadata"),
+            Self::NotAPageToken => format!("{field} must be the next_page_token of a page before"),
+            Self::NotATimestamp => format!("{field} must be a time of the years 1 to 9999"),
+            Self::NotOneLine => format!("{field} must be one line without control characters"),
+            Self::NotJson => format!("{field} must have finite numbers and no unset values"),
+            Self::SupersedesInCircle => format!("{field} names memories that replace this one in turn"),
+            Self::UnknownFrame => format!("{field} names no frame of an answer to this request"),
+            Self::UnknownModel => format!("{field} names no model that is allowed here"),
+            Self::UnknownToolCall => format!("{field} names no pending tool call of this session"),
+            Self::AnsweredToolCall => format!("{field} names a tool call that has its result already"),
+        }
+    }
+
+    fn describe_in_chinese(&self, field: &str) -> String {
+        match self {
+            Self::Missing => format!("缺少 {field}"),
+            Self::Blank => format!("{field} 不能为空白"),
+            Self::TooLong { limit_bytes } => format!("{field} 超过 {limit_bytes} 字节"),
+            Self::TooMany { limit } => format!("{field} 超过 {limit} 项"),
+            Self::Nul => format!("{field} 含有空字符（码位为 0）"),
+            Self::NotAnIdentifier => format!("{field} 不能含有控制字符或斜杠"),
+            Self::OutOfRange { min, max: Some(max) } => format!("{field} 超出范围，应在 {min} 到 {max} 之间"),
+            Self::OutOfRange { min, max: None } => format!("{field} 超出范围，不能小于 {min}"),
+            Self::NotOneOf { known } => format!("{field} 应为以下之一：{known}"),
+            Self::ExactlyOneOf { fields } => format!("{field}：请只设置以下之一：{fields}"),
+            Self::DiffersFromMetadata { key } => format!("{field} 与元数据 {key} 不一致"),
+            Self::Contradicts { field: other, value } => format!("{field} 与 {other} = {value} 相互矛盾"),
+            Self::UsedForAnotherRequest => format!("{field} 已用于另一个内容不同的请求"),
+            Self::NotVisibleAscii => format!("{field} 放在元数据中时，只能使用英文字母、数字和英文标点"),
+            Self::NotAPageToken => format!("{field} 应为上一页返回的 next_page_token"),
+            Self::NotATimestamp => format!("{field} 应为公元 1 年至 9999 年之间的时间"),
+            Self::NotOneLine => format!("{field} 应为不含控制字符的单行文本"),
+            Self::NotJson => format!("{field} 中的数字必须有限，且每个值都要设置"),
+            Self::SupersedesInCircle => format!("{field} 指向的记忆反过来又取代了这一条"),
+            Self::UnknownFrame => format!("{field} 不是该请求的回答中的任何一帧"),
+            Self::UnknownModel => format!("{field} 不是此处允许使用的模型"),
+            Self::UnknownToolCall => format!("{field} 不是该对话中等待结果的工具调用"),
+            Self::AnsweredToolCall => format!("{field} 对应的工具调用已经有结果"),
         }
     }
 }

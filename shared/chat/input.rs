@@ -6,6 +6,7 @@ use super::profile::Profile;
 use crate::{
     conversation::{History, Lease},
     identity::{SessionId, UserId},
+    language::Language,
     memory::Filter,
     tools::ToolSelection,
 };
@@ -16,6 +17,8 @@ pub struct TurnInput {
     pub session: SessionId,
     pub message: String,
     pub profile: Profile,
+    /// Of statuses, errors and the prompt. The profile may name none.
+    pub language: Language,
     /// Null: none.
     pub extra_context: Value,
     /// Oldest first; persisted history replaces them.
@@ -35,6 +38,16 @@ pub struct TurnInput {
     pub stored_history: Option<History>,
 }
 
+impl TurnInput {
+    /// The tag of the profile, or of the language that the turn speaks instead. It is stored with the turn.
+    pub(super) fn language_tag(&self) -> &str {
+        match self.profile.language_tag.as_str() {
+            "" => self.language.tag(),
+            tag => tag,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolResult {
     pub call_id: String,
@@ -46,6 +59,13 @@ pub struct ToolResult {
 pub struct HistoryMessage {
     pub speaker: Speaker,
     pub content: String,
+}
+
+impl HistoryMessage {
+    /// White space does not count.
+    pub(super) fn has_text(&self, text: &str) -> bool {
+        self.content.split_whitespace().eq(text.split_whitespace())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@ mod prompt;
 mod recall;
 mod record;
 mod round;
+mod title;
 mod turn;
 mod usage;
 

@@ -4,8 +4,6 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::language::Language;
-
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Profile {
@@ -46,11 +44,6 @@ impl Profile {
             extra_context: if self.extra_context.is_null() { earlier.extra_context } else { self.extra_context },
             level: if self.level == 0 { earlier.level } else { self.level },
         }
-    }
-
-    #[must_use]
-    pub fn language(&self) -> Language {
-        Language::from_tag(&self.language_tag)
     }
 }
 

@@ -27,6 +27,7 @@ pub struct Prompts {
 
 pub(super) struct SystemPrompt<'a> {
     pub(super) profile: &'a Profile,
+    pub(super) language: Language,
     pub(super) extra_context: &'a Value,
     pub(super) recalled: &'a [RecalledMemory],
     pub(super) summary: &'a str,
@@ -71,7 +72,7 @@ impl Prompts {
     }
 
     pub(super) fn render(&self, prompt: &SystemPrompt<'_>) -> Result<String, minijinja::Error> {
-        let SystemPrompt { profile, extra_context, recalled, summary, now } = *prompt;
+        let SystemPrompt { profile, language, extra_context, recalled, summary, now } = *prompt;
         let zone = time_zone(&profile.timezone);
         let date = |time: Timestamp| time.to_zoned(zone.clone()).strftime("%Y-%m-%d").to_string();
         let memories = recalled.iter().enumerate().map(|(index, RecalledMemory { memory, .. })| PromptMemory {
@@ -98,8 +99,7 @@ impl Prompts {
             memories: memories.collect(),
             summary,
         };
-        let mut rendered =
-            self.environment.get_template(profile.language().pick("en", "zh"))?.render(Serde(context))?;
+        let mut rendered = self.environment.get_template(language.pick("en", "zh"))?.render(Serde(context))?;
         // The renderer reserves several times what the text needs, and the prompt may be held as long as its stream.
         rendered.shrink_to_fit();
         Ok(rendered)
@@ -121,7 +121,8 @@ mod tests {
 
     fn render_with_summary(profile: &Profile, extra: &Value, recalled: &[RecalledMemory], summary: &str) -> String {
         let now = "2026-11-23T07:04:00Z".parse().unwrap();
-        let prompt = SystemPrompt { profile, extra_context: extra, recalled, summary, now };
+        let language = Language::from_tag(&profile.language_tag);
+        let prompt = SystemPrompt { profile, language, extra_context: extra, recalled, summary, now };
         Prompts::compile().unwrap().render(&prompt).unwrap()
     }
 
@@ -138,7 +139,7 @@ mod tests {
             created_at: time,
             updated_at: time,
         };
-        RecalledMemory { memory, score: 0.5 }
+        RecalledMemory { memory, score: 0.5, title: String::new() }
     }
 
     #[test]

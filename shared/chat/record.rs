@@ -151,14 +151,14 @@ impl TurnRecord {
 }
 
 impl From<&RecalledMemory> for RecordedCitation {
-    fn from(RecalledMemory { memory, score }: &RecalledMemory) -> Self {
+    fn from(RecalledMemory { memory, score, title }: &RecalledMemory) -> Self {
         let metadata = |name: &str| memory.metadata.get(name).cloned().unwrap_or_default();
         let number = |name: &str| metadata(name).parse().unwrap_or_default();
         let location = memory.location.as_ref();
         // A memory that is no chunk may have its source in its metadata.
         Self {
             id: memory.id.clone(),
-            title: location.map_or_else(|| metadata("title"), |location| location.title.clone()),
+            title: title.clone(),
             excerpt: memory.content.chars().take(EXCERPT_CHARS).collect(),
             score: *score,
             source_type: memory.source_type.clone(),

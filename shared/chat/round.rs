@@ -79,13 +79,15 @@ impl RunningTurn {
     ) -> Result<Self, minijinja::Error> {
         let system = assistant.prompts.render(&SystemPrompt {
             profile: &input.profile,
+            language: input.language,
             extra_context: &input.extra_context,
             recalled,
             summary: history.summary.as_ref().map_or("", |summary| summary.text.as_str()),
             now: Timestamp::now(),
         })?;
+        let language_tag = input.language_tag().to_owned();
         let mut messages = vec![Message::System(system)];
-        messages.extend(messages_before(history, input.history));
+        messages.extend(messages_before(history, input.history, &input.message));
         let begin = messages.len();
         messages.push(Message::User(input.message));
         let offer = assistant.offer_tools(&input.tools, input.recall.is_some(), input.lease.is_some());
@@ -99,7 +101,7 @@ impl RunningTurn {
             max_tokens: input.max_tokens,
             tools: offer.names(),
             rounds: 0,
-            language_tag: input.profile.language_tag,
+            language_tag,
             timezone: input.profile.timezone,
             documents: input.recall.map(|filter| filter.document_ids),
             released_tokens: None,

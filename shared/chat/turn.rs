@@ -29,7 +29,7 @@ use super::{
     interruption::Interruption,
     pending::ResumedTurn,
     profile::time_zone,
-    recall::{RecalledMemory, recall},
+    recall::{RecallHits, recall, select},
     record::{TurnFinish, TurnRecord},
     round::{RoundOutcome, RunningTurn},
 };
@@ -99,7 +99,7 @@ struct PromptInput {
     input: TurnInput,
     history: History,
     /// `None`: retrieval failed.
-    recalled: Option<Vec<RecalledMemory>>,
+    recalled: Option<RecallHits>,
 }
 
 struct ToolCalls {
@@ -208,7 +208,7 @@ impl TurnMachine {
     fn interrupted_before_model(&mut self, input: &TurnInput, failure: TurnFailure) -> Step {
         let messages = vec![Message::User(input.message.clone())];
         let mut record = TurnRecord::new(messages, input.model.clone().unwrap_or_default(), TurnFinish::Cancelled);
-        record.language_tag.clone_from(&input.profile.language_tag);
+        input.language_tag().clone_into(&mut record.language_tag);
         record.timezone.clone_from(&input.profile.timezone);
         let turn = Some(FinishedTurn { record, is_complete: false });
         self.emit(TurnEvent::Closing(Box::new(TurnClosing { turn, resumed_turn: None })));
@@ -218,7 +218,7 @@ impl TurnMachine {
     fn prompt(&mut self, input: PromptInput) -> Step {
         let PromptInput { input, history, recalled } = input;
         let recall_failed = recalled.is_none();
-        let recalled = recalled.unwrap_or_default();
+        let recalled = select(recalled.unwrap_or_default(), &input, &history);
         let turn = RunningTurn::start(&self.assistant, input, &history, &recalled);
         if !recalled.is_empty() {
             self.emit(TurnEvent::Recalled(recalled));
@@ -339,7 +339,7 @@ impl TurnMachine {
         };
         let content = match &outcome {
             Ok(value) => value.to_string(),
-            Err(failure) => error_content(&format!("{}; {}", failure.message, failure.suggestion)),
+            Err(failure) => error_content(&failure.to_string()),
         };
         turn.context.push(Message::Tool { call_id: call.id.clone(), content });
         self.emit(TurnEvent::ToolExecuted(ToolExecution { call_id: call.id, name: call.name, outcome }));

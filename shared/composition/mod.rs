@@ -73,6 +73,7 @@ impl App {
             quotas: config.conversations.quotas,
             resume_grace: config.conversations.resume_grace,
             max_concurrent_streams: config.conversations.max_concurrent_streams,
+            refusals: config.chat_refusals,
         });
         Ok(Self { model, engine, conversations, apis, learner, extraction_worker })
     }

@@ -1,10 +1,10 @@
 //! The whole configuration, and the rules that involve more than one part of it.
 
 use super::{
-    AuthConfig, ConfigErrors, ConversationStoreConfig, ConversationsConfig, DatabaseConfig, EmbeddingConfig,
-    EntryPoint, EnvReader, LearningConfig, LogFormat, MemoryConfig, ModelConfig, RetryConfig, ServerConfig,
-    StoresConfig, auth, conversations, database, embedding, endpoint, fallbacks, learning, logging, memory, model,
-    quotas, retry, server,
+    AuthConfig, ChatRefusals, ConfigErrors, ConversationStoreConfig, ConversationsConfig, DatabaseConfig,
+    EmbeddingConfig, EntryPoint, EnvReader, LearningConfig, LogFormat, MemoryConfig, ModelConfig, RetryConfig,
+    ServerConfig, StoresConfig, auth, conversations, database, embedding, endpoint, fallbacks, learning, logging,
+    memory, model, quotas, refusals, retry, server,
 };
 
 /// In the order of the table in the docs.
@@ -66,6 +66,7 @@ pub const VARIABLES: &[&str] = &[
     quotas::RATE_LIMITS,
     quotas::RATE_LIMITS_PRO,
     conversations::MAX_CONCURRENT_STREAMS,
+    refusals::CHAT_REFUSALS,
     learning::LEARNING,
     logging::RUST_LOG,
     logging::LOG_FORMAT,
@@ -81,6 +82,7 @@ pub struct Config {
     pub stores: StoresConfig,
     pub conversations: ConversationsConfig,
     pub learning: LearningConfig,
+    pub chat_refusals: ChatRefusals,
     /// `None` = pretty on a terminal, JSON otherwise.
     pub log_format: Option<LogFormat>,
 }
@@ -104,6 +106,7 @@ impl Config {
             memory: MemoryConfig::read(&mut reader),
             conversations: ConversationsConfig::read(&mut reader, &stores.database),
             learning: LearningConfig::read(&mut reader),
+            chat_refusals: ChatRefusals::read(&mut reader),
             stores,
             log_format: LogFormat::read(&mut reader),
             model,

@@ -221,6 +221,10 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
         self.locking_rows(self.timeouts.short, user, self.store.rename_session(user, session, title)).await
     }
 
+    async fn load_profile(&self, user: &UserId) -> Result<Option<Vec<u8>>> {
+        in_time(self.timeouts.short, self.store.load_profile(user)).await
+    }
+
     async fn update_session(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()> {
         self.locking_rows(self.timeouts.short, user, self.store.update_session(user, session, update)).await
     }

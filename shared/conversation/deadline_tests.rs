@@ -65,6 +65,10 @@ impl ConversationStore for SlowStore {
         pending().await
     }
 
+    async fn load_profile(&self, _: &UserId) -> Result<Option<Vec<u8>>> {
+        pending().await
+    }
+
     async fn load_history(&self, _: &UserId, _: &SessionId, _: u32) -> Result<History> {
         pending().await
     }
@@ -233,6 +237,7 @@ async fn every_call_ends_with_its_deadline() {
     times_out("store_pending_turn", long, store.store_pending_turn(&lease, b"", &[])).await;
     times_out("record_tool_result", admit, store.record_tool_result(&lease, "c", b"")).await;
     times_out("load_history", long, store.load_history(user, session, 1)).await;
+    times_out("load_profile", short, store.load_profile(user)).await;
     times_out("list_sessions", short, store.list_sessions(user, 1, None)).await;
     times_out("get_session", short, store.get_session(user, session)).await;
     times_out("list_turns", long, store.list_turns(user, session, None, 1)).await;

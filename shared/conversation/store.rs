@@ -66,6 +66,9 @@ pub trait ConversationStore: Send + Sync {
     /// No generated title replaces this one.
     async fn rename_session(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>>;
 
+    /// The profile of the user's last request, as its run stored it.
+    async fn load_profile(&self, user: &UserId) -> Result<Option<Vec<u8>>>;
+
     /// Stores a generated title or summary. Ignored where the session is gone or has a better one.
     async fn update_session(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()>;
 
@@ -153,6 +156,10 @@ macro_rules! impl_conversation_store {
 
             async fn rename_session(&self, user: &UserId, session: &SessionId, title: &str) -> Result<Option<Session>> {
                 self.set_title(user, session, title).await
+            }
+
+            async fn load_profile(&self, user: &UserId) -> Result<Option<Vec<u8>>> {
+                self.read_profile(user).await
             }
 
             async fn update_session(&self, user: &UserId, session: &SessionId, update: &SessionUpdate) -> Result<()> {

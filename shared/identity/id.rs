@@ -56,7 +56,7 @@ impl UserId {
     pub fn from_call(body: &str, metadata: Option<&str>) -> Result<Self, InvalidArgument> {
         let metadata = metadata.unwrap_or_default();
         if !body.is_empty() && !metadata.is_empty() && body != metadata {
-            return Err(InvalidArgument::new("user_id", Problem::Contradicts { other: "the metadata user-id" }));
+            return Err(InvalidArgument::new("user_id", Problem::DiffersFromMetadata { key: "user-id" }));
         }
         Self::parse("user_id", if body.is_empty() { metadata } else { body })
     }

@@ -9,6 +9,8 @@ mod filter;
 mod index_input;
 mod lexical;
 mod maintenance;
+mod own_questions;
+mod recall;
 mod record;
 mod retrieve;
 mod splitter;
@@ -23,6 +25,7 @@ pub use engine::MemoryEngine;
 pub use error::MemoryError;
 pub use filter::Filter;
 pub use maintenance::ReembedProgress;
+pub use recall::select_hits;
 pub use record::{
     AddOutcome, CHAT_SOURCE_TYPE, ChunkLocation, ExportedMemory, Memory, MemoryPage, MemoryUpdate, MemoryVersion,
     Metadata, NewDocument, NewMemory, PageToken, RetrievalQuery, RetrievalResult, Retriever, Selection,

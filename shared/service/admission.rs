@@ -4,29 +4,26 @@
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tonic::metadata::MetadataMap;
 
 use super::{
-    call::{RpcCall, RpcContext},
+    call::RpcCall,
+    caller_language::decode_profile,
     envelope::Envelope,
     error::AdmissionError,
     frame::FrameBuilder,
     frame_source::{DirectFrames, FrameSource},
-    parse::chat::{self, ChatCall, ChatInput, LAST_RESPONSE_ID},
+    parse::chat::{self, ChatCall, ChatInput, IncomingChat, LAST_RESPONSE_ID},
     run::{AdmittedRun, RunRegistry, StoredRun, events_or_defect},
 };
 use crate::{
-    chat::{Assistant, HISTORY_TOKEN_BUDGET, Profile, ResumedTurn, ToolResult, TurnFailure, TurnInput},
+    chat::{Assistant, HISTORY_TOKEN_BUDGET, ResumedTurn, ToolResult, TurnFailure, TurnInput},
     config::QuotasByPlan,
     conversation::{AdmitOutcome, AdmittedLease, History, NewRun, RunKey, ToolResultOutcome},
     error::{InvalidArgument, Problem},
-    language::Language,
-    proto::agent_v1 as pb,
 };
 
 pub(super) struct Admission {
     pub(super) assistant: Arc<Assistant>,
-    pub(super) context: RpcContext,
     /// `None` = conversations are not stored.
     pub(super) runs: Option<RunRegistry>,
     pub(super) quotas: Option<QuotasByPlan>,
@@ -60,17 +57,14 @@ impl Admission {
     pub(super) async fn admit(
         &self,
         rpc: &RpcCall,
-        metadata: &MetadataMap,
-        request: pb::ChatRequest,
+        incoming: IncomingChat<'_>,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
-        let principal = self.context.authenticate(&request.user_id, metadata).await?;
-        rpc.set_user(&principal.user);
-        let call = chat::parse(principal, metadata, request)?;
+        let call = chat::parse(incoming)?;
         if let Some(model) = call.model()
             && !self.assistant.model.allows(model)
         {
-            return Err(InvalidArgument::new("config.model", Problem::Unknown { what: "allowed model" }).into());
+            return Err(InvalidArgument::new("config.model", Problem::UnknownModel).into());
         }
         rpc.set_request(&call.session, &call.request, self.assistant.model.name(call.model()));
         let envelope = Envelope::new(call.session.clone(), &call.request, rpc.trace());
@@ -90,7 +84,7 @@ impl Admission {
         if call.last_response_id.is_some() {
             return Err(unknown_frame().into());
         }
-        let builder = FrameBuilder::new(language(&call.language_tag, ""), call.full_citations);
+        let builder = FrameBuilder::new(call.language.resolve(""), call.full_citations);
         let builder = builder.degraded(self.runs.is_some());
         // A pending turn would be in the store.
         let ChatInput::Message(input) = call.input else { return Err(unknown_tool_call().into()) };
@@ -131,8 +125,7 @@ impl Admission {
                 self.start_run(runs, run, interrupted).await
             }
             AdmitOutcome::Known { fingerprint, .. } if fingerprint != call.fingerprint => {
-                let problem = Problem::Contradicts { other: "an earlier request of the same id" };
-                Err(InvalidArgument::new("request_id", problem).into())
+                Err(InvalidArgument::new("request_id", Problem::UsedForAnotherRequest).into())
             }
             AdmitOutcome::Known { .. } => attach(runs, call).await,
             AdmitOutcome::Unknown if resumes => Err(unknown_frame().into()),
@@ -153,13 +146,13 @@ impl Admission {
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         let StartedRun { call, envelope, lease, stored_profile, history, permit } = run;
-        let ChatCall { input, language_tag, full_citations, .. } = call;
-        let stored: Profile = stored_profile.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let ChatCall { input, language, full_citations, .. } = call;
+        let stored = decode_profile(stored_profile);
         let assistant = self.assistant.clone();
         let admitted = |lease: AdmittedLease, fallback_tag: &str, changed_profile| AdmittedRun {
             lease: lease.take(),
             envelope: envelope.clone(),
-            builder: FrameBuilder::new(language(&language_tag, fallback_tag), full_citations),
+            builder: FrameBuilder::new(language.resolve(fallback_tag), full_citations),
             changed_profile,
             permit,
         };
@@ -167,8 +160,9 @@ impl Admission {
             ChatInput::Message(input) => {
                 let profile = input.profile.clone().with_defaults_from(stored.clone());
                 let changed = (profile != stored).then(|| serde_json::to_vec(&profile).ok()).flatten();
-                let input =
-                    TurnInput { lease: Some(lease.lease().clone()), stored_history: history, profile, ..*input };
+                let language = language.resolve(&profile.language_tag);
+                let held = Some(lease.lease().clone());
+                let input = TurnInput { lease: held, stored_history: history, profile, language, ..*input };
                 let run = admitted(lease, &input.profile.language_tag, changed);
                 runs.start(run, |stop| Box::pin(assistant.run_turn(input, first(stop, interrupted))))
             }
@@ -228,7 +222,7 @@ async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, Admi
     let Some(run) = run else { return Err(unknown_frame().into()) };
     let after = last_received(&run.envelope)?;
     let envelope = run.envelope.clone();
-    let builder = FrameBuilder::new(language(&call.language_tag, ""), call.full_citations);
+    let builder = FrameBuilder::new(call.language.resolve(""), call.full_citations);
     let frames = run.frames(after, builder).ok_or_else(unknown_frame)?;
     Ok(AdmittedCall { envelope, source: FrameSource::Replay(frames) })
 }
@@ -241,19 +235,14 @@ async fn first(stop: oneshot::Receiver<TurnFailure>, interrupted: impl Future<Ou
     }
 }
 
-fn language(tag: &str, fallback_tag: &str) -> Language {
-    Language::from_tag(if tag.is_empty() { fallback_tag } else { tag })
-}
-
 fn unknown_tool_call() -> InvalidArgument {
-    InvalidArgument::new("tool_result.tool_call_id", Problem::Unknown { what: "pending tool call of this session" })
+    InvalidArgument::new("tool_result.tool_call_id", Problem::UnknownToolCall)
 }
 
 fn answered_tool_call() -> InvalidArgument {
-    let problem = Problem::Unknown { what: "tool call that still waits for a result" };
-    InvalidArgument::new("tool_result.tool_call_id", problem)
+    InvalidArgument::new("tool_result.tool_call_id", Problem::AnsweredToolCall)
 }
 
 fn unknown_frame() -> InvalidArgument {
-    InvalidArgument::new(LAST_RESPONSE_ID, Problem::Unknown { what: "frame of an answer to this request" })
+    InvalidArgument::new(LAST_RESPONSE_ID, Problem::UnknownFrame)
 }

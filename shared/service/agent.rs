@@ -8,20 +8,25 @@ use std::{
 
 use futures_util::{Stream, future::OptionFuture};
 use tokio::time::sleep_until;
-use tonic::{Request, Response, Status, metadata::MetadataValue};
+use tonic::{Code, Request, Response, Status, metadata::MetadataValue};
 use tracing::Instrument as _;
 
 use super::{
     admission::{Admission, AdmittedCall},
     call::{RpcCall, RpcContext, RpcResult},
+    caller_language::CallerLanguage,
     convert,
     drain::Drain,
     envelope::Envelope,
+    error::AdmissionError,
+    frame::FrameBuilder,
     frame_source::FrameSource,
-    parse,
+    parse::{self, chat::IncomingChat},
+    refusal, status,
 };
 use crate::{
     chat::TurnFailure,
+    config::ChatRefusals,
     language::Language,
     memory::{MemoryEngine, Retriever},
     proto::{
@@ -39,11 +44,17 @@ pub struct AgentApi {
     admission: Arc<Admission>,
     memory: Arc<MemoryEngine>,
     context: RpcContext,
+    refusals: ChatRefusals,
 }
 
 impl AgentApi {
-    pub(super) fn new(admission: Admission, memory: Arc<MemoryEngine>, context: RpcContext) -> Self {
-        Self { admission: Arc::new(admission), memory, context }
+    pub(super) fn new(
+        admission: Admission,
+        memory: Arc<MemoryEngine>,
+        context: RpcContext,
+        refusals: ChatRefusals,
+    ) -> Self {
+        Self { admission: Arc::new(admission), memory, context, refusals }
     }
 }
 
@@ -53,17 +64,39 @@ impl AgentService for AgentApi {
 
     async fn stream_chat(&self, request: Request<pb::ChatRequest>) -> RpcResult<ChatFrames> {
         let (metadata, extensions, request) = request.into_parts();
-        let language =
-            request.user_profile.as_ref().map_or(Language::default(), |profile| Language::from_tag(&profile.language));
         let mut rpc = self.context.begin_call("StreamChat", &metadata, &request.request_id);
+        let caller = CallerLanguage::of_chat(&metadata, &request);
+        let (session_id, request_id) = (request.session_id.clone(), request.request_id.clone());
         let interrupted = interrupted(&self.context.drain, extensions.get::<Deadline>().copied());
-        let admitting = self.admission.admit(&rpc, &metadata, request, interrupted).instrument(rpc.span().clone());
-        match admitting.await {
-            Ok(AdmittedCall { envelope, source }) => {
-                Ok(Response::new(ChatFrames { source, envelope, rpc, has_ended: false }))
+        let principal = self.context.authenticate(&request.user_id, &metadata).await;
+        let (error, language) = match principal {
+            Err(error) => (AdmissionError::from(error), caller.resolve("")),
+            Ok(principal) => {
+                let user = principal.user.clone();
+                rpc.set_user(&user);
+                let incoming = IncomingChat { principal, metadata: &metadata, language: caller.clone(), request };
+                let admitting = self.admission.admit(&rpc, incoming, interrupted).instrument(rpc.span().clone());
+                match admitting.await {
+                    Ok(AdmittedCall { envelope, source }) => {
+                        let language = caller.resolve("");
+                        return Ok(Response::new(ChatFrames { source, envelope, rpc, language, has_ended: false }));
+                    }
+                    Err(error) if error.spares_store() => (error, caller.resolve("")),
+                    Err(error) => {
+                        let language = Box::pin(caller.resolve_for(&user, self.context.profiles.as_ref())).await;
+                        (error, language)
+                    }
+                }
             }
-            Err(error) => Err(rpc.reject(&error, language)),
+        };
+        let status = rpc.reject(&error, language);
+        if self.refusals == ChatRefusals::Status || status.code() == Code::Unauthenticated {
+            return Err(status);
         }
+        let frame = FrameBuilder::refusal(language, refusal::error(&error, &status), rpc.outcome());
+        let envelope = Envelope::of_refusal(&session_id, &request_id, rpc.trace());
+        let source = FrameSource::Refused(Some(frame));
+        Ok(Response::new(ChatFrames { source, envelope, rpc, language, has_ended: false }))
     }
 
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> RpcResult<pb::MemoryResult> {
@@ -104,6 +137,7 @@ pub struct ChatFrames {
     source: FrameSource,
     envelope: Envelope,
     rpc: RpcCall,
+    language: Language,
     has_ended: bool,
 }
 
@@ -117,7 +151,7 @@ impl Stream for ChatFrames {
         }
         let Some((number, frame)) = ready!(this.source.poll_frame(context)) else {
             this.has_ended = true;
-            return Poll::Ready(Some(Err(Status::internal("the answer cannot be read"))));
+            return Poll::Ready(Some(Err(status::answer_unreadable(this.language))));
         };
         this.has_ended = frame.is_last();
         this.rpc.record_frame(frame.kind);

@@ -8,7 +8,11 @@ use super::{
     admission::Admission, agent::AgentApi, call::RpcContext, conversation::ConversationApi, drain::Drain,
     memory::MemoryApi, run::RunRegistry,
 };
-use crate::{chat::Assistant, config::QuotasByPlan, identity::Authenticator};
+use crate::{
+    chat::Assistant,
+    config::{ChatRefusals, QuotasByPlan},
+    identity::Authenticator,
+};
 
 pub struct ApiParts {
     pub assistant: Assistant,
@@ -18,6 +22,7 @@ pub struct ApiParts {
     /// Time that a run goes on without a reader.
     pub resume_grace: Duration,
     pub max_concurrent_streams: usize,
+    pub refusals: ChatRefusals,
 }
 
 #[derive(Clone)]
@@ -31,21 +36,21 @@ pub struct Apis {
 impl Apis {
     #[must_use]
     pub fn new(parts: ApiParts) -> Self {
-        let ApiParts { assistant, authenticator, quotas, resume_grace, max_concurrent_streams } = parts;
+        let ApiParts { assistant, authenticator, quotas, resume_grace, max_concurrent_streams, refusals } = parts;
         let drain = Drain::default();
-        let context = RpcContext { authenticator: Arc::new(authenticator), drain: drain.clone() };
         let memory = assistant.memory.clone();
         let store = assistant.conversations.clone();
+        let context =
+            RpcContext { authenticator: Arc::new(authenticator), drain: drain.clone(), profiles: store.clone() };
         let runs = store.map(|store| RunRegistry::new(store, resume_grace, drain.clone()));
         let admission = Admission {
             assistant: Arc::new(assistant),
-            context: context.clone(),
             runs: runs.clone(),
             quotas,
             permits: Arc::new(Semaphore::new(max_concurrent_streams.min(Semaphore::MAX_PERMITS))),
         };
         Self {
-            agent: AgentApi::new(admission, memory.clone(), context.clone()),
+            agent: AgentApi::new(admission, memory.clone(), context.clone(), refusals),
             memory: MemoryApi::new(memory, context.clone()),
             conversation: ConversationApi::new(runs, context),
             drain,

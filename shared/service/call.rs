@@ -12,12 +12,14 @@ use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field, info_span};
 
 use super::{
+    caller_language::CallerLanguage,
     drain::Drain,
     error::{AdmissionError, RpcError},
     frame::FrameKind,
     status,
 };
 use crate::{
+    conversation::ConversationStore,
     error::{InvalidArgument, Problem},
     identity::{Authenticator, AuthnError, Credentials, Principal, RequestId, SessionId, TraceId, UserId},
     language::Language,
@@ -30,6 +32,8 @@ pub(super) type RpcResult<T> = Result<Response<T>, Status>;
 pub(super) struct RpcContext {
     pub(super) authenticator: Arc<Authenticator>,
     pub(super) drain: Drain,
+    /// The stored profiles of users, for the language of refusals. `None` = conversations are not stored.
+    pub(super) profiles: Option<Arc<dyn ConversationStore>>,
 }
 
 /// A request whose body may name its user.
@@ -61,9 +65,11 @@ impl RpcContext {
 
     pub(super) async fn authenticate(&self, body_user: &str, metadata: &MetadataMap) -> Result<Principal, AuthnError> {
         let header = |name| metadata.get(name).map(|value| value.as_bytes());
-        let user_id = metadata.get("user-id").map(|value| value.to_str()).transpose().map_err(|_| {
-            InvalidArgument::new("user_id", Problem::Malformed { expected: "visible ASCII where it is call metadata" })
-        })?;
+        let user_id = metadata
+            .get("user-id")
+            .map(|value| value.to_str())
+            .transpose()
+            .map_err(|_| InvalidArgument::new("user_id", Problem::NotVisibleAscii))?;
         let credentials = Credentials {
             body_user,
             user_id,
@@ -85,21 +91,35 @@ impl RpcContext {
     {
         let (metadata, _, mut request) = request.into_parts();
         let mut rpc = self.begin_call(method, &metadata, "");
+        let caller = CallerLanguage::of_call(&metadata);
         let principal = self.authenticate(&request.take_user_id(), &metadata).await;
-        let user = principal.map_err(|error| rpc.reject(&error.into(), Language::default()))?.user;
-        let command = parse(request).map_err(|error| rpc.reject(&error.into(), Language::default()))?;
+        let user = principal.map_err(|error| rpc.reject(&error.into(), caller.resolve("")))?.user;
         rpc.set_user(&user);
-        let result = AssertUnwindSafe(handler(user, command)).catch_unwind().instrument(rpc.span.clone()).await;
+        let command = match parse(request) {
+            Ok(command) => command,
+            Err(error) => return Err(rpc.reject(&error.into(), self.language_of(&caller, &user).await)),
+        };
+        let handled = handler(user.clone(), command);
+        let result = AssertUnwindSafe(handled).catch_unwind().instrument(rpc.span.clone()).await;
         match result.unwrap_or_else(|_panic| Err(Error::defect())) {
             Ok(answer) => {
                 rpc.succeed();
                 Ok(Response::new(answer))
             }
             Err(error) => {
-                let status = rpc.span.in_scope(|| error.status());
+                let language = match error.is_store_down() {
+                    true => caller.resolve(""),
+                    false => self.language_of(&caller, &user).await,
+                };
+                let status = rpc.span.in_scope(|| error.status(language));
                 Err(rpc.fail(status))
             }
         }
+    }
+
+    /// Boxed, because only refusals need it.
+    async fn language_of(&self, caller: &CallerLanguage, user: &UserId) -> Language {
+        Box::pin(caller.resolve_for(user, self.profiles.as_ref())).await
     }
 }
 
@@ -153,6 +173,11 @@ impl RpcCall {
     /// All fields at once, because a JSON span is formatted again with each record.
     pub(super) fn set_request(&self, session: &SessionId, request: &RequestId, model: &str) {
         tracing::record_all!(self.span, session = session.as_str(), request = request.as_str(), model = model);
+    }
+
+    /// For the log line of the call.
+    pub(super) fn outcome(&self) -> &'static str {
+        self.outcome
     }
 
     pub(super) fn reject(&mut self, error: &AdmissionError, language: Language) -> Status {

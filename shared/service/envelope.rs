@@ -27,6 +27,13 @@ impl Envelope {
         Self::with_stream_id(Uuid::now_v7().simple().encode_lower(&mut buffer), session, request, trace)
     }
 
+    /// Of the frame of a refused request, whose ids may be missing or invalid.
+    pub(super) fn of_refusal(session: &str, request: &str, trace: &TraceId) -> Self {
+        let session = SessionId::parse("session_id", session).unwrap_or_else(|_| SessionId::generate());
+        let request = RequestId::parse("request_id", request).unwrap_or_else(|_| RequestId::generate());
+        Self::new(session, &request, trace)
+    }
+
     fn with_stream_id(stream_id: &str, session: SessionId, request: &RequestId, trace: &TraceId) -> Self {
         let fields = pb::ChatResponse {
             request_id: request.as_str().to_owned(),

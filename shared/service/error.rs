@@ -9,6 +9,7 @@ use crate::{
     conversation::{QuotaKind, StoreError},
     error::InvalidArgument,
     identity::AuthnError,
+    language::Language,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -27,11 +28,21 @@ pub(super) enum AdmissionError {
     Overloaded,
 }
 
+impl AdmissionError {
+    /// The user's profile is not asked for: the store does not answer, or it is spared because load is shed.
+    pub(super) fn spares_store(&self) -> bool {
+        matches!(self, Self::StoreUnavailable(_) | Self::Overloaded)
+    }
+}
+
 pub(super) trait RpcError {
     /// The error for a panic of the handler.
     fn defect() -> Self;
 
-    fn status(&self) -> Status;
+    /// The user's database does not answer, so that their profile need not be asked for.
+    fn is_store_down(&self) -> bool;
+
+    fn status(&self, language: Language) -> Status;
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -11,6 +11,7 @@ use tonic::Status;
 
 use super::{call::RpcCall, convert, error::RpcError as _, status};
 use crate::{
+    language::Language,
     memory::{ExportedMemory, MemoryError},
     proto::agent_v1 as pb,
 };
@@ -20,6 +21,7 @@ pub struct MemoryRecordStream {
     memories: BoxStream<'static, Result<ExportedMemory, MemoryError>>,
     shutdown: BoxFuture<'static, ()>,
     rpc: RpcCall,
+    language: Language,
     has_ended: bool,
 }
 
@@ -28,8 +30,9 @@ impl MemoryRecordStream {
         memories: BoxStream<'static, Result<ExportedMemory, MemoryError>>,
         shutdown: BoxFuture<'static, ()>,
         rpc: RpcCall,
+        language: Language,
     ) -> Self {
-        Self { memories, shutdown, rpc, has_ended: false }
+        Self { memories, shutdown, rpc, language, has_ended: false }
     }
 }
 
@@ -43,7 +46,7 @@ impl Stream for MemoryRecordStream {
         }
         if this.shutdown.as_mut().poll(context).is_ready() {
             this.has_ended = true;
-            return Poll::Ready(Some(Err(this.rpc.fail(status::shutting_down()))));
+            return Poll::Ready(Some(Err(this.rpc.fail(status::shutting_down(this.language)))));
         }
         // After a panic the stream is never polled again, so that no broken state is seen.
         let next = match catch_unwind(AssertUnwindSafe(|| this.memories.as_mut().poll_next(context))) {
@@ -55,7 +58,7 @@ impl Stream for MemoryRecordStream {
             Some(Ok(ExportedMemory { memory, history })) => Some(Ok(convert::memory_record(memory, history))),
             Some(Err(error)) => {
                 this.has_ended = true;
-                let status = this.rpc.span().in_scope(|| error.status());
+                let status = this.rpc.span().in_scope(|| error.status(this.language));
                 Some(Err(this.rpc.fail(status)))
             }
             None => {

@@ -138,7 +138,9 @@ impl FrameBuilder {
                 let citations = memories.into_iter().map(|memory| citation(memory, self.full_citations)).collect();
                 frame.content = Some(Content::Citations(pb::CitationBlock { citations }));
             }
-            TurnEvent::ToolExecuted(execution) => frame.content = Some(Content::ToolResult(tool_result(execution))),
+            TurnEvent::ToolExecuted(execution) => {
+                frame.content = Some(Content::ToolResult(tool_result(self.language, execution)));
+            }
             TurnEvent::ToolCalled(ToolCall { id, name, arguments }) => {
                 frame.content = Some(Content::ToolCall(pb::ToolCall { id, name, arguments }));
             }
@@ -175,6 +177,14 @@ impl FrameBuilder {
         EncodedFrame::encode(&frame)
     }
 
+    /// The only frame of a call that is refused.
+    pub(super) fn refusal(language: Language, error: pb::Error, outcome: &'static str) -> EncodedFrame {
+        let mut frame = Self::new(language, false).blank();
+        frame.content = Some(Content::Error(error));
+        frame.set_finish_reason(pb::FinishReason::Error);
+        EncodedFrame { content: frame.encode_to_vec().into(), kind: FrameKind::Last { outcome } }
+    }
+
     fn blank(&self) -> pb::ChatResponse {
         let time = now();
         pb::ChatResponse {
@@ -199,8 +209,16 @@ fn status(language: Language, stage: Stage) -> pb::AgentStatus {
         Stage::Generating { .. } => pb::agent_status::State::Generating,
         Stage::ExecutingTools => pb::agent_status::State::ExecutingTool,
     };
-    let details = wording::stage(language, stage).to_owned();
-    pb::AgentStatus { state: state.into(), details, ..Default::default() }
+    let agent = match stage {
+        Stage::Searching => pb::AgentType::Knowledge,
+        Stage::Thinking | Stage::Generating { .. } | Stage::ExecutingTools => pb::AgentType::Orchestrator,
+    };
+    pb::AgentStatus {
+        state: state.into(),
+        details: wording::stage(language, stage).to_owned(),
+        current_agent_name: agent.as_str_name().to_owned(),
+        active_agent: agent.into(),
+    }
 }
 
 fn citation(recalled: RecalledMemory, full: bool) -> pb::Citation {
@@ -232,7 +250,7 @@ fn usage_metadata(report: &UsageReport) -> BTreeMap<String, String> {
     metadata
 }
 
-fn tool_result(ToolExecution { call_id, name, outcome }: ToolExecution) -> pb::ToolResultPayload {
+fn tool_result(language: Language, ToolExecution { call_id, name, outcome }: ToolExecution) -> pb::ToolResultPayload {
     let mut payload = pb::ToolResultPayload { tool_name: name, tool_call_id: call_id, ..Default::default() };
     match outcome {
         Ok(Value::Object(fields)) => {
@@ -241,8 +259,9 @@ fn tool_result(ToolExecution { call_id, name, outcome }: ToolExecution) -> pb::T
         }
         Ok(_) => payload.success = true,
         Err(failure) => {
-            payload.error_message = failure.message.to_owned();
-            payload.suggestion = failure.suggestion.to_owned();
+            let (message, suggestion) = wording::tool_failure(language, failure);
+            payload.error_message = message.to_owned();
+            payload.suggestion = suggestion.to_owned();
         }
     }
     payload

@@ -17,6 +17,8 @@ pub(super) enum FrameSource {
     Live(LogReader),
     /// A run of another process, or one that has ended, read from the store.
     Replay(StoredFrames),
+    /// The one frame of a call that is refused; `None` = it was read.
+    Refused(Option<EncodedFrame>),
 }
 
 impl FrameSource {
@@ -26,6 +28,7 @@ impl FrameSource {
             Self::Direct(frames) => frames.poll_frame(context),
             Self::Live(reader) => reader.poll_next_unpin(context),
             Self::Replay(frames) => frames.as_mut().poll_next(context),
+            Self::Refused(frame) => Poll::Ready(frame.take().map(|frame| (1, frame))),
         }
     }
 }

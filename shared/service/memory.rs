@@ -6,13 +6,13 @@ use tonic::{Request, Response};
 
 use super::{
     call::{RpcContext, RpcResult},
+    caller_language::CallerLanguage,
     convert,
     export::MemoryRecordStream,
     parse::memory::{self as parse, MemoryDeletion, MemoryListing},
 };
 use crate::{
     erasure::erase_user,
-    language::Language,
     memory::{MemoryEngine, MemoryError, NewDocument},
     proto::agent_v1::{self as pb, memory_service_server::MemoryService},
 };
@@ -94,11 +94,14 @@ impl MemoryService for MemoryApi {
     async fn export_memories(&self, request: Request<pb::ExportMemoriesRequest>) -> RpcResult<MemoryRecordStream> {
         let (metadata, _, request) = request.into_parts();
         let mut rpc = self.context.begin_call("ExportMemories", &metadata, "");
+        let caller = CallerLanguage::of_call(&metadata);
         let principal = self.context.authenticate(&request.user_id, &metadata).await;
-        let user = principal.map_err(|error| rpc.reject(&error.into(), Language::default()))?.user;
+        let user = principal.map_err(|error| rpc.reject(&error.into(), caller.resolve("")))?.user;
         rpc.set_user(&user);
+        // The export may fail at any time, so its language is settled before.
+        let language = caller.resolve_for(&user, self.context.profiles.as_ref()).await;
         let memories = rpc.span().in_scope(|| self.memory.clone().export(user));
         let shutdown = self.context.drain.cancelled();
-        Ok(Response::new(MemoryRecordStream::new(Box::pin(memories), Box::pin(shutdown), rpc)))
+        Ok(Response::new(MemoryRecordStream::new(Box::pin(memories), Box::pin(shutdown), rpc, language)))
     }
 }

@@ -13,7 +13,6 @@ use super::{
     wording,
 };
 use crate::{
-    conversation::StoreError,
     embedding::EmbedError,
     error::InvalidArgument,
     identity::{AuthnError, CredentialError},
@@ -22,9 +21,9 @@ use crate::{
 };
 
 /// Retry delay after a short failure of this service.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Longest pushback. Automatic retries beyond it help no person who waits.
-const MAX_PUSHBACK: Duration = Duration::from_secs(60);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Longest pushback. A gateway that retries by itself is silent meanwhile, and a person waits for it.
+const MAX_PUSHBACK: Duration = Duration::from_secs(3);
 
 pub(super) fn authn(error: &AuthnError, language: Language) -> Status {
     match error {
@@ -69,8 +68,12 @@ pub(super) fn admission(error: &AdmissionError, language: Language) -> Status {
     }
 }
 
-pub(super) fn shutting_down() -> Status {
-    unavailable("the server is shutting down; try again")
+pub(super) fn shutting_down(language: Language) -> Status {
+    unavailable(wording::shutting_down(language))
+}
+
+pub(super) fn answer_unreadable(language: Language) -> Status {
+    Status::internal(wording::answer_unreadable(language))
 }
 
 fn unavailable(message: &str) -> Status {
@@ -92,24 +95,27 @@ impl RpcError for MemoryError {
         Self::Internal
     }
 
+    fn is_store_down(&self) -> bool {
+        use sqlx::Error::{Io, PoolClosed, PoolTimedOut, Tls};
+        matches!(self, Self::Timeout | Self::Database(PoolTimedOut | PoolClosed | Io(_) | Tls(_)))
+    }
+
     /// UNAVAILABLE where a retry may help, else INTERNAL. The cause is only logged.
-    fn status(&self) -> Status {
+    fn status(&self, language: Language) -> Status {
         match self {
-            Self::NotFound => Status::not_found("id names no memory of this user"),
+            Self::NotFound => Status::not_found(wording::memory_not_found(language)),
             Self::Database(sqlx::Error::Configuration(_)) => {
-                Status::failed_precondition("this service has no memory; its operator can set DATABASE_URL")
+                Status::failed_precondition(wording::memory_not_configured(language))
             }
             error if error.is_transient() => {
                 tracing::warn!(%error, "memory store unavailable");
-                unavailable("the memory cannot be reached right now; try again")
+                unavailable(wording::memory_unavailable(language))
             }
             error => {
                 tracing::error!(%error, "memory call failed");
                 Status::internal(match error {
-                    Self::Embedding(EmbedError::Rejected(401 | 403)) => {
-                        "the embedding provider refused the service's key; its operator should check EMBEDDING_API_KEY"
-                    }
-                    _ => "the memory failed",
+                    Self::Embedding(EmbedError::Rejected(401 | 403)) => wording::embedding_key_refused(language),
+                    _ => wording::memory_failed(language),
                 })
             }
         }
@@ -121,19 +127,19 @@ impl RpcError for ConversationError {
         Self::Defect
     }
 
-    fn status(&self) -> Status {
+    fn is_store_down(&self) -> bool {
+        matches!(self, Self::Store(_))
+    }
+
+    fn status(&self, language: Language) -> Status {
         match self {
-            Self::Disabled => {
-                Status::failed_precondition("this service stores no conversations; its operator can set CONVERSATIONS")
+            Self::Disabled => Status::failed_precondition(wording::conversations_disabled(language)),
+            Self::NotFound => Status::not_found(wording::session_not_found(language)),
+            Self::Store(error) => {
+                tracing::warn!(%error, "conversation store unavailable");
+                unavailable(wording::store_unavailable(language))
             }
-            Self::NotFound => Status::not_found("session_id names no conversation of this user"),
-            Self::Store(error) => store_error(error),
-            Self::Defect => Status::internal("the conversations failed"),
+            Self::Defect => Status::internal(wording::conversations_failed(language)),
         }
     }
-}
-
-fn store_error(error: &StoreError) -> Status {
-    tracing::warn!(%error, "conversation store unavailable");
-    unavailable(wording::store_unavailable(Language::default()))
 }

@@ -6,6 +6,7 @@ use crate::{
     identity::CredentialError,
     language::Language,
     llm::ModelErrorKind,
+    tools::ToolFailure,
 };
 
 pub(super) fn stage(language: Language, stage: Stage) -> &'static str {
@@ -62,7 +63,7 @@ pub(super) fn quota_exceeded(language: Language, quota: QuotaKind) -> &'static s
         ),
         QuotaKind::TokensPerDay => language.pick(
             "today's token quota is used up; it resets at midnight UTC",
-            "今日的 token 额度已用完，将于 UTC 零点恢复",
+            "今日的用量额度已用完，将于世界标准时间零点（北京时间 8 点）恢复",
         ),
     }
 }
@@ -83,19 +84,85 @@ pub(super) fn store_unavailable(language: Language) -> &'static str {
 }
 
 pub(super) fn permission_denied(language: Language) -> &'static str {
-    language.pick("user_id must be the subject of the token, or empty", "user_id 必须与令牌的 subject 一致，或者留空")
+    language.pick("user_id must be the subject of the token, or empty", "user_id 必须是令牌所属的用户，或者留空")
 }
 
 pub(super) fn credential_error(language: Language, error: CredentialError) -> &'static str {
     match error {
-        CredentialError::Missing => {
-            language.pick("the call needs a token: authorization: Bearer …", "调用缺少令牌：authorization: Bearer …")
-        }
+        CredentialError::Missing => language
+            .pick("the call needs a bearer token in its authorization", "调用缺少令牌，请放在元数据 authorization 中"),
         CredentialError::Expired => language.pick("the token has expired; sign in again", "令牌已过期，请重新登录"),
         CredentialError::Invalid => language.pick("the token is not valid", "令牌无效"),
         CredentialError::WrongInternalKey => language.pick("x-internal-api-key is wrong", "x-internal-api-key 不正确"),
         CredentialError::KeysUnavailable => {
             language.pick("tokens cannot be checked right now; try again", "暂时无法校验令牌，请稍后重试")
+        }
+    }
+}
+
+pub(super) fn shutting_down(language: Language) -> &'static str {
+    language.pick("the server is shutting down; try again", "服务正在关闭，请重试")
+}
+
+pub(super) fn answer_unreadable(language: Language) -> &'static str {
+    language.pick("the answer cannot be read", "无法读取回答")
+}
+
+pub(super) fn memory_not_found(language: Language) -> &'static str {
+    language.pick("id names no memory of this user", "该用户没有 id 所指的记忆")
+}
+
+pub(super) fn memory_not_configured(language: Language) -> &'static str {
+    language.pick(
+        "this service has no memory; its operator can set DATABASE_URL",
+        "该服务没有记忆库，管理员可以设置 DATABASE_URL",
+    )
+}
+
+pub(super) fn memory_unavailable(language: Language) -> &'static str {
+    language.pick("the memory cannot be reached right now; try again", "暂时无法访问记忆，请稍后重试")
+}
+
+pub(super) fn embedding_key_refused(language: Language) -> &'static str {
+    language.pick(
+        "the embedding provider refused the service's key; its operator should check EMBEDDING_API_KEY",
+        "向量模型服务商拒绝了密钥，请管理员检查 EMBEDDING_API_KEY",
+    )
+}
+
+pub(super) fn memory_failed(language: Language) -> &'static str {
+    language.pick("the memory failed", "记忆服务出错")
+}
+
+pub(super) fn conversations_disabled(language: Language) -> &'static str {
+    language.pick(
+        "this service stores no conversations; its operator can set CONVERSATIONS",
+        "该服务不保存对话，管理员可以设置 CONVERSATIONS",
+    )
+}
+
+pub(super) fn session_not_found(language: Language) -> &'static str {
+    language.pick("session_id names no conversation of this user", "该用户没有 session_id 所指的对话")
+}
+
+pub(super) fn conversations_failed(language: Language) -> &'static str {
+    language.pick("the conversations failed", "对话服务出错")
+}
+
+/// The failure, and a suggestion.
+pub(super) fn tool_failure(language: Language, failure: ToolFailure) -> (&'static str, &'static str) {
+    match failure {
+        ToolFailure::TimedOut => {
+            language.pick(("the memory took too long", "try again later"), ("检索记忆超时", "请稍后重试"))
+        }
+        ToolFailure::InvalidArgument => language.pick(
+            ("an argument is blank or holds a NUL", "give text that is not blank"),
+            ("参数为空白或含有空字符", "请提供非空白的文本"),
+        ),
+        ToolFailure::Unavailable => language
+            .pick(("the memory cannot be reached right now", "try again later"), ("暂时无法访问记忆", "请稍后重试")),
+        ToolFailure::Failed => {
+            language.pick(("the memory failed", "go on without it"), ("记忆服务出错", "请不使用记忆继续"))
         }
     }
 }
@@ -153,3 +220,7 @@ fn model_failure(language: Language, kind: ModelErrorKind) -> &'static str {
         ),
     }
 }
+
+#[cfg(test)]
+#[path = "wording_tests.rs"]
+mod tests;

@@ -5,11 +5,13 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     identity::UserId,
-    memory::{DEFAULT_ALPHA, Filter, MemoryEngine, MemoryError, Metadata, NewMemory, RetrievalQuery, Selection},
+    memory::{
+        DEFAULT_ALPHA, Filter, MemoryEngine, MemoryError, Metadata, NewMemory, RetrievalQuery, Selection, select_hits,
+    },
 };
 
 /// The user waits for the model, and the model for the tool.
@@ -31,12 +33,18 @@ pub struct ToolContext {
     pub filter: Filter,
 }
 
-/// An error that the model and the client read. It holds no text of the user.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct ToolFailure {
-    pub message: &'static str,
-    pub suggestion: &'static str,
+/// The messages are for the model; the client gets its own, in its language.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ToolFailure {
+    #[error("the memory took too long; try again later")]
+    TimedOut,
+    /// Blank text or a NUL, which a schema cannot exclude.
+    #[error("an argument is blank or holds a NUL; give text that is not blank")]
+    InvalidArgument,
+    #[error("the memory cannot be reached right now; try again later")]
+    Unavailable,
+    #[error("the memory failed; go on without it")]
+    Failed,
 }
 
 #[derive(Deserialize)]
@@ -83,19 +91,17 @@ impl MemoryTool {
         };
         match timeout(TOOL_TIMEOUT, run).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(ToolFailure { message: "the memory took too long", suggestion: "try again later" }),
+            Err(_) => Err(ToolFailure::TimedOut),
         }
     }
 }
 
 /// Checks what the schema cannot express: text must not be blank, and must not hold a NUL, which Postgres rejects.
 fn parse_arguments<T: for<'de> Deserialize<'de>>(arguments: Value) -> Result<T, ToolFailure> {
-    let failure =
-        ToolFailure { message: "an argument is blank or holds a NUL", suggestion: "give text that is not blank" };
     if !is_usable(&arguments) {
-        return Err(failure);
+        return Err(ToolFailure::InvalidArgument);
     }
-    serde_json::from_value(arguments).map_err(|_| failure)
+    serde_json::from_value(arguments).map_err(|_| ToolFailure::InvalidArgument)
 }
 
 fn is_usable(arguments: &Value) -> bool {
@@ -121,9 +127,9 @@ async fn search(
         time_zone: context.time_zone.clone(),
         counts_matches: false,
     };
-    let found = Box::pin(memory.retrieve(&context.user, &query)).await.map_err(tool_failure)?;
-    let memories: Vec<_> = found
-        .hits
+    let deadline = Instant::now() + TOOL_TIMEOUT;
+    let hits = Box::pin(memory.recall(&context.user, &query, deadline, |_| true)).await.map_err(tool_failure)?;
+    let memories: Vec<_> = select_hits(hits, query.limit)
         .into_iter()
         .map(|(memory, score)| {
             let date = memory.created_at.to_zoned(context.time_zone.clone()).strftime("%Y-%m-%d").to_string();
@@ -161,11 +167,7 @@ async fn forget(
 
 fn tool_failure(error: MemoryError) -> ToolFailure {
     tracing::warn!(%error, "a memory tool failed");
-    if error.is_transient() {
-        ToolFailure { message: "the memory cannot be reached right now", suggestion: "try again later" }
-    } else {
-        ToolFailure { message: "the memory failed", suggestion: "go on without it" }
-    }
+    if error.is_transient() { ToolFailure::Unavailable } else { ToolFailure::Failed }
 }
 
 #[cfg(test)]

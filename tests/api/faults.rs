@@ -11,7 +11,7 @@ use crate::{
         stream_head, usage,
     },
     harness::{
-        CLOSED_ADDRESS, TestServer, ask_without_retrieval, error_of, joined_deltas, outline, run_turn, usage_of,
+        CLOSED_ADDRESS, TestServer, ask, error_of, joined_deltas, outline, run_turn, usage_of, without_retrieval,
     },
 };
 
@@ -163,7 +163,7 @@ async fn answer_is_truncated_at_the_token_limit() {
     assert_eq!(provider.take_requests()[0].body["max_tokens"], 50, "max_tokens is sent to the provider");
     provider.script(good_answer()).await;
     let config = pb::ChatConfig { max_tokens: Some(10), ..Default::default() };
-    let request = pb::ChatRequest { config: Some(config), ..ask_without_retrieval("hi") };
+    let request = without_retrieval(pb::ChatRequest { config: Some(config), ..ask("hi") });
     server.chat(request).await.unwrap();
     assert_eq!(provider.take_requests()[0].body["max_tokens"], 10, "the smaller limit applies");
 }

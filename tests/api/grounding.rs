@@ -2,10 +2,15 @@
 
 use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
 use futures_util::FutureExt as _;
+use tonic::Request;
 
 use crate::{
     fake_provider::{FakeProvider, delta, finish},
-    harness::{TestServer, UNREACHABLE_DATABASE, ask, frame_kind, memory_input, outline, run_chat, run_turn},
+    harness::{
+        TestServer, UNREACHABLE_DATABASE, ask, chat_request, frame_kind, memory_input, outline, run_chat, run_turn,
+        without_retrieval,
+    },
+    tools::{question_with_tools, results_of, start_with_tools, text_answer, tool_call_answer},
 };
 
 fn citations(frames: &[pb::ChatResponse]) -> Vec<pb::Citation> {
@@ -44,6 +49,153 @@ async fn repeated_question_is_not_grounded_in_itself() {
     server.add_memories("ann", memories).await;
     let cited = citations(&server.chat(ask(question)).await.unwrap());
     assert_eq!(cited.iter().map(|memory| memory.id.as_str()).collect::<Vec<_>>(), ["statement"]);
+}
+
+/// With the title, without the score.
+fn cited(frames: &[pb::ChatResponse]) -> Vec<(String, String)> {
+    citations(frames).into_iter().map(|citation| (citation.content, citation.title)).collect()
+}
+
+#[tokio::test]
+async fn question_asked_many_times_keeps_finding_the_note() {
+    let server = TestServer::start(&[]).await;
+    let note = "Eigenvalues of a rotation matrix are complex numbers of length one";
+    server.remember("ann", &[note]).await;
+    let questions = [
+        "what are the eigenvalues of a rotation matrix?",
+        "What are the eigenvalues of a rotation matrix",
+        "explain the eigenvalues of a rotation matrix to me",
+        "How do eigenvalues of a rotation matrix behave?",
+    ];
+    for count in 1..=12 {
+        for question in questions {
+            let frames = run_chat(&server, ask(question)).await;
+            let knowledge: Vec<_> = cited(&frames).into_iter().filter(|(content, _)| content == note).collect();
+            assert_eq!(knowledge.len(), 1, "asked {count} times: {:?}", cited(&frames));
+            let echo = |content: &String| content.eq_ignore_ascii_case(question);
+            assert!(!cited(&frames).iter().any(|(content, _)| echo(content)), "the question cites itself");
+        }
+        server.learn().await;
+    }
+    let chats = server.list_memories("ann").await.into_iter().filter(|memory| memory.source_type == "chat").count();
+    assert_eq!(chats, 48, "every question is a memory");
+}
+
+#[tokio::test]
+async fn note_is_found_behind_hundreds_of_earlier_questions() {
+    let server = TestServer::start(&[("LEARNING", "off")]).await;
+    let turn = |number: usize| pb::MemoryInput {
+        source_type: "chat".into(),
+        metadata: [("speaker".to_owned(), "user".to_owned())].into(),
+        ..memory_input(&format!("turn-{number}"), &format!("What about eigenvalues{}", "?".repeat(number % 5 + 1)))
+    };
+    server.add_memories("ann", (0..400).map(turn).collect()).await;
+    server.remember("ann", &["A note that says much about other subjects and little of eigenvalues"]).await;
+    let frames = run_chat(&server, ask("what about eigenvalues?")).await;
+    let titles: Vec<_> = cited(&frames).into_iter().map(|(_, title)| title).collect();
+    assert_eq!(titles, ["A note that says much about other…"]);
+}
+
+#[tokio::test]
+async fn search_tool_finds_the_note_behind_earlier_questions() {
+    let (provider, server) = start_with_tools().await;
+    let question = "what about eigenvalues?";
+    let turn =
+        |number: usize| pb::MemoryInput { source_type: "chat".into(), ..memory_input(&number.to_string(), question) };
+    server.add_memories("ann", (0..12).map(turn).collect()).await;
+    server.remember("ann", &["Eigenvalues are hard"]).await;
+    provider.script(tool_call_answer("c", "search_memory", &serde_json::json!({"query": question}))).await;
+    provider.script(text_answer("ok")).await;
+    let frames = run_chat(&server, question_with_tools("hi")).await;
+    let found = format!("{:?}", results_of(&frames)[0].data);
+    assert!(found.contains("Eigenvalues are hard"), "{found}");
+    assert!(!found.contains(question), "{found}");
+}
+
+#[tokio::test]
+async fn memories_that_the_history_has_are_not_cited() {
+    let server = TestServer::start(&[]).await;
+    run_chat(&server, chat_request("one", "s", "I mix up eigenvalues and eigenvectors")).await;
+    server.learn().await;
+    let question = "what about eigenvalues and eigenvectors?";
+    let same = run_chat(&server, chat_request("two", "s", question)).await;
+    assert_eq!(cited(&same), [], "the model reads it in the history");
+    let other = run_chat(&server, chat_request("three", "t", question)).await;
+    let (content, title) = cited(&other).remove(0);
+    assert_eq!(content, "I mix up eigenvalues and eigenvectors");
+    assert!(title.starts_with("You · 20"), "{title}");
+    // The client's history counts where nothing is stored.
+    let history = pb::ChatMessage { role: "user".into(), content, ..Default::default() };
+    let first = pb::ChatRequest { history: vec![history], ..chat_request("four", "u", question) };
+    assert_eq!(cited(&run_chat(&server, first).await), []);
+}
+
+#[tokio::test]
+async fn question_in_the_client_history_is_not_sent_twice() {
+    let (mut provider, server) = TestServer::start_with_provider().await;
+    let message = |role: &str, content: &str| pb::ChatMessage {
+        role: role.into(),
+        content: content.into(),
+        ..Default::default()
+    };
+    provider.stream(&[&delta("ok"), &finish("stop"), "[DONE]"]).await;
+    let history = vec![message("user", "hello"), message("assistant", "Hi!"), message("user", " what  about limits? ")];
+    run_chat(&server, without_retrieval(pb::ChatRequest { history, ..ask("what about limits?") })).await;
+    let body = provider.requests.recv().await.unwrap().body;
+    let messages: Vec<_> = body["messages"].as_array().unwrap()[1..].iter().map(|m| m["content"].clone()).collect();
+    assert_eq!(messages, ["hello", "Hi!", "what about limits?"]);
+}
+
+#[tokio::test]
+async fn document_context_off_excludes_chunks_of_documents_only() {
+    let server = TestServer::start(&[]).await;
+    server.remember("ann", &["Eigenvalues: my own note"]).await;
+    let book = pb::IngestDocumentRequest {
+        user_id: "ann".into(),
+        document_id: "book".into(),
+        title: "Algebra".into(),
+        content: "Eigenvalues are the roots of the characteristic polynomial.".into(),
+        ..Default::default()
+    };
+    server.memory().ingest_document(book).await.unwrap();
+    let titles = async |use_document_context| {
+        let frames = run_chat(&server, pb::ChatRequest { use_document_context, ..ask("eigenvalues") }).await;
+        let mut titles: Vec<_> = cited(&frames).into_iter().map(|(_, title)| title).collect();
+        titles.sort();
+        titles
+    };
+    assert_eq!(titles(None).await, ["Algebra", "Eigenvalues: my own note"]);
+    assert_eq!(titles(Some(true)).await, ["Algebra", "Eigenvalues: my own note"]);
+    assert_eq!(titles(Some(false)).await, ["Eigenvalues: my own note"]);
+    let chapter = "## Eigenvalues\n\nEigenvalues, eigenvalues, eigenvalues.\n\n";
+    let books = (0..40).map(|number| pb::IngestDocumentRequest {
+        user_id: "ann".into(),
+        document_id: format!("book-{number}"),
+        content: format!("# {number}\n\n{chapter}"),
+        ..Default::default()
+    });
+    for book in books {
+        server.memory().ingest_document(book).await.unwrap();
+    }
+    assert_eq!(titles(Some(false)).await, ["Eigenvalues: my own note"], "behind more chunks than one search finds");
+}
+
+#[tokio::test]
+async fn recall_metadata_is_off_on_or_refused() {
+    let server = TestServer::start(&[]).await;
+    server.remember("ann", &["eigenvalues"]).await;
+    let with = |value: &str| {
+        let mut request = Request::new(ask("eigenvalues"));
+        request.metadata_mut().insert("x-recall", value.parse().unwrap());
+        request
+    };
+    for (value, searches) in [("off", false), (" OFF ", false), ("on", true)] {
+        let frames = run_chat(&server, with(value)).await;
+        assert_eq!(outline(&frames).contains(&"SEARCHING"), searches, "{value}");
+    }
+    let refused = server.chat(with("false")).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.message().contains("x-recall"), "{refused:?}");
 }
 
 #[tokio::test]

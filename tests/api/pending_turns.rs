@@ -5,10 +5,10 @@ use serde_json::json;
 
 use crate::{
     fake_provider::{Step, partial_answer},
-    harness::{error_of, joined_deltas, run_chat},
+    harness::{error_of, joined_deltas, run_chat, without_retrieval},
     tools::{
-        assert_result_rejected, calls_of, question, start_with_tools, text_answer, tool_call_answer, tool_call_event,
-        tool_result,
+        assert_result_rejected, calls_of, question, question_with_tools, start_with_tools, text_answer,
+        tool_call_answer, tool_call_event, tool_result,
     },
 };
 
@@ -74,7 +74,11 @@ async fn resumed_turn_keeps_its_language() {
     let (provider, server) = start_with_tools().await;
     provider.script(tool_call_answer("c", "now", &json!({}))).await;
     let profile = pb::UserProfile { language: "zh-CN".into(), ..Default::default() };
-    run_chat(&server, pb::ChatRequest { user_profile: Some(profile), ..question("几点了?") }).await;
+    run_chat(
+        &server,
+        without_retrieval(pb::ChatRequest { user_profile: Some(profile), ..question_with_tools("几点了?") }),
+    )
+    .await;
     provider.script(text_answer("中午")).await;
     let frames = run_chat(&server, tool_result("c", "12")).await;
     let Some(Content::StatusUpdate(status)) = &frames[0].content else { panic!("{frames:?}") };

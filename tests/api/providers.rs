@@ -2,12 +2,13 @@
 
 use agent_service::proto::agent_v1 as pb;
 use proptest::prelude::*;
+use tonic::Request;
 
 use crate::{
     fake_provider::{FakeProvider, Step, delta, finish, stream_head, usage},
     harness::{
         TEST_TIMEOUT, TestServer, ask, ask_without_retrieval, endless_answer, error_of, joined_deltas, open_stream,
-        outline, read_until, run_chat, run_turn, usage_of,
+        outline, read_until, run_chat, run_turn, usage_of, without_retrieval,
     },
 };
 
@@ -48,9 +49,9 @@ async fn request_carries_key_sampling_history_and_prompt() {
             preferences: [("concise_mode".to_owned(), "true".to_owned())].into(),
             ..Default::default()
         }),
-        ..ask_without_retrieval("question")
+        ..ask("question")
     };
-    server.chat(request).await.unwrap();
+    server.chat(without_retrieval(request)).await.unwrap();
     let received = provider.requests.recv().await.unwrap();
     assert!(received.head.starts_with("POST /v1/chat/completions "), "{}", received.head);
     assert!(received.head.to_ascii_lowercase().contains("authorization: bearer test-key"));
@@ -149,7 +150,7 @@ async fn error_message_is_in_the_language_of_the_user() {
     provider.respond(503, "").await;
     let profile = pb::UserProfile { language: "zh".into(), ..Default::default() };
     let frames =
-        server.chat(pb::ChatRequest { user_profile: Some(profile), ..ask_without_retrieval("hi") }).await.unwrap();
+        server.chat(without_retrieval(pb::ChatRequest { user_profile: Some(profile), ..ask("hi") })).await.unwrap();
     assert_eq!(error_of(&frames).message, "模型服务商暂时不可用，请稍后重试。");
 }
 
@@ -232,9 +233,9 @@ async fn model_must_be_allowed() {
     let mut variables = provider.variables();
     variables.push(("LLM_ALLOWED_MODELS", "good, better"));
     let server = TestServer::start(&variables).await;
-    let with_model = |model: &str| pb::ChatRequest {
-        config: Some(pb::ChatConfig { model: model.into(), ..Default::default() }),
-        ..ask_without_retrieval("hi")
+    let with_model = |model: &str| {
+        let config = Some(pb::ChatConfig { model: model.into(), ..Default::default() });
+        without_retrieval(pb::ChatRequest { config, ..ask("hi") })
     };
     let status = server.chat(with_model("evil")).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
@@ -294,8 +295,8 @@ proptest! {
                     StreamEnd::Refused(status) => provider.respond(status, "{}").await,
                     _ => provider.stream(&events).await,
                 }
-                let request =
-                    pb::ChatRequest { use_document_context: Some(with_memory), ..ask("is linear algebra hard?") };
+                let request = ask("is linear algebra hard?");
+                let request = if with_memory { Request::new(request) } else { without_retrieval(request) };
                 let frames = run_chat(&server, request).await;
                 let has_text = texts.iter().any(|text| !text.is_empty());
                 let is_answered = frames.last().unwrap().finish_reason() != pb::FinishReason::Error;

@@ -4,11 +4,13 @@ use std::io::Write as _;
 
 use agent_service::proto::agent_v1::{self as pb, chat_request::Input, chat_response::Content};
 use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, Request};
 
 use crate::{
     fake_provider::{FakeProvider, Step, delta, finish, golden_stream, stream, usage},
-    harness::{TestServer, ask, ask_without_retrieval, error_of, joined_deltas, outline, run_chat, usage_of},
+    harness::{
+        TestServer, ask, ask_without_retrieval, error_of, joined_deltas, outline, run_chat, usage_of, without_retrieval,
+    },
 };
 
 const TOOLS: &str = r#"[
@@ -28,12 +30,17 @@ pub async fn start_with_tools() -> (FakeProvider, TestServer) {
 }
 
 /// A question in session `s` with all tools enabled.
-pub fn question(message: &str) -> pb::ChatRequest {
+pub fn question_with_tools(message: &str) -> pb::ChatRequest {
     pb::ChatRequest {
         session_id: "s".into(),
         config: Some(pb::ChatConfig { tools_enabled: true, ..Default::default() }),
-        ..ask_without_retrieval(message)
+        ..ask(message)
     }
+}
+
+/// As [`question_with_tools`], without retrieval.
+pub fn question(message: &str) -> Request<pb::ChatRequest> {
+    without_retrieval(question_with_tools(message))
 }
 
 pub fn tool_result(call_id: &str, json: &str) -> pb::ChatRequest {
@@ -79,7 +86,7 @@ pub fn calls_of(frames: &[pb::ChatResponse]) -> Vec<(&str, &str, &str)> {
         .collect()
 }
 
-fn results_of(frames: &[pb::ChatResponse]) -> Vec<&pb::ToolResultPayload> {
+pub fn results_of(frames: &[pb::ChatResponse]) -> Vec<&pb::ToolResultPayload> {
     frames
         .iter()
         .filter_map(|frame| match &frame.content {
@@ -164,11 +171,13 @@ async fn parallel_tool_calls_resume_turn_after_all_results() {
 #[tokio::test]
 async fn tools_are_offered_as_selected_by_the_request() {
     let (mut provider, server) = start_with_tools().await;
-    let with = |active: &[&str], enabled: bool, retrieval: bool| pb::ChatRequest {
-        active_tools: active.iter().map(|&name| name.to_owned()).collect(),
-        config: Some(pb::ChatConfig { tools_enabled: enabled, ..Default::default() }),
-        use_document_context: Some(retrieval),
-        ..ask("hi")
+    let with = |active: &[&str], enabled: bool, retrieval: bool| {
+        let request = pb::ChatRequest {
+            active_tools: active.iter().map(|&name| name.to_owned()).collect(),
+            config: Some(pb::ChatConfig { tools_enabled: enabled, ..Default::default() }),
+            ..ask("hi")
+        };
+        if retrieval { Request::new(request) } else { without_retrieval(request) }
     };
     for (request, expected) in [
         (with(&[], false, true), vec![]),
@@ -179,11 +188,12 @@ async fn tools_are_offered_as_selected_by_the_request() {
         (with(&["search_memory", "save_memory"], false, false), vec!["save_memory"]),
     ] {
         provider.script(text_answer("ok")).await;
-        run_chat(&server, request.clone()).await;
+        let described = format!("{request:?}");
+        run_chat(&server, request).await;
         let body = provider.take_requests().remove(0).body;
         let offered: Vec<_> = body["tools"].as_array().into_iter().flatten().collect();
         let names: Vec<_> = offered.iter().map(|tool| tool["function"]["name"].as_str().unwrap()).collect();
-        assert_eq!(names, expected, "{request:?}");
+        assert_eq!(names, expected, "{described}");
         assert_eq!(body.get("tools").is_some(), !expected.is_empty(), "an empty tool list is sent");
     }
 }
@@ -257,8 +267,7 @@ async fn memory_tools_run_on_the_server() {
         ))
         .await;
     provider.script(text_answer("Done.")).await;
-    let request = pb::ChatRequest { use_document_context: None, ..question("I know eigenvalues now") };
-    let frames = run_chat(&server, request).await;
+    let frames = run_chat(&server, question_with_tools("I know eigenvalues now")).await;
     let round = ["GENERATING", "EXECUTING_TOOL", "tool_result"];
     let end = ["GENERATING", "delta", "usage", "full_text"];
     let start = ["THINKING", "SEARCHING", "citations"];

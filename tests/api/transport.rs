@@ -11,7 +11,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use crate::harness::{
     TEST_TIMEOUT, TestServer, UNREACHABLE_DATABASE, ask, ask_without_retrieval, config, frame_kind, memory_query,
-    open_stream, raw_call,
+    open_stream, raw_call, without_retrieval,
 };
 
 const SERVICES: [&str; 3] = ["", "agent.v1.AgentService", "agent.v1.MemoryService"];
@@ -128,7 +128,7 @@ async fn connection_survives_a_thousand_stream_resets() {
     let server = TestServer::start(&[("DEMO_CHUNK_DELAY_MS", "3600000"), ("CONVERSATIONS", "off")]).await;
     let open = join_all((0..1000).map(async |user| {
         let user_id = format!("user {user}");
-        let request = pb::ChatRequest { user_id, ..ask_without_retrieval("hi") };
+        let request = without_retrieval(pb::ChatRequest { user_id, ..ask("hi") });
         let mut stream = open_stream(&server, request).await;
         while frame_kind(&stream.message().await.unwrap().unwrap()) != "delta" {}
         stream

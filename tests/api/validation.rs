@@ -86,6 +86,11 @@ async fn invalid_chat_field_is_named() {
         ),
         ("file_ids[0]", pb::ChatRequest { file_ids: vec![String::new()], ..ask("hi") }),
         ("document_filter[0]", pb::ChatRequest { document_filter: vec!["a\0b".into()], ..ask("hi") }),
+        ("file_ids", pb::ChatRequest { file_ids: vec!["f".into()], use_document_context: Some(false), ..ask("hi") }),
+        (
+            "document_filter",
+            pb::ChatRequest { document_filter: vec!["f".into()], use_document_context: Some(false), ..ask("hi") },
+        ),
         (
             "user_profile.nickname",
             pb::ChatRequest {

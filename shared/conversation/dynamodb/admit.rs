@@ -51,7 +51,7 @@ impl DynamoConversations {
         }
         let lease = Lease { key: run.key.clone(), lease_token: Uuid::now_v7() };
         let attempts = Attempts { run, lease, expired: None, limits_streams: true };
-        let (outcome, profile) = join!(self.attempt_admission(attempts), self.profile(&run.key.user));
+        let (outcome, profile) = join!(self.attempt_admission(attempts), self.read_profile(&run.key.user));
         match (outcome?, profile) {
             (AdmitOutcome::Started { lease, .. }, Ok(profile)) => {
                 Ok(AdmitOutcome::Started { lease, profile, history: None })
@@ -126,7 +126,7 @@ impl DynamoConversations {
         Ok(None)
     }
 
-    async fn profile(&self, user: &UserId) -> Result<Option<Vec<u8>>> {
+    pub(super) async fn read_profile(&self, user: &UserId) -> Result<Option<Vec<u8>>> {
         let Some(item) = self.table.get(Key::profile(user)).await? else { return Ok(None) };
         self.table.read_value(&ValueOwner::new(user, PROFILE), &item).await.map(Some)
     }

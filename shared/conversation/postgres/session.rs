@@ -71,6 +71,14 @@ impl PostgresConversations {
         read_history(&row, &turns)
     }
 
+    pub(super) async fn read_profile(&self, user: &UserId) -> Result<Option<Vec<u8>>> {
+        let mut transaction = self.database.begin(user).await?;
+        let query = transaction.query("select profile from user_profiles where user_id = $1").bind(user.as_str());
+        let row = query.fetch_optional(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(row.map(|row| row.try_get("profile")).transpose()?)
+    }
+
     pub(super) async fn read_sessions(
         &self,
         user: &UserId,

@@ -12,13 +12,25 @@ use crate::{
     chat::{HistoryMessage, Profile, Speaker, ToolResult, TurnInput},
     error::{InvalidArgument, Problem, check_text},
     identity::{MAX_ID_BYTES, Principal, RequestId, SessionId, UserId},
+    language::Language,
     memory::Filter,
     proto::agent_v1 as pb,
+    service::caller_language::CallerLanguage,
     tools::ToolSelection,
 };
 
 /// Metadata with the `response_id` of the last frame that the client received.
 pub(in crate::service) const LAST_RESPONSE_ID: &str = "x-last-response-id";
+/// Metadata: `off` = no retrieval in this turn.
+const RECALL: &str = "x-recall";
+
+/// A request of an authenticated caller.
+pub(in crate::service) struct IncomingChat<'a> {
+    pub(in crate::service) principal: Principal,
+    pub(in crate::service) metadata: &'a MetadataMap,
+    pub(in crate::service) language: CallerLanguage,
+    pub(in crate::service) request: pb::ChatRequest,
+}
 
 pub(in crate::service) struct ChatCall {
     pub(in crate::service) user: UserId,
@@ -32,8 +44,7 @@ pub(in crate::service) struct ChatCall {
     pub(in crate::service) is_self_contained: bool,
     /// Citations have the full content instead of an excerpt.
     pub(in crate::service) full_citations: bool,
-    /// BCP 47 tag of the request's profile; may be empty.
-    pub(in crate::service) language_tag: String,
+    pub(in crate::service) language: CallerLanguage,
     pub(in crate::service) input: ChatInput,
 }
 
@@ -51,16 +62,13 @@ impl ChatCall {
     }
 }
 
-pub(in crate::service) fn parse(
-    principal: Principal,
-    metadata: &MetadataMap,
-    mut request: pb::ChatRequest,
-) -> Parsed<ChatCall> {
+pub(in crate::service) fn parse(incoming: IncomingChat<'_>) -> Parsed<ChatCall> {
+    let IncomingChat { principal, metadata, language, mut request } = incoming;
     let last_response_id = match metadata.get(LAST_RESPONSE_ID).map(|value| value.to_str()) {
         None => None,
         Some(Ok(id)) => Some(id.to_owned()),
         Some(Err(_)) => {
-            return invalid(LAST_RESPONSE_ID, Problem::Unknown { what: "frame of an answer to this request" });
+            return invalid(LAST_RESPONSE_ID, Problem::UnknownFrame);
         }
     };
     // The same request may name its user in its body or in its metadata.
@@ -76,6 +84,7 @@ pub(in crate::service) fn parse(
         id => RequestId::parse("request_id", id)?,
     };
     let profile = profile(request.user_profile.take().unwrap_or_default())?;
+    let may_recall = may_recall(metadata)?;
     Ok(ChatCall {
         session: session.clone(),
         request: request_id,
@@ -84,18 +93,48 @@ pub(in crate::service) fn parse(
         is_pro: principal.is_pro.unwrap_or(profile.is_pro),
         is_self_contained,
         full_citations: request.include_references,
-        language_tag: profile.language_tag.clone(),
         input: match request.input.take() {
             None => return invalid("input", Problem::ExactlyOneOf { fields: "message, tool_result" }),
             Some(pb::chat_request::Input::ToolResult(result)) => ChatInput::ToolResult(tool_result(result)?),
             Some(pb::chat_request::Input::Message(message)) => {
                 let message = text("message", message, MAX_MESSAGE_BYTES)?;
                 let input = turn_input(principal.user.clone(), session, profile, message, request)?;
-                ChatInput::Message(Box::new(input))
+                let recall = input.recall.filter(|_| may_recall);
+                ChatInput::Message(Box::new(TurnInput { recall, language: language.resolve(""), ..input }))
             }
         },
         user: principal.user,
+        language,
     })
+}
+
+/// A value that is not known is refused: a caller that wants no retrieval must not get it for a misspelling.
+fn may_recall(metadata: &MetadataMap) -> Parsed<bool> {
+    let mut may_recall = true;
+    for value in metadata.get_all(RECALL) {
+        match value.as_bytes().trim_ascii() {
+            value if value.eq_ignore_ascii_case(b"off") => may_recall = false,
+            value if value.eq_ignore_ascii_case(b"on") => {}
+            _ => return invalid(RECALL, Problem::NotOneOf { known: "on, off" }),
+        }
+    }
+    Ok(may_recall)
+}
+
+fn recall_filter(file_ids: Vec<String>, document_filter: Vec<String>, use_documents: Option<bool>) -> Parsed<Filter> {
+    let file_ids = names("file_ids", file_ids, MAX_ENTRIES)?;
+    let document_filter = names("document_filter", document_filter, MAX_ENTRIES)?;
+    if use_documents == Some(false) {
+        for (field, ids) in [("file_ids", &file_ids), ("document_filter", &document_filter)] {
+            if !ids.is_empty() {
+                return invalid(field, Problem::Contradicts { field: "use_document_context", value: "false" });
+            }
+        }
+        return Ok(Filter::without_documents());
+    }
+    // The message's documents are narrower than those of the session.
+    let document_ids = if file_ids.is_empty() { document_filter } else { file_ids };
+    Ok(Filter { document_ids, ..Filter::default() })
 }
 
 fn turn_input(
@@ -107,10 +146,7 @@ fn turn_input(
 ) -> Parsed<TurnInput> {
     let active_tools = names("active_tools", request.active_tools, MAX_ENTRIES)?;
     check_text("chat_mode", &request.chat_mode, MAX_ID_BYTES)?;
-    let file_ids = names("file_ids", request.file_ids, MAX_ENTRIES)?;
-    let document_filter = names("document_filter", request.document_filter, MAX_ENTRIES)?;
-    // The message's documents are narrower than those of the session.
-    let document_ids = if file_ids.is_empty() { document_filter } else { file_ids };
+    let recall = recall_filter(request.file_ids, request.document_filter, request.use_document_context)?;
     let config = request.config.unwrap_or_default();
     let tools = match (active_tools.is_empty(), config.tools_enabled) {
         (false, _) => ToolSelection::Named(active_tools),
@@ -122,12 +158,13 @@ fn turn_input(
         session,
         message,
         profile,
+        language: Language::default(),
         extra_context: request.extra_context.map_or(Ok(Value::Null), |context| json("extra_context", context))?,
         history: history(request.history)?,
         model: model(config.model)?,
-        temperature: config.temperature.map(|t| number("config.temperature", t, 0.0..=2.0, "0 to 2")).transpose()?,
+        temperature: config.temperature.map(|t| number("config.temperature", t, 2)).transpose()?,
         max_tokens: config.max_tokens.map(max_tokens).transpose()?,
-        recall: request.use_document_context.unwrap_or(true).then(|| Filter { document_ids, ..Filter::default() }),
+        recall: Some(recall),
         tools,
         lease: None,
         stored_history: None,
@@ -165,7 +202,7 @@ fn model(model: String) -> Parsed<Option<String>> {
 
 fn max_tokens(max_tokens: i32) -> Parsed<u32> {
     let tokens = u32::try_from(max_tokens).ok().filter(|tokens| *tokens >= 1);
-    tokens.ok_or_else(|| InvalidArgument::new("config.max_tokens", Problem::OutOfRange { range: "1 or more" }))
+    tokens.ok_or_else(|| InvalidArgument::new("config.max_tokens", Problem::OutOfRange { min: 1, max: None }))
 }
 
 fn profile(profile: pb::UserProfile) -> Parsed<Profile> {
@@ -236,7 +273,7 @@ fn object(field: &str, context: Struct) -> Parsed<Value> {
 }
 
 fn value_of(field: &str, value: ProtoValue) -> Parsed<Value> {
-    let malformed = || InvalidArgument::new(field, Problem::Malformed { expected: "a Struct of finite, set values" });
+    let malformed = || InvalidArgument::new(field, Problem::NotJson);
     Ok(match value.kind.ok_or_else(malformed)? {
         Kind::NullValue(_) => Value::Null,
         Kind::BoolValue(value) => Value::Bool(value),

@@ -54,7 +54,7 @@ pub(in crate::service) fn turn_listing(request: pb::GetSessionRequest) -> Parsed
 pub(in crate::service) fn rename(request: pb::RenameSessionRequest) -> Parsed<RenameCommand> {
     let title = text("title", request.title, MAX_TITLE_BYTES)?;
     if title.chars().any(char::is_control) {
-        return invalid("title", Problem::Malformed { expected: "one line without control characters" });
+        return invalid("title", Problem::NotOneLine);
     }
     Ok(RenameCommand { session: session(&request.session_id)?, title: title.trim().to_owned() })
 }

@@ -31,9 +31,9 @@ pub(in crate::service) fn query(query: pb::MemoryQuery, time_zone: Option<&str>)
     Ok(RetrievalQuery {
         text: text("query_text", query.query_text, MAX_QUERY_BYTES)?,
         limit: count("limit", query.limit, 10, 100)?,
-        min_score: number("min_score", query.min_score, 0.0..=1.0, "0 to 1")?,
+        min_score: number("min_score", query.min_score, 1)?,
         filter: filter("filter", query.filter)?,
-        alpha: number("hybrid_alpha", query.hybrid_alpha.unwrap_or(DEFAULT_ALPHA), 0.0..=1.0, "0 to 1")?,
+        alpha: number("hybrid_alpha", query.hybrid_alpha.unwrap_or(DEFAULT_ALPHA), 1)?,
         // As in a chat, an unknown zone is ignored.
         time_zone: time_zone.and_then(|zone| TimeZone::get(zone).ok()).unwrap_or(TimeZone::UTC),
         counts_matches: true,
@@ -62,8 +62,7 @@ fn reject_supersede_cycles(memories: &[NewMemory]) -> Parsed<()> {
     let cycles = supersede_cycles(ids, |id| superseded_by.get(id).copied());
     let Some(id) = cycles.first().and_then(|cycle| cycle.first()) else { return Ok(()) };
     let index = memories.iter().position(|memory| memory.id.as_deref() == Some(id)).unwrap_or_default();
-    let expected = "of memories that do not replace this one in turn";
-    invalid(format!("memories[{index}].supersedes"), Problem::Malformed { expected })
+    invalid(format!("memories[{index}].supersedes"), Problem::SupersedesInCircle)
 }
 
 fn new_memory(index: usize, memory: pb::MemoryInput) -> Parsed<NewMemory> {

@@ -74,9 +74,13 @@ fn map(field: &str, map: BTreeMap<String, String>) -> Parsed<BTreeMap<String, St
     Ok(map.into_iter().collect())
 }
 
-fn number(field: &str, number: f32, range: RangeInclusive<f32>, range_text: &'static str) -> Parsed<f32> {
+/// From 0.
+fn number(field: &str, number: f32, max: u8) -> Parsed<f32> {
     // No range contains NaN.
-    if range.contains(&number) { Ok(number) } else { invalid(field, Problem::OutOfRange { range: range_text }) }
+    if (0.0..=f32::from(max)).contains(&number) {
+        return Ok(number);
+    }
+    invalid(field, Problem::OutOfRange { min: 0, max: Some(max.into()) })
 }
 
 /// 0 = the default; more than `max` = `max`.
@@ -84,7 +88,7 @@ fn count(field: &str, count: i32, default: usize, max: usize) -> Parsed<usize> {
     match usize::try_from(count) {
         Ok(0) => Ok(default),
         Ok(count) => Ok(count.min(max)),
-        Err(_) => invalid(field, Problem::OutOfRange { range: "0 or more" }),
+        Err(_) => invalid(field, Problem::OutOfRange { min: 0, max: None }),
     }
 }
 
@@ -94,7 +98,7 @@ fn page_token<T>(token: &str, parse: impl FnOnce(&str) -> Option<T>) -> Parsed<O
     }
     match parse(token) {
         Some(position) => Ok(Some(position)),
-        None => invalid("page_token", Problem::Malformed { expected: "the next_page_token of a page before" }),
+        None => invalid("page_token", Problem::NotAPageToken),
     }
 }
 
@@ -102,7 +106,7 @@ fn timestamp(field: &str, time: &prost_types::Timestamp) -> Parsed<Timestamp> {
     // Years 1 to 9999, as google.protobuf.Timestamp allows.
     const SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
     if !SECONDS.contains(&time.seconds) || !(0..1_000_000_000).contains(&time.nanos) {
-        return invalid(field, Problem::Malformed { expected: "a time of the years 1 to 9999" });
+        return invalid(field, Problem::NotATimestamp);
     }
     // The last day of 9999, which clients send for "no end", is beyond jiff's range.
     Ok(Timestamp::new(time.seconds, time.nanos).unwrap_or(Timestamp::MAX))

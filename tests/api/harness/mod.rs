@@ -8,6 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use agent_service::{
     composition::App,
+    learning::ExtractionWorker,
     memory::MemoryEngine,
     postgres::Database,
     proto::agent_v1::{
@@ -17,7 +18,7 @@ use agent_service::{
     transport::server::Server,
 };
 use sqlx::PgConnection;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -42,6 +43,7 @@ pub struct TestServer {
     pub serving: Option<JoinHandle<()>>,
     pub channel: Channel,
     pub engine: Arc<MemoryEngine>,
+    worker: Option<Arc<ExtractionWorker>>,
     pub database: Option<TestDatabase>,
 }
 
@@ -90,7 +92,7 @@ impl TestServer {
         let config = config(&all);
         let database = Database::from_config(&config.stores.database).unwrap();
         let app = App::from_config(&config, database.pools()).unwrap();
-        let engine = app.engine.clone();
+        let (engine, worker) = (app.engine.clone(), app.extraction_worker.clone());
         let server = Server::bind(&config.server, app.apis).await.unwrap();
         let address = server.address();
         let (ready, is_ready) = watch::channel(true);
@@ -98,7 +100,7 @@ impl TestServer {
         let stopped = stop.clone();
         let serving = tokio::spawn(async move { server.serve(is_ready, stopped).await.unwrap() });
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        Self { address, ready, stop, serving: Some(serving), channel, engine, database: None }
+        Self { address, ready, stop, serving: Some(serving), channel, engine, worker, database: None }
     }
 
     pub fn agent(&self) -> AgentServiceClient<Channel> {
@@ -117,6 +119,12 @@ impl TestServer {
 
     pub fn database(&self) -> &TestDatabase {
         self.database.as_ref().expect("this server was started without a database of its own")
+    }
+
+    /// Learns from every turn that has ended; the server itself does not.
+    pub async fn learn(&self) {
+        let worker = self.worker.as_ref().expect("the server stores no conversations");
+        worker.run_until_idle(Instant::now() + TEST_TIMEOUT).await.unwrap();
     }
 
     /// A connection to its database as the owner, to whom row-level security does not apply.

@@ -2,7 +2,7 @@
 
 use agent_service::proto::agent_v1 as pb;
 use tokio::{sync::oneshot, time::timeout};
-use tonic::{Request, Status, Streaming};
+use tonic::{IntoRequest, Request, Status, Streaming};
 
 use super::{TEST_TIMEOUT, TestServer, assert_contract, frame_kind};
 use crate::fake_provider::{Latch, Step, delta, events, finish, partial_answer, stream, stream_head, usage};
@@ -15,8 +15,14 @@ pub fn ask(message: &str) -> pb::ChatRequest {
     }
 }
 
-pub fn ask_without_retrieval(message: &str) -> pb::ChatRequest {
-    pb::ChatRequest { use_document_context: Some(false), ..ask(message) }
+pub fn ask_without_retrieval(message: &str) -> Request<pb::ChatRequest> {
+    without_retrieval(ask(message))
+}
+
+pub fn without_retrieval(request: pb::ChatRequest) -> Request<pb::ChatRequest> {
+    let mut request = Request::new(request);
+    request.metadata_mut().insert("x-recall", "off".parse().unwrap());
+    request
 }
 
 pub fn chat_request(id: &str, session: &str, message: &str) -> pb::ChatRequest {
@@ -55,7 +61,7 @@ pub fn latch() -> (oneshot::Sender<()>, Latch) {
 
 pub async fn open_stream(
     server: &TestServer,
-    request: impl tonic::IntoRequest<pb::ChatRequest>,
+    request: impl IntoRequest<pb::ChatRequest>,
 ) -> Streaming<pb::ChatResponse> {
     server.agent().stream_chat(request).await.unwrap().into_inner()
 }
@@ -80,7 +86,7 @@ pub async fn read_to_end(mut stream: Streaming<pb::ChatResponse>) -> Vec<pb::Cha
     read_until(&mut stream, "no such kind").await
 }
 
-pub async fn run_chat(server: &TestServer, request: pb::ChatRequest) -> Vec<pb::ChatResponse> {
+pub async fn run_chat(server: &TestServer, request: impl IntoRequest<pb::ChatRequest>) -> Vec<pb::ChatResponse> {
     let frames = server.chat(request).await.unwrap();
     assert_contract(&frames);
     frames
@@ -101,7 +107,7 @@ pub fn resume_after_id(request: pb::ChatRequest, last_response_id: &str) -> Requ
 }
 
 impl TestServer {
-    pub async fn chat(&self, request: pb::ChatRequest) -> Result<Vec<pb::ChatResponse>, Status> {
+    pub async fn chat(&self, request: impl IntoRequest<pb::ChatRequest>) -> Result<Vec<pb::ChatResponse>, Status> {
         let collect = async {
             let mut stream = self.agent().stream_chat(request).await?.into_inner();
             let mut frames = Vec::new();

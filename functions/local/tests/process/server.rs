@@ -6,7 +6,7 @@ use agent_service::proto::agent_v1::{
 };
 use tokio::process::Command;
 use tonic::{
-    Status, Streaming,
+    IntoRequest, Request, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 use tonic_health::pb::{
@@ -52,7 +52,7 @@ impl Server {
         HealthWatch { reports: within_timeout("health", watching).await.unwrap().into_inner() }
     }
 
-    pub async fn chat(&self, request: pb::ChatRequest) -> ChatStream {
+    pub async fn chat(&self, request: impl IntoRequest<pb::ChatRequest>) -> ChatStream {
         let mut client = self.agent().await;
         ChatStream::new(within_timeout("an answer", client.stream_chat(request)).await.unwrap())
     }
@@ -126,8 +126,10 @@ pub fn question(message: &str) -> pb::ChatRequest {
     }
 }
 
-pub fn question_without_memory(message: &str) -> pb::ChatRequest {
-    pb::ChatRequest { use_document_context: Some(false), ..question(message) }
+pub fn question_without_memory(message: &str) -> Request<pb::ChatRequest> {
+    let mut request = Request::new(question(message));
+    request.metadata_mut().insert("x-recall", "off".parse().unwrap());
+    request
 }
 
 pub fn query(text: &str) -> pb::MemoryQuery {

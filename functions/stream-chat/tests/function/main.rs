@@ -133,6 +133,18 @@ async fn rejection_is_sent_as_trailers_in_the_body() {
 }
 
 #[tokio::test]
+async fn refusal_is_an_error_frame_if_so_configured() {
+    let variables = [("CHAT_REFUSALS", "frames"), ("DEMO_THINKING_DELAY_MS", "0"), ("DEMO_CHUNK_DELAY_MS", "0")];
+    let mut function = LambdaFunction::start(PROGRAM, &variables).await;
+    let (frames, trailers) = function.answer(chat(" ")).await.frames();
+    assert_eq!(trailers["grpc-status"], "0");
+    let [frame] = decoded(&frames).try_into().unwrap();
+    let Some(Content::Error(error)) = &frame.content else { panic!("{frame:?}") };
+    assert_eq!((error.code.as_str(), error.details["field"].as_str()), ("INVALID_ARGUMENT", "message"));
+    assert_eq!(frame.finish_reason(), pb::FinishReason::Error);
+}
+
+#[tokio::test]
 async fn answer_of_many_megabytes_arrives_whole() {
     let provider = FakeProvider::start().await;
     let mut function = start_with_provider(&provider).await;
