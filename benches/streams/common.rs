@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agent_service::proto::agent_v1 as pb;
+use tonic::{Request, metadata::MetadataValue};
 
 pub type BenchResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -23,9 +24,14 @@ pub fn request() -> pb::ChatRequest {
         user_id: "user-0".to_owned(),
         input: Some(pb::chat_request::Input::Message(QUESTION.to_owned())),
         user_profile: Some(pb::UserProfile { language: "en".to_owned(), ..Default::default() }),
-        use_document_context: Some(false),
         ..Default::default()
     }
+}
+
+pub fn without_retrieval(request: pb::ChatRequest) -> Request<pb::ChatRequest> {
+    let mut request = Request::new(request);
+    request.metadata_mut().insert("x-recall", MetadataValue::from_static("off"));
+    request
 }
 
 pub fn milliseconds(duration: Duration) -> f64 {

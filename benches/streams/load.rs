@@ -15,7 +15,7 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstEncoder};
 
-use crate::common::BenchResult;
+use crate::common::{BenchResult, without_retrieval};
 
 const CONNECTIONS: usize = 8;
 /// Large enough that flow control never throttles a server.
@@ -23,6 +23,7 @@ const WINDOW: u32 = 4 * 1024 * 1024;
 
 pub struct Target {
     channels: Vec<Channel>,
+    recalls: bool,
 }
 
 impl Target {
@@ -31,7 +32,13 @@ impl Target {
             .tcp_nodelay(true)
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW);
-        Ok(Self { channels: try_join_all((0..CONNECTIONS).map(|_| endpoint.connect())).await? })
+        let channels = try_join_all((0..CONNECTIONS).map(|_| endpoint.connect())).await?;
+        Ok(Self { channels, recalls: false })
+    }
+
+    /// Turns retrieve memories.
+    pub fn with_retrieval(self) -> Self {
+        Self { recalls: true, ..self }
     }
 
     pub fn channel(&self, number: usize) -> Channel {
@@ -39,19 +46,21 @@ impl Target {
     }
 
     pub fn caller(&self, number: usize) -> LoadClient {
-        LoadClient { grpc: Grpc::new(self.channel(number)) }
+        LoadClient { grpc: Grpc::new(self.channel(number)), recalls: self.recalls }
     }
 }
 
 pub struct LoadClient {
     grpc: Grpc<Channel>,
+    recalls: bool,
 }
 
 impl LoadClient {
     pub async fn ask(&mut self, request: ChatRequest) -> BenchResult<Streaming<()>> {
         let path = PathAndQuery::from_static("/agent.v1.AgentService/StreamChat");
         self.grpc.ready().await?;
-        Ok(self.grpc.server_streaming(Request::new(request), path, DiscardingCodec).await?.into_inner())
+        let request = if self.recalls { Request::new(request) } else { without_retrieval(request) };
+        Ok(self.grpc.server_streaming(request, path, DiscardingCodec).await?.into_inner())
     }
 }
 

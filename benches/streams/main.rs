@@ -10,7 +10,7 @@
 
 use crate::{
     arguments::Arguments,
-    common::{BenchResult, LOG_LEVEL, request},
+    common::{BenchResult, LOG_LEVEL, request, without_retrieval},
     load::Target,
     process::ServerProcess,
     report::{Table, median},
@@ -110,7 +110,7 @@ fn main() -> BenchResult<ExitCode> {
 /// Records the frames of one turn, which the bare server repeats.
 async fn record(address: &str) -> BenchResult<Vec<pb::ChatResponse>> {
     let mut client = AgentServiceClient::new(Target::connect(address).await?.channel(0));
-    let mut stream = client.stream_chat(request()).await?.into_inner();
+    let mut stream = client.stream_chat(without_retrieval(request())).await?.into_inner();
     let mut frames = Vec::new();
     while let Some(frame) = stream.message().await? {
         frames.push(frame);

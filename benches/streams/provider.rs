@@ -1,7 +1,7 @@
 //! The latency that the service adds to a provider: a client reads timestamped deltas directly and through the service.
 
 use crate::{
-    common::{BenchResult, DELTAS, LOG_LEVEL, PACE, STALL_TIMEOUT, milliseconds, request},
+    common::{BenchResult, DELTAS, LOG_LEVEL, PACE, STALL_TIMEOUT, milliseconds, request, without_retrieval},
     load::Target,
     paced_provider::lateness,
     process::ServerProcess,
@@ -123,7 +123,7 @@ pub async fn proxied_round(address: &str, streams: usize) -> BenchResult<Latenci
         tasks.spawn(async move {
             let (started, mut latencies) = (Instant::now(), Latencies::default());
             let request = pb::ChatRequest { user_id: format!("user-{number}"), ..request() };
-            let mut frames = client.stream_chat(request).await?.into_inner();
+            let mut frames = client.stream_chat(without_retrieval(request)).await?.into_inner();
             while let Some(frame) = frames.message().await? {
                 if latencies.first_frames.is_empty() {
                     latencies.first_frames.push(milliseconds(started.elapsed()));

@@ -56,7 +56,7 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
 }
 
 async fn measure(plan: &Plan, address: &str) -> BenchResult<LoadReport> {
-    let target = Target::connect(address).await?;
+    let target = Target::connect(address).await?.with_retrieval();
     let mut memory = MemoryServiceClient::new(target.channel(0));
     for user in 0..plan.users {
         let memories = (0..plan.memories).map(|number| pb::MemoryInput {
@@ -69,7 +69,7 @@ async fn measure(plan: &Plan, address: &str) -> BenchResult<LoadReport> {
         let request = pb::AddMemoriesRequest { user_id: user_id(user), memories: memories.collect() };
         memory.add_memories(request).await?;
     }
-    let ask = |user| pb::ChatRequest { user_id: user_id(user), use_document_context: None, ..request() };
+    let ask = |user| pb::ChatRequest { user_id: user_id(user), ..request() };
     // Without a hit the measurement would be meaningless.
     let mut frames = AgentServiceClient::new(target.channel(0)).stream_chat(ask(0)).await?.into_inner();
     let mut recalled = false;

@@ -186,7 +186,7 @@ export async function stop(): Promise<void> {
 }
 
 function requestFor(input: NonNullable<MessageInitShape<typeof ChatRequestSchema>["input"]>): ChatRequest {
-  const { language, nickname, tools, recall } = settings;
+  const { language, nickname, tools } = settings;
   return create(ChatRequestSchema, {
     userId: userId(),
     sessionId: sessionId.value,
@@ -198,7 +198,6 @@ function requestFor(input: NonNullable<MessageInitShape<typeof ChatRequestSchema
       timezone: Intl.DateTimeFormat().resolvedOptions().timeZone,
     },
     config: { toolsEnabled: tools.value },
-    ...(recall.value ? {} : { useDocumentContext: false }),
   });
 }
 

@@ -19,7 +19,7 @@ export function failureOf(error: unknown): Failure {
     code: (Code[connectError.code] ?? "Unknown").replace(/(?<=[a-z])(?=[A-Z])/g, "_").toUpperCase(),
     message: connectError.rawMessage,
     isForUser: false,
-    // A negative pushback means: do not retry within minutes.
+    // A negative pushback means: waiting a moment does not help.
     retryable: RETRYABLE.has(connectError.code) && !(waitMs !== undefined && waitMs < 0),
     ...(waitMs !== undefined && waitMs > 0 ? { waitMs } : {}),
     details: {},

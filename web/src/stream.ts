@@ -3,6 +3,7 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import { FinishReason, type ChatRequest, type ChatResponse } from "./gen/agent_service_pb.ts";
 import { isTransportFailure, LONG_TIMEOUT_MS, service } from "./service.ts";
+import { settings } from "./settings.ts";
 
 /** Retry backoff, in milliseconds; about a minute in total. */
 const BACKOFF_MS = [250, 500, 1000, 2000, 4000, 8000, 15_000, 30_000];
@@ -15,7 +16,10 @@ export async function* streamFrames(request: ChatRequest, signal: AbortSignal, o
   let attempt = 0;
   for (;;) {
     try {
-      const headers: Record<string, string> = lastResponseId === "" ? {} : { "x-last-response-id": lastResponseId };
+      const headers: Record<string, string> = {
+        ...(settings.recall.value ? {} : { "x-recall": "off" }),
+        ...(lastResponseId === "" ? {} : { "x-last-response-id": lastResponseId }),
+      };
       for await (const frame of service.chat.streamChat(request, { headers, signal, timeoutMs: LONG_TIMEOUT_MS })) {
         attempt = 0;
         // response_ids ascend within a run.

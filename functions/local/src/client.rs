@@ -14,6 +14,7 @@ use agent_service::{
     },
 };
 use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
     CommandResult,
@@ -55,7 +56,7 @@ impl Session {
             let Some(line) = lines.next_line().await? else { break };
             if !line.trim().is_empty() {
                 // A rejected question or a restart of the server does not end the session.
-                if let Err(error) = self.ask(line).await {
+                if let Err(error) = Box::pin(self.ask(line)).await {
                     eprintln!("error: {error}");
                 }
             }
@@ -81,9 +82,12 @@ impl Session {
             }),
             history: self.history.clone(),
             config: self.arguments.model.clone().map(|model| pb::ChatConfig { model, ..Default::default() }),
-            use_document_context: self.arguments.no_memory.then_some(false),
             ..Default::default()
         };
+        let mut request = Request::new(request);
+        if self.arguments.no_memory {
+            request.metadata_mut().insert("x-recall", MetadataValue::from_static("off"));
+        }
         let mut frames = self.client.stream_chat(request).await.map_err(describe_status)?.into_inner();
         let mut is_complete = false;
         while let Some(frame) = frames.message().await.map_err(describe_status)? {

@@ -20,9 +20,9 @@ def _():
     assert answer_of(frames)
 
 
-@check("use_document_context_false_skips_retrieval")
+@check("recall_off_skips_retrieval")
 def _():
-    frames = chat(use_document_context=False)
+    frames = chat(metadata=[("x-recall", "off")])
     assert outline(frames)[:3] == ["THINKING", "GENERATING", "delta"], outline(frames)
 
 
