@@ -34,23 +34,24 @@ pub struct Plan {
 }
 
 pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
-    println!(
-        "\nHNSW and exact kNN, {} queries; recall is the share of the exact top ten that HNSW finds",
+    let caption = format!(
+        "{} queries. recall@10 is the share of the exact top ten that the HNSW index finds; times are in milliseconds.",
         plan.queries
     );
-    let table = Table::new(&[
+    let columns = [
         "vectors",
         "memories",
         "of others",
         "build, s",
         "alpha",
-        "exact p50, ms",
+        "exact, p50",
         "p99",
-        "HNSW p50, ms",
+        "index, p50",
         "p99",
-        "exact / HNSW",
+        "exact / index",
         "recall@10",
-    ]);
+    ];
+    let table = Table::new("memory/index", caption, &columns);
     let Some(&largest) = plan.sizes.last() else { return Ok(()) };
 
     let store = Store::create(postgres, SyntheticEmbedder::clustered()).await?;

@@ -16,12 +16,16 @@ mod corpus;
 mod index;
 mod many_users;
 mod measure;
+#[path = "../support/measurements.rs"]
+mod measurements;
 #[path = "../support/quantile.rs"]
 mod quantile;
 mod report;
 mod retrieve;
 mod server;
 mod store;
+#[path = "../support/table.rs"]
+mod table;
 mod write;
 
 use std::{process::ExitCode, thread::available_parallelism};

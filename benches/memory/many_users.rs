@@ -57,8 +57,9 @@ pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
     let searches: Vec<_> =
         (0..plan.queries).map(|_| (format!("user-{}", random.next() % plan.users as u64), questions.query())).collect();
     let measured = measure::searches(&mut server.agent(), &mut connection, &embedder, &searches).await?;
-    println!("\n{} queries, each of a random user", plan.queries);
-    SearchTable::new("memories").rows(&format!("{} × {}", count(plan.users), count(plan.memories)), measured);
+    let caption = format!("{} queries, each of a random user; milliseconds.", plan.queries);
+    SearchTable::new("memory/many-users", caption)
+        .rows(&format!("{} × {}", count(plan.users), count(plan.memories)), measured);
     Ok(())
 }
 

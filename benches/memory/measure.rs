@@ -124,17 +124,9 @@ async fn check(
 pub struct SearchTable(Table);
 
 impl SearchTable {
-    pub fn new(first: &str) -> Self {
-        Self(Table::new(&[
-            first,
-            "alpha",
-            "RetrieveMemory p50, ms",
-            "p99",
-            "bare kNN p50, ms",
-            "p99",
-            "ratio p50",
-            "ratio p99",
-        ]))
+    pub fn new(id: &'static str, caption: String) -> Self {
+        let columns = ["memories", "alpha", "service, p50", "p99", "bare kNN, p50", "p99", "ratio, p50", "p99"];
+        Self(Table::new(id, caption, &columns))
     }
 
     pub fn rows(&self, what: &str, mut measured: Measurement) {

@@ -25,8 +25,8 @@ pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
     let server = BenchServer::start(&database, embedder.clone(), &[INDEX_NEVER]).await?;
     let mut connection = database.connect().await?;
     let (mut corpus, mut stored) = (Corpus::new(1), 0);
-    println!("\nOne user, exact kNN, {} sequential queries", plan.queries);
-    let table = SearchTable::new("memories");
+    let caption = format!("One user, exact kNN, {} sequential queries; milliseconds.", plan.queries);
+    let table = SearchTable::new("memory/retrieve", caption);
     for &size in plan.sizes {
         fill(&server.engine, USER, &mut corpus, size - stored).await?;
         stored = size;

@@ -26,8 +26,8 @@ pub struct Plan {
 }
 
 pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
-    println!("\nAddMemories of one user, sequential requests");
-    let table = Table::new(&["vectors", "memories a request", "requests", "rows a second", "request p50, ms", "p99"]);
+    let columns = ["vectors", "memories a request", "requests", "memories a second", "request, p50", "p99"];
+    let table = Table::new("memory/write", "One user, sequential requests; milliseconds.", &columns);
     let synthetic: Arc<dyn Embedder> = Arc::new(SyntheticEmbedder::clustered());
     for (size, requests) in [(1, plan.singles)].into_iter().chain(plan.batches.iter().copied()) {
         let database = postgres.database().await?;

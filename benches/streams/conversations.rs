@@ -10,6 +10,7 @@ use crate::{
     provider::{Latencies, Plan, proxied_round},
     report::{number, quantile},
     server::ServerRole,
+    table::Table,
 };
 
 pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
@@ -17,8 +18,10 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
     let start = |role| ServerProcess::start_with(role, Duration::ZERO, &[], LOG_LEVEL, &[provider.address()]);
     let (off, on) = (start(ServerRole::Proxy)?, start(ServerRole::PersistentProxy)?);
     let store = std::env::var("CONVERSATIONS").unwrap_or_else(|_| "embedded Postgres".to_owned());
-    println!("\nPersistence of conversations ({store}): {DELTAS} deltas, one every {PACE:?}, {} rounds", plan.rounds);
-    println!("{:>8}  {:<28}{:>12}{:>12}{:>12}", "streams", "ms", "transient", "persistent", "added");
+    let caption =
+        format!("{DELTAS} deltas, one every {PACE:?}, {} rounds, stored in: {store}; milliseconds.", plan.rounds);
+    let table =
+        Table::new("streams/conversations", caption, &["streams", "measured", "transient", "persistent", "added"]);
     for &streams in plan.streams {
         let (mut without, mut with) = (Latencies::default(), Latencies::default());
         runtime.block_on(async {
@@ -35,17 +38,13 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
         })?;
         let mut row = |what, of: fn(&mut Latencies) -> &mut Vec<f64>, share| {
             let (without, with) = (quantile(of(&mut without), share), quantile(of(&mut with), share));
-            println!(
-                "{streams:>8}  {what:<28}{:>12}{:>12}{:>12}",
-                number(without),
-                number(with),
-                number(with - without)
-            );
+            let numbers = [without, with, with - without].map(number);
+            table.row([streams.to_string(), String::from(what)].into_iter().chain(numbers));
         };
-        row("to the first frame, p50", |latencies| &mut latencies.first_frames, 0.5);
-        row("to the first frame, p99", |latencies| &mut latencies.first_frames, 0.99);
-        row("of a delta, p50", |latencies| &mut latencies.lateness, 0.5);
-        row("of a delta, p99", |latencies| &mut latencies.lateness, 0.99);
+        row("first frame, p50", |latencies| &mut latencies.first_frames, 0.5);
+        row("first frame, p99", |latencies| &mut latencies.first_frames, 0.99);
+        row("delta, p50", |latencies| &mut latencies.lateness, 0.5);
+        row("delta, p99", |latencies| &mut latencies.lateness, 0.99);
     }
     Ok(())
 }

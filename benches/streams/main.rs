@@ -13,7 +13,7 @@ use crate::{
     common::{BenchResult, LOG_LEVEL, request, without_retrieval},
     load::Target,
     process::ServerProcess,
-    report::{Table, median},
+    report::{Comparison, median},
     server::ServerRole,
 };
 use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServiceClient, chat_response::Content};
@@ -28,6 +28,9 @@ mod conversations;
 mod load;
 
 mod paced;
+
+#[path = "../support/measurements.rs"]
+mod measurements;
 
 #[path = "../support/paced_provider.rs"]
 mod paced_provider;
@@ -44,6 +47,9 @@ mod report;
 mod retrieval;
 
 mod server;
+
+#[path = "../support/table.rs"]
+mod table;
 
 const STREAMS: usize = 64;
 
@@ -149,8 +155,8 @@ fn frames(runtime: &Runtime, plan: &Plan, service: ServerProcess, turn: &[pb::Ch
         BenchResult::Ok(())
     })?;
 
-    println!(
-        "\nUnpaced: {STREAMS} streams in a closed loop, turns of {} frames, {} rounds of {:?}",
+    let caption = format!(
+        "{STREAMS} streams in a closed loop, turns of {} frames, {} rounds of {:?}; the median of the rounds.",
         turn.len(),
         plan.rounds,
         plan.span
@@ -158,12 +164,12 @@ fn frames(runtime: &Runtime, plan: &Plan, service: ServerProcess, turn: &[pb::Ch
     let [service, bare, logging] = &measured;
     let rate = |of: &[(f64, f64)]| median(of.iter().map(|(rate, _)| *rate));
     let cpu = |of: &[(f64, f64)]| median(of.iter().map(|(_, cpu)| *cpu));
-    let mut table = Table::new();
+    let table = Comparison::new("streams/frames", caption);
     table.row("frames a second", rate(service), rate(bare));
-    table.row("  of these, logs at info, discarded", rate(logging), rate(bare));
+    table.row("frames a second, logs at info, discarded", rate(logging), rate(bare));
     table.row("server CPU a frame, µs", cpu(service), cpu(bare));
     // The measurements of a round are adjacent in time, so that other load on the machine affects both.
     let ratios = service.iter().zip(bare).map(|((service, _), (bare, _))| service / bare);
-    println!("median of the ratios of the rounds: {:.2}", median(ratios));
+    table.ratio("frames a second, median of the ratios of the rounds", median(ratios));
     Ok(())
 }

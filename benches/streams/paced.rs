@@ -4,7 +4,7 @@ use crate::{
     common::{BenchResult, LOG_LEVEL, STALL_TIMEOUT, milliseconds, request},
     load::Target,
     process::ServerProcess,
-    report::{Table, median, quantile},
+    report::{Comparison, median, quantile},
     server::ServerRole,
 };
 use agent_service::proto::agent_v1::{ChatResponse, chat_response::Content};
@@ -58,15 +58,15 @@ pub fn run(runtime: &Runtime, plan: &Plan, turn: &[ChatResponse]) -> BenchResult
             rounds.push(runtime.block_on(async { timeout(STALL_TIMEOUT, round(plan, &server, turn)).await? })?);
         }
     }
-    println!(
-        "\nPaced: {} streams begun within {:?}, a frame every {PACE:?} each, {} rounds",
+    let caption = format!(
+        "{} streams begun within {:?}, a frame every {PACE:?} each, {} rounds; the median of the rounds.",
         plan.streams, plan.ramp, plan.rounds
     );
-    let mut table = Table::new();
+    let table = Comparison::new("streams/paced", caption);
     let best = |of: &[Round]| of.iter().map(|round| round.late_p99).fold(f64::NAN, f64::min);
     // Other load can only make frames later, so the best round is the least disturbed.
-    table.row("lateness of a frame, p99, best round", best(&service), best(&bare));
-    let mut row = |what, of: fn(&Round) -> f64| {
+    table.row("lateness of a frame, p99, best round, ms", best(&service), best(&bare));
+    let row = |what, of: fn(&Round) -> f64| {
         table.row(what, median(service.iter().map(of)), median(bare.iter().map(of)));
     };
     row("lateness of a frame, p50, ms", |round| round.late_p50);

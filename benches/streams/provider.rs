@@ -7,6 +7,7 @@ use crate::{
     process::ServerProcess,
     report::{number, quantile},
     server::ServerRole,
+    table::Table,
 };
 use agent_service::proto::agent_v1::{self as pb, agent_service_client::AgentServiceClient, chat_response::Content};
 use futures_util::StreamExt as _;
@@ -29,8 +30,9 @@ pub struct Latencies {
 pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
     let provider = ServerProcess::start(ServerRole::Provider, PACE, &[], LOG_LEVEL)?;
     let service = ServerProcess::start_with(ServerRole::Proxy, Duration::ZERO, &[], LOG_LEVEL, &[provider.address()])?;
-    println!("\nThrough the service beside directly: {DELTAS} deltas, one every {PACE:?}, {} rounds", plan.rounds);
-    println!("{:>8}  {:<28}{:>12}{:>12}{:>12}", "streams", "ms", "directly", "through", "added");
+    let caption = format!("{DELTAS} deltas, one every {PACE:?}, {} rounds; milliseconds.", plan.rounds);
+    let table =
+        Table::new("streams/provider", caption, &["streams", "measured", "directly", "through the service", "added"]);
     for &streams in plan.streams {
         let (mut directly, mut through) = (Latencies::default(), Latencies::default());
         runtime.block_on(async {
@@ -49,13 +51,13 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
         })?;
         let mut row = |what, of: fn(&mut Latencies) -> &mut Vec<f64>, share| {
             let (directly, through) = (quantile(of(&mut directly), share), quantile(of(&mut through), share));
-            let added = number(through - directly);
-            println!("{streams:>8}  {what:<28}{:>12}{:>12}{added:>12}", number(directly), number(through));
+            let numbers = [directly, through, through - directly].map(number);
+            table.row([streams.to_string(), String::from(what)].into_iter().chain(numbers));
         };
-        row("to the first token, p50", |latencies| &mut latencies.first_tokens, 0.5);
-        row("to the first token, p99", |latencies| &mut latencies.first_tokens, 0.99);
-        row("of a frame, p50", |latencies| &mut latencies.lateness, 0.5);
-        row("of a frame, p99", |latencies| &mut latencies.lateness, 0.99);
+        row("first token, p50", |latencies| &mut latencies.first_tokens, 0.5);
+        row("first token, p99", |latencies| &mut latencies.first_tokens, 0.99);
+        row("later frame, p50", |latencies| &mut latencies.lateness, 0.5);
+        row("later frame, p99", |latencies| &mut latencies.lateness, 0.99);
     }
     Ok(())
 }

@@ -1,17 +1,21 @@
-//! Prints a comparison of two servers.
+//! Compares two servers.
 
 pub use crate::quantile::{number, quantile};
+use crate::table::Table;
 
-pub struct Table;
+pub struct Comparison(Table);
 
-impl Table {
-    pub fn new() -> Self {
-        println!("{:<38}{:>12}{:>12}{:>8}", "", "service", "bare tonic", "ratio");
-        Self
+impl Comparison {
+    pub fn new(id: &'static str, caption: String) -> Self {
+        Self(Table::new(id, caption, &["measured", "service", "bare tonic", "ratio"]))
     }
 
-    pub fn row(&mut self, what: &str, service: f64, bare: f64) {
-        println!("{what:<38}{:>12}{:>12}{:>8.2}", number(service), number(bare), service / bare);
+    pub fn row(&self, what: &str, service: f64, bare: f64) {
+        self.0.row([what.to_owned(), number(service), number(bare), format!("{:.2}", service / bare)]);
+    }
+
+    pub fn ratio(&self, what: &str, ratio: f64) {
+        self.0.row([what.to_owned(), String::new(), String::new(), format!("{ratio:.2}")]);
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     process::ServerProcess,
     report::{number, quantile},
     server::ServerRole,
+    table::Table,
 };
 
 /// Subjects of the memories; the question is about the first.
@@ -43,11 +44,12 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
     let server = ServerProcess::start(ServerRole::Retrieval, Duration::ZERO, &[], LOG_LEVEL)?;
     let mut report =
         runtime.block_on(async { timeout(plan.span + STALL_TIMEOUT, measure(plan, server.address())).await? })?;
-    println!(
-        "\nRetrieval on: {} callers in a closed loop for {:?}, {} users with {} memories each, embedded Postgres",
+    let caption = format!(
+        "Retrieval on, {} callers in a closed loop for {:?}, {} users with {} memories each, embedded Postgres.",
         plan.callers, plan.span, plan.users, plan.memories
     );
-    let line = |what, value| println!("{what:<38}{:>12}", number(value));
+    let table = Table::new("streams/retrieval", caption, &["measured", "service"]);
+    let line = |what: &str, value| table.row([what.to_owned(), number(value)]);
     line("turns a second", report.turns as f64 / report.elapsed.as_secs_f64());
     line("first frame, p99, ms", quantile(&mut report.first_frames, 0.99) * 1e3);
     line("whole turn, p50, ms", quantile(&mut report.ends, 0.5) * 1e3);

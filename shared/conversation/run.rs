@@ -106,7 +106,8 @@ pub struct AdmittedLease {
 
 impl AdmittedLease {
     /// Nobody revokes it.
-    pub(super) fn unguarded(lease: Lease) -> Self {
+    #[must_use]
+    pub fn unguarded(lease: Lease) -> Self {
         Self { lease, taken: None }
     }
 

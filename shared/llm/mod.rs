@@ -15,7 +15,6 @@ pub use chain::ModelChain;
 pub use demo::{DEMO_MODEL, DemoModel, DemoResponses, DemoResponsesError};
 pub use error::{ErrorOrigin, ModelError, ModelErrorKind};
 pub use model::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream, ToolCall};
-#[cfg(fuzzing)]
 pub use openai::parse_pieces;
 pub use prices::{Price, Prices, PricesError};
 pub use tokens::{TokenUsage, estimate_tokens};

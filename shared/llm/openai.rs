@@ -228,8 +228,7 @@ impl ResponseChunks {
     }
 }
 
-/// For tests of the parser: any split of the same bytes must give the same result.
-#[cfg(any(test, fuzzing))]
+/// Reads a whole answer: its text, and how it ended. For tests, fuzzing and benchmarks of the parser.
 pub async fn parse_pieces(pieces: Vec<bytes::Bytes>) -> (String, String) {
     let pieces = pieces.into_iter().map(Ok::<_, std::io::Error>);
     let mut chunks = SseChunks::new(futures_util::stream::iter(pieces));

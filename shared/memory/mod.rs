@@ -30,6 +30,7 @@ pub use record::{
     AddOutcome, CHAT_SOURCE_TYPE, ChunkLocation, ExportedMemory, Memory, MemoryPage, MemoryUpdate, MemoryVersion,
     Metadata, NewDocument, NewMemory, PageToken, RetrievalQuery, RetrievalResult, Retriever, Selection,
 };
+pub use tokenizer::terms;
 pub use turn_memories::{TurnMemories, TurnWriteOutcome};
 
 pub(crate) use lexical::distinct_terms;

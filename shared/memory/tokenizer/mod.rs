@@ -23,7 +23,8 @@ const MAX_PARTS: usize = 8;
 /// In order, with repeats, never empty. A compound has the term of the whole without joiners, and those of its parts:
 /// `GPT-4` and `GPT4` are both `gpt4`, `gpt`, `4`. Numbers have no term of the whole: `2023-05-08` is `2023`, `05`,
 /// `08`. A text of function words alone keeps them. Texts that are equal under NFKC have equal terms.
-pub(super) fn terms(text: &str) -> Vec<String> {
+#[must_use]
+pub fn terms(text: &str) -> Vec<String> {
     let text = normalize(text);
     let mut scan = Scanner::default();
     let mut before = ' ';
