@@ -46,5 +46,5 @@ done
 url=http://127.0.0.1:$(cat "$run/port")
 # The machine's own AWS credentials must not be used or sent.
 unset AWS_SESSION_TOKEN AWS_PROFILE
-TEST_DYNAMODB_URL=$url AWS_ENDPOINT_URL_DYNAMODB=$url AWS_REGION=us-east-1 \
+AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null TEST_DYNAMODB_URL=$url AWS_ENDPOINT_URL_DYNAMODB=$url AWS_REGION=us-east-1 \
     AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local "$@"

@@ -11,6 +11,8 @@ pub use parts::{build_chat_model, build_embedder};
 
 use std::sync::Arc;
 
+use self::parts::AwsAccess;
+
 use crate::{
     chat::{Assistant, Prompts},
     config::{Config, ModelConfig},
@@ -49,16 +51,31 @@ impl App {
         Self::with_embedder(config, database, build_embedder(&config.embedding)?)
     }
 
+    /// As [`App::from_config`], but a store on AWS has region and credentials by the default chain of the AWS SDKs, which
+    /// refreshes them.
+    pub async fn for_server(config: &Config, database: RolePools) -> Result<Self, SetupError> {
+        let access = AwsAccess::load(&config.conversations.store).await?;
+        Self::build(config, database, build_embedder(&config.embedding)?, access)
+    }
+
     /// As [`App::from_config`], with an embedder that the caller supplies.
     pub fn with_embedder(
         config: &Config,
         database: impl Into<Option<RolePools>>,
         embedder: Arc<dyn Embedder>,
     ) -> Result<Self, SetupError> {
-        let database = database.into().unwrap_or_else(RolePools::absent);
+        Self::build(config, database.into().unwrap_or_else(RolePools::absent), embedder, AwsAccess::default())
+    }
+
+    fn build(
+        config: &Config,
+        database: RolePools,
+        embedder: Arc<dyn Embedder>,
+        access: AwsAccess,
+    ) -> Result<Self, SetupError> {
         let engine = Arc::new(MemoryEngine::new(config.memory, database.clone(), embedder));
         let model = build_chat_model(&config.model)?;
-        let conversations = parts::build_conversation_store(config, &database)?;
+        let conversations = parts::build_conversation_store(config, &database, access)?;
         let learner = conversations
             .clone()
             .map(|store| Arc::new(parts::build_learner(config, engine.clone(), store, model.clone())));

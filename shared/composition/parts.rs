@@ -2,7 +2,9 @@ use std::sync::Arc;
 
 use super::error::SetupError;
 #[cfg(feature = "dynamodb")]
-use crate::conversation::dynamodb::DynamoConversations;
+use crate::config::TurnDelivery;
+#[cfg(feature = "dynamodb")]
+use crate::conversation::dynamodb::{DynamoAccess, DynamoConversations, DynamoTable, ExtractionJobs};
 #[cfg(feature = "local-embeddings")]
 use crate::embedding::LocalEmbedder;
 use crate::{
@@ -43,9 +45,31 @@ pub fn build_chat_model(config: &ModelConfig) -> Result<Arc<dyn ChatModel>, Setu
     })
 }
 
+/// Access to services of AWS that was set up before the stores are built.
+#[derive(Debug, Default)]
+pub(super) struct AwsAccess {
+    /// `None` = from the environment.
+    #[cfg(feature = "dynamodb")]
+    dynamo: Option<DynamoAccess>,
+}
+
+impl AwsAccess {
+    /// By the default chain of the AWS SDKs, if a store needs it. It may ask services of AWS for the region and for
+    /// credentials.
+    pub(super) async fn load(config: &ConversationStoreConfig) -> Result<Self, SetupError> {
+        #[cfg(feature = "aws-config")]
+        if let ConversationStoreConfig::DynamoDb { .. } = config {
+            return Ok(Self { dynamo: Some(DynamoAccess::from_default_chain().await?) });
+        }
+        let _unused = config;
+        Ok(Self::default())
+    }
+}
+
 pub(super) fn build_conversation_store(
     config: &Config,
     database: &RolePools,
+    access: AwsAccess,
 ) -> Result<Option<Arc<dyn ConversationStore>>, SetupError> {
     let (max_turn_duration, admission_timeout) = (config.model.total_timeout(), config.stores.admission_timeout);
     Ok(match &config.conversations.store {
@@ -56,11 +80,22 @@ pub(super) fn build_conversation_store(
             admission_timeout,
         ))),
         #[cfg(feature = "dynamodb")]
-        ConversationStoreConfig::DynamoDb { table } => {
-            Some(Arc::new(DynamoConversations::with_deadlines(table.clone(), max_turn_duration, admission_timeout)?))
+        ConversationStoreConfig::DynamoDb { table, turn_delivery } => {
+            let table = DynamoTable {
+                name: table.clone(),
+                access: access.dynamo.map_or_else(DynamoAccess::from_env, Ok)?,
+                extraction_jobs: match turn_delivery {
+                    TurnDelivery::Queue => Some(ExtractionJobs::new(database)),
+                    TurnDelivery::Stream => None,
+                },
+            };
+            Some(Arc::new(DynamoConversations::with_deadlines(table, max_turn_duration, admission_timeout)))
         }
         #[cfg(not(feature = "dynamodb"))]
-        ConversationStoreConfig::DynamoDb { .. } => return Err(SetupError::DynamoUnsupported),
+        ConversationStoreConfig::DynamoDb { .. } => {
+            let AwsAccess {} = access;
+            return Err(SetupError::DynamoUnsupported);
+        }
     })
 }
 

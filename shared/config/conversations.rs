@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{DatabaseConfig, EnvReader, QuotasByPlan};
+use super::{DatabaseConfig, EntryPoint, EnvReader, QuotasByPlan};
 
 pub(super) const CONVERSATIONS: &str = "CONVERSATIONS";
 pub(super) const RESUME_GRACE_SECONDS: &str = "RESUME_GRACE_SECONDS";
@@ -24,14 +24,24 @@ pub enum ConversationStoreConfig {
     Postgres,
     DynamoDb {
         table: String,
+        turn_delivery: TurnDelivery,
     },
 }
 
+/// How finished turns reach fact extraction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnDelivery {
+    /// A server queues its turns in the database of the memories and learns from them itself.
+    Queue,
+    /// The function `remember` reads the stream of the table.
+    Stream,
+}
+
 impl ConversationsConfig {
-    pub(super) fn read(reader: &mut EnvReader<'_>, database: &DatabaseConfig) -> Self {
+    pub(super) fn read(reader: &mut EnvReader<'_>, database: &DatabaseConfig, entry_point: EntryPoint) -> Self {
         let max_streams = reader.integer(MAX_CONCURRENT_STREAMS, 1, 1_000_000, "2000").unwrap_or(2_000);
         Self {
-            store: read_store(reader, database),
+            store: read_store(reader, database, entry_point),
             resume_grace: reader.seconds(RESUME_GRACE_SECONDS, 15.0, false),
             quotas: QuotasByPlan::read(reader),
             max_concurrent_streams: usize::try_from(max_streams).unwrap_or(usize::MAX),
@@ -39,7 +49,11 @@ impl ConversationsConfig {
     }
 }
 
-fn read_store(reader: &mut EnvReader<'_>, database: &DatabaseConfig) -> ConversationStoreConfig {
+fn read_store(
+    reader: &mut EnvReader<'_>,
+    database: &DatabaseConfig,
+    entry_point: EntryPoint,
+) -> ConversationStoreConfig {
     let has_database = match database {
         DatabaseConfig::Embedded { .. } => true,
         DatabaseConfig::Postgres { is_read_only, .. } => !is_read_only,
@@ -56,7 +70,11 @@ fn read_store(reader: &mut EnvReader<'_>, database: &DatabaseConfig) -> Conversa
             let problem = "names no valid table: expected 3 to 255 letters, digits, _ - . after dynamodb://";
             reader.report(CONVERSATIONS, problem, "dynamodb://agent-conversations");
         }
-        return ConversationStoreConfig::DynamoDb { table: table.to_owned() };
+        let turn_delivery = match entry_point {
+            EntryPoint::Server => TurnDelivery::Queue,
+            EntryPoint::Function => TurnDelivery::Stream,
+        };
+        return ConversationStoreConfig::DynamoDb { table: table.to_owned(), turn_delivery };
     }
     match text.as_str() {
         "off" => ConversationStoreConfig::Off,
@@ -75,7 +93,7 @@ fn read_store(reader: &mut EnvReader<'_>, database: &DatabaseConfig) -> Conversa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, ConfigErrors, EntryPoint};
+    use crate::config::{Config, ConfigErrors};
 
     fn read(entry_point: EntryPoint, value: Option<&str>) -> Result<ConversationStoreConfig, ConfigErrors> {
         let value = |name: &str| value.filter(|_| name == CONVERSATIONS).map(str::to_owned);
@@ -91,6 +109,17 @@ mod tests {
         for invalid in ["redis", "dynamodb://a b"] {
             let ConfigErrors(errors) = read(EntryPoint::Server, Some(invalid)).unwrap_err();
             assert_eq!(errors.iter().map(|error| error.variable).collect::<Vec<_>>(), [CONVERSATIONS], "{invalid}");
+        }
+    }
+
+    #[test]
+    fn only_a_server_queues_turns_that_are_stored_in_dynamodb() {
+        for (entry_point, expected) in
+            [(EntryPoint::Server, TurnDelivery::Queue), (EntryPoint::Function, TurnDelivery::Stream)]
+        {
+            let store = read(entry_point, Some("dynamodb://conversations")).unwrap();
+            let ConversationStoreConfig::DynamoDb { table, turn_delivery } = store else { panic!("{store:?}") };
+            assert_eq!((table.as_str(), turn_delivery), ("conversations", expected));
         }
     }
 }

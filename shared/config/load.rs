@@ -104,7 +104,7 @@ impl Config {
             auth,
             embedding: EmbeddingConfig::read(&mut reader, &model, retry),
             memory: MemoryConfig::read(&mut reader),
-            conversations: ConversationsConfig::read(&mut reader, &stores.database),
+            conversations: ConversationsConfig::read(&mut reader, &stores.database, entry_point),
             learning: LearningConfig::read(&mut reader),
             chat_refusals: ChatRefusals::read(&mut reader),
             stores,

@@ -23,7 +23,7 @@ mod secret;
 mod server;
 
 pub use auth::{AuthConfig, AuthMode, TokenConfig, TokenKeys};
-pub use conversations::{ConversationStoreConfig, ConversationsConfig};
+pub use conversations::{ConversationStoreConfig, ConversationsConfig, TurnDelivery};
 pub use database::{DatabaseConfig, StoresConfig};
 pub use embedding::EmbeddingConfig;
 pub use endpoint::{EndpointConfig, Provider};

@@ -7,6 +7,10 @@ pub enum StoreError {
     Database(#[from] sqlx::Error),
     #[error("DynamoDB failed: {0}")]
     Dynamo(String),
+    #[error("DynamoDB is over its throughput: the table's, or that of one user's partition")]
+    Throttled,
+    #[error("sessions were not all deleted: others were added meanwhile")]
+    DeletionIncomplete,
     #[error("the conversation store timed out")]
     Timeout,
     /// Refuses connections, as opposed to being slow.
@@ -25,7 +29,12 @@ impl StoreError {
         match self {
             Self::Database(error) => matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_)),
             Self::Unreachable => true,
-            Self::Dynamo(_) | Self::Timeout | Self::LeaseLost | Self::Malformed(_) => false,
+            Self::Dynamo(_)
+            | Self::Throttled
+            | Self::DeletionIncomplete
+            | Self::Timeout
+            | Self::LeaseLost
+            | Self::Malformed(_) => false,
         }
     }
 

@@ -89,7 +89,8 @@ impl ConversationService for ConversationApi {
         request: Request<pb::DeleteSessionsRequest>,
     ) -> RpcResult<pb::DeleteSessionsResponse> {
         let delete = |user, selection| async move {
-            let deleted = convert::int(self.store()?.delete_sessions(&user, &selection).await?);
+            let deleted = self.store()?.delete_sessions(&user, &selection).await;
+            let deleted = convert::int(deleted.map_err(ConversationError::DeletionIncomplete)?);
             Ok::<_, ConversationError>(pb::DeleteSessionsResponse { deleted })
         };
         self.context.unary("DeleteSessions", request, parse::session_selection, delete).await

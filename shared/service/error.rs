@@ -53,6 +53,8 @@ pub(super) enum ConversationError {
     NotFound,
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("sessions were not all deleted: {0}")]
+    DeletionIncomplete(StoreError),
     #[error("internal defect")]
     Defect,
 }

@@ -128,7 +128,7 @@ impl RpcError for ConversationError {
     }
 
     fn is_store_down(&self) -> bool {
-        matches!(self, Self::Store(_))
+        matches!(self, Self::Store(_) | Self::DeletionIncomplete(_))
     }
 
     fn status(&self, language: Language) -> Status {
@@ -138,6 +138,10 @@ impl RpcError for ConversationError {
             Self::Store(error) => {
                 tracing::warn!(%error, "conversation store unavailable");
                 unavailable(wording::store_unavailable(language))
+            }
+            Self::DeletionIncomplete(_) => {
+                tracing::warn!(error = %self, "conversation store unavailable");
+                unavailable(wording::deletion_incomplete(language))
             }
             Self::Defect => Status::internal(wording::conversations_failed(language)),
         }

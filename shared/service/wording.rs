@@ -83,6 +83,13 @@ pub(super) fn store_unavailable(language: Language) -> &'static str {
     language.pick("the conversation cannot be reached right now; try again", "暂时无法访问对话，请稍后重试")
 }
 
+pub(super) fn deletion_incomplete(language: Language) -> &'static str {
+    language.pick(
+        "not all of the conversations were deleted; call again to delete the others",
+        "部分对话尚未删除，请再次调用以删除其余对话",
+    )
+}
+
 pub(super) fn permission_denied(language: Language) -> &'static str {
     language.pick("user_id must be the subject of the token, or empty", "user_id 必须是令牌所属的用户，或者留空")
 }

@@ -124,6 +124,7 @@ fn conversation_errors() -> Vec<ConversationError> {
         Disabled: ConversationError::Disabled;
         NotFound: ConversationError::NotFound;
         Store: ConversationError::Store(StoreError::Timeout);
+        DeletionIncomplete: ConversationError::DeletionIncomplete(StoreError::DeletionIncomplete);
         Defect: ConversationError::Defect;
     })
 }

@@ -209,3 +209,13 @@ async fn store_outage_affects_existing_conversations_only() {
     let rejected = server.chat(chat_request("", "s", "hello")).await.unwrap_err();
     assert_eq!(rejected.code(), Code::Unavailable);
 }
+
+#[tokio::test]
+async fn deletion_that_did_not_finish_says_so() {
+    let server = TestServer::start_on(UNREACHABLE_DATABASE, &[]).await;
+    let delete = pb::DeleteSessionsRequest { user_id: "ann".into(), everything: true, ..Default::default() };
+    let failed = server.conversations().delete_sessions(delete).await.unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable);
+    assert!(failed.message().contains("not all of the conversations were deleted"), "{failed:?}");
+    assert!(failed.get_details_retry_info().is_some(), "{failed:?}");
+}

@@ -1,7 +1,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use agent_service::{
-    conversation::{WithDeadlines, dynamodb::DynamoConversations},
+    conversation::{
+        WithDeadlines,
+        dynamodb::{DynamoAccess, DynamoConversations, DynamoTable},
+    },
     identity::UserId,
 };
 use futures_util::future::BoxFuture;
@@ -35,7 +38,7 @@ impl TestTable {
     }
 
     pub fn store(&self, admit_timeout: Duration) -> WithDeadlines<DynamoConversations> {
-        DynamoConversations::with_deadlines(self.name.clone(), MAX_TURN, admit_timeout).unwrap()
+        store_of(&self.name, admit_timeout)
     }
 
     async fn ask(&self, operation: &str, body: Value) -> Value {
@@ -176,6 +179,12 @@ impl Backdoor for TestTable {
             }
         }
     }
+}
+
+pub fn store_of(table: &str, admit_timeout: Duration) -> WithDeadlines<DynamoConversations> {
+    let access = DynamoAccess::from_env().unwrap();
+    let table = DynamoTable { name: table.to_owned(), access, extraction_jobs: None };
+    DynamoConversations::with_deadlines(table, MAX_TURN, admit_timeout)
 }
 
 pub fn text<'a>(item: &'a Attributes, name: &str) -> &'a str {

@@ -8,7 +8,7 @@ use agent_service::identity::UserId;
 use serde_json::{Value, json};
 
 use crate::{
-    dynamodb::{Attributes, TestTable, text},
+    dynamodb::{Attributes, TestTable, store_of, text},
     fixture::{ADMIT_TIMEOUT, chunk, ending, new_run, request, session, started, turn},
 };
 
@@ -163,7 +163,7 @@ async fn turn_item_names_session_and_position() {
 #[tokio::test]
 async fn error_names_the_missing_table() {
     let Some((table, _)) = table().await else { return };
-    let store = DynamoConversations::with_deadlines("no-such-table".to_owned(), ADMIT_TIMEOUT, ADMIT_TIMEOUT).unwrap();
+    let store = store_of("no-such-table", ADMIT_TIMEOUT);
     let failed = store.admit(&run("s", "r")).await.map(|admitted| matches!(admitted, AdmitOutcome::Started { .. }));
     let failed = failed.unwrap_err().to_string();
     assert!(failed.contains("ResourceNotFound"), "{failed}");

@@ -10,7 +10,7 @@ use agent_service::{
     chat::{RecordedCitation, TurnFinish, TurnRecord},
     composition::build_embedder,
     conversation::{
-        AdmitOutcome, ConversationStore, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
+        AdmitOutcome, ConversationStore, FrameChunk, Lease, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
         RunOutcome, StoredTurn,
     },
     identity::{RequestId, SessionId, UserId},
@@ -67,17 +67,7 @@ impl Harness {
 
     /// Stores a turn as a chat does.
     pub async fn store_turn(&self, user: &UserId, session: &SessionId, record: &TurnRecord) -> StoredTurn {
-        let request = RequestId::generate();
-        let run = NewRun {
-            key: RunKey { user: user.clone(), session: session.clone(), request: request.clone() },
-            fingerprint: [0; 32],
-            head: Vec::new(),
-            takes_session: true,
-            resumes: false,
-            quotas: None,
-            history_budget: None,
-        };
-        let AdmitOutcome::Started { lease, .. } = self.store.admit(&run).await.unwrap() else { panic!("not started") };
+        let lease = started(self.store.admit(&new_run(user, session, &RequestId::generate())).await.unwrap());
         let turn = NewTurn {
             record: record.to_bytes().unwrap(),
             tokens: record.estimate_tokens(),
@@ -93,7 +83,7 @@ impl Harness {
             resumed_turn: None,
             profile: None,
         };
-        self.store.finish(&lease.take(), &ending).await.unwrap();
+        self.store.finish(&lease, &ending).await.unwrap();
         self.last_turn(user, session).await
     }
 
@@ -154,6 +144,25 @@ fn parts(database: &TestDatabase) -> (RolePools, Arc<MemoryEngine>, Arc<dyn Conv
 pub async fn process_queue(worker: &ExtractionWorker) -> usize {
     let settled = worker.run_until_idle(Instant::now() + TEST_TIMEOUT);
     tokio::time::timeout(TEST_TIMEOUT, settled).await.expect("the queue is not idle within the timeout").unwrap()
+}
+
+pub fn new_run(user: &UserId, session: &SessionId, request: &RequestId) -> NewRun {
+    NewRun {
+        key: RunKey { user: user.clone(), session: session.clone(), request: request.clone() },
+        fingerprint: [0; 32],
+        head: Vec::new(),
+        takes_session: true,
+        resumes: false,
+        quotas: None,
+        history_budget: None,
+    }
+}
+
+pub fn started(admission: AdmitOutcome) -> Lease {
+    match admission {
+        AdmitOutcome::Started { lease, .. } => lease.take(),
+        other => panic!("not started: {other:?}"),
+    }
 }
 
 pub fn user(name: &str) -> UserId {

@@ -28,7 +28,7 @@ pub async fn run(config: Config) -> CommandResult {
     let mut signals = ShutdownSignals::install()?;
     let database = Database::from_config(&config.stores.database).map_err(database_error)?;
     let App { engine, apis, extraction_worker, .. } =
-        App::from_config(&config, database.pools()).map_err(setup_error)?;
+        Box::pin(App::for_server(&config, database.pools())).await.map_err(setup_error)?;
     let server = Server::bind(&config.server, apis).await.map_err(server_error)?;
     print_banner(&config, server.address());
 

@@ -1,9 +1,8 @@
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
 use aws_sdk_dynamodb::types::{DeleteRequest, WriteRequest};
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
-use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{
@@ -12,9 +11,10 @@ use super::{
     item::{Item, ItemExt as _, set, text},
     keys::{ITEM_ID, Key, request_owner, session_owner, stream_member, turn_prefix},
     lease::deletion_lease,
-    table::{PageCursor, Query, Table, key_attributes, store_error},
+    request::{ThrottleBackoff, retry_throttled},
+    table::{PageCursor, Query, Table, key_attributes},
     usage::remove_streams,
-    write::{TransactOutcome, Write, backoff, is_transient},
+    write::{TransactOutcome, Write, backoff},
 };
 use crate::{
     conversation::{
@@ -28,7 +28,6 @@ use crate::{
 const MAX_BATCH: usize = 25;
 const CONCURRENT_SESSIONS: usize = 4;
 const PASSES: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(50);
 
 impl DynamoConversations {
     pub(super) async fn delete_selected(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
@@ -38,8 +37,9 @@ impl DynamoConversations {
                 let mut seen = HashSet::new();
                 let sessions: Vec<_> = sessions.iter().filter(|session| seen.insert(session.as_str())).collect();
                 let deletions: Vec<_> = sessions.iter().map(|session| self.delete_session(user, session)).collect();
-                let deleted = stream::iter(deletions).buffer_unordered(CONCURRENT_SESSIONS);
-                deleted.try_fold(0, |count, was_there| async move { Ok(count + u32::from(was_there)) }).await
+                // All of them, also after a failure: one that is dropped keeps its session's lease.
+                let deleted: Vec<_> = stream::iter(deletions).buffer_unordered(CONCURRENT_SESSIONS).collect().await;
+                deleted.into_iter().try_fold(0, |count, was_there| Ok(count + u32::from(was_there?)))
             }
         }
     }
@@ -59,41 +59,54 @@ impl DynamoConversations {
                 self.table.delete_all(user, page).await?;
             }
             if had_no_runs && is_empty {
-                break;
+                return Ok(count);
             }
         }
-        Ok(count)
+        Err(StoreError::DeletionIncomplete)
     }
 
-    /// Holds the session's lease, so that no run starts, until the transaction that deletes the session's item.
+    /// Returns whether there was a session.
     async fn delete_session(&self, user: &UserId, session: &SessionId) -> Result<bool> {
-        let (head, held) = (Key::session(user, session), Key::lease(user, session));
         for pass in 1..=PASSES {
             let lease_token = Uuid::now_v7();
-            let lease = deletion_lease(lease_token, Timestamp::now(), DELETE_TIMEOUT);
-            self.table.write(Write::put(held.clone(), lease)).await?;
-            self.delete_runs(user, session).await?;
-            let turns = self.table.get(head.clone()).await?.and_then(|mut head| head.remove(TURNS));
-            let owned = format!("part/{}/", session_owner(session));
-            // First, so that no further result is recorded.
-            self.table.write(Write::delete(Key::pending(user, session))).await?;
-            for prefix in [turn_prefix(session), owned, format!("result/{session}/")] {
-                self.table.delete_prefix(user, &prefix).await?;
-            }
-            let was_there = turns.is_some();
-            let free = Write::delete(held.clone()).condition("holder = :holder").bind(":holder", text(lease_token));
-            let gone = match turns {
-                Some(turns) => Write::delete(head.clone()).condition("turns = :turns").bind(":turns", turns),
-                None => Write::check(head.clone()).condition("attribute_not_exists(turns)"),
-            };
-            // A failed condition: the lease expired and a run started, or a run without the lease has ended here.
-            let last = vec![free, gone, Write::delete(Key::pending(user, session))];
-            if let TransactOutcome::Committed = self.table.transact(last).await? {
+            let deleted = self.delete_session_once(user, session, lease_token).await;
+            if let Ok(Some(was_there)) = deleted {
                 return Ok(was_there);
             }
+            if deleted.is_err() || pass == PASSES {
+                // A failure is ignored: the lease expires.
+                let _freed = self.table.write(free_session(user, session, lease_token)).await;
+            }
+            deleted?;
             backoff(pass).await;
         }
-        Err(StoreError::Timeout)
+        Err(StoreError::DeletionIncomplete)
+    }
+
+    /// Holds the session's lease, so that no run starts, until the transaction that deletes the session's item. `None`:
+    /// the lease expired and a run started, or a run without the lease has ended here.
+    async fn delete_session_once(&self, user: &UserId, session: &SessionId, lease_token: Uuid) -> Result<Option<bool>> {
+        let head = Key::session(user, session);
+        let lease = deletion_lease(lease_token, Timestamp::now(), DELETE_TIMEOUT);
+        self.table.write(Write::put(Key::lease(user, session), lease)).await?;
+        self.delete_runs(user, session).await?;
+        let turns = self.table.get(head.clone()).await?.and_then(|mut head| head.remove(TURNS));
+        let owned = format!("part/{}/", session_owner(session));
+        // First, so that no further result is recorded.
+        self.table.write(Write::delete(Key::pending(user, session))).await?;
+        for prefix in [turn_prefix(session), owned, format!("result/{session}/")] {
+            self.table.delete_prefix(user, &prefix).await?;
+        }
+        let was_there = turns.is_some();
+        let gone = match turns {
+            Some(turns) => Write::delete(head).condition("turns = :turns").bind(":turns", turns),
+            None => Write::check(head).condition("attribute_not_exists(turns)"),
+        };
+        let last = vec![free_session(user, session, lease_token), gone, Write::delete(Key::pending(user, session))];
+        Ok(match self.table.transact(last).await? {
+            TransactOutcome::Committed => Some(was_there),
+            TransactOutcome::ConditionsFailed(_) => None,
+        })
     }
 
     /// Active runs lose their lease by it.
@@ -120,6 +133,10 @@ impl DynamoConversations {
     }
 }
 
+fn free_session(user: &UserId, session: &SessionId, lease_token: Uuid) -> Write {
+    Write::delete(Key::lease(user, session)).condition("holder = :holder").bind(":holder", text(lease_token))
+}
+
 fn is_session(item: &Item) -> bool {
     item.contains_key(TURNS) && item.text(ITEM_ID).is_ok_and(|item| item.starts_with("session/"))
 }
@@ -143,16 +160,16 @@ impl Table {
             let key = key.map_err(|error| StoreError::Dynamo(error.to_string()))?;
             left.push(WriteRequest::builder().delete_request(key).build());
         }
+        let mut backoff = ThrottleBackoff::default();
         while !left.is_empty() {
             let batch = left.split_off(left.len().saturating_sub(MAX_BATCH));
-            let request = self.client.batch_write_item().request_items(&self.name, batch.clone());
-            let unwritten: Vec<_> = match Box::pin(request.send()).await {
-                Ok(answer) => answer.unprocessed_items.into_iter().flatten().flat_map(|(_, writes)| writes).collect(),
-                Err(error) if is_transient(&error) => batch,
-                Err(error) => return Err(store_error(error)),
-            };
+            let requested = batch.len();
+            let request = self.client.batch_write_item().request_items(&self.name, batch);
+            let answer = Box::pin(retry_throttled(move || request.clone().send())).await?;
+            let unwritten = answer.unprocessed_items.into_iter().flatten();
+            let unwritten: Vec<_> = unwritten.flat_map(|(_, writes)| writes).collect();
             if !unwritten.is_empty() {
-                sleep(PAUSE).await;
+                backoff.wait(unwritten.len() < requested).await?;
                 left.extend(unwritten);
             }
         }

@@ -5,9 +5,11 @@
 //!
 //! Cancellation: a write may be applied although its call was dropped. Every write is conditional or idempotent.
 
+mod access;
 mod admit;
 mod attributes;
 mod delete;
+mod extraction_jobs;
 mod finish;
 mod http;
 mod item;
@@ -15,6 +17,7 @@ mod keys;
 mod lease;
 mod parts;
 mod pending;
+mod request;
 mod run;
 mod session;
 mod stream;
@@ -25,12 +28,13 @@ mod turns;
 mod usage;
 mod write;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+pub use access::{DynamoAccess, DynamoSetupError};
+pub use extraction_jobs::ExtractionJobs;
 pub use keys::parse_turn_item;
 pub use stream::{FinishedTurnItem, MalformedRecord, finished_turn, sequence_number};
-pub use table::DynamoSetupError;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use self::{keys::Key, table::Table};
 use super::{
@@ -51,18 +55,28 @@ const EXPIRY_MARGIN: Duration = Duration::from_hours(24);
 #[derive(Debug)]
 pub struct DynamoConversations {
     table: Table,
+    /// `None`: the function `remember` learns from the table's stream.
+    extraction_jobs: Option<ExtractionJobs>,
     /// After this a resumed turn that has not ended counts as lost.
     max_turn_duration: Duration,
 }
 
+#[derive(Debug, Clone)]
+pub struct DynamoTable {
+    pub name: String,
+    pub access: DynamoAccess,
+    /// `None`: turns are delivered by the table's stream.
+    pub extraction_jobs: Option<ExtractionJobs>,
+}
+
 impl DynamoConversations {
-    /// Region, credentials and endpoint are those of the environment (`AWS_REGION`, `AWS_ACCESS_KEY_ID`,
-    /// `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_ENDPOINT_URL_DYNAMODB`). Connects to nothing.
+    /// Connects to nothing.
+    #[must_use]
     pub fn with_deadlines(
-        table: String,
+        table: DynamoTable,
         max_turn_duration: Duration,
         admit_timeout: Duration,
-    ) -> Result<WithDeadlines<Self>, DynamoSetupError> {
+    ) -> WithDeadlines<Self> {
         let timeouts = StoreTimeouts {
             admit: admit_timeout,
             // A function that is frozen after its answer leaves the revocation pending.
@@ -72,8 +86,9 @@ impl DynamoConversations {
             finish: Duration::from_secs(20),
             delete: DELETE_TIMEOUT,
         };
-        let store = Self { table: Table::from_env(table)?, max_turn_duration };
-        Ok(WithDeadlines::new(store, timeouts, Semaphore::MAX_PERMITS))
+        let DynamoTable { name, access, extraction_jobs } = table;
+        let store = Self { table: Table::new(name, access), extraction_jobs, max_turn_duration };
+        WithDeadlines::new(store, timeouts, Semaphore::MAX_PERMITS)
     }
 }
 
@@ -81,11 +96,19 @@ impl_conversation_store! {
     DynamoConversations:
 
     async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
-        self.finish_run(lease, ending).await
+        let Some(jobs) = &self.extraction_jobs else { return self.finish_run(lease, ending).await };
+        let turn = jobs.prepare(&self.table, lease, ending).await;
+        self.finish_run(lease, ending).await?;
+        jobs.release(lease, turn).await;
+        Ok(())
     }
 
     async fn warm_up(&self) {
         let absent = Key { user: "-".to_owned(), item: "-".to_owned() };
         let _connected = self.table.get(absent).await;
+    }
+
+    fn learning_wakeup(&self) -> Option<Arc<Notify>> {
+        self.extraction_jobs.as_ref().map(ExtractionJobs::wakeup)
     }
 }

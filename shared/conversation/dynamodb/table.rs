@@ -4,36 +4,27 @@ use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_dynamodb::{
     Client,
-    config::{BehaviorVersion, Credentials, Region, SharedHttpClient, retry::RetryConfig, timeout::TimeoutConfig},
-    error::{ProvideErrorMetadata, SdkError},
+    config::{retry::RetryConfig, timeout::TimeoutConfig},
     types::{AttributeValue, KeysAndAttributes},
 };
 use jiff::Timestamp;
 
 use super::{
-    http::SdkHttpClient,
+    access::{CONNECT_TIMEOUT, DynamoAccess},
     item::{Item, ItemExt as _, text},
     keys::{ITEM_ID, Key, LATEST_INDEX, UPDATED, USER_ID},
+    request::{ThrottleBackoff, retry_throttled},
 };
 use crate::{
     conversation::error::{Result, StoreError},
     identity::UserId,
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 const ATTEMPTS: u32 = 3;
 const INITIAL_BACKOFF: Duration = Duration::from_millis(25);
 /// DynamoDB's limit for `BatchGetItem`.
 const MAX_BATCH_KEYS: usize = 100;
-
-#[derive(Debug, thiserror::Error)]
-pub enum DynamoSetupError {
-    #[error("{0} is not set: conversations in DynamoDB need it")]
-    Missing(&'static str),
-    #[error("the HTTP client for DynamoDB cannot be built: {0}")]
-    Client(#[from] reqwest::Error),
-}
 
 #[derive(Debug, Clone)]
 pub(super) struct Table {
@@ -42,50 +33,20 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn from_env(name: String) -> Result<Self, DynamoSetupError> {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let required = |name: &'static str| set(name).ok_or(DynamoSetupError::Missing(name));
-        let credentials = Credentials::new(
-            required("AWS_ACCESS_KEY_ID")?,
-            required("AWS_SECRET_ACCESS_KEY")?,
-            set("AWS_SESSION_TOKEN"),
-            None,
-            "environment",
-        );
-        let region = set("AWS_REGION").map_or_else(|| required("AWS_DEFAULT_REGION"), Ok);
-        let region = region.map_err(|_| DynamoSetupError::Missing("AWS_REGION"))?;
-        let endpoint = set("AWS_ENDPOINT_URL_DYNAMODB").or_else(|| set("AWS_ENDPOINT_URL"));
-        let http = SharedHttpClient::new(SdkHttpClient(crate::provider::http_client(CONNECT_TIMEOUT)?));
-        Ok(Self::new(name, http, credentials, region, endpoint))
-    }
-
-    pub(super) fn new(
-        name: String,
-        http: SharedHttpClient,
-        credentials: Credentials,
-        region: String,
-        endpoint: Option<String>,
-    ) -> Self {
+    pub(super) fn new(name: String, access: DynamoAccess) -> Self {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .operation_attempt_timeout(ATTEMPT_TIMEOUT)
             .build();
         let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(INITIAL_BACKOFF);
-        let mut config = aws_sdk_dynamodb::Config::builder()
-            .behavior_version(BehaviorVersion::v2026_01_12())
-            .http_client(http)
-            .credentials_provider(credentials)
-            .region(Region::new(region))
-            .timeout_config(timeouts)
-            .retry_config(retries);
-        config.set_endpoint_url(endpoint);
+        let config = access.config.timeout_config(timeouts).retry_config(retries);
         Self { client: Client::from_conf(config.build()), name }
     }
 
     pub(super) async fn get(&self, key: Key) -> Result<Option<Item>> {
         let request =
             self.client.get_item().table_name(&self.name).set_key(Some(key_attributes(key))).consistent_read(true);
-        let answer = Box::pin(request.send()).await.map_err(store_error)?;
+        let answer = Box::pin(retry_throttled(move || request.clone().send())).await?;
         let now = Timestamp::now();
         Ok(answer.item.filter(|item| !item.is_expired(now)))
     }
@@ -97,12 +58,14 @@ impl Table {
         keys.sort_by(|one, other| one.item.cmp(&other.item));
         keys.dedup();
         let mut left: Vec<Item> = keys.into_iter().map(key_attributes).collect();
+        let mut backoff = ThrottleBackoff::default();
         while !left.is_empty() {
             let batch = left.split_off(left.len().saturating_sub(MAX_BATCH_KEYS));
+            let requested = batch.len();
             let keys = KeysAndAttributes::builder().set_keys(Some(batch)).consistent_read(true).build();
             let keys = keys.map_err(|error| StoreError::Dynamo(error.to_string()))?;
             let request = self.client.batch_get_item().request_items(&self.name, keys);
-            let answer = Box::pin(request.send()).await.map_err(store_error)?;
+            let answer = Box::pin(retry_throttled(move || request.clone().send())).await?;
             let now = Timestamp::now();
             for item in answer.responses.into_iter().flatten().flat_map(|(_, items)| items) {
                 if !item.is_expired(now) {
@@ -110,7 +73,11 @@ impl Table {
                 }
             }
             let unread = answer.unprocessed_keys.into_iter().flatten();
-            left.extend(unread.flat_map(|(_, keys)| keys.keys));
+            let unread: Vec<Item> = unread.flat_map(|(_, keys)| keys.keys).collect();
+            if !unread.is_empty() {
+                backoff.wait(unread.len() < requested).await?;
+                left.extend(unread);
+            }
         }
         Ok(found)
     }
@@ -152,7 +119,7 @@ impl Table {
         let request = request.set_projection_expression(query.only.map(str::to_owned));
         let request = request.scan_index_forward(!query.is_descending).set_limit(query.limit);
         let request = request.set_exclusive_start_key(pages.from.take());
-        let answer = Box::pin(request.send()).await.map_err(store_error)?;
+        let answer = Box::pin(retry_throttled(move || request.clone().send())).await?;
         pages.is_over = answer.last_evaluated_key.is_none();
         pages.from = answer.last_evaluated_key;
         let now = Timestamp::now();
@@ -245,29 +212,4 @@ impl PageCursor {
 
 pub(super) fn key_attributes(key: Key) -> HashMap<String, AttributeValue> {
     HashMap::from([(USER_ID.to_owned(), text(key.user)), (ITEM_ID.to_owned(), text(key.item))])
-}
-
-/// Without text of the user: DynamoDB's messages may quote values.
-pub(super) fn store_error<E>(error: SdkError<E>) -> StoreError
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-{
-    match &error {
-        SdkError::TimeoutError(_) => StoreError::Timeout,
-        SdkError::DispatchFailure(failure) if failure.is_timeout() => StoreError::Timeout,
-        SdkError::DispatchFailure(failure) if failure.is_io() => StoreError::Unreachable,
-        SdkError::DispatchFailure(_) => StoreError::Dynamo("the request was not sent".to_owned()),
-        SdkError::ServiceError(refusal) => {
-            let refusal = refusal.err().meta();
-            let code = refusal.code().unwrap_or("an error without a code");
-            // These messages name the account and the table only.
-            let is_safe = matches!(code, "AccessDeniedException" | "ResourceNotFoundException");
-            StoreError::Dynamo(match refusal.message().filter(|_| is_safe) {
-                Some(message) => format!("{code}: {message}"),
-                None => code.to_owned(),
-            })
-        }
-        SdkError::ConstructionFailure(_) => StoreError::Dynamo("the request was not built".to_owned()),
-        _ => StoreError::Dynamo("the response is unreadable".to_owned()),
-    }
 }

@@ -1,6 +1,9 @@
 //! Requests to DynamoDB and their order, recorded by an HTTP client whose responses the test scripts.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
 
 use aws_sdk_dynamodb::config::{Credentials, HttpClient, RuntimeComponents, SharedHttpClient};
 use aws_smithy_runtime_api::client::{
@@ -56,8 +59,9 @@ impl ScriptedHttp {
     fn store(&self) -> DynamoConversations {
         let credentials = Credentials::new("id", "secret", None, None, "test");
         let http = SharedHttpClient::new(self.clone());
-        let table = Table::new("table".to_owned(), http, credentials, "us-east-1".to_owned(), None);
-        DynamoConversations { table, max_turn_duration: Duration::from_secs(60) }
+        let access = DynamoAccess::new(http, credentials, "us-east-1".to_owned(), None);
+        let table = Table::new("table".to_owned(), access);
+        DynamoConversations { table, extraction_jobs: None, max_turn_duration: Duration::from_secs(60) }
     }
 
     fn operations(&self) -> Vec<String> {
@@ -263,13 +267,135 @@ async fn error_text_quotes_nothing_of_the_user() {
     assert_eq!(failed.to_string(), "DynamoDB failed: AccessDeniedException: not allowed");
 }
 
-#[tokio::test]
-async fn unprocessed_keys_are_requested_again() {
+#[tokio::test(start_paused = true)]
+async fn unprocessed_keys_are_requested_again_after_a_pause() {
     let http = ScriptedHttp::new(|operation, body, before| match (operation, before) {
         ("BatchGetItem", 0) => (200, json!({"UnprocessedKeys": body["RequestItems"]})),
         _ => (200, json!({})),
     });
-    let key = NewRun::example().key;
+    let (key, asked_at) = (NewRun::example().key, tokio::time::Instant::now());
     assert!(http.store().get_session(&key.user, &key.session).await.unwrap().is_none());
     assert_eq!(http.operations(), ["BatchGetItem", "BatchGetItem"]);
+    assert!(!asked_at.elapsed().is_zero());
+}
+
+/// A request may be sent this often, before a test counts it as repeated without end.
+const ENDLESS: usize = 300;
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_stay_unprocessed_fail_the_call() {
+    let http = ScriptedHttp::new(|operation, body, before| match operation {
+        "BatchGetItem" if before < ENDLESS => (200, json!({"UnprocessedKeys": body["RequestItems"]})),
+        _ => (200, json!({})),
+    });
+    let key = NewRun::example().key;
+    let failed = http.store().get_session(&key.user, &key.session).await.unwrap_err();
+    assert!(matches!(failed, StoreError::Throttled), "{failed}");
+    assert!(http.operations().len() < 20, "{:?}", http.operations().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_progress_with_keys_is_no_failure() {
+    let http = ScriptedHttp::new(|_, body, _| {
+        let mut requested = body["RequestItems"].clone();
+        let keys = requested["table"]["Keys"].as_array_mut().unwrap();
+        let mut item = keys.pop().unwrap();
+        item["turns"] = json!({"N": "1"});
+        let unprocessed = if keys.is_empty() { json!({}) } else { requested };
+        (200, json!({"Responses": {"table": [item]}, "UnprocessedKeys": unprocessed}))
+    });
+    let user = NewRun::example().key.user;
+    let keys = (0..40).map(|number| Key::run(&user, &number.to_string())).collect();
+    assert_eq!(http.store().table.batch_get(keys).await.unwrap().len(), 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn throttled_reads_are_retried_beyond_the_sdk_and_fail_as_throttled() {
+    for operation in ["GetItem", "Query", "BatchGetItem"] {
+        for failures in [7, ENDLESS] {
+            let http = ScriptedHttp::new(move |asked, _, before| match before {
+                before if asked == operation && before < failures => {
+                    (400, json!({"__type": "x#ProvisionedThroughputExceededException"}))
+                }
+                _ => (200, json!({})),
+            });
+            let (store, user) = (http.store(), NewRun::example().key.user);
+            let read = match operation {
+                "GetItem" => store.table.get(Key::profile(&user)).await.map(drop),
+                "Query" => store.table.query_prefix(&user, "turn/").await.map(drop),
+                _ => store.table.batch_get(vec![Key::profile(&user)]).await.map(drop),
+            };
+            assert_eq!(matches!(read, Err(StoreError::Throttled)), failures == ENDLESS, "{operation}: {read:?}");
+            assert_eq!(read.is_ok(), failures == 7, "{operation}: {read:?}");
+        }
+    }
+}
+
+fn delete_request(http: &ScriptedHttp, sessions: SessionSelection) -> impl Future<Output = Result<u32>> {
+    let store = http.store();
+    async move { store.delete_sessions(&NewRun::example().key.user, &sessions).await }
+}
+
+fn one_session() -> SessionSelection {
+    SessionSelection::Listed(vec![NewRun::example().key.session])
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletion_of_user_whose_runs_never_end_fails() {
+    let http = ScriptedHttp::new(|operation, _, before| match operation {
+        "Query" if before < ENDLESS => (200, json!({"Items": [running()]})),
+        _ => (200, json!({})),
+    });
+    let failed = delete_request(&http, SessionSelection::All).await.unwrap_err();
+    assert!(matches!(failed, StoreError::DeletionIncomplete), "{failed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_stay_unprocessed_fail_the_deletion() {
+    for (status, answer) in [(200, None), (400, Some(json!({"__type": "x#ThrottlingException"})))] {
+        let http = ScriptedHttp::new(move |operation, body, before| match operation {
+            "Query" if before == 0 => (200, json!({"Items": [running()]})),
+            "BatchWriteItem" if before < ENDLESS => {
+                (status, answer.clone().unwrap_or_else(|| json!({"UnprocessedItems": body["RequestItems"]})))
+            }
+            _ => (200, json!({})),
+        });
+        let failed = delete_request(&http, SessionSelection::All).await.unwrap_err();
+        assert!(matches!(failed, StoreError::Throttled), "{failed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_whose_deletion_keeps_failing_is_free_again() {
+    let http = ScriptedHttp::new(|operation, _, _| match operation {
+        "TransactWriteItems" => cancelled(&[("None", Value::Null), ("ConditionalCheckFailed", Value::Null)]),
+        _ => (200, json!({})),
+    });
+    let failed = delete_request(&http, one_session()).await.unwrap_err();
+    assert!(matches!(failed, StoreError::DeletionIncomplete), "{failed}");
+    let leases = |bodies: Vec<Value>, at: &str| -> Vec<_> {
+        bodies.into_iter().filter(|body| body[at]["item_id"]["S"].as_str().unwrap().starts_with("lease/")).collect()
+    };
+    let (taken, freed) = (leases(http.bodies("PutItem"), "Item"), leases(http.bodies("DeleteItem"), "Key"));
+    assert_eq!(freed.len(), 1);
+    assert_eq!(freed[0]["ExpressionAttributeValues"][":holder"], taken.last().unwrap()["Item"]["holder"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_failed_session_does_not_stop_the_deletion_of_others() {
+    let http = ScriptedHttp::new(|operation, body, _| match operation {
+        "TransactWriteItems" if body.to_string().contains("session/stuck") => {
+            cancelled(&[("None", Value::Null), ("ConditionalCheckFailed", Value::Null)])
+        }
+        _ => (200, json!({})),
+    });
+    let sessions = ["stuck", "a", "b", "c", "d", "e"].map(|id| SessionId::parse("session_id", id).unwrap());
+    let failed = delete_request(&http, SessionSelection::Listed(sessions.into())).await.unwrap_err();
+    assert!(matches!(failed, StoreError::DeletionIncomplete), "{failed}");
+    let ended: HashSet<_> = http
+        .bodies("TransactWriteItems")
+        .iter()
+        .map(|body| body["TransactItems"][0]["Delete"]["Key"]["item_id"]["S"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ended.len(), 6, "{ended:?}");
 }

@@ -14,7 +14,8 @@ use tokio::time::sleep;
 use super::{
     item::{Item, size},
     keys::Key,
-    table::{Table, key_attributes, store_error},
+    request::{is_transient, store_error},
+    table::{Table, key_attributes},
 };
 use crate::conversation::error::{Result, StoreError};
 
@@ -210,6 +211,7 @@ impl Table {
             match cancellation_reasons(&error).map(classify) {
                 Some(Cancellation::ConditionsFailed(failed)) => return Ok(TransactOutcome::ConditionsFailed(failed)),
                 Some(Cancellation::Conflict) if attempts < ATTEMPTS => backoff(attempts).await,
+                None if is_transient(&error) && attempts < ATTEMPTS => backoff(attempts).await,
                 Some(Cancellation::Failed(code)) => return Err(StoreError::Dynamo(code)),
                 _ => return Err(store_error(error)),
             }
@@ -222,14 +224,6 @@ enum WriteFailure {
     Condition,
     Conflict(StoreError),
     Failed(StoreError),
-}
-
-/// A conflict with a transaction, or throttling that outlasted the SDK's retries.
-pub(super) fn is_transient<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
-    const CODES: [&str; 3] =
-        ["TransactionConflictException", "ThrottlingException", "ProvisionedThroughputExceededException"];
-    let code = error.as_service_error().and_then(|refusal| refusal.meta().code());
-    code.is_some_and(|code| CODES.contains(&code))
 }
 
 fn write_failure<E>(error: SdkError<E>) -> WriteFailure

@@ -40,3 +40,19 @@ async fn learning_off_extracts_no_facts() {
     eventually("the session has a title", async || titles(&server).await == ["I'm allergic to peanuts"]).await;
     assert_eq!(server.remembered().await, [""; 0]);
 }
+
+/// Only with the emulator of `infra/dynamodb.sh`.
+#[tokio::test]
+async fn facts_of_conversations_in_dynamodb_are_learned() {
+    if std::env::var_os("TEST_DYNAMODB_URL").is_none() {
+        return;
+    }
+    let names = ["AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_DYNAMODB"];
+    let values = names.map(|name| std::env::var(name).unwrap());
+    let mut variables: Vec<_> = names.into_iter().zip(values.iter().map(String::as_str)).collect();
+    variables.extend([("CONVERSATIONS", "dynamodb://agent-conversations"), ("ADMISSION_TIMEOUT_MS", "10000")]);
+    let (_sandbox, server) = Sandbox::with_server(&variables).await;
+    server.chat(question("我对花生过敏。")).await.rest().await.unwrap();
+    eventually("the fact is learned", async || server.remembered().await.contains(&"用户对花生过敏。".to_owned()))
+        .await;
+}

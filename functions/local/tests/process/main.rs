@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "shared test code fails by a panic")]
 #![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
+mod aws_credentials;
 mod commands;
 mod configuration;
 mod conflict;
@@ -12,6 +13,8 @@ mod crash_recovery;
 mod durability;
 mod embedded;
 mod external_database;
+#[path = "../../../../tests/support/http_double.rs"]
+mod http_double;
 mod import;
 mod isolation;
 mod learning;

@@ -18,7 +18,8 @@ use agent_service::{
     config::Config,
     conversation::{
         AdmitOutcome, ConversationStore, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding, RunKey,
-        RunOutcome, WithDeadlines, dynamodb::DynamoConversations,
+        RunOutcome, WithDeadlines,
+        dynamodb::{DynamoAccess, DynamoConversations, DynamoTable},
     },
     erasure::erase_user,
     identity::{RequestId, SessionId, UserId},
@@ -249,7 +250,9 @@ async fn dynamodb_stream_records_are_learned() {
     let Some(mut variables) = dynamodb::variables() else { return };
     let fixture = Fixture::new().await;
     let patience = Duration::from_secs(60);
-    let store = DynamoConversations::with_deadlines(dynamodb::TABLE.to_owned(), patience, patience).unwrap();
+    let access = DynamoAccess::from_env().unwrap();
+    let table = DynamoTable { name: dynamodb::TABLE.to_owned(), access, extraction_jobs: None };
+    let store = DynamoConversations::with_deadlines(table, patience, patience);
     let ann = format!("ann-{}", RequestId::generate());
     store_turn(&store, &ann, "s", "I live in Rome.").await;
     // Larger than a DynamoDB item.
