@@ -1,7 +1,7 @@
 //! The overhead of the service over its gRPC library: it and a bare tonic server stream the same frames in one run.
 //!
 //! `cargo bench --bench streams` runs everything in about three minutes. Arguments after `--` select parts (`frames`, `paced`,
-//! `provider`, `conversations`, `retrieval`); `--quick` runs for seconds and shows only that the benchmark works. Servers
+//! `provider`, `conversations`, `kept-turns`, `scale`, `retrieval`); `--quick` runs for seconds and shows only that the benchmark works. Servers
 //! are processes of their own, so that their memory and CPU time are measured apart from the load.
 //!
 //! It has no thresholds: on a shared machine only the ratios within one run are meaningful.
@@ -25,6 +25,8 @@ mod arguments;
 mod common;
 mod conversations;
 
+mod kept_turns;
+
 mod load;
 
 mod paced;
@@ -46,6 +48,8 @@ mod report;
 
 mod retrieval;
 
+mod scale;
+
 mod server;
 
 #[path = "../support/table.rs"]
@@ -60,6 +64,8 @@ struct Plan {
     paced: paced::Plan,
     provider: provider::Plan,
     retrieval: retrieval::Plan,
+    kept_turns: kept_turns::Plan,
+    scale: scale::Plan,
 }
 
 impl Plan {
@@ -69,6 +75,8 @@ impl Plan {
         paced: paced::Plan { streams: 3_000, ramp: Duration::from_millis(1_500), rounds: 3 },
         provider: provider::Plan { streams: &[1, 16, 256], rounds: 5 },
         retrieval: retrieval::Plan { users: 50, memories: 200, callers: 16, span: Duration::from_secs(5) },
+        kept_turns: kept_turns::Plan { callers: &[1, 64], span: Duration::from_secs(10) },
+        scale: scale::Plan { turns: &[100, 1_000, 10_000, 50_000], users: 10_000, calls: 9 },
     };
     const QUICK: Self = Self {
         span: Duration::from_millis(300),
@@ -76,6 +84,8 @@ impl Plan {
         paced: paced::Plan { streams: 100, ramp: Duration::from_millis(200), rounds: 1 },
         provider: provider::Plan { streams: &[4], rounds: 1 },
         retrieval: retrieval::Plan { users: 2, memories: 20, callers: 4, span: Duration::from_millis(500) },
+        kept_turns: kept_turns::Plan { callers: &[1, 8], span: Duration::from_millis(500) },
+        scale: scale::Plan { turns: &[100, 1_000], users: 20, calls: 3 },
     };
 }
 
@@ -85,7 +95,7 @@ fn main() -> BenchResult<ExitCode> {
         server::run(ServerRole::parse(role)?, rest)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let parts = ["frames", "paced", "provider", "conversations", "retrieval"];
+    let parts = ["frames", "paced", "provider", "conversations", "kept-turns", "scale", "retrieval"];
     let Some(arguments) = Arguments::parse(&arguments, &parts)? else { return Ok(ExitCode::SUCCESS) };
     let plan = if arguments.is_quick { Plan::QUICK } else { Plan::FULL };
 
@@ -106,6 +116,12 @@ fn main() -> BenchResult<ExitCode> {
     }
     if arguments.selects("conversations") {
         conversations::run(&runtime, &plan.provider)?;
+    }
+    if arguments.selects("kept-turns") {
+        kept_turns::run(&runtime, &plan.kept_turns)?;
+    }
+    if arguments.selects("scale") {
+        scale::run(&runtime, &plan.scale)?;
     }
     if arguments.selects("retrieval") {
         retrieval::run(&runtime, &plan.retrieval)?;

@@ -56,11 +56,20 @@ pub enum ServerRole {
     Proxy,
     /// The service in front of the provider, with conversations in its embedded Postgres or in `CONVERSATIONS`.
     PersistentProxy,
+    /// The service with its defaults, which stores turns and learns from them, in a given data directory.
+    Defaults,
 }
 
 impl ServerRole {
-    const ALL: [Self; 6] =
-        [Self::Service, Self::Retrieval, Self::Bare, Self::Provider, Self::Proxy, Self::PersistentProxy];
+    const ALL: [Self; 7] = [
+        Self::Service,
+        Self::Retrieval,
+        Self::Bare,
+        Self::Provider,
+        Self::Proxy,
+        Self::PersistentProxy,
+        Self::Defaults,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -70,11 +79,12 @@ impl ServerRole {
             Self::Provider => "provider",
             Self::Proxy => "proxy",
             Self::PersistentProxy => "persistent-proxy",
+            Self::Defaults => "defaults",
         }
     }
 
     fn has_database(self) -> bool {
-        matches!(self, Self::Retrieval | Self::PersistentProxy)
+        matches!(self, Self::Retrieval | Self::PersistentProxy | Self::Defaults)
     }
 
     pub fn parse(name: &str) -> BenchResult<Self> {
@@ -106,6 +116,9 @@ pub fn run(role: ServerRole, arguments: &[&str]) -> BenchResult<()> {
                     result = paced_provider::serve(listener, pace, DELTAS) => result,
                     () = stop.cancelled() => Ok(()),
                 }
+            }
+            ServerRole::Defaults => {
+                serve(role, pace, None, Path::new(arguments.get(1).ok_or("the data directory is missing")?), stop).await
             }
             ServerRole::Service | ServerRole::Retrieval | ServerRole::Proxy | ServerRole::PersistentProxy => {
                 serve(role, pace, arguments.get(1).copied(), data.path(), stop).await
@@ -156,9 +169,10 @@ async fn serve(
             "CONVERSATIONS" if role == ServerRole::PersistentProxy => {
                 std::env::var(name).unwrap_or_else(|_| "postgres".to_owned())
             }
+            "CONVERSATIONS" if role == ServerRole::Defaults => return None,
             "CONVERSATIONS" | "RATE_LIMITS" => "off".to_owned(),
             // Many streams start at once.
-            "ADMISSION_TIMEOUT_MS" => "20000".to_owned(),
+            "ADMISSION_TIMEOUT_MS" if role != ServerRole::Defaults => "20000".to_owned(),
             "AGENT_DATA_DIR" => data.to_str()?.to_owned(),
             _ => return None,
         })
@@ -176,9 +190,17 @@ async fn serve(
         announce(address)?;
         std::future::pending().await
     };
+    let worker = app.extraction_worker.filter(|_| role == ServerRole::Defaults);
+    let (learning_ready, learning_stop) = (is_ready.clone(), stop.clone());
+    let learning = async {
+        if let Some(worker) = worker {
+            worker.run(learning_ready, learning_stop).await;
+        }
+        std::future::pending().await
+    };
     let keeping = async {
         match role {
-            ServerRole::Retrieval | ServerRole::PersistentProxy => {
+            ServerRole::Retrieval | ServerRole::PersistentProxy | ServerRole::Defaults => {
                 Ok(database.supervise(&ready, Arc::new(|_| {})).await?)
             }
             _ => std::future::pending().await,
@@ -188,6 +210,7 @@ async fn serve(
         result = server.serve(is_ready, stop) => Ok(result?),
         result = announcing => result,
         result = keeping => result,
+        result = learning => result,
     }
 }
 

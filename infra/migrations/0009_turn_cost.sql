@@ -10,6 +10,19 @@ alter table runs set (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, au
 alter table sessions set (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.1);
 alter table learning_jobs set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.1);
 
+-- A plan that is made while the table is nearly empty takes any index that begins with the user, and later reads all runs of
+-- the user with it. So only the primary key begins with the user and has no condition.
+create index runs_of_session on runs (session_id, user_id);
+create index runs_live on runs (user_id) where ended_at is null;
+create index runs_ended on runs (user_id, ended_at) where ended_at is not null;
+drop index runs_session, runs_end;
+
+-- The next job of a user, and the next user with a job, in one step of an index each.
+create index learning_jobs_next on learning_jobs (user_id, due_at, session_id, turn) where failed_at is null;
+create index learning_jobs_locked on learning_jobs (user_id) where locked_until is not null;
+create index learning_jobs_failed on learning_jobs (user_id, failed_at) where failed_at is not null;
+drop index learning_jobs_due;
+
 -- The last turns of a session after number `in_after` within a budget of tokens, at least one, latest first.
 --
 -- Plans of these functions are generic and use indexes whatever the statistics say: those of a table that was empty a moment
@@ -203,8 +216,10 @@ begin
         is_first_of_day := true;
     end if;
 
+    -- "Is null" would admit the index of live runs, with the dead entries of all that have ended.
     update runs r set ended_at = clock_timestamp(), is_repeatable = in_is_repeatable, holds_session = false
-    where r.user_id = in_user and r.request_id = in_request and r.holder = in_lease_token and r.ended_at is null;
+    where r.user_id = in_user and r.request_id = in_request and r.holder = in_lease_token
+          and coalesce(r.ended_at, 'infinity') = 'infinity';
     if not found then
         if exists (select from runs r where r.user_id = in_user and r.request_id = in_request
                                             and r.holder = in_lease_token) then

@@ -80,8 +80,8 @@ impl App {
             .clone()
             .map(|store| Arc::new(parts::build_learner(config, engine.clone(), store, model.clone())));
         let extraction_worker = learner.clone().zip(conversations.clone()).and_then(|(learner, store)| {
-            let wakeup = store.learning_wakeup()?;
-            Some(Arc::new(ExtractionWorker::new(&database, learner, store, wakeup)))
+            let stored_turns = store.stored_turns()?;
+            Some(Arc::new(ExtractionWorker::new(&database, learner, store, stored_turns)))
         });
         let assistant = build_assistant(config, model.clone(), engine.clone(), conversations.clone())?;
         let apis = Apis::new(ApiParts {

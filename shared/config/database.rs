@@ -55,7 +55,7 @@ impl StoresConfig {
             }
             (None, EntryPoint::Function, None) => DatabaseConfig::Absent,
         };
-        Self { database, admission_timeout: reader.milliseconds(ADMISSION_TIMEOUT_MS, 200) }
+        Self { database, admission_timeout: reader.milliseconds(ADMISSION_TIMEOUT_MS, 2_000) }
     }
 }
 

@@ -6,13 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Notify, Semaphore, oneshot},
+    sync::{Semaphore, oneshot},
     time::timeout,
 };
 
 use super::{
     AdmitOutcome, AdmittedLease, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals,
-    RunSnapshot, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, ToolResultOutcome,
+    RunSnapshot, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, StoredTurns, ToolResultOutcome,
     error::{Result, StoreError},
     user_queue::{CallPermit, UserQueues},
 };
@@ -241,8 +241,8 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
         self.store.is_unreachable().await
     }
 
-    fn learning_wakeup(&self) -> Option<Arc<Notify>> {
-        self.store.learning_wakeup()
+    fn stored_turns(&self) -> Option<Arc<StoredTurns>> {
+        self.store.stored_turns()
     }
 }
 

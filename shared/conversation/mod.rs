@@ -11,6 +11,7 @@ mod quotas;
 mod run;
 mod session;
 mod store;
+mod stored_turns;
 mod user_queue;
 
 pub use deadline::{StoreTimeouts, WithDeadlines};
@@ -27,5 +28,6 @@ pub use session::{
     History, MAX_TITLE_BYTES, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, Summary,
 };
 pub use store::ConversationStore;
+pub use stored_turns::StoredTurns;
 
 pub use crate::config::UserQuotas;

@@ -1,12 +1,11 @@
 use std::sync::Arc;
 
-use tokio::sync::Notify;
-
 use super::{
     error::Result,
     pending::ToolResultOutcome,
     run::{AdmitOutcome, FrameChunk, Lease, NewRun, RunEnding, RunSignals, RunSnapshot},
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
+    stored_turns::StoredTurns,
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
@@ -83,8 +82,8 @@ pub trait ConversationStore: Send + Sync {
         false
     }
 
-    /// Notified of a stored turn that may be learned from. `None`: turns are not delivered by a queue in Postgres.
-    fn learning_wakeup(&self) -> Option<Arc<Notify>> {
+    /// `None`: turns are not delivered by a queue in Postgres.
+    fn stored_turns(&self) -> Option<Arc<StoredTurns>> {
         None
     }
 }

@@ -12,7 +12,7 @@ use super::{
     verbatim,
 };
 use crate::{
-    chat::{HISTORY_TOKEN_BUDGET, TurnRecord},
+    chat::TurnRecord,
     conversation::{ConversationStore, SessionUpdate, StoredTurn, Summary},
     identity::{SessionId, UserId},
     language::Language,
@@ -22,6 +22,8 @@ use crate::{
 const FACT: &str = "fact";
 const KNOWN_FACTS_PER_TOPIC: usize = 5;
 const MAX_KNOWN_FACTS: usize = 20;
+/// Budget of tokens: the summary comes with the last turn at least.
+const SUMMARY_ONLY: u32 = 1;
 const MAX_TOPICS: usize = 8;
 const TURNS_PAGE: usize = 20;
 /// Per summary. Older turns that were never summarized are skipped.
@@ -210,7 +212,7 @@ impl TurnLearner {
             self.conversations.update_session(user, session, &SessionUpdate::Title(title)).await?;
             outcome.titled = true;
         }
-        let previous = self.conversations.load_history(user, session, HISTORY_TOKEN_BUDGET).await?.summary;
+        let previous = self.conversations.load_history(user, session, SUMMARY_ONLY).await?.summary;
         let through = previous.as_ref().map_or(0, |summary| summary.through);
         let turns = turns_to_summarize(self.list_turns_after(user, session, through).await?);
         let Some(last) = turns.last() else { return Ok(()) };

@@ -4,9 +4,12 @@
 //! A job is claimed by a lock with an expiry. `attempts` is its fencing token: a worker whose lock expired and whose job was
 //! claimed again can no longer settle it. At most one job of a user is claimed at a time, so facts are learned in order.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use sqlx::Row as _;
+use sqlx::{Row as _, postgres::PgRow};
 
 use crate::{
     identity::{SessionId, UserId},
@@ -17,22 +20,38 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than any job may run, see the worker's `JOB_TIMEOUT`.
 pub(super) const LOCK_DURATION: Duration = Duration::from_mins(5);
 
-/// Users with due jobs and none claimed, the longest waiting first.
-const DUE_USERS: &str = "
-    select user_id from learning_jobs jobs
-    where failed_at is null and due_at <= now() and (locked_until is null or locked_until <= now())
-          and not exists (select from learning_jobs busy where busy.user_id = jobs.user_id and busy.locked_until > now())
-    group by user_id order by min(due_at) limit $1";
+/// Users after `$1` in the order of their ids, of which `is_due` have due jobs and none claimed. Steps from user to user in
+/// the index, so that it reads no more where users have many jobs.
+const NEXT_USERS: &str = "
+    with recursive users as (
+        (select user_id, 1::bigint as number from learning_jobs where failed_at is null and user_id > $1 order by user_id limit 1)
+        union all
+        select next.user_id, users.number + 1
+        from users, lateral (select jobs.user_id from learning_jobs jobs
+                             where jobs.failed_at is null and jobs.user_id > users.user_id
+                             order by jobs.user_id limit 1) next
+        where users.number < $2
+    )
+    select user_id,
+           (select jobs.due_at <= now() from learning_jobs jobs
+            where jobs.failed_at is null and jobs.user_id = users.user_id order by jobs.due_at limit 1)
+           and not exists (select from learning_jobs busy
+                           where busy.user_id = users.user_id and busy.locked_until is not null
+                                 and busy.locked_until > now()) as is_due
+    from users order by user_id";
+/// Users that one query visits.
+const VISITED_USERS: usize = 200;
 /// Serializes the claims of a user: two at once would each see no claimed job.
 const LOCK_USER: &str = "select pg_advisory_xact_lock(hashtextextended('learning ' || $1, 0))";
 const DELETE_OLD_FAILED: &str =
-    "delete from learning_jobs where user_id = $1 and failed_at < now() - interval '90 days'";
+    "delete from learning_jobs where user_id = $1 and failed_at is not null and failed_at < now() - interval '90 days'";
 const CLAIM: &str = "
     update learning_jobs set locked_until = now() + make_interval(secs => $2), attempts = attempts + 1
     where user_id = $1 and (session_id, turn) = (
         select session_id, turn from learning_jobs
         where user_id = $1 and failed_at is null and due_at <= now() and (locked_until is null or locked_until <= now())
-              and not exists (select from learning_jobs where user_id = $1 and locked_until > now())
+              and not exists (select from learning_jobs
+                              where user_id = $1 and locked_until is not null and locked_until > now())
         order by due_at, session_id, turn limit 1)
     returning session_id, turn, attempts";
 const DELETE: &str = "
@@ -73,6 +92,8 @@ pub(super) enum JobOutcome {
 pub(super) struct ExtractionQueue {
     service: RolePool,
     maintenance: RolePool,
+    /// The user whom the last query visited last: the users take turns.
+    last_visited: Arc<Mutex<String>>,
 }
 
 impl ExtractionQueue {
@@ -80,16 +101,49 @@ impl ExtractionQueue {
         Self {
             service: database.service.with_statement_timeout(QUERY_TIMEOUT),
             maintenance: database.maintenance.with_statement_timeout(QUERY_TIMEOUT),
+            last_visited: Arc::default(),
         }
     }
 
+    /// Users with due jobs and none claimed, each in turn. Empty if there are none.
     pub(super) async fn due_users(&self, limit: usize) -> Result<Vec<UserId>, sqlx::Error> {
+        let mut after = self.lock_last_visited().clone();
+        let mut may_start_over = !after.is_empty();
+        let mut due = Vec::new();
+        while due.len() < limit {
+            let visited = self.next_users(&after).await?;
+            let is_end = visited.len() < VISITED_USERS;
+            for (user, is_due) in visited {
+                if due.len() == limit {
+                    break;
+                }
+                let id = UserId::parse("user_id", &user).ok().filter(|id| is_due && !due.contains(id));
+                due.extend(id);
+                after = user;
+            }
+            if is_end && due.len() < limit {
+                after.clear();
+                if !std::mem::take(&mut may_start_over) {
+                    break;
+                }
+            }
+        }
+        *self.lock_last_visited() = after;
+        Ok(due)
+    }
+
+    async fn next_users(&self, after: &str) -> Result<Vec<(String, bool)>, sqlx::Error> {
         let mut transaction = self.maintenance.begin_without_user().await?;
-        let query = transaction.query(DUE_USERS).bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        let query = transaction.query(NEXT_USERS).bind(after).bind(i64::try_from(VISITED_USERS).unwrap_or(i64::MAX));
         let rows = query.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
-        let ids = rows.iter().map(|row| row.try_get::<String, _>("user_id")).collect::<Result<Vec<_>, _>>()?;
-        Ok(ids.iter().filter_map(|id| UserId::parse("user_id", id).ok()).collect())
+        let read =
+            |row: &PgRow| Ok((row.try_get("user_id")?, row.try_get::<Option<bool>, _>("is_due")?.unwrap_or_default()));
+        rows.iter().map(read).collect()
+    }
+
+    fn lock_last_visited(&self) -> MutexGuard<'_, String> {
+        self.last_visited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None` if no job is due or another worker has claimed one of this user.

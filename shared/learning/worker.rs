@@ -7,7 +7,7 @@ use std::{collections::HashSet, future::ready, panic::AssertUnwindSafe, pin::pin
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{
-    sync::{Notify, watch},
+    sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use super::{
     queue::{ExtractionJob, ExtractionQueue, JobOutcome, LOCK_DURATION},
 };
 use crate::{
-    conversation::{ConversationStore, StoredTurn},
+    conversation::{ConversationStore, StoredTurn, StoredTurns},
     identity::UserId,
     postgres::RolePools,
 };
@@ -38,7 +38,37 @@ pub struct ExtractionWorker {
     queue: ExtractionQueue,
     learner: Arc<TurnLearner>,
     conversations: Arc<dyn ConversationStore>,
-    wakeup: Arc<Notify>,
+    stored_turns: Arc<StoredTurns>,
+}
+
+/// Turns come before what is learned from them: on a process with more of them, jobs run one at a time with pauses.
+const BUSY_TURNS_PER_SECOND: f64 = 150.0;
+const LOAD_WINDOW: Duration = Duration::from_millis(500);
+/// Relative to the duration of the job before.
+const BUSY_PAUSE: u32 = 9;
+const MAX_BUSY_PAUSE: Duration = Duration::from_secs(2);
+
+struct TurnLoad {
+    count: u64,
+    since: Instant,
+    is_busy: bool,
+}
+
+impl TurnLoad {
+    fn new(stored_turns: &StoredTurns) -> Self {
+        Self { count: stored_turns.count(), since: Instant::now(), is_busy: false }
+    }
+
+    fn is_busy(&mut self, stored_turns: &StoredTurns) -> bool {
+        let elapsed = self.since.elapsed();
+        if elapsed >= LOAD_WINDOW {
+            let count = stored_turns.count();
+            let turns = u32::try_from(count - self.count).unwrap_or(u32::MAX);
+            let is_busy = f64::from(turns) > BUSY_TURNS_PER_SECOND * elapsed.as_secs_f64();
+            *self = Self { count, since: Instant::now(), is_busy };
+        }
+        self.is_busy
+    }
 }
 
 impl ExtractionWorker {
@@ -48,9 +78,9 @@ impl ExtractionWorker {
         database: &RolePools,
         learner: Arc<TurnLearner>,
         conversations: Arc<dyn ConversationStore>,
-        wakeup: Arc<Notify>,
+        stored_turns: Arc<StoredTurns>,
     ) -> Self {
-        Self { queue: ExtractionQueue::new(database), learner, conversations, wakeup }
+        Self { queue: ExtractionQueue::new(database), learner, conversations, stored_turns }
     }
 
     /// Processes jobs until `stop` is cancelled, then releases those under way. Waits while the database is not ready.
@@ -59,6 +89,7 @@ impl ExtractionWorker {
         let mut busy_users: HashSet<UserId> = HashSet::new();
         let mut is_failure_logged = false;
         let mut paused_until = Instant::now();
+        let mut load = TurnLoad::new(&self.stored_turns);
         loop {
             if running.is_empty() {
                 tokio::select! {
@@ -67,13 +98,15 @@ impl ExtractionWorker {
                     () = stop.cancelled() => break,
                 }
             }
-            if running.len() < MAX_CONCURRENT_USERS && Instant::now() >= paused_until {
-                match self.queue.due_users(2 * MAX_CONCURRENT_USERS).await {
+            let is_busy = load.is_busy(&self.stored_turns);
+            let max_users = if is_busy { 1 } else { MAX_CONCURRENT_USERS };
+            if running.len() < max_users && Instant::now() >= paused_until {
+                match self.queue.due_users(2 * max_users).await {
                     Ok(due) => {
                         is_failure_logged = false;
                         for user in due {
-                            if running.len() < MAX_CONCURRENT_USERS && busy_users.insert(user.clone()) {
-                                running.push(self.process_next(user, &stop));
+                            if running.len() < max_users && busy_users.insert(user.clone()) {
+                                running.push(self.process_timed(user, &stop));
                             }
                         }
                     }
@@ -85,14 +118,18 @@ impl ExtractionWorker {
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some((user, is_settled)) = running.next(), if !running.is_empty() => {
+                Some((user, is_settled, duration)) = running.next(), if !running.is_empty() => {
                     busy_users.remove(&user);
+                    if is_busy {
+                        paused_until = Instant::now() + (duration * BUSY_PAUSE).min(MAX_BUSY_PAUSE);
+                    }
                     if !is_settled {
                         // Another worker holds the job, or the database rejects writes: an immediate retry would spin.
                         paused_until = Instant::now() + POLL_INTERVAL;
                     }
                 }
-                () = self.wakeup.notified(), if running.len() < MAX_CONCURRENT_USERS => {}
+                () = self.stored_turns.wait_for_next(), if running.len() < max_users && Instant::now() >= paused_until => {}
+                () = sleep_until(paused_until), if Instant::now() < paused_until => {}
                 () = sleep(POLL_INTERVAL) => {}
             }
         }
@@ -126,6 +163,12 @@ impl ExtractionWorker {
             total += settled;
         }
         Ok(total)
+    }
+
+    async fn process_timed(&self, user: UserId, stop: &CancellationToken) -> (UserId, bool, Duration) {
+        let started = Instant::now();
+        let (user, is_settled) = self.process_next(user, stop).await;
+        (user, is_settled, started.elapsed())
     }
 
     /// Processes the user's next job. Returns whether there was one and its outcome was recorded.

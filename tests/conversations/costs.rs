@@ -1,18 +1,24 @@
 //! Counts of a kept turn in Postgres. No clock: it would measure the machine.
 
-use std::time::Duration;
-
 use agent_service::{
-    conversation::{ConversationStore as _, PostgresConversations, RunEnding, WithDeadlines},
+    conversation::{
+        ConversationStore as _, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding, SessionSelection,
+        UserQuotas, WithDeadlines,
+    },
     identity::UserId,
     postgres::{Database, RolePool},
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _, postgres::PgConnectOptions};
 
 use crate::{
-    fixture::{ADMIT_TIMEOUT, MAX_TURN, ending, new_run, started, turn},
+    fixture::{ADMIT_TIMEOUT, MAX_TURN, ending, new_run, session, started, turn},
     postgres::{TestDatabase, config},
 };
+
+/// Of an admission that reads a profile and the history, and of an end that stores frames, the turn and its job.
+const MAX_BUFFERS: i64 = 150;
+const QUOTAS: UserQuotas =
+    UserQuotas { requests_per_minute: 1_000_000, concurrent_streams: 16, tokens_per_day: 1_000_000_000 };
 
 #[derive(Debug, Clone, Copy)]
 struct Counts {
@@ -44,28 +50,44 @@ impl Measured {
 
     /// Gives the user that many ended turns of the last days, ten a session.
     async fn grow(&self, turns: u32) {
+        self.grow_more(0, turns).await;
+    }
+
+    async fn grow_more(&self, from: u32, to: u32) {
         let mut direct = self.database.connect().await;
         let grown = format!(
             "begin;
              set local synchronous_commit = off;
              insert into sessions (user_id, session_id, title, turns, created_at, updated_at)
              select 'ann', 'old' || n, 'Title', 10, moment, moment
-             from generate_series(1, {turns} / 10) n, lateral (select now() - make_interval(secs => 100000 + n) as moment) t;
+             from generate_series({from} / 10 + 1, {to} / 10) n, lateral (select now() - make_interval(secs => 100000 + n) as moment) t;
              insert into turns (user_id, session_id, seq, request_id, record, tokens, is_complete, created_at)
              select 'ann', 'old' || n, seq, 'old' || n || '-' || seq, sha512(n::text::bytea), 10, true, now()
-             from generate_series(1, {turns} / 10) n, generate_series(1, 10) seq;
+             from generate_series({from} / 10 + 1, {to} / 10) n, generate_series(1, 10) seq;
              insert into runs (user_id, request_id, session_id, fingerprint, head, holder, lease_until, holds_session,
                                started_at, ended_at)
              select user_id, request_id, session_id, sha256(request_id::bytea), sha512(request_id::bytea), '\\x00',
                     moment, false, moment, moment
              from turns, lateral (select now() - make_interval(secs => 100000 + seq) as moment) t
-             where request_id like 'old%';
+             where request_id like 'old%' and seq <= 10
+             on conflict do nothing;
              insert into run_chunks (user_id, request_id, first_frame, frame_count, frames)
-             select user_id, request_id, 1, 1, sha512(request_id::bytea) from turns where request_id like 'old%';
+             select user_id, request_id, 1, 1, sha512(request_id::bytea) from turns where request_id like 'old%'
+             on conflict do nothing;
              commit"
         );
         direct.execute(AssertSqlSafe(grown)).await.unwrap();
-        direct.execute("vacuum analyze").await.unwrap();
+    }
+
+    async fn session_costs(&mut self, number: u32) -> i64 {
+        let id = session(&format!("old{number}"));
+        let before = self.counts().await;
+        assert_eq!(self.store.load_history(&self.user, &id, 6_000).await.unwrap().turns.len(), 10);
+        assert_eq!(self.store.list_sessions(&self.user, 5, None).await.unwrap().len(), 5);
+        assert_eq!(self.store.list_turns(&self.user, &id, None, 5).await.unwrap().len(), 5);
+        let listed = SessionSelection::Listed(vec![id]);
+        assert_eq!(self.store.delete_sessions(&self.user, &listed).await.unwrap(), 1);
+        self.counts().await.buffers - before.buffers
     }
 
     async fn counts(&mut self) -> Counts {
@@ -82,8 +104,14 @@ impl Measured {
     }
 
     async fn talk(&self, session: &str, request: &str) {
-        let lease = started(self.store.admit(&new_run(self.user.clone(), session, request)).await.unwrap());
-        let end = RunEnding { turn: Some(turn(&[7; 1_500])), tokens: 40, ..ending(1) };
+        let run = new_run(self.user.clone(), session, request);
+        let lease = started(
+            self.store.admit(&NewRun { quotas: Some(QUOTAS), history_budget: Some(6_000), ..run }).await.unwrap(),
+        );
+        let frames = request.repeat(1_000).into_bytes();
+        let chunk = FrameChunk { first: 1, count: 100, frames };
+        let turn = NewTurn { tokens: 300, ..turn(&[7; 1_500]) };
+        let end = RunEnding { chunk, turn: Some(turn), tokens: 300, ..ending(1) };
         self.store.finish(&lease, &end).await.unwrap();
     }
 
@@ -105,26 +133,43 @@ impl Measured {
 }
 
 #[tokio::test]
-async fn kept_turn_costs_the_same_however_many_turns_its_user_has() {
+async fn turn_costs_are_bounded_and_independent_of_earlier_turns() {
     let mut measured = Measured::create().await;
     // Opens the connection and fills its caches.
     measured.costs("warm").await;
-    let mut all = Vec::new();
-    for turns in [0, 700, 5_000, 50_000] {
-        if turns > 0 {
-            measured.grow(turns).await;
-        }
-        let costs = measured.costs(&format!("at{turns}")).await;
-        println!("{turns} turns: {costs:?}");
-        all.push(costs);
-        let mut direct = measured.database.connect().await;
-        direct
-            .execute("delete from sessions where session_id like 'old%'; delete from runs where request_id like 'old%'")
-            .await
-            .unwrap();
+    let few = measured.costs("few").await;
+    measured.grow(5_000).await;
+    let many = measured.costs("many").await;
+    // Dead rows of live turns pile up as well, until autovacuum comes by.
+    for number in 0..500 {
+        measured.talk(&format!("live-{}", number / 50), &format!("live-{number}")).await;
     }
-    tokio::time::sleep(Duration::ZERO).await;
-    for costs in all {
-        assert!(costs.transactions <= 2 && costs.buffers <= 150, "{costs:?}");
+    let after_live_turns = measured.costs("live").await;
+    println!("{few:?}, {many:?}, {after_live_turns:?}");
+    for costs in [few, many, after_live_turns] {
+        assert_eq!(costs.transactions, 2, "admission and end: {costs:?}");
+        assert!(costs.buffers <= MAX_BUFFERS, "of {MAX_BUFFERS} buffers: {costs:?}");
+        // A deeper index and the map of free space.
+        assert!(costs.buffers <= few.buffers + 50, "it grows with the turns of the user: {few:?}, {costs:?}");
     }
+}
+
+/// Deletion of a session, listing and history touch what they need, and not all rows of the user.
+#[tokio::test]
+async fn session_calls_are_independent_of_other_sessions() {
+    let mut measured = Measured::create().await;
+    measured.grow(100).await;
+    let (mut few, mut many) = (Vec::new(), Vec::new());
+    measured.session_costs(1).await;
+    for number in 2..5 {
+        few.push(measured.session_costs(number).await);
+    }
+    measured.grow_more(100, 5_000).await;
+    for number in 5..8 {
+        many.push(measured.session_costs(number).await);
+    }
+    let least = |costs: &[i64]| costs.iter().copied().min().unwrap();
+    let (few, many) = (least(&few), least(&many));
+    println!("{few} buffers, {many}");
+    assert!(many <= few + 60, "{few} buffers, with many sessions {many}");
 }

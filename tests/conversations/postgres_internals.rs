@@ -329,7 +329,7 @@ async fn eavesdrop(socket: String) -> (u16, mpsc::UnboundedReceiver<u8>) {
 }
 
 #[tokio::test]
-async fn admit_and_checkpoint_take_one_round_trip() {
+async fn admit_checkpoint_and_finish_take_one_round_trip() {
     let database = TestDatabase::create().await;
     let mut url = reqwest::Url::parse(&database.url).unwrap();
     // Only with a database on a Unix socket.
@@ -359,6 +359,8 @@ async fn admit_and_checkpoint_take_one_round_trip() {
         store.checkpoint(&lease, chunk).await.unwrap();
         assert_eq!(said().await, "QS");
     }
+    store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(2) }).await.unwrap();
+    assert_eq!(said().await, "QS");
 }
 
 #[tokio::test]

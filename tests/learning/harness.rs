@@ -49,8 +49,8 @@ impl Harness {
     pub fn worker(&self, extractor: Arc<dyn Extractor>) -> ExtractionWorker {
         let (roles, memory, store) = parts(&self.database);
         let learner = TurnLearner::new(memory, store.clone(), extractor, Arc::new(RuleSummarizer));
-        let wakeup = store.learning_wakeup().unwrap();
-        ExtractionWorker::new(&roles, Arc::new(learner), store, wakeup)
+        let stored_turns = store.stored_turns().unwrap();
+        ExtractionWorker::new(&roles, Arc::new(learner), store, stored_turns)
     }
 
     pub fn learner(&self, extractor: Arc<dyn Extractor>, summarizer: Arc<dyn Summarizer>) -> TurnLearner {

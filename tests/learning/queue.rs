@@ -176,8 +176,8 @@ async fn stored_turn_wakes_the_worker_once_database_is_ready() {
     let harness = Harness::new().await;
     let (ann, s) = (user("ann"), session("s"));
     let learner = Arc::new(harness.learner(Arc::new(RuleExtractor), Arc::new(RuleSummarizer)));
-    let wakeup = harness.store.learning_wakeup().unwrap();
-    let worker = ExtractionWorker::new(&harness.roles, learner, harness.store.clone(), wakeup);
+    let stored_turns = harness.store.stored_turns().unwrap();
+    let worker = ExtractionWorker::new(&harness.roles, learner, harness.store.clone(), stored_turns);
     let (ready, is_ready) = watch::channel(false);
     run_during(&worker, is_ready, async || {
         harness.store_turn(&ann, &s, &record("I live in Rome.", "Noted.")).await;

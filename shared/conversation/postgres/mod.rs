@@ -26,7 +26,6 @@ pub(crate) use pending::erase_pending_turns;
 use std::{sync::Arc, time::Duration};
 
 use sqlx::{Row as _, postgres::PgRow};
-use tokio::sync::Notify;
 
 use self::sweep::RunSweeper;
 use super::{
@@ -36,6 +35,7 @@ use super::{
     run::{AdmitOutcome, FrameChunk, Lease, NewRun, RunEnding, RunSignals, RunSnapshot},
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
     store::{ConversationStore, impl_conversation_store},
+    stored_turns::StoredTurns,
 };
 use crate::{
     identity::{RequestId, SessionId, UserId},
@@ -57,7 +57,7 @@ pub struct PostgresConversations {
     max_turn_duration: Duration,
     /// Statement timeouts of the server: a dropped call does not stop its statement.
     timeouts: StoreTimeouts,
-    learning_wakeup: Arc<Notify>,
+    stored_turns: Arc<StoredTurns>,
     sweeper: RunSweeper,
 }
 
@@ -78,7 +78,7 @@ impl PostgresConversations {
         };
         let database = database.with_statement_timeout(timeouts.short).with_idle_timeout(IDLE_TIMEOUT);
         let sweeper = RunSweeper::new(database.clone());
-        let store = Self { database, max_turn_duration, timeouts, learning_wakeup: Arc::default(), sweeper };
+        let store = Self { database, max_turn_duration, timeouts, stored_turns: Arc::default(), sweeper };
         WithDeadlines::new(store, timeouts, CONCURRENT_ADMISSIONS).with_user_locks()
     }
 
@@ -115,7 +115,7 @@ impl_conversation_store! {
     async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
         self.finish_run(lease, ending).await?;
         if ending.turn.as_ref().is_some_and(|turn| turn.is_complete && turn.may_be_learned) {
-            self.learning_wakeup.notify_one();
+            self.stored_turns.add();
         }
         Ok(())
     }
@@ -130,7 +130,7 @@ impl_conversation_store! {
         self.database.is_unreachable().await
     }
 
-    fn learning_wakeup(&self) -> Option<Arc<Notify>> {
-        Some(self.learning_wakeup.clone())
+    fn stored_turns(&self) -> Option<Arc<StoredTurns>> {
+        Some(self.stored_turns.clone())
     }
 }

@@ -153,6 +153,11 @@ const SETTINGS: &[&str] = &[
     "shared_buffers=64MB",
     "max_connections=64",
     "maintenance_work_mem=128MB",
+    // A commit that waits for the disk holds up no other transaction for lack of space.
+    "wal_buffers=16MB",
+    // The log of changes is most of what a turn writes. Images of whole pages compress to a third.
+    "wal_compression=on",
+    "max_wal_size=160MB",
     // Containers often have a /dev/shm that is too small for a parallel index build.
     "dynamic_shared_memory_type=mmap",
     // One syncfs instead of opening each file (Linux only).

@@ -1,0 +1,148 @@
+//! Turns that are stored, in demo mode with its defaults but without delays and quotas, learning included, beside single-row
+//! inserts into the same embedded Postgres.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use agent_service::{postgres::embedded, proto::agent_v1::ChatRequest};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use tokio::{runtime::Runtime, task::JoinSet};
+
+use crate::{
+    common::{BenchResult, LOG_LEVEL, request},
+    load::Target,
+    process::ServerProcess,
+    report::{number, quantile},
+    server::ServerRole,
+};
+
+pub struct Plan {
+    pub callers: &'static [usize],
+    pub span: Duration,
+}
+
+#[derive(Default)]
+struct KeptTurns {
+    turns: usize,
+    refused: usize,
+    first_frames: Vec<f64>,
+    ends: Vec<f64>,
+}
+
+pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
+    let data = tempfile::tempdir()?;
+    let path = data.path().to_str().ok_or("the path is not UTF-8")?;
+    let server = ServerProcess::start_with(ServerRole::Defaults, Duration::ZERO, &[], LOG_LEVEL, &[path])?;
+    println!("\nStored turns, demo mode, embedded Postgres, learning on; {:?} each, every caller a user", plan.span);
+    println!(
+        "{:>8}{:>12}{:>10}{:>22}{:>22}{:>14}{:>12}",
+        "callers", "turns/s", "refused", "first frame p50, p99", "whole turn p50, p99", "inserts/s", "ratio"
+    );
+    runtime.block_on(async {
+        let target = Target::connect(server.address()).await?;
+        for &callers in plan.callers {
+            drop(talk(&target, callers, plan.span / 5).await?);
+            let mut kept = talk(&target, callers, plan.span).await?;
+            let seconds = plan.span.as_secs_f64();
+            let inserts = insert(data.path(), callers.min(16), plan.span / 3).await?;
+            let rate = kept.turns as f64 / seconds;
+            let milliseconds = |values: &mut Vec<f64>, share| number(quantile(values, share) * 1e3);
+            println!(
+                "{callers:>8}{:>12}{:>10}{:>22}{:>22}{:>14}{:>12}",
+                number(rate),
+                kept.refused,
+                format!(
+                    "{}, {} ms",
+                    milliseconds(&mut kept.first_frames, 0.5),
+                    milliseconds(&mut kept.first_frames, 0.99)
+                ),
+                format!("{}, {} ms", milliseconds(&mut kept.ends, 0.5), milliseconds(&mut kept.ends, 0.99)),
+                number(inserts),
+                number(rate / inserts),
+            );
+        }
+        let stored = disk_bytes(&data.path().join("postgres"))?;
+        let turns: i64 = {
+            let mut connection = connect(data.path()).await?;
+            sqlx::query_scalar("select sum(turns)::bigint from sessions").fetch_one(&mut connection).await?
+        };
+        println!(
+            "{turns} turns; data directory with the log of changes: {} kB a turn",
+            number(stored / turns as f64 / 1e3)
+        );
+        Ok(())
+    })
+}
+
+async fn talk(target: &Target, callers: usize, span: Duration) -> BenchResult<KeptTurns> {
+    let began = Instant::now();
+    let mut running = JoinSet::new();
+    for number in 0..callers {
+        let mut caller = target.caller(number);
+        let request = ChatRequest { user_id: format!("caller-{number}"), use_document_context: None, ..request() };
+        running.spawn(async move {
+            let mut kept = KeptTurns::default();
+            while began.elapsed() < span {
+                let started = Instant::now();
+                let Ok(mut frames) = caller.ask(request.clone()).await else {
+                    kept.refused += 1;
+                    continue;
+                };
+                let mut first = None;
+                while frames.message().await?.is_some() {
+                    first.get_or_insert_with(|| started.elapsed());
+                }
+                kept.turns += 1;
+                kept.first_frames.extend(first.map(|first| first.as_secs_f64()));
+                kept.ends.push(started.elapsed().as_secs_f64());
+            }
+            BenchResult::Ok(kept)
+        });
+    }
+    let mut total = KeptTurns::default();
+    while let Some(kept) = running.join_next().await {
+        let kept = kept??;
+        total.turns += kept.turns;
+        total.refused += kept.refused;
+        total.first_frames.extend(kept.first_frames);
+        total.ends.extend(kept.ends);
+    }
+    Ok(total)
+}
+
+async fn connect(data: &Path) -> BenchResult<PgConnection> {
+    Ok(PgConnection::connect_with(&embedded::connect_options(data)?).await?)
+}
+
+/// Durable inserts of one row a transaction, per second.
+async fn insert(data: &Path, clients: usize, span: Duration) -> BenchResult<f64> {
+    connect(data).await?.execute("create table if not exists bench_rows (id bigserial primary key, note text)").await?;
+    let mut running = JoinSet::new();
+    for _ in 0..clients {
+        let mut connection = connect(data).await?;
+        running.spawn(async move {
+            let (began, mut rows) = (Instant::now(), 0_usize);
+            while began.elapsed() < span {
+                sqlx::query("insert into bench_rows (note) values ($1)").bind("x").execute(&mut connection).await?;
+                rows += 1;
+            }
+            BenchResult::Ok(rows)
+        });
+    }
+    let mut rows = 0;
+    while let Some(of_client) = running.join_next().await {
+        rows += of_client??;
+    }
+    Ok(rows as f64 / span.as_secs_f64())
+}
+
+fn disk_bytes(directory: &Path) -> BenchResult<f64> {
+    let mut bytes = 0.0;
+    for entry in std::fs::read_dir(directory)?.flatten() {
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() { disk_bytes(&entry.path())? } else { metadata.len() as f64 };
+    }
+    Ok(bytes)
+}
