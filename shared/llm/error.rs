@@ -24,7 +24,14 @@ pub struct ErrorOrigin {
     pub provider: String,
     pub model: String,
     pub variables_to_check: Vec<String>,
-    pub address_hint: Option<&'static str>,
+    pub address_hint: Option<AddressHint>,
+}
+
+/// A probable mistake in a provider's base URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressHint {
+    VersionMissing,
+    VersionTwice,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

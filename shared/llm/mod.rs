@@ -13,7 +13,7 @@ mod tokens;
 
 pub use chain::ModelChain;
 pub use demo::{DEMO_MODEL, DemoModel, DemoResponses, DemoResponsesError};
-pub use error::{ErrorOrigin, ModelError, ModelErrorKind};
+pub use error::{AddressHint, ErrorOrigin, ModelError, ModelErrorKind};
 pub use model::{ChatModel, Finish, Message, ModelEvent, ModelRequest, ModelStream, ToolCall};
 pub use openai::parse_pieces;
 pub use prices::{Price, Prices, PricesError};

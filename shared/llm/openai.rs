@@ -7,7 +7,7 @@ use reqwest::{Client, Response, header};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    error::{ErrorOrigin, ModelError, ModelErrorKind},
+    error::{AddressHint, ErrorOrigin, ModelError, ModelErrorKind},
     model::{ModelEvent, ModelRequest, ModelStream},
 };
 use crate::{
@@ -155,13 +155,13 @@ impl Endpoint {
 }
 
 /// Most base URLs have one `/v1`, which is often forgotten or doubled.
-fn address_hint(base_url: &str) -> Option<&'static str> {
+fn address_hint(base_url: &str) -> Option<AddressHint> {
     let is_version =
         |part: &str| part.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     match base_url.split('/').filter(|part| is_version(part)).count() {
-        0 => Some("the address has no /v1 at its end"),
+        0 => Some(AddressHint::VersionMissing),
         1 => None,
-        _ => Some("the address has /v1 twice"),
+        _ => Some(AddressHint::VersionTwice),
     }
 }
 
@@ -252,8 +252,8 @@ mod tests {
 
     #[test]
     fn address_hint_finds_missing_or_doubled_version() {
-        assert!(address_hint("https://api.openai.com").unwrap().contains("no /v1"));
-        assert!(address_hint("https://api.openai.com/v1/v1").unwrap().contains("twice"));
+        assert_eq!(address_hint("https://api.openai.com"), Some(AddressHint::VersionMissing));
+        assert_eq!(address_hint("https://api.openai.com/v1/v1"), Some(AddressHint::VersionTwice));
         assert_eq!(address_hint("https://dashscope.aliyuncs.com/compatible-mode/v1"), None);
         assert_eq!(address_hint("https://open.bigmodel.cn/api/paas/v4"), None);
     }

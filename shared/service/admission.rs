@@ -222,7 +222,9 @@ async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, Admi
     let Some(run) = run else { return Err(unknown_frame().into()) };
     let after = last_received(&run.envelope)?;
     let envelope = run.envelope.clone();
-    let builder = FrameBuilder::new(call.language.resolve(""), call.full_citations);
+    // Of an error frame, for a run that is lost.
+    let language = Box::pin(call.language.resolve_for(&call.user, Some(&runs.store))).await;
+    let builder = FrameBuilder::new(language, call.full_citations);
     let frames = run.frames(after, builder).ok_or_else(unknown_frame)?;
     Ok(AdmittedCall { envelope, source: FrameSource::Replay(frames) })
 }

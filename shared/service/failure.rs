@@ -13,7 +13,7 @@ use crate::{
 pub(super) fn error(language: Language, failure: &TurnFailure) -> pb::Error {
     let (code, class) = code(failure);
     let details = match failure {
-        TurnFailure::Model(error) => details(error),
+        TurnFailure::Model(error) => details(language, error),
         _ => BTreeMap::new(),
     };
     let retryable = failure.is_retryable();
@@ -64,7 +64,7 @@ pub(super) fn outcome(code: &str) -> &'static str {
 }
 
 /// Diagnostics for the operator, without secrets.
-fn details(error: &ModelError) -> BTreeMap<String, String> {
+fn details(language: Language, error: &ModelError) -> BTreeMap<String, String> {
     let mut details = BTreeMap::new();
     let mut insert = |name: &str, value: Option<String>| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
@@ -79,7 +79,7 @@ fn details(error: &ModelError) -> BTreeMap<String, String> {
         insert("provider", Some(origin.provider.clone()));
         insert("model", Some(origin.model.clone()));
         insert("check", Some(origin.variables_to_check.join(", ")));
-        insert("address", origin.address_hint.map(str::to_owned));
+        insert("address", origin.address_hint.map(|hint| wording::address_hint(language, hint).to_owned()));
     }
     details
 }

@@ -5,7 +5,7 @@ use crate::{
     conversation::QuotaKind,
     identity::CredentialError,
     language::Language,
-    llm::ModelErrorKind,
+    llm::{AddressHint, ModelErrorKind},
     tools::ToolFailure,
 };
 
@@ -171,6 +171,13 @@ pub(super) fn tool_failure(language: Language, failure: ToolFailure) -> (&'stati
         ToolFailure::Failed => {
             language.pick(("the memory failed", "go on without it"), ("记忆服务出错", "请不使用记忆继续"))
         }
+    }
+}
+
+pub(super) fn address_hint(language: Language, hint: AddressHint) -> &'static str {
+    match hint {
+        AddressHint::VersionMissing => language.pick("the address has no /v1 at its end", "地址末尾缺少 /v1"),
+        AddressHint::VersionTwice => language.pick("the address has /v1 twice", "地址中有两个 /v1"),
     }
 }
 

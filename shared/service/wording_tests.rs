@@ -179,6 +179,13 @@ fn tool_failures() -> Vec<ToolFailure> {
     })
 }
 
+fn address_hints() -> Vec<AddressHint> {
+    every!(AddressHint {
+        VersionMissing: AddressHint::VersionMissing;
+        VersionTwice: AddressHint::VersionTwice;
+    })
+}
+
 /// The message and the texts in the details.
 fn texts_of(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
@@ -199,6 +206,7 @@ fn texts(language: Language) -> Vec<String> {
     let mut texts: Vec<String> = statuses.iter().flat_map(texts_of).collect();
     texts.extend(failures().iter().map(|failed| failure::error(language, failed).message));
     texts.extend(stages().into_iter().map(|entered| stage(language, entered).to_owned()));
+    texts.extend(address_hints().into_iter().map(|hint| address_hint(language, hint).to_owned()));
     let tools = tool_failures().into_iter().map(|failed| tool_failure(language, failed));
     texts.extend(tools.flat_map(|(message, suggestion)| [message.to_owned(), suggestion.to_owned()]));
     texts

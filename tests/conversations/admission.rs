@@ -12,6 +12,7 @@ pub async fn admit_returns_the_stored_profile(fixture: &StoreFixture) {
     };
     let lease = lease.take();
     assert_eq!((lease.key.clone(), profile), (run.key, None));
+    assert_eq!(fixture.store.load_profile(&lease.key.user).await.unwrap(), None);
     let stored = RunEnding { profile: Some(b"\0\xff profile".to_vec()), ..ending(1) };
     fixture.store.finish(&lease, &stored).await.unwrap();
     for (number, expected) in [(2, b"\0\xff profile".to_vec()), (3, b"\0\xff profile".to_vec()), (4, b"other".to_vec())]
@@ -24,6 +25,7 @@ pub async fn admit_returns_the_stored_profile(fixture: &StoreFixture) {
         let changed = (number == 3).then(|| b"other".to_vec());
         fixture.store.finish(&lease, &RunEnding { profile: changed, ..ending(1) }).await.unwrap();
     }
+    assert_eq!(fixture.store.load_profile(&lease.key.user).await.unwrap(), Some(b"other".to_vec()));
 }
 
 fn known(outcome: AdmitOutcome) -> [u8; 32] {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sparkle/agent-service/tests/e2e/go/program"
 	agentv1 "github.com/sparkle/gateway/gen/agent/v1"
+	"google.golang.org/grpc/metadata"
 )
 
 const (
@@ -83,6 +84,7 @@ type conversation struct {
 func (c *conversation) turn(request *agentv1.ChatRequest) ([]*agentv1.ChatResponse, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	ctx = metadata.AppendToOutgoingContext(ctx, "x-recall", "off")
 	request.UserId, request.SessionId = "ann", c.session
 	stream, err := c.agent.StreamChat(ctx, request)
 	if err != nil {
@@ -150,7 +152,6 @@ func run(executable string) (failed int, err error) {
 	defer server.Stop()
 	client := &conversation{agent: agentv1.NewAgentServiceClient(server.Connection)}
 
-	off := false
 	result := func(result *agentv1.ToolResult) *agentv1.ChatRequest {
 		return &agentv1.ChatRequest{Input: &agentv1.ChatRequest_ToolResult{ToolResult: result}}
 	}
@@ -162,9 +163,8 @@ func run(executable string) (failed int, err error) {
 			"parallel_tool_calls_arrive_complete_and_ordered",
 			`THINKING GENERATING EXECUTING_TOOL call_a{"city":"Paris"} call_b{"city":"Atlantis"} usage TOOL_CALLS`,
 			&agentv1.ChatRequest{
-				Input:              &agentv1.ChatRequest_Message{Message: "How is the weather in Paris and Atlantis?"},
-				ActiveTools:        []string{"get_weather"},
-				UseDocumentContext: &off,
+				Input:       &agentv1.ChatRequest_Message{Message: "How is the weather in Paris and Atlantis?"},
+				ActiveTools: []string{"get_weather"},
 			},
 		},
 		{
