@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::Notify, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     attributes::{PHASE, RUNNING, TURNS},
@@ -18,6 +18,7 @@ use crate::{
     conversation::{
         error::Result,
         run::{Lease, RunEnding},
+        stored_turns::StoredTurns,
     },
     identity::{SessionId, UserId},
     postgres::{RolePool, RolePools},
@@ -42,17 +43,17 @@ const SET_DUE: &str = "
 #[derive(Debug, Clone)]
 pub struct ExtractionJobs {
     database: RolePool,
-    wakeup: Arc<Notify>,
+    stored_turns: Arc<StoredTurns>,
 }
 
 impl ExtractionJobs {
     #[must_use]
     pub fn new(database: &RolePools) -> Self {
-        Self { database: database.service.with_statement_timeout(QUERY_TIMEOUT), wakeup: Arc::default() }
+        Self { database: database.service.with_statement_timeout(QUERY_TIMEOUT), stored_turns: Arc::default() }
     }
 
-    pub(super) fn wakeup(&self) -> Arc<Notify> {
-        self.wakeup.clone()
+    pub(super) fn stored_turns(&self) -> Arc<StoredTurns> {
+        self.stored_turns.clone()
     }
 
     /// The number that the turn will have, unless nothing is to be learned from it.
@@ -68,7 +69,7 @@ impl ExtractionJobs {
     pub(super) async fn release(&self, lease: &Lease, turn: Option<u32>) {
         let Some(turn) = turn else { return };
         self.set_due(&lease.key.user, &lease.key.session, turn, Duration::ZERO).await;
-        self.wakeup.notify_one();
+        self.stored_turns.add();
     }
 
     /// A failure is only logged: the answer does not depend on the memory's database.

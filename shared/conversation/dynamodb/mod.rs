@@ -34,7 +34,7 @@ pub use access::{DynamoAccess, DynamoSetupError};
 pub use extraction_jobs::ExtractionJobs;
 pub use keys::parse_turn_item;
 pub use stream::{FinishedTurnItem, MalformedRecord, finished_turn, sequence_number};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 use self::{keys::Key, table::Table};
 use super::{
@@ -44,6 +44,7 @@ use super::{
     run::{AdmitOutcome, FrameChunk, Lease, NewRun, RunEnding, RunSignals, RunSnapshot},
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
     store::{ConversationStore, impl_conversation_store},
+    stored_turns::StoredTurns,
 };
 use crate::identity::{RequestId, SessionId, UserId};
 
@@ -108,7 +109,7 @@ impl_conversation_store! {
         let _connected = self.table.get(absent).await;
     }
 
-    fn learning_wakeup(&self) -> Option<Arc<Notify>> {
-        self.extraction_jobs.as_ref().map(ExtractionJobs::wakeup)
+    fn stored_turns(&self) -> Option<Arc<StoredTurns>> {
+        self.extraction_jobs.as_ref().map(ExtractionJobs::stored_turns)
     }
 }
