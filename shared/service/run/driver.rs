@@ -4,14 +4,18 @@
 //! The last frame becomes visible only after the store has committed the end of the run, so that no client sees an answer that
 //! is lost. A driver that loses its lease stops its turn.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
-
-use futures_util::{
-    FutureExt as _, Stream, StreamExt as _,
-    future::{BoxFuture, OptionFuture},
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
+
+use futures_util::{FutureExt as _, Stream, future::BoxFuture};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
+    task::consume_budget,
     time::{Instant, Interval, MissedTickBehavior, interval, sleep},
 };
 
@@ -36,6 +40,8 @@ use crate::{
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest time between two heartbeats, and how late a cancellation by another process may be seen.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// Ready events of a turn after which everything else has its turn.
+const MAX_CONSECUTIVE_EVENTS: u8 = 32;
 /// Delays between attempts to commit the end of a run; its client waits for the last frame meanwhile.
 const FINISH_BACKOFF: [Duration; 5] = [
     Duration::from_millis(100),
@@ -63,7 +69,9 @@ pub(super) struct RunDriver {
     /// Stops the turn; `None` = it was stopped.
     stop: Option<oneshot::Sender<TurnFailure>>,
     ticker: Interval,
-    abandoned: BoxFuture<'static, ()>,
+    consecutive_events: u8,
+    /// A reason to stop the turn; polled only until it is stopped.
+    stop_reason: BoxFuture<'static, DriverStep>,
     /// Until then a reader in another process counts as one of this run.
     watched_until: Instant,
     flush: Option<Flush>,
@@ -119,10 +127,11 @@ impl RunDriver {
             lease,
             builder,
             changed_profile,
-            abandoned: live.log.clone().wait_until_abandoned(grace).boxed(),
+            stop_reason: stop_reason(live.log.clone(), grace),
             live,
             stop: Some(stop),
             ticker,
+            consecutive_events: 0,
             watched_until: Instant::now(),
             flush: None,
             last_heartbeat: Instant::now(),
@@ -138,7 +147,7 @@ impl RunDriver {
     }
 
     pub(super) async fn run(mut self, events: TurnEvents) {
-        let mut events = std::pin::pin!(events_or_defect(events));
+        let mut events = pin!(events_or_defect(events));
         let last = loop {
             match self.next_step(events.as_mut()).await {
                 DriverStep::Flushed(result, cursor) => self.on_flushed(result, cursor),
@@ -146,7 +155,11 @@ impl RunDriver {
                 DriverStep::Abandoned => self.on_abandoned(),
                 DriverStep::Tick => self.on_tick(),
                 DriverStep::Event(event) if event.is_last() => break event,
-                DriverStep::Event(event) => self.on_event(event),
+                DriverStep::Event(event) => {
+                    self.on_event(event);
+                    // A turn that always has an event ready lets other tasks run.
+                    consume_budget().await;
+                }
             }
         };
         // At most one write of a run is in flight.
@@ -158,17 +171,38 @@ impl RunDriver {
         self.finish(last).await;
     }
 
-    /// Steps before the turn's events have priority, so that a fast turn starves none of them.
+    /// The turn's events come first, because nearly all steps are deltas. A fast turn starves no other step:
+    /// [`MAX_CONSECUTIVE_EVENTS`].
     async fn next_step(&mut self, mut events: Pin<&mut (impl Stream<Item = TurnEvent> + Send)>) -> DriverStep {
-        let may_stop = self.stop.is_some();
-        tokio::select! {
-            biased;
-            Some((result, cursor)) = OptionFuture::from(self.flush.as_mut()) => DriverStep::Flushed(result, cursor),
-            () = self.live.log.cancelled.cancelled(), if may_stop => DriverStep::CancelRequested,
-            () = &mut self.abandoned, if may_stop => DriverStep::Abandoned,
-            _ = self.ticker.tick() => DriverStep::Tick,
-            event = events.next() => DriverStep::Event(event.unwrap_or(TurnEvent::Failed(TurnFailure::Internal))),
+        let event_step =
+            |event: Option<TurnEvent>| DriverStep::Event(event.unwrap_or(TurnEvent::Failed(TurnFailure::Internal)));
+        poll_fn(|context| {
+            let is_other_turn = self.consecutive_events >= MAX_CONSECUTIVE_EVENTS;
+            if is_other_turn && let Poll::Ready(step) = self.poll_other_step(context) {
+                return Poll::Ready(step);
+            }
+            if let Poll::Ready(event) = events.as_mut().poll_next(context) {
+                self.consecutive_events = if is_other_turn { 0 } else { self.consecutive_events + 1 };
+                return Poll::Ready(event_step(event));
+            }
+            self.consecutive_events = 0;
+            if is_other_turn { Poll::Pending } else { self.poll_other_step(context) }
+        })
+        .await
+    }
+
+    fn poll_other_step(&mut self, context: &mut Context<'_>) -> Poll<DriverStep> {
+        if let Some(flush) = &mut self.flush
+            && let Poll::Ready((result, cursor)) = flush.as_mut().poll(context)
+        {
+            return Poll::Ready(DriverStep::Flushed(result, cursor));
         }
+        if self.stop.is_some()
+            && let Poll::Ready(step) = self.stop_reason.as_mut().poll(context)
+        {
+            return Poll::Ready(step);
+        }
+        self.ticker.poll_tick(context).map(|_| DriverStep::Tick)
     }
 
     fn on_flushed(&mut self, result: Result<RunSignals, StoreError>, cursor: FrameCursor) {
@@ -194,8 +228,7 @@ impl RunDriver {
     fn on_abandoned(&mut self) {
         let now = Instant::now();
         if self.watched_until > now {
-            let log = self.log().clone();
-            self.abandoned = log.wait_until_abandoned(self.watched_until - now).boxed();
+            self.stop_reason = stop_reason(self.log().clone(), self.watched_until - now);
         } else {
             self.stop(TurnFailure::Abandoned);
         }
@@ -329,6 +362,19 @@ impl RunDriver {
         push_delimited(&mut ending.chunk.frames, last);
         self.store.finish(&self.lease, ending).await
     }
+}
+
+/// Waits until a client cancels the run, or no reader has been there for as long as `grace`.
+fn stop_reason(log: Arc<FrameLog>, grace: Duration) -> BoxFuture<'static, DriverStep> {
+    let cancelled = log.cancelled.clone().cancelled_owned();
+    async move {
+        tokio::select! {
+            biased;
+            () = cancelled => DriverStep::CancelRequested,
+            () = log.wait_until_abandoned(grace) => DriverStep::Abandoned,
+        }
+    }
+    .boxed()
 }
 
 impl Drop for RunDriver {
