@@ -215,7 +215,11 @@ async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, Admi
     };
     if let Some(log) = runs.find(&call.user, &call.request) {
         let after = last_received(&log.envelope)?;
-        let reader = log.read(after).ok_or_else(unknown_frame)?;
+        let mut reader = log.read(after).ok_or_else(unknown_frame)?;
+        if let Some(after) = reader.missing_after() {
+            let stored = runs.store.follow(&call.user, &call.request, after).await?;
+            reader.fill(stored.ok_or_else(unknown_frame)?.chunks)?;
+        }
         return Ok(AdmittedCall { envelope: log.envelope.clone(), source: FrameSource::Live(reader) });
     }
     let run = StoredRun::load(runs.store.clone(), call.user.clone(), call.request.clone()).await?;

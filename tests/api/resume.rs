@@ -1,5 +1,7 @@
 //! Idempotency and resumption: replay of a repeated request, attaching to a live run, resuming after a lost connection, cancellation.
 
+use std::time::Duration;
+
 use tokio::time::timeout;
 use tonic::Code;
 
@@ -67,6 +69,47 @@ async fn second_call_attaches_to_running_answer() {
     frames.extend(read_to_end(first).await);
     assert_eq!(read_to_end(second).await, frames);
     assert_eq!(provider.take_requests().len(), 1);
+}
+
+/// Frames that are stored and read leave the memory of the process; a call that attaches later gets them from the store.
+#[tokio::test]
+async fn attached_call_gets_frames_that_are_only_in_the_store() {
+    let (provider, server) = TestServer::start_with_provider().await;
+    let (release, latch) = latch();
+    provider.script(paused_answer(latch)).await;
+    let mut first = open_stream(&server, chat_request("r", "s", "hi")).await;
+    let mut frames = read_until(&mut first, "delta").await;
+    wait_until_discarded(&server, frames.len()).await;
+    let whole = open_stream(&server, chat_request("r", "s", "hi")).await;
+    let rest = open_stream(&server, resume_after(chat_request("r", "s", "hi"), &frames[0])).await;
+    release.send(()).unwrap();
+    frames.extend(read_to_end(first).await);
+    assert_eq!(read_to_end(whole).await, frames);
+    assert_eq!(read_to_end(rest).await, frames[1..]);
+}
+
+/// Waits for the flush of these frames, and for the heartbeat after it: a driver does not begin it before it has discarded
+/// what was flushed.
+async fn wait_until_discarded(server: &TestServer, frames: usize) {
+    let mut owner = server.connect_as_owner().await;
+    let mut lease_at_flush = None;
+    timeout(TEST_TIMEOUT, async {
+        loop {
+            let (stored, lease): (i64, f64) = sqlx::query_as(
+                "select coalesce((select sum(frame_count) from run_chunks), 0)::int8,
+                        extract(epoch from lease_until)::float8 from runs",
+            )
+            .fetch_one(&mut owner)
+            .await
+            .unwrap();
+            if usize::try_from(stored).unwrap() >= frames && lease > *lease_at_flush.get_or_insert(lease) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the frames were not flushed");
 }
 
 #[tokio::test]

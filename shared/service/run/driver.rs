@@ -210,6 +210,7 @@ impl RunDriver {
         match result {
             Ok(signals) => {
                 self.persisted = cursor;
+                self.log().discard(cursor);
                 if signals.is_watched {
                     self.watched_until = Instant::now() + WATCH_WINDOW;
                 }

@@ -1,6 +1,9 @@
-//! The encoded frames of one run, for all its readers in this process.
+//! The encoded frames of one run, for all its readers in this process: those that are not stored yet, or that a reader has
+//! still to read. A reader that begins before them takes the stored ones from the store ([`LogReader::fill`]).
 
 use std::{
+    collections::VecDeque,
+    ops::Range,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -14,7 +17,7 @@ use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    conversation::FrameChunk,
+    conversation::{FrameChunk, StoreError},
     service::{
         envelope::Envelope,
         frame::{EncodedFrame, FrameKind},
@@ -25,6 +28,8 @@ use crate::{
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Most bytes of one chunk, unless a single frame is longer.
 pub(super) const CHUNK_BYTES: usize = 4 * 1024 * 1024;
+/// Buffers of this capacity are not made smaller.
+const SMALL_BUFFER_BYTES: usize = 512;
 
 /// Its lock is held for memory operations only, never across an await.
 pub(in crate::service) struct FrameLog {
@@ -39,19 +44,28 @@ pub(in crate::service) struct FrameLog {
 /// slices of the buffer.
 #[derive(Default)]
 struct LogState {
+    /// Frames before it are discarded.
+    begin: FrameCursor,
     bytes: Vec<u8>,
-    /// For each frame whether it is a delta.
+    /// For each frame in `bytes` whether it is a delta.
     deltas: Vec<bool>,
     /// Of the last frame, once there is one.
     outcome: Option<&'static str>,
-    readers: usize,
-    wakers: Vec<Waker>,
+    /// By [`LogReader::slot`].
+    readers: Vec<Option<ReaderState>>,
+}
+
+struct ReaderState {
+    /// Frames before it are read.
+    cursor: FrameCursor,
+    waker: Option<Waker>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct FrameCursor {
     /// Number of the frame before it.
     pub(super) number: u32,
+    /// Bytes of the run's frames before it, discarded ones included.
     offset: usize,
 }
 
@@ -74,10 +88,12 @@ impl FrameLog {
         if let FrameKind::Last { outcome } = frame.kind {
             state.outcome = Some(outcome);
         }
-        let has_space = state.bytes.len() < MAX_BYTES;
-        let wakers = std::mem::take(&mut state.wakers);
+        let has_space = state.begin.offset + state.bytes.len() < MAX_BYTES;
+        let mut wakers = state.readers.iter_mut().flatten().filter_map(|reader| reader.waker.take());
+        // A run has one reader nearly always, and then this allocates nothing.
+        let (first, others) = (wakers.next(), wakers.collect::<Vec<_>>());
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        first.into_iter().chain(others).for_each(Waker::wake);
         has_space
     }
 
@@ -90,49 +106,77 @@ impl FrameLog {
         {
             end = next;
         }
-        let frames = state.bytes.get(after.offset..end.offset)?.to_vec();
+        let frames = state.slice(after.offset, end.offset)?.to_vec();
         let count = end.number - after.number;
         (count > 0).then_some((FrameChunk { first: after.number + 1, count, frames }, end))
     }
 
     pub(super) fn has_more(&self, after: FrameCursor) -> bool {
-        self.state().deltas.len() > after.number as usize
+        self.state().last_number() > after.number
+    }
+
+    /// Drops the stored frames, those before `stored`, that every reader has read. An answer of any length then takes no more
+    /// memory than what comes between two flushes.
+    pub(super) fn discard(&self, stored: FrameCursor) {
+        let mut state = self.state();
+        let readers = state.readers.iter().flatten().map(|reader| reader.cursor);
+        let Some(begin) = readers.chain([stored]).min_by_key(|cursor| cursor.number) else { return };
+        let (frames, bytes) = (begin.number - state.begin.number, begin.offset - state.begin.offset);
+        state.bytes.drain(..bytes);
+        state.deltas.drain(..frames as usize);
+        state.begin = begin;
+        let needed = (2 * state.bytes.len()).max(SMALL_BUFFER_BYTES);
+        if state.bytes.capacity() > 2 * needed {
+            state.bytes.shrink_to(needed);
+            state.deltas.shrink_to(needed);
+        }
     }
 
     /// Reads the frames after number `after`, those that exist and those that follow. Behind the last frame of a run it
-    /// reads that one again. `None`: the frame does not exist.
+    /// reads that one again. `None`: the frame does not exist. Discarded frames are [`LogReader::missing_after`].
     pub(in crate::service) fn read(self: &Arc<Self>, after: u32) -> Option<LogReader> {
         let mut state = self.state();
-        let frames = state.deltas.len();
-        let is_behind_last = state.outcome.is_some() && after as usize == frames;
+        let is_behind_last = state.outcome.is_some() && after == state.last_number();
         let after = if is_behind_last { after.saturating_sub(1) } else { after };
-        let mut cursor = FrameCursor::default();
+        let mut cursor = state.begin;
         while cursor.number < after {
             cursor = state.next(cursor)?.0;
         }
-        state.readers += 1;
+        let reader = self.add_reader(&mut state, cursor, after);
         drop(state);
         self.came.notify_waiters();
-        Some(LogReader { log: self.clone(), cursor })
+        Some(reader)
     }
 
     pub(in crate::service) fn read_from_start(self: &Arc<Self>) -> LogReader {
-        self.state().readers += 1;
-        LogReader { log: self.clone(), cursor: FrameCursor::default() }
+        let mut state = self.state();
+        let cursor = state.begin;
+        self.add_reader(&mut state, cursor, 0)
+    }
+
+    fn add_reader(self: &Arc<Self>, state: &mut LogState, cursor: FrameCursor, after: u32) -> LogReader {
+        let reader = Some(ReaderState { cursor, waker: None });
+        let free = state.readers.iter().position(Option::is_none);
+        let slot = free.unwrap_or(state.readers.len());
+        match state.readers.get_mut(slot) {
+            Some(free) => *free = reader,
+            None => state.readers.push(reader),
+        }
+        LogReader { log: self.clone(), slot, missing: after..cursor.number, stored: VecDeque::new() }
     }
 
     pub(super) async fn wait_until_abandoned(self: Arc<Self>, grace: Duration) {
         loop {
             let left = self.left.notified();
-            if self.state().readers > 0 {
+            if self.state().has_readers() {
                 left.await;
                 continue;
             }
             let came = self.came.notified();
-            if self.state().readers > 0 {
+            if self.state().has_readers() {
                 continue;
             }
-            if timeout(grace, came).await.is_err() && self.state().readers == 0 {
+            if timeout(grace, came).await.is_err() && !self.state().has_readers() {
                 return;
             }
         }
@@ -140,9 +184,22 @@ impl FrameLog {
 }
 
 impl LogState {
+    fn last_number(&self) -> u32 {
+        self.begin.number + u32::try_from(self.deltas.len()).unwrap_or(u32::MAX)
+    }
+
+    fn has_readers(&self) -> bool {
+        self.readers.iter().any(Option::is_some)
+    }
+
+    /// The bytes between two offsets of the run; `None` if they are discarded or do not exist.
+    fn slice(&self, from: usize, to: usize) -> Option<&[u8]> {
+        self.bytes.get(from.checked_sub(self.begin.offset)?..to.checked_sub(self.begin.offset)?)
+    }
+
     /// The cursor behind the next frame, and where the frame's content begins.
     fn next(&self, cursor: FrameCursor) -> Option<(FrameCursor, usize)> {
-        let mut rest = self.bytes.get(cursor.offset..).filter(|rest| !rest.is_empty())?;
+        let mut rest = self.slice(cursor.offset, self.begin.offset + self.bytes.len())?;
         let before = rest.len();
         let length = prost::decode_length_delimiter(&mut rest).ok()?;
         let begin = cursor.offset + (before - rest.len());
@@ -150,17 +207,50 @@ impl LogState {
     }
 
     fn kind(&self, number: u32) -> FrameKind {
-        match (self.outcome, self.deltas.get(number as usize - 1)) {
-            (Some(outcome), _) if number as usize == self.deltas.len() => FrameKind::Last { outcome },
+        match (self.outcome, self.deltas.get((number - self.begin.number) as usize - 1)) {
+            (Some(outcome), _) if number == self.last_number() => FrameKind::Last { outcome },
             (_, Some(true)) => FrameKind::Delta,
             _ => FrameKind::Other,
         }
+    }
+
+    /// The next frame of a reader, of which it counts as read.
+    fn take_next(&mut self, slot: usize) -> Option<(u32, EncodedFrame)> {
+        let cursor = self.readers.get(slot)?.as_ref()?.cursor;
+        let (next, begin) = self.next(cursor)?;
+        let content = Bytes::copy_from_slice(self.slice(begin, next.offset)?);
+        let kind = self.kind(next.number);
+        self.readers.get_mut(slot)?.as_mut()?.cursor = next;
+        Some((next.number, EncodedFrame { content, kind }))
     }
 }
 
 pub(in crate::service) struct LogReader {
     log: Arc<FrameLog>,
-    cursor: FrameCursor,
+    slot: usize,
+    /// Numbers of discarded frames that this reader should get: those after `start`, up to `end`.
+    missing: Range<u32>,
+    /// Read before those of the log.
+    stored: VecDeque<(u32, EncodedFrame)>,
+}
+
+impl LogReader {
+    /// The log has discarded the frames that follow this number: they are in the store, for [`Self::fill`].
+    pub(in crate::service) fn missing_after(&self) -> Option<u32> {
+        (!self.missing.is_empty()).then_some(self.missing.start)
+    }
+
+    /// `chunks` holds all missing frames; others are ignored.
+    pub(in crate::service) fn fill(&mut self, chunks: Vec<FrameChunk>) -> Result<(), StoreError> {
+        for (number, frame) in chunks.into_iter().flat_map(frames_of_chunk) {
+            // Chunks may overlap.
+            if number == self.missing.start + 1 && !self.missing.is_empty() {
+                self.missing.start = number;
+                self.stored.push_back((number, frame));
+            }
+        }
+        if self.missing.is_empty() { Ok(()) } else { Err(StoreError::Malformed("the frames of a run")) }
+    }
 }
 
 impl Stream for LogReader {
@@ -168,26 +258,31 @@ impl Stream for LogReader {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        if let Some(frame) = this.stored.pop_front() {
+            return Poll::Ready(Some(frame));
+        }
         let mut state = this.log.state();
-        let Some((next, begin)) = state.next(this.cursor) else {
-            if state.outcome.is_some() {
-                return Poll::Ready(None);
+        if let Some(frame) = state.take_next(this.slot) {
+            return Poll::Ready(Some(frame));
+        }
+        let has_ended = state.outcome.is_some();
+        match state.readers.get_mut(this.slot) {
+            Some(Some(reader)) if !has_ended => {
+                reader.waker = Some(context.waker().clone());
+                Poll::Pending
             }
-            state.wakers.push(context.waker().clone());
-            return Poll::Pending;
-        };
-        this.cursor = next;
-        let content = state.bytes.get(begin..next.offset).map(Bytes::copy_from_slice);
-        let kind = state.kind(next.number);
-        Poll::Ready(content.map(|content| (next.number, EncodedFrame { content, kind })))
+            _ => Poll::Ready(None),
+        }
     }
 }
 
 impl Drop for LogReader {
     fn drop(&mut self) {
         let mut state = self.log.state();
-        state.readers -= 1;
-        let is_last = state.readers == 0;
+        if let Some(reader) = state.readers.get_mut(self.slot) {
+            *reader = None;
+        }
+        let is_last = !state.has_readers();
         drop(state);
         if is_last {
             // Stores a permit: the driver may not be waiting at this moment.
@@ -212,116 +307,4 @@ pub(super) fn frames_of_chunk(chunk: FrameChunk) -> impl Iterator<Item = (u32, E
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::{FutureExt as _, StreamExt as _};
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::{
-        chat::{TurnEvent, TurnFailure},
-        identity::{RequestId, SessionId, TraceId},
-        language::Language,
-        service::frame::FrameBuilder,
-    };
-
-    fn log() -> Arc<FrameLog> {
-        let trace = TraceId::from_call(None, None, "");
-        FrameLog::new(Envelope::new(SessionId::generate(), &RequestId::generate(), &trace))
-    }
-
-    fn delta(text: &str) -> EncodedFrame {
-        FrameBuilder::new(Language::English, false).build(TurnEvent::Delta(text.to_owned())).unwrap()
-    }
-
-    fn read(log: &Arc<FrameLog>, after: u32) -> Vec<(u32, EncodedFrame)> {
-        let reader = log.read(after).unwrap();
-        reader.collect::<Vec<_>>().now_or_never().expect("an ended log is read without waiting")
-    }
-
-    proptest! {
-        #[test]
-        fn every_reader_and_the_store_get_the_same_frames(
-            texts in prop::collection::vec(".{0,200}", 1..40),
-            after in any::<u32>(),
-        ) {
-            let log = log();
-            let mut frames: Vec<_> = texts.iter().map(|text| delta(text)).collect();
-            frames.push(FrameBuilder::new(Language::English, false).failure(&TurnFailure::Internal));
-            for frame in &frames {
-                log.push(frame);
-            }
-            let all: Vec<_> = (1..).zip(frames).collect();
-            prop_assert_eq!(&read(&log, 0), &all);
-            for number in 0..all.len() {
-                prop_assert_eq!(&read(&log, u32::try_from(number).unwrap())[..], &all[number..]);
-            }
-            prop_assert_eq!(&read(&log, u32::try_from(all.len()).unwrap())[..], &all[all.len() - 1..]);
-            prop_assert_eq!(log.read(after).is_some(), after as usize <= all.len());
-            let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
-            prop_assert_eq!(end.number as usize, all.len());
-            prop_assert_eq!(frames_of_chunk(chunk).collect::<Vec<_>>(), all);
-            prop_assert!(log.chunk(end).is_none());
-        }
-    }
-
-    #[test]
-    fn chunk_is_bounded_and_the_next_one_continues() {
-        let log = log();
-        let text = "x".repeat(CHUNK_BYTES / 3);
-        for _ in 0..7 {
-            log.push(&delta(&text));
-        }
-        let (mut cursor, mut counts) = (FrameCursor::default(), Vec::new());
-        while let Some((chunk, end)) = log.chunk(cursor) {
-            assert!(chunk.frames.len() <= CHUNK_BYTES && chunk.first == cursor.number + 1);
-            counts.push(chunk.count);
-            cursor = end;
-        }
-        assert_eq!(counts, [2, 2, 2, 1]);
-    }
-
-    #[test]
-    fn chunk_holds_a_frame_that_is_longer_than_the_bound() {
-        let log = log();
-        log.push(&delta(&"x".repeat(CHUNK_BYTES + 1)));
-        log.push(&delta("next"));
-        let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
-        assert_eq!((chunk.count, end.number), (1, 1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn run_is_abandoned_after_its_grace_without_a_reader() {
-        let log = log();
-        let grace = Duration::from_secs(10);
-        let abandoned = |grace| log.clone().wait_until_abandoned(grace);
-        let (first, second) = (log.read_from_start(), log.read_from_start());
-        drop(first);
-        assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "the second reader is still there");
-        drop(second);
-        assert!(timeout(grace / 2, abandoned(grace)).await.is_err(), "the grace has not passed");
-        let returned = log.read(0).unwrap();
-        assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "a reader returned");
-        drop(returned);
-        assert!(timeout(grace * 2, abandoned(grace)).await.is_ok());
-        assert!(timeout(grace, abandoned(Duration::ZERO)).await.is_ok());
-    }
-
-    #[test]
-    fn read_after_a_frame_that_is_still_to_come_is_refused() {
-        let log = log();
-        log.push(&delta("a"));
-        assert!(log.read(1).is_some());
-        assert!([2, u32::MAX].iter().all(|after| log.read(*after).is_none()));
-    }
-
-    #[tokio::test]
-    async fn reader_is_woken_by_the_next_frame() {
-        let log = log();
-        let mut reader = log.read_from_start();
-        let reading = tokio::spawn(async move { reader.next().await });
-        tokio::task::yield_now().await;
-        let frame = delta("a");
-        log.push(&frame);
-        assert_eq!(reading.await.unwrap(), Some((1, frame)));
-    }
-}
+mod tests;

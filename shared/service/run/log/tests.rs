@@ -1,0 +1,177 @@
+use futures_util::{FutureExt as _, StreamExt as _};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    chat::{TurnEvent, TurnFailure},
+    identity::{RequestId, SessionId, TraceId},
+    language::Language,
+    service::frame::FrameBuilder,
+};
+
+fn log() -> Arc<FrameLog> {
+    let trace = TraceId::from_call(None, None, "");
+    FrameLog::new(Envelope::new(SessionId::generate(), &RequestId::generate(), &trace))
+}
+
+fn delta(text: &str) -> EncodedFrame {
+    FrameBuilder::new(Language::English, false).build(TurnEvent::Delta(text.to_owned())).unwrap()
+}
+
+fn read(log: &Arc<FrameLog>, after: u32) -> Vec<(u32, EncodedFrame)> {
+    let reader = log.read(after).unwrap();
+    reader.collect::<Vec<_>>().now_or_never().expect("an ended log is read without waiting")
+}
+
+proptest! {
+    #[test]
+    fn every_reader_and_the_store_get_the_same_frames(
+        texts in prop::collection::vec(".{0,200}", 1..40),
+        after in any::<u32>(),
+    ) {
+        let log = log();
+        let mut frames: Vec<_> = texts.iter().map(|text| delta(text)).collect();
+        frames.push(FrameBuilder::new(Language::English, false).failure(&TurnFailure::Internal));
+        for frame in &frames {
+            log.push(frame);
+        }
+        let all: Vec<_> = (1..).zip(frames).collect();
+        prop_assert_eq!(&read(&log, 0), &all);
+        for number in 0..all.len() {
+            prop_assert_eq!(&read(&log, u32::try_from(number).unwrap())[..], &all[number..]);
+        }
+        prop_assert_eq!(&read(&log, u32::try_from(all.len()).unwrap())[..], &all[all.len() - 1..]);
+        prop_assert_eq!(log.read(after).is_some(), after as usize <= all.len());
+        let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
+        prop_assert_eq!(end.number as usize, all.len());
+        prop_assert_eq!(frames_of_chunk(chunk).collect::<Vec<_>>(), all);
+        prop_assert!(log.chunk(end).is_none());
+    }
+}
+
+proptest! {
+    #[test]
+    fn readers_get_all_frames_although_stored_ones_are_discarded(
+        // A frame, a frame for the fast reader, for the slow reader, or a flush.
+        steps in prop::collection::vec(0_u8..4, 0..200),
+        after in any::<prop::sample::Index>(),
+    ) {
+        let log = log();
+        let mut readers = [log.read_from_start(), log.read_from_start()];
+        let (mut pushed, mut received, mut chunks) = (Vec::new(), [Vec::new(), Vec::new()], Vec::new());
+        let mut stored = FrameCursor::default();
+        for step in steps {
+            match step {
+                0 => {
+                    pushed.push(delta(&format!("text {}", pushed.len())));
+                    log.push(pushed.last().unwrap());
+                }
+                reader @ (1 | 2) => {
+                    let index = usize::from(reader) - 1;
+                    received[index].extend(readers[index].next().now_or_never().flatten());
+                }
+                _ => {
+                    if let Some((chunk, end)) = log.chunk(stored) {
+                        chunks.push(chunk);
+                        stored = end;
+                    }
+                    log.discard(stored);
+                }
+            }
+        }
+        let after = u32::try_from(after.index(pushed.len() + 1)).unwrap();
+        let mut late = log.read(after).unwrap();
+        pushed.push(FrameBuilder::new(Language::English, false).failure(&TurnFailure::Internal));
+        log.push(pushed.last().unwrap());
+        let all: Vec<_> = (1..).zip(pushed).collect();
+        for (reader, received) in readers.into_iter().zip(&mut received) {
+            received.extend(reader.collect::<Vec<_>>().now_or_never().unwrap());
+            prop_assert_eq!(&*received, &all);
+        }
+        if late.missing_after().is_some() {
+            prop_assert_eq!(late.missing_after(), Some(after));
+            prop_assert!(late.fill(Vec::new()).is_err());
+            late.fill(chunks).unwrap();
+        }
+        prop_assert_eq!(&late.collect::<Vec<_>>().now_or_never().unwrap()[..], &all[after as usize..]);
+    }
+}
+
+#[test]
+fn long_answer_takes_memory_only_for_frames_between_flushes() {
+    let log = log();
+    let mut reader = log.read_from_start();
+    let mut stored = FrameCursor::default();
+    for _ in 0..200 {
+        for _ in 0..50 {
+            log.push(&delta("a few words"));
+            reader.next().now_or_never().unwrap().unwrap();
+        }
+        stored = log.chunk(stored).unwrap().1;
+        log.discard(stored);
+    }
+    let state = log.state();
+    assert_eq!((state.bytes.len(), state.deltas.len(), state.last_number()), (0, 0, 10_000));
+    assert!(state.bytes.capacity() <= 16 * 1024, "{} bytes", state.bytes.capacity());
+}
+
+#[test]
+fn chunk_is_bounded_and_the_next_one_continues() {
+    let log = log();
+    let text = "x".repeat(CHUNK_BYTES / 3);
+    for _ in 0..7 {
+        log.push(&delta(&text));
+    }
+    let (mut cursor, mut counts) = (FrameCursor::default(), Vec::new());
+    while let Some((chunk, end)) = log.chunk(cursor) {
+        assert!(chunk.frames.len() <= CHUNK_BYTES && chunk.first == cursor.number + 1);
+        counts.push(chunk.count);
+        cursor = end;
+    }
+    assert_eq!(counts, [2, 2, 2, 1]);
+}
+
+#[test]
+fn chunk_holds_a_frame_that_is_longer_than_the_bound() {
+    let log = log();
+    log.push(&delta(&"x".repeat(CHUNK_BYTES + 1)));
+    log.push(&delta("next"));
+    let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
+    assert_eq!((chunk.count, end.number), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn run_is_abandoned_after_its_grace_without_a_reader() {
+    let log = log();
+    let grace = Duration::from_secs(10);
+    let abandoned = |grace| log.clone().wait_until_abandoned(grace);
+    let (first, second) = (log.read_from_start(), log.read_from_start());
+    drop(first);
+    assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "the second reader is still there");
+    drop(second);
+    assert!(timeout(grace / 2, abandoned(grace)).await.is_err(), "the grace has not passed");
+    let returned = log.read(0).unwrap();
+    assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "a reader returned");
+    drop(returned);
+    assert!(timeout(grace * 2, abandoned(grace)).await.is_ok());
+    assert!(timeout(grace, abandoned(Duration::ZERO)).await.is_ok());
+}
+
+#[test]
+fn read_after_a_frame_that_is_still_to_come_is_refused() {
+    let log = log();
+    log.push(&delta("a"));
+    assert!(log.read(1).is_some());
+    assert!([2, u32::MAX].iter().all(|after| log.read(*after).is_none()));
+}
+
+#[tokio::test]
+async fn reader_is_woken_by_the_next_frame() {
+    let log = log();
+    let mut reader = log.read_from_start();
+    let reading = tokio::spawn(async move { reader.next().await });
+    tokio::task::yield_now().await;
+    let frame = delta("a");
+    log.push(&frame);
+    assert_eq!(reading.await.unwrap(), Some((1, frame)));
+}
