@@ -1,8 +1,8 @@
 //! The overhead of the service over its gRPC library: it and a bare tonic server stream the same frames in one run.
 //!
-//! `cargo bench --bench streams` runs everything in about three minutes. Arguments after `--` select parts (`frames`, `paced`,
-//! `provider`, `conversations`, `kept-turns`, `scale`, `retrieval`); `--quick` runs for seconds and shows only that the benchmark works. Servers
-//! are processes of their own, so that their memory and CPU time are measured apart from the load.
+//! `cargo bench --bench streams` runs everything in about five minutes. Arguments after `--` select parts (`frames`, `memory`,
+//! `paced`, `provider`, `conversations`, `kept-turns`, `scale`, `retrieval`); `--quick` runs for seconds and shows only that the
+//! benchmark works. Servers are processes of their own, so that their memory and CPU time are measured apart from the load.
 //!
 //! It has no thresholds: on a shared machine only the ratios within one run are meaningful.
 
@@ -61,6 +61,7 @@ struct Plan {
     span: Duration,
     /// Measurements of each server in turn; the median is reported.
     rounds: usize,
+    memory: paced::Plan,
     paced: paced::Plan,
     provider: provider::Plan,
     retrieval: retrieval::Plan,
@@ -72,7 +73,14 @@ impl Plan {
     const FULL: Self = Self {
         span: Duration::from_secs(5),
         rounds: 5,
-        paced: paced::Plan { streams: 3_000, ramp: Duration::from_millis(1_500), rounds: 3 },
+        // Slow enough that all streams are open at once, also while others are admitted by Postgres.
+        memory: paced::Plan { streams: 500, ramp: Duration::from_secs(2), pace: Duration::from_millis(100), rounds: 3 },
+        paced: paced::Plan {
+            streams: 3_000,
+            ramp: Duration::from_millis(1_500),
+            pace: Duration::from_millis(30),
+            rounds: 3,
+        },
         provider: provider::Plan { streams: &[1, 16, 256], rounds: 5 },
         retrieval: retrieval::Plan { users: 50, memories: 200, callers: 16, span: Duration::from_secs(5) },
         kept_turns: kept_turns::Plan { callers: &[1, 64], span: Duration::from_secs(10) },
@@ -81,7 +89,18 @@ impl Plan {
     const QUICK: Self = Self {
         span: Duration::from_millis(300),
         rounds: 1,
-        paced: paced::Plan { streams: 100, ramp: Duration::from_millis(200), rounds: 1 },
+        memory: paced::Plan {
+            streams: 50,
+            ramp: Duration::from_millis(200),
+            pace: Duration::from_millis(30),
+            rounds: 1,
+        },
+        paced: paced::Plan {
+            streams: 100,
+            ramp: Duration::from_millis(200),
+            pace: Duration::from_millis(30),
+            rounds: 1,
+        },
         provider: provider::Plan { streams: &[4], rounds: 1 },
         retrieval: retrieval::Plan { users: 2, memories: 20, callers: 4, span: Duration::from_millis(500) },
         kept_turns: kept_turns::Plan { callers: &[1, 8], span: Duration::from_millis(500) },
@@ -95,17 +114,20 @@ fn main() -> BenchResult<ExitCode> {
         server::run(ServerRole::parse(role)?, rest)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let parts = ["frames", "paced", "provider", "conversations", "kept-turns", "scale", "retrieval"];
+    let parts = ["frames", "memory", "paced", "provider", "conversations", "kept-turns", "scale", "retrieval"];
     let Some(arguments) = Arguments::parse(&arguments, &parts)? else { return Ok(ExitCode::SUCCESS) };
     let plan = if arguments.is_quick { Plan::QUICK } else { Plan::FULL };
 
     let runtime = Runtime::new()?;
     println!("{} cores, shared by the load and the server; logs at {LOG_LEVEL}", available_parallelism()?);
-    if arguments.selects("frames") || arguments.selects("paced") {
+    if ["frames", "memory", "paced"].iter().any(|part| arguments.selects(part)) {
         let service = ServerProcess::start(ServerRole::Service, Duration::ZERO, &[], LOG_LEVEL)?;
         let turn = runtime.block_on(record(service.address()))?;
         if arguments.selects("frames") {
             frames(&runtime, &plan, service, &turn)?;
+        }
+        if arguments.selects("memory") {
+            paced::memory(&runtime, &plan.memory, &turn)?;
         }
         if arguments.selects("paced") {
             paced::run(&runtime, &plan.paced, &turn)?;

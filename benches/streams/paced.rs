@@ -7,7 +7,7 @@ use crate::{
     report::{Comparison, median, quantile},
     server::ServerRole,
 };
-use agent_service::proto::agent_v1::{ChatResponse, chat_response::Content};
+use agent_service::proto::agent_v1::{ChatRequest, ChatResponse, chat_response::Content};
 use std::{
     sync::{
         Arc,
@@ -21,8 +21,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Time between two deltas.
-const PACE: Duration = Duration::from_millis(30);
+/// Time between two samples of the memory.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(30);
 
 /// Sequential turns, which also warm up the server.
 const CALM_TURNS: usize = 200;
@@ -31,6 +31,8 @@ pub struct Plan {
     pub streams: usize,
     /// Time over which the streams start; shorter than a turn.
     pub ramp: Duration,
+    /// Time between two deltas.
+    pub pace: Duration,
     pub rounds: usize,
 }
 
@@ -50,17 +52,10 @@ struct Round {
 }
 
 pub fn run(runtime: &Runtime, plan: &Plan, turn: &[ChatResponse]) -> BenchResult<()> {
-    let (mut service, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..plan.rounds {
-        for (role, rounds) in [(ServerRole::Service, &mut service), (ServerRole::Bare, &mut bare)] {
-            // A new process for each round: freed memory would be reused by the next round and not show up.
-            let server = ServerProcess::start(role, PACE, turn, LOG_LEVEL)?;
-            rounds.push(runtime.block_on(async { timeout(STALL_TIMEOUT, round(plan, &server, turn)).await? })?);
-        }
-    }
+    let [service, bare] = rounds(runtime, plan, turn, [ServerRole::Service, ServerRole::Bare])?;
     let caption = format!(
-        "{} streams begun within {:?}, a frame every {PACE:?} each, {} rounds; the median of the rounds.",
-        plan.streams, plan.ramp, plan.rounds
+        "{} streams begun within {:?}, a frame every {:?} each, {} rounds; the median of the rounds.",
+        plan.streams, plan.ramp, plan.pace, plan.rounds
     );
     let table = Comparison::new("streams/paced", caption);
     let best = |of: &[Round]| of.iter().map(|round| round.late_p99).fold(f64::NAN, f64::min);
@@ -72,11 +67,45 @@ pub fn run(runtime: &Runtime, plan: &Plan, turn: &[ChatResponse]) -> BenchResult
     row("lateness of a frame, p50, ms", |round| round.late_p50);
     row("lateness of a frame, p99, ms", |round| round.late_p99);
     row("lateness of a frame, most, ms", |round| round.late_max);
-    row("memory a stream, KiB", |round| round.memory);
+    row("resident memory of a stream, KiB", |round| round.memory);
     row("server CPU a frame, µs", |round| round.cpu);
     row("first frame under this load, p99, ms", |round| round.first_frame_p99);
     row("first frame of an idle server, p50, ms", |round| round.calm_first_frame);
     Ok(())
+}
+
+/// The resident memory of an open stream, without and with persistence.
+pub fn memory(runtime: &Runtime, plan: &Plan, turn: &[ChatResponse]) -> BenchResult<()> {
+    let roles = [ServerRole::Service, ServerRole::Persistent, ServerRole::Bare];
+    let [off, persistent, bare] = rounds(runtime, plan, turn, roles)?;
+    let caption = format!(
+        "{} streams of as many users, begun within {:?}, a frame every {:?} each, {} rounds. The most that the process of the \
+         server has held while all streams were open, less what it held before them; the median of the rounds.",
+        plan.streams, plan.ramp, plan.pace, plan.rounds
+    );
+    let table = Comparison::new("streams/memory", caption);
+    let memory = |of: &[Round]| median(of.iter().map(|round| round.memory));
+    table.row("resident memory of a stream, conversations off, KiB", memory(&off), memory(&bare));
+    table.row("resident memory of a stream, conversations in Postgres, KiB", memory(&persistent), memory(&bare));
+    Ok(())
+}
+
+/// The rounds of each server, in turn.
+fn rounds<const SERVERS: usize>(
+    runtime: &Runtime,
+    plan: &Plan,
+    turn: &[ChatResponse],
+    roles: [ServerRole; SERVERS],
+) -> BenchResult<[Vec<Round>; SERVERS]> {
+    let mut all = [const { Vec::new() }; SERVERS];
+    for _ in 0..plan.rounds {
+        for (role, rounds) in roles.into_iter().zip(&mut all) {
+            // A new process for each round: freed memory would be reused by the next round and not show up.
+            let server = ServerProcess::start(role, plan.pace, turn, LOG_LEVEL)?;
+            rounds.push(runtime.block_on(async { timeout(STALL_TIMEOUT, round(plan, &server, turn)).await? })?);
+        }
+    }
+    Ok(all)
 }
 
 async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> BenchResult<Round> {
@@ -89,11 +118,12 @@ async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> Be
     let mut streams = JoinSet::new();
     for number in 0..plan.streams {
         let delay = plan.ramp.mul_f64(number as f64 / plan.streams as f64);
-        let (mut caller, is_delta, open) = (target.caller(number), is_delta.clone(), open.clone());
+        let (mut caller, is_delta, open, pace) = (target.caller(number), is_delta.clone(), open.clone(), plan.pace);
         streams.spawn(async move {
             sleep(delay).await;
             let started = Instant::now();
-            let mut frames = caller.ask(request()).await?;
+            let request = ChatRequest { user_id: format!("user-{number}"), ..request() };
+            let mut frames = caller.ask(request).await?;
             let (mut first_frame, mut first_delta, mut late) = (None, None, Vec::with_capacity(is_delta.len()));
             for is_delta in is_delta.iter() {
                 frames.message().await?.ok_or("a stream ended early")?;
@@ -103,7 +133,7 @@ async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> Be
                     now - started
                 });
                 if *is_delta {
-                    let due = *first_delta.get_or_insert(now) + PACE * u32::try_from(late.len())?;
+                    let due = *first_delta.get_or_insert(now) + pace * u32::try_from(late.len())?;
                     late.push(milliseconds(now.saturating_duration_since(due)));
                 }
             }
@@ -121,7 +151,7 @@ async fn round(plan: &Plan, server: &ServerProcess, turn: &[ChatResponse]) -> Be
                 first_frames.push(first_frame);
                 late.extend(lateness);
             }
-            () = sleep(PACE) => {
+            () = sleep(SAMPLE_INTERVAL) => {
                 if open.load(Ordering::Relaxed) == plan.streams {
                     most = most.max(server.resident_kib());
                 }

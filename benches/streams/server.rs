@@ -47,6 +47,8 @@ use crate::{
 pub enum ServerRole {
     /// The service without a database.
     Service,
+    /// The service with conversations in its embedded Postgres.
+    Persistent,
     /// The service with its embedded Postgres.
     Retrieval,
     /// Tonic alone.
@@ -61,8 +63,9 @@ pub enum ServerRole {
 }
 
 impl ServerRole {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Service,
+        Self::Persistent,
         Self::Retrieval,
         Self::Bare,
         Self::Provider,
@@ -74,6 +77,7 @@ impl ServerRole {
     pub fn name(self) -> &'static str {
         match self {
             Self::Service => "service",
+            Self::Persistent => "persistent",
             Self::Retrieval => "retrieval",
             Self::Bare => "bare",
             Self::Provider => "provider",
@@ -84,7 +88,11 @@ impl ServerRole {
     }
 
     fn has_database(self) -> bool {
-        matches!(self, Self::Retrieval | Self::PersistentProxy | Self::Defaults)
+        matches!(self, Self::Persistent | Self::Retrieval | Self::PersistentProxy | Self::Defaults)
+    }
+
+    fn persists(self) -> bool {
+        matches!(self, Self::Persistent | Self::PersistentProxy)
     }
 
     pub fn parse(name: &str) -> BenchResult<Self> {
@@ -120,9 +128,11 @@ pub fn run(role: ServerRole, arguments: &[&str]) -> BenchResult<()> {
             ServerRole::Defaults => {
                 serve(role, pace, None, Path::new(arguments.get(1).ok_or("the data directory is missing")?), stop).await
             }
-            ServerRole::Service | ServerRole::Retrieval | ServerRole::Proxy | ServerRole::PersistentProxy => {
-                serve(role, pace, arguments.get(1).copied(), data.path(), stop).await
-            }
+            ServerRole::Service
+            | ServerRole::Persistent
+            | ServerRole::Retrieval
+            | ServerRole::Proxy
+            | ServerRole::PersistentProxy => serve(role, pace, arguments.get(1).copied(), data.path(), stop).await,
         }
     })
 }
@@ -166,13 +176,14 @@ async fn serve(
             "EMBEDDING_PROVIDER" => "hashed".to_owned(),
             // Unreachable: without retrieval a turn must not need a database.
             "DATABASE_URL" if !role.has_database() => "postgres://nobody@127.0.0.1:1/none".to_owned(),
-            "CONVERSATIONS" if role == ServerRole::PersistentProxy => {
-                std::env::var(name).unwrap_or_else(|_| "postgres".to_owned())
-            }
+            "CONVERSATIONS" if role.persists() => std::env::var(name).unwrap_or_else(|_| "postgres".to_owned()),
             "CONVERSATIONS" if role == ServerRole::Defaults => return None,
             "CONVERSATIONS" | "RATE_LIMITS" => "off".to_owned(),
             // Many streams start at once.
             "ADMISSION_TIMEOUT_MS" if role != ServerRole::Defaults => "20000".to_owned(),
+            // Streams of clients that are gone would count in the memory of those that are open.
+            "RESUME_GRACE_SECONDS" if role == ServerRole::Persistent => "0".to_owned(),
+            "MAX_CONCURRENT_STREAMS" if role != ServerRole::Defaults => "100000".to_owned(),
             "AGENT_DATA_DIR" => data.to_str()?.to_owned(),
             _ => return None,
         })
@@ -199,11 +210,10 @@ async fn serve(
         std::future::pending().await
     };
     let keeping = async {
-        match role {
-            ServerRole::Retrieval | ServerRole::PersistentProxy | ServerRole::Defaults => {
-                Ok(database.supervise(&ready, Arc::new(|_| {})).await?)
-            }
-            _ => std::future::pending().await,
+        if role.has_database() {
+            Ok(database.supervise(&ready, Arc::new(|_| {})).await?)
+        } else {
+            std::future::pending().await
         }
     };
     tokio::select! {
