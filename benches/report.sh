@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the benchmarks and writes their tables into docs/explanation/measurements.md, with the machine, the commit and the date.
 #
-#     benches/report.sh                      # everything, on an otherwise idle machine
-#     benches/report.sh streams frames       # only a benchmark, or parts of it; the other tables stay
+#     benches/report.sh                              # on an otherwise idle machine, in about 15 minutes
+#     benches/report.sh memory index many-users      # what takes longer; the other tables stay
 #     benches/report.sh --quick [...]        # a trial in seconds, which writes target/measurements.md instead
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,6 +24,6 @@ if (( $# )); then
     bench "$@"
 else
     bench streams
-    bench memory
+    bench memory retrieve write
 fi
 benches/report.py "$MEASUREMENTS_FILE" "$page"
