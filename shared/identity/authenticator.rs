@@ -5,22 +5,23 @@ use subtle::ConstantTimeEq as _;
 
 use super::{
     error::{AuthnError, CredentialError},
-    id::UserId,
+    id::{UserId, user_in_metadata},
     principal::Principal,
     token::TokenVerifier,
 };
 use crate::config::{AuthConfig, AuthMode};
 
-/// The metadata of a call that identifies its caller. Secrets are raw bytes: one that is not UTF-8 is wrong rather than absent.
+/// The metadata of a call that identifies its caller, with all values of each key: a proxy may have added one. Secrets are raw
+/// bytes: one that is not UTF-8 is wrong rather than absent.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Credentials<'a> {
     /// The user id in the message; may be empty.
     pub body_user: &'a str,
     /// Metadata `user-id`.
-    pub user_id: Option<&'a str>,
-    pub authorization: Option<&'a [u8]>,
+    pub user_id: &'a [&'a str],
+    pub authorization: &'a [&'a [u8]],
     /// Metadata `x-internal-api-key`.
-    pub internal_api_key: Option<&'a [u8]>,
+    pub internal_api_key: &'a [&'a [u8]],
 }
 
 pub struct Authenticator {
@@ -40,20 +41,20 @@ impl Authenticator {
     }
 
     pub async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, AuthnError> {
-        let bearer = credentials.authorization.and_then(bearer_token);
-        if self.is_internal_service(bearer, credentials.internal_api_key)? || self.mode != AuthMode::Jwt {
-            return Ok(Principal {
-                user: UserId::from_call(credentials.body_user, credentials.user_id)?,
-                is_pro: None,
-            });
+        let authorization = single(credentials.authorization, CredentialError::Invalid)?;
+        let key = single(credentials.internal_api_key, CredentialError::WrongInternalKey)?;
+        let bearer = authorization.and_then(bearer_token);
+        if self.is_internal_service(bearer, key)? || self.mode != AuthMode::Jwt {
+            let user = UserId::from_call(credentials.body_user, credentials.user_id)?;
+            return Ok(Principal { user, is_pro: None });
         }
         let (Some(tokens), Some(token)) = (&self.tokens, bearer) else { return Err(CredentialError::Missing.into()) };
         let token = std::str::from_utf8(token).map_err(|_| CredentialError::Invalid)?;
         let principal = tokens.verify(token).await?;
-        for user in [credentials.body_user, credentials.user_id.unwrap_or_default()] {
-            if !user.is_empty() && user != principal.user.as_str() {
-                return Err(AuthnError::PermissionDenied);
-            }
+        let subject = principal.user.as_str();
+        let named = user_in_metadata(credentials.user_id, subject)?.unwrap_or_default();
+        if [credentials.body_user, named].iter().any(|user| !user.is_empty() && *user != subject) {
+            return Err(AuthnError::PermissionDenied);
         }
         Ok(principal)
     }
@@ -69,6 +70,15 @@ impl Authenticator {
             Some(_) => Err(CredentialError::WrongInternalKey),
             None => Ok(bearer.is_some_and(is_right)),
         }
+    }
+}
+
+/// Values that differ are an error: which of them counts must not depend on who reads them.
+fn single<'a>(values: &[&'a [u8]], error: CredentialError) -> Result<Option<&'a [u8]>, CredentialError> {
+    match values {
+        [] => Ok(None),
+        [first, others @ ..] if others.iter().all(|other| other == first) => Ok(Some(first)),
+        _ => Err(error),
     }
 }
 

@@ -53,10 +53,10 @@ identifier!(RequestId);
 
 impl UserId {
     /// The message and the metadata `user-id` must agree where both name the user.
-    pub fn from_call(body: &str, metadata: Option<&str>) -> Result<Self, InvalidArgument> {
-        let metadata = metadata.unwrap_or_default();
+    pub fn from_call(body: &str, metadata: &[&str]) -> Result<Self, InvalidArgument> {
+        let metadata = user_in_metadata(metadata, body)?.unwrap_or_default();
         if !body.is_empty() && !metadata.is_empty() && body != metadata {
-            return Err(InvalidArgument::new("user_id", Problem::DiffersFromMetadata { key: "user-id" }));
+            return Err(contradicting_users());
         }
         Self::parse("user_id", if body.is_empty() { metadata } else { body })
     }
@@ -67,6 +67,19 @@ impl UserId {
         let hash = Sha256::digest(self.0.as_bytes());
         hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// The one user whom all values of the metadata `user-id` name. A proxy may have added a value, or joined several with commas
+/// (RFC 9110, section 5.3); `known`, the user that the call names elsewhere, tells an id that contains a comma from that.
+pub(super) fn user_in_metadata<'m>(values: &[&'m str], known: &str) -> Result<Option<&'m str>, InvalidArgument> {
+    let users = values.iter().flat_map(|value| if *value == known { vec![*value] } else { value.split(',').collect() });
+    let mut users = users.map(str::trim).filter(|user| !user.is_empty());
+    let first = users.next();
+    if users.any(|user| Some(user) != first) { Err(contradicting_users()) } else { Ok(first) }
+}
+
+fn contradicting_users() -> InvalidArgument {
+    InvalidArgument::new("user_id", Problem::DiffersFromMetadata { key: "user-id" })
 }
 
 impl SessionId {
@@ -129,11 +142,30 @@ mod tests {
 
     #[test]
     fn user_comes_from_body_or_metadata_without_conflict() {
-        assert_eq!(UserId::from_call("", Some("ann")).unwrap().as_str(), "ann");
-        assert_eq!(UserId::from_call("ann", None).unwrap().as_str(), "ann");
-        assert_eq!(UserId::from_call("ann", Some("ann")).unwrap().as_str(), "ann");
-        assert_eq!(UserId::from_call("ann", Some("bob")).unwrap_err().field, "user_id");
-        assert_eq!(UserId::from_call("", None).unwrap_err().problem, Problem::Missing);
+        let user = |body, metadata: &[&str]| UserId::from_call(body, metadata).map(|user| user.to_string());
+        for (body, metadata) in [
+            ("", &["ann"][..]),
+            ("ann", &[]),
+            ("ann", &["ann"]),
+            ("", &["ann", "ann"]),
+            ("", &["ann, ann"]),
+            ("ann", &["", "ann,"]),
+        ] {
+            assert_eq!(user(body, metadata).as_deref(), Ok("ann"), "{body} {metadata:?}");
+        }
+        for (body, metadata) in [
+            ("ann", &["bob"][..]),
+            ("", &["ann", "bob"]),
+            ("ann", &["ann", "bob"]),
+            ("", &["ann, bob"]),
+            ("", &["ann,bob"]),
+            ("ann", &["ann, bob"]),
+            ("ann", &["ann", "ann, bob"]),
+        ] {
+            assert_eq!(user(body, metadata), Err(contradicting_users()), "{body} {metadata:?}");
+        }
+        assert_eq!(user("ann, bob", &["ann, bob"]).as_deref(), Ok("ann, bob"), "an id with a comma");
+        assert_eq!(UserId::from_call("", &[]).unwrap_err().problem, Problem::Missing);
     }
 
     #[test]

@@ -64,17 +64,14 @@ impl RpcContext {
     }
 
     pub(super) async fn authenticate(&self, body_user: &str, metadata: &MetadataMap) -> Result<Principal, AuthnError> {
-        let header = |name| metadata.get(name).map(|value| value.as_bytes());
-        let user_id = metadata
-            .get("user-id")
-            .map(|value| value.to_str())
-            .transpose()
-            .map_err(|_| InvalidArgument::new("user_id", Problem::NotVisibleAscii))?;
+        let values = |name| metadata.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
+        let users: Result<Vec<_>, _> = metadata.get_all("user-id").iter().map(|value| value.to_str()).collect();
+        let users = users.map_err(|_| InvalidArgument::new("user_id", Problem::NotVisibleAscii))?;
         let credentials = Credentials {
             body_user,
-            user_id,
-            authorization: header("authorization"),
-            internal_api_key: header("x-internal-api-key"),
+            user_id: &users,
+            authorization: &values("authorization"),
+            internal_api_key: &values("x-internal-api-key"),
         };
         self.authenticator.authenticate(credentials).await
     }

@@ -82,6 +82,60 @@ async fn token_admits_its_subject_only() {
 }
 
 #[tokio::test]
+async fn contradicting_user_metadata_is_refused_under_every_auth() {
+    let bearer = format!("Bearer {}", sign_hs256(&claims("ann")));
+    let jwt = [("AUTH", "jwt"), ("JWT_SECRET", SECRET), ("INTERNAL_API_KEY", "internal")];
+    for (variables, credential) in [
+        (&[][..], None),
+        (&[("AUTH", "gateway")], None),
+        (&jwt, Some(("authorization", bearer.as_str()))),
+        (&jwt, Some(("x-internal-api-key", "internal"))),
+    ] {
+        let server = TestServer::start(variables).await;
+        let code = async |body: &str, users: &[&str]| {
+            let mut request = Request::new(pb::ListMemoriesRequest { user_id: body.into(), ..Default::default() });
+            for user in users {
+                request.metadata_mut().append("user-id", user.parse().unwrap());
+            }
+            if let Some((name, value)) = credential {
+                request.metadata_mut().insert(name, value.parse().unwrap());
+            }
+            server.memory().list_memories(request).await.map_or_else(|status| status.code(), |_| Code::Ok)
+        };
+        for (body, users) in [
+            ("", &["ann", "bob"][..]),
+            ("ann", &["ann", "bob"]),
+            ("", &["ann, bob"]),
+            ("ann", &["ann,bob"]),
+            ("ann", &["ann", "ann, bob"]),
+        ] {
+            assert_eq!(code(body, users).await, Code::InvalidArgument, "{variables:?} {credential:?} {body} {users:?}");
+        }
+        for (body, users) in [("ann", &["ann", "ann"][..]), ("", &["ann, ann"]), ("", &["ann"])] {
+            assert_eq!(code(body, users).await, Code::Ok, "{variables:?} {credential:?} {body} {users:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn contradicting_credentials_are_unauthenticated() {
+    let server = start_with_secret().await;
+    let [ann, bob] = ["ann", "bob"].map(|user| format!("Bearer {}", sign_hs256(&claims(user))));
+    for (name, first, second) in
+        [("authorization", ann.as_str(), bob.as_str()), ("x-internal-api-key", "internal", "guessed")]
+    {
+        for values in [[first, second], [second, first]] {
+            let mut request = Request::new(pb::ListMemoriesRequest { user_id: "ann".into(), ..Default::default() });
+            for value in values {
+                request.metadata_mut().append(name, value.parse().unwrap());
+            }
+            let refused = server.memory().list_memories(request).await.unwrap_err();
+            assert_eq!(refused.code(), Code::Unauthenticated, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn invalid_tokens_are_unauthenticated() {
     let server = start_with_secret().await;
     let valid = claims("ann");
