@@ -91,6 +91,7 @@ impl App {
             resume_grace: config.conversations.resume_grace,
             max_concurrent_streams: config.conversations.max_concurrent_streams,
             refusals: config.chat_refusals,
+            status_interval: config.server.status_interval,
         });
         Ok(Self { model, engine, conversations, apis, learner, extraction_worker })
     }

@@ -18,6 +18,7 @@ pub const VARIABLES: &[&str] = &[
     server::WEB_PAGE,
     server::SHUTDOWN_GRACE_SECONDS,
     server::ALLOWED_ORIGINS,
+    server::STATUS_INTERVAL_SECONDS,
     auth::AUTH,
     auth::JWT_SECRET,
     auth::JWT_JWKS_URL,
@@ -172,6 +173,7 @@ mod tests {
         assert!(matches!(config.stores.database, DatabaseConfig::Embedded { .. }));
         assert_eq!(config.server.port, 50051);
         assert!(config.server.host.is_loopback());
+        assert_eq!(config.server.status_interval.map(|interval| interval.as_secs()), Some(15));
     }
 
     #[test]
@@ -235,6 +237,7 @@ mod tests {
         assert_eq!(invalid(&[("LLM_API_BASE_URL", "https://user:key@host/v1")]), ["LLM_API_BASE_URL"]);
         assert_eq!(invalid(&[("DEEPSEEK_API_KEY", "k"), ("EMBEDDING_PROVIDER", "openai")]), ["EMBEDDING_API_KEY"]);
         assert_eq!(invalid(&[("GRPC_HOST", "0.0.0.0")]), ["GRPC_HOST"]);
+        assert!(read(&[("STATUS_INTERVAL_SECONDS", "0")]).is_ok_and(|config| config.server.status_interval.is_none()));
         assert!(read(&[("GRPC_HOST", "0.0.0.0"), ("AUTH", "gateway")]).is_ok());
     }
 

@@ -15,6 +15,7 @@ pub(super) const GRPC_HEALTH: &str = "GRPC_HEALTH";
 pub(super) const WEB_PAGE: &str = "WEB_PAGE";
 pub(super) const SHUTDOWN_GRACE_SECONDS: &str = "SHUTDOWN_GRACE_SECONDS";
 pub(super) const ALLOWED_ORIGINS: &str = "ALLOWED_ORIGINS";
+pub(super) const STATUS_INTERVAL_SECONDS: &str = "STATUS_INTERVAL_SECONDS";
 
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -33,6 +34,8 @@ pub struct ServerConfig {
     pub authenticates_callers: bool,
     /// Origins of web pages that may call; empty = pages that this machine serves.
     pub allowed_origins: Vec<String>,
+    /// After which a silent chat repeats its last status; `None` = never.
+    pub status_interval: Option<Duration>,
 }
 
 /// PEM files.
@@ -65,6 +68,7 @@ impl ServerConfig {
             shutdown_grace: reader.seconds(SHUTDOWN_GRACE_SECONDS, 5.0, false),
             authenticates_callers: auth != AuthMode::None,
             allowed_origins: read_origins(reader),
+            status_interval: Some(reader.seconds(STATUS_INTERVAL_SECONDS, 15.0, false)).filter(|time| !time.is_zero()),
         }
     }
 }

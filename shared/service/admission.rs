@@ -12,14 +12,16 @@ use super::{
     error::AdmissionError,
     frame::FrameBuilder,
     frame_source::{DirectFrames, FrameSource},
+    heartbeat::StreamStart,
     parse::chat::{self, ChatCall, ChatInput, IncomingChat, LAST_RESPONSE_ID},
     run::{AdmittedRun, RunRegistry, StoredRun, events_or_defect},
 };
 use crate::{
-    chat::{Assistant, HISTORY_TOKEN_BUDGET, ResumedTurn, ToolResult, TurnFailure, TurnInput},
+    chat::{Assistant, HISTORY_TOKEN_BUDGET, ResumedTurn, Stage, ToolResult, TurnEvent, TurnFailure, TurnInput},
     config::QuotasByPlan,
     conversation::{AdmitOutcome, AdmittedLease, History, NewRun, RunKey, ToolResultOutcome},
     error::{InvalidArgument, Problem},
+    proto::chat_frame::FramePosition,
 };
 
 pub(super) struct Admission {
@@ -33,6 +35,13 @@ pub(super) struct Admission {
 pub(super) struct AdmittedCall {
     pub(super) envelope: Envelope,
     pub(super) source: FrameSource,
+    pub(super) start: StreamStart,
+}
+
+impl AdmittedCall {
+    fn from_first_frame(envelope: Envelope, source: FrameSource) -> Self {
+        Self { envelope, source, start: StreamStart::default() }
+    }
 }
 
 struct PreparedCall {
@@ -92,7 +101,7 @@ impl Admission {
         let events = Box::pin(self.assistant.clone().run_turn(*input, interrupted));
         let events = events_or_defect(events);
         let source = FrameSource::Direct(DirectFrames::new(events, builder, permit));
-        Ok(AdmittedCall { envelope, source })
+        Ok(AdmittedCall::from_first_frame(envelope, source))
     }
 
     /// Starts a run, or attaches to the one that an earlier call with this request id started.
@@ -178,7 +187,7 @@ impl Admission {
                 }
             },
         };
-        Ok(AdmittedCall { envelope, source: FrameSource::Live(reader) })
+        Ok(AdmittedCall::from_first_frame(envelope, FrameSource::Live(reader)))
     }
 
     /// The resumed turn, or `None` while other results are pending. A result that is not recorded takes its admission back:
@@ -210,27 +219,32 @@ impl Admission {
 /// Attaches to a run behind the last frame that the client received.
 async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, AdmissionError> {
     let last_received = |envelope: &Envelope| match &call.last_response_id {
-        Some(id) => envelope.frame_number(id).ok_or_else(unknown_frame),
-        None => Ok(0),
+        Some(id) => envelope.position(id).ok_or_else(unknown_frame),
+        None => Ok(FramePosition::default()),
     };
     if let Some(log) = runs.find(&call.user, &call.request) {
-        let after = last_received(&log.envelope)?;
-        let mut reader = log.read(after).ok_or_else(unknown_frame)?;
+        let position = last_received(&log.envelope)?;
+        let start = StreamStart { position, status: log.last_status(position.number) };
+        let mut reader = log.read(position.number).ok_or_else(unknown_frame)?;
         if let Some(after) = reader.missing_after() {
             let stored = runs.store.follow(&call.user, &call.request, after).await?;
             reader.fill(stored.ok_or_else(unknown_frame)?.chunks)?;
         }
-        return Ok(AdmittedCall { envelope: log.envelope.clone(), source: FrameSource::Live(reader) });
+        return Ok(AdmittedCall { envelope: log.envelope.clone(), source: FrameSource::Live(reader), start });
     }
     let run = StoredRun::load(runs.store.clone(), call.user.clone(), call.request.clone()).await?;
     let Some(run) = run else { return Err(unknown_frame().into()) };
-    let after = last_received(&run.envelope)?;
+    let position = last_received(&run.envelope)?;
     let envelope = run.envelope.clone();
-    // Of an error frame, for a run that is lost.
+    // Of an error frame for a run that is lost, and of its status until then.
     let language = Box::pin(call.language.resolve_for(&call.user, Some(&runs.store))).await;
-    let builder = FrameBuilder::new(language, call.full_citations);
-    let frames = run.frames(after, builder).ok_or_else(unknown_frame)?;
-    Ok(AdmittedCall { envelope, source: FrameSource::Replay(frames) })
+    let mut builder = FrameBuilder::new(language, call.full_citations);
+    // The frame that the client has may not be stored yet.
+    let assumed = if position.number == 0 { Stage::Thinking } else { Stage::Generating { recall_failed: false } };
+    let assumed = || builder.build(TurnEvent::StageEntered(assumed)).map(|frame| frame.content);
+    let start = StreamStart { position, status: run.last_status(position.number).or_else(assumed) };
+    let frames = run.frames(position.number, builder).ok_or_else(unknown_frame)?;
+    Ok(AdmittedCall { envelope, source: FrameSource::Replay(frames), start })
 }
 
 async fn first(stop: oneshot::Receiver<TurnFailure>, interrupted: impl Future<Output = TurnFailure>) -> TurnFailure {

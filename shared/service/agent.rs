@@ -3,7 +3,8 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::{Stream, future::OptionFuture};
@@ -21,6 +22,7 @@ use super::{
     error::AdmissionError,
     frame::FrameBuilder,
     frame_source::FrameSource,
+    heartbeat::{HalfClose, Heartbeat, StreamStart},
     parse::{self, chat::IncomingChat},
     refusal, status,
 };
@@ -45,6 +47,8 @@ pub struct AgentApi {
     memory: Arc<MemoryEngine>,
     context: RpcContext,
     refusals: ChatRefusals,
+    /// After which a silent chat repeats its last status.
+    status_interval: Option<Duration>,
 }
 
 impl AgentApi {
@@ -53,8 +57,9 @@ impl AgentApi {
         memory: Arc<MemoryEngine>,
         context: RpcContext,
         refusals: ChatRefusals,
+        status_interval: Option<Duration>,
     ) -> Self {
-        Self { admission: Arc::new(admission), memory, context, refusals }
+        Self { admission: Arc::new(admission), memory, context, refusals, status_interval }
     }
 }
 
@@ -68,6 +73,8 @@ impl AgentService for AgentApi {
         let caller = CallerLanguage::of_chat(&metadata, &request);
         let (session_id, request_id) = (request.session_id.clone(), request.request_id.clone());
         let interrupted = interrupted(&self.context.drain, extensions.get::<Deadline>().copied());
+        let half_close = extensions.get::<HalfClose>().cloned();
+        let heartbeat = |start| Heartbeat::new(self.status_interval, half_close, start);
         let principal = self.context.authenticate(&request.user_id, &metadata).await;
         let (error, language) = match principal {
             Err(error) => (AdmissionError::from(error), caller.resolve("")),
@@ -77,9 +84,10 @@ impl AgentService for AgentApi {
                 let incoming = IncomingChat { principal, metadata: &metadata, language: caller.clone(), request };
                 let admitting = self.admission.admit(&rpc, incoming, interrupted).instrument(rpc.span().clone());
                 match admitting.await {
-                    Ok(AdmittedCall { envelope, source }) => {
-                        let language = caller.resolve("");
-                        return Ok(Response::new(ChatFrames { source, envelope, rpc, language, has_ended: false }));
+                    Ok(AdmittedCall { envelope, source, start }) => {
+                        let (language, heartbeat) = (caller.resolve(""), heartbeat(start));
+                        let frames = ChatFrames { source, envelope, rpc, language, heartbeat, has_ended: false };
+                        return Ok(Response::new(frames));
                     }
                     Err(error) if error.spares_store() => (error, caller.resolve("")),
                     Err(error) => {
@@ -96,7 +104,8 @@ impl AgentService for AgentApi {
         let frame = FrameBuilder::refusal(language, refusal::error(&error, &status), rpc.outcome());
         let envelope = Envelope::of_refusal(&session_id, &request_id, rpc.trace());
         let source = FrameSource::Refused(Some(frame));
-        Ok(Response::new(ChatFrames { source, envelope, rpc, language, has_ended: false }))
+        let heartbeat = heartbeat(StreamStart::default());
+        Ok(Response::new(ChatFrames { source, envelope, rpc, language, heartbeat, has_ended: false }))
     }
 
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> RpcResult<pb::MemoryResult> {
@@ -138,6 +147,7 @@ pub struct ChatFrames {
     envelope: Envelope,
     rpc: RpcCall,
     language: Language,
+    heartbeat: Heartbeat,
     has_ended: bool,
 }
 
@@ -149,12 +159,20 @@ impl Stream for ChatFrames {
         if this.has_ended {
             return Poll::Ready(None);
         }
-        let Some((number, frame)) = ready!(this.source.poll_frame(context)) else {
-            this.has_ended = true;
-            return Poll::Ready(Some(Err(status::answer_unreadable(this.language))));
+        let (number, frame) = match this.source.poll_frame(context) {
+            Poll::Ready(Some(frame)) => frame,
+            Poll::Ready(None) => {
+                this.has_ended = true;
+                return Poll::Ready(Some(Err(status::answer_unreadable(this.language))));
+            }
+            Poll::Pending => {
+                let repeated = this.heartbeat.poll(context);
+                return repeated.map(|(position, status)| Some(Ok(this.envelope.wrap(position, status))));
+            }
         };
         this.has_ended = frame.is_last();
         this.rpc.record_frame(frame.kind);
-        Poll::Ready(Some(Ok(this.envelope.wrap(number, frame.content))))
+        let position = this.heartbeat.record(number, &frame);
+        Poll::Ready(Some(Ok(this.envelope.wrap(position, frame.content))))
     }
 }

@@ -23,6 +23,8 @@ pub struct ApiParts {
     pub resume_grace: Duration,
     pub max_concurrent_streams: usize,
     pub refusals: ChatRefusals,
+    /// After which a silent chat repeats its last status; `None` = never.
+    pub status_interval: Option<Duration>,
 }
 
 #[derive(Clone)]
@@ -36,7 +38,15 @@ pub struct Apis {
 impl Apis {
     #[must_use]
     pub fn new(parts: ApiParts) -> Self {
-        let ApiParts { assistant, authenticator, quotas, resume_grace, max_concurrent_streams, refusals } = parts;
+        let ApiParts {
+            assistant,
+            authenticator,
+            quotas,
+            resume_grace,
+            max_concurrent_streams,
+            refusals,
+            status_interval,
+        } = parts;
         let drain = Drain::default();
         let memory = assistant.memory.clone();
         let store = assistant.conversations.clone();
@@ -50,7 +60,7 @@ impl Apis {
             permits: Arc::new(Semaphore::new(max_concurrent_streams.min(Semaphore::MAX_PERMITS))),
         };
         Self {
-            agent: AgentApi::new(admission, memory.clone(), context.clone(), refusals),
+            agent: AgentApi::new(admission, memory.clone(), context.clone(), refusals, status_interval),
             memory: MemoryApi::new(memory, context.clone()),
             conversation: ConversationApi::new(runs, context),
             drain,

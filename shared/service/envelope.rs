@@ -8,7 +8,7 @@ use crate::{
     identity::{RequestId, SessionId, TraceId},
     proto::{
         agent_v1 as pb,
-        chat_frame::{ChatFrame, FrameHead},
+        chat_frame::{ChatFrame, FrameHead, FramePosition},
     },
 };
 
@@ -63,17 +63,24 @@ impl Envelope {
         Some(Self::with_stream_id(&head.response_id, session, &request, &trace))
     }
 
-    /// The first frame has number 1.
-    pub(super) fn wrap(&self, number: u32, content: Bytes) -> ChatFrame {
-        ChatFrame { head: self.head.clone(), number, content }
+    pub(super) fn wrap(&self, position: FramePosition, content: Bytes) -> ChatFrame {
+        ChatFrame { head: self.head.clone(), position, content }
     }
 
-    /// The number of the frame with this `response_id`; `None` for one that no frame of this stream can have.
-    pub(super) fn frame_number(&self, response_id: &str) -> Option<u32> {
-        let number = response_id.strip_prefix(self.head.stream_id())?.strip_prefix('-')?;
-        let is_hex = number.len() == 8 && number.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let number = u32::from_str_radix(number, 16).ok().filter(|_| is_hex)?;
-        (1..=MAX_FRAMES).contains(&number).then_some(number)
+    /// The position of the frame with this `response_id`; `None` for one that no frame of this stream can have.
+    pub(super) fn position(&self, response_id: &str) -> Option<FramePosition> {
+        let digits = response_id.strip_prefix(self.head.stream_id())?.strip_prefix('-')?;
+        if !digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return None;
+        }
+        let (number, repetition) = match digits.len() {
+            12 => digits.split_at(8),
+            // Of a stream that a server without heartbeats began.
+            8 => (digits, "0"),
+            _ => return None,
+        };
+        let number = u32::from_str_radix(number, 16).ok().filter(|number| (1..=MAX_FRAMES).contains(number))?;
+        Some(FramePosition { number, repetition: u16::from_str_radix(repetition, 16).ok()? })
     }
 }
 
@@ -95,38 +102,53 @@ mod tests {
     fn stored_envelope_restores_the_same_frames() {
         let envelope = envelope();
         let restored = Envelope::from_bytes(&envelope.to_bytes()).unwrap();
-        assert_eq!(restored.wrap(7, Bytes::from_static(b"x")), envelope.wrap(7, Bytes::from_static(b"x")));
+        let position = FramePosition { number: 7, repetition: 2 };
+        assert_eq!(
+            restored.wrap(position, Bytes::from_static(b"x")),
+            envelope.wrap(position, Bytes::from_static(b"x"))
+        );
         assert_eq!(restored.session(), envelope.session());
     }
 
-    fn id_of(envelope: &Envelope, number: u32) -> String {
-        format!("{}-{number:08x}", envelope.head.stream_id())
+    /// As a client reads it.
+    fn id_of(envelope: &Envelope, number: u32, repetition: u16) -> String {
+        let frame = envelope.wrap(FramePosition { number, repetition }, Bytes::new());
+        pb::ChatResponse::decode(frame.to_bytes().as_slice()).unwrap().response_id
     }
 
     #[test]
-    fn frame_number_is_only_read_from_ids_of_the_stream() {
+    fn position_is_only_read_from_ids_of_the_stream() {
         let envelope = envelope();
-        let id = id_of(&envelope, 0x1f);
-        assert_eq!(envelope.frame_number(&id), Some(0x1f));
-        for other in
-            ["", "x-00000001", &id[..id.len() - 1], &format!("{id}0"), &id.replace("-0", "-+"), &id.replace('f', "F")]
-        {
-            assert_eq!(envelope.frame_number(other), None, "{other}");
+        let id = id_of(&envelope, 0x1f, 3);
+        assert_eq!(envelope.position(&id), Some(FramePosition { number: 0x1f, repetition: 3 }));
+        let earlier = envelope.position(&format!("{}-0000001f", envelope.head.stream_id()));
+        assert_eq!(earlier, Some(FramePosition { number: 0x1f, repetition: 0 }));
+        let cut = &id[..id.len() - 1];
+        for other in ["", "x-000000010000", cut, &format!("{id}0"), &id.replace("-0", "-+"), &id.replace('f', "F")] {
+            assert_eq!(envelope.position(other), None, "{other}");
         }
         for number in [0, MAX_FRAMES + 1, u32::MAX] {
-            assert_eq!(envelope.frame_number(&id_of(&envelope, number)), None, "{number:x}");
+            assert_eq!(envelope.position(&id_of(&envelope, number, 0)), None, "{number:x}");
         }
+    }
+
+    #[test]
+    fn ids_have_a_fixed_width_and_ascend_with_their_positions() {
+        let envelope = envelope();
+        let positions = [(1, 0), (1, 1), (1, 2), (1, u16::MAX), (2, 0), (0xff, 0), (0x100, 0), (u32::MAX, u16::MAX)];
+        let ids = positions.map(|(number, repetition)| id_of(&envelope, number, repetition));
+        assert!(ids.windows(2).all(|pair| pair[0] < pair[1] && pair[0].len() == pair[1].len()), "{ids:?}");
     }
 
     proptest! {
         #[test]
-        fn frame_number_of_any_text_is_that_of_its_id(text in ".{0,60}", number in any::<u32>()) {
+        fn position_of_any_text_is_that_of_its_id(text in ".{0,60}", number in any::<u32>(), repetition in any::<u16>()) {
             let envelope = envelope();
-            prop_assert_eq!(envelope.frame_number(&text), None);
+            prop_assert_eq!(envelope.position(&text), None);
             let suffixed = format!("{}-{text}", envelope.head.stream_id());
-            for id in [suffixed, id_of(&envelope, number)] {
-                if let Some(number) = envelope.frame_number(&id) {
-                    prop_assert_eq!(id_of(&envelope, number), id);
+            for id in [suffixed, id_of(&envelope, number, repetition)] {
+                if let Some(FramePosition { number, repetition }) = envelope.position(&id) {
+                    prop_assert!(id_of(&envelope, number, repetition).starts_with(&id));
                 }
             }
         }

@@ -8,7 +8,9 @@ use std::{
 use bytes::Bytes;
 use prost::{
     Message as _,
-    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, int64, key_len, message},
+    encoding::{
+        WireType, decode_key, encode_key, encode_varint, encoded_len_varint, int64, key_len, message, skip_field,
+    },
 };
 use prost_types::Timestamp;
 use serde_json::{Value, json};
@@ -194,6 +196,29 @@ impl FrameBuilder {
             ..Default::default()
         }
     }
+}
+
+/// Whether an encoded frame is a status, without decoding it.
+pub(super) fn is_status(mut content: &[u8]) -> bool {
+    const STATUS_UPDATE: u32 = 5;
+    while let Ok((tag, wire_type)) = decode_key(&mut content) {
+        if tag == STATUS_UPDATE {
+            return true;
+        }
+        if skip_field(wire_type, tag, &mut content, Default::default()).is_err() {
+            return false;
+        }
+    }
+    false
+}
+
+/// An encoded frame again, as sent now.
+pub(super) fn with_current_time(content: &Bytes) -> Bytes {
+    let Ok(mut frame) = pb::ChatResponse::decode(content.as_ref()) else { return content.clone() };
+    let time = now();
+    frame.created_at = time.seconds;
+    frame.event_time = Some(time);
+    frame.encode_to_vec().into()
 }
 
 fn now() -> Timestamp {

@@ -20,6 +20,7 @@ mod faults;
 mod grounding;
 mod grpc_web;
 mod harness;
+mod heartbeats;
 mod indexing;
 mod isolation;
 mod languages;

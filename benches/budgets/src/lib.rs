@@ -183,5 +183,6 @@ fn apis(persistence: Persistence, deltas: Arc<DeltasOfNext>) -> Apis {
         resume_grace: config.conversations.resume_grace,
         max_concurrent_streams: config.conversations.max_concurrent_streams,
         refusals: config.chat_refusals,
+        status_interval: config.server.status_interval,
     })
 }

@@ -20,7 +20,7 @@ use crate::{
     conversation::{FrameChunk, StoreError},
     service::{
         envelope::Envelope,
-        frame::{EncodedFrame, FrameKind},
+        frame::{EncodedFrame, FrameKind, is_status},
     },
 };
 
@@ -49,6 +49,8 @@ struct LogState {
     bytes: Vec<u8>,
     /// For each frame in `bytes` whether it is a delta.
     deltas: Vec<bool>,
+    /// The last status, with its number: a reader that begins behind it repeats it while there is nothing else.
+    status: Option<(u32, Bytes)>,
     /// Of the last frame, once there is one.
     outcome: Option<&'static str>,
     /// By [`LogReader::slot`].
@@ -85,8 +87,12 @@ impl FrameLog {
         let mut state = self.state();
         push_delimited(&mut state.bytes, frame);
         state.deltas.push(frame.kind == FrameKind::Delta);
-        if let FrameKind::Last { outcome } = frame.kind {
-            state.outcome = Some(outcome);
+        match frame.kind {
+            FrameKind::Last { outcome } => state.outcome = Some(outcome),
+            FrameKind::Other if is_status(&frame.content) => {
+                state.status = Some((state.last_number(), frame.content.clone()));
+            }
+            FrameKind::Other | FrameKind::Delta => {}
         }
         let has_space = state.begin.offset + state.bytes.len() < MAX_BYTES;
         let mut wakers = state.readers.iter_mut().flatten().filter_map(|reader| reader.waker.take());
@@ -163,6 +169,11 @@ impl FrameLog {
             None => state.readers.push(reader),
         }
         LogReader { log: self.clone(), slot, missing: after..cursor.number, stored: VecDeque::new() }
+    }
+
+    /// The last status up to this number. `None` if there is a later one, which a reader behind this number gets.
+    pub(in crate::service) fn last_status(&self, through: u32) -> Option<Bytes> {
+        self.state().status.as_ref().filter(|(number, _)| *number <= through).map(|(_, status)| status.clone())
     }
 
     pub(super) async fn wait_until_abandoned(self: Arc<Self>, grace: Duration) {
@@ -294,6 +305,20 @@ impl Drop for LogReader {
 pub(super) fn push_delimited(bytes: &mut Vec<u8>, frame: &EncodedFrame) {
     encode_varint(frame.content.len() as u64, bytes);
     bytes.extend_from_slice(&frame.content);
+}
+
+/// The last status among delimited frames, of which the first has the number `first`, up to the number `through`.
+pub(super) fn last_status(mut delimited: &[u8], first: u32, through: u32) -> Option<Bytes> {
+    let mut status = None;
+    for _ in first..=through {
+        let Ok(length) = prost::decode_length_delimiter(&mut delimited) else { break };
+        let Some((frame, rest)) = delimited.split_at_checked(length) else { break };
+        if is_status(frame) {
+            status = Some(frame);
+        }
+        delimited = rest;
+    }
+    status.map(Bytes::copy_from_slice)
 }
 
 /// The frames of a stored chunk with their numbers, up to the first that is malformed.

@@ -2,10 +2,11 @@
 
 use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::time::sleep;
 
-use super::log::frames_of_chunk;
+use super::log::{frames_of_chunk, last_status};
 use crate::{
     chat::TurnFailure,
     conversation::{ConversationStore, FrameChunk, RunSnapshot, RunState, StoreError},
@@ -42,6 +43,12 @@ impl StoredRun {
         let Some(snapshot) = store.follow(&user, &request, 0).await? else { return Ok(None) };
         let envelope = Envelope::from_bytes(&snapshot.head).ok_or(StoreError::Malformed("the head of a run"))?;
         Ok(Some(Self { envelope, store, user, request, snapshot }))
+    }
+
+    /// The last status among the stored frames up to this number.
+    pub(in crate::service) fn last_status(&self, through: u32) -> Option<Bytes> {
+        let chunks = self.snapshot.chunks.iter().rev();
+        chunks.filter_map(|chunk| last_status(&chunk.frames, chunk.first, through)).next()
     }
 
     /// The frames after number `after`: those that are stored, then those that follow. Behind the last frame of a run that

@@ -88,6 +88,7 @@ async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> ServeRe
         shutdown_grace: Duration::ZERO,
         authenticates_callers: true,
         allowed_origins: Vec::new(),
+        status_interval: None,
     };
     let listener = Listener::bind(&config).await?;
     answer(&request, listener.address())?;
