@@ -18,6 +18,8 @@ pub const VARIABLES: &[&str] = &[
     server::WEB_PAGE,
     server::SHUTDOWN_GRACE_SECONDS,
     server::ALLOWED_ORIGINS,
+    server::CORS_ALLOWED_HEADERS,
+    server::HTTP1_KEEPALIVE_SECONDS,
     server::STATUS_INTERVAL_SECONDS,
     auth::AUTH,
     auth::JWT_SECRET,
@@ -173,6 +175,7 @@ mod tests {
         assert!(matches!(config.stores.database, DatabaseConfig::Embedded { .. }));
         assert_eq!(config.server.port, 50051);
         assert!(config.server.host.is_loopback());
+        assert_eq!(config.server.http1_keepalive.as_secs(), 75);
         assert_eq!(config.server.status_interval.map(|interval| interval.as_secs()), Some(15));
     }
 
@@ -237,6 +240,8 @@ mod tests {
         assert_eq!(invalid(&[("LLM_API_BASE_URL", "https://user:key@host/v1")]), ["LLM_API_BASE_URL"]);
         assert_eq!(invalid(&[("DEEPSEEK_API_KEY", "k"), ("EMBEDDING_PROVIDER", "openai")]), ["EMBEDDING_API_KEY"]);
         assert_eq!(invalid(&[("GRPC_HOST", "0.0.0.0")]), ["GRPC_HOST"]);
+        assert_eq!(invalid(&[("CORS_ALLOWED_HEADERS", "x-a, a b")]), ["CORS_ALLOWED_HEADERS"]);
+        assert_eq!(invalid(&[("HTTP1_KEEPALIVE_SECONDS", "0")]), ["HTTP1_KEEPALIVE_SECONDS"]);
         assert!(read(&[("STATUS_INTERVAL_SECONDS", "0")]).is_ok_and(|config| config.server.status_interval.is_none()));
         assert!(read(&[("GRPC_HOST", "0.0.0.0"), ("AUTH", "gateway")]).is_ok());
     }

@@ -15,6 +15,8 @@ pub(super) const GRPC_HEALTH: &str = "GRPC_HEALTH";
 pub(super) const WEB_PAGE: &str = "WEB_PAGE";
 pub(super) const SHUTDOWN_GRACE_SECONDS: &str = "SHUTDOWN_GRACE_SECONDS";
 pub(super) const ALLOWED_ORIGINS: &str = "ALLOWED_ORIGINS";
+pub(super) const CORS_ALLOWED_HEADERS: &str = "CORS_ALLOWED_HEADERS";
+pub(super) const HTTP1_KEEPALIVE_SECONDS: &str = "HTTP1_KEEPALIVE_SECONDS";
 pub(super) const STATUS_INTERVAL_SECONDS: &str = "STATUS_INTERVAL_SECONDS";
 
 #[derive(Debug, Clone)]
@@ -34,6 +36,10 @@ pub struct ServerConfig {
     pub authenticates_callers: bool,
     /// Origins of web pages that may call; empty = pages that this machine serves.
     pub allowed_origins: Vec<String>,
+    /// Request headers of web pages beside those that the service knows; `*` = all.
+    pub cors_headers: Vec<String>,
+    /// Of an idle HTTP/1.1 connection.
+    pub http1_keepalive: Duration,
     /// After which a silent chat repeats its last status; `None` = never.
     pub status_interval: Option<Duration>,
 }
@@ -68,6 +74,8 @@ impl ServerConfig {
             shutdown_grace: reader.seconds(SHUTDOWN_GRACE_SECONDS, 5.0, false),
             authenticates_callers: auth != AuthMode::None,
             allowed_origins: read_origins(reader),
+            cors_headers: read_cors_headers(reader),
+            http1_keepalive: reader.seconds(HTTP1_KEEPALIVE_SECONDS, 75.0, true),
             status_interval: Some(reader.seconds(STATUS_INTERVAL_SECONDS, 15.0, false)).filter(|time| !time.is_zero()),
         }
     }
@@ -111,4 +119,18 @@ fn read_origins(reader: &mut EnvReader<'_>) -> Vec<String> {
         reader.report(ALLOWED_ORIGINS, "is neither * nor a comma-separated list of origins without paths", EXAMPLE);
     }
     origins
+}
+
+fn read_cors_headers(reader: &mut EnvReader<'_>) -> Vec<String> {
+    let headers = reader.list(CORS_ALLOWED_HEADERS);
+    // Header names are tokens (RFC 9110, section 5.6.2).
+    let is_token = |name: &String| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+    if !headers.iter().all(is_token) {
+        reader.report(
+            CORS_ALLOWED_HEADERS,
+            "is neither * nor a comma-separated list of header names",
+            "x-tenant,x-app",
+        );
+    }
+    headers
 }

@@ -1,6 +1,13 @@
-//! Rejects requests that are not gRPC calls, before any of them reaches tonic.
+//! Rejects requests that are not gRPC calls, before any of them reaches tonic, and prepares those that are.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+#[cfg(feature = "server")]
+use std::{collections::HashSet, sync::Arc};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+#[cfg(feature = "server")]
+use prost::Message as _;
+
+use super::text_body::TextBody;
 
 #[cfg(feature = "server")]
 pub(super) const GRPC_AND_GRPC_WEB: &[&str] = &[
@@ -45,11 +52,104 @@ pub(super) fn require_grpc_post(
     Ok(content_type)
 }
 
-fn rejection(status: StatusCode, name: HeaderName, value: HeaderValue) -> Response<()> {
+#[cfg(feature = "server")]
+pub(super) fn forbidden() -> Response<()> {
+    empty(StatusCode::FORBIDDEN)
+}
+
+pub(super) fn not_found() -> Response<()> {
+    empty(StatusCode::NOT_FOUND)
+}
+
+/// For other methods on what GET serves.
+#[cfg(feature = "server")]
+pub(super) fn read_only_resource() -> Response<()> {
+    rejection(StatusCode::METHOD_NOT_ALLOWED, header::ALLOW, HeaderValue::from_static("GET, HEAD"))
+}
+
+fn empty(status: StatusCode) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = status;
+    response
+}
+
+fn rejection(status: StatusCode, name: HeaderName, value: HeaderValue) -> Response<()> {
+    let mut response = empty(status);
     response.headers_mut().insert(name, value);
     response
+}
+
+const WEB: HeaderValue = HeaderValue::from_static("application/grpc-web+proto");
+const WEB_TEXT: HeaderValue = HeaderValue::from_static("application/grpc-web-text+proto");
+const WEB_TEXT_PREFIX: &str = "application/grpc-web-text";
+
+/// How the response to a gRPC-Web request is encoded: in text if the request is, even where the client does not say what it
+/// accepts, or if the client asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ResponseMode {
+    is_request_text: bool,
+    accepts_text: bool,
+}
+
+impl ResponseMode {
+    /// `content_type` is that of [`require_grpc_post`].
+    pub(super) fn of(content_type: &str, headers: &HeaderMap) -> Self {
+        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        Self {
+            is_request_text: content_type.starts_with(WEB_TEXT_PREFIX),
+            accepts_text: accept.is_some_and(|accept| accept.starts_with(WEB_TEXT_PREFIX)),
+        }
+    }
+
+    #[cfg(feature = "lambda")]
+    pub(super) fn is_text(self) -> bool {
+        self.is_request_text || self.accepts_text
+    }
+
+    /// tonic-web reads the mode of the response from `accept`. A text body is decoded behind it.
+    pub(super) fn apply<B>(self, request: &mut Request<B>) {
+        if self.is_request_text || self.accepts_text {
+            request.headers_mut().insert(header::ACCEPT, WEB_TEXT);
+        } else {
+            request.headers_mut().remove(header::ACCEPT);
+        }
+        if self.is_request_text {
+            request.headers_mut().insert(header::CONTENT_TYPE, WEB);
+            request.extensions_mut().insert(TextBody);
+        }
+    }
+}
+
+/// The paths of calls, `/package.Service/Method`.
+#[derive(Debug, Clone)]
+#[cfg(feature = "server")]
+pub struct RpcPaths(Arc<HashSet<String>>);
+
+#[cfg(feature = "server")]
+impl RpcPaths {
+    /// All methods in these serialized `FileDescriptorSet`s.
+    pub(super) fn from_descriptors(sets: &[&[u8]]) -> Result<Self, prost::DecodeError> {
+        let mut paths = HashSet::new();
+        for set in sets {
+            for file in prost_types::FileDescriptorSet::decode(*set)?.file {
+                for service in &file.service {
+                    let names = service.method.iter().map(|method| method.name());
+                    paths.extend(names.map(|method| format!("/{}.{}/{method}", file.package(), service.name())));
+                }
+            }
+        }
+        Ok(Self(Arc::new(paths)))
+    }
+
+    /// These methods of one service.
+    #[must_use]
+    pub fn of_service(name: &str, methods: &[&str]) -> Self {
+        Self(Arc::new(methods.iter().map(|method| format!("/{name}/{method}")).collect()))
+    }
+
+    pub(super) fn contains(&self, path: &str) -> bool {
+        self.0.contains(path)
+    }
 }
 
 #[cfg(test)]

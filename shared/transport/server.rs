@@ -1,16 +1,20 @@
 //! The local server: gRPC and gRPC-Web on one port, for a gateway, browsers and the command line. Reports health and performs the
 //! graceful shutdown.
 
+mod connection;
 mod cors;
 mod error;
+mod health;
 mod lingering_close;
 mod listener;
 mod page;
+mod probes;
+mod tls;
 
 use std::{net::SocketAddr, time::Duration};
 
 pub use error::ServerError;
-pub use listener::Listener;
+pub use listener::{Listener, TlsReload};
 
 use tokio::{
     sync::watch,
@@ -21,7 +25,7 @@ use tonic::{
     server::NamedService,
     service::{Routes, RoutesBuilder},
 };
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::pb::health_server::HealthServer;
 
 use crate::{
     config::ServerConfig,
@@ -33,8 +37,10 @@ use crate::{
         },
     },
     service::{AgentApi, Apis, ConversationApi, Drain, MemoryApi},
-    transport::{agent_service, conversation_service, memory_service},
+    transport::{REQUEST_ENCODING, RpcPaths, agent_service, conversation_service, memory_service},
 };
+use health::HealthApi;
+use probes::Readiness;
 
 /// For the last frames of cancelled calls, and then for the bytes in the sockets.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -58,56 +64,96 @@ impl Server {
         self.listener.address()
     }
 
+    /// See [`TlsReload`].
+    #[must_use]
+    pub fn tls_reload(&self) -> TlsReload {
+        self.listener.tls_reload()
+    }
+
     /// Serves until `stop` is cancelled, then shuts down gracefully: reports unhealthy, accepts no more connections, drains open
     /// calls for the configured grace period, and ends the others with an error frame. `ready` = the database is usable.
     pub async fn serve(self, ready: watch::Receiver<bool>, stop: CancellationToken) -> Result<(), ServerError> {
         let Self { listener, config, apis } = self;
         let drain = apis.drain.clone();
-        let (reporter, health) = tonic_health::server::health_reporter();
-        set_health(&reporter, false).await;
+        let health = HealthReport::new(listener.readiness());
+        let (routes, paths) = routes(apis, &config, &health)?;
 
-        let mut routes = Routes::builder();
-        routes
-            .add_service(agent_service(apis.agent))
-            .add_service(memory_service(apis.memory))
-            .add_service(conversation_service(apis.conversation));
-        if config.health {
-            routes.add_service(health);
-        }
-        if config.reflection {
-            add_reflection(&mut routes, config.health)?;
-        }
-
-        let mut serving = std::pin::pin!(listener.serve(routes.routes(), stop.clone()));
+        let mut serving = std::pin::pin!(listener.serve(routes, paths, stop.clone()));
         tokio::select! {
-            result = &mut serving => return result,
-            () = drain_after(&stop, &reporter, &drain, config.shutdown_grace) => {}
-            () = report_readiness(&reporter, ready, &stop) => {}
+            () = &mut serving => return Ok(()),
+            () = drain_after(&stop, &health, &drain, config.shutdown_grace) => {}
+            () = report_readiness(&health, ready, &stop) => {}
         }
         // The last frames are still on their way to the sockets. The timeout is for idle health watchers, which never leave.
-        timeout(FLUSH_TIMEOUT, serving).await.unwrap_or(Ok(()))
+        let _ = timeout(FLUSH_TIMEOUT, serving).await;
+        Ok(())
     }
 }
 
-fn add_reflection(routes: &mut RoutesBuilder, has_health: bool) -> Result<(), ServerError> {
-    let mut files = vec![DESCRIPTOR, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET];
-    if has_health {
+fn routes(apis: Apis, config: &ServerConfig, health: &HealthReport) -> Result<(Routes, RpcPaths), ServerError> {
+    let mut routes = Routes::builder();
+    routes
+        .add_service(agent_service(apis.agent))
+        .add_service(memory_service(apis.memory))
+        .add_service(conversation_service(apis.conversation));
+    let mut files = vec![DESCRIPTOR];
+    if config.health {
+        routes.add_service(HealthServer::new(health.api()).accept_compressed(REQUEST_ENCODING));
         files.push(tonic_health::pb::FILE_DESCRIPTOR_SET);
     }
+    if config.reflection {
+        files.extend([
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ]);
+        add_reflection(&mut routes, &files)?;
+    }
+    Ok((routes.routes(), RpcPaths::from_descriptors(&files)?))
+}
+
+fn add_reflection(routes: &mut RoutesBuilder, files: &[&'static [u8]]) -> Result<(), ServerError> {
     let builder = || {
         files.iter().fold(tonic_reflection::server::Builder::configure(), |builder, file| {
             builder.register_encoded_file_descriptor_set(file)
         })
     };
-    routes.add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?);
+    routes
+        .add_service(builder().build_v1()?.accept_compressed(REQUEST_ENCODING))
+        .add_service(builder().build_v1alpha()?.accept_compressed(REQUEST_ENCODING));
     Ok(())
+}
+
+/// Health by gRPC and by HTTP.
+struct HealthReport {
+    is_serving: watch::Sender<bool>,
+    readiness: Readiness,
+}
+
+impl HealthReport {
+    fn new(readiness: Readiness) -> Self {
+        Self { is_serving: watch::Sender::new(false), readiness }
+    }
+
+    fn api(&self) -> HealthApi {
+        let services = vec![
+            AgentServiceServer::<AgentApi>::NAME,
+            ConversationServiceServer::<ConversationApi>::NAME,
+            MemoryServiceServer::<MemoryApi>::NAME,
+        ];
+        HealthApi { services, is_serving: self.is_serving.subscribe() }
+    }
+
+    fn set(&self, is_serving: bool) {
+        self.is_serving.send_replace(is_serving);
+        self.readiness.set(is_serving);
+    }
 }
 
 /// Waits for `stop`, then until no call is open. Calls that exceed the grace period are cancelled, which ends their streams with
 /// an error frame.
-async fn drain_after(stop: &CancellationToken, reporter: &HealthReporter, drain: &Drain, grace: Duration) {
+async fn drain_after(stop: &CancellationToken, health: &HealthReport, drain: &Drain, grace: Duration) {
     stop.cancelled().await;
-    set_health(reporter, false).await;
+    health.set(false);
     let grace_end = Instant::now() + grace;
     tokio::select! {
         () = drain.wait_until_idle() => {}
@@ -120,27 +166,13 @@ async fn drain_after(stop: &CancellationToken, reporter: &HealthReporter, drain:
 }
 
 /// Never returns.
-async fn report_readiness(reporter: &HealthReporter, mut ready: watch::Receiver<bool>, stop: &CancellationToken) {
+async fn report_readiness(health: &HealthReport, mut ready: watch::Receiver<bool>, stop: &CancellationToken) {
     loop {
         // A database that becomes ready during the shutdown does not make the server healthy again.
         let is_ready = *ready.borrow_and_update() && !stop.is_cancelled();
-        set_health(reporter, is_ready).await;
+        health.set(is_ready);
         if ready.changed().await.is_err() {
             return std::future::pending().await;
         }
-    }
-}
-
-/// Of each service, and of the server as a whole (the empty name).
-async fn set_health(reporter: &HealthReporter, is_ready: bool) {
-    let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-    let names = [
-        "",
-        AgentServiceServer::<AgentApi>::NAME,
-        ConversationServiceServer::<ConversationApi>::NAME,
-        MemoryServiceServer::<MemoryApi>::NAME,
-    ];
-    for service in names {
-        reporter.set_service_status(service, status).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Corrects the statuses of requests that tonic and tonic-web reject themselves.
+//! Deadlines of calls, and the statuses of requests that tonic rejects itself.
 
 use std::{
     pin::Pin,
@@ -6,14 +6,23 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response};
-use tokio::time::{Sleep, sleep};
-use tonic::Status;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http_body::Frame;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
+use crate::service::Deadline;
+
+/// Between the deadline of a turn and that of its call, for the turn's last frame; at most an eighth of the call's time.
+const LAST_FRAME_MARGIN: Duration = Duration::from_millis(300);
+/// nginx and others that know the header pass each frame on at once.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
 /// Follows <https://grpc.io/docs/guides/status-codes/>: a message that is too large is RESOURCE_EXHAUSTED (tonic: OUT_OF_RANGE),
-/// invalid base64 is INVALID_ARGUMENT (tonic-web: INTERNAL), and a `grpc-timeout` that passes before the handler answers is
-/// DEADLINE_EXCEEDED (tonic: CANCELLED).
+/// one that cannot be decompressed is INVALID_ARGUMENT (tonic: INTERNAL), and a call that exceeds its `grpc-timeout` ends with
+/// DEADLINE_EXCEEDED, before its first message or after. A turn is told to end a little earlier, so that it ends with a frame.
 #[derive(Debug, Clone)]
 pub(super) struct StatusLayer;
 
@@ -25,18 +34,22 @@ impl<S> Layer<S> for StatusLayer {
     }
 }
 
+/// When a turn ends whose call has this much time.
+pub(super) fn turn_deadline(time: Duration) -> Deadline {
+    Deadline(Instant::now() + time.saturating_sub(LAST_FRAME_MARGIN.min(time / 8)))
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct StatusService<S> {
     inner: S,
 }
 
-impl<S, In, Out> Service<Request<In>> for StatusService<S>
+impl<S, In> Service<Request<In>> for StatusService<S>
 where
-    S: Service<Request<In>, Response = Response<Out>>,
+    S: Service<Request<In>, Response = Response<Body>>,
     S::Future: Send + 'static,
-    Out: Default,
 {
-    type Response = Response<Out>;
+    type Response = Response<Body>;
     type Error = S::Error;
     type Future = StatusFuture<S::Future>;
 
@@ -44,10 +57,15 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<In>) -> Self::Future {
-        // Shortly before tonic's own timer, which would answer CANCELLED.
-        let shortened = |timeout: Duration| timeout.saturating_sub((timeout / 10).min(Duration::from_millis(5)));
-        let deadline = timeout(request.headers()).map(|timeout| Box::pin(sleep(shortened(timeout))));
+    fn call(&mut self, mut request: Request<In>) -> Self::Future {
+        let timeout = timeout(request.headers());
+        if let Some(timeout) = timeout
+            // A function has set its own, which is not later.
+            && request.extensions().get::<Deadline>().is_none()
+        {
+            request.extensions_mut().insert(turn_deadline(timeout));
+        }
+        let deadline = timeout.map(|timeout| Box::pin(sleep_until(Instant::now() + timeout)));
         StatusFuture { inner: Box::pin(self.inner.call(request)), deadline }
     }
 }
@@ -57,28 +75,74 @@ pub(super) struct StatusFuture<F> {
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl<F, Out, E> Future for StatusFuture<F>
+impl<F, E> Future for StatusFuture<F>
 where
-    F: Future<Output = Result<Response<Out>, E>>,
-    Out: Default,
+    F: Future<Output = Result<Response<Body>, E>>,
 {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        if let Poll::Ready(mut result) = self.inner.as_mut().poll(context) {
-            if let Ok(response) = &mut result {
-                correct_status(response.headers_mut());
-            }
-            return Poll::Ready(result);
+        if let Poll::Ready(result) = self.inner.as_mut().poll(context) {
+            let deadline = self.deadline.take();
+            return Poll::Ready(result.map(|response| finish(response, deadline)));
         }
         match &mut self.deadline {
-            Some(deadline) => deadline
-                .as_mut()
-                .poll(context)
-                .map(|()| Ok(Status::deadline_exceeded("the deadline of the call has passed").into_http())),
+            Some(deadline) => deadline.as_mut().poll(context).map(|()| Ok(deadline_exceeded().into_http())),
             None => Poll::Pending,
         }
     }
+}
+
+fn deadline_exceeded() -> Status {
+    Status::deadline_exceeded("the deadline of the call has passed")
+}
+
+fn finish(mut response: Response<Body>, deadline: Option<Pin<Box<Sleep>>>) -> Response<Body> {
+    let headers = response.headers_mut();
+    correct_status(headers);
+    if headers.contains_key("grpc-status") {
+        return response;
+    }
+    headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    match deadline {
+        Some(deadline) => response.map(|body| Body::new(BoundedBody { body: Some(body), deadline })),
+        None => response,
+    }
+}
+
+/// The messages of a call with a deadline.
+struct BoundedBody {
+    /// `None` = has ended.
+    body: Option<Body>,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl http_body::Body for BoundedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        // Checked first: a body that is always ready would never let the timer be polled.
+        let is_over = this.deadline.deadline() <= Instant::now();
+        if !is_over {
+            let next = Pin::new(body).poll_frame(context);
+            if next.is_ready() || this.deadline.as_mut().poll(context).is_pending() {
+                return next;
+            }
+        }
+        // Dropping the messages ends the call.
+        this.body = None;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers(deadline_exceeded())))))
+    }
+}
+
+/// A status as the trailers of a response that has begun.
+pub(super) fn trailers(status: Status) -> HeaderMap {
+    let mut trailers = status.into_http::<()>().into_parts().0.headers;
+    trailers.remove(header::CONTENT_TYPE);
+    trailers
 }
 
 /// tonic rejects a request before its handler runs, so the status is in the headers. The message tells tonic's own statuses from
@@ -86,8 +150,7 @@ where
 fn correct_status(headers: &mut HeaderMap) {
     const CORRECTIONS: [(&str, &str, HeaderValue); 2] = [
         ("11", "Error,%20decoded%20message%20length%20too%20large", HeaderValue::from_static("8")),
-        // Also sent for a body that breaks off, but then the client is gone.
-        ("13", "tonic-web:%20", HeaderValue::from_static("3")),
+        ("13", "Error%20decompressing:%20", HeaderValue::from_static("3")),
     ];
     let starts_with = |name: &str, prefix: &str| {
         headers.get(name).is_some_and(|value| value.as_bytes().starts_with(prefix.as_bytes()))
@@ -131,7 +194,10 @@ mod tests {
         let too_large = "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes";
         assert_eq!(status_after(Status::out_of_range(too_large)), "8");
         assert_eq!(status_after(Status::out_of_range("the day is not in this year")), "11");
-        assert_eq!(status_after(Status::internal("tonic-web: Invalid symbol 33, offset 0.")), "3");
+        assert_eq!(
+            status_after(Status::internal("Error decompressing: corrupt deflate stream, while sending request")),
+            "3"
+        );
         assert_eq!(status_after(Status::internal("a defect")), "13");
     }
 

@@ -81,7 +81,7 @@ async fn cors_preflight_allows_only_configured_origins() {
         let request = request
             .header("origin", origin)
             .header("access-control-request-method", "POST")
-            .header("access-control-request-headers", "content-type,x-grpc-web,user-id,authorization");
+            .header("access-control-request-headers", "content-type,x-grpc-web,user-id,authorization,x-tenant");
         request.send().await.unwrap()
     };
     let server = TestServer::start_without_database(&[]).await;
@@ -148,4 +148,44 @@ async fn rejection_reaches_client_that_is_still_sending() {
     let mut answer = [0; 12];
     socket.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn cors_allows_tracing_headers_and_configured_ones() {
+    let allowed = async |variables: &[(&str, &str)], origin: &str| {
+        let server = TestServer::start_without_database(variables).await;
+        let url = format!("http://{}/agent.v1.AgentService/StreamChat", server.address);
+        let request = http().build().unwrap().request(reqwest::Method::OPTIONS, url).header("origin", origin);
+        let request = request.header("access-control-request-method", "POST");
+        let response = request.header("access-control-request-headers", "x-tenant,x-other").send().await.unwrap();
+        assert_eq!(response.headers()["access-control-allow-origin"], origin);
+        let allowed = response.headers()["access-control-allow-headers"].to_str().unwrap().to_ascii_lowercase();
+        allowed.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let known = [
+        "baggage",
+        "grpc-accept-encoding",
+        "grpc-encoding",
+        "grpc-timeout",
+        "sentry-trace",
+        "traceparent",
+        "tracestate",
+        "x-detach-seconds",
+        "x-last-response-id",
+        "x-recall",
+        "x-request-id",
+        "x-store",
+        "x-timezone",
+        "x-trace-id",
+    ];
+    let default = allowed(&[], "http://app.localhost:3000").await;
+    assert!(known.iter().all(|name| default.iter().any(|allowed| allowed == name)), "{default:?}");
+    assert!(!default.contains(&"x-tenant".to_owned()), "{default:?}");
+    let further = allowed(&[("CORS_ALLOWED_HEADERS", "X-Tenant, x-app")], "http://localhost").await;
+    assert!(
+        ["x-tenant", "x-app", "authorization"].iter().all(|name| further.contains(&(*name).to_owned())),
+        "{further:?}"
+    );
+    let any = allowed(&[("CORS_ALLOWED_HEADERS", "*")], "http://127.0.0.1:8080").await;
+    assert_eq!(any, ["x-tenant", "x-other"]);
 }

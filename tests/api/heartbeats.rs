@@ -38,7 +38,8 @@ async fn read_repeated(
 ) -> Vec<pb::ChatResponse> {
     let mut frames = read_until(stream, kind).await;
     for _ in 1..count {
-        let frame = timeout(TEST_TIMEOUT, stream.message()).await.expect("the stream is silent").unwrap().unwrap();
+        let next = timeout(TEST_TIMEOUT, stream.message()).await.expect("the stream is silent").unwrap();
+        let frame = next.unwrap_or_else(|| panic!("the stream ended: {:?}", frames.last()));
         assert_eq!(frame_kind(&frame), kind);
         frames.push(frame);
     }

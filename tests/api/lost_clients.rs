@@ -172,7 +172,7 @@ async fn resume_behind_the_last_frame_gets_it_again() {
 }
 
 fn forged(id: &str, number: u32) -> String {
-    format!("{}{number:08x}", &id[..id.len() - 8])
+    format!("{}{number:08x}0000", &id[..id.len() - 12])
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod chat;
 mod connection_cuts;
 mod conversations;
 mod database;
+mod deadlines;
 mod docs;
 mod documents;
 #[cfg(feature = "dynamodb")]
@@ -44,3 +45,4 @@ mod updates;
 mod validation;
 mod vector_index;
 mod web_page;
+mod wire;

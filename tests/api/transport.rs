@@ -36,6 +36,25 @@ async fn health_of_each_service_follows_readiness() {
 }
 
 #[tokio::test]
+async fn watch_of_unknown_service_reports_it_and_stays_open() {
+    let server = TestServer::start_without_database(&[]).await;
+    let mut client = HealthClient::new(server.channel.clone());
+    for service in ["unknown", "agent.v1.AgentServic", "grpc.health.v1.Health"] {
+        let request = HealthCheckRequest { service: service.into() };
+        let mut watch = client.watch(request).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown, "{service}");
+        // A change of the known services is no news for it.
+        let mut known = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+        for is_ready in [true, false] {
+            server.ready.send_replace(is_ready);
+            let expected = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+            while known.message().await.unwrap().unwrap().status() != expected {}
+        }
+        assert!(futures_util::FutureExt::now_or_never(watch.message()).is_none(), "{service}");
+    }
+}
+
+#[tokio::test]
 async fn health_and_reflection_need_no_token_when_enabled() {
     use tonic_reflection::pb::v1;
     let tokens = [("AUTH", "jwt"), ("JWT_SECRET", "a secret that the gateway shares")];

@@ -8,7 +8,7 @@ use agent_service::{
     learning::ExtractionWorker,
     memory::MemoryEngine,
     postgres::{Database, DatabaseError, StartupProgress, StartupStep},
-    transport::server::{Server, ServerError},
+    transport::server::{Server, ServerError, TlsReload},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     CommandError, CommandResult, EXIT_INTERRUPTED,
     banner::{print_banner, print_line},
-    signals::ShutdownSignals,
+    signals::{ReloadSignals, ShutdownSignals},
 };
 
 /// Pause between two checks whether users have so many memories that their vectors need an ANN index.
@@ -26,10 +26,12 @@ const INDEX_INTERVAL: Duration = Duration::from_mins(10);
 /// second signal ends the process at once. The database outlives the last stream and the extraction worker.
 pub async fn run(config: Config) -> CommandResult {
     let mut signals = ShutdownSignals::install()?;
+    let mut reload_signals = ReloadSignals::install()?;
     let database = Database::from_config(&config.stores.database).map_err(database_error)?;
     let App { engine, apis, extraction_worker, .. } =
         Box::pin(App::for_server(&config, database.pools())).await.map_err(setup_error)?;
     let server = Server::bind(&config.server, apis).await.map_err(server_error)?;
+    let tls = server.tls_reload();
     print_banner(&config, server.address());
 
     let (ready_sender, ready) = watch::channel(false);
@@ -44,6 +46,7 @@ pub async fn run(config: Config) -> CommandResult {
             ExitCode::FAILURE
         }
         () = maintain_vector_index(&engine, &database, ready) => ExitCode::FAILURE,
+        () = reload_on_signal(&mut reload_signals, &tls) => ExitCode::FAILURE,
         () = wait_for_forced_stop(&mut signals, &stop, config.server.shutdown_grace) => ExitCode::from(EXIT_INTERRUPTED),
     };
     tracing::info!("stopped");
@@ -80,6 +83,14 @@ async fn maintain_vector_index(engine: &MemoryEngine, database: &Database, mut r
             tracing::warn!(%error, "failed to build the vector index; large searches are slow without it");
         }
         tokio::time::sleep(INDEX_INTERVAL).await;
+    }
+}
+
+/// Never returns.
+async fn reload_on_signal(signals: &mut ReloadSignals, tls: &TlsReload) {
+    loop {
+        signals.next().await;
+        tls.reload();
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
@@ -18,22 +18,20 @@ use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer as _, Service, util::BoxCloneSyncService};
 
 use super::{event::HttpEvent, response_body::ResponseBody};
-use crate::{
-    service::Deadline,
-    transport::{
-        request_filter,
-        status_layer::{self, StatusLayer, StatusService},
-    },
+use crate::transport::{
+    request_filter::{self, GRPC_WEB, ResponseMode},
+    status_layer::{self, StatusLayer, StatusService},
+    text_body::{TextBodyLayer, TextBodyService},
 };
 
 /// Reserved at the end of the function's time to end a stream properly; at most a quarter of that time.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(1);
-/// Between the deadline of the turn and that of its call, for the turn's last frame.
-const LAST_FRAME_MARGIN: Duration = Duration::from_millis(300);
 /// The maximum timeout of a Lambda function.
 const MAX_FUNCTION_TIME: Duration = Duration::from_mins(15);
-const GRPC_WEB: HeaderValue = HeaderValue::from_static("application/grpc-web+proto");
-const GRPC_WEB_TEXT: HeaderValue = HeaderValue::from_static("application/grpc-web-text+proto");
+const WEB: HeaderValue = HeaderValue::from_static("application/grpc-web+proto");
+const WEB_TEXT: HeaderValue = HeaderValue::from_static("application/grpc-web-text+proto");
+/// Stays in the header, where clients look for it.
+const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// A service as tonic generates it.
 pub trait GrpcService:
@@ -69,7 +67,8 @@ struct Route {
     service: RouteService,
 }
 
-type RouteService = GrpcWebService<StatusService<BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>>>;
+type RouteService =
+    GrpcWebService<TextBodyService<StatusService<BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>>>>;
 
 struct RoutedCall {
     service: RouteService,
@@ -86,7 +85,8 @@ impl Adapter {
     /// Serves these methods of another service as well.
     #[must_use]
     pub fn add_service<S: GrpcService>(mut self, service: S, methods: &'static [&'static str]) -> Self {
-        let service = GrpcWebLayer::new().layer(StatusLayer.layer(BoxCloneSyncService::new(service)));
+        let service = TextBodyLayer.layer(StatusLayer.layer(BoxCloneSyncService::new(service)));
+        let service = GrpcWebLayer::new().layer(service);
         self.routes.push(Route { service_name: S::NAME, methods, service });
         self
     }
@@ -95,39 +95,41 @@ impl Adapter {
     /// ends before the deadline.
     pub async fn handle(&self, event: Value, deadline_ms: u64) -> Response<ResponseBody> {
         let Some(mut event) = HttpEvent::parse(event) else { return empty_response(StatusCode::BAD_REQUEST) };
-        let filtered = request_filter::require_grpc_post(&event.method, &mut event.headers, request_filter::GRPC_WEB);
+        let filtered = request_filter::require_grpc_post(&event.method, &mut event.headers, GRPC_WEB);
         let content_type = match filtered {
             Ok(content_type) => content_type,
             // Includes a CORS preflight that the edge did not answer: its origin is not allowed.
-            Err(rejection) => return rejection.map(|()| ResponseBody::empty()),
+            Err(rejection) if self.find(&event.path).is_some() => return rejection.map(|()| ResponseBody::empty()),
+            Err(_) => return request_filter::not_found().map(|()| ResponseBody::empty()),
         };
-        // The response is in the mode of the request, even if the client does not say what it accepts.
-        let is_text = content_type.starts_with("application/grpc-web-text") || accepts_text(&event.headers);
-        event.headers.insert(header::ACCEPT, if is_text { GRPC_WEB_TEXT } else { GRPC_WEB });
-        match self.route(event, time_left(deadline_ms)) {
-            Ok(call) => call.run(is_text).await,
-            Err(status) => status_response(status, is_text),
+        let mode = ResponseMode::of(content_type, &event.headers);
+        match self.route(event, mode, time_left(deadline_ms)) {
+            Ok(call) => call.run(mode.is_text()).await,
+            Err(status) => status_response(status, mode.is_text()),
         }
     }
 
-    fn route(&self, event: HttpEvent, function_time: Duration) -> Result<RoutedCall, Status> {
-        let HttpEvent { path, headers, body, .. } = event;
-        let matching = self.routes.iter().find_map(|route| {
-            let method = method_of(&path, route.service_name).filter(|method| route.methods.contains(method))?;
+    fn find<'p>(&self, path: &'p str) -> Option<(&Route, &'p str)> {
+        self.routes.iter().find_map(|route| {
+            let method = method_of(path, route.service_name).filter(|method| route.methods.contains(method))?;
             Some((route, method))
-        });
-        let (route, method) = matching.ok_or_else(|| Status::unimplemented(self.describe_routes()))?;
+        })
+    }
+
+    fn route(&self, event: HttpEvent, mode: ResponseMode, function_time: Duration) -> Result<RoutedCall, Status> {
+        let HttpEvent { path, headers, body, .. } = event;
+        let (route, method) = self.find(&path).ok_or_else(|| Status::unimplemented(self.describe_routes()))?;
         let body = body.map_err(|_| Status::invalid_argument("the body of the request is not valid base64"))?;
         let time_left = status_layer::timeout(&headers).map_or(function_time, |timeout| timeout.min(function_time));
         let deadline = Instant::now() + time_left;
-        let turn_deadline = deadline.checked_sub(LAST_FRAME_MARGIN.min(time_left / 8)).unwrap_or(deadline);
 
         let mut request = Request::new(Body::new(Full::new(Bytes::from(body))));
         *request.method_mut() = Method::POST;
         // Drops the stage or prefix in front of the path.
         *request.uri_mut() = format!("/{}/{method}", route.service_name).parse().map_err(|_| internal_defect())?;
         *request.headers_mut() = headers;
-        request.extensions_mut().insert(Deadline(turn_deadline));
+        request.extensions_mut().insert(status_layer::turn_deadline(time_left));
+        mode.apply(&mut request);
         Ok(RoutedCall { service: route.service.clone(), request, deadline })
     }
 
@@ -147,13 +149,6 @@ impl RoutedCall {
             Err(_) => status_response(Status::deadline_exceeded("the time for the call is over"), is_text),
         }
     }
-}
-
-fn accepts_text(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|accept| accept.starts_with("application/grpc-web-text"))
 }
 
 /// The last segment of a path if the one before it is the service.
@@ -199,7 +194,11 @@ fn streamed_response(response: Response<Body>, is_text: bool, deadline: Instant)
 fn trailers_response(mut trailers: HeaderMap, is_text: bool) -> Response<ResponseBody> {
     trailers.remove(header::CONTENT_TYPE);
     let mut response = Response::new(ResponseBody::trailers(&trailers, is_text));
-    response.headers_mut().insert(header::CONTENT_TYPE, if is_text { GRPC_WEB_TEXT } else { GRPC_WEB });
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, if is_text { WEB_TEXT } else { WEB });
+    if let Some(accepted) = trailers.remove(ACCEPT_ENCODING) {
+        headers.insert(ACCEPT_ENCODING, accepted);
+    }
     response
 }
 

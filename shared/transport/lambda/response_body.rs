@@ -15,6 +15,8 @@ use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 
+use crate::transport::status_layer;
+
 /// The flag of a trailers frame (gRPC-Web, "Message framing").
 const TRAILERS_FLAG: u8 = 0x80;
 
@@ -48,10 +50,7 @@ impl ResponseBody {
     }
 
     fn status_frame(&self, status: Status) -> Bytes {
-        let (parts, ()) = status.into_http::<()>().into_parts();
-        let mut trailers = parts.headers;
-        trailers.remove(http::header::CONTENT_TYPE);
-        trailers_frame(&trailers, self.is_text)
+        trailers_frame(&status_layer::trailers(status), self.is_text)
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::{io, net::SocketAddr};
 
-use crate::error::with_causes;
-
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum ServerError {
@@ -17,6 +15,6 @@ pub enum ServerError {
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("TLS_CERT_FILE and TLS_KEY_FILE do not hold a certificate and its key: {0}")]
     Tls(String),
-    #[error("the transport failed: {}", with_causes(.0))]
-    Transport(#[from] tonic::transport::Error),
+    #[error("cannot read the descriptor of the services: {0}")]
+    Descriptor(#[from] prost::DecodeError),
 }

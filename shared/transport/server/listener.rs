@@ -1,58 +1,80 @@
-//! The listening socket and the layers that each request passes: HTTP limits, TLS, CORS, web page, gRPC-Web, status mapping.
+//! The listening socket and the layers that each request passes: CORS, web page, HTTP rules, gRPC-Web, status mapping.
 //! Independent of our services, so that tests can put others behind it.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{Request, Response, StatusCode};
-use tokio::net::{TcpListener, TcpSocket};
-use tokio_util::sync::CancellationToken;
-use tonic::{
-    body::Body,
-    service::Routes,
-    transport::{Identity, Server as TonicServer, ServerTlsConfig, server::TcpIncoming},
+use http::{Request, Response};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinSet,
+    time::sleep,
 };
+use tokio_util::sync::CancellationToken;
+use tonic::{body::Body, service::Routes};
+use tower::{ServiceBuilder, util::BoxCloneSyncService};
 use tower_http::validate_request::{ValidateRequest, ValidateRequestHeaderLayer};
 
-use super::{cors::AllowedOrigins, error::ServerError, lingering_close::LingeringCloseLayer, page::PageLayer};
+use super::{
+    connection::{self, ConnectionContext, HttpService},
+    cors::Cors,
+    error::ServerError,
+    lingering_close::LingeringCloseLayer,
+    page::{self, PageLayer},
+    probes::{self, ProbeLayer},
+    tls::TlsCertificate,
+};
 use crate::{
-    config::{ServerConfig, TlsFiles},
-    error::with_causes,
-    transport::{request_filter, status_layer::StatusLayer},
+    config::ServerConfig,
+    transport::{
+        request_filter::{self, GRPC_AND_GRPC_WEB, ResponseMode, RpcPaths},
+        status_layer::StatusLayer,
+        text_body::TextBodyLayer,
+    },
 };
 
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Per connection. A gateway multiplexes all its users over one connection; hyper's default of 200 would queue the others
-/// (head-of-line blocking).
-const MAX_STREAMS: u32 = 10_000;
-/// Per connection. A gateway that loses many users resets many streams at once; hyper's default of 20, meant against rapid-reset
-/// attacks, would close its connection.
-const MAX_PENDING_RESETS: usize = 10_000;
-/// HTTP/2 flow control: enough for large uploads, and a bound on the memory of a connection (backpressure).
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// When many clients reconnect at once, the usual backlog of 128 overflows, and the rest retries after a second.
 const ACCEPT_BACKLOG: u32 = 4096;
+/// After a failed accept, such as one without a free file descriptor.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// A bound port with all layers between HTTP and a gRPC service. It knows no service of ours, so that tests can bring their own.
 pub struct Listener {
-    server: TonicServer,
     socket: TcpListener,
     address: SocketAddr,
-    origins: AllowedOrigins,
+    cors: Cors,
     page: PageLayer,
+    probes: ProbeLayer,
+    tls: Option<Arc<TlsCertificate>>,
+    keepalive: Duration,
+}
+
+/// Reads the TLS files of a running server again.
+#[derive(Clone)]
+pub struct TlsReload(Option<Arc<TlsCertificate>>);
+
+impl TlsReload {
+    /// New connections get the new certificate. If the files are invalid, the old one stays. Without TLS it does nothing.
+    pub fn reload(&self) {
+        match self.0.as_ref().map(|tls| tls.reload()) {
+            Some(Ok(())) => tracing::info!("TLS certificate reloaded"),
+            Some(Err(error)) => tracing::error!(%error, "TLS certificate not reloaded; the old one stays in use"),
+            None => tracing::debug!("no TLS certificate to reload"),
+        }
+    }
 }
 
 impl Listener {
     /// Reads the TLS files and binds the address, so that configuration errors show before anything else is started.
     pub async fn bind(config: &ServerConfig) -> Result<Self, ServerError> {
-        let server = http_server(config)?;
-        let origins = AllowedOrigins::from_config(config)?;
+        let tls = config.tls.as_ref().map(TlsCertificate::load).transpose()?.map(Arc::new);
+        let cors = Cors::from_config(config)?;
         let address = config.address();
         let bind_error = |source| ServerError::Bind { address, source };
         let socket = listen(address).map_err(bind_error)?;
         let address = socket.local_addr().map_err(bind_error)?;
-        Ok(Self { server, socket, address, origins, page: PageLayer { is_enabled: config.web_page } })
+        let page = PageLayer { is_enabled: config.web_page };
+        let probes = ProbeLayer::new(config.health);
+        Ok(Self { socket, address, cors, page, probes, tls, keepalive: config.http1_keepalive })
     }
 
     /// With the real port if the configured one is 0.
@@ -61,22 +83,57 @@ impl Listener {
         self.address
     }
 
-    /// Serves `routes`. Once `stop` is cancelled, accepts no more connections and waits for open streams without a limit.
-    pub async fn serve(self, routes: Routes, stop: CancellationToken) -> Result<(), ServerError> {
-        // Set here because the builder's own setting applies only to sockets that it opens.
-        let incoming = TcpIncoming::from(self.socket).with_nodelay(Some(true));
-        let origins = self.origins;
-        self.server
-            .layer(origins.layer())
+    /// For a signal that asks for it.
+    #[must_use]
+    pub fn tls_reload(&self) -> TlsReload {
+        TlsReload(self.tls.clone())
+    }
+
+    /// `/readyz` reports it; `false` before the first call.
+    pub(super) fn readiness(&self) -> probes::Readiness {
+        self.probes.readiness()
+    }
+
+    /// Serves `routes`, whose calls are at `paths`. Once `stop` is cancelled, accepts no more connections and waits for open
+    /// streams without a limit. Dropping the future closes all connections.
+    pub async fn serve(self, routes: Routes, paths: RpcPaths, stop: CancellationToken) {
+        let service = self.service(routes, paths);
+        let Self { socket, tls, keepalive, .. } = self;
+        let context = Arc::new(ConnectionContext { service, tls, keepalive, stop: stop.clone() });
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = socket.accept() => match accepted {
+                    Ok((stream, _)) => drop(connections.spawn(connection::serve(stream, context.clone()))),
+                    Err(error) if is_of_the_client(&error) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection cannot be accepted");
+                        sleep(ACCEPT_BACKOFF).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+        // New clients are refused at once instead of waiting for an answer.
+        drop(socket);
+        while connections.join_next().await.is_some() {}
+    }
+
+    fn service(&self, routes: Routes, paths: RpcPaths) -> HttpService {
+        let validator =
+            RequestValidator { cors: self.cors.clone(), paths, page: self.page, probes: self.probes.clone() };
+        let service = ServiceBuilder::new()
+            .layer(self.cors.layer())
+            .layer(self.probes.clone())
             .layer(self.page)
             .layer(LingeringCloseLayer)
-            .layer(ValidateRequestHeaderLayer::custom(RequestValidator { origins }))
+            .layer(ValidateRequestHeaderLayer::custom(validator))
             .layer(tonic_web::GrpcWebLayer::new())
+            .layer(TextBodyLayer)
             .layer(StatusLayer)
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-            .await?;
-        Ok(())
+            .service(routes.prepare());
+        BoxCloneSyncService::<_, Response<Body>, Infallible>::new(service)
     }
 }
 
@@ -90,34 +147,31 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(ACCEPT_BACKLOG)
 }
 
-fn http_server(config: &ServerConfig) -> Result<TonicServer, ServerError> {
-    let server = TonicServer::builder()
-        .accept_http1(true)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES);
-    match &config.tls {
-        Some(files) => {
-            let tls = ServerTlsConfig::new().identity(read_identity(files)?);
-            server.tls_config(tls).map_err(|error| ServerError::Tls(with_causes(&error)))
-        }
-        None => Ok(server),
-    }
-}
-
-fn read_identity(files: &TlsFiles) -> Result<Identity, ServerError> {
-    let read = |variable, path: &std::path::Path| {
-        std::fs::read(path).map_err(|source| ServerError::TlsFile { variable, source })
-    };
-    Ok(Identity::from_pem(read("TLS_CERT_FILE", &files.certificate)?, read("TLS_KEY_FILE", &files.key)?))
+/// The client has closed the connection before it was accepted.
+fn is_of_the_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
 #[derive(Clone)]
 struct RequestValidator {
-    origins: AllowedOrigins,
+    cors: Cors,
+    paths: RpcPaths,
+    page: PageLayer,
+    probes: ProbeLayer,
+}
+
+impl RequestValidator {
+    /// Refines the rejection of a request that is no gRPC call.
+    fn reject(&self, path: &str, rejection: Response<()>) -> Response<Body> {
+        let is_resource = self.probes.serves(path) || (self.page.is_enabled && page::has_file(path));
+        let response = match rejection {
+            _ if is_resource => request_filter::read_only_resource(),
+            rejection if self.paths.contains(path) => rejection,
+            _ => request_filter::not_found(),
+        };
+        response.map(|()| Body::empty())
+    }
 }
 
 impl<B> ValidateRequest<B> for RequestValidator {
@@ -125,13 +179,12 @@ impl<B> ValidateRequest<B> for RequestValidator {
 
     fn validate(&mut self, request: &mut Request<B>) -> Result<(), Response<Body>> {
         let method = request.method().clone();
-        request_filter::require_grpc_post(&method, request.headers_mut(), request_filter::GRPC_AND_GRPC_WEB)
-            .map_err(|rejection| rejection.map(|()| Body::empty()))?;
-        if self.origins.rejects(request.headers()) {
-            let mut rejection = Response::new(Body::empty());
-            *rejection.status_mut() = StatusCode::FORBIDDEN;
-            return Err(rejection);
+        let filtered = request_filter::require_grpc_post(&method, request.headers_mut(), GRPC_AND_GRPC_WEB);
+        let content_type = filtered.map_err(|rejection| self.reject(request.uri().path(), rejection))?;
+        if self.cors.rejects(request.headers()) {
+            return Err(request_filter::forbidden().map(|()| Body::empty()));
         }
+        ResponseMode::of(content_type, request.headers()).apply(request);
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ static FILES: &[PageFile] = &include!(concat!(env!("OUT_DIR"), "/web_page.rs"));
 /// Scripts, styles and images come from this server only, and trusted types exclude HTML made from text. Requests may go to any
 /// HTTPS address, because the user can point the page at another server.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
-                      connect-src 'self' https: http://localhost:* http://127.0.0.1:*; \
+                      connect-src 'self' https: http://localhost:* http://*.localhost:* http://127.0.0.1:*; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'; trusted-types 'none'";
 
@@ -39,7 +39,7 @@ const HEADERS: [(header::HeaderName, &str); 7] = [
     (header::VARY, "accept-encoding"),
 ];
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct PageLayer {
     pub(super) is_enabled: bool,
 }
@@ -77,6 +77,10 @@ where
             None => Either::Right(self.inner.call(request)),
         }
     }
+}
+
+pub(super) fn has_file(path: &str) -> bool {
+    file_at(path).is_some()
 }
 
 fn file_at(path: &str) -> Option<&'static PageFile> {

@@ -6,8 +6,6 @@
 //! SIGTERM. `--lambda` serves by Lambda events. `--bare` serves with tonic and tonic-web alone: failures there are upstream
 //! bugs.
 
-#![expect(clippy::large_futures, reason = "the suite makes few calls at a time")]
-
 use std::{
     error::Error,
     io::{Read as _, Write as _},
@@ -17,7 +15,7 @@ use std::{
 
 use agent_service::{
     config::{ServerConfig, TlsFiles},
-    transport::{lambda::Adapter, server::Listener},
+    transport::{RpcPaths, lambda::Adapter, server::Listener},
 };
 use conformance_server::{
     METHODS, bare_service, front,
@@ -31,6 +29,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{
+    server::NamedService,
     service::Routes,
     transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
@@ -88,12 +87,20 @@ async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> ServeRe
         shutdown_grace: Duration::ZERO,
         authenticates_callers: true,
         allowed_origins: Vec::new(),
+        cors_headers: Vec::new(),
+        http1_keepalive: Duration::from_secs(75),
         status_interval: None,
     };
     let listener = Listener::bind(&config).await?;
     answer(&request, listener.address())?;
-    listener.serve(Routes::new(service(message_limit(&request)?)), stop).await?;
+    let service = service(message_limit(&request)?);
+    let paths = RpcPaths::of_service(service_name(&service), METHODS);
+    listener.serve(Routes::new(service), paths, stop).await;
     Ok(())
+}
+
+fn service_name<S: NamedService>(_: &S) -> &'static str {
+    S::NAME
 }
 
 /// Serves as a function of AWS Lambda does.

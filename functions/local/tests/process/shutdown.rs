@@ -28,9 +28,9 @@ async fn start_stream(server: &Server) -> (ChatStream, Vec<ChatResponse>) {
 }
 
 #[tokio::test]
-async fn sigterm_and_sigint_stop_server_and_postgres_with_code_0() {
+async fn sigterm_sigint_and_sigquit_stop_server_and_postgres_with_code_0() {
     let sandbox = Sandbox::new();
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let server = sandbox.start_serving(&[]).await;
         assert!(sandbox.postmaster().is_some());
         server.process.signal(signal);
@@ -82,6 +82,32 @@ async fn running_stream_finishes_within_grace_period() {
     frames.extend(answer.rest().await.unwrap());
     assert_eq!(frames.last().unwrap().finish_reason(), FinishReason::Stop);
     assert_eq!(full_text(&frames), joined_deltas(&frames));
+    server.process.wait_for_success().await;
+}
+
+#[tokio::test]
+async fn sighup_without_tls_changes_nothing() {
+    let sandbox = Sandbox::new();
+    let debug = ("RUST_LOG", "info,agent_service=debug");
+    let (server, ..) = without_database(&sandbox, &[("DEMO_CHUNK_DELAY_MS", "1"), debug]).await;
+    let (answer, mut frames) = start_stream(&server).await;
+    server.process.signal(Signal::HUP);
+    server.process.stderr.line("no TLS certificate to reload").await;
+    frames.extend(answer.rest().await.unwrap());
+    assert_eq!(frames.last().unwrap().finish_reason(), FinishReason::Stop);
+    start_stream(&server).await;
+    server.process.stop().await;
+}
+
+#[tokio::test]
+async fn sigquit_drains_streams_as_sigterm_does() {
+    let sandbox = Sandbox::new();
+    let (server, ..) = without_database(&sandbox, &[("DEMO_CHUNK_DELAY_MS", "10"), LONG_GRACE_PERIOD]).await;
+    let (answer, mut frames) = start_stream(&server).await;
+    server.process.signal(Signal::QUIT);
+    server.process.stderr.line(STOPPING_MESSAGE).await;
+    frames.extend(answer.rest().await.unwrap());
+    assert_eq!(frames.last().unwrap().finish_reason(), FinishReason::Stop);
     server.process.wait_for_success().await;
 }
 

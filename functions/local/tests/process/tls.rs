@@ -4,7 +4,13 @@ use std::{fs, path::PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use crate::{external_database::DatabaseProxy, process::Sandbox, server::Server};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+
+use crate::{
+    external_database::DatabaseProxy,
+    process::{Sandbox, Signal, within_timeout},
+    server::Server,
+};
 
 struct CertificateFiles {
     authority: PathBuf,
@@ -66,6 +72,51 @@ async fn client_connects_only_to_trusted_certificate_authority() {
 
     let plain = sandbox.run(&["chat", "hello", "--addr", &address.replace("https", "http")], &[]).await;
     assert_eq!(plain.code, Some(1), "{plain:?}");
+    server.process.stop().await;
+}
+
+impl CertificateFiles {
+    /// Whether a handshake succeeds with a client that trusts this authority only.
+    async fn is_presented_by(&self, server: &Server) -> bool {
+        let authority = Certificate::from_pem(fs::read(&self.authority).unwrap());
+        let tls = ClientTlsConfig::new().ca_certificate(authority).domain_name("localhost");
+        let endpoint = Endpoint::from_shared(server.url.clone()).unwrap().tls_config(tls).unwrap();
+        within_timeout("a handshake", endpoint.connect()).await.is_ok()
+    }
+
+    fn replace_with(&self, other: &Self) {
+        fs::copy(&other.certificate, &self.certificate).unwrap();
+        fs::copy(&other.key, &self.key).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn sighup_reloads_the_certificate_and_keeps_the_old_one_if_the_new_is_invalid() {
+    let (sandbox, other_sandbox) = (Sandbox::new(), Sandbox::new());
+    let (files, renewed) = (CertificateFiles::make(&sandbox), CertificateFiles::make(&other_sandbox));
+    let server = files.serve(&sandbox).await;
+    assert!(files.is_presented_by(&server).await && !renewed.is_presented_by(&server).await);
+
+    files.replace_with(&renewed);
+    assert!(files.is_presented_by(&server).await, "nothing changes before the signal");
+    server.process.signal(Signal::HUP);
+    server.process.stderr.line("TLS certificate reloaded").await;
+    assert!(renewed.is_presented_by(&server).await && !files.is_presented_by(&server).await);
+
+    let invalid: [&dyn Fn(); 4] = [
+        &|| fs::write(&files.certificate, "no certificate").unwrap(),
+        &|| fs::write(&files.key, "no key").unwrap(),
+        &|| fs::write(&files.key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap(),
+        &|| fs::remove_file(&files.certificate).unwrap(),
+    ];
+    for (errors, invalidate) in (1..).zip(invalid) {
+        invalidate();
+        server.process.signal(Signal::HUP);
+        server.process.stderr.lines_with("TLS certificate not reloaded", errors).await;
+        assert!(renewed.is_presented_by(&server).await, "after error {errors}");
+        files.replace_with(&renewed);
+    }
+    assert!(server.process.stderr.so_far().contains("TLS_CERT_FILE"), "the error names the file's variable");
     server.process.stop().await;
 }
 

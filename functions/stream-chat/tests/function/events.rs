@@ -67,6 +67,55 @@ async fn text_mode_is_answered_in_text() {
 }
 
 #[tokio::test]
+async fn base64_of_the_text_mode_may_be_padded_in_the_middle() {
+    let mut function = start_demo().await;
+    let frame = ask("hello there");
+    for split in 1..=4 {
+        let (first, second) = frame.split_at(split);
+        let text = [first, second].map(|part| STANDARD.encode(part)).concat();
+        let answer = function.answer(function_url_event(PATH, "application/grpc-web-text", text.as_bytes())).await;
+        assert_eq!(answer.text_frames().1["grpc-status"], "0", "split at {split}");
+    }
+}
+
+#[tokio::test]
+async fn gzip_requests_are_answered_and_other_encodings_unimplemented() {
+    let mut function = start_demo().await;
+    let message = ask("hello")[5..].to_vec();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, &message).unwrap();
+    let mut compressed = grpc_frame(&encoder.finish().unwrap());
+    compressed[0] = 1;
+    let event = |encoding: &str| {
+        let mut event = function_url_event(PATH, GRPC_WEB, &compressed);
+        event["headers"]["grpc-encoding"] = encoding.into();
+        event
+    };
+    let answer = function.answer(event("gzip")).await;
+    assert_eq!(answer.headers["x-accel-buffering"], "no");
+    assert!(!answer.headers.contains_key("grpc-encoding"), "{answer:?}");
+    let (frames, trailers) = answer.frames();
+    assert_eq!(trailers["grpc-status"], "0");
+    assert_eq!(decoded(&frames).last().unwrap().finish_reason(), pb::FinishReason::Stop);
+    let refused = function.answer(event("br")).await;
+    assert_eq!(refused.frames().1["grpc-status"], "12");
+    assert_eq!(refused.headers["grpc-accept-encoding"], "gzip,identity");
+}
+
+#[tokio::test]
+async fn unknown_path_is_not_found() {
+    let mut function = start_demo().await;
+    for (method, path) in
+        [("GET", "/"), ("GET", "/agent.v1.AgentService/RetrieveMemory"), ("POST", "/x"), ("PUT", "/x/y")]
+    {
+        let mut event = function_url_event(path, "application/json", b"{}");
+        event["requestContext"]["http"]["method"] = method.into();
+        let rejected = function.answer(event).await;
+        assert_eq!((rejected.status, rejected.body.len()), (404, 0), "{method} {path}");
+    }
+}
+
+#[tokio::test]
 async fn non_grpc_request_gets_an_http_error() {
     let mut function = start_demo().await;
     let mut get = chat("hello");

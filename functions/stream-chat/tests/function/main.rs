@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use agent_service::proto::agent_v1::{self as pb, chat_response::Content};
 
-use fake_provider::{FakeProvider, Step, delta, finish, head};
+use fake_provider::{FakeProvider, Latch, Step, delta, finish, head};
 use lambda_runtime::{
     FunctionOutput, FunctionResponse, LambdaFunction, function_url_event, grpc_frame, run_to_failure,
 };
@@ -106,6 +106,50 @@ async fn frames_are_streamed_while_answer_is_generated() {
     let Some(Content::Error(error)) = &last.content else { panic!("{last:?}") };
     assert_eq!((error.code.as_str(), error.retryable), ("DEADLINE_EXCEEDED", true));
     assert_eq!(last.finish_reason(), pb::FinishReason::Error);
+}
+
+#[tokio::test]
+async fn silent_chat_repeats_its_last_status() {
+    let provider = FakeProvider::start().await;
+    let mut variables = provider.variables();
+    variables.extend([("AUTH", "none"), ("EMBEDDING_PROVIDER", "hashed"), ("STATUS_INTERVAL_SECONDS", "0.02")]);
+    provider.respond(404, "").await;
+    let mut function = LambdaFunction::start(PROGRAM, &variables).await;
+    let (release, released) = tokio::sync::oneshot::channel();
+    let answer = format!("data: {}\n\ndata: {}\n\n", delta("late"), finish("stop"));
+    provider
+        .script(vec![
+            Step::Send(head(200, "text/event-stream")),
+            Step::AwaitLatch(Latch::new(released)),
+            Step::Send(answer.into_bytes()),
+        ])
+        .await;
+    function.invoke(chat("hello"), Duration::from_secs(30));
+    assert!(matches!(function.next().await, FunctionOutput::Head(_)));
+    let mut bytes = Vec::new();
+    while String::from_utf8_lossy(&bytes).matches("Writing the answer").count() < 4 {
+        let FunctionOutput::Chunk(chunk) = function.next().await else { panic!("the response ended early") };
+        bytes.extend(chunk);
+    }
+    release.send(()).unwrap();
+    let (frames, trailers) = function.rest(bytes).await.frames();
+    assert_eq!(trailers["grpc-status"], "0");
+    let frames = decoded(&frames);
+    assert!(frames.windows(2).all(|pair| pair[0].response_id < pair[1].response_id));
+    assert!(matches!(&frames.last().unwrap().content, Some(Content::FullText(text)) if text == "late"));
+}
+
+#[tokio::test]
+async fn grpc_timeout_ends_a_chat_with_an_error_frame() {
+    let provider = FakeProvider::start().await;
+    let mut function = start_with_provider(&provider).await;
+    provider.script(vec![Step::Send(head(200, "text/event-stream")), Step::AwaitDisconnect]).await;
+    let mut event = chat("hello");
+    event["headers"]["grpc-timeout"] = "700m".into();
+    let (frames, trailers) = function.answer(event).await.frames();
+    assert_eq!(trailers["grpc-status"], "0");
+    let last = decoded(&frames).pop().unwrap();
+    assert!(matches!(&last.content, Some(Content::Error(error)) if error.code == "DEADLINE_EXCEEDED"), "{last:?}");
 }
 
 #[tokio::test]
