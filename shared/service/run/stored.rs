@@ -45,8 +45,12 @@ impl StoredRun {
         Ok(Some(Self { envelope, store, user, request, snapshot }))
     }
 
-    /// The last status among the stored frames up to this number.
+    /// The last status among the frames up to this number; `None` if that frame is not stored yet, which may be a later one.
     pub(in crate::service) fn last_status(&self, through: u32) -> Option<Bytes> {
+        let stored = self.snapshot.chunks.last().map_or(0, |chunk| chunk.first.saturating_add(chunk.count) - 1);
+        if stored < through {
+            return None;
+        }
         let chunks = self.snapshot.chunks.iter().rev();
         chunks.filter_map(|chunk| last_status(&chunk.frames, chunk.first, through)).next()
     }
