@@ -249,7 +249,7 @@ impl TurnMachine {
         Step::Receive(turn, answer)
     }
 
-    /// What a model sends besides deltas, or the interruption of its answer.
+    /// Handles every outcome of a poll of the model but a delta.
     fn on_received(&mut self, received: Result<Option<Result<ModelEvent, ModelError>>, TurnFailure>) {
         let Step::Receive(mut turn, answer) = mem::replace(&mut self.step, Step::Done) else { return };
         let outcome = match received {

@@ -35,7 +35,7 @@ pub struct ChatFrame {
     pub content: Bytes,
 }
 
-/// What the frames of a stream share. It is encoded once; clones share the bytes.
+/// Id and fields that all frames of a stream share. It is encoded once; clones share the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrameHead {
     /// Key and length of the `response_id`, the id of the stream, then the shared fields.
