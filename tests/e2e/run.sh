@@ -60,6 +60,7 @@ GOBIN=$cache/bin quietly go install "github.com/fullstorydev/grpcurl/cmd/grpcurl
 quietly go build -C "$here/go" -o "$cache/bin/gateway" .
 quietly go build -C "$here/go" -o "$cache/bin/tokens" ./tokens
 quietly go build -C "$here/go" -o "$cache/bin/tools" ./tools
+quietly go build -C "$here/go" -o "$cache/bin/messages" ./messages
 export PATH=$cache/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 
 # ---- the server ----
@@ -131,6 +132,7 @@ client "gRPC-Web" current web "$user"
 client "go gateway" gateway "$address"
 client "go tokens" tokens "$server"
 client "go tools" tools "$server"
+client "go messages" messages "$server"
 
 stop_server
 

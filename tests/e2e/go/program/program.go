@@ -23,6 +23,11 @@ var address = regexp.MustCompile(`http://(127\.0\.0\.1:\d+)`)
 
 // Start runs a program with only these environment variables and a data directory, and waits until it is ready.
 func Start(program, data string, variables ...string) (*Server, error) {
+	return StartWith(program, data, nil, variables...)
+}
+
+// StartWith is Start for a client with options of its own.
+func StartWith(program, data string, options []grpc.DialOption, variables ...string) (*Server, error) {
 	process := exec.Command(program)
 	process.Dir = data
 	process.Env = append([]string{
@@ -54,7 +59,8 @@ func Start(program, data string, variables ...string) (*Server, error) {
 		for lines.Scan() {
 		}
 	}()
-	server.Connection, err = grpc.NewClient(serverAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	server.Connection, err = grpc.NewClient(serverAddress, options...)
 	if err != nil {
 		server.Stop()
 		return nil, err
