@@ -98,6 +98,8 @@ pub enum TurnFailure {
     /// The client did not reconnect within the grace period, or the process that ran the turn died.
     #[error("the run was abandoned: no client reconnected")]
     Abandoned,
+    #[error("the run was preempted: nobody read it, and its session got another request")]
+    Preempted,
     #[error("the server is shutting down")]
     ShuttingDown,
     /// Of the call, set by its entry point, or of the turn.
@@ -118,7 +120,14 @@ impl TurnFailure {
             | Self::Abandoned
             | Self::ShuttingDown
             | Self::DeadlineExceeded => true,
-            Self::ToolRoundsExceeded | Self::Cancelled | Self::Internal => false,
+            Self::ToolRoundsExceeded | Self::Cancelled | Self::Preempted | Self::Internal => false,
         }
+    }
+
+    /// Without an effect of its turn, the same request may run again.
+    #[must_use]
+    pub fn leaves_request_repeatable(&self) -> bool {
+        // A client need not send it again after a newer one, but may.
+        self.is_retryable() || matches!(self, Self::Preempted)
     }
 }

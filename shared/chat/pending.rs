@@ -1,5 +1,7 @@
 //! Turns suspended until the client has run tools.
 
+use std::borrow::Cow;
+
 use super::{
     assistant::Assistant,
     context::{TurnContext, error_content},
@@ -30,10 +32,13 @@ impl Assistant {
     pub async fn record_tool_result(
         &self,
         lease: &Lease,
-        result: ToolResult,
+        result: &ToolResult,
     ) -> Result<ToolResultOutcome<Box<ResumedTurn>>, StoreError> {
         let Some(conversations) = &self.conversations else { return Ok(ToolResultOutcome::UnknownCall) };
-        let content = result.outcome.unwrap_or_else(|message| error_content(&message));
+        let content = match &result.outcome {
+            Ok(content) => Cow::Borrowed(content),
+            Err(message) => Cow::Owned(error_content(message)),
+        };
         let outcome = conversations.record_tool_result(lease, &result.call_id, content.as_bytes()).await?;
         Ok(outcome.and_then(|CompletedPendingTurn { state, results, id }| {
             match serde_json::from_slice::<TurnContext>(&state) {

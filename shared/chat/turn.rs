@@ -370,7 +370,8 @@ impl TurnMachine {
     fn fail(&mut self, mut turn: Box<RunningTurn>, failure: TurnFailure) -> Step {
         let usage = turn.usage(&self.assistant.prices);
         if turn.lease.is_some() {
-            let is_stopped = matches!(failure, TurnFailure::Cancelled | TurnFailure::Abandoned);
+            let is_stopped =
+                matches!(failure, TurnFailure::Cancelled | TurnFailure::Abandoned | TurnFailure::Preempted);
             let finish = if is_stopped { TurnFinish::Cancelled } else { TurnFinish::Failed };
             // A failed turn may be retried, and is persisted only if the user has seen a part of it.
             let is_persisted = is_stopped || !turn.progress.text.is_empty();

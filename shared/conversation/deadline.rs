@@ -11,8 +11,9 @@ use tokio::{
 };
 
 use super::{
-    AdmitOutcome, AdmittedLease, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals,
-    RunSnapshot, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, StoredTurns, ToolResultOutcome,
+    AdmitOutcome, AdmittedLease, ConversationStore, FrameChunk, History, Lease, NewRun, Preemption, ReaderSignals,
+    RunEnding, RunKey, RunSignals, RunSnapshot, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn,
+    StoredTurns, ToolResultOutcome,
     error::{Result, StoreError},
     user_queue::{CallPermit, UserQueues},
 };
@@ -165,7 +166,9 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
     }
 
     async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals> {
-        self.locking_rows(self.timeouts.long, &lease.key.user, self.store.checkpoint(lease, chunk)).await
+        // A heartbeat that hangs is given up in time for another one.
+        let limit = if chunk.is_some() { self.timeouts.long } else { self.timeouts.short };
+        self.locking_rows(limit, &lease.key.user, self.store.checkpoint(lease, chunk)).await
     }
 
     async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
@@ -174,6 +177,18 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
 
     async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>> {
         self.locking_rows(self.timeouts.long, user, self.store.follow(user, request, after)).await
+    }
+
+    async fn unwatch(&self, user: &UserId, request: &RequestId) -> Result<()> {
+        self.locking_rows(self.timeouts.short, user, self.store.unwatch(user, request)).await
+    }
+
+    async fn set_read(&self, lease: &Lease, is_read: bool) -> Result<ReaderSignals> {
+        self.locking_rows(self.timeouts.short, &lease.key.user, self.store.set_read(lease, is_read)).await
+    }
+
+    async fn preempt(&self, key: &RunKey, takes_over: bool) -> Result<Preemption> {
+        self.locking_user(self.timeouts.short, &key.user, self.store.preempt(key, takes_over)).await
     }
 
     async fn cancel(

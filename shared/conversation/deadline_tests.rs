@@ -53,6 +53,18 @@ impl ConversationStore for SlowStore {
         pending().await
     }
 
+    async fn unwatch(&self, _: &UserId, _: &RequestId) -> Result<()> {
+        pending().await
+    }
+
+    async fn set_read(&self, _: &Lease, _: bool) -> Result<ReaderSignals> {
+        pending().await
+    }
+
+    async fn preempt(&self, _: &RunKey, _: bool) -> Result<Preemption> {
+        pending().await
+    }
+
     async fn cancel(&self, _: &UserId, _: &SessionId, _: Option<&RequestId>) -> Result<Option<RequestId>> {
         pending().await
     }
@@ -230,7 +242,11 @@ async fn every_call_ends_with_its_deadline() {
         resumed_turn: None,
         profile: None,
     };
-    times_out("checkpoint", long, store.checkpoint(&lease, None)).await;
+    times_out("checkpoint", long, store.checkpoint(&lease, Some(&ending.chunk))).await;
+    times_out("heartbeat", short, store.checkpoint(&lease, None)).await;
+    times_out("unwatch", short, store.unwatch(user, &key.request)).await;
+    times_out("set_read", short, store.set_read(&lease, true)).await;
+    times_out("preempt", short, store.preempt(&key, false)).await;
     times_out("finish", finish, store.finish(&lease, &ending)).await;
     times_out("follow", long, store.follow(user, &key.request, 0)).await;
     times_out("cancel", short, store.cancel(user, session, None)).await;

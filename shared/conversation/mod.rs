@@ -21,8 +21,8 @@ pub use postgres::PostgresConversations;
 pub(crate) use postgres::erase_pending_turns;
 pub use quotas::QuotaKind;
 pub use run::{
-    AdmitOutcome, AdmittedLease, FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun, NewTurn, RunEnding,
-    RunKey, RunOutcome, RunSignals, RunSnapshot, RunState, WATCH_WINDOW,
+    AdmitOutcome, AdmittedLease, FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun, NewTurn, Preemption,
+    ReaderSignals, RunEnding, RunKey, RunOutcome, RunSignals, RunSnapshot, RunState, WATCH_WINDOW,
 };
 pub use session::{
     History, MAX_TITLE_BYTES, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, Summary,

@@ -17,7 +17,8 @@ use crate::{
     identity::{RequestId, SessionId, UserId},
 };
 
-pub const LEASE_DURATION: Duration = Duration::from_secs(30);
+/// How long the session of a dead process is locked. Ten heartbeats: a write may time out (5 s) and be tried again in time.
+pub const LEASE_DURATION: Duration = Duration::from_secs(10);
 /// Within this window a known request runs nothing again.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(7 * 24);
 pub const WATCH_WINDOW: Duration = Duration::from_secs(5);
@@ -106,7 +107,6 @@ pub struct AdmittedLease {
 
 impl AdmittedLease {
     /// Nobody revokes it.
-    #[must_use]
     pub fn unguarded(lease: Lease) -> Self {
         Self { lease, taken: None }
     }
@@ -144,8 +144,26 @@ pub struct FrameChunk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RunSignals {
     pub is_cancelled: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReaderSignals {
     /// A reader in another process asked within [`WATCH_WINDOW`].
     pub is_watched: bool,
+    /// A request of the session waits for the end of the run.
+    pub is_preempted: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Preemption {
+    /// No other run holds the session now.
+    Free,
+    /// The run that holds the session is asked to end, or has lost it.
+    Requested { request: RequestId },
+    /// The run counts as read in its own process, or is watched from another one.
+    Refused { request: RequestId, is_watched: bool },
+    /// The session is being deleted.
+    Deleting,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

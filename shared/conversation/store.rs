@@ -3,7 +3,9 @@ use std::sync::Arc;
 use super::{
     error::Result,
     pending::ToolResultOutcome,
-    run::{AdmitOutcome, FrameChunk, Lease, NewRun, RunEnding, RunSignals, RunSnapshot},
+    run::{
+        AdmitOutcome, FrameChunk, Lease, NewRun, Preemption, ReaderSignals, RunEnding, RunKey, RunSignals, RunSnapshot,
+    },
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
     stored_turns::StoredTurns,
 };
@@ -28,6 +30,16 @@ pub trait ConversationStore: Send + Sync {
 
     /// Reads the frames after number `after`, and marks the run as watched for `WATCH_WINDOW`.
     async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>>;
+
+    /// A reader of another process has left: `follow` marks the run again while there are others.
+    async fn unwatch(&self, user: &UserId, request: &RequestId) -> Result<()>;
+
+    /// Stores whether a call of the run's own process reads it. A run counts as read until it says otherwise.
+    async fn set_read(&self, lease: &Lease, is_read: bool) -> Result<ReaderSignals>;
+
+    /// Asks the run that holds the session of `key`, which belongs to another request, to end if nobody reads it. With
+    /// `takes_over` it loses the session at once.
+    async fn preempt(&self, key: &RunKey, takes_over: bool) -> Result<Preemption>;
 
     /// Stops the run of a request, or the one that holds the session. Returns the request that will stop.
     async fn cancel(
@@ -107,6 +119,18 @@ macro_rules! impl_conversation_store {
 
             async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>> {
                 self.snapshot_run(user, request, after).await
+            }
+
+            async fn unwatch(&self, user: &UserId, request: &RequestId) -> Result<()> {
+                self.unwatch_run(user, request).await
+            }
+
+            async fn set_read(&self, lease: &Lease, is_read: bool) -> Result<ReaderSignals> {
+                self.set_run_read(lease, is_read).await
+            }
+
+            async fn preempt(&self, key: &RunKey, takes_over: bool) -> Result<Preemption> {
+                self.preempt_run(key, takes_over).await
             }
 
             async fn cancel(

@@ -1,5 +1,6 @@
 use std::{path::PathBuf, time::Duration};
 
+use jiff::Timestamp;
 use sqlx::{Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::watch,
@@ -24,6 +25,11 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reads no row and needs no right on the tables.
 const TABLES_PROBE: &str = "select 'memories'::regclass, 'memory_users'::regclass";
+
+/// The embedded Postgres has one server: no process drives a run from before its start.
+const RELEASE_LEASES: &str = "
+    update runs set lease_until = clock_timestamp()
+    where ended_at is null and lease_until > clock_timestamp() and started_at < to_timestamp($1)";
 
 #[cfg(embedded_postgres_archive)]
 type RunningPostgres = EmbeddedPostgres;
@@ -160,8 +166,12 @@ impl Database {
     /// Probes the database until the future is dropped, which stops the embedded Postgres. Fails if users are not
     /// isolated or the embedded Postgres does not start; an unreachable external database is retried.
     pub async fn supervise(&self, ready: &watch::Sender<bool>, progress: StartupProgress) -> Result<(), DatabaseError> {
-        let _running = self.start_embedded(progress.clone()).await?;
+        let started = Timestamp::now();
+        let running = self.start_embedded(progress.clone()).await?;
         self.prepare_with_retries().await?;
+        if running.is_some() {
+            self.release_leases(started).await?;
+        }
         progress(StartupStep::Ready);
         let mut connection = None;
         loop {
@@ -178,6 +188,12 @@ impl Database {
             }
             sleep(CHECK_INTERVAL).await;
         }
+    }
+
+    async fn release_leases(&self, started: Timestamp) -> Result<(), DatabaseError> {
+        let mut owner = connect(&self.owner).await?;
+        sqlx::query(RELEASE_LEASES).bind(started.as_duration().as_secs_f64()).execute(&mut owner).await?;
+        Ok(owner.close().await?)
     }
 
     async fn prepare_with_retries(&self) -> Result<(), DatabaseError> {

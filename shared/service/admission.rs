@@ -14,7 +14,7 @@ use super::{
     frame_source::{DirectFrames, FrameSource},
     heartbeat::StreamStart,
     parse::chat::{self, ChatCall, ChatInput, IncomingChat, LAST_RESPONSE_ID},
-    run::{AdmittedRun, RunRegistry, StoredRun, events_or_defect},
+    run::{AdmittedRun, RunRegistry, SessionWait, StoredRun, events_or_defect},
 };
 use crate::{
     chat::{Assistant, HISTORY_TOKEN_BUDGET, ResumedTurn, Stage, ToolResult, TurnEvent, TurnFailure, TurnInput},
@@ -121,7 +121,7 @@ impl Admission {
             quotas: self.quotas.map(|quotas| quotas.for_plan(call.is_pro)),
             history_budget: matches!(call.input, ChatInput::Message(_)).then_some(HISTORY_TOKEN_BUDGET),
         };
-        let outcome = match runs.store.admit(&run).await {
+        let outcome = match runs.admit(&run).await {
             Err(error) if error.is_unreachable() && call.is_self_contained && !resumes => {
                 tracing::warn!(%error, "conversation store unreachable; the turn runs without persistence");
                 return self.start_direct(PreparedCall { call, envelope, permit }, interrupted);
@@ -198,13 +198,22 @@ impl Admission {
         lease: AdmittedLease,
         result: ToolResult,
     ) -> Result<(AdmittedLease, Option<Box<ResumedTurn>>), AdmissionError> {
-        let error = match self.assistant.record_tool_result(lease.lease(), result).await {
-            Ok(ToolResultOutcome::Pending) => return Ok((lease, None)),
-            Ok(ToolResultOutcome::Complete(turn)) => return Ok((lease, Some(turn))),
-            Ok(ToolResultOutcome::Busy { retry_after }) => AdmissionError::Busy { retry_after },
-            Ok(ToolResultOutcome::Duplicate) => answered_tool_call().into(),
-            Ok(ToolResultOutcome::UnknownCall) => unknown_tool_call().into(),
-            Err(error) => error.into(),
+        let wait = SessionWait::start();
+        let error = loop {
+            break match self.assistant.record_tool_result(lease.lease(), &result).await {
+                Ok(ToolResultOutcome::Pending) => return Ok((lease, None)),
+                Ok(ToolResultOutcome::Complete(turn)) => return Ok((lease, Some(turn))),
+                Ok(ToolResultOutcome::Busy { retry_after }) => {
+                    match runs.wait_for_session(&lease.lease().key, &wait).await {
+                        Ok(true) => continue,
+                        Ok(false) => AdmissionError::Busy { retry_after },
+                        Err(error) => error.into(),
+                    }
+                }
+                Ok(ToolResultOutcome::Duplicate) => answered_tool_call().into(),
+                Ok(ToolResultOutcome::UnknownCall) => unknown_tool_call().into(),
+                Err(error) => error.into(),
+            };
         };
         match runs.store.revoke_admission(lease.lease()).await {
             Ok(()) => drop(lease.take()),
@@ -229,10 +238,12 @@ async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, Admi
         if let Some(after) = reader.missing_after() {
             let stored = runs.store.follow(&call.user, &call.request, after).await?;
             reader.fill(stored.ok_or_else(unknown_frame)?.chunks)?;
+            // Reading marked the run as watched from another process, which would outlast this reader.
+            runs.store.unwatch(&call.user, &call.request).await?;
         }
         return Ok(AdmittedCall { envelope: log.envelope.clone(), source: FrameSource::Live(reader), start });
     }
-    let run = StoredRun::load(runs.store.clone(), call.user.clone(), call.request.clone()).await?;
+    let run = StoredRun::load(runs.store.clone(), runs.drain.clone(), call.user.clone(), call.request.clone()).await?;
     let Some(run) = run else { return Err(unknown_frame().into()) };
     let position = last_received(&run.envelope)?;
     let envelope = run.envelope.clone();

@@ -99,11 +99,10 @@ impl ConversationService for ConversationApi {
     async fn cancel_turn(&self, request: Request<pb::CancelTurnRequest>) -> RpcResult<pb::CancelTurnResponse> {
         let cancel = |user, CancelCommand { session, request }| async move {
             let runs = self.runs()?;
-            if let Some(request) = &request {
-                // At once if the run is in this process; another process reads it from the store with its next heartbeat.
-                runs.cancel(&user, &session, request);
-            }
-            let cancelled = runs.store.cancel(&user, &session, request.as_ref()).await?;
+            // At once if the run is in this process; another process reads it from the store with its next heartbeat.
+            let stopped = request.clone().filter(|request| runs.cancel(&user, &session, request));
+            // A run that was stopped here may have ended meanwhile.
+            let cancelled = runs.store.cancel(&user, &session, request.as_ref()).await?.or(stopped);
             if let Some(request) = &cancelled {
                 runs.cancel(&user, &session, request);
             }

@@ -30,6 +30,7 @@ fn code(failure: &TurnFailure) -> (&'static str, ErrorCode) {
         TurnFailure::NotPersisted => ("TURN_NOT_KEPT", ErrorCode::Unavailable),
         TurnFailure::Cancelled => ("CANCELLED", ErrorCode::Unknown),
         TurnFailure::Abandoned => ("ABANDONED", ErrorCode::Unavailable),
+        TurnFailure::Preempted => ("PREEMPTED", ErrorCode::Conflict),
         TurnFailure::Internal => ("INTERNAL", ErrorCode::Internal),
         TurnFailure::Model(error) => match error.kind {
             ModelErrorKind::Unauthorized => ("PROVIDER_UNAUTHORIZED", ErrorCode::Unauthorized),
@@ -58,6 +59,7 @@ pub(super) fn outcome(code: &str) -> &'static str {
         "TURN_NOT_KEPT" => "not_kept",
         "CANCELLED" => "cancelled",
         "ABANDONED" => "abandoned",
+        "PREEMPTED" => "preempted",
         code if code.starts_with("PROVIDER_") => "provider_failed",
         _ => "internal",
     }

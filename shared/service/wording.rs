@@ -48,6 +48,10 @@ pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str
             "The connection was lost for too long, so the answer was stopped. Please ask again.",
             "连接中断过久，回答已放弃，请重新提问。",
         ),
+        TurnFailure::Preempted => language.pick(
+            "A newer message of the conversation took its place, so the answer was stopped.",
+            "该对话有了更新的消息，这个回答已停止。",
+        ),
         TurnFailure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
     }
 }

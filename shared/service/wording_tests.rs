@@ -153,6 +153,7 @@ fn failures() -> Vec<TurnFailure> {
         NotPersisted: TurnFailure::NotPersisted;
         Cancelled: TurnFailure::Cancelled;
         Abandoned: TurnFailure::Abandoned;
+        Preempted: TurnFailure::Preempted;
         ShuttingDown: TurnFailure::ShuttingDown;
         DeadlineExceeded: TurnFailure::DeadlineExceeded;
         Internal: TurnFailure::Internal;

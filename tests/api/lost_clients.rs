@@ -171,6 +171,92 @@ async fn resume_behind_the_last_frame_gets_it_again() {
     }
 }
 
+/// Reads the answer up to its first delta, and leaves.
+async fn leave_midway(instances: &Instances, id: &str) {
+    let mut stream = open_stream(&instances.first, instances.question(id, id)).await;
+    read_until(&mut stream, "delta").await;
+}
+
+#[tokio::test]
+async fn new_request_preempts_a_run_without_a_reader() {
+    let mut provider = FakeProvider::start().await;
+    for instances in Instances::start_all(&provider, &[("RESUME_GRACE_SECONDS", "3600")]).await {
+        for (number, server) in [&instances.first, &instances.second].into_iter().enumerate() {
+            provider.script(endless_answer("half")).await;
+            provider.script(complete_answer("whole")).await;
+            let (left, next) = (format!("left{number}"), format!("next{number}"));
+            leave_midway(&instances, &left).await;
+            let frames = server.chat(instances.question(&next, "again")).await.unwrap();
+            assert_eq!(joined_deltas(&frames), "whole", "{}, {number}", instances.store);
+            timeout(TEST_TIMEOUT, provider.disconnects.recv()).await.expect("the turn was not stopped").unwrap();
+            let turns = instances.turns().await;
+            assert_eq!(turns.iter().map(|turn| turn.interrupted).collect::<Vec<_>>()[..2], [false, true]);
+            assert_eq!(turns[1].messages[1].content, "half", "{}", instances.store);
+            let replayed = server.chat(instances.question(&left, &left)).await.unwrap();
+            assert_eq!((error_of(&replayed).code.as_str(), error_of(&replayed).retryable), ("PREEMPTED", false));
+        }
+    }
+}
+
+#[tokio::test]
+async fn run_preempted_before_its_first_delta_is_not_stored() {
+    let provider = FakeProvider::start().await;
+    for instances in Instances::start_all(&provider, &[("RESUME_GRACE_SECONDS", "3600")]).await {
+        provider.script(vec![stream_head(), Step::AwaitDisconnect]).await;
+        provider.script(complete_answer("whole")).await;
+        let mut stream = open_stream(&instances.first, instances.question("left", "only once")).await;
+        read_until(&mut stream, "GENERATING").await;
+        drop(stream);
+        let frames = instances.second.chat(instances.question("next", "only once")).await.unwrap();
+        assert_eq!(joined_deltas(&frames), "whole");
+        assert_eq!(questions(&instances.turns().await), ["only once"], "{}", instances.store);
+    }
+}
+
+#[tokio::test]
+async fn run_that_somebody_reads_is_not_preempted() {
+    let provider = FakeProvider::start().await;
+    for instances in Instances::start_all(&provider, &[("RESUME_GRACE_SECONDS", "3600")]).await {
+        let (release, latch) = latch();
+        provider.script(paused_answer(latch)).await;
+        let mut first = open_stream(&instances.first, instances.question("r", "hi")).await;
+        let frames = read_until(&mut first, "delta").await;
+        let mut second = open_stream(&instances.second, instances.question("r", "hi")).await;
+        read_until(&mut second, "delta").await;
+        // Only the reader in the other process is left.
+        drop(first);
+        for server in [&instances.first, &instances.second] {
+            let busy = server.chat(instances.question("next", "hi")).await.unwrap_err();
+            assert_eq!(busy.code(), Code::Aborted, "{}: {busy:?}", instances.store);
+        }
+        // A reader that comes back counts again.
+        let third =
+            open_stream(&instances.first, resume_after(instances.question("r", "hi"), frames.last().unwrap())).await;
+        drop(second);
+        for server in [&instances.first, &instances.second] {
+            let busy = server.chat(instances.question("next", "hi")).await.unwrap_err();
+            assert_eq!(busy.code(), Code::Aborted, "{}: {busy:?}", instances.store);
+        }
+        release.send(()).unwrap();
+        assert_eq!(joined_deltas(&read_to_end(third).await), "two three");
+    }
+}
+
+#[tokio::test]
+async fn run_is_preempted_after_its_reader_in_another_process_left() {
+    let provider = FakeProvider::start().await;
+    for instances in Instances::start_all(&provider, &[("RESUME_GRACE_SECONDS", "3600")]).await {
+        provider.script(endless_answer("half")).await;
+        provider.script(complete_answer("whole")).await;
+        leave_midway(&instances, "left").await;
+        let mut resumed = open_stream(&instances.second, instances.question("left", "left")).await;
+        read_until(&mut resumed, "delta").await;
+        drop(resumed);
+        let frames = instances.second.chat(instances.question("next", "again")).await.unwrap();
+        assert_eq!(joined_deltas(&frames), "whole", "{}", instances.store);
+    }
+}
+
 fn forged(id: &str, number: u32) -> String {
     format!("{}{number:08x}0000", &id[..id.len() - 12])
 }
@@ -312,6 +398,19 @@ async fn tool_result_dropped_at_any_poll_can_be_given_again() {
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn tool_result_preempts_a_run_without_a_reader() {
+    let (provider, server) = crate::tools::start_with_tools().await;
+    provider.script(tool_call_answer("c", "now", &json!({}))).await;
+    server.chat(crate::tools::question("time?")).await.unwrap();
+    provider.script(endless_answer("half")).await;
+    provider.script(complete_answer("noon")).await;
+    let mut stream = open_stream(&server, chat_request("left", "s", "meanwhile")).await;
+    read_until(&mut stream, "delta").await;
+    drop(stream);
+    assert_eq!(joined_deltas(&server.chat(tool_result("c", "12")).await.unwrap()), "noon");
 }
 
 /// A gRPC-Web call over HTTP/1.1.

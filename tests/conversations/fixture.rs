@@ -72,6 +72,7 @@ impl Backdoor for PostgresBackdoor {
              update runs set lease_until = lease_until - interval '{seconds} s',
                              watched_until = watched_until - interval '{seconds} s',
                              started_at = started_at - interval '{seconds} s',
+                             unread_since = unread_since - interval '{seconds} s',
                              ended_at = ended_at - interval '{seconds} s';
              update pending_turns set created_at = created_at - interval '{seconds} s',
                                       resumed_at = resumed_at - interval '{seconds} s';

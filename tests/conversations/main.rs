@@ -16,6 +16,7 @@ mod postgres;
 mod postgres_internals;
 mod previous_program;
 mod quotas;
+mod readers;
 mod runs;
 mod sessions;
 
@@ -75,9 +76,15 @@ cases! {
         finish_is_idempotent
         concurrent_finishes_store_one_turn
         repeatable_run_starts_again
-        follow_marks_run_as_watched_for_a_while
         cancel_by_request_or_session_stops_run
         concurrent_calls_neither_fail_nor_deadlock;
+    readers:
+        unread_run_is_asked_to_end
+        read_run_keeps_its_session
+        session_without_other_run_is_free
+        session_of_unresponsive_owner_is_taken_over
+        reader_of_another_process_counts_until_it_leaves
+        follow_marks_run_as_watched_for_a_while;
     pending:
         last_tool_result_resumes_turn
         concurrent_tool_results_have_one_last

@@ -1,11 +1,9 @@
-use std::time::Duration;
-
 use agent_service::conversation::{
-    AdmitOutcome, FrameChunk, NewRun, NewTurn, RunEnding, RunOutcome, RunSignals, RunSnapshot, RunState,
-    SessionSelection, StoreError, WATCH_WINDOW,
+    AdmitOutcome, FrameChunk, NewRun, NewTurn, RunEnding, RunOutcome, RunSnapshot, RunState, SessionSelection,
+    StoreError,
 };
 
-use crate::fixture::{StoreFixture, chunk, ending, request, session, turn, within};
+use crate::fixture::{StoreFixture, chunk, ending, request, session, turn};
 
 async fn follow(fixture: &StoreFixture, id: &str, after: u32) -> RunSnapshot {
     fixture.store.follow(&fixture.user("ann"), &request(id), after).await.unwrap().unwrap()
@@ -150,30 +148,6 @@ pub async fn repeatable_run_starts_again(fixture: &StoreFixture) {
     fixture.store.finish(&again, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
     assert!(matches!(fixture.store.admit(&run).await.unwrap(), AdmitOutcome::Known { .. }));
     assert_eq!(follow(fixture, "r", 0).await.chunks, [chunk(1, 1)]);
-}
-
-pub async fn follow_marks_run_as_watched_for_a_while(fixture: &StoreFixture) {
-    let slack = Duration::from_secs(2);
-    within(slack, async |attempt| {
-        let name = format!("r{attempt}");
-        let lease = fixture.start(&fixture.run(&name, &name)).await;
-        let unseen = RunSignals { is_cancelled: false, is_watched: false };
-        let seen = RunSignals { is_cancelled: false, is_watched: true };
-        assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), unseen);
-        for _ in 0..2 {
-            follow(fixture, &name, 0).await;
-            assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
-            assert_eq!(fixture.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap(), seen);
-            fixture.backdoor.let_pass(WATCH_WINDOW - slack).await;
-            assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
-            follow(fixture, &name, 0).await;
-            fixture.backdoor.let_pass(WATCH_WINDOW - slack).await;
-            assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), seen);
-            fixture.backdoor.let_pass(WATCH_WINDOW).await;
-            assert_eq!(fixture.store.checkpoint(&lease, None).await.unwrap(), unseen);
-        }
-    })
-    .await;
 }
 
 pub async fn cancel_by_request_or_session_stops_run(fixture: &StoreFixture) {

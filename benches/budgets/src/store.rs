@@ -1,8 +1,8 @@
 use agent_service::{
     conversation::{
-        AdmitOutcome, AdmittedLease, ConversationStore, FrameChunk, History, Lease, NewRun, RunEnding, RunSignals,
-        RunSnapshot, Session, SessionCursor, SessionSelection, SessionUpdate, StoreError, StoredTurn,
-        ToolResultOutcome,
+        AdmitOutcome, AdmittedLease, ConversationStore, FrameChunk, History, Lease, NewRun, Preemption, ReaderSignals,
+        RunEnding, RunKey, RunSignals, RunSnapshot, Session, SessionCursor, SessionSelection, SessionUpdate,
+        StoreError, StoredTurn, ToolResultOutcome,
     },
     identity::{RequestId, SessionId, UserId},
 };
@@ -37,6 +37,18 @@ impl ConversationStore for DiscardingStore {
 
     async fn follow(&self, _user: &UserId, _request: &RequestId, _after: u32) -> Result<Option<RunSnapshot>> {
         Ok(None)
+    }
+
+    async fn unwatch(&self, _user: &UserId, _request: &RequestId) -> Result<()> {
+        Ok(())
+    }
+
+    async fn set_read(&self, _lease: &Lease, _is_read: bool) -> Result<ReaderSignals> {
+        Ok(ReaderSignals::default())
+    }
+
+    async fn preempt(&self, _key: &RunKey, _takes_over: bool) -> Result<Preemption> {
+        Ok(Preemption::Free)
     }
 
     async fn cancel(

@@ -14,6 +14,9 @@ pub(super) const LOST: &str = "lost";
 pub(super) const ALIVE_UNTIL: &str = "alive_until";
 pub(super) const CANCELLED: &str = "cancelled";
 pub(super) const WATCHED_UNTIL: &str = "watched_until";
+/// Absent: somebody reads the run.
+pub(super) const UNREAD_SINCE: &str = "unread_since";
+pub(super) const PREEMPTED: &str = "preempted";
 pub(super) const FRAMES: &str = "frames";
 pub(super) const STARTED_AT: &str = "started_at";
 pub(super) const HOLDS_SESSION: &str = "holds_session";

@@ -17,6 +17,7 @@ mod keys;
 mod lease;
 mod parts;
 mod pending;
+mod readers;
 mod request;
 mod run;
 mod session;
@@ -41,7 +42,9 @@ use super::{
     deadline::{StoreTimeouts, WithDeadlines},
     error::Result,
     pending::ToolResultOutcome,
-    run::{AdmitOutcome, FrameChunk, Lease, NewRun, RunEnding, RunSignals, RunSnapshot},
+    run::{
+        AdmitOutcome, FrameChunk, Lease, NewRun, Preemption, ReaderSignals, RunEnding, RunKey, RunSignals, RunSnapshot,
+    },
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
     store::{ConversationStore, impl_conversation_store},
     stored_turns::StoredTurns,

@@ -72,8 +72,7 @@ impl DynamoConversations {
             let streams = set([stream_member(lease.lease_token, &lease.key.request)]);
             self.table.write(add_streams(&lease.key.user, streams, now)).await?;
         }
-        let is_watched = run.millis(WATCHED_UNTIL).is_ok_and(|watched| watched > now);
-        Ok(RunSignals { is_cancelled: run.flag(CANCELLED), is_watched })
+        Ok(RunSignals { is_cancelled: run.flag(CANCELLED) })
     }
 
     pub(super) async fn stage_chunk(&self, lease: &Lease, chunk: &FrameChunk, now: Timestamp) -> Result<StagedValue> {

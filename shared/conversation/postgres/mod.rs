@@ -17,6 +17,7 @@
 
 mod admit;
 mod pending;
+mod readers;
 mod run;
 mod session;
 mod sweep;
@@ -32,7 +33,9 @@ use super::{
     deadline::{StoreTimeouts, WithDeadlines},
     error::{Result, StoreError},
     pending::ToolResultOutcome,
-    run::{AdmitOutcome, FrameChunk, Lease, NewRun, RunEnding, RunSignals, RunSnapshot},
+    run::{
+        AdmitOutcome, FrameChunk, Lease, NewRun, Preemption, ReaderSignals, RunEnding, RunKey, RunSignals, RunSnapshot,
+    },
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
     store::{ConversationStore, impl_conversation_store},
     stored_turns::StoredTurns,

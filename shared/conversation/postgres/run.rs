@@ -48,7 +48,7 @@ impl PostgresConversations {
         ];
         let rows = self.database.call_function(&lease.key.user, "checkpoint_run", &arguments).await?;
         let row = rows.first().ok_or(StoreError::LeaseLost)?;
-        Ok(RunSignals { is_cancelled: row.try_get("cancelled")?, is_watched: row.try_get("watched")? })
+        Ok(RunSignals { is_cancelled: row.try_get("cancelled")? })
     }
 
     pub(super) async fn finish_run(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {

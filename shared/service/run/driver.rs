@@ -23,12 +23,13 @@ use super::{
     events::{TurnEvents, events_or_defect},
     live::{LiveRun, LiveRuns},
     log::{FrameCursor, FrameLog, push_delimited},
+    presence::wait_until_unwanted,
 };
 use crate::{
     chat::{TurnClosing, TurnEvent, TurnFailure},
     conversation::{
-        ConversationStore, FrameChunk, LEASE_DURATION, Lease, NewTurn, PendingTurnDisposition, RunEnding, RunOutcome,
-        RunSignals, StoreError, WATCH_WINDOW,
+        ConversationStore, FrameChunk, Lease, NewTurn, PendingTurnDisposition, RunEnding, RunOutcome, RunSignals,
+        StoreError,
     },
     service::{
         envelope::Envelope,
@@ -51,6 +52,9 @@ const FINISH_BACKOFF: [Duration; 5] = [
     Duration::from_secs(4),
 ];
 
+/// After this no further attempt begins.
+const FINISH_WINDOW: Duration = Duration::from_secs(30);
+
 pub(in crate::service) struct AdmittedRun {
     pub(in crate::service) lease: Lease,
     pub(in crate::service) envelope: Envelope,
@@ -72,8 +76,6 @@ pub(super) struct RunDriver {
     consecutive_events: u8,
     /// A reason to stop the turn; polled only until it is stopped.
     stop_reason: BoxFuture<'static, DriverStep>,
-    /// Until then a reader in another process counts as one of this run.
-    watched_until: Instant,
     flush: Option<Flush>,
     last_heartbeat: Instant,
     /// Frames before it are persisted.
@@ -92,10 +94,10 @@ struct RunProgress {
 }
 
 impl RunProgress {
-    /// Without output and cost, a retryable failure leaves nothing: the same request may run again.
-    fn outcome(&self, is_retryable_failure: bool) -> RunOutcome {
+    /// Without output and cost, such a failure leaves nothing: the same request may run again.
+    fn outcome(&self, may_be_repeated: bool) -> RunOutcome {
         let came_to_nothing = !self.has_output && self.tokens == 0;
-        if is_retryable_failure && came_to_nothing { RunOutcome::Repeatable } else { RunOutcome::Final }
+        if may_be_repeated && came_to_nothing { RunOutcome::Repeatable } else { RunOutcome::Final }
     }
 }
 
@@ -104,7 +106,7 @@ type Flush = BoxFuture<'static, (Result<RunSignals, StoreError>, FrameCursor)>;
 enum DriverStep {
     Flushed(Result<RunSignals, StoreError>, FrameCursor),
     CancelRequested,
-    Abandoned,
+    Unwanted(TurnFailure),
     Tick,
     Event(TurnEvent),
 }
@@ -122,17 +124,18 @@ impl RunDriver {
         let live = runs.insert((lease.key.user.clone(), lease.key.request.clone()), FrameLog::new(envelope), permit);
         let mut ticker = interval(FLUSH_INTERVAL);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let cancelled = live.log.cancelled.clone().cancelled_owned();
+        let unwanted = wait_until_unwanted(store.clone(), lease.clone(), live.log.clone(), grace);
         Self {
             store,
             lease,
             builder,
             changed_profile,
-            stop_reason: stop_reason(live.log.clone(), grace),
+            stop_reason: stop_reason(cancelled, unwanted),
             live,
             stop: Some(stop),
             ticker,
             consecutive_events: 0,
-            watched_until: Instant::now(),
             flush: None,
             last_heartbeat: Instant::now(),
             persisted: FrameCursor::default(),
@@ -152,7 +155,7 @@ impl RunDriver {
             match self.next_step(events.as_mut()).await {
                 DriverStep::Flushed(result, cursor) => self.on_flushed(result, cursor),
                 DriverStep::CancelRequested => self.stop(TurnFailure::Cancelled),
-                DriverStep::Abandoned => self.on_abandoned(),
+                DriverStep::Unwanted(failure) => self.stop(failure),
                 DriverStep::Tick => self.on_tick(),
                 DriverStep::Event(event) if event.is_last() => break event,
                 DriverStep::Event(event) => {
@@ -211,9 +214,6 @@ impl RunDriver {
             Ok(signals) => {
                 self.persisted = cursor;
                 self.log().discard(cursor);
-                if signals.is_watched {
-                    self.watched_until = Instant::now() + WATCH_WINDOW;
-                }
                 if signals.is_cancelled {
                     self.stop(TurnFailure::Cancelled);
                 }
@@ -223,15 +223,6 @@ impl RunDriver {
                 self.stop(TurnFailure::NotPersisted);
             }
             Err(error) => tracing::warn!(%error, "flush of frames failed; it is retried"),
-        }
-    }
-
-    fn on_abandoned(&mut self) {
-        let now = Instant::now();
-        if self.watched_until > now {
-            self.stop_reason = stop_reason(self.log().clone(), self.watched_until - now);
-        } else {
-            self.stop(TurnFailure::Abandoned);
         }
     }
 
@@ -299,9 +290,9 @@ impl RunDriver {
 
     fn ending(&mut self, failure: Option<&TurnFailure>) -> RunEnding {
         let closing = self.progress.closing.take().map_or_else(TurnClosing::default, |closing| *closing);
-        let is_retryable = failure.is_some_and(TurnFailure::is_retryable);
-        let outcome = self.progress.outcome(is_retryable);
-        let is_reopened = closing.resumed_turn.is_some() && is_retryable;
+        let may_be_repeated = failure.is_some_and(TurnFailure::leaves_request_repeatable);
+        let outcome = self.progress.outcome(may_be_repeated);
+        let is_reopened = closing.resumed_turn.is_some() && may_be_repeated;
         let disposition = if is_reopened { PendingTurnDisposition::Reopened } else { PendingTurnDisposition::Done };
         // A turn that may run again is stored when it finishes, not in part before: otherwise the session would hold its
         // question twice.
@@ -325,16 +316,16 @@ impl RunDriver {
         }
     }
 
-    /// Persists all frames and the last one, with retries. An expired lease is never revived: another process may have taken
-    /// the run over.
+    /// Persists all frames and the last one, with retries, also after the lease has expired: if another run has taken the
+    /// session, the lease token is refused.
     async fn commit(&mut self, mut ending: RunEnding, last: &EncodedFrame) -> Result<(), StoreError> {
         let mut delays = FINISH_BACKOFF.iter();
-        let lease_end = Instant::now() + LEASE_DURATION;
+        let window_end = Instant::now() + FINISH_WINDOW;
         loop {
             match (self.try_commit(&mut ending, last).await, delays.next()) {
                 (Ok(()), _) => return Ok(()),
                 (Err(StoreError::LeaseLost), _) => return Err(StoreError::LeaseLost),
-                (Err(error), Some(delay)) if Instant::now() < lease_end => {
+                (Err(error), Some(delay)) if Instant::now() < window_end => {
                     tracing::warn!(%error, ?delay, "persisting the end of a turn failed; it is retried");
                     sleep(*delay).await;
                 }
@@ -365,14 +356,16 @@ impl RunDriver {
     }
 }
 
-/// Waits until a client cancels the run, or no reader has been there for as long as `grace`.
-fn stop_reason(log: Arc<FrameLog>, grace: Duration) -> BoxFuture<'static, DriverStep> {
-    let cancelled = log.cancelled.clone().cancelled_owned();
+/// Waits until a client cancels the run, or nobody wants it.
+fn stop_reason(
+    cancelled: impl Future<Output = ()> + Send + 'static,
+    unwanted: impl Future<Output = TurnFailure> + Send + 'static,
+) -> BoxFuture<'static, DriverStep> {
     async move {
         tokio::select! {
             biased;
             () = cancelled => DriverStep::CancelRequested,
-            () = log.wait_until_abandoned(grace) => DriverStep::Abandoned,
+            failure = unwanted => DriverStep::Unwanted(failure),
         }
     }
     .boxed()

@@ -7,13 +7,12 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
 use futures_util::Stream;
 use prost::encoding::encode_varint;
-use tokio::{sync::Notify, time::timeout};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -55,6 +54,8 @@ struct LogState {
     outcome: Option<&'static str>,
     /// By [`LogReader::slot`].
     readers: Vec<Option<ReaderState>>,
+    /// A new request of the session waits for the end of the run.
+    is_preempted: bool,
 }
 
 struct ReaderState {
@@ -176,22 +177,48 @@ impl FrameLog {
         self.state().status.as_ref().filter(|(number, _)| *number <= through).map(|(_, status)| status.clone())
     }
 
-    pub(super) async fn wait_until_abandoned(self: Arc<Self>, grace: Duration) {
-        loop {
-            let left = self.left.notified();
-            if self.state().has_readers() {
-                left.await;
-                continue;
-            }
-            let came = self.came.notified();
-            if self.state().has_readers() {
-                continue;
-            }
-            if timeout(grace, came).await.is_err() && !self.state().has_readers() {
-                return;
-            }
+    pub(super) async fn wait_until_unread(&self) {
+        while self.state().has_readers() {
+            self.left.notified().await;
         }
     }
+
+    /// Stops the run, if nobody reads it.
+    pub(super) fn preempt(&self) -> bool {
+        let mut state = self.state();
+        state.is_preempted |= !state.has_readers();
+        let is_preempted = state.is_preempted;
+        drop(state);
+        self.came.notify_waiters();
+        is_preempted
+    }
+
+    pub(super) fn is_preempted(&self) -> bool {
+        self.state().is_preempted
+    }
+
+    pub(super) async fn wait_for_reader_or_preemption(&self) -> ReaderChange {
+        loop {
+            let came = self.came.notified();
+            let (is_preempted, is_read) = {
+                let state = self.state();
+                (state.is_preempted, state.has_readers())
+            };
+            if is_preempted {
+                return ReaderChange::Preempted;
+            }
+            if is_read {
+                return ReaderChange::Came;
+            }
+            came.await;
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReaderChange {
+    Came,
+    Preempted,
 }
 
 impl LogState {

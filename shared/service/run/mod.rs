@@ -5,11 +5,14 @@ mod driver;
 mod events;
 mod live;
 mod log;
+mod preemption;
+mod presence;
 mod registry;
 mod stored;
 
 pub(super) use driver::AdmittedRun;
 pub(super) use events::{EventsOrDefect, events_or_defect};
 pub(super) use log::LogReader;
+pub(super) use preemption::SessionWait;
 pub(super) use registry::RunRegistry;
 pub(super) use stored::{StoredFrames, StoredRun};

@@ -22,7 +22,7 @@ use crate::{
 pub(in crate::service) struct RunRegistry {
     pub(in crate::service) store: Arc<dyn ConversationStore>,
     grace: Duration,
-    drain: Drain,
+    pub(in crate::service) drain: Drain,
     live: LiveRuns,
 }
 
@@ -49,10 +49,9 @@ impl RunRegistry {
         self.live.get(&(user.clone(), request.clone()))
     }
 
-    /// Stops a run of a session, if it is in this process.
-    pub(in crate::service) fn cancel(&self, user: &UserId, session: &SessionId, request: &RequestId) {
-        if let Some(log) = self.find(user, request).filter(|log| log.envelope.session() == session) {
-            log.cancelled.cancel();
-        }
+    /// Stops a run of a session. False if it is not in this process.
+    pub(in crate::service) fn cancel(&self, user: &UserId, session: &SessionId, request: &RequestId) -> bool {
+        let log = self.find(user, request).filter(|log| log.envelope.session() == session);
+        log.inspect(|log| log.cancelled.cancel()).is_some()
     }
 }

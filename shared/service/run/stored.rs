@@ -12,6 +12,7 @@ use crate::{
     conversation::{ConversationStore, FrameChunk, RunSnapshot, RunState, StoreError},
     identity::{RequestId, UserId},
     service::{
+        drain::Drain,
         envelope::Envelope,
         frame::{EncodedFrame, FrameBuilder},
     },
@@ -28,6 +29,7 @@ pub(in crate::service) type StoredFrames = Pin<Box<dyn Stream<Item = (u32, Encod
 pub(in crate::service) struct StoredRun {
     pub(in crate::service) envelope: Envelope,
     store: Arc<dyn ConversationStore>,
+    drain: Drain,
     user: UserId,
     request: RequestId,
     snapshot: RunSnapshot,
@@ -37,12 +39,13 @@ impl StoredRun {
     /// `None` if the store has no such run, or no longer.
     pub(in crate::service) async fn load(
         store: Arc<dyn ConversationStore>,
+        drain: Drain,
         user: UserId,
         request: RequestId,
     ) -> Result<Option<Self>, StoreError> {
         let Some(snapshot) = store.follow(&user, &request, 0).await? else { return Ok(None) };
         let envelope = Envelope::from_bytes(&snapshot.head).ok_or(StoreError::Malformed("the head of a run"))?;
-        Ok(Some(Self { envelope, store, user, request, snapshot }))
+        Ok(Some(Self { envelope, store, drain, user, request, snapshot }))
     }
 
     /// The last status among the frames up to this number; `None` if that frame is not stored yet, which may be a later one.
@@ -58,10 +61,19 @@ impl StoredRun {
     /// The frames after number `after`: those that are stored, then those that follow. Behind the last frame of a run that
     /// one again. `builder` makes the error frame of a lost run. `None`: the run has ended without such a frame.
     pub(in crate::service) fn frames(self, after: u32, builder: FrameBuilder) -> Option<StoredFrames> {
-        let Self { store, user, request, snapshot, .. } = self;
+        let Self { store, drain, user, request, snapshot, .. } = self;
         let state = snapshot.state;
-        let mut follower =
-            RunFollower { store, user, request, builder, number: 0, frames: VecDeque::new(), state, failures: 0 };
+        let mut follower = RunFollower {
+            store,
+            drain,
+            user,
+            request,
+            builder,
+            number: 0,
+            frames: VecDeque::new(),
+            state,
+            failures: 0,
+        };
         follower.push_chunks(snapshot.chunks);
         follower.skip_through(after)?;
         Some(Box::pin(stream::unfold(Some(follower), |follower| async move {
@@ -75,6 +87,8 @@ impl StoredRun {
 
 struct RunFollower {
     store: Arc<dyn ConversationStore>,
+    /// For the last write of a reader that leaves.
+    drain: Drain,
     user: UserId,
     request: RequestId,
     builder: FrameBuilder,
@@ -140,5 +154,19 @@ impl RunFollower {
 
     fn failed(&mut self, failure: TurnFailure) -> (u32, EncodedFrame) {
         (self.number + 1, self.builder.failure(&failure))
+    }
+}
+
+impl Drop for RunFollower {
+    /// Its mark would count as a reader for a while, and a new request of the session would be refused.
+    fn drop(&mut self) {
+        if self.state == RunState::Running {
+            let (store, user, request) = (self.store.clone(), self.user.clone(), self.request.clone());
+            self.drain.spawn(async move {
+                if let Err(error) = store.unwatch(&user, &request).await {
+                    tracing::debug!(%error, "the mark of a reader that left expires by itself");
+                }
+            });
+        }
     }
 }

@@ -110,7 +110,7 @@ async fn acknowledged_turns_survive_kills_exactly_once() {
 }
 
 #[tokio::test]
-async fn conversation_is_released_when_lease_of_killed_server_expires() {
+async fn conversation_of_killed_server_is_free_after_its_restart() {
     let sandbox = Sandbox::new();
     let variables = [("ADMISSION_TIMEOUT_MS", "20000"), ("DEMO_CHUNK_DELAY_MS", "100")];
     let server = sandbox.start_serving(&variables).await;
@@ -118,9 +118,6 @@ async fn conversation_is_released_when_lease_of_killed_server_expires() {
     server.process.kill().await;
     let server = sandbox.start_serving(&variables).await;
     let other = || pb::ChatRequest { session_id: "session-0".into(), ..question("hello") };
-    let busy = server.agent().await.stream_chat(other()).await.unwrap_err();
-    assert_eq!(busy.code(), tonic::Code::Aborted, "{busy:?}");
-    expire_leases(&sandbox).await;
     let frames = read(&server, other(), u32::MAX).await.unwrap();
     assert_eq!(frames.last().unwrap().finish_reason(), FinishReason::Stop);
 }

@@ -140,21 +140,21 @@ fn chunk_holds_a_frame_that_is_longer_than_the_bound() {
     assert_eq!((chunk.count, end.number), (1, 1));
 }
 
-#[tokio::test(start_paused = true)]
-async fn run_is_abandoned_after_its_grace_without_a_reader() {
+#[tokio::test]
+async fn only_a_run_without_a_reader_is_preempted() {
     let log = log();
-    let grace = Duration::from_secs(10);
-    let abandoned = |grace| log.clone().wait_until_abandoned(grace);
     let (first, second) = (log.read_from_start(), log.read_from_start());
     drop(first);
-    assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "the second reader is still there");
+    assert!(log.wait_until_unread().now_or_never().is_none(), "the second reader is still there");
+    assert!(!log.preempt());
     drop(second);
-    assert!(timeout(grace / 2, abandoned(grace)).await.is_err(), "the grace has not passed");
+    log.wait_until_unread().await;
+    assert!(log.wait_for_reader_or_preemption().now_or_never().is_none());
     let returned = log.read(0).unwrap();
-    assert!(timeout(grace * 3, abandoned(grace)).await.is_err(), "a reader returned");
+    assert_eq!(log.wait_for_reader_or_preemption().await, ReaderChange::Came);
     drop(returned);
-    assert!(timeout(grace * 2, abandoned(grace)).await.is_ok());
-    assert!(timeout(grace, abandoned(Duration::ZERO)).await.is_ok());
+    assert!(log.preempt() && log.is_preempted());
+    assert_eq!(log.wait_for_reader_or_preemption().await, ReaderChange::Preempted);
 }
 
 #[test]
