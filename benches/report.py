@@ -70,7 +70,10 @@ def main():
     found = tables(Path(sys.argv[1]))
     page = Path(sys.argv[2]) if len(sys.argv) == 3 else PAGE
     text = page.read_text()
-    places = {match[2] for match in PLACE.finditer(text)}
+    places = [match[2] for match in PLACE.finditer(text)]
+    if repeated := sorted({place for place in places if places.count(place) > 1}):
+        raise SystemExit(f"{page} has two places for {', '.join(repeated)}")
+    places = set(places)
     if missing := sorted(set(found) - places):
         raise SystemExit(f"{page} has no place for {', '.join(missing)}: add <!-- measured: {missing[0]} --> and <!-- end -->")
     origin = f"{datetime.now(timezone.utc):%Y-%m-%d}, {commit()}, {machine()}."
