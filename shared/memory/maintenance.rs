@@ -43,7 +43,7 @@ impl MemoryEngine {
             progress.rejected = 0;
             on_progress(progress);
             let done = progress.done;
-            self.reembed_once(&mut progress, on_progress).await?;
+            Box::pin(self.reembed_once(&mut progress, on_progress)).await?;
             if progress.done == done {
                 return Ok(progress);
             }
@@ -167,6 +167,38 @@ impl MemoryEngine {
             .await?;
         }
         Ok(deleted)
+    }
+
+    /// Copies vectors in half precision that are older than such copies. Can be cancelled, and resumes where it stopped.
+    pub async fn copy_half_vectors(&self) -> Result<(), MemoryError> {
+        let mut after = String::new();
+        loop {
+            let users = with_bulk_timeout(self.users_without_half_vectors(&after)).await?;
+            let Some(last) = users.last() else { return Ok(()) };
+            after.clone_from(last);
+            for user in users.iter().filter_map(|user| UserId::parse("user_id", user).ok()) {
+                while !with_bulk_timeout(self.copy_half_vectors_of(&user)).await? {}
+            }
+        }
+    }
+
+    async fn users_without_half_vectors(&self, after: &str) -> Result<Vec<String>, sqlx::Error> {
+        let mut transaction = self.begin_maintenance().await?;
+        let query = transaction.query(
+            "select user_id from memory_users where not has_half_vectors and user_id > $1 order by user_id limit $2",
+        );
+        let query = query.bind(after).bind(store::sql_int(EMBEDDING_BATCH));
+        let rows = query.fetch_all(&mut *transaction).await?;
+        transaction.commit().await?;
+        store::column(&rows, "user_id")
+    }
+
+    /// True once all are copied; every commit copies a part.
+    async fn copy_half_vectors_of(&self, user: &UserId) -> Result<bool, sqlx::Error> {
+        let transaction = self.begin_bulk(user).await?;
+        let is_complete = transaction.has_half_vectors();
+        transaction.commit().await?;
+        Ok(is_complete)
     }
 
     /// As the table owner. Takes minutes for a million vectors, and blocks no other statement.

@@ -121,7 +121,7 @@ impl MemoryEngine {
 
     /// `None`: the user's inverted index has to be built first.
     async fn run(&self, search: &Search<'_>) -> Result<Option<RetrievalResult>, sqlx::Error> {
-        let mut transaction = self.reader.begin(search.user).await?;
+        let mut transaction = self.reader.begin_with_generic_plans(search.user).await?;
         // Nothing is written, so dropping the transaction saves a round trip.
         search.run(&mut transaction).await
     }

@@ -77,6 +77,13 @@ impl RolePool {
         self.begin_with(&[&self.set_timeouts(), &set_user(user)]).await
     }
 
+    /// As [`begin`](Self::begin), for large statements whose plan does not depend on their arguments: Postgres may take
+    /// longer to plan such a statement for each execution than to execute it.
+    pub async fn begin_with_generic_plans(&self, user: &UserId) -> Result<RoleTransaction, sqlx::Error> {
+        self.begin_with(&[&self.set_timeouts(), "set local plan_cache_mode = force_generic_plan", &set_user(user)])
+            .await
+    }
+
     /// Admits no user's rows, except those that the role sees of all users.
     pub async fn begin_without_user(&self) -> Result<RoleTransaction, sqlx::Error> {
         self.begin_with(&[&self.set_timeouts()]).await

@@ -20,6 +20,7 @@ mod fallbacks;
 mod faults;
 mod grounding;
 mod grpc_web;
+mod half_vectors;
 mod harness;
 mod heartbeats;
 mod indexing;

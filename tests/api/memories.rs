@@ -257,7 +257,9 @@ async fn delete_removes_exactly_the_selection() {
     assert_eq!(delete(pb::DeleteMemoriesRequest { everything: true, ..Default::default() }).await.unwrap(), 2);
     assert!(server.list_memories("ann").await.is_empty());
     assert_eq!(server.list_memories("bob").await.len(), 1, "memories of another user were deleted");
-    for table in ["memories", "memory_users", "memory_postings", "memory_terms"] {
+    for table in
+        ["memories", "memory_vectors", "memory_half_vectors", "memory_users", "memory_postings", "memory_terms"]
+    {
         let statement = sqlx::AssertSqlSafe(format!("select count(*) from {table} where user_id = 'ann'"));
         let left: i64 = sqlx::query_scalar(statement).fetch_one(&mut owner).await.unwrap();
         assert_eq!(left, 0, "{table} still has rows of the user");

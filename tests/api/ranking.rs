@@ -37,7 +37,7 @@ fn text(random: &mut Random, words: usize) -> String {
     (0..words).map(|_| word(random)).collect::<Vec<_>>().join(" ")
 }
 
-/// What a store holds of the user `ann`.
+/// The postings and vectors of the user `ann`.
 struct Stored {
     /// By term and memory: frequency and length.
     postings: BTreeMap<String, BTreeMap<String, (f64, f64)>>,

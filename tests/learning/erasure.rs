@@ -16,8 +16,15 @@ use crate::harness::{Harness, ScriptedModel, process_queue, record, session, use
 const ROME: &str = r#"{"facts": [{"kind": "place", "fact": "The user lives in Rome.", "quote": "I live in Rome"}]}"#;
 
 /// Tables of the memory and of learning with rows of a user.
-const TABLES: [&str; 6] =
-    ["memories", "memory_vectors", "memory_users", "memory_postings", "learning_jobs", "learned_turns"];
+const TABLES: [&str; 7] = [
+    "memories",
+    "memory_vectors",
+    "memory_half_vectors",
+    "memory_users",
+    "memory_postings",
+    "learning_jobs",
+    "learned_turns",
+];
 
 async fn count_user_rows(harness: &Harness, user: &UserId) -> i64 {
     let mut rows = 0;

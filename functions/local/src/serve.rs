@@ -73,14 +73,18 @@ async fn serve_and_learn(
     tokio::join!(serve, Box::pin(learn)).0
 }
 
-/// Builds ANN indexes as users cross the threshold. It never returns.
+/// Completes copies of vectors from before there were any, and builds ANN indexes as users cross the threshold. It never
+/// returns.
 async fn maintain_vector_index(engine: &MemoryEngine, database: &Database, mut ready: watch::Receiver<bool>) {
     loop {
         // `wait_for` fails only after the sender is dropped, which outlives this future.
-        if ready.wait_for(|ready| *ready).await.is_ok()
-            && let Err(error) = engine.build_vector_index(database).await
-        {
-            tracing::warn!(%error, "failed to build the vector index; large searches are slow without it");
+        if ready.wait_for(|ready| *ready).await.is_ok() {
+            if let Err(error) = engine.copy_half_vectors().await {
+                tracing::warn!(%error, "failed to copy vectors in half precision; searches are slower without them");
+            }
+            if let Err(error) = engine.build_vector_index(database).await {
+                tracing::warn!(%error, "failed to build the vector index; large searches are slow without it");
+            }
         }
         tokio::time::sleep(INDEX_INTERVAL).await;
     }

@@ -24,17 +24,26 @@ const ADD: &str = include_str!("sql/add_postings.sql");
 const INPUTS: &str = include_str!("sql/index_inputs.sql");
 const FOLLOWING_TURNS: &str = include_str!("sql/following_turns.sql");
 
-/// Serializes all writers of the user. Returns the id up to which memories are indexed; `None`: the index is complete.
-pub(super) async fn lock(transaction: &mut RoleTransaction, user: &UserId) -> Result<Option<String>, sqlx::Error> {
+pub(super) struct LockedUser {
+    /// The id up to which memories are indexed; `None`: the index is complete.
+    pub(super) indexed_to: Option<String>,
+    /// Every vector has a copy in half precision.
+    pub(super) has_half_vectors: bool,
+}
+
+/// Serializes all writers of the user.
+pub(super) async fn lock(transaction: &mut RoleTransaction, user: &UserId) -> Result<LockedUser, sqlx::Error> {
     let query = transaction.query(LOCK).bind(user.as_str()).bind(tokenizer::VERSION);
     let row = query.fetch_one(&mut **transaction).await?;
+    let has_half_vectors = row.try_get("has_half_vectors")?;
     // An index of a newer tokenizer is maintained with this one: during a rolling deployment, processes of both
     // versions must not restart each other's work.
     if !row.try_get::<bool, _>("is_new")? && row.try_get::<i32, _>("tokenizer")? >= tokenizer::VERSION {
-        return row.try_get("indexed_to");
+        return Ok(LockedUser { indexed_to: row.try_get("indexed_to")?, has_half_vectors });
     }
     let query = transaction.query(RESTART).bind(user.as_str()).bind(tokenizer::VERSION);
-    query.fetch_one(&mut **transaction).await?.try_get("indexed_to")
+    let row = query.fetch_one(&mut **transaction).await?;
+    Ok(LockedUser { indexed_to: row.try_get("indexed_to")?, has_half_vectors })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +65,7 @@ pub(crate) async fn advance(transaction: &mut RoleTransaction, user: &UserId) ->
             return Ok(IndexAdvance::Contended);
         }
     }
-    let Some(after) = lock(transaction, user).await? else { return Ok(IndexAdvance::Complete) };
+    let Some(after) = lock(transaction, user).await?.indexed_to else { return Ok(IndexAdvance::Complete) };
     let query = transaction
         .query("select id from memories where user_id = $1 and id > $2 order by id limit $3")
         .bind(user.as_str())

@@ -2,13 +2,12 @@
 //! a search takes two round trips and sees one snapshot.
 
 use jiff_sqlx::ToSqlx as _;
-use pgvector::Vector;
-use sqlx::{FromRow as _, Row as _, postgres::PgRow};
+use sqlx::{AssertSqlSafe, FromRow as _, Row as _, postgres::PgRow};
 
 use super::{
     SqlQuery, bind_filter,
     knn::{self, VectorIndex},
-    search_statement::Strategy,
+    search_statement::{Statement, Strategy},
     sql_int,
 };
 use crate::{
@@ -18,6 +17,8 @@ use crate::{
     temporal::TimeSpan,
 };
 
+pub(crate) use super::search_statement::SearchMode;
+
 /// Added to the score of a memory of a time that the query names.
 const TIME_BONUS: f64 = 0.05;
 
@@ -26,7 +27,7 @@ const MAX_RESULT_BYTES: usize = 3_500_000;
 
 /// Memories that [`Strategy::Best`] scores, besides two for each of the limit. With fewer it would often have to score
 /// all memories afterwards; each costs the look-up of a vector.
-const MIN_SCORED: usize = 100;
+const MIN_SCORED: usize = 50;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bm25Params {
@@ -34,34 +35,6 @@ pub(crate) struct Bm25Params {
     pub(crate) k1: f64,
     /// The penalty of a text longer than the average.
     pub(crate) b: f64,
-}
-
-#[derive(Debug)]
-pub(crate) enum SearchMode {
-    Lexical,
-    Vector(Vector),
-    Hybrid(Vector),
-}
-
-impl SearchMode {
-    pub(crate) fn is_lexical(&self) -> bool {
-        matches!(self, Self::Lexical | Self::Hybrid(_))
-    }
-
-    pub(crate) fn vector(&self) -> Option<&Vector> {
-        match self {
-            Self::Lexical => None,
-            Self::Vector(vector) | Self::Hybrid(vector) => Some(vector),
-        }
-    }
-
-    /// Without the lexical retriever. `None`: nothing is left.
-    pub(crate) fn into_vector(self) -> Option<Self> {
-        match self {
-            Self::Lexical => None,
-            Self::Vector(vector) | Self::Hybrid(vector) => Some(Self::Vector(vector)),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -81,7 +54,7 @@ pub(crate) struct Search<'a> {
 
 impl Search<'_> {
     /// Columns of the memories decide on a hit or its score.
-    pub(super) fn reads_memories(&self) -> bool {
+    fn reads_memories(&self) -> bool {
         !self.query.filter.is_empty() || !self.spans.is_empty()
     }
 
@@ -94,6 +67,11 @@ impl Search<'_> {
         let counts_above_floor = self.query.counts_matches && self.query.min_score > 0.0;
         let scores_all = self.mode.vector().is_none() || self.reads_memories() || counts_above_floor;
         if scores_all { Strategy::All } else { Strategy::Best }
+    }
+
+    fn statement(&self, strategy: Strategy<'_>) -> AssertSqlSafe<String> {
+        let (reads_memories, counts_matches) = (self.reads_memories(), self.query.counts_matches);
+        Statement { mode: &self.mode, strategy, reads_memories, counts_matches }.sql()
     }
 
     /// As many as the exact kNN compares for [`Strategy::Best`], or as the HNSW index returns.
@@ -114,7 +92,7 @@ impl Search<'_> {
             .bind(max_memories)
             .bind(self.mode.vector())
             .bind(self.model_key)
-            .bind(self.alpha)
+            .bind(if self.mode.is_lexical() { self.alpha } else { 1.0 })
             .bind(self.query.min_score)
             .bind(limit.max(sql_int(MAX_COUNTED)))
             .bind(limit)

@@ -1,14 +1,9 @@
 //! The SQL of a search. All variants have the same parameters and columns, so that they are bound and read alike.
 
+use pgvector::Vector;
 use sqlx::AssertSqlSafe;
 
-use super::{
-    columns,
-    knn::VectorIndex,
-    matches_filter,
-    search::{Search, SearchMode},
-    with_documents,
-};
+use super::{columns, knn::VectorIndex, matches_filter, with_documents};
 
 /// Postings that one search reads.
 const POSTINGS_BUDGET: &str = "50000";
@@ -16,6 +11,7 @@ const POSTINGS_BUDGET: &str = "50000";
 const STATE: &str = include_str!("sql/search_state.sql");
 const TERMS: &str = include_str!("sql/search_terms.sql");
 const POSTINGS: &str = include_str!("sql/search_postings.sql");
+const NO_POSTINGS: &str = "select null as id, null::float8 as x where false";
 const LEXICAL: &str = include_str!("sql/search_lexical.sql");
 const EXACT: &str = include_str!("sql/search_exact.sql");
 const CANDIDATES: &str = include_str!("sql/search_candidates.sql");
@@ -24,8 +20,8 @@ const NO_CANDIDATES: &str = "select null where false";
 const HYBRID_SCORE: &str = "
     select id, $14 * coalesce(vectors.score, 0) + (1 - $14) * coalesce(lexical.score, 0) as score
     from vectors full join lexical using (id)";
-const BEST_HYBRID: &str = include_str!("sql/search_best_hybrid.sql");
-const BEST_VECTORS: &str = include_str!("sql/search_best_vectors.sql");
+const HALF: &str = include_str!("sql/search_half.sql");
+const BEST: &str = include_str!("sql/search_best.sql");
 const BEST_IS_COMPLETE: &str = include_str!("sql/search_best_complete.sql");
 const TOTAL_OF_BEST: &str = include_str!("sql/search_total_of_best.sql");
 
@@ -53,16 +49,53 @@ pub(super) enum Strategy<'a> {
     Index(&'a VectorIndex),
 }
 
-impl Search<'_> {
-    pub(super) fn statement(&self, strategy: Strategy<'_>) -> AssertSqlSafe<String> {
+#[derive(Debug)]
+pub(crate) enum SearchMode {
+    Lexical,
+    Vector(Vector),
+    Hybrid(Vector),
+}
+
+impl SearchMode {
+    pub(crate) fn is_lexical(&self) -> bool {
+        matches!(self, Self::Lexical | Self::Hybrid(_))
+    }
+
+    pub(crate) fn vector(&self) -> Option<&Vector> {
+        match self {
+            Self::Lexical => None,
+            Self::Vector(vector) | Self::Hybrid(vector) => Some(vector),
+        }
+    }
+
+    /// Without the lexical retriever. `None`: nothing is left.
+    pub(crate) fn into_vector(self) -> Option<Self> {
+        match self {
+            Self::Lexical => None,
+            Self::Vector(vector) | Self::Hybrid(vector) => Some(Self::Vector(vector)),
+        }
+    }
+}
+
+pub(super) struct Statement<'a> {
+    pub(super) mode: &'a SearchMode,
+    pub(super) strategy: Strategy<'a>,
+    /// Columns of the memories decide on a hit or its score.
+    pub(super) reads_memories: bool,
+    pub(super) counts_matches: bool,
+}
+
+impl Statement<'_> {
+    pub(super) fn sql(&self) -> AssertSqlSafe<String> {
         let mut ctes = vec![STATE.to_owned()];
         if self.mode.is_lexical() {
             ctes.push(TERMS.to_owned());
         }
-        let (total, candidates, is_complete) = match strategy {
+        let (total, candidates, is_complete) = match self.strategy {
             Strategy::Best => {
-                ctes.push(EXACT.to_owned());
-                self.push_best(&mut ctes)
+                ctes.extend([HALF, BEST].map(str::to_owned));
+                let total = if self.counts_matches { TOTAL_OF_BEST } else { "null::bigint" };
+                (total, "null::bigint", BEST_IS_COMPLETE)
             }
             Strategy::All => {
                 self.push_all(&mut ctes, None);
@@ -78,7 +111,7 @@ impl Search<'_> {
                 "with {ctes} select ",
                 columns!(),
                 ", best.score, {total} as total, {candidates} as candidates, ({is_complete}) as is_complete,
-                 state.memories as memories_of_user, state.is_indexed, state.is_small
+                 state.is_indexed, state.is_small
                  from state left join (best join ",
                 with_documents!("memories on memories.user_id = $1 and memories.id = best.id"),
                 ") on true order by best.score desc, best.id"
@@ -88,21 +121,17 @@ impl Search<'_> {
             candidates = candidates,
             is_complete = is_complete,
         );
-        let is_searched = if self.mode.is_lexical() { "is_small and is_indexed" } else { "is_small" };
+        let (is_searched, postings, or_terms) = match self.mode {
+            SearchMode::Vector(_) => ("is_small", NO_POSTINGS, ""),
+            SearchMode::Lexical | SearchMode::Hybrid(_) => ("is_small and is_indexed", POSTINGS, OR_TERMS),
+        };
         AssertSqlSafe(
             statement
-                .replace("{or_terms}", if self.mode.is_lexical() { OR_TERMS } else { "" })
-                .replace("{postings}", POSTINGS)
+                .replace("{or_terms}", or_terms)
+                .replace("{postings}", postings)
                 .replace("{budget}", POSTINGS_BUDGET)
                 .replace("{is_searched}", is_searched),
         )
-    }
-
-    fn push_best(&self, ctes: &mut Vec<String>) -> (&'static str, &'static str, &'static str) {
-        let is_lexical = self.mode.is_lexical();
-        ctes.push(if is_lexical { BEST_HYBRID } else { BEST_VECTORS }.to_owned());
-        let total = if self.query.counts_matches { TOTAL_OF_BEST } else { "null::bigint" };
-        (total, "null::bigint", if is_lexical { BEST_IS_COMPLETE } else { "true" })
     }
 
     fn push_all(&self, ctes: &mut Vec<String>, index: Option<&VectorIndex>) {
@@ -125,7 +154,7 @@ impl Search<'_> {
             SearchMode::Vector(_) => "select id, score from vectors",
             SearchMode::Hybrid(_) => HYBRID_SCORE,
         };
-        let matching = if self.reads_memories() { MATCHING_IDS_AND_SCORES } else { ALL_IDS_AND_SCORES };
+        let matching = if self.reads_memories { MATCHING_IDS_AND_SCORES } else { ALL_IDS_AND_SCORES };
         ctes.push(format!(
             "scored as ({fusion}), matching as ({matching}),
              hits as (select * from matching where score >= $15 order by score desc, id limit $16),

@@ -47,7 +47,8 @@ pub fn timestamp(seconds: i64) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds, nanos: 0 }
 }
 
-/// Asserts that the statistics of the lexical index equal a recount of its postings, and that every memory is indexed.
+/// Asserts that the statistics of the lexical index equal a recount of its postings, that every memory is indexed, and that
+/// each vector has its copy in half precision.
 pub async fn assert_index_consistent(owner: &mut PgConnection) {
     for (case, statement) in [
         (
@@ -71,6 +72,15 @@ pub async fn assert_index_consistent(owner: &mut PgConnection) {
         let violations: i64 = sqlx::query_scalar(statement).fetch_one(&mut *owner).await.unwrap();
         assert_eq!(violations, 0, "{case}");
     }
+    assert_vectors_copied(owner).await;
+}
+
+pub async fn assert_vectors_copied(owner: &mut PgConnection) {
+    let violations = "select count(*) from memory_vectors vectors
+                      full join memory_half_vectors copies using (user_id, model, memory_id)
+                      where vectors.embedding::halfvec is distinct from copies.embedding";
+    let violations: i64 = sqlx::query_scalar(violations).fetch_one(owner).await.unwrap();
+    assert_eq!(violations, 0, "vectors without an equal copy, or copies without a vector");
 }
 
 impl TestServer {

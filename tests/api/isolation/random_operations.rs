@@ -363,7 +363,7 @@ async fn random_operations_never_touch_rows_of_another_user() {
     let stored: BTreeMap<String, i64> = stored.iter().map(|row| (row.get(0), row.get(1))).collect();
     let expected = users.iter().filter(|user| !user.memories.is_empty());
     assert_eq!(stored, expected.map(|user| (user.id.to_owned(), user.memories.len() as i64)).collect());
-    for derived in ["memory_vectors", "memory_postings"] {
+    for derived in ["memory_vectors", "memory_half_vectors", "memory_postings"] {
         let stray = format!(
             "select count(*) from {derived} left join memories
                     on memories.user_id = {derived}.user_id and memories.id = memory_id and superseded_by is null

@@ -15,7 +15,9 @@ use sqlx::types::Json;
 pub(crate) use supersede::SupersedeEdge;
 
 use super::{
-    column, inverted_index, sql_int,
+    column,
+    inverted_index::{self, LockedUser},
+    sql_int,
     write_locks::{WriteLocks, WritePermit},
 };
 use crate::{
@@ -55,6 +57,7 @@ pub(crate) struct MemoryTransaction<'u> {
     user: &'u UserId,
     /// `None`: all memories are indexed.
     indexed_to: Option<String>,
+    has_half_vectors: bool,
     touched: BTreeSet<String>,
     _permit: WritePermit<'u>,
 }
@@ -68,8 +71,12 @@ impl<'u> MemoryTransaction<'u> {
     ) -> Result<Self, sqlx::Error> {
         let permit = write_locks.lock(user).await?;
         let mut transaction = pool.begin(user).await?;
-        let indexed_to = inverted_index::lock(&mut transaction, user).await?;
-        Ok(Self { transaction, user, indexed_to, touched: BTreeSet::new(), _permit: permit })
+        let LockedUser { indexed_to, has_half_vectors } = inverted_index::lock(&mut transaction, user).await?;
+        Ok(Self { transaction, user, indexed_to, has_half_vectors, touched: BTreeSet::new(), _permit: permit })
+    }
+
+    pub(crate) fn has_half_vectors(&self) -> bool {
+        self.has_half_vectors
     }
 
     pub(crate) fn inner(&mut self) -> &mut RoleTransaction {
@@ -77,6 +84,9 @@ impl<'u> MemoryTransaction<'u> {
     }
 
     pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        if !self.has_half_vectors {
+            Box::pin(self.copy_vectors()).await?;
+        }
         let is_indexed = |id: &String| self.indexed_to.as_ref().is_none_or(|to| id <= to);
         let (indexed, later): (Vec<String>, Vec<String>) = self.touched.into_iter().partition(is_indexed);
         inverted_index::refresh(&mut self.transaction, self.user, &indexed).await?;
