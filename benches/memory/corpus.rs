@@ -18,6 +18,10 @@ const WORDS: usize = 20_000;
 const SHIFT: f64 = 20.0;
 const WORDS_OF_MEMORY: usize = 15;
 const WORDS_OF_QUERY: usize = 6;
+/// Each of them stands in this share of the memories of a corpus with common words.
+const COMMON_SHARE: f64 = 0.14;
+const COMMON_WORDS: [&str; 5] = ["kat", "zat", "mok", "dok", "frint"];
+const RARE_WORDS_OF_QUERY: usize = 5;
 const SYLLABLES: [&str; 30] = [
     "ba", "ke", "lo", "mi", "tu", "ran", "sel", "dor", "vin", "gul", "pa", "he", "no", "ji", "fu", "tam", "len", "wor",
     "zim", "kub", "sha", "che", "tho", "bri", "plu", "gra", "ste", "flo", "qui", "dru",
@@ -45,6 +49,11 @@ impl Random {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "it is below a usize")]
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
     }
 
     /// Uniform in 0..1.
@@ -76,6 +85,7 @@ pub struct Corpus {
     words: Vec<String>,
     random: Random,
     now: Timestamp,
+    has_common_words: bool,
 }
 
 impl Corpus {
@@ -83,7 +93,12 @@ impl Corpus {
         let syllable = |number: usize| SYLLABLES[number % SYLLABLES.len()];
         let base = SYLLABLES.len();
         let word = |rank: usize| format!("{}{}{}", syllable(rank), syllable(rank / base), syllable(rank / base / base));
-        Self { words: (0..WORDS).map(word).collect(), random: Random::new(seed), now: Timestamp::now() }
+        let words = (0..WORDS).map(word).collect();
+        Self { words, random: Random::new(seed), now: Timestamp::now(), has_common_words: false }
+    }
+
+    pub fn with_common_words(seed: u64) -> Self {
+        Self { has_common_words: true, ..Self::new(seed) }
     }
 
     fn text(&mut self, words: usize) -> String {
@@ -98,8 +113,28 @@ impl Corpus {
         self.text(WORDS_OF_QUERY)
     }
 
+    /// Five words that each stand in 14 % of the memories, and one that makes the vector another.
+    pub fn common_query(&mut self) -> String {
+        format!("{} {}", COMMON_WORDS.join(" "), self.text(1))
+    }
+
+    /// Words of the rarer half of the vocabulary.
+    pub fn rare_query(&mut self) -> String {
+        let word = |random: &mut Random| WORDS / 2 + random.below(WORDS / 2);
+        let words: Vec<&str> = (0..RARE_WORDS_OF_QUERY).map(|_| self.words[word(&mut self.random)].as_str()).collect();
+        words.join(" ")
+    }
+
     pub fn content(&mut self) -> String {
-        self.text(WORDS_OF_MEMORY)
+        let mut text = self.text(WORDS_OF_MEMORY);
+        if self.has_common_words {
+            for word in COMMON_WORDS {
+                if self.random.uniform() < COMMON_SHARE {
+                    text.extend([" ", word]);
+                }
+            }
+        }
+        text
     }
 
     /// Memories of the last three years.

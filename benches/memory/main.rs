@@ -46,7 +46,7 @@ struct Plan {
 impl Plan {
     const FULL: Self = Self {
         retrieve: retrieve::Plan { sizes: &[1_000, 10_000, 100_000], queries: 300 },
-        many_users: many_users::Plan { users: 1_000, memories: 1_000, queries: 500 },
+        many_users: many_users::Plan { users: 10_000, memories: 100, queries: 500 },
         write: write::Plan { batches: &[(200, 20), (1_000, 10)], singles: 300, by_model: 500 },
         index: index::Plan { sizes: &[10_000, 20_000, 50_000, 100_000], others: 5, queries: 200, min_recall: 0.0 },
     };

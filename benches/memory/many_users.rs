@@ -34,8 +34,8 @@ const COPY_INDEX: [&str; 3] = [
      select 'user-' || $1, term, memory_id, frequency, length from memory_postings where user_id = 'user-0'",
     "insert into memory_terms (user_id, term, memories)
      select 'user-' || $1, term, memories from memory_terms where user_id = 'user-0'",
-    "insert into memory_users (user_id, memories, total_length, tokenizer)
-     select 'user-' || $1, memories, total_length, tokenizer from memory_users where user_id = 'user-0'",
+    "insert into memory_users (user_id, memories, total_length, tokenizer, has_half_vectors)
+     select 'user-' || $1, memories, total_length, tokenizer, true from memory_users where user_id = 'user-0'",
 ];
 
 pub struct Plan {

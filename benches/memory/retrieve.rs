@@ -1,4 +1,4 @@
-//! One user with a growing number of memories, by exact kNN.
+//! One user with a growing number of memories, by exact kNN: queries of common, of usual and of rare words.
 
 use std::sync::Arc;
 
@@ -14,6 +14,12 @@ use crate::{
 pub const USER: &str = "ann";
 pub const INDEX_NEVER: (&str, &str) = ("VECTOR_INDEX_THRESHOLD", "1000000000");
 
+const QUERIES: [(&str, fn(&mut Corpus) -> String); 3] = [
+    ("six words", Corpus::query),
+    ("five words that each stand in 14 %", Corpus::common_query),
+    ("five rare words", Corpus::rare_query),
+];
+
 pub struct Plan {
     pub sizes: &'static [usize],
     pub queries: usize,
@@ -24,17 +30,19 @@ pub async fn run(postgres: &Postgres, plan: &Plan) -> BenchResult<()> {
     let embedder = Arc::new(SyntheticEmbedder::clustered());
     let server = BenchServer::start(&database, embedder.clone(), &[INDEX_NEVER]).await?;
     let mut connection = database.connect().await?;
-    let (mut corpus, mut stored) = (Corpus::new(1), 0);
-    let caption = format!("One user, exact kNN, {} sequential queries; milliseconds.", plan.queries);
+    let (mut corpus, mut stored) = (Corpus::with_common_words(1), 0);
+    let caption = format!("One user, exact kNN, {} sequential queries of each kind; milliseconds.", plan.queries);
     let table = SearchTable::new("memory/retrieve", caption);
     for &size in plan.sizes {
         fill(&server.engine, USER, &mut corpus, size - stored).await?;
         stored = size;
         database.settle().await?;
-        let mut questions = Corpus::new(2);
-        let searches: Vec<_> = (0..plan.queries).map(|_| (USER.to_owned(), questions.query())).collect();
-        let measured = measure::searches(&mut server.agent(), &mut connection, &embedder, &searches).await?;
-        table.rows(&count(size), measured);
+        for (words, query) in QUERIES {
+            let mut questions = Corpus::new(2);
+            let searches: Vec<_> = (0..plan.queries).map(|_| (USER.to_owned(), query(&mut questions))).collect();
+            let measured = measure::searches(&mut server.agent(), &mut connection, &embedder, &searches).await?;
+            table.rows(&format!("{}, {words}", count(size)), measured);
+        }
     }
     Ok(())
 }
