@@ -26,9 +26,11 @@ impl Operation for KeptTurns {
                 user_id: "ann".to_owned(),
                 session_id: format!("{}-{}", self.sessions, number / TURNS_OF_A_SESSION),
                 input: Some(pb::chat_request::Input::Message(QUESTION.to_owned())),
-                use_document_context: Some(false),
                 ..Default::default()
             };
+            let mut request = tonic::Request::new(request);
+            // A recall has budgets of its own.
+            request.metadata_mut().insert("x-recall", "off".parse()?);
             let mut frames = agent.stream_chat(request).await?.into_inner();
             let mut last = None;
             while let Some(frame) = frames.message().await? {

@@ -16,7 +16,7 @@ use futures_util::{FutureExt as _, Stream, future::BoxFuture};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
     task::consume_budget,
-    time::{Instant, Interval, MissedTickBehavior, interval, sleep},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep},
 };
 
 use super::{
@@ -122,7 +122,8 @@ impl RunDriver {
     ) -> Self {
         let AdmittedRun { lease, envelope, builder, changed_profile, permit } = run;
         let live = runs.insert((lease.key.user.clone(), lease.key.request.clone()), FrameLog::new(envelope), permit);
-        let mut ticker = interval(FLUSH_INTERVAL);
+        // Not at once: a turn that ends before stores its frames with its end.
+        let mut ticker = interval_at(Instant::now() + FLUSH_INTERVAL, FLUSH_INTERVAL);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let cancelled = live.log.cancelled.clone().cancelled_owned();
         let unwanted = wait_until_unwanted(store.clone(), lease.clone(), live.log.clone(), grace);
