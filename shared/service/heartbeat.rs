@@ -41,7 +41,7 @@ impl HalfClose {
     }
 }
 
-/// Where a stream begins: after which frame, and with which status.
+/// The frame behind which a stream begins, and the status that the client has seen last.
 #[derive(Debug, Default)]
 pub(super) struct StreamStart {
     pub(super) position: FramePosition,

@@ -49,7 +49,7 @@ const MAX_RESETS: usize = 10_000;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// What all connections of a listener share.
+/// Shared by all connections of a listener.
 pub(super) struct ConnectionContext {
     pub(super) service: HttpService,
     pub(super) tls: Option<Arc<TlsCertificate>>,
