@@ -9,7 +9,7 @@ mod responses;
 mod trailers;
 
 use agent_service::transport::lambda::GrpcService;
-use tonic::service::LayerExt as _;
+use tonic::{codec::CompressionEncoding, service::LayerExt as _};
 use tower::util::MapResponseLayer;
 
 /// Messages of the suite, and its service with our codec.
@@ -39,12 +39,16 @@ pub const METHODS: &[&str] =
 
 /// The service with our codec; a request may have messages of `max_message_bytes`.
 pub fn service(max_message_bytes: usize) -> impl GrpcService {
-    let service = proto::conformance_service_server::ConformanceServiceServer::new(calls::Conformance);
-    MapResponseLayer::new(trailers::append).named_layer(service.max_decoding_message_size(max_message_bytes))
+    let service = proto::conformance_service_server::ConformanceServiceServer::new(calls::Conformance)
+        .max_decoding_message_size(max_message_bytes)
+        .accept_compressed(CompressionEncoding::Gzip);
+    MapResponseLayer::new(trailers::append).named_layer(service)
 }
 
 /// The service with tonic's codec; a request may have messages of `max_message_bytes`.
 pub fn bare_service(max_message_bytes: usize) -> impl GrpcService {
-    let service = bare::conformance_service_server::ConformanceServiceServer::new(calls::Conformance);
-    MapResponseLayer::new(trailers::append).named_layer(service.max_decoding_message_size(max_message_bytes))
+    let service = bare::conformance_service_server::ConformanceServiceServer::new(calls::Conformance)
+        .max_decoding_message_size(max_message_bytes)
+        .accept_compressed(CompressionEncoding::Gzip);
+    MapResponseLayer::new(trailers::append).named_layer(service)
 }
