@@ -37,7 +37,7 @@ use crate::{
         },
     },
     service::{AgentApi, Apis, ConversationApi, Drain, MemoryApi},
-    transport::{REQUEST_ENCODING, RpcPaths, agent_service, conversation_service, memory_service},
+    transport::{RpcPaths, agent_service, conversation_service, memory_service, services::REQUEST_ENCODING},
 };
 use health::HealthApi;
 use probes::Readiness;

@@ -16,7 +16,7 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 /// Of a rejected request: enough for one that is a little too large.
-const MAX_DISCARDED_BYTES: usize = 2 * crate::transport::MAX_MESSAGE_BYTES;
+const MAX_DISCARDED_BYTES: usize = 2 * crate::transport::services::MAX_MESSAGE_BYTES;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads the rest of a rejected request before it responds. Otherwise the connection is closed while the client still writes; its
