@@ -81,7 +81,6 @@ impl BenchService {
             request_id: format!("request-{number}"),
             input: Some(pb::chat_request::Input::Message(QUESTION.to_owned())),
             user_profile: Some(pb::UserProfile { language: "en".to_owned(), ..Default::default() }),
-            use_document_context: Some(false),
             ..Default::default()
         }
         .encode_to_vec();
@@ -90,6 +89,7 @@ impl BenchService {
         Request::post("/agent.v1.AgentService/StreamChat")
             .header("content-type", "application/grpc")
             .header("te", "trailers")
+            .header("x-recall", "off")
             .body(Body::new(Full::new(Bytes::from(framed))))
             .expect("a valid request")
     }
