@@ -16,6 +16,7 @@ use crate::{
     process::ServerProcess,
     report::{number, quantile},
     server::ServerRole,
+    table::Table,
 };
 
 pub struct Plan {
@@ -35,11 +36,24 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
     let data = tempfile::tempdir()?;
     let path = data.path().to_str().ok_or("the path is not UTF-8")?;
     let server = ServerProcess::start_with(ServerRole::Defaults, Duration::ZERO, &[], LOG_LEVEL, &[path])?;
-    println!("\nStored turns, demo mode, embedded Postgres, learning on; {:?} each, every caller a user", plan.span);
-    println!(
-        "{:>8}{:>12}{:>10}{:>22}{:>22}{:>14}{:>12}",
-        "callers", "turns/s", "refused", "first frame p50, p99", "whole turn p50, p99", "inserts/s", "ratio"
+    let caption = format!(
+        "Embedded Postgres, {:?} for each number of callers, every caller a user; times are in milliseconds. As many clients insert, \
+         16 at most.",
+        plan.span
     );
+    let columns = [
+        "callers",
+        "turns a second",
+        "refused",
+        "first frame, p50",
+        "p99",
+        "whole turn, p50",
+        "p99",
+        "inserts a second",
+        "turns / inserts",
+    ];
+    let table = Table::new("streams/kept-turns", caption, &columns);
+    let empty = disk_bytes(&data.path().join("postgres"))?;
     runtime.block_on(async {
         let target = Target::connect(server.address()).await?;
         for &callers in plan.callers {
@@ -49,29 +63,26 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
             let inserts = insert(data.path(), callers.min(16), plan.span / 3).await?;
             let rate = kept.turns as f64 / seconds;
             let milliseconds = |values: &mut Vec<f64>, share| number(quantile(values, share) * 1e3);
-            println!(
-                "{callers:>8}{:>12}{:>10}{:>22}{:>22}{:>14}{:>12}",
+            table.row([
+                callers.to_string(),
                 number(rate),
-                kept.refused,
-                format!(
-                    "{}, {} ms",
-                    milliseconds(&mut kept.first_frames, 0.5),
-                    milliseconds(&mut kept.first_frames, 0.99)
-                ),
-                format!("{}, {} ms", milliseconds(&mut kept.ends, 0.5), milliseconds(&mut kept.ends, 0.99)),
+                kept.refused.to_string(),
+                milliseconds(&mut kept.first_frames, 0.5),
+                milliseconds(&mut kept.first_frames, 0.99),
+                milliseconds(&mut kept.ends, 0.5),
+                milliseconds(&mut kept.ends, 0.99),
                 number(inserts),
                 number(rate / inserts),
-            );
+            ]);
         }
-        let stored = disk_bytes(&data.path().join("postgres"))?;
+        let stored = disk_bytes(&data.path().join("postgres"))? - empty;
         let turns: i64 = {
             let mut connection = connect(data.path()).await?;
             sqlx::query_scalar("select sum(turns)::bigint from sessions").fetch_one(&mut connection).await?
         };
-        println!(
-            "{turns} turns; data directory with the log of changes: {} kB a turn",
-            number(stored / turns as f64 / 1e3)
-        );
+        let caption = "Growth of the data directory by these turns, with the write-ahead log.";
+        let table = Table::new("streams/kept-turns/disk", caption, &["turns", "kB a turn"]);
+        table.row([turns.to_string(), number(stored / turns as f64 / 1e3)]);
         Ok(())
     })
 }

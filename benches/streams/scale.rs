@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use crate::{
     common::BenchResult,
     report::{median, number},
+    table::Table,
 };
 
 pub struct Plan {
@@ -42,28 +43,24 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
             Duration::from_secs(600),
             Duration::from_secs(20),
         );
-        println!("\nScale of a user, embedded Postgres: median of {} calls, ms", plan.calls);
-        print!("{:<34}", "");
-        COLUMNS.iter().for_each(|column| print!("{column:>12}"));
-        println!();
+        let caption = format!("Embedded Postgres, the median of {} calls; milliseconds.", plan.calls);
+        let columns: Vec<&str> = ["user"].into_iter().chain(COLUMNS).collect();
+        let table = Table::new("streams/scale", caption, &columns);
+        let row = |name: String, figures: &[f64; 6]| {
+            table.row([name].into_iter().chain(figures.iter().map(|figure| number(*figure))));
+        };
         let mut connection = PgConnection::connect_with(&embedded::connect_options(data.path())?).await?;
         for (number, &turns) in plan.turns.iter().enumerate() {
             let user = format!("user-{number}");
             seed(&mut connection, &user, turns).await?;
-            row(&format!("user with {turns} turns"), &measure(&store, &user, plan.calls).await?);
+            row(format!("with {turns} turns"), &measure(&store, &user, plan.calls).await?);
         }
         for number in 0..plan.users {
             seed(&mut connection, &format!("many-{number}"), 10).await?;
         }
-        row(&format!("one of {} users", plan.users), &measure(&store, "many-0", plan.calls.min(8)).await?);
+        row(format!("one of {} users", plan.users), &measure(&store, "many-0", plan.calls.min(8)).await?);
         Ok(())
     })
-}
-
-fn row(name: &str, figures: &[f64; 6]) {
-    print!("{name:<34}");
-    figures.iter().for_each(|figure| print!("{:>12}", number(*figure)));
-    println!();
 }
 
 async fn seed(connection: &mut PgConnection, user: &str, turns: u32) -> BenchResult<()> {
