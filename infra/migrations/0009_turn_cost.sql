@@ -1,7 +1,16 @@
 -- A kept turn is two transactions of one round trip each: `admit_turn` and `finish_turn`. What they read and write does not
 -- depend on how many sessions, turns and runs the user has.
 --
--- The functions and statements of the previous program keep working on this schema: nothing that it uses is changed.
+-- The functions and statements of the previous program keep working on this schema. Two of its indexes are replaced: what read
+-- `runs_session` reads `runs_of_session`, and its deletion of old runs, which read `runs_end`, reads `runs_ended`.
+--
+-- Turns run meanwhile, so the locks come first and in their lock order: nobody waits for a lock of this transaction while it
+-- waits for one of theirs. A turn that holds `runs` also locks `user_usage`, before. Then turns wait while the indexes are built:
+-- `runs` has the rows of a week.
+lock table sessions in share update exclusive mode;
+lock table user_usage in exclusive mode;
+lock table learning_jobs in share row exclusive mode;
+lock table runs in access exclusive mode;
 
 -- Rows that every turn updates. Space in the page keeps an update within it, without new index entries (HOT). The thresholds
 -- of autovacuum are small, because a table that is large as a whole has few rows of one user.
@@ -13,7 +22,9 @@ alter table learning_jobs set (autovacuum_vacuum_scale_factor = 0.02, autovacuum
 -- A plan that is made while the table is nearly empty takes any index that begins with the user, and later reads all runs of
 -- the user with it. So only the primary key begins with the user and has no condition.
 create index runs_of_session on runs (session_id, user_id);
-create index runs_live on runs (user_id) where ended_at is null;
+-- With the request: heartbeats name it, and would otherwise read the entries of all runs of the user that have ended since the
+-- last vacuum.
+create index runs_live on runs (user_id, request_id) where ended_at is null;
 create index runs_ended on runs (user_id, ended_at) where ended_at is not null;
 drop index runs_session, runs_end;
 
@@ -21,13 +32,14 @@ drop index runs_session, runs_end;
 create index learning_jobs_next on learning_jobs (user_id, due_at, session_id, turn) where failed_at is null;
 create index learning_jobs_locked on learning_jobs (user_id) where locked_until is not null;
 create index learning_jobs_failed on learning_jobs (user_id, failed_at) where failed_at is not null;
-drop index learning_jobs_due;
+-- `learning_jobs_due` stays: it says in one step whether any job is due.
 
--- The last turns of a session after number `in_after` within a budget of tokens, at least one, latest first.
+-- The last turns of a session after number `in_after` within a budget of tokens, at least one, latest first. Where their records
+-- have more than `in_max_bytes` together, a last row without a record takes the place of the rest.
 --
 -- Plans of these functions are generic and use indexes whatever the statistics say: those of a table that was empty a moment
 -- ago would have it read as a whole. Bitmap scans do not mark the index entries of dead rows, which would pile up.
-create function last_turns(in_user text, in_session text, in_after bigint, in_budget bigint)
+create function last_turns(in_user text, in_session text, in_after bigint, in_budget bigint, in_max_bytes bigint)
 returns table (
     seq bigint, request_id text, record bytea, tokens bigint, is_complete boolean, created_at timestamptz
 )
@@ -39,6 +51,7 @@ as $$
 #variable_conflict use_column
 declare
     spent  bigint := 0;
+    bytes  bigint := 0;
     -- Fetches row by row: a loop over the query would read up to fifty turns ahead.
     latest cursor for
         select t.seq, t.request_id, t.record, t.tokens, t.is_complete, t.created_at from turns t
@@ -49,14 +62,21 @@ begin
         fetch latest into seq, request_id, record, tokens, is_complete, created_at;
         exit when not found or spent > 0 and spent + greatest(tokens, 1) > in_budget;
         spent := spent + greatest(tokens, 1);
+        -- The size of a long record is known without reading it.
+        bytes := bytes + octet_length(record);
+        if bytes > in_max_bytes then
+            record := null;
+        end if;
         return next;
+        exit when record is null;
     end loop;
     close latest;
 end
 $$;
 
 -- Lets a run in, and reads what its turn needs. The first row is the outcome. Rows that follow are the last turns of the
--- session within `in_history` tokens, latest first; null reads none. Runs with the rights of its caller, so that it sees
+-- session within `in_history` tokens, latest first; null reads none. A row without a record says that they are too long to be
+-- read under the lock of the user. Runs with the rights of its caller, so that it sees
 -- one user's rows. Seconds are seconds; quotas that are null do not limit.
 create function admit_turn(
     in_user text, in_session text, in_request text, in_fingerprint bytea, in_head bytea, in_lease_token bytea,
@@ -66,6 +86,9 @@ create function admit_turn(
 returns table (
     -- `started`, `known`, `unknown`, `busy`, or the quota that is exceeded: `requests`, `streams` or `tokens`.
     outcome text, fingerprint bytea, profile bytea, retry_after float8,
+    -- Of a run that has started: whether the user has runs that ended more than a day before they may be forgotten. So a user who
+    -- chats all day has them deleted once a day.
+    has_old_runs boolean,
     -- Null: the session has no turn, or its history was not asked for.
     summary_through bigint, summary text,
     seq bigint, request_id text, record bytea, tokens bigint, is_complete boolean, created_at timestamptz
@@ -79,11 +102,12 @@ set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
-    usage       user_usage;
-    found_rows  record;
-    live        record;
-    moment      timestamptz;
-    this_minute timestamptz;
+    usage          user_usage;
+    found_rows     record;
+    live           record;
+    moment         timestamptz;
+    this_minute    timestamptz;
+    oldest_to_keep timestamptz;
 begin
     -- A crash of Postgres may forget it: then the run has no lease, and nothing of it is acknowledged.
     perform set_config('synchronous_commit', 'off', true);
@@ -164,14 +188,17 @@ begin
     values (in_user, in_request, in_session, in_fingerprint, in_head, in_lease_token,
             moment + make_interval(secs => in_lease), in_takes_session, moment);
     outcome := 'started';
+    oldest_to_keep := moment - make_interval(secs => in_remembered) - interval '1 day';
+    has_old_runs := exists (select from runs r where r.user_id = in_user and r.ended_at < oldest_to_keep);
     profile := found_rows.profile;
     summary := found_rows.summary;
     summary_through := found_rows.summary_through;
     return next;
 
     if found_rows.summary_through is not null then
-        return query select null::text, null::bytea, null::bytea, null::float8, null::bigint, null::text, last.*
-                     from last_turns(in_user, in_session, found_rows.summary_through, in_history) last;
+        return query select null::text, null::bytea, null::bytea, null::float8, null::boolean, null::bigint, null::text,
+                            last.*
+                     from last_turns(in_user, in_session, found_rows.summary_through, in_history, 262144) last;
     end if;
 end
 $$;
@@ -188,9 +215,7 @@ create function finish_turn(
     -- The pending turn that the run resumed; null = none. With the last call it is open again.
     in_pending_turn text, in_reopened_call text,
     -- `ended`, `repeated` (an earlier call has ended it), or `lost`: then the tokens count, and nothing else.
-    out outcome text,
-    -- Whether it is the first of the day that used tokens.
-    out is_first_of_day boolean
+    out outcome text
 )
 language plpgsql
 set enable_seqscan = off
@@ -207,19 +232,15 @@ begin
     -- Locks the user.
     update user_usage u set day = greatest(u.day, today),
         tokens = case when u.day >= today then u.tokens else 0 end + in_used_tokens
-    where u.user_id = in_user
-    returning in_used_tokens > 0 and u.tokens = in_used_tokens into is_first_of_day;
+    where u.user_id = in_user;
     if not found then
         insert into user_usage as u (user_id, day, tokens) values (in_user, today, in_used_tokens)
         on conflict (user_id) do update set day = greatest(u.day, today),
             tokens = case when u.day >= today then u.tokens else 0 end + in_used_tokens;
-        is_first_of_day := true;
     end if;
 
-    -- "Is null" would admit the index of live runs, with the dead entries of all that have ended.
     update runs r set ended_at = clock_timestamp(), is_repeatable = in_is_repeatable, holds_session = false
-    where r.user_id = in_user and r.request_id = in_request and r.holder = in_lease_token
-          and coalesce(r.ended_at, 'infinity') = 'infinity';
+    where r.user_id = in_user and r.request_id = in_request and r.holder = in_lease_token and r.ended_at is null;
     if not found then
         if exists (select from runs r where r.user_id = in_user and r.request_id = in_request
                                             and r.holder = in_lease_token) then
@@ -271,12 +292,12 @@ do $$
 begin
     -- To act as a role comes first: the login itself may call neither.
     revoke execute on function
-        last_turns(text, text, bigint, bigint),
+        last_turns(text, text, bigint, bigint, bigint),
         admit_turn(text, text, text, bytea, bytea, bytea, boolean, boolean, float8, float8, bigint, bigint, bigint, bigint),
         finish_turn(text, text, text, bytea, boolean, bigint, bigint, bigint, bytea, bytea, bytea, text, bigint, boolean,
                     boolean, text, text) from public;
     grant execute on function
-        last_turns(text, text, bigint, bigint),
+        last_turns(text, text, bigint, bigint, bigint),
         admit_turn(text, text, text, bytea, bytea, bytea, boolean, boolean, float8, float8, bigint, bigint, bigint, bigint),
         finish_turn(text, text, text, bytea, boolean, bigint, bigint, bigint, bytea, bytea, bytea, text, bigint, boolean,
                     boolean, text, text) to agent_service;

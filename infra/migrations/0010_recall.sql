@@ -1,3 +1,7 @@
+-- Writers of memories run meanwhile. The locks come in their order: first the user's row, then the rest.
+lock table memory_users in access exclusive mode;
+lock table memory_vectors in share row exclusive mode;
+
 -- A copy of each vector in half precision. An exact kNN reads all vectors of a user, and half as many bytes take less time; the
 -- best are scored again by the full vectors. The service writes `memory_vectors` alone: the trigger copies what is inserted, also
 -- by a release that does not know the copy, and the foreign key deletes it. (A trigger on deletes would run as the owner of the

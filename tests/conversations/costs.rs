@@ -2,8 +2,8 @@
 
 use agent_service::{
     conversation::{
-        ConversationStore as _, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding, SessionSelection,
-        UserQuotas, WithDeadlines,
+        AdmitOutcome, ConversationStore as _, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding,
+        SessionSelection, UserQuotas, WithDeadlines,
     },
     identity::UserId,
     postgres::{Database, RolePool},
@@ -172,4 +172,70 @@ async fn session_calls_are_independent_of_other_sessions() {
     let (few, many) = (least(&few), least(&many));
     println!("{few} buffers, {many}");
     assert!(many <= few + 60, "{few} buffers, with many sessions {many}");
+}
+
+/// Entries of ended runs stay in the index of live ones until a vacuum, which an open snapshot holds up.
+#[tokio::test]
+async fn heartbeats_and_followers_are_independent_of_ended_runs() {
+    const CALLS: i64 = 20;
+    let mut measured = Measured::create().await;
+    let run = new_run(measured.user.clone(), "s", "live");
+    let lease = started(measured.store.admit(&run).await.unwrap());
+    let mut direct = measured.database.connect().await;
+    direct.execute("alter table runs set (autovacuum_enabled = off)").await.unwrap();
+    let mut reading = measured.database.connect().await;
+    let mut snapshot = reading.begin().await.unwrap();
+    snapshot.execute("set transaction isolation level repeatable read; select from runs").await.unwrap();
+    let mut costs = Vec::new();
+    for ended in [0, 5_000] {
+        let end = format!(
+            "insert into runs (user_id, request_id, session_id, fingerprint, head, holder, lease_until, holds_session, started_at)
+             select 'ann', 'ended' || n, 'ended', '', '', '\\x00', now(), false, now() from generate_series(1, {ended}) n;
+             update runs set ended_at = now() where session_id = 'ended'"
+        );
+        direct.execute(AssertSqlSafe(end)).await.unwrap();
+        for _ in 0..CALLS {
+            measured.store.checkpoint(&lease, None).await.unwrap();
+            measured.store.follow(&measured.user, &run.key.request, 0).await.unwrap().unwrap();
+        }
+        let before = measured.counts().await;
+        for _ in 0..CALLS {
+            measured.store.checkpoint(&lease, None).await.unwrap();
+            measured.store.follow(&measured.user, &run.key.request, 0).await.unwrap().unwrap();
+            measured.store.set_read(&lease, true).await.unwrap();
+        }
+        costs.push((measured.counts().await.buffers - before.buffers) / CALLS);
+    }
+    println!("{costs:?}");
+    assert!(costs[1] <= costs[0] + 50, "buffers without and with ended runs: {costs:?}");
+    snapshot.rollback().await.unwrap();
+}
+
+/// Records of megabytes would be read under the lock of the user, for whom all other admissions wait.
+#[tokio::test]
+async fn admission_leaves_a_huge_history_to_the_turn() {
+    let measured = Measured::create().await;
+    for (number, size, is_read) in [(1, 100_000, true), (2, 100_000, true), (3, 100_000, false), (4, 3_000_000, false)]
+    {
+        // Does not compress.
+        let mut state = 1_u32;
+        let record: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24).try_into().unwrap()
+        })
+        .take(size)
+        .collect();
+        let run = new_run(measured.user.clone(), "s", &format!("r{number}"));
+        let lease = started(measured.store.admit(&run).await.unwrap());
+        let end = RunEnding { turn: Some(turn(&record)), ..ending(1) };
+        measured.store.finish(&lease, &end).await.unwrap();
+        let next = NewRun { history_budget: Some(6_000), ..new_run(measured.user.clone(), "s", &format!("n{number}")) };
+        let admitted = measured.store.admit(&next).await.unwrap();
+        let AdmitOutcome::Started { lease, history, .. } = admitted else { panic!("{admitted:?}") };
+        assert_eq!(history.is_some(), is_read, "after turn {number}");
+        let loaded = measured.store.load_history(&measured.user, &next.key.session, 6_000).await.unwrap();
+        assert_eq!(loaded.turns.len(), number);
+        assert_eq!(history.unwrap_or_else(|| loaded.clone()), loaded);
+        measured.store.revoke_admission(lease.lease()).await.unwrap();
+    }
 }

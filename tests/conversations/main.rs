@@ -10,6 +10,7 @@ mod dynamodb_internals;
 mod fixture;
 mod isolation;
 mod lost_runs;
+mod migration_locks;
 mod pending;
 #[path = "../postgres/mod.rs"]
 mod postgres;
@@ -19,6 +20,7 @@ mod quotas;
 mod readers;
 mod runs;
 mod sessions;
+mod upkeep;
 
 macro_rules! try_with {
     ($kind:ident, $($topic:ident: $($case:ident)+;)+) => {

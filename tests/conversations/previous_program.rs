@@ -46,7 +46,7 @@ const INSERT_TURN: &str = "
     insert into turns (user_id, session_id, seq, request_id, record, tokens, is_complete, created_at)
     select 'ann', $1, turns, $2, 'old record', 10, true, updated_at from session";
 
-struct PreviousProgram {
+pub struct PreviousProgram {
     connection: PgConnection,
 }
 
@@ -65,6 +65,9 @@ impl PreviousProgram {
         transaction.execute(ACT_AS_ANN).await.unwrap();
         let checkpoint = sqlx::query(CHECKPOINT).bind(request).bind(lease_token).persistent(false);
         checkpoint.execute(&mut *transaction).await.unwrap();
+        transaction.commit().await.unwrap();
+        let mut transaction = self.connection.begin().await.unwrap();
+        transaction.execute(ACT_AS_ANN).await.unwrap();
         transaction.execute(COUNT_TOKENS).await.unwrap();
         let end = sqlx::query(END_RUN).bind(request).bind(lease_token).persistent(false);
         let ended = end.execute(&mut *transaction).await.unwrap().rows_affected();
@@ -76,13 +79,13 @@ impl PreviousProgram {
         ended
     }
 
-    async fn talk(&mut self, session: &str, request: &str) {
+    pub async fn talk(&mut self, session: &str, request: &str) {
         assert_eq!(self.admit(session, request, request.as_bytes()).await, "started");
         assert_eq!(self.finish(session, request, request.as_bytes()).await, 1);
     }
 }
 
-async fn database_of_previous_program() -> (TestDatabase, PreviousProgram) {
+pub async fn database_of_previous_program() -> (TestDatabase, PreviousProgram) {
     let database = TestDatabase::create().await;
     let mut connection = database.connect().await;
     connection.execute("drop schema public cascade; create schema public").await.unwrap();
@@ -92,7 +95,7 @@ async fn database_of_previous_program() -> (TestDatabase, PreviousProgram) {
     (database, PreviousProgram { connection })
 }
 
-async fn migrate(database: &TestDatabase) {
+pub async fn migrate(database: &TestDatabase) {
     let config = config(&[("DATABASE_URL", &database.url)]);
     let database = Database::from_config(&config.stores.database).unwrap();
     database.migrate().await.unwrap();

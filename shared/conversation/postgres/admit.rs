@@ -1,4 +1,4 @@
-use sqlx::{Row as _, postgres::PgRow};
+use sqlx::{Row as _, ValueRef as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{PostgresConversations, Result, StoreError, read_seconds, session};
@@ -44,11 +44,14 @@ impl PostgresConversations {
         let database = self.database.with_statement_timeout(self.timeouts.admit);
         let rows = database.call_function(&run.key.user, "admit_turn", &arguments).await?;
         let (outcome, turns) = rows.split_first().ok_or(StoreError::Malformed("an admission"))?;
+        if outcome.try_get::<Option<bool>, _>("has_old_runs")?.unwrap_or_default() {
+            self.sweeper.sweep_later(&run.key.user);
+        }
         match outcome.try_get("outcome")? {
             "started" => Ok(AdmitOutcome::Started {
                 lease: AdmittedLease::unguarded(Lease { key: run.key.clone(), lease_token }),
                 profile: outcome.try_get("profile")?,
-                history: run.history_budget.map(|_| read_history(outcome, turns)).transpose()?,
+                history: run.history_budget.map(|_| read_history(outcome, turns)).transpose()?.flatten(),
             }),
             refused => read_refusal(refused, outcome),
         }
@@ -62,11 +65,17 @@ impl PostgresConversations {
     }
 }
 
-fn read_history(outcome: &PgRow, turns: &[PgRow]) -> Result<History> {
-    match outcome.try_get::<Option<i64>, _>("summary_through")? {
-        Some(_) => session::read_history(outcome, turns),
-        None => Ok(History::default()),
+/// `None`: it is too long for an admission.
+fn read_history(outcome: &PgRow, turns: &[PgRow]) -> Result<Option<History>> {
+    if outcome.try_get::<Option<i64>, _>("summary_through")?.is_none() {
+        return Ok(Some(History::default()));
     }
+    if let Some(last) = turns.last()
+        && last.try_get_raw("record")?.is_null()
+    {
+        return Ok(None);
+    }
+    session::read_history(outcome, turns).map(Some)
 }
 
 fn read_refusal(outcome: &str, row: &PgRow) -> Result<AdmitOutcome> {

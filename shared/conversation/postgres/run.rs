@@ -55,9 +55,6 @@ impl PostgresConversations {
         let database = self.database.with_statement_timeout(self.timeouts.finish);
         let rows = database.call_function(&lease.key.user, "finish_turn", &finish_arguments(lease, ending)).await?;
         let row = rows.first().ok_or(StoreError::Malformed("the end of a run"))?;
-        if row.try_get::<Option<bool>, _>("is_first_of_day")?.unwrap_or_default() {
-            self.sweeper.sweep_later(&lease.key.user);
-        }
         match row.try_get("outcome")? {
             "ended" | "repeated" => Ok(()),
             "lost" => Err(StoreError::LeaseLost),

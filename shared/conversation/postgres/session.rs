@@ -9,7 +9,7 @@ use crate::{
 };
 
 const SUMMARY: &str = "select summary, summary_through from sessions where user_id = $1 and session_id = $2";
-const LAST_TURNS: &str = "select * from last_turns($1, $2, $3, $4)";
+const LAST_TURNS: &str = "select * from last_turns($1, $2, $3, $4, null)";
 
 const SESSIONS: &str = "
     select session_id, title, created_at, updated_at, turns,
