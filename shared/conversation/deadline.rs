@@ -22,6 +22,10 @@ use crate::identity::{RequestId, SessionId, UserId};
 const ADMIT_QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a user, that lock only rows of runs or sessions.
 const CONCURRENT_ROW_WRITES: usize = 2;
+/// Of a user. They wait for no other call of the process, because a lease is lost without them.
+const CONCURRENT_HEARTBEATS: usize = 2;
+/// A deletion lets other calls of the user in after that many sessions.
+const DELETED_AT_ONCE: usize = 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreTimeouts {
@@ -50,8 +54,16 @@ pub struct WithDeadlines<S> {
 struct UserLocks {
     /// For calls that lock the user. They are one at a time in the store as well.
     user: Arc<UserQueues>,
+    heartbeats: Arc<UserQueues>,
     /// For other writes, which may wait for a deletion.
     rows: Arc<UserQueues>,
+}
+
+/// A place in a queue of the user.
+enum Place<'a> {
+    /// For calls that hold a lease.
+    WithLease(&'a Arc<UserQueues>),
+    WithoutLease(&'a Arc<UserQueues>),
 }
 
 impl<S: ConversationStore + 'static> WithDeadlines<S> {
@@ -61,7 +73,11 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
     }
 
     pub(super) fn with_user_locks(self) -> Self {
-        let locks = UserLocks { user: UserQueues::new(1), rows: UserQueues::new(CONCURRENT_ROW_WRITES) };
+        let locks = UserLocks {
+            user: UserQueues::new(1),
+            heartbeats: UserQueues::new(CONCURRENT_HEARTBEATS),
+            rows: UserQueues::new(CONCURRENT_ROW_WRITES),
+        };
         Self { locks: Some(locks), ..self }
     }
 
@@ -72,7 +88,16 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
         user: &UserId,
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        in_turn(limit, self.locks.as_ref().map(|locks| &locks.user), user, call).await
+        in_turn(limit, self.locks.as_ref().map(|locks| Place::WithoutLease(&locks.user)), user, call).await
+    }
+
+    async fn locking_user_with_lease<T>(
+        &self,
+        limit: Duration,
+        lease: &Lease,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        in_turn(limit, self.locks.as_ref().map(|locks| Place::WithLease(&locks.user)), &lease.key.user, call).await
     }
 
     /// In its turn among the user's other writes.
@@ -82,7 +107,36 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
         user: &UserId,
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        in_turn(limit, self.locks.as_ref().map(|locks| &locks.rows), user, call).await
+        in_turn(limit, self.locks.as_ref().map(|locks| Place::WithoutLease(&locks.rows)), user, call).await
+    }
+
+    /// Some sessions at a time, in the order of the list, and what belongs to no session at the end. Sessions that arise
+    /// meanwhile are deleted at the end, as if they had arisen before.
+    async fn delete_in_batches(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
+        let mut deleted = 0;
+        match sessions {
+            SessionSelection::Listed(ids) => {
+                for ids in ids.chunks(DELETED_AT_ONCE) {
+                    deleted += self.delete_batch(user, &SessionSelection::Listed(ids.to_vec())).await?;
+                }
+                Ok(deleted)
+            }
+            SessionSelection::All => {
+                let mut after = None;
+                loop {
+                    let batch = self.store.list_sessions(user, DELETED_AT_ONCE, after.as_ref()).await?;
+                    let Some(last) = batch.last().filter(|_| batch.len() == DELETED_AT_ONCE) else { break };
+                    after = Some(SessionCursor { updated_at: last.updated_at, id: last.id.clone() });
+                    let ids = batch.into_iter().map(|session| session.id).collect();
+                    deleted += self.delete_batch(user, &SessionSelection::Listed(ids)).await?;
+                }
+                Ok(deleted + self.delete_batch(user, &SessionSelection::All).await?)
+            }
+        }
+    }
+
+    async fn delete_batch(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
+        self.locking_user(self.timeouts.delete, user, self.store.delete_sessions(user, sessions)).await
     }
 
     /// Waits for the user's earlier admissions: the store would do so with a connection.
@@ -132,13 +186,16 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
 
 async fn in_turn<T>(
     limit: Duration,
-    queues: Option<&Arc<UserQueues>>,
+    place: Option<Place<'_>>,
     user: &UserId,
     call: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let Some(queues) = queues else { return in_time(limit, call).await };
+    let Some(place) = place else { return in_time(limit, call).await };
     let in_turn = async {
-        let _permit = queues.enter(user).await?;
+        let _permit = match place {
+            Place::WithLease(queues) => queues.enter_with_lease(user).await?,
+            Place::WithoutLease(queues) => queues.enter(user).await?,
+        };
         call.await
     };
     in_time(limit, in_turn).await
@@ -162,17 +219,18 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
     }
 
     async fn revoke_admission(&self, lease: &Lease) -> Result<()> {
-        self.locking_user(self.timeouts.short, &lease.key.user, self.store.revoke_admission(lease)).await
+        self.locking_user_with_lease(self.timeouts.short, lease, self.store.revoke_admission(lease)).await
     }
 
     async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals> {
         // A heartbeat that hangs is given up in time for another one.
         let limit = if chunk.is_some() { self.timeouts.long } else { self.timeouts.short };
-        self.locking_rows(limit, &lease.key.user, self.store.checkpoint(lease, chunk)).await
+        let place = self.locks.as_ref().map(|locks| Place::WithLease(&locks.heartbeats));
+        in_turn(limit, place, &lease.key.user, self.store.checkpoint(lease, chunk)).await
     }
 
     async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {
-        self.locking_user(self.timeouts.finish, &lease.key.user, self.store.finish(lease, ending)).await
+        self.locking_user_with_lease(self.timeouts.finish, lease, self.store.finish(lease, ending)).await
     }
 
     async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>> {
@@ -184,7 +242,8 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
     }
 
     async fn set_read(&self, lease: &Lease, is_read: bool) -> Result<ReaderSignals> {
-        self.locking_rows(self.timeouts.short, &lease.key.user, self.store.set_read(lease, is_read)).await
+        let place = self.locks.as_ref().map(|locks| Place::WithLease(&locks.rows));
+        in_turn(self.timeouts.short, place, &lease.key.user, self.store.set_read(lease, is_read)).await
     }
 
     async fn preempt(&self, key: &RunKey, takes_over: bool) -> Result<Preemption> {
@@ -202,12 +261,12 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
 
     async fn store_pending_turn(&self, lease: &Lease, state: &[u8], calls: &[&str]) -> Result<()> {
         let call = self.store.store_pending_turn(lease, state, calls);
-        self.locking_user(self.timeouts.long, &lease.key.user, call).await
+        self.locking_user_with_lease(self.timeouts.long, lease, call).await
     }
 
     async fn record_tool_result(&self, lease: &Lease, call: &str, result: &[u8]) -> Result<ToolResultOutcome> {
         let recording = self.store.record_tool_result(lease, call, result);
-        self.locking_user(self.timeouts.admit, &lease.key.user, recording).await
+        self.locking_user_with_lease(self.timeouts.admit, lease, recording).await
     }
 
     async fn load_history(&self, user: &UserId, session: &SessionId, max_tokens: u32) -> Result<History> {
@@ -245,7 +304,13 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
     }
 
     async fn delete_sessions(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
-        self.locking_user(self.timeouts.delete, user, self.store.delete_sessions(user, sessions)).await
+        let deletion = async {
+            match self.locks {
+                Some(_) => self.delete_in_batches(user, sessions).await,
+                None => self.store.delete_sessions(user, sessions).await,
+            }
+        };
+        in_time(self.timeouts.delete, deletion).await
     }
 
     async fn warm_up(&self) {

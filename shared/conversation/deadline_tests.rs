@@ -18,10 +18,13 @@ const TIMEOUTS: StoreTimeouts = StoreTimeouts {
     delete: Duration::from_secs(5),
 };
 
-/// Only admissions and revocations ever return.
+/// Only admissions and revocations ever return, unless it says otherwise.
 #[derive(Debug, Default)]
 struct SlowStore {
     admits_after: Duration,
+    /// Then ends of runs return at once.
+    deletes_after: Option<Duration>,
+    checkpoints: AtomicUsize,
     is_unreachable: AtomicBool,
     admitted: AtomicUsize,
     revoked: AtomicUsize,
@@ -42,11 +45,12 @@ impl ConversationStore for SlowStore {
     }
 
     async fn checkpoint(&self, _: &Lease, _: Option<&FrameChunk>) -> Result<RunSignals> {
+        self.checkpoints.fetch_add(1, Ordering::SeqCst);
         pending().await
     }
 
     async fn finish(&self, _: &Lease, _: &RunEnding) -> Result<()> {
-        pending().await
+        if self.deletes_after.is_some() { Ok(()) } else { pending().await }
     }
 
     async fn follow(&self, _: &UserId, _: &RequestId, _: u32) -> Result<Option<RunSnapshot>> {
@@ -106,7 +110,9 @@ impl ConversationStore for SlowStore {
     }
 
     async fn delete_sessions(&self, _: &UserId, _: &SessionSelection) -> Result<u32> {
-        pending().await
+        let Some(deletes_after) = self.deletes_after else { return pending().await };
+        sleep(deletes_after).await;
+        Ok(1)
     }
 
     async fn warm_up(&self) {
@@ -234,14 +240,7 @@ async fn every_call_ends_with_its_deadline() {
     let key = NewRun::example().key;
     let lease = Lease { key: key.clone(), lease_token: Uuid::nil() };
     let (user, session) = (&key.user, &key.session);
-    let ending = RunEnding {
-        chunk: FrameChunk { first: 1, count: 0, frames: Vec::new() },
-        outcome: RunOutcome::Final,
-        turn: None,
-        tokens: 0,
-        resumed_turn: None,
-        profile: None,
-    };
+    let ending = empty_ending();
     times_out("checkpoint", long, store.checkpoint(&lease, Some(&ending.chunk))).await;
     times_out("heartbeat", short, store.checkpoint(&lease, None)).await;
     times_out("unwatch", short, store.unwatch(user, &key.request)).await;
@@ -263,6 +262,17 @@ async fn every_call_ends_with_its_deadline() {
     let started = Instant::now();
     store.warm_up().await;
     assert_eq!(started.elapsed(), short, "warm_up");
+}
+
+fn empty_ending() -> RunEnding {
+    RunEnding {
+        chunk: FrameChunk { first: 1, count: 0, frames: Vec::new() },
+        outcome: RunOutcome::Final,
+        turn: None,
+        tokens: 0,
+        resumed_turn: None,
+        profile: None,
+    }
 }
 
 fn run_of(user: &str) -> NewRun {
@@ -316,4 +326,49 @@ async fn waiting_calls_of_a_user_are_bounded() {
     assert_eq!(started.elapsed(), Duration::ZERO, "it was refused without waiting");
     drop(store.admit(&bobs).await);
     assert_eq!(started.elapsed(), TIMEOUTS.admit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_with_a_lease_wait_behind_any_number_of_admissions() {
+    let store = slow(TIMEOUTS.admit * 3, 4).with_user_locks();
+    let run = run_of("ann");
+    let lease = Lease { key: run.key.clone(), lease_token: Uuid::nil() };
+    let admissions = futures_util::future::join_all((0..400).map(|_| store.admit(&run)));
+    let mut admissions = std::pin::pin!(admissions);
+    assert!(futures_util::poll!(admissions.as_mut()).is_pending());
+    let started = Instant::now();
+    assert!(store.finish(&lease, &empty_ending()).await.is_err(), "the store never answers");
+    assert_eq!(started.elapsed(), TIMEOUTS.finish, "it was refused without waiting");
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_do_not_wait_for_polls() {
+    let store = slow(Duration::ZERO, 4).with_user_locks();
+    let lease = Lease { key: run_of("ann").key, lease_token: Uuid::nil() };
+    let polls = futures_util::future::join_all((0..400).map(|_| store.set_read(&lease, true)));
+    let mut polls = std::pin::pin!(polls);
+    assert!(futures_util::poll!(polls.as_mut()).is_pending());
+    let mut heartbeat = std::pin::pin!(store.checkpoint(&lease, None));
+    assert!(futures_util::poll!(heartbeat.as_mut()).is_pending());
+    assert_eq!(store.store.checkpoints.load(Ordering::SeqCst), 1, "the heartbeat waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_end_between_the_batches_of_a_deletion() {
+    const BATCH_TIME: Duration = Duration::from_secs(1);
+    let store = SlowStore { deletes_after: Some(BATCH_TIME), ..SlowStore::default() };
+    let store = WithDeadlines::new(store, TIMEOUTS, 4).with_user_locks();
+    let run = run_of("ann");
+    let lease = Lease { key: run.key.clone(), lease_token: Uuid::nil() };
+    let sessions = SessionSelection::Listed(vec![run.key.session.clone(); 3 * DELETED_AT_ONCE]);
+    let (ending, started) = (empty_ending(), Instant::now());
+    let deletion = async {
+        assert_eq!(store.delete_sessions(&run.key.user, &sessions).await.unwrap(), 3);
+        started.elapsed()
+    };
+    let end = async {
+        store.finish(&lease, &ending).await.unwrap();
+        started.elapsed()
+    };
+    assert_eq!(tokio::join!(deletion, end), (BATCH_TIME * 3, BATCH_TIME));
 }
