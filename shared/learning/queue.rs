@@ -20,15 +20,19 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than any job may run, see the worker's `JOB_TIMEOUT`.
 pub(super) const LOCK_DURATION: Duration = Duration::from_mins(5);
 
-/// Users after `$1` in the order of their ids, of which `is_due` have due jobs and none claimed. Steps from user to user in
-/// the index, so that it reads no more where users have many jobs.
+/// Users after `$1` and up to `$3` in the order of their ids, of which `is_due` have due jobs and none claimed. None if no job of
+/// any user is due. Steps from user to user in the index, so that it reads no more where users have many jobs.
 const NEXT_USERS: &str = "
     with recursive users as (
-        (select user_id, 1::bigint as number from learning_jobs where failed_at is null and user_id > $1 order by user_id limit 1)
+        (select user_id, 1::bigint as number from learning_jobs
+         where failed_at is null and user_id > $1 and ($3::text is null or user_id <= $3)
+               and exists (select from learning_jobs where failed_at is null and due_at <= now())
+         order by user_id limit 1)
         union all
         select next.user_id, users.number + 1
         from users, lateral (select jobs.user_id from learning_jobs jobs
                              where jobs.failed_at is null and jobs.user_id > users.user_id
+                                   and ($3::text is null or jobs.user_id <= $3)
                              order by jobs.user_id limit 1) next
         where users.number < $2
     )
@@ -39,7 +43,8 @@ const NEXT_USERS: &str = "
                            where busy.user_id = users.user_id and busy.locked_until is not null
                                  and busy.locked_until > now()) as is_due
     from users order by user_id";
-/// Users that one query visits.
+/// Users that one query visits. The first one finds enough mostly.
+const FIRST_VISITED_USERS: usize = 20;
 const VISITED_USERS: usize = 200;
 /// Serializes the claims of a user: two at once would each see no claimed job.
 const LOCK_USER: &str = "select pg_advisory_xact_lock(hashtextextended('learning ' || $1, 0))";
@@ -96,6 +101,13 @@ pub(super) struct ExtractionQueue {
     last_visited: Arc<Mutex<String>>,
 }
 
+/// Users after `after` and, if the walk has started over, up to where it began.
+struct Walk {
+    after: String,
+    through: Option<String>,
+    most: usize,
+}
+
 impl ExtractionQueue {
     pub(super) fn new(database: &RolePools) -> Self {
         Self {
@@ -107,34 +119,37 @@ impl ExtractionQueue {
 
     /// Users with due jobs and none claimed, each in turn. Empty if there are none.
     pub(super) async fn due_users(&self, limit: usize) -> Result<Vec<UserId>, sqlx::Error> {
-        let mut after = self.lock_last_visited().clone();
-        let mut may_start_over = !after.is_empty();
+        let begin = self.lock_last_visited().clone();
+        let mut walk = Walk { after: begin.clone(), through: None, most: FIRST_VISITED_USERS };
         let mut due = Vec::new();
         while due.len() < limit {
-            let visited = self.next_users(&after).await?;
-            let is_end = visited.len() < VISITED_USERS;
+            let visited = self.next_users(&walk).await?;
+            let is_end = visited.len() < walk.most;
             for (user, is_due) in visited {
                 if due.len() == limit {
                     break;
                 }
-                let id = UserId::parse("user_id", &user).ok().filter(|id| is_due && !due.contains(id));
-                due.extend(id);
-                after = user;
+                due.extend(UserId::parse("user_id", &user).ok().filter(|_| is_due));
+                walk.after = user;
             }
+            walk.most = VISITED_USERS;
             if is_end && due.len() < limit {
-                after.clear();
-                if !std::mem::take(&mut may_start_over) {
+                if walk.through.is_some() || begin.is_empty() {
+                    // All users were visited.
+                    walk.after.clone_from(&begin);
                     break;
                 }
+                walk = Walk { after: String::new(), through: Some(begin.clone()), ..walk };
             }
         }
-        *self.lock_last_visited() = after;
+        *self.lock_last_visited() = walk.after;
         Ok(due)
     }
 
-    async fn next_users(&self, after: &str) -> Result<Vec<(String, bool)>, sqlx::Error> {
+    async fn next_users(&self, walk: &Walk) -> Result<Vec<(String, bool)>, sqlx::Error> {
         let mut transaction = self.maintenance.begin_without_user().await?;
-        let query = transaction.query(NEXT_USERS).bind(after).bind(i64::try_from(VISITED_USERS).unwrap_or(i64::MAX));
+        let query = transaction.query(NEXT_USERS).bind(&walk.after);
+        let query = query.bind(i64::try_from(walk.most).unwrap_or(i64::MAX)).bind(&walk.through);
         let rows = query.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
         let read =
