@@ -28,9 +28,12 @@ pub async fn run(config: Config) -> CommandResult {
     let mut signals = ShutdownSignals::install()?;
     let mut reload_signals = ReloadSignals::install()?;
     let database = Database::from_config(&config.stores.database).map_err(database_error)?;
-    let App { engine, apis, extraction_worker, .. } =
-        Box::pin(App::for_server(&config, database.pools())).await.map_err(setup_error)?;
-    let server = Server::bind(&config.server, apis).await.map_err(server_error)?;
+    let started = tokio::select! {
+        started = Box::pin(start(&config, &database)) => started?,
+        // There is nothing to end yet.
+        () = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
+    let Started { engine, server, extraction_worker } = started;
     let tls = server.tls_reload();
     print_banner(&config, server.address());
 
@@ -51,6 +54,20 @@ pub async fn run(config: Config) -> CommandResult {
     };
     tracing::info!("stopped");
     Ok(code)
+}
+
+struct Started {
+    engine: Arc<MemoryEngine>,
+    server: Server,
+    extraction_worker: Option<Arc<ExtractionWorker>>,
+}
+
+/// May wait for the services that give credentials.
+async fn start(config: &Config, database: &Database) -> Result<Started, CommandError> {
+    let App { engine, apis, extraction_worker, .. } =
+        App::for_server(config, database.pools()).await.map_err(setup_error)?;
+    let server = Server::bind(&config.server, apis).await.map_err(server_error)?;
+    Ok(Started { engine, server, extraction_worker })
 }
 
 /// Returns when both the server and the extraction worker have stopped; a server that fails stops the worker.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     http_double::{HttpDouble, HttpRequest},
-    process::{ProcessOutput, Sandbox},
+    process::{Process, ProcessOutput, Sandbox, Signal, within_timeout},
     server::{Server, USER},
 };
 
@@ -271,4 +271,26 @@ async fn unprocessed_keys_fail_a_call_only_if_they_stay() {
     *left.lock().unwrap() = 3;
     assert_eq!(client.get_session(get).await.unwrap_err().code(), tonic::Code::NotFound);
     assert_eq!(*left.lock().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn signal_ends_a_start_that_waits_for_credentials() {
+    // Accepts a connection and never answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let container = format!("http://{}/container", silent.local_addr().unwrap());
+    let variables = [
+        NO_DATABASE,
+        CONVERSATIONS,
+        NO_INSTANCE,
+        ("AWS_REGION", "ap-southeast-1"),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", container.as_str()),
+    ];
+    for signal in [Signal::TERM, Signal::INT] {
+        let process = Process::start(Sandbox::new().command(&[], &variables));
+        let _connection = within_timeout("a request for credentials", silent.accept()).await.unwrap();
+        process.signal(signal);
+        // A start that fails for lack of credentials would exit with another code.
+        let output = process.wait_for_success().await;
+        assert_eq!((output.stdout.as_str(), output.stderr.contains("error")), ("", false), "{output:?}");
+    }
 }
