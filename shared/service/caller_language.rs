@@ -28,8 +28,10 @@ pub(super) struct CallerLanguage {
 
 impl CallerLanguage {
     pub(super) fn of_call(metadata: &MetadataMap) -> Self {
-        let accepted = metadata.get("accept-language").and_then(|value| value.to_str().ok());
-        Self { accepted: accepted.and_then(Language::from_accept_language), ..Self::default() }
+        let accepted = metadata.get_all("accept-language").into_iter().filter_map(|value| value.to_str().ok());
+        // A header that is a list may be repeated instead (RFC 9110, section 5.3).
+        let accepted = accepted.collect::<Vec<_>>().join(",");
+        Self { accepted: Language::from_accept_language(&accepted), ..Self::default() }
     }
 
     pub(super) fn of_chat(metadata: &MetadataMap, request: &pb::ChatRequest) -> Self {
@@ -88,6 +90,23 @@ mod tests {
             &metadata,
             &pb::ChatRequest { user_profile: Some(profile), input, ..Default::default() },
         )
+    }
+
+    #[test]
+    fn repeated_accept_language_counts_as_one_list() {
+        for (values, expected) in [
+            (&["fr", "zh-CN"][..], Some(Language::Chinese)),
+            (&["zh;q=0.5", "en"], Some(Language::English)),
+            (&["zh", "en"], Some(Language::Chinese)),
+            (&["fr"], None),
+            (&[], None),
+        ] {
+            let mut metadata = MetadataMap::new();
+            for value in values {
+                metadata.append("accept-language", value.parse().unwrap());
+            }
+            assert_eq!(CallerLanguage::of_call(&metadata).accepted, expected, "{values:?}");
+        }
     }
 
     #[test]

@@ -64,13 +64,7 @@ impl ChatCall {
 
 pub(in crate::service) fn parse(incoming: IncomingChat<'_>) -> Parsed<ChatCall> {
     let IncomingChat { principal, metadata, language, mut request } = incoming;
-    let last_response_id = match metadata.get(LAST_RESPONSE_ID).map(|value| value.to_str()) {
-        None => None,
-        Some(Ok(id)) => Some(id.to_owned()),
-        Some(Err(_)) => {
-            return invalid(LAST_RESPONSE_ID, Problem::UnknownFrame);
-        }
-    };
+    let last_response_id = last_response_id(metadata)?;
     // The same request may name its user in its body or in its metadata.
     principal.user.as_str().clone_into(&mut request.user_id);
     let fingerprint = fingerprint(&request);
@@ -108,17 +102,37 @@ pub(in crate::service) fn parse(incoming: IncomingChat<'_>) -> Parsed<ChatCall> 
     })
 }
 
-/// A value that is not known is refused: a caller that wants no retrieval must not get it for a misspelling.
+/// All values of a name. A proxy or a Function URL may have joined several to one (RFC 9110, section 5.3).
+fn values<'a>(metadata: &'a MetadataMap, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    let values = metadata.get_all(name).into_iter();
+    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// Refuses a call with two of them, because it may resume behind one frame only.
+fn last_response_id(metadata: &MetadataMap) -> Parsed<Option<String>> {
+    let mut ids = values(metadata, LAST_RESPONSE_ID);
+    let Some(first) = ids.next() else { return Ok(None) };
+    match std::str::from_utf8(first) {
+        Ok(id) if ids.all(|other| other == first) => Ok(Some(id.to_owned())),
+        _ => invalid(LAST_RESPONSE_ID, Problem::UnknownFrame),
+    }
+}
+
+/// A value that is not known is refused, as are values that contradict each other: a caller that wants no retrieval must not get
+/// it for a misspelling.
 fn may_recall(metadata: &MetadataMap) -> Parsed<bool> {
-    let mut may_recall = true;
-    for value in metadata.get_all(RECALL) {
-        match value.as_bytes().trim_ascii() {
-            value if value.eq_ignore_ascii_case(b"off") => may_recall = false,
-            value if value.eq_ignore_ascii_case(b"on") => {}
+    let mut choice = None;
+    for value in values(metadata, RECALL) {
+        let may_recall = match value {
+            value if value.eq_ignore_ascii_case(b"off") => false,
+            value if value.eq_ignore_ascii_case(b"on") => true,
             _ => return invalid(RECALL, Problem::NotOneOf { known: "on, off" }),
+        };
+        if *choice.get_or_insert(may_recall) != may_recall {
+            return invalid(RECALL, Problem::NotOneOf { known: "on, off" });
         }
     }
-    Ok(may_recall)
+    Ok(choice.unwrap_or(true))
 }
 
 fn recall_filter(file_ids: Vec<String>, document_filter: Vec<String>, use_documents: Option<bool>) -> Parsed<Filter> {
@@ -297,4 +311,48 @@ fn number_of(value: f64) -> Option<Number> {
         return Some(Number::from(value as i64));
     }
     Number::from_f64(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(name: &'static str, values: &[&str]) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        for value in values {
+            metadata.append(name, value.parse().unwrap());
+        }
+        metadata
+    }
+
+    #[test]
+    fn repeated_recall_is_joined_or_refused_if_contradicting() {
+        for (values, expected) in [
+            (&[][..], Some(true)),
+            (&["off"], Some(false)),
+            (&["off, off"], Some(false)),
+            (&["Off", " off ,OFF"], Some(false)),
+            (&["on", "on"], Some(true)),
+            (&["on, off"], None),
+            (&["off", "on"], None),
+            (&["off,"], None),
+            (&[""], None),
+        ] {
+            assert_eq!(may_recall(&metadata(RECALL, values)).ok(), expected, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn repeated_last_response_id_is_joined_or_refused_if_contradicting() {
+        for (values, expected) in [
+            (&[][..], Some(None)),
+            (&["a-1"], Some(Some("a-1"))),
+            (&["a-1, a-1", "a-1"], Some(Some("a-1"))),
+            (&["a-1, a-2"], None),
+            (&["a-1", "a-2"], None),
+        ] {
+            let read = last_response_id(&metadata(LAST_RESPONSE_ID, values)).ok();
+            assert_eq!(read.as_ref().map(Option::as_deref), expected, "{values:?}");
+        }
+    }
 }
