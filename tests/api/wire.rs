@@ -20,9 +20,9 @@ use crate::{
     harness::{TEST_TIMEOUT, TestServer, ask, config, grpc_frame, http, memory_query},
 };
 
-const CHAT: &str = "/agent.v1.AgentService/StreamChat";
-const GRPC: &str = "application/grpc";
-const WEB: &str = "application/grpc-web+proto";
+pub const CHAT: &str = "/agent.v1.AgentService/StreamChat";
+pub const GRPC: &str = "application/grpc";
+pub const WEB: &str = "application/grpc-web+proto";
 const TEXT: &str = "application/grpc-web-text";
 const WITHOUT_CONVERSATIONS: (&str, &str) = ("CONVERSATIONS", "off");
 
@@ -38,7 +38,13 @@ fn compressed_frame(compressed: &[u8]) -> Vec<u8> {
     frame
 }
 
-async fn post(server: &TestServer, path: &str, content_type: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+pub async fn post(
+    server: &TestServer,
+    path: &str,
+    content_type: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Answer {
     let client = if content_type == GRPC { http().http2_prior_knowledge() } else { http().http1_only() };
     let mut call = client.build().unwrap().post(format!("http://{}{path}", server.address));
     call = call.header("content-type", content_type).header("te", "trailers");
@@ -50,7 +56,7 @@ async fn post(server: &TestServer, path: &str, content_type: &str, headers: &[(&
     Answer { status: response.status().as_u16(), headers, body: response.bytes().await.unwrap().to_vec() }
 }
 
-struct Answer {
+pub struct Answer {
     status: u16,
     headers: reqwest::header::HeaderMap,
     body: Vec<u8>,
@@ -63,7 +69,7 @@ impl std::fmt::Debug for Answer {
 }
 
 impl Answer {
-    fn header(&self, name: &str) -> &str {
+    pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
     }
 }
@@ -209,7 +215,11 @@ async fn streams_ask_proxies_not_to_buffer() {
 }
 
 async fn get(server: &TestServer, method: reqwest::Method, path: &str) -> Answer {
-    let response = http().build().unwrap().request(method, format!("http://{}{path}", server.address)).send();
+    request(server, http(), method, path).await
+}
+
+async fn request(server: &TestServer, client: reqwest::ClientBuilder, method: reqwest::Method, path: &str) -> Answer {
+    let response = client.build().unwrap().request(method, format!("http://{}{path}", server.address)).send();
     let response = response.await.unwrap();
     let headers = response.headers().clone();
     Answer { status: response.status().as_u16(), headers, body: response.bytes().await.unwrap().to_vec() }
@@ -224,8 +234,15 @@ async fn probes_report_process_and_database() {
     for (is_ready, status) in [(true, 200), (false, 503), (true, 200)] {
         server.ready.send_replace(is_ready);
         for method in [Method::GET, Method::HEAD] {
-            assert_eq!(get(&server, method.clone(), "/healthz").await.status, 200, "{method} {is_ready}");
-            assert_eq!(get(&server, method.clone(), "/readyz").await.status, status, "{method} {is_ready}");
+            for client in [|| http().http1_only(), || http().http2_prior_knowledge()] {
+                for (path, expected) in [("/healthz", 200), ("/readyz", status)] {
+                    let answer = request(&server, client(), method.clone(), path).await;
+                    assert_eq!(answer.status, expected, "{method} {path} {is_ready}");
+                    assert_eq!(answer.body.is_empty(), method == Method::HEAD, "{answer:?}");
+                    assert_ne!(answer.header("content-length"), "0", "of the body that GET has: {answer:?}");
+                    assert_ne!(answer.header("content-length"), "", "{answer:?}");
+                }
+            }
         }
     }
     let answer = get(&server, Method::GET, "/healthz?verbose").await;
@@ -361,7 +378,7 @@ async fn idle_http1_connection_is_kept_for_75_seconds_or_as_set() {
 }
 
 /// A listener with TLS, and a client configuration that trusts it.
-async fn tls_listener() -> (std::net::SocketAddr, rustls::ClientConfig, CancellationToken) {
+pub async fn tls_listener() -> (std::net::SocketAddr, rustls::ClientConfig, CancellationToken) {
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -50,17 +50,20 @@ impl ProbeLayer {
         self.is_enabled && matches!(path, ALIVE | READY)
     }
 
-    fn respond(&self, path: &str) -> Response<Body> {
+    /// The body of a response to HEAD is empty: hyper would send it over HTTP/2, which is an error of the protocol.
+    fn respond(&self, path: &str, is_head: bool) -> Response<Body> {
         let is_ok = path == ALIVE || self.readiness.is_ready();
         let (status, text) = if is_ok {
             (StatusCode::OK, "ok\n")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "the database is not ready\n")
         };
-        let mut response = Response::new(Body::new(http_body_util::Full::from(text)));
+        let body = if is_head { Body::empty() } else { Body::new(http_body_util::Full::from(text)) };
+        let mut response = Response::new(body);
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
@@ -93,10 +96,10 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
-        // hyper sends no body in response to HEAD.
+        let is_head = request.method() == Method::HEAD;
+        let is_read = is_head || request.method() == Method::GET;
         match request.uri().path() {
-            path if is_read && self.probes.serves(path) => Either::Left(ready(Ok(self.probes.respond(path)))),
+            path if is_read && self.probes.serves(path) => Either::Left(ready(Ok(self.probes.respond(path, is_head)))),
             _ => Either::Right(self.inner.call(request)),
         }
     }
