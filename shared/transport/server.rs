@@ -1,6 +1,7 @@
 //! The local server: gRPC and gRPC-Web on one port, for a gateway, browsers and the command line. Reports health and performs the
 //! graceful shutdown.
 
+mod body_timeout;
 mod connection;
 mod cors;
 mod error;
@@ -8,6 +9,7 @@ mod health;
 mod lingering_close;
 mod listener;
 mod page;
+mod preface;
 mod probes;
 mod tls;
 

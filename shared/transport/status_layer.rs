@@ -21,7 +21,7 @@ const LAST_FRAME_MARGIN: Duration = Duration::from_millis(300);
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Follows <https://grpc.io/docs/guides/status-codes/>: a message that is too large is RESOURCE_EXHAUSTED (tonic: OUT_OF_RANGE),
-/// one that cannot be decompressed is INVALID_ARGUMENT (tonic: INTERNAL), and a call that exceeds its `grpc-timeout` ends with
+/// one that is malformed is INVALID_ARGUMENT and one that is missing is UNIMPLEMENTED (tonic: INTERNAL), and a call that exceeds its `grpc-timeout` ends with
 /// DEADLINE_EXCEEDED, before its first message or after. A turn is told to end a little earlier, so that it ends with a frame.
 #[derive(Debug, Clone)]
 pub(super) struct StatusLayer;
@@ -145,12 +145,19 @@ pub(super) fn trailers(status: Status) -> HeaderMap {
     trailers
 }
 
+const INVALID_COMPRESSION_FLAG: &str =
+    "protocol%20error:%20received%20message%20with%20invalid%20compression%20flag:%20";
+
 /// tonic rejects a request before its handler runs, so the status is in the headers. The message tells tonic's own statuses from
 /// the same statuses of a handler.
 fn correct_status(headers: &mut HeaderMap) {
-    const CORRECTIONS: [(&str, &str, HeaderValue); 2] = [
+    // Not among them: a compressed message without `grpc-encoding`, which the specification answers with INTERNAL.
+    const CORRECTIONS: [(&str, &str, HeaderValue); 5] = [
         ("11", "Error,%20decoded%20message%20length%20too%20large", HeaderValue::from_static("8")),
         ("13", "Error%20decompressing:%20", HeaderValue::from_static("3")),
+        ("13", "Unexpected%20EOF%20decoding%20stream", HeaderValue::from_static("3")),
+        ("13", INVALID_COMPRESSION_FLAG, HeaderValue::from_static("3")),
+        ("13", "Missing%20request%20message", HeaderValue::from_static("12")),
     ];
     let starts_with = |name: &str, prefix: &str| {
         headers.get(name).is_some_and(|value| value.as_bytes().starts_with(prefix.as_bytes()))
@@ -168,7 +175,9 @@ fn correct_status(headers: &mut HeaderMap) {
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
-    let amount: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    // `parse` accepts a sign.
+    let is_amount = digits.len() <= 8 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let amount: u64 = digits.parse().ok().filter(|_| is_amount)?;
     Some(match unit {
         "H" => Duration::from_hours(amount),
         "M" => Duration::from_mins(amount),
@@ -198,7 +207,14 @@ mod tests {
             status_after(Status::internal("Error decompressing: corrupt deflate stream, while sending request")),
             "3"
         );
-        assert_eq!(status_after(Status::internal("a defect")), "13");
+        assert_eq!(status_after(Status::internal("Missing request message.")), "12");
+        assert_eq!(status_after(Status::internal("Unexpected EOF decoding stream.")), "3");
+        let flag = "protocol error: received message with invalid compression flag: 2 (valid flags are 0 and 1)";
+        assert_eq!(status_after(Status::internal(flag)), "3");
+        let no_encoding = "protocol error: received message with compressed-flag but no grpc-encoding was specified";
+        for message in [no_encoding, "a defect"] {
+            assert_eq!(status_after(Status::internal(message)), "13", "{message}");
+        }
     }
 
     #[test]
@@ -212,7 +228,7 @@ mod tests {
         assert_eq!(read("50m"), Some(Duration::from_millis(50)));
         assert_eq!(read("7u"), Some(Duration::from_micros(7)));
         assert_eq!(read("1n"), Some(Duration::from_nanos(1)));
-        for malformed in ["", "S", "5", "-5S", "999999999S", "5x"] {
+        for malformed in ["", "S", "5", "-5S", "+5S", "+S", " 5S", "5 S", "999999999S", "5x"] {
             assert_eq!(read(malformed), None, "{malformed:?}");
         }
     }

@@ -18,6 +18,7 @@ mod embeddings;
 mod fake_provider;
 mod fallbacks;
 mod faults;
+mod faulty_clients;
 mod grounding;
 mod grpc_web;
 mod half_vectors;

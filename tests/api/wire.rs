@@ -1,4 +1,4 @@
-//! What stands on the wire: compression, gRPC-Web text, HTTP/1.1 connections, TLS, probes and paths, byte by byte.
+//! Bytes on the wire: compression, gRPC-Web text, HTTP/1.1 connections, TLS, probes and paths.
 
 use std::{io::Write as _, sync::Arc};
 

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
-use super::tls::TlsCertificate;
+use super::{preface::PrefaceWatch, tls::TlsCertificate};
 use crate::service::HalfClose;
 
 pub(super) type HttpService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
@@ -53,7 +53,7 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 pub(super) struct ConnectionContext {
     pub(super) service: HttpService,
     pub(super) tls: Option<Arc<TlsCertificate>>,
-    /// How long an HTTP/1.1 connection may wait for its next request, and a new connection for its first byte.
+    /// How long an HTTP/1.1 connection may wait for its next request, and a new connection until its protocol is known.
     pub(super) keepalive: Duration,
     /// Ends idle connections, and busy ones after their last response.
     pub(super) stop: CancellationToken,
@@ -88,10 +88,12 @@ async fn serve_http(
         request.map(Body::new)
     });
     let builder = http_builder(context.keepalive);
+    let (io, is_protocol_known) = PrefaceWatch::new(io);
     let connection = builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection);
     let mut is_stopping = false;
-    let mut first_byte_timeout = std::pin::pin!(sleep(context.keepalive).fuse());
+    // hyper-util waits for the preface without a limit. Behind it, HTTP/1.1 has a timeout of its own and HTTP/2 has pings.
+    let mut protocol_timeout = std::pin::pin!(sleep(context.keepalive).fuse());
     loop {
         tokio::select! {
             result = connection.as_mut() => {
@@ -104,8 +106,8 @@ async fn serve_http(
                 is_stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
-            () = &mut first_byte_timeout => {
-                if !state.has_begun.load(Ordering::Relaxed) {
+            () = &mut protocol_timeout => {
+                if !is_protocol_known.load(Ordering::Relaxed) {
                     return;
                 }
             }
@@ -136,7 +138,6 @@ fn http_builder(keepalive: Duration) -> Builder<TokioExecutor> {
 
 #[derive(Default)]
 struct ConnectionState {
-    has_begun: AtomicBool,
     is_http1: AtomicBool,
     half_close: HalfClose,
 }
@@ -172,11 +173,7 @@ impl AsyncRead for Socket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if result.is_ready() {
-            self.state.has_begun.store(true, Ordering::Relaxed);
-        }
-        result
+        Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 

@@ -15,6 +15,7 @@ use tower::{ServiceBuilder, util::BoxCloneSyncService};
 use tower_http::validate_request::{ValidateRequest, ValidateRequestHeaderLayer};
 
 use super::{
+    body_timeout::BodyTimeoutLayer,
     connection::{self, ConnectionContext, HttpService},
     cors::Cors,
     error::ServerError,
@@ -131,6 +132,7 @@ impl Listener {
             .layer(ValidateRequestHeaderLayer::custom(validator))
             .layer(tonic_web::GrpcWebLayer::new())
             .layer(TextBodyLayer)
+            .layer(BodyTimeoutLayer)
             .layer(StatusLayer)
             .service(routes.prepare());
         BoxCloneSyncService::<_, Response<Body>, Infallible>::new(service)
