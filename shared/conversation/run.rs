@@ -22,6 +22,8 @@ pub const LEASE_DURATION: Duration = Duration::from_secs(10);
 /// Within this window a known request runs nothing again.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_hours(7 * 24);
 pub const WATCH_WINDOW: Duration = Duration::from_secs(5);
+/// How long a run stays watched after one of its readers has left. Others renew the mark within it.
+pub const UNWATCH_DELAY: Duration = Duration::from_millis(400);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunKey {

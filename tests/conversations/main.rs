@@ -85,6 +85,8 @@ cases! {
         read_run_keeps_its_session
         session_without_other_run_is_free
         session_of_unresponsive_owner_is_taken_over
+        reader_that_came_back_was_not_asked_to_give_way
+        one_of_two_readers_of_another_process_leaves
         reader_of_another_process_counts_until_it_leaves
         follow_marks_run_as_watched_for_a_while;
     pending:

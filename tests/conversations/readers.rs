@@ -6,6 +6,8 @@ use agent_service::conversation::{
 
 use crate::fixture::{StoreFixture, chunk, ending, request, session, turn, within};
 
+/// Longer than a run stays watched after a reader has left.
+const SECOND: Duration = Duration::from_secs(1);
 const UNREAD: ReaderSignals = ReaderSignals { is_watched: false, is_preempted: false };
 
 fn requested(id: &str) -> Preemption {
@@ -90,6 +92,30 @@ pub async fn session_of_unresponsive_owner_is_taken_over(fixture: &StoreFixture)
     assert_eq!(turns.iter().map(|turn| &*turn.record).collect::<Vec<_>>(), [b"new"]);
 }
 
+pub async fn reader_that_came_back_was_not_asked_to_give_way(fixture: &StoreFixture) {
+    let store = &fixture.store;
+    let lease = fixture.start(&fixture.run("s", "r1")).await;
+    let next = fixture.run("s", "r2").key;
+    store.set_read(&lease, false).await.unwrap();
+    assert_eq!(store.preempt(&next, false).await.unwrap(), requested("r1"));
+    store.set_read(&lease, true).await.unwrap();
+    assert_eq!(store.preempt(&next, false).await.unwrap(), refused("r1"));
+    assert_eq!(store.set_read(&lease, false).await.unwrap(), UNREAD, "the request was refused");
+}
+
+pub async fn one_of_two_readers_of_another_process_leaves(fixture: &StoreFixture) {
+    let store = &fixture.store;
+    let lease = fixture.start(&fixture.run("s", "r1")).await;
+    let (user, next) = (&lease.key.user, fixture.run("s", "r2").key);
+    store.set_read(&lease, false).await.unwrap();
+    store.follow(user, &request("r1"), 0).await.unwrap().unwrap();
+    store.unwatch(user, &request("r1")).await.unwrap();
+    store.follow(user, &request("r1"), 0).await.unwrap().unwrap();
+    fixture.backdoor.let_pass(SECOND).await;
+    let watched = Preemption::Refused { request: request("r1"), is_watched: true };
+    assert_eq!(store.preempt(&next, true).await.unwrap(), watched);
+}
+
 pub async fn reader_of_another_process_counts_until_it_leaves(fixture: &StoreFixture) {
     let store = &fixture.store;
     let lease = fixture.start(&fixture.run("s", "r1")).await;
@@ -100,6 +126,7 @@ pub async fn reader_of_another_process_counts_until_it_leaves(fixture: &StoreFix
     let watched = Preemption::Refused { request: request("r1"), is_watched: true };
     assert_eq!(store.preempt(&next, true).await.unwrap(), watched);
     store.unwatch(user, &request("r1")).await.unwrap();
+    fixture.backdoor.let_pass(SECOND).await;
     assert_eq!(store.set_read(&lease, false).await.unwrap(), UNREAD);
     assert_eq!(store.preempt(&next, false).await.unwrap(), requested("r1"));
     store.finish(&lease, &ending(1)).await.unwrap();

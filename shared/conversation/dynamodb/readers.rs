@@ -3,7 +3,7 @@ use jiff::Timestamp;
 use super::{
     DynamoConversations,
     attributes::{LEASE_TOKEN, LOST, PREEMPTED, REQUEST, RUNNING, UNREAD_SINCE, WATCHED_UNTIL},
-    item::{Item, ItemExt as _, flag, millis, text},
+    item::{Item, ItemExt as _, add, flag, millis, text},
     keys::Key,
     lease::{is_alive, update_run},
     write::{Write, WriteOutcome},
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     conversation::{
         error::{Result, StoreError},
-        run::{Lease, Preemption, ReaderSignals, RunKey},
+        run::{Lease, Preemption, ReaderSignals, RunKey, UNWATCH_DELAY},
     },
     identity::{RequestId, UserId},
 };
@@ -20,7 +20,7 @@ impl DynamoConversations {
     pub(super) async fn set_run_read(&self, lease: &Lease, is_read: bool) -> Result<ReaderSignals> {
         let now = Timestamp::now();
         let update = match is_read {
-            true => update_run(lease, "REMOVE unread_since"),
+            true => update_run(lease, "REMOVE unread_since, preempted"),
             false => {
                 update_run(lease, "SET unread_since = if_not_exists(unread_since, :now)").bind(":now", millis(now))
             }
@@ -32,8 +32,11 @@ impl DynamoConversations {
     }
 
     pub(super) async fn unwatch_run(&self, user: &UserId, request: &RequestId) -> Result<()> {
-        let unwatch = Write::update(Key::run(user, request.as_str()), "REMOVE watched_until");
-        self.table.write(unwatch.condition("attribute_exists(watched_until)")).await?;
+        // Not at once: other readers may follow the run, and renew the mark.
+        let unwatch = Write::update(Key::run(user, request.as_str()), "SET watched_until = :soon");
+        let unwatch =
+            unwatch.condition("watched_until > :soon").bind(":soon", millis(add(Timestamp::now(), UNWATCH_DELAY)));
+        self.table.write(unwatch).await?;
         Ok(())
     }
 
@@ -61,8 +64,12 @@ impl DynamoConversations {
             false => Write::update(run, "SET preempted = :yes").bind(":yes", flag(true)),
         };
         let preempt = preempt
-            .condition("holder = :holder AND phase = :running AND attribute_exists(unread_since)")
+            .condition(
+                "holder = :holder AND phase = :running AND attribute_exists(unread_since) \
+                 AND (attribute_not_exists(watched_until) OR watched_until <= :now)",
+            )
             .bind(":holder", text(lease_token))
+            .bind(":now", millis(now))
             .bind(":running", text(RUNNING));
         Ok(match self.table.write(preempt).await? {
             WriteOutcome::Done(_) => Preemption::Requested { request },

@@ -2,25 +2,30 @@ use sqlx::Row as _;
 
 use super::{LOCK_USER, PostgresConversations, Result, StoreError, read_request_id};
 use crate::{
-    conversation::run::{Lease, Preemption, ReaderSignals, RunKey},
+    conversation::run::{Lease, Preemption, ReaderSignals, RunKey, UNWATCH_DELAY},
     identity::{RequestId, UserId},
 };
 
-/// Writes only where the mark changes.
+/// Writes only where a mark changes. A reader that came back was not asked to give way.
 const SET_READ: &str = "
     with changed as (
-        update runs set unread_since = case when not $4 then clock_timestamp() end
-        where user_id = $1 and request_id = $2 and holder = $3 and ended_at is null and (unread_since is null) <> $4
+        update runs
+        set unread_since = case when not $4 then clock_timestamp() end, is_preempted = is_preempted and not $4
+        where user_id = $1 and request_id = $2 and holder = $3 and ended_at is null
+              and ((unread_since is null) <> $4 or is_preempted and $4)
     )
     select coalesce(watched_until > clock_timestamp(), false) as is_watched, is_preempted from runs
     where user_id = $1 and request_id = $2 and holder = $3 and ended_at is null";
+/// Not at once: other readers may follow the run, and renew the mark.
 const UNWATCH: &str = "
-    update runs set watched_until = null where user_id = $1 and request_id = $2 and watched_until is not null";
+    update runs set watched_until = clock_timestamp() + make_interval(secs => $3)
+    where user_id = $1 and request_id = $2 and watched_until > clock_timestamp() + make_interval(secs => $3)";
 
-/// With `$4` the run has lost the session, and its lease with it.
+/// With `$4` the run has lost the session, and its lease with it. The conditions stand on the updated row: a reader may come
+/// back while the update waits for it.
 const PREEMPT: &str = "
     with held as (
-        select request_id, unread_since is not null as is_unread,
+        select request_id, unread_since is not null as is_unread, is_preempted,
                coalesce(watched_until > clock_timestamp(), false) as is_watched
         from runs
         where user_id = $1 and session_id = $2 and request_id <> $3 and holds_session and lease_until > clock_timestamp()
@@ -29,10 +34,14 @@ const PREEMPT: &str = "
         set is_preempted = true, holds_session = not $4, holder = case when not $4 then r.holder end,
             lease_until = case when $4 then clock_timestamp() else r.lease_until end
         from held h
-        where h.is_unread and not h.is_watched and r.user_id = $1 and r.request_id = h.request_id and r.ended_at is null
-              and ($4 or not r.is_preempted)
+        where r.user_id = $1 and r.request_id = h.request_id and ($4 or not h.is_preempted)
+              and r.ended_at is null and r.holds_session and r.unread_since is not null
+              and coalesce(r.watched_until <= clock_timestamp(), true)
+        returning r.request_id
     )
-    select request_id, is_unread, is_watched from held";
+    select h.request_id, h.is_watched,
+           p.request_id is not null or h.is_preempted and h.is_unread and not h.is_watched and not $4 as is_requested
+    from held h left join preempted p using (request_id)";
 
 impl PostgresConversations {
     pub(super) async fn set_run_read(&self, lease: &Lease, is_read: bool) -> Result<ReaderSignals> {
@@ -47,6 +56,7 @@ impl PostgresConversations {
     pub(super) async fn unwatch_run(&self, user: &UserId, request: &RequestId) -> Result<()> {
         let mut transaction = self.database.begin(user).await?;
         let unwatch = transaction.query(UNWATCH).bind(user.as_str()).bind(request.as_str());
+        let unwatch = unwatch.bind(UNWATCH_DELAY.as_secs_f64());
         unwatch.execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
@@ -64,9 +74,9 @@ impl PostgresConversations {
         let Some(held) = held else { return Ok(Preemption::Free) };
         let request = read_request_id(&held, "request_id")?;
         let is_watched: bool = held.try_get("is_watched")?;
-        Ok(match held.try_get("is_unread")? {
-            true if !is_watched => Preemption::Requested { request },
-            _ => Preemption::Refused { request, is_watched },
+        Ok(match held.try_get("is_requested")? {
+            true => Preemption::Requested { request },
+            false => Preemption::Refused { request, is_watched },
         })
     }
 }
