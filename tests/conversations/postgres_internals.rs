@@ -2,7 +2,7 @@ use std::{future::poll_fn, pin::pin, str::FromStr as _, task::Poll, time::Durati
 
 use agent_service::{
     composition::build_embedder,
-    conversation::{AdmitOutcome, ConversationStore as _, NewRun, RunEnding, SessionSelection},
+    conversation::{AdmitOutcome, ConversationStore as _, NewRun, Preemption, RunEnding, SessionSelection},
     erasure::erase_user,
     identity::UserId,
     memory::MemoryEngine,
@@ -298,6 +298,85 @@ async fn functions_run_with_the_rights_of_their_caller() {
     }
 }
 
+#[tokio::test]
+async fn run_whose_reader_returns_while_it_is_preempted_is_left_alone() {
+    for takes_over in [false, true] {
+        let database = TestDatabase::create().await;
+        let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
+        let lease = started(store.admit(&run("ann", "s", "r1")).await.unwrap());
+        store.set_read(&lease, false).await.unwrap();
+        let (mut direct, mut watching) = (database.connect().await, database.connect().await);
+        let mut reader = direct.begin().await.unwrap();
+        reader.execute("update runs set unread_since = null").await.unwrap();
+        let next = run("ann", "s", "r2");
+        let waiting =
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%preempted%'
+                                                                   and datname = current_database()";
+        let reader_returns = async {
+            until(&mut watching, waiting, 1).await;
+            reader.commit().await.unwrap();
+        };
+        let (preempted, ()) = tokio::join!(store.preempt(&next.key, takes_over), reader_returns);
+        assert!(matches!(preempted, Ok(Preemption::Refused { .. })), "{preempted:?}");
+        store.checkpoint(&lease, None).await.unwrap();
+    }
+}
+
+/// The path of the server's socket, and a URL through TCP whose port is to be set; `None` for a server without a socket.
+fn unix_socket(database: &TestDatabase) -> Option<(String, reqwest::Url)> {
+    let mut url = reqwest::Url::parse(&database.url).unwrap();
+    let folder = url.query_pairs().find(|(name, value)| name == "host" && value.starts_with('/'))?.1;
+    let socket = format!("{folder}/.s.PGSQL.5432");
+    url.set_query(Some("sslmode=disable"));
+    url.set_host(Some("127.0.0.1")).unwrap();
+    Some((socket, url))
+}
+
+/// Forwards to Postgres, and cuts a connection instead of passing on the answer to an admission.
+async fn cut_answers_to_admissions(socket: String) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = UnixStream::connect(&socket).await.unwrap();
+            tokio::spawn(async move {
+                let (mut client, mut server) = (client, server);
+                let (mut asked, mut answered) = ([0; 65_536], [0; 65_536]);
+                let mut is_admission = false;
+                loop {
+                    tokio::select! {
+                        Ok(read @ 1..) = client.read(&mut asked) => {
+                            is_admission |= asked[..read].windows(10).any(|window| window == b"admit_turn");
+                            server.write_all(&asked[..read]).await.unwrap();
+                        }
+                        Ok(read @ 1..) = server.read(&mut answered) => {
+                            if is_admission {
+                                return;
+                            }
+                            client.write_all(&answered[..read]).await.unwrap();
+                        }
+                        else => return,
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn admission_whose_answer_is_lost_is_revoked() {
+    let database = TestDatabase::create().await;
+    let Some((socket, mut url)) = unix_socket(&database) else { return };
+    url.set_port(Some(cut_answers_to_admissions(socket).await)).unwrap();
+    let store = postgres_store(url.as_str(), ADMIT_TIMEOUT);
+    let refused = store.admit(&run("ann", "s", "r")).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let mut watching = database.connect().await;
+    assert_eq!(number(&mut watching, "select count(*) from runs").await, 0);
+    assert_eq!(number(&mut watching, "select count(*) from user_usage where requests = 0").await, 1, "it was admitted");
+}
+
 /// Forwards a client's messages to Postgres and reports the type byte of each.
 async fn eavesdrop(socket: String) -> (u16, mpsc::UnboundedReceiver<u8>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -331,13 +410,8 @@ async fn eavesdrop(socket: String) -> (u16, mpsc::UnboundedReceiver<u8>) {
 #[tokio::test]
 async fn admit_checkpoint_and_finish_take_one_round_trip() {
     let database = TestDatabase::create().await;
-    let mut url = reqwest::Url::parse(&database.url).unwrap();
-    // Only with a database on a Unix socket.
-    let socket = url.query_pairs().find(|(name, value)| name == "host" && value.starts_with('/'));
-    let Some((_, folder)) = socket else { return };
-    let (port, mut hears) = eavesdrop(format!("{folder}/.s.PGSQL.5432")).await;
-    url.set_query(Some("sslmode=disable"));
-    url.set_host(Some("127.0.0.1")).unwrap();
+    let Some((socket, mut url)) = unix_socket(&database) else { return };
+    let (port, mut hears) = eavesdrop(socket).await;
     url.set_port(Some(port)).unwrap();
     let store = postgres_store(url.as_str(), ADMIT_TIMEOUT);
     store.warm_up().await;

@@ -50,18 +50,19 @@ impl DynamoConversations {
             return known.as_ref().map_or(Ok(AdmitOutcome::Unknown), known_run);
         }
         let lease = Lease { key: run.key.clone(), lease_token: Uuid::now_v7() };
-        let attempts = Attempts { run, lease, expired: None, limits_streams: true };
+        let attempts = Attempts { run, lease: lease.clone(), expired: None, limits_streams: true };
         let (outcome, profile) = join!(self.attempt_admission(attempts), self.read_profile(&run.key.user));
-        match (outcome?, profile) {
-            (AdmitOutcome::Started { lease, .. }, Ok(profile)) => {
+        match (outcome, profile) {
+            (Ok(AdmitOutcome::Started { lease, .. }), Ok(profile)) => {
                 Ok(AdmitOutcome::Started { lease, profile, history: None })
             }
-            (AdmitOutcome::Started { lease, .. }, Err(error)) => {
+            // An answer that was lost may have been that of an admission.
+            (Ok(AdmitOutcome::Started { .. }), Err(error)) | (Err(error), _) => {
                 // If this fails too, the run ends when its lease expires.
-                let _revoked = self.revoke_run(&lease.take()).await;
+                let _revoked = self.revoke_run(&lease).await;
                 Err(error)
             }
-            (refused, _) => Ok(refused),
+            (Ok(refused), _) => Ok(refused),
         }
     }
 

@@ -21,7 +21,7 @@ const REVOKE: &str = "
 
 impl PostgresConversations {
     pub(super) async fn admit_run(&self, run: &NewRun) -> Result<AdmitOutcome> {
-        let lease_token = Uuid::new_v4();
+        let lease = Lease { key: run.key.clone(), lease_token: Uuid::new_v4() };
         let quota =
             |quota: Option<u64>| SqlArgument::Number(quota.map(|quota| i64::try_from(quota).unwrap_or(i64::MAX)));
         let quotas = run.quotas.as_ref();
@@ -31,7 +31,7 @@ impl PostgresConversations {
             SqlArgument::Text(run.key.request.as_str()),
             SqlArgument::Bytes(Some(&run.fingerprint)),
             SqlArgument::Bytes(Some(&run.head)),
-            SqlArgument::Bytes(Some(lease_token.as_bytes())),
+            SqlArgument::Bytes(Some(lease.lease_token.as_bytes())),
             SqlArgument::Bool(run.takes_session),
             SqlArgument::Bool(run.resumes),
             SqlArgument::Seconds(LEASE_DURATION),
@@ -42,14 +42,24 @@ impl PostgresConversations {
             SqlArgument::Number(run.history_budget.map(Into::into)),
         ];
         let database = self.database.with_statement_timeout(self.timeouts.admit);
-        let rows = database.call_function(&run.key.user, "admit_turn", &arguments).await?;
+        let rows = match database.call_function(&run.key.user, "admit_turn", &arguments).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                // The answer was lost, but the admission may have been committed.
+                if !run.resumes && matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) {
+                    // If this fails too, the run ends when its lease expires.
+                    let _revoked = self.revoke_run(&lease).await;
+                }
+                return Err(error.into());
+            }
+        };
         let (outcome, turns) = rows.split_first().ok_or(StoreError::Malformed("an admission"))?;
         if outcome.try_get::<Option<bool>, _>("has_old_runs")?.unwrap_or_default() {
             self.sweeper.sweep_later(&run.key.user);
         }
         match outcome.try_get("outcome")? {
             "started" => Ok(AdmitOutcome::Started {
-                lease: AdmittedLease::unguarded(Lease { key: run.key.clone(), lease_token }),
+                lease: AdmittedLease::unguarded(lease),
                 profile: outcome.try_get("profile")?,
                 history: run.history_budget.map(|_| read_history(outcome, turns)).transpose()?.flatten(),
             }),
