@@ -198,13 +198,13 @@ impl Admission {
         lease: AdmittedLease,
         result: ToolResult,
     ) -> Result<(AdmittedLease, Option<Box<ResumedTurn>>), AdmissionError> {
-        let wait = SessionWait::start();
+        let mut wait = SessionWait::start();
         let error = loop {
             break match self.assistant.record_tool_result(lease.lease(), &result).await {
                 Ok(ToolResultOutcome::Pending) => return Ok((lease, None)),
                 Ok(ToolResultOutcome::Complete(turn)) => return Ok((lease, Some(turn))),
                 Ok(ToolResultOutcome::Busy { retry_after }) => {
-                    match runs.wait_for_session(&lease.lease().key, &wait).await {
+                    match runs.wait_for_session(&lease.lease().key, &mut wait).await {
                         Ok(true) => continue,
                         Ok(false) => AdmissionError::Busy { retry_after },
                         Err(error) => error.into(),
@@ -233,7 +233,7 @@ async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, Admi
     };
     if let Some(log) = runs.find(&call.user, &call.request) {
         let position = last_received(&log.envelope)?;
-        let start = StreamStart { position, status: log.last_status(position.number) };
+        let start = StreamStart { position, status: log.last_status(position.number), notice: None };
         let mut reader = log.read(position.number).ok_or_else(unknown_frame)?;
         if let Some(after) = reader.missing_after() {
             let stored = runs.store.follow(&call.user, &call.request, after).await?;
@@ -252,8 +252,9 @@ async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, Admi
     let mut builder = FrameBuilder::new(language, call.full_citations);
     // The frame that the client has may not be stored yet.
     let assumed = if position.number == 0 { Stage::Thinking } else { Stage::Generating { recall_failed: false } };
+    let notice = run.is_running().then(|| builder.waiting_status(assumed).content);
     let assumed = || builder.build(TurnEvent::StageEntered(assumed)).map(|frame| frame.content);
-    let start = StreamStart { position, status: run.last_status(position.number).or_else(assumed) };
+    let start = StreamStart { position, status: run.last_status(position.number).or_else(assumed), notice };
     let frames = run.frames(position.number, builder).ok_or_else(unknown_frame)?;
     Ok(AdmittedCall { envelope, source: FrameSource::Replay(frames), start })
 }

@@ -79,8 +79,10 @@ impl Envelope {
             8 => (digits, "0"),
             _ => return None,
         };
-        let number = u32::from_str_radix(number, 16).ok().filter(|number| (1..=MAX_FRAMES).contains(number))?;
-        Some(FramePosition { number, repetition: u16::from_str_radix(repetition, 16).ok()? })
+        let number = u32::from_str_radix(number, 16).ok().filter(|number| *number <= MAX_FRAMES)?;
+        let position = FramePosition { number, repetition: u16::from_str_radix(repetition, 16).ok()? };
+        // Before the first frame there are repetitions only.
+        (position != FramePosition::default()).then_some(position)
     }
 }
 
@@ -127,6 +129,8 @@ mod tests {
         for other in ["", "x-000000010000", cut, &format!("{id}0"), &id.replace("-0", "-+"), &id.replace('f', "F")] {
             assert_eq!(envelope.position(other), None, "{other}");
         }
+        let before_first_frame = FramePosition { number: 0, repetition: 1 };
+        assert_eq!(envelope.position(&id_of(&envelope, 0, 1)), Some(before_first_frame));
         for number in [0, MAX_FRAMES + 1, u32::MAX] {
             assert_eq!(envelope.position(&id_of(&envelope, number, 0)), None, "{number:x}");
         }

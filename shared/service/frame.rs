@@ -118,6 +118,14 @@ impl FrameBuilder {
         Self { is_degraded, ..self }
     }
 
+    /// Of a stream that waits for the process that runs it.
+    pub(super) fn waiting_status(&self, stage: Stage) -> EncodedFrame {
+        let mut frame = self.blank();
+        let details = wording::waiting_for_process(self.language).to_owned();
+        frame.content = Some(Content::StatusUpdate(pb::AgentStatus { details, ..status(self.language, stage) }));
+        EncodedFrame::encode(&frame)
+    }
+
     /// `None` for an event that is not sent.
     pub(super) fn build(&mut self, event: TurnEvent) -> Option<EncodedFrame> {
         if let TurnEvent::Delta(delta) = event {

@@ -19,10 +19,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::frame::{self, EncodedFrame, FrameKind};
 use crate::proto::chat_frame::FramePosition;
 
-/// Between the first probe of a client that closed its sending side, and the second.
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// The first makes the system of a client that is gone reset the connection; the second finds it reset.
-const PROBES: u8 = 2;
+/// Waits before the probes of a client that closed its sending side. The first makes the system of a client that is gone reset
+/// the connection, and a later one finds it reset: the second if the client is near.
+const PROBE_WAITS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_secs(1)];
+
+/// After this a reader of another process' run is told that it waits: that process may be dead, and its lease runs out.
+const WAITING_NOTICE: Duration = Duration::from_secs(1);
 
 /// In the extensions of a request over HTTP/1.1: whether its client has closed its sending side. It may have closed the whole
 /// connection, which only writing to it can tell.
@@ -46,6 +48,8 @@ impl HalfClose {
 pub(super) struct StreamStart {
     pub(super) position: FramePosition,
     pub(super) status: Option<Bytes>,
+    /// A status that is sent once if no frame comes soon.
+    pub(super) notice: Option<Bytes>,
 }
 
 pub(super) struct Heartbeat {
@@ -55,6 +59,7 @@ pub(super) struct Heartbeat {
     probes: u8,
     position: FramePosition,
     last_status: Option<Bytes>,
+    notice: Option<Bytes>,
     /// Since when nothing was sent; `None` = not known to wait. Frames cost no look at the clock, only the waits between them.
     quiet_since: Option<Instant>,
     /// A frame does not move it: when it fires too early, it is set to the right time.
@@ -68,29 +73,32 @@ struct Timer {
 
 impl Heartbeat {
     pub(super) fn new(interval: Option<Duration>, half_close: Option<HalfClose>, start: StreamStart) -> Self {
-        let StreamStart { position, status } = start;
-        Self { interval, half_close, probes: 0, position, last_status: status, quiet_since: None, timer: None }
+        let StreamStart { position, status, notice } = start;
+        Self { interval, half_close, probes: 0, position, last_status: status, notice, quiet_since: None, timer: None }
     }
 
     /// A frame is sent, at the returned position.
     pub(super) fn record(&mut self, number: u32, frame: &EncodedFrame) -> FramePosition {
         self.position = FramePosition { number, repetition: 0 };
         self.quiet_since = None;
+        self.notice = None;
         if frame.kind == FrameKind::Other && frame::is_status(&frame.content) {
             self.last_status = Some(frame.content.clone());
         }
         self.position
     }
 
-    /// Called when there is no frame to send: a repetition of the last status, once it is due.
+    /// Called when there is no frame to send: the notice or a repetition of the last status, once it is due.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<(FramePosition, Bytes)> {
-        let Some((wait, status)) = self.wait().zip(self.last_status.as_ref()) else { return Poll::Pending };
+        let status = self.notice.as_ref().or(self.last_status.as_ref());
+        let Some((wait, status)) = self.wait().zip(status) else { return Poll::Pending };
         let due = *self.quiet_since.get_or_insert_with(Instant::now) + wait;
         ready!(Timer::poll(&mut self.timer, due, context));
         let Some(repetition) = self.position.repetition.checked_add(1) else { return Poll::Pending };
         let status = frame::with_current_time(status);
         self.position.repetition = repetition;
         self.quiet_since = None;
+        self.notice = None;
         if self.is_half_closed() {
             self.probes = self.probes.saturating_add(1);
         }
@@ -102,11 +110,8 @@ impl Heartbeat {
     }
 
     fn wait(&self) -> Option<Duration> {
-        match self.probes {
-            0 if self.is_half_closed() => Some(Duration::ZERO),
-            1..PROBES => Some(PROBE_INTERVAL),
-            _ => self.interval,
-        }
+        let probe = PROBE_WAITS.get(usize::from(self.probes)).filter(|_| self.is_half_closed());
+        probe.copied().or(self.notice.as_ref().map(|_| WAITING_NOTICE)).or(self.interval)
     }
 }
 

@@ -21,6 +21,10 @@ pub(super) fn stage(language: Language, stage: Stage) -> &'static str {
     }
 }
 
+pub(super) fn waiting_for_process(language: Language) -> &'static str {
+    language.pick("Waiting for the server that writes the answer…", "正在等待生成回答的服务器…")
+}
+
 pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str {
     match failure {
         TurnFailure::Model(error) => model_failure(language, error.kind),

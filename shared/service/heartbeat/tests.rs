@@ -146,7 +146,7 @@ async fn disabled_heartbeat_repeats_nothing() {
 #[tokio::test(start_paused = true)]
 async fn resumed_stream_continues_behind_the_repetition_that_the_client_has() {
     let frame = FrameBuilder::new(Language::English, false).build(TurnEvent::StageEntered(GENERATING)).unwrap();
-    let start = StreamStart { position: position(7, 3), status: Some(frame.content) };
+    let start = StreamStart { position: position(7, 3), status: Some(frame.content), notice: None };
     let mut stream = TestStream::new(Some(INTERVAL), None, start);
     let (at, repeated) = stream.next().await;
     assert_eq!(at, position(7, 4));
@@ -156,14 +156,14 @@ async fn resumed_stream_continues_behind_the_repetition_that_the_client_has() {
 #[tokio::test(start_paused = true)]
 async fn ids_are_not_reused_when_repetitions_run_out() {
     let frame = FrameBuilder::new(Language::English, false).build(TurnEvent::StageEntered(GENERATING)).unwrap();
-    let start = StreamStart { position: position(7, u16::MAX - 1), status: Some(frame.content) };
+    let start = StreamStart { position: position(7, u16::MAX - 1), status: Some(frame.content), notice: None };
     let mut stream = TestStream::new(Some(INTERVAL), None, start);
     assert_eq!(stream.next().await.0, position(7, u16::MAX));
     stream.expect_silence(Duration::from_hours(10)).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_closed_client_is_probed_twice_and_then_as_usual() {
+async fn half_closed_client_is_probed_and_then_served_as_usual() {
     let half_close = HalfClose::default();
     let mut stream = TestStream::new(Some(INTERVAL), Some(half_close.clone()), StreamStart::default());
     stream.send(TurnEvent::StageEntered(Stage::Thinking));
@@ -171,10 +171,34 @@ async fn half_closed_client_is_probed_twice_and_then_as_usual() {
     stream.expect_silence(Duration::from_secs(3)).await;
     half_close.set_closed();
     assert_eq!(stream.next().now_or_never().expect("a probe at once").0, position(1, 1));
+    for (probe, wait) in [(2, Duration::from_millis(100)), (3, Duration::from_secs(1)), (4, INTERVAL)] {
+        stream.expect_silence(wait - Duration::from_millis(1)).await;
+        assert_eq!(stream.next().await.0, position(1, probe));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn notice_is_sent_once_if_no_frame_comes() {
+    let mut builder = FrameBuilder::new(Language::English, false);
+    let status = builder.build(TurnEvent::StageEntered(GENERATING)).unwrap().content;
+    let start = || StreamStart {
+        position: position(0, 0),
+        status: Some(status.clone()),
+        notice: Some(FrameBuilder::new(Language::English, false).waiting_status(Stage::Thinking).content),
+    };
+    // Also without heartbeats.
+    let mut stream = TestStream::new(None, None, start());
     stream.expect_silence(Duration::from_millis(999)).await;
-    assert_eq!(stream.next().await.0, position(1, 2));
-    stream.expect_silence(INTERVAL - Duration::from_millis(1)).await;
-    assert_eq!(stream.next().await.0, position(1, 3));
+    let (at, notice) = stream.next().await;
+    assert_eq!(at, position(0, 1));
+    let Some(Content::StatusUpdate(notice)) = notice.content else { panic!("{notice:?}") };
+    assert!(notice.details.starts_with("Waiting"), "{notice:?}");
+    stream.expect_silence(Duration::from_hours(1)).await;
+
+    let mut stream = TestStream::new(None, None, start());
+    stream.send(TurnEvent::StageEntered(Stage::Thinking));
+    stream.next().await;
+    stream.expect_silence(Duration::from_hours(1)).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -48,6 +48,10 @@ impl StoredRun {
         Ok(Some(Self { envelope, store, drain, user, request, snapshot }))
     }
 
+    pub(in crate::service) fn is_running(&self) -> bool {
+        self.snapshot.state == RunState::Running
+    }
+
     /// The last status among the frames up to this number; `None` if that frame is not stored yet, which may be a later one.
     pub(in crate::service) fn last_status(&self, through: u32) -> Option<Bytes> {
         let stored = self.snapshot.chunks.last().map_or(0, |chunk| chunk.first.saturating_add(chunk.count) - 1);
