@@ -104,7 +104,7 @@ impl Language {
             return None;
         }
         let has_chinese_grammar = text.chars().any(|c| CHINESE_FUNCTION_CHARACTERS.contains(c));
-        let is_chinese_with_terms = has_chinese_grammar && !has_english_grammar && words <= han;
+        let is_chinese_with_terms = han > 1 && has_chinese_grammar && !has_english_grammar && words <= han;
         Some(if is_chinese_with_terms || han > letters { Self::Chinese } else { Self::English })
     }
 
@@ -154,6 +154,7 @@ mod tests {
             ("What does 好 mean?", Language::English),
             ("How do I say 我想预约明天下午的会议 in English?", Language::English),
             ("Translate 你好世界", Language::English),
+            ("Define 了", Language::English),
             ("请解释 PostgreSQL 的 MVCC", Language::Chinese),
             ("什么是 eigenvalue？", Language::Chinese),
             ("帮我复习 Python 的 list comprehension", Language::Chinese),

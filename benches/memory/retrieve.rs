@@ -14,7 +14,9 @@ use crate::{
 pub const USER: &str = "ann";
 pub const INDEX_NEVER: (&str, &str) = ("VECTOR_INDEX_THRESHOLD", "1000000000");
 
-const QUERIES: [(&str, fn(&mut Corpus) -> String); 3] = [
+type MakeQuery = fn(&mut Corpus) -> String;
+
+const QUERIES: [(&str, MakeQuery); 3] = [
     ("six words", Corpus::query),
     ("five words that each stand in 14 %", Corpus::common_query),
     ("five rare words", Corpus::rare_query),

@@ -223,10 +223,9 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
     }
 
     async fn checkpoint(&self, lease: &Lease, chunk: Option<&FrameChunk>) -> Result<RunSignals> {
-        // A heartbeat that hangs is given up in time for another one.
-        let limit = if chunk.is_some() { self.timeouts.long } else { self.timeouts.short };
+        // One that hangs is given up in time for another one: it renews the lease.
         let place = self.locks.as_ref().map(|locks| Place::WithLease(&locks.heartbeats));
-        in_turn(limit, place, &lease.key.user, self.store.checkpoint(lease, chunk)).await
+        in_turn(self.timeouts.short, place, &lease.key.user, self.store.checkpoint(lease, chunk)).await
     }
 
     async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()> {

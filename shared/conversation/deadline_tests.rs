@@ -241,7 +241,7 @@ async fn every_call_ends_with_its_deadline() {
     let lease = Lease { key: key.clone(), lease_token: Uuid::nil() };
     let (user, session) = (&key.user, &key.session);
     let ending = empty_ending();
-    times_out("checkpoint", long, store.checkpoint(&lease, Some(&ending.chunk))).await;
+    times_out("checkpoint", short, store.checkpoint(&lease, Some(&ending.chunk))).await;
     times_out("heartbeat", short, store.checkpoint(&lease, None)).await;
     times_out("unwatch", short, store.unwatch(user, &key.request)).await;
     times_out("set_read", short, store.set_read(&lease, true)).await;

@@ -45,6 +45,7 @@ pub struct CompletedPendingTurn {
 
 /// Stays stored until the run that resumed it ends; if that run is lost, the last result may be given again.
 #[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "dynamodb"), expect(dead_code, reason = "Postgres knows user and session from the run"))]
 pub struct PendingTurnId {
     pub(super) user: UserId,
     pub(super) session: SessionId,

@@ -237,7 +237,7 @@ fn profile(profile: pb::UserProfile) -> Parsed<Profile> {
     Ok(Profile {
         nickname: profile.nickname,
         timezone: profile.timezone,
-        language_tag: profile.language,
+        language_tag: profile.language.trim().to_owned(),
         is_pro: profile.is_pro,
         preferences: map("user_profile.preferences", profile.preferences)?,
         extra_context,
