@@ -69,6 +69,25 @@ async fn deleting_sessions_deletes_their_jobs() {
     assert_eq!(harness.count_rows("learning_jobs").await, 0);
 }
 
+/// More than one query of the queue visits.
+#[tokio::test]
+async fn jobs_of_many_users_are_processed_from_any_place_in_the_walk() {
+    const USERS: usize = 30;
+    let harness = Harness::new().await;
+    let worker = harness.worker(Arc::new(RuleExtractor));
+    for round in 0..2 {
+        for number in 0..USERS {
+            // The second walk begins behind the user of the first one.
+            let s = session(&format!("s{round}"));
+            harness.store_turn(&user(&format!("user{number}")), &s, &record("Hello.", "Hello.")).await;
+        }
+        assert_eq!(process_queue(&worker).await, USERS);
+        assert_eq!((harness.count_rows("learning_jobs").await, process_queue(&worker).await), (0, 0));
+        harness.store_turn(&user("user15"), &session("between"), &record("Hello.", "Hello.")).await;
+        assert_eq!(process_queue(&worker).await, 1);
+    }
+}
+
 #[tokio::test]
 async fn job_of_deleted_turn_is_done() {
     let harness = Harness::new().await;
