@@ -155,7 +155,7 @@ async fn locked_user_delays_only_themselves() {
 }
 
 #[tokio::test]
-async fn expired_runs_are_swept_after_the_first_turn_of_a_day() {
+async fn expired_runs_are_swept_after_a_turn_of_their_user() {
     let database = TestDatabase::create().await;
     let store = postgres_store(&database.service_url(), ADMIT_TIMEOUT);
     let mut direct = database.connect().await;
