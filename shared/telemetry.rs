@@ -8,7 +8,7 @@ use std::{
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter,
-    filter::{FilterExt as _, LevelFilter, filter_fn},
+    filter::{LevelFilter, filter_fn},
     fmt,
     prelude::*,
 };
@@ -52,9 +52,10 @@ pub fn init(format: Option<LogFormat>) {
             fmt::layer().with_writer(io::stderr).json().flatten_event(true).with_span_list(false).boxed()
         }
     };
-    // Without a hint, the combined filter would lose the level hint of the first, which makes disabled records free.
-    let filter = filter.and(filter_fn(has_no_payload).with_max_level_hint(LevelFilter::TRACE));
-    if tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().is_ok() {
+    // Filters of the registry, not of the layer: after `tracing::enabled!`, which sqlx asks for notices, a filter of a layer
+    // also drops the thread's next record. Without the hint, disabled records would not be free.
+    let payloads = filter_fn(has_no_payload).with_max_level_hint(LevelFilter::TRACE);
+    if tracing_subscriber::registry().with(layer).with(filter).with(payloads).try_init().is_ok() {
         panic::set_hook(Box::new(|panic| {
             let location = panic.location().map_or_else(String::new, Location::to_string);
             tracing::error!(location, "panicked; this is a bug");

@@ -24,7 +24,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
 /// Serializes migrations, and drops named statements that a pooler's connection may have kept. The time for one lock is above
 /// the `deadlock_timeout` of Postgres, after which an autovacuum gives way.
 const BEGIN_MIGRATION: &str = "select pg_advisory_xact_lock(hashtext('agent-service migrations')); deallocate all;
-                               set local lock_timeout = '2s'";
+                               set local lock_timeout = '2s'; set local client_min_messages = warning";
 const MAX_ATTEMPTS: u32 = 21;
 /// Longer than turns have waited for the attempt.
 const RETRY_DELAY: Duration = Duration::from_secs(3);
