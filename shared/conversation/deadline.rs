@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Semaphore, oneshot},
-    time::timeout,
+    sync::{Mutex, Semaphore, oneshot},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -20,6 +20,10 @@ use super::{
 use crate::identity::{RequestId, SessionId, UserId};
 
 const ADMIT_QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+/// An admission that takes longer asks whether the store is down: the pool of a database that refuses connections only waits.
+const PROBE_AFTER: Duration = Duration::from_millis(200);
+/// Admissions share what one of them has found out.
+const PROBE_VALIDITY: Duration = Duration::from_secs(1);
 /// Of a user, that lock only rows of runs or sessions.
 const CONCURRENT_ROW_WRITES: usize = 2;
 /// Of a user. They wait for no other call of the process, because a lease is lost without them.
@@ -47,6 +51,8 @@ pub struct WithDeadlines<S> {
     /// Backpressure: few admissions of a burst are in the store at a time, so that each is quick.
     admit_permits: Semaphore,
     locks: Option<UserLocks>,
+    /// When the store was last asked, and whether it was down.
+    probe: Mutex<Option<(Instant, bool)>>,
 }
 
 /// For stores whose transactions lock a user: calls of a user that would wait for each other's locks, wait here.
@@ -69,7 +75,7 @@ enum Place<'a> {
 impl<S: ConversationStore + 'static> WithDeadlines<S> {
     pub fn new(store: S, timeouts: StoreTimeouts, concurrent_admissions: usize) -> Self {
         let admit_permits = Semaphore::new(concurrent_admissions);
-        Self { store: Arc::new(store), timeouts, admit_permits, locks: None }
+        Self { store: Arc::new(store), timeouts, admit_permits, locks: None, probe: Mutex::new(None) }
     }
 
     pub(super) fn with_user_locks(self) -> Self {
@@ -148,6 +154,32 @@ impl<S: ConversationStore + 'static> WithDeadlines<S> {
         in_time(limit, locks.user.enter(user)).await.map(Some)
     }
 
+    async fn admit_in_turn(&self, run: &NewRun) -> Result<AdmitOutcome> {
+        let call_permit = self.enter_user(run).await?;
+        let permit = timeout(ADMIT_QUEUE_TIMEOUT, self.admit_permits.acquire()).await;
+        let Ok(Ok(_permit)) = permit else { return Err(StoreError::Timeout) };
+        self.admit_or_revoke(run, call_permit).await
+    }
+
+    async fn wait_until_down(&self) {
+        sleep(PROBE_AFTER).await;
+        while !self.is_down().await {
+            sleep(PROBE_VALIDITY).await;
+        }
+    }
+
+    async fn is_down(&self) -> bool {
+        let mut probe = self.probe.lock().await;
+        match *probe {
+            Some((asked, is_down)) if asked.elapsed() < PROBE_VALIDITY => is_down,
+            _ => {
+                let is_down = self.store.is_unreachable().await;
+                *probe = Some((Instant::now(), is_down));
+                is_down
+            }
+        }
+    }
+
     /// The task holds the permit of the user until the store has answered.
     async fn admit_or_revoke(&self, run: &NewRun, permit: Option<CallPermit>) -> Result<AdmitOutcome> {
         let (sender, receiver) = oneshot::channel();
@@ -208,13 +240,13 @@ async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> R
 #[async_trait::async_trait]
 impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
     async fn admit(&self, run: &NewRun) -> Result<AdmitOutcome> {
-        let call_permit = self.enter_user(run).await?;
-        let permit = timeout(ADMIT_QUEUE_TIMEOUT, self.admit_permits.acquire()).await;
-        let Ok(Ok(_permit)) = permit else { return Err(StoreError::Timeout) };
-        match self.admit_or_revoke(run, call_permit).await {
-            // A connection pool waits for a server that refuses connections as it does for a slow one.
-            Err(error) if error.is_timeout() && self.store.is_unreachable().await => Err(StoreError::Unreachable),
-            admitted => admitted,
+        tokio::select! {
+            biased;
+            admitted = self.admit_in_turn(run) => match admitted {
+                Err(error) if error.is_timeout() && self.is_down().await => Err(StoreError::Unreachable),
+                admitted => admitted,
+            },
+            () = self.wait_until_down() => Err(StoreError::Unreachable),
         }
     }
 

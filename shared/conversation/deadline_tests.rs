@@ -220,11 +220,16 @@ async fn admission_without_a_permit_times_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn admission_timeout_of_unreachable_store_says_so() {
-    let store = slow(TIMEOUTS.admit * 2, 1);
+async fn admission_to_an_unreachable_store_says_so_at_once() {
+    let store = slow(TIMEOUTS.admit * 20, 4).with_user_locks();
     store.store.is_unreachable.store(true, Ordering::SeqCst);
-    let refused = store.admit(&NewRun::example()).await;
-    assert!(matches!(refused, Err(StoreError::Unreachable)), "{refused:?}");
+    // Those that follow must not wait for the first one's turn, which it still has.
+    for _ in 0..3 {
+        let started = Instant::now();
+        let refused = store.admit(&NewRun::example()).await;
+        assert!(matches!(refused, Err(StoreError::Unreachable)), "{refused:?}");
+        assert_eq!(started.elapsed(), PROBE_AFTER);
+    }
 }
 
 #[tokio::test(start_paused = true)]
