@@ -127,6 +127,7 @@ export class Window {
 /** A TCP relay that can drop or delay traffic. */
 export class Relay {
   #sockets = new Set();
+  #browsers = new Set();
   #isDown = false;
   #isHeld = false;
   #server;
@@ -135,6 +136,8 @@ export class Relay {
     const relay = new Relay();
     relay.#server = createServer((socket) => {
       if (relay.#isDown) return socket.destroy();
+      relay.#browsers.add(socket);
+      socket.once("close", () => relay.#browsers.delete(socket));
       if (relay.#isHeld) socket.cork();
       const other = connect(port, "127.0.0.1");
       for (const [from, to] of [[socket, other], [other, socket]]) {
@@ -163,15 +166,15 @@ export class Relay {
     this.#isHeld = false;
   }
 
-  /** Buffers all traffic until `release`. */
+  /** Buffers what the server sends until `release`. Requests pass, also on connections that are open already. */
   hold() {
     this.#isHeld = true;
-    for (const socket of this.#sockets) socket.cork();
+    for (const socket of this.#browsers) socket.cork();
   }
 
   release() {
     this.#isHeld = false;
-    for (const socket of this.#sockets) socket.uncork();
+    for (const socket of this.#browsers) socket.uncork();
   }
 
   close() {
