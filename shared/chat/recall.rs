@@ -42,7 +42,7 @@ pub(super) async fn recall(engine: &MemoryEngine, input: &TurnInput) -> Option<R
         time_zone: input.profile.time_zone(),
         counts_matches: false,
     };
-    // Memories of the session may be in the history, so they leave room for others.
+    // The model may read memories of this session in the history already, so they do not count towards the limit.
     let counts = |memory: &Memory| turn_of_session(memory, input.session.as_str()).is_none();
     let deadline = Instant::now() + RECALL_TIMEOUT;
     let recalled = Box::pin(engine.recall(&input.user, &query, deadline, counts)).await;

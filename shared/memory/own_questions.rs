@@ -1,5 +1,5 @@
-//! Earlier questions of the user among their memories. They match a question best and say least: an echo of the question is no
-//! hit, and other questions are hits only where knowledge leaves room.
+//! Earlier questions of the user among their memories. They match a question best and say least: an echo of the question is
+//! not a hit, and another question is a hit only if fewer than the limit of other memories were found.
 
 use std::collections::BTreeSet;
 

@@ -8,14 +8,14 @@ use super::{
 };
 use crate::identity::UserId;
 
-/// Hits that the searches of a recall ask for. The first leaves room for memories that do not count; a user who asks the same
-/// for months needs the others.
+/// Hits that each search of a recall asks for. The first search allows for memories that do not count. The others run only if
+/// it found too few that do, for example for a user who has asked the same question for months.
 const SEARCH_LIMITS: [usize; 3] = [24, 200, 1_000];
 
 impl MemoryEngine {
     /// Best first, without echoes of the question. It has the limit of the query of hits that are no questions and that
-    /// `counts` accepts, if there are so many, and all hits between them: [`select_hits`] chooses from it. A search after the
-    /// first is ended by `deadline`, and its failure leaves the hits of the one before.
+    /// `counts` accepts, if there are so many, and all hits between them: [`select_hits`] chooses from it. A search that
+    /// fails or reaches `deadline` is an error if it is the first; otherwise the hits of the one before are returned.
     pub async fn recall(
         &self,
         user: &UserId,

@@ -89,7 +89,7 @@ async fn attached_call_gets_frames_that_are_only_in_the_store() {
 }
 
 /// Waits for the flush of these frames, and for the heartbeat after it: a driver does not begin it before it has discarded
-/// what was flushed.
+/// the frames that were flushed.
 async fn wait_until_discarded(server: &TestServer, frames: usize) {
     let mut owner = server.connect_as_owner().await;
     let mut lease_at_flush = None;
