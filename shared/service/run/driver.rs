@@ -126,7 +126,12 @@ impl RunDriver {
         let mut ticker = interval_at(Instant::now() + FLUSH_INTERVAL, FLUSH_INTERVAL);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let cancelled = live.log.cancelled.clone().cancelled_owned();
-        let unwanted = wait_until_unwanted(store.clone(), lease.clone(), live.log.clone(), grace);
+        let owner = (store.clone(), lease.clone());
+        let set_read = move |is_read| {
+            let (store, lease) = owner.clone();
+            async move { store.set_read(&lease, is_read).await }
+        };
+        let unwanted = wait_until_unwanted(set_read, live.log.clone(), grace);
         Self {
             store,
             lease,

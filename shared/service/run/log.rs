@@ -73,6 +73,13 @@ pub(super) struct FrameCursor {
 }
 
 impl FrameLog {
+    #[cfg(test)]
+    pub(super) fn example() -> Arc<Self> {
+        use crate::identity::{RequestId, SessionId, TraceId};
+        let trace = TraceId::from_call(None, None, "");
+        Self::new(Envelope::new(SessionId::generate(), &RequestId::generate(), &trace))
+    }
+
     pub(super) fn new(envelope: Envelope) -> Arc<Self> {
         let (left, came) = (Notify::new(), Notify::new());
         Arc::new(Self { envelope, state: Mutex::default(), left, came, cancelled: CancellationToken::new() })
@@ -178,8 +185,12 @@ impl FrameLog {
     }
 
     pub(super) async fn wait_until_unread(&self) {
-        while self.state().has_readers() {
-            self.left.notified().await;
+        loop {
+            let left = self.left.notified();
+            if !self.state().has_readers() {
+                return;
+            }
+            left.await;
         }
     }
 
@@ -323,8 +334,8 @@ impl Drop for LogReader {
         let is_last = !state.has_readers();
         drop(state);
         if is_last {
-            // Stores a permit: the driver may not be waiting at this moment.
-            self.log.left.notify_one();
+            // The driver may wait, and a request that wants the session.
+            self.log.left.notify_waiters();
         }
     }
 }

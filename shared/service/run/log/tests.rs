@@ -4,15 +4,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     chat::{TurnEvent, TurnFailure},
-    identity::{RequestId, SessionId, TraceId},
     language::Language,
     service::frame::FrameBuilder,
 };
-
-fn log() -> Arc<FrameLog> {
-    let trace = TraceId::from_call(None, None, "");
-    FrameLog::new(Envelope::new(SessionId::generate(), &RequestId::generate(), &trace))
-}
 
 fn delta(text: &str) -> EncodedFrame {
     FrameBuilder::new(Language::English, false).build(TurnEvent::Delta(text.to_owned())).unwrap()
@@ -29,7 +23,7 @@ proptest! {
         texts in prop::collection::vec(".{0,200}", 1..40),
         after in any::<u32>(),
     ) {
-        let log = log();
+        let log = FrameLog::example();
         let mut frames: Vec<_> = texts.iter().map(|text| delta(text)).collect();
         frames.push(FrameBuilder::new(Language::English, false).failure(&TurnFailure::Internal));
         for frame in &frames {
@@ -56,7 +50,7 @@ proptest! {
         steps in prop::collection::vec(0_u8..4, 0..200),
         after in any::<prop::sample::Index>(),
     ) {
-        let log = log();
+        let log = FrameLog::example();
         let mut readers = [log.read_from_start(), log.read_from_start()];
         let (mut pushed, mut received, mut chunks) = (Vec::new(), [Vec::new(), Vec::new()], Vec::new());
         let mut stored = FrameCursor::default();
@@ -99,7 +93,7 @@ proptest! {
 
 #[test]
 fn long_answer_takes_memory_only_for_frames_between_flushes() {
-    let log = log();
+    let log = FrameLog::example();
     let mut reader = log.read_from_start();
     let mut stored = FrameCursor::default();
     for _ in 0..200 {
@@ -117,7 +111,7 @@ fn long_answer_takes_memory_only_for_frames_between_flushes() {
 
 #[test]
 fn chunk_is_bounded_and_the_next_one_continues() {
-    let log = log();
+    let log = FrameLog::example();
     let text = "x".repeat(CHUNK_BYTES / 3);
     for _ in 0..7 {
         log.push(&delta(&text));
@@ -133,7 +127,7 @@ fn chunk_is_bounded_and_the_next_one_continues() {
 
 #[test]
 fn chunk_holds_a_frame_that_is_longer_than_the_bound() {
-    let log = log();
+    let log = FrameLog::example();
     log.push(&delta(&"x".repeat(CHUNK_BYTES + 1)));
     log.push(&delta("next"));
     let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
@@ -142,7 +136,7 @@ fn chunk_holds_a_frame_that_is_longer_than_the_bound() {
 
 #[tokio::test]
 async fn only_a_run_without_a_reader_is_preempted() {
-    let log = log();
+    let log = FrameLog::example();
     let (first, second) = (log.read_from_start(), log.read_from_start());
     drop(first);
     assert!(log.wait_until_unread().now_or_never().is_none(), "the second reader is still there");
@@ -157,9 +151,19 @@ async fn only_a_run_without_a_reader_is_preempted() {
     assert_eq!(log.wait_for_reader_or_preemption().await, ReaderChange::Preempted);
 }
 
+#[tokio::test]
+async fn everybody_who_waits_learns_that_the_last_reader_has_left() {
+    let log = FrameLog::example();
+    let reader = log.read_from_start();
+    let mut waiting = [Box::pin(log.wait_until_unread()), Box::pin(log.wait_until_unread())];
+    assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
+    drop(reader);
+    assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_some()));
+}
+
 #[test]
 fn read_after_a_frame_that_is_still_to_come_is_refused() {
-    let log = log();
+    let log = FrameLog::example();
     log.push(&delta("a"));
     assert!(log.read(1).is_some());
     assert!([2, u32::MAX].iter().all(|after| log.read(*after).is_none()));
@@ -167,7 +171,7 @@ fn read_after_a_frame_that_is_still_to_come_is_refused() {
 
 #[tokio::test]
 async fn reader_is_woken_by_the_next_frame() {
-    let log = log();
+    let log = FrameLog::example();
     let mut reader = log.read_from_start();
     let reading = tokio::spawn(async move { reader.next().await });
     tokio::task::yield_now().await;
