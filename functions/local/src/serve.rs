@@ -39,19 +39,22 @@ pub async fn run(config: Config) -> CommandResult {
 
     let (ready_sender, ready) = watch::channel(false);
     let stop = CancellationToken::new();
+    let mut supervision = Box::pin(database.supervise(&ready_sender, progress_printer()));
     let code = tokio::select! {
         served = serve_and_learn(server, extraction_worker, ready.clone(), stop.clone()) => {
             served?;
             ExitCode::SUCCESS
         }
-        supervised = database.supervise(&ready_sender, progress_printer()) => {
+        supervised = &mut supervision => {
             supervised?;
             ExitCode::FAILURE
         }
-        () = maintain_vector_index(&engine, &database, ready) => ExitCode::FAILURE,
+        () = maintain_vectors(&engine, &database, ready) => ExitCode::FAILURE,
         () = reload_on_signal(&mut reload_signals, &tls) => ExitCode::FAILURE,
         () = wait_for_forced_stop(&mut signals, &stop, config.server.shutdown_grace) => ExitCode::from(EXIT_INTERRUPTED),
     };
+    // Postgres stops only after the other branches are dropped: it would wait for a connection that one of them has begun.
+    drop(supervision);
     tracing::info!("stopped");
     Ok(code)
 }
@@ -92,7 +95,7 @@ async fn serve_and_learn(
 
 /// Completes copies of vectors from before there were any, and builds ANN indexes as users cross the threshold. It never
 /// returns.
-async fn maintain_vector_index(engine: &MemoryEngine, database: &Database, mut ready: watch::Receiver<bool>) {
+async fn maintain_vectors(engine: &MemoryEngine, database: &Database, mut ready: watch::Receiver<bool>) {
     loop {
         // `wait_for` fails only after the sender is dropped, which outlives this future.
         if ready.wait_for(|ready| *ready).await.is_ok() {

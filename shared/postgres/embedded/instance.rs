@@ -26,10 +26,16 @@ use crate::postgres::startup::StartupStep;
 /// Linux; elsewhere the next start ends it.
 #[derive(Debug)]
 pub struct EmbeddedPostgres {
-    // Drop order: Postgres stops, its socket is removed, the lock is released.
+    // Drop order: Postgres stops, the directory of its socket is removed, the lock is released.
     _postmaster: Postmaster,
-    _socket: SocketDir,
+    socket: SocketDir,
     _lock: File,
+}
+
+impl Drop for EmbeddedPostgres {
+    fn drop(&mut self) {
+        self.socket.remove_socket();
+    }
 }
 
 impl EmbeddedPostgres {
@@ -54,7 +60,7 @@ impl EmbeddedPostgres {
             elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "the embedded Postgres is ready"
         );
-        Ok(Self { _postmaster: postmaster, _socket: socket, _lock: lock })
+        Ok(Self { _postmaster: postmaster, socket, _lock: lock })
     }
 }
 

@@ -33,6 +33,12 @@ impl SocketDir {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Nobody can connect from then on. Postgres 17 does not stop while a connection that was begun during its shutdown
+    /// is silent.
+    pub(super) fn remove_socket(&self) {
+        let _ = fs::remove_file(self.path.join(format!(".s.PGSQL.{PORT}")));
+    }
 }
 
 impl Drop for SocketDir {

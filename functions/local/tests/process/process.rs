@@ -80,6 +80,21 @@ impl Sandbox {
         text.lines().next()?.trim().parse().ok()
     }
 
+    #[cfg(target_os = "linux")]
+    pub fn postmaster_children(&self) -> Vec<i32> {
+        let postmaster = self.postmaster().unwrap();
+        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
+        children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    #[cfg(target_os = "linux")]
+    pub fn checkpointer(&self) -> i32 {
+        let writes_checkpoints = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("checkpointer"))
+        };
+        self.postmaster_children().into_iter().find(writes_checkpoints).unwrap()
+    }
+
     pub fn data_names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.data()).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

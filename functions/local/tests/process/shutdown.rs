@@ -36,7 +36,7 @@ async fn sigterm_sigint_and_sigquit_stop_server_and_postgres_with_code_0() {
         server.process.signal(signal);
         let output = server.process.wait_for_success().await;
         assert!(output.stderr.contains("stopped"), "{}", output.stderr);
-        assert_eq!(sandbox.postmaster(), None);
+        assert_eq!(sandbox.postmaster(), None, "{}", output.stderr);
     }
 }
 
@@ -44,18 +44,32 @@ async fn sigterm_sigint_and_sigquit_stop_server_and_postgres_with_code_0() {
 #[tokio::test]
 async fn unresponsive_postgres_process_is_killed_at_shutdown() {
     let (sandbox, server) = Sandbox::with_server(&[]).await;
-    let postmaster = sandbox.postmaster().unwrap();
-    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
-    let writes_checkpoints = |pid: &&str| {
-        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("checkpointer"))
-    };
-    let deaf = children.split_whitespace().find(writes_checkpoints).unwrap().parse().unwrap();
     // As with a hanging disk: a graceful shutdown of Postgres waits for the checkpoint.
+    let deaf = sandbox.checkpointer();
     kill(deaf, Signal::STOP);
     server.process.signal(Signal::TERM);
     server.process.wait_for_success().await;
     assert_eq!(sandbox.postmaster(), None);
     assert!(!std::path::Path::new(&format!("/proc/{deaf}")).exists());
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn embedded_postgres_accepts_no_connection_while_it_stops() {
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
+    let socket = sandbox.data().join("socket/.s.PGSQL.5432");
+    drop(tokio::net::UnixStream::connect(&socket).await.unwrap());
+    let checkpointer = sandbox.checkpointer();
+    kill(checkpointer, Signal::STOP);
+    server.process.signal(Signal::TERM);
+    eventually("only the checkpointer is left", async || sandbox.postmaster_children() == [checkpointer]).await;
+    // Postgres would wait for it until it sends something.
+    let begun = tokio::net::UnixStream::connect(&socket).await;
+    kill(checkpointer, Signal::CONT);
+    let output = server.process.wait_for_success().await;
+    assert!(begun.is_err(), "{begun:?}");
+    assert!(!output.stderr.contains("Postgres has not ended yet"), "{}", output.stderr);
+    assert_eq!(sandbox.postmaster(), None, "{}", output.stderr);
 }
 
 #[tokio::test]
