@@ -1,6 +1,7 @@
 //! The local server: gRPC and gRPC-Web on one port, for a gateway, browsers and the command line. Reports health and performs the
 //! graceful shutdown.
 
+mod answering;
 mod body_timeout;
 mod connection;
 mod cors;

@@ -21,8 +21,9 @@ const LAST_FRAME_MARGIN: Duration = Duration::from_millis(300);
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Follows <https://grpc.io/docs/guides/status-codes/>: a message that is too large is RESOURCE_EXHAUSTED (tonic: OUT_OF_RANGE),
-/// one that is malformed is INVALID_ARGUMENT and one that is missing is UNIMPLEMENTED (tonic: INTERNAL), and a call that exceeds its `grpc-timeout` ends with
-/// DEADLINE_EXCEEDED, before its first message or after. A turn is told to end a little earlier, so that it ends with a frame.
+/// one that is malformed is INVALID_ARGUMENT and one that is missing is UNIMPLEMENTED (tonic: INTERNAL), and a call that exceeds
+/// its `grpc-timeout` ends with DEADLINE_EXCEEDED, before its first message or after. A turn is told to end a little earlier, so
+/// that it ends with a frame.
 #[derive(Debug, Clone)]
 pub(super) struct StatusLayer;
 

@@ -12,43 +12,16 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::Request;
 use http_body::Frame;
 use tonic::{Status, body::Body};
-use tower::{Layer, Service};
 
 /// In the extensions of a request: its body is base64.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TextBody;
 
 /// Stands behind tonic-web, which takes the request for a binary one, so that the client gets the error of the decoder itself.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TextBodyLayer;
-
-impl<S> Layer<S> for TextBodyLayer {
-    type Service = TextBodyService<S>;
-
-    fn layer(&self, inner: S) -> TextBodyService<S> {
-        TextBodyService { inner }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct TextBodyService<S> {
-    inner: S,
-}
-
-impl<S: Service<Request<Body>>> Service<Request<Body>> for TextBodyService<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> S::Future {
-        if request.extensions_mut().remove::<TextBody>().is_some() {
-            request = request.map(|body| Body::new(DecodedBody { body, rest: BytesMut::new() }));
-        }
-        self.inner.call(request)
+pub(super) fn decode(mut request: Request<Body>) -> Request<Body> {
+    match request.extensions_mut().remove::<TextBody>() {
+        Some(TextBody) => request.map(|body| Body::new(DecodedBody { body, rest: BytesMut::new() })),
+        None => request,
     }
 }
 

@@ -15,13 +15,16 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Status, body::Body, server::NamedService};
 use tonic_web::{GrpcWebLayer, GrpcWebService};
-use tower::{Layer as _, Service, util::BoxCloneSyncService};
+use tower::{
+    Layer as _, Service,
+    util::{BoxCloneSyncService, MapRequest},
+};
 
 use super::{event::HttpEvent, response_body::ResponseBody};
 use crate::transport::{
     request_filter::{self, GRPC_WEB, ResponseMode},
     status_layer::{self, StatusLayer, StatusService},
-    text_body::{TextBodyLayer, TextBodyService},
+    text_body,
 };
 
 /// Reserved at the end of the function's time to end a stream properly; at most a quarter of that time.
@@ -67,8 +70,8 @@ struct Route {
     service: RouteService,
 }
 
-type RouteService =
-    GrpcWebService<TextBodyService<StatusService<BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>>>>;
+type StatusCorrectingService = StatusService<BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>>;
+type RouteService = GrpcWebService<MapRequest<StatusCorrectingService, fn(Request<Body>) -> Request<Body>>>;
 
 struct RoutedCall {
     service: RouteService,
@@ -85,7 +88,8 @@ impl Adapter {
     /// Serves these methods of another service as well.
     #[must_use]
     pub fn add_service<S: GrpcService>(mut self, service: S, methods: &'static [&'static str]) -> Self {
-        let service = TextBodyLayer.layer(StatusLayer.layer(BoxCloneSyncService::new(service)));
+        let service = StatusLayer.layer(BoxCloneSyncService::new(service));
+        let service = MapRequest::new(service, text_body::decode as fn(_) -> _);
         let service = GrpcWebLayer::new().layer(service);
         self.routes.push(Route { service_name: S::NAME, methods, service });
         self

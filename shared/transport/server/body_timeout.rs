@@ -12,7 +12,6 @@ use http::Request;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body};
-use tower::{Layer, Service};
 
 /// For each [`MIN_PROGRESS_BYTES`] of a body, or what is left of it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -21,34 +20,8 @@ const MIN_PROGRESS_BYTES: usize = 16 * 1024;
 
 /// Ends the body of a request that is not received in time with DEADLINE_EXCEEDED, which tonic answers. Stands behind tonic-web,
 /// so that the status is not wrapped in another.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BodyTimeoutLayer;
-
-impl<S> Layer<S> for BodyTimeoutLayer {
-    type Service = BodyTimeoutService<S>;
-
-    fn layer(&self, inner: S) -> BodyTimeoutService<S> {
-        BodyTimeoutService { inner }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct BodyTimeoutService<S> {
-    inner: S,
-}
-
-impl<S: Service<Request<Body>>> Service<Request<Body>> for BodyTimeoutService<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> S::Future {
-        self.inner.call(request.map(|body| Body::new(TimedBody { body, wait: None, progress: 0 })))
-    }
+pub(super) fn limit(request: Request<Body>) -> Request<Body> {
+    request.map(|body| Body::new(TimedBody { body, wait: None, progress: 0 }))
 }
 
 struct TimedBody {

@@ -15,13 +15,14 @@ use tower::{ServiceBuilder, util::BoxCloneSyncService};
 use tower_http::validate_request::{ValidateRequest, ValidateRequestHeaderLayer};
 
 use super::{
-    body_timeout::BodyTimeoutLayer,
+    answering::AnswerLayer,
+    body_timeout,
     connection::{self, ConnectionContext, HttpService},
     cors::Cors,
     error::ServerError,
     lingering_close::LingeringCloseLayer,
-    page::{self, PageLayer},
-    probes::{self, ProbeLayer},
+    page::{self, Page},
+    probes::{self, Probes},
     tls::TlsCertificate,
 };
 use crate::{
@@ -29,7 +30,7 @@ use crate::{
     transport::{
         request_filter::{self, GRPC_AND_GRPC_WEB, ResponseMode, RpcPaths},
         status_layer::StatusLayer,
-        text_body::TextBodyLayer,
+        text_body,
     },
 };
 
@@ -43,8 +44,8 @@ pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     cors: Cors,
-    page: PageLayer,
-    probes: ProbeLayer,
+    page: Page,
+    probes: Probes,
     tls: Option<Arc<TlsCertificate>>,
     keepalive: Duration,
 }
@@ -73,8 +74,8 @@ impl Listener {
         let bind_error = |source| ServerError::Bind { address, source };
         let socket = listen(address).map_err(bind_error)?;
         let address = socket.local_addr().map_err(bind_error)?;
-        let page = PageLayer { is_enabled: config.web_page };
-        let probes = ProbeLayer::new(config.health);
+        let page = Page { is_enabled: config.web_page };
+        let probes = Probes::new(config.health);
         Ok(Self { socket, address, cors, page, probes, tls, keepalive: config.http1_keepalive })
     }
 
@@ -126,13 +127,13 @@ impl Listener {
             RequestValidator { cors: self.cors.clone(), paths, page: self.page, probes: self.probes.clone() };
         let service = ServiceBuilder::new()
             .layer(self.cors.layer())
-            .layer(self.probes.clone())
-            .layer(self.page)
+            .layer(AnswerLayer(self.probes.clone()))
+            .layer(AnswerLayer(self.page))
             .layer(LingeringCloseLayer)
             .layer(ValidateRequestHeaderLayer::custom(validator))
             .layer(tonic_web::GrpcWebLayer::new())
-            .layer(TextBodyLayer)
-            .layer(BodyTimeoutLayer)
+            .map_request(text_body::decode)
+            .map_request(body_timeout::limit)
             .layer(StatusLayer)
             .service(routes.prepare());
         BoxCloneSyncService::<_, Response<Body>, Infallible>::new(service)
@@ -159,8 +160,8 @@ fn is_of_the_client(error: &io::Error) -> bool {
 struct RequestValidator {
     cors: Cors,
     paths: RpcPaths,
-    page: PageLayer,
-    probes: ProbeLayer,
+    page: Page,
+    probes: Probes,
 }
 
 impl RequestValidator {

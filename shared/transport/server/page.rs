@@ -1,15 +1,10 @@
 //! Serves the web page at `/` from the files of `web/dist`, which are embedded in the binary.
 
-use std::{
-    future::{Ready, ready},
-    task::{Context, Poll},
-};
-
 use bytes::Bytes;
-use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use tonic::body::Body;
-use tower::{Layer, Service};
+
+use super::answering::Answer;
 
 struct PageFile {
     name: &'static str,
@@ -40,42 +35,15 @@ const HEADERS: [(header::HeaderName, &str); 7] = [
 ];
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct PageLayer {
+pub(super) struct Page {
     pub(super) is_enabled: bool,
 }
 
-impl<S> Layer<S> for PageLayer {
-    type Service = PageService<S>;
-
-    fn layer(&self, inner: S) -> PageService<S> {
-        PageService { inner, is_enabled: self.is_enabled }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct PageService<S> {
-    inner: S,
-    is_enabled: bool,
-}
-
-impl<S> Service<Request<Body>> for PageService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Either<Ready<Result<Response<Body>, S::Error>>, S::Future>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let is_page_request = self.is_enabled && (request.method() == Method::GET || request.method() == Method::HEAD);
-        match is_page_request.then(|| file_at(request.uri().path())).flatten() {
-            Some(file) => Either::Left(ready(Ok(respond(file, request.method(), request.headers())))),
-            None => Either::Right(self.inner.call(request)),
-        }
+impl Answer for Page {
+    fn answer(&self, request: &Request<Body>) -> Option<Response<Body>> {
+        let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
+        let file = file_at(request.uri().path()).filter(|_| self.is_enabled && is_read)?;
+        Some(respond(file, request.method(), request.headers()))
     }
 }
 

@@ -1,18 +1,14 @@
 //! Health for those who speak HTTP only: `/healthz` of the process, `/readyz` of its database. Without authentication.
 
-use std::{
-    future::{Ready, ready},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll},
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
-use futures_util::future::Either;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use tonic::body::Body;
-use tower::{Layer, Service};
+
+use super::answering::Answer;
 
 const ALIVE: &str = "/healthz";
 const READY: &str = "/readyz";
@@ -32,12 +28,12 @@ impl Readiness {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct ProbeLayer {
+pub(super) struct Probes {
     is_enabled: bool,
     readiness: Readiness,
 }
 
-impl ProbeLayer {
+impl Probes {
     pub(super) fn new(is_enabled: bool) -> Self {
         Self { is_enabled, readiness: Readiness::default() }
     }
@@ -69,38 +65,11 @@ impl ProbeLayer {
     }
 }
 
-impl<S> Layer<S> for ProbeLayer {
-    type Service = ProbeService<S>;
-
-    fn layer(&self, inner: S) -> ProbeService<S> {
-        ProbeService { inner, probes: self.clone() }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct ProbeService<S> {
-    inner: S,
-    probes: ProbeLayer,
-}
-
-impl<S> Service<Request<Body>> for ProbeService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Either<Ready<Result<Response<Body>, S::Error>>, S::Future>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Answer for Probes {
+    fn answer(&self, request: &Request<Body>) -> Option<Response<Body>> {
         let is_head = request.method() == Method::HEAD;
         let is_read = is_head || request.method() == Method::GET;
-        match request.uri().path() {
-            path if is_read && self.probes.serves(path) => Either::Left(ready(Ok(self.probes.respond(path, is_head)))),
-            _ => Either::Right(self.inner.call(request)),
-        }
+        let path = request.uri().path();
+        (is_read && self.serves(path)).then(|| self.respond(path, is_head))
     }
 }
