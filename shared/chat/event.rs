@@ -130,4 +130,10 @@ impl TurnFailure {
         // A client need not send it again after a newer one, but may.
         self.is_retryable() || matches!(self, Self::Preempted)
     }
+
+    /// The client stopped the turn, or left it. An operator has nothing to do.
+    #[must_use]
+    pub fn is_caused_by_client(&self) -> bool {
+        matches!(self, Self::Cancelled | Self::Abandoned | Self::Preempted)
+    }
 }

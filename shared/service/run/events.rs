@@ -39,7 +39,10 @@ impl Stream for EventsOrDefect {
             this.events = None;
         }
         if let TurnEvent::Failed(failure) = &event {
-            this.span.in_scope(|| tracing::warn!(error = %failure, "turn failed"));
+            this.span.in_scope(|| match failure.is_caused_by_client() {
+                true => tracing::info!(error = %failure, "turn ended by its client"),
+                false => tracing::warn!(error = %failure, "turn failed"),
+            });
         }
         Poll::Ready(Some(event))
     }
