@@ -109,7 +109,7 @@ impl Prompts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{Memory, Metadata};
+    use crate::memory::Memory;
 
     fn profile(tag: &str) -> Profile {
         Profile { language_tag: tag.into(), timezone: "Asia/Shanghai".into(), ..Profile::default() }
@@ -127,18 +127,7 @@ mod tests {
     }
 
     fn recalled(content: &str) -> RecalledMemory {
-        let time = "2026-11-20T23:00:00Z".parse().unwrap();
-        let memory = Memory {
-            id: "m".into(),
-            content: content.into(),
-            source_type: "note".into(),
-            tags: Vec::new(),
-            metadata: Metadata::new(),
-            superseded_by: None,
-            location: None,
-            created_at: time,
-            updated_at: time,
-        };
+        let memory = Memory::example("note", content);
         RecalledMemory { memory, score: 0.5, title: String::new() }
     }
 

@@ -56,21 +56,9 @@ mod tests {
     use crate::memory::{ChunkLocation, Metadata};
 
     fn memory(source_type: &str, content: &str, metadata: &[(&str, &str)]) -> Memory {
-        let time = "2026-11-20T23:00:00Z".parse().unwrap();
-        Memory {
-            id: "m".into(),
-            content: content.into(),
-            source_type: source_type.into(),
-            tags: Vec::new(),
-            metadata: metadata
-                .iter()
-                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-                .collect::<Metadata>(),
-            superseded_by: None,
-            location: None,
-            created_at: time,
-            updated_at: time,
-        }
+        let metadata =
+            metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Metadata>();
+        Memory { metadata, ..Memory::example(source_type, content) }
     }
 
     #[test]

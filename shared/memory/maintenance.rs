@@ -63,7 +63,7 @@ impl MemoryEngine {
             for of_user in batch.chunk_by(|(user, _), (next, _)| user == next) {
                 let ids: Vec<&str> = of_user.iter().map(|(_, id)| id.as_str()).collect();
                 let rejected = match of_user.first().and_then(|(user, _)| UserId::parse("user_id", user).ok()) {
-                    Some(user) => self.reembed_memories(&user, &ids).await?,
+                    Some(user) => Box::pin(self.reembed_memories(&user, &ids)).await?,
                     // No request can have this user id.
                     None => ids.len(),
                 };
@@ -111,7 +111,8 @@ impl MemoryEngine {
             sources.await?.into_iter().map(|source| (source.id.clone(), source.text())).collect();
         let vectors = self.embed_accepted(&texts.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>()).await?;
         let write = with_timeout(async {
-            let mut transaction = MemoryTransaction::begin(&self.service, &self.write_locks, user).await?;
+            let begun = MemoryTransaction::begin_existing(&self.service, &self.write_locks, user).await?;
+            let Some(mut transaction) = begun else { return Ok(()) };
             let current = store::embedding_sources(transaction.inner(), user, ids).await?;
             let is_current =
                 |id: &str, text: &str| current.iter().any(|source| source.id == id && source.text() == text);
@@ -122,7 +123,7 @@ impl MemoryEngine {
             transaction.upsert_vectors(&vectors.collect::<Vec<_>>(), &self.model_key).await?;
             transaction.commit().await
         });
-        write.await?;
+        Box::pin(write).await?;
         Ok(vectors.iter().filter(|vector| vector.is_none()).count())
     }
 
@@ -159,7 +160,7 @@ impl MemoryEngine {
         let mut deleted = 0;
         for user in users.await?.iter().filter_map(|user| UserId::parse("user_id", user).ok()) {
             deleted += with_bulk_timeout(async {
-                let mut transaction = self.begin_bulk(&user).await?;
+                let Some(mut transaction) = self.begin_bulk_existing(&user).await? else { return Ok(0) };
                 let deleted = transaction.delete_other_models(&self.model_key).await?;
                 transaction.commit().await?;
                 Ok(deleted)
@@ -195,10 +196,15 @@ impl MemoryEngine {
 
     /// True once all are copied; every commit copies a part.
     async fn copy_half_vectors_of(&self, user: &UserId) -> Result<bool, sqlx::Error> {
-        let transaction = self.begin_bulk(user).await?;
+        let Some(transaction) = self.begin_bulk_existing(user).await? else { return Ok(true) };
         let is_complete = transaction.has_half_vectors();
         transaction.commit().await?;
         Ok(is_complete)
+    }
+
+    async fn begin_bulk_existing<'u>(&'u self, user: &'u UserId) -> Result<Option<MemoryTransaction<'u>>, sqlx::Error> {
+        let pool = self.service.with_statement_timeout(BULK_TIMEOUT);
+        MemoryTransaction::begin_existing(&pool, &self.write_locks, user).await
     }
 
     /// As the table owner. Takes minutes for a million vectors, and blocks no other statement.

@@ -153,18 +153,8 @@ mod tests {
     use crate::memory::Metadata;
 
     fn said(content: &str) -> Memory {
-        let time = "2026-11-20T23:00:00Z".parse().unwrap();
-        Memory {
-            id: "m".into(),
-            content: content.into(),
-            source_type: CHAT_SOURCE_TYPE.into(),
-            tags: Vec::new(),
-            metadata: Metadata::from([("speaker".to_owned(), "user".to_owned())]),
-            superseded_by: None,
-            location: None,
-            created_at: time,
-            updated_at: time,
-        }
+        let metadata = Metadata::from([("speaker".to_owned(), "user".to_owned())]);
+        Memory { metadata, ..Memory::example(CHAT_SOURCE_TYPE, content) }
     }
 
     #[test]

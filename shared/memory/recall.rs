@@ -78,22 +78,10 @@ pub fn select_hits(mut hits: Vec<(Memory, f32)>, limit: usize) -> Vec<(Memory, f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{CHAT_SOURCE_TYPE, Metadata};
+    use crate::memory::CHAT_SOURCE_TYPE;
 
     fn hit(id: &str, content: &str) -> (Memory, f32) {
-        let time = "2026-11-20T23:00:00Z".parse().unwrap();
-        let memory = Memory {
-            id: id.into(),
-            content: content.into(),
-            source_type: CHAT_SOURCE_TYPE.into(),
-            tags: Vec::new(),
-            metadata: Metadata::new(),
-            superseded_by: None,
-            location: None,
-            created_at: time,
-            updated_at: time,
-        };
-        (memory, 0.5)
+        (Memory { id: id.into(), ..Memory::example(CHAT_SOURCE_TYPE, content) }, 0.5)
     }
 
     #[test]

@@ -69,6 +69,24 @@ pub struct Memory {
     pub location: Option<ChunkLocation>,
 }
 
+#[cfg(test)]
+impl Memory {
+    pub(crate) fn example(source_type: &str, content: &str) -> Self {
+        let time = "2026-11-20T23:00:00Z".parse().unwrap();
+        Self {
+            id: "m".into(),
+            content: content.into(),
+            source_type: source_type.into(),
+            tags: Vec::new(),
+            metadata: Metadata::new(),
+            created_at: time,
+            updated_at: time,
+            superseded_by: None,
+            location: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkLocation {
     pub document_id: String,

@@ -75,7 +75,7 @@ impl MemoryEngine {
         let is_vector = query.alpha >= MIN_VECTOR_ALPHA;
         let vector = if is_vector { Some(self.query_cache.embed(&query.text).await?) } else { None };
         let search = self.search(user, query, vector);
-        with_timeout(async { search.explain(&mut self.reader.begin(user).await?).await }).await
+        with_timeout(async { search.explain(&mut self.reader.begin_with_generic_plans(user).await?).await }).await
     }
 
     async fn query_vector(&self, query: &RetrievalQuery) -> Result<Option<Arc<QueryVector>>, EmbedError> {

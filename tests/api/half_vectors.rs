@@ -1,7 +1,9 @@
 //! Vectors in half precision: copies of all vectors, also in a store that the previous release wrote or still writes.
 
+use std::time::Duration;
+
 use agent_service::{memory::RetrievalResult, postgres::Database};
-use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use crate::{
     harness::{TestServer, assert_vectors_copied, config, engine_query, memory_input, user},
@@ -103,4 +105,34 @@ async fn writes_of_the_previous_release_are_copied() {
     // A changed vector changes its copy.
     owner.execute("update memory_vectors set embedding = embedding + embedding where user_id = 'bob'").await.unwrap();
     assert_vectors_copied(&mut owner).await;
+}
+
+#[tokio::test]
+async fn user_who_is_erased_during_the_copying_stays_erased() {
+    let server = TestServer::start(&[]).await;
+    for id in ["ann", "bob"] {
+        server.add_memories(id, vec![memory_input("a", "kat")]).await;
+    }
+    let (mut owner, mut watching) = (server.connect_as_owner().await, server.connect_as_owner().await);
+    owner.execute("update memory_users set has_half_vectors = false").await.unwrap();
+    let mut erasing = owner.begin().await.unwrap();
+    erasing.execute("select from memory_users where user_id = 'ann' for update").await.unwrap();
+    // The copying has listed both users when it waits for the first.
+    let erase_the_second = async {
+        let waiting =
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%memory_users%'
+                                                                   and datname = current_database()";
+        while count(&mut watching, waiting).await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        erasing
+            .execute("delete from memories where user_id = 'bob'; delete from memory_users where user_id = 'bob'")
+            .await
+            .unwrap();
+        erasing.commit().await.unwrap();
+    };
+    let (copied, ()) = tokio::join!(server.engine.copy_half_vectors(), erase_the_second);
+    copied.unwrap();
+    assert_eq!(count(&mut watching, USERS_WITHOUT).await, 0);
+    assert_eq!(count(&mut watching, "select count(*) from memory_users where user_id = 'bob'").await, 0);
 }

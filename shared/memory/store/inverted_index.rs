@@ -31,6 +31,12 @@ pub(super) struct LockedUser {
     pub(super) has_half_vectors: bool,
 }
 
+/// False if the user has no row, which [`lock`] would insert.
+pub(super) async fn lock_existing(transaction: &mut RoleTransaction, user: &UserId) -> Result<bool, sqlx::Error> {
+    let query = transaction.query("select from memory_users where user_id = $1 for update").bind(user.as_str());
+    Ok(query.fetch_optional(&mut **transaction).await?.is_some())
+}
+
 /// Serializes all writers of the user.
 pub(super) async fn lock(transaction: &mut RoleTransaction, user: &UserId) -> Result<LockedUser, sqlx::Error> {
     let query = transaction.query(LOCK).bind(user.as_str()).bind(tokenizer::VERSION);

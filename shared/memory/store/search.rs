@@ -76,8 +76,16 @@ impl Search<'_> {
 
     /// As many as the exact kNN compares for [`Strategy::Best`], or as the HNSW index returns.
     fn candidates(&self, strategy: Strategy<'_>) -> usize {
-        let floor = if matches!(strategy, Strategy::Index(_)) { self.query.min_score } else { 0.0 };
-        knn::candidate_count(self.query.limit, floor)
+        match strategy {
+            Strategy::Index(_) => knn::candidate_count(self.query.limit, self.query.min_score),
+            // Not fewer than are scored: if these are not all memories, one that is not compared could be among the best.
+            Strategy::Best | Strategy::All => knn::candidate_count(self.query.limit, 0.0).max(self.scored()),
+        }
+    }
+
+    /// As many as [`Strategy::Best`] scores.
+    fn scored(&self) -> usize {
+        self.query.limit.saturating_mul(2).saturating_add(MIN_SCORED)
     }
 
     fn bind<'q>(&'q self, query: SqlQuery<'q>, strategy: Strategy<'_>, max_memories: Option<i64>) -> SqlQuery<'q> {
@@ -100,7 +108,7 @@ impl Search<'_> {
             .bind(after)
             .bind(TIME_BONUS)
             .bind(sql_int(self.candidates(strategy)))
-            .bind(limit.saturating_mul(2).saturating_add(sql_int(MIN_SCORED)))
+            .bind(sql_int(self.scored()))
     }
 
     /// `None`: the user's inverted index has to be built first.

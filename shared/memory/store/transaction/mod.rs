@@ -70,7 +70,28 @@ impl<'u> MemoryTransaction<'u> {
         user: &'u UserId,
     ) -> Result<Self, sqlx::Error> {
         let permit = write_locks.lock(user).await?;
+        Self::lock_user(pool.begin(user).await?, user, permit).await
+    }
+
+    /// For maintenance of users that were listed before: `None` if the user was erased meanwhile, of whom nothing may stay.
+    pub(crate) async fn begin_existing(
+        pool: &RolePool,
+        write_locks: &'u WriteLocks,
+        user: &'u UserId,
+    ) -> Result<Option<Self>, sqlx::Error> {
+        let permit = write_locks.lock(user).await?;
         let mut transaction = pool.begin(user).await?;
+        if !inverted_index::lock_existing(&mut transaction, user).await? {
+            return Ok(None);
+        }
+        Self::lock_user(transaction, user, permit).await.map(Some)
+    }
+
+    async fn lock_user(
+        mut transaction: RoleTransaction,
+        user: &'u UserId,
+        permit: WritePermit<'u>,
+    ) -> Result<Self, sqlx::Error> {
         let LockedUser { indexed_to, has_half_vectors } = inverted_index::lock(&mut transaction, user).await?;
         Ok(Self { transaction, user, indexed_to, has_half_vectors, touched: BTreeSet::new(), _permit: permit })
     }
