@@ -56,24 +56,24 @@ impl ExtractionJobs {
         self.stored_turns.clone()
     }
 
-    /// The number that the turn will have, unless nothing is to be learned from it.
+    /// The number that the turn will have, unless nothing is to be learned from it, or its job cannot be queued.
     pub(super) async fn prepare(&self, table: &Table, lease: &Lease, ending: &RunEnding) -> Option<u32> {
         ending.turn.as_ref().filter(|turn| turn.is_complete && turn.may_be_learned)?;
         // An error: then the end fails too.
         let turn = Box::pin(next_turn(table, lease)).await.ok().flatten()?;
-        self.set_due(&lease.key.user, &lease.key.session, turn, PREPARED_DELAY).await;
-        Some(turn)
+        self.set_due(&lease.key.user, &lease.key.session, turn, PREPARED_DELAY).await.then_some(turn)
     }
 
     /// `turn` is what `prepare` returned.
     pub(super) async fn release(&self, lease: &Lease, turn: Option<u32>) {
         let Some(turn) = turn else { return };
-        self.set_due(&lease.key.user, &lease.key.session, turn, Duration::ZERO).await;
-        self.stored_turns.add();
+        if self.set_due(&lease.key.user, &lease.key.session, turn, Duration::ZERO).await {
+            self.stored_turns.add();
+        }
     }
 
-    /// A failure is only logged: the answer does not depend on the memory's database.
-    async fn set_due(&self, user: &UserId, session: &SessionId, turn: u32, delay: Duration) {
+    /// False if it failed, which is only logged: the answer does not depend on the memory's database.
+    async fn set_due(&self, user: &UserId, session: &SessionId, turn: u32, delay: Duration) -> bool {
         let insert = async {
             let mut transaction = self.database.begin(user).await?;
             let query = transaction.query(SET_DUE).bind(user.as_str()).bind(session.as_str());
@@ -82,9 +82,11 @@ impl ExtractionJobs {
             transaction.commit().await
         };
         let inserted = timeout(QUERY_TIMEOUT, Box::pin(insert)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-        if let Err(error) = inserted {
-            tracing::warn!(%error, user = user.digest(), turn, "an extraction job was not queued");
-        }
+        inserted
+            .inspect_err(|error| {
+                tracing::warn!(%error, user = user.digest(), turn, "an extraction job was not queued");
+            })
+            .is_ok()
     }
 }
 
