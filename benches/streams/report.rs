@@ -11,7 +11,9 @@ impl Comparison {
     }
 
     pub fn row(&self, what: &str, service: f64, bare: f64) {
-        self.0.row([what.to_owned(), number(service), number(bare), format!("{:.2}", service / bare)]);
+        // A lateness of zero has no ratio.
+        let ratio = if bare > 0.0 { format!("{:.2}", service / bare) } else { String::new() };
+        self.0.row([what.to_owned(), number(service), number(bare), ratio]);
     }
 
     pub fn ratio(&self, what: &str, ratio: f64) {

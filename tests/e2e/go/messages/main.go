@@ -156,16 +156,26 @@ func (s *socket) closed(at func(*agentv1.ChatResponse) bool) error {
 	return nil
 }
 
+// begun sends a message, and reads its answer up to the first text.
+func (s *socket) begun() (stream, error) {
+	answer, err := s.say("a long answer, please")
+	if err != nil {
+		return answer, err
+	}
+	if err := answer.until(isDelta); err != nil {
+		answer.close()
+		return answer, err
+	}
+	return answer, nil
+}
+
 // overlapping sends a message while the answer to another is read.
 func (s *socket) overlapping() error {
-	answer, err := s.say("a long answer, please")
+	answer, err := s.begun()
 	if err != nil {
 		return err
 	}
 	defer answer.close()
-	if err := answer.until(isDelta); err != nil {
-		return err
-	}
 	before := s.attempts.count.Load()
 	if err := s.answered("a second message"); status.Code(err) != codes.Aborted {
 		return fmt.Errorf("ended with %v, want ABORTED", err)
@@ -178,14 +188,11 @@ func (s *socket) overlapping() error {
 
 // overloaded sends a message to a server that answers as many as it may: UNAVAILABLE with a pushback of a second.
 func (s *socket) overloaded() error {
-	answer, err := s.say("a long answer, please")
+	answer, err := s.begun()
 	if err != nil {
 		return err
 	}
 	defer answer.close()
-	if err := answer.until(isDelta); err != nil {
-		return err
-	}
 	other := &socket{agent: s.agent, attempts: s.attempts, session: "another"}
 	before, begun := s.attempts.count.Load(), time.Now()
 	if err := other.answered("one too many"); status.Code(err) != codes.Unavailable {
