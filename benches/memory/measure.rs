@@ -22,6 +22,13 @@ const BARE: &str = "
     select memory_id from memory_vectors where user_id = $1 and model = $2
     order by embedding <=> $3 limit 10";
 
+const DISTANCES: &str = "
+    select embedding <=> $3 as distance from memory_vectors
+    where user_id = $1 and model = $2 and memory_id = any($4) order by array_position($4, memory_id)";
+
+/// Similarities are `f32`: the order of memories whose distances differ by less is open.
+const DISTANCE_PRECISION: f64 = 1e-6;
+
 /// Times in milliseconds.
 #[derive(Debug, Default)]
 pub struct Times(pub Vec<f64>);
@@ -70,6 +77,16 @@ pub async fn bare(connection: &mut PgConnection, user: &str, vector: &[f32]) -> 
     Ok(rows.iter().map(|row| row.try_get("memory_id")).collect::<Result<_, _>>()?)
 }
 
+async fn distances(
+    connection: &mut PgConnection,
+    user: &str,
+    vector: &[f32],
+    memory_ids: &[String],
+) -> BenchResult<Vec<f64>> {
+    let query = sqlx::query_scalar(DISTANCES).bind(user).bind(format!("synthetic/{}", vector.len()));
+    Ok(query.bind(Vector::from(vector.to_vec())).bind(memory_ids).fetch_all(connection).await?)
+}
+
 /// Measures searches, one of each kind directly after the other, so that other load on the machine affects all kinds alike.
 /// The kinds are at different positions of `searches`: a repeated search would find its pages cached.
 pub async fn searches(
@@ -110,8 +127,12 @@ async fn check(
         lexical_hits += retrieve(agent, user, query, 0.0).await?.len();
         retrieve(agent, user, query, 0.5).await?;
         let found = retrieve(agent, user, query, 1.0).await?;
-        let nearest = bare(connection, user, &embedder.vector(query)).await?;
-        if found != nearest {
+        let vector = embedder.vector(query);
+        let nearest = bare(connection, user, &vector).await?;
+        let expected = distances(connection, user, &vector, &nearest).await?;
+        let actual = distances(connection, user, &vector, &found).await?;
+        let is_equal = |(one, other): (&f64, &f64)| (one - other).abs() < DISTANCE_PRECISION;
+        if actual.len() != expected.len() || !actual.iter().zip(&expected).all(is_equal) {
             return Err(format!("the nearest memories of {user} to {query:?} are {nearest:?}, found {found:?}").into());
         }
     }
