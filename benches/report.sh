@@ -3,6 +3,7 @@
 #
 #     benches/report.sh                              # on an otherwise idle machine, in about 15 minutes
 #     benches/report.sh memory index many-users      # what takes longer; the other tables stay
+#     benches/report.sh streams soak                 # 7 minutes
 #     benches/report.sh --quick [...]        # a trial in seconds, which writes target/measurements.md instead
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,6 +25,6 @@ if (( $# )); then
     bench "$@"
 else
     bench streams
-    bench memory retrieve write
+    bench memory
 fi
 benches/report.py "$MEASUREMENTS_FILE" "$page"

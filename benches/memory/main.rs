@@ -1,8 +1,8 @@
 //! The latency of retrieval compared to a bare vector search by Postgres in the same run, and the throughput of writes.
 //!
-//! `cargo bench --bench memory` runs everything in about half an hour, most of it filling databases.
-//! Arguments after `--` select parts (`retrieve`, `many-users`, `write`, `index`); `--quick` runs for seconds and shows only that
-//! the benchmark works and that results are correct. The server runs in this process and is called over a socket; the database
+//! `cargo bench --bench memory` measures `retrieve` and `write` in a few minutes. Arguments after `--` select parts, also
+//! `many-users` and `index`, which fill databases for half an hour; `--quick` runs all for seconds and shows only that the
+//! benchmark works and that results are correct. The server runs in this process and is called over a socket; the database
 //! is an embedded Postgres, or that of `TEST_DATABASE_URL`.
 //!
 //! Texts and vectors are synthetic, the same in every run. Times have no thresholds: on a shared machine only the ratios within
@@ -70,13 +70,13 @@ fn main() -> BenchResult<ExitCode> {
         if arguments.selects("retrieve") {
             retrieve::run(&postgres, &plan.retrieve).await?;
         }
-        if arguments.selects("many-users") {
+        if arguments.selects_long("many-users") {
             many_users::run(&postgres, &plan.many_users).await?;
         }
         if arguments.selects("write") {
             write::run(&postgres, &plan.write).await?;
         }
-        if arguments.selects("index") {
+        if arguments.selects_long("index") {
             Box::pin(index::run(&postgres, &plan.index)).await?;
         }
         BenchResult::Ok(())

@@ -25,11 +25,11 @@ pub struct Plan {
 }
 
 #[derive(Default)]
-struct KeptTurns {
-    turns: usize,
-    refused: usize,
-    first_frames: Vec<f64>,
-    ends: Vec<f64>,
+pub struct KeptTurns {
+    pub turns: usize,
+    pub refused: usize,
+    pub first_frames: Vec<f64>,
+    pub ends: Vec<f64>,
 }
 
 pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
@@ -57,8 +57,8 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
     runtime.block_on(async {
         let target = Target::connect(server.address()).await?;
         for &callers in plan.callers {
-            drop(talk(&target, callers, plan.span / 5).await?);
-            let mut kept = talk(&target, callers, plan.span).await?;
+            drop(talk(&target, callers, plan.span / 5, question).await?);
+            let mut kept = talk(&target, callers, plan.span, question).await?;
             let seconds = plan.span.as_secs_f64();
             let inserts = insert(data.path(), callers.min(16), plan.span / 3).await?;
             let rate = kept.turns as f64 / seconds;
@@ -76,10 +76,7 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
             ]);
         }
         let stored = disk_bytes(&data.path().join("postgres"))? - empty;
-        let turns: i64 = {
-            let mut connection = connect(data.path()).await?;
-            sqlx::query_scalar("select sum(turns)::bigint from sessions").fetch_one(&mut connection).await?
-        };
+        let turns = stored_turns(data.path()).await?;
         let caption = "Growth of the data directory by these turns, with the write-ahead log.";
         let table = Table::new("streams/kept-turns/disk", caption, &["turns", "kB a turn"]);
         table.row([turns.to_string(), number(stored / turns as f64 / 1e3)]);
@@ -87,17 +84,26 @@ pub fn run(runtime: &Runtime, plan: &Plan) -> BenchResult<()> {
     })
 }
 
-async fn talk(target: &Target, callers: usize, span: Duration) -> BenchResult<KeptTurns> {
+fn question(caller: usize, _turn: usize) -> ChatRequest {
+    ChatRequest { user_id: format!("caller-{caller}"), ..request() }
+}
+
+/// `ask` makes the request of a caller's turn; the turns of each caller are counted from zero.
+pub async fn talk(
+    target: &Target,
+    callers: usize,
+    span: Duration,
+    ask: fn(usize, usize) -> ChatRequest,
+) -> BenchResult<KeptTurns> {
     let began = Instant::now();
     let mut running = JoinSet::new();
     for number in 0..callers {
         let mut caller = target.caller(number);
-        let request = ChatRequest { user_id: format!("caller-{number}"), use_document_context: None, ..request() };
         running.spawn(async move {
             let mut kept = KeptTurns::default();
             while began.elapsed() < span {
                 let started = Instant::now();
-                let Ok(mut frames) = caller.ask(request.clone()).await else {
+                let Ok(mut frames) = caller.ask(ask(number, kept.turns + kept.refused)).await else {
                     kept.refused += 1;
                     continue;
                 };
@@ -121,6 +127,11 @@ async fn talk(target: &Target, callers: usize, span: Duration) -> BenchResult<Ke
         total.ends.extend(kept.ends);
     }
     Ok(total)
+}
+
+pub async fn stored_turns(data: &Path) -> BenchResult<i64> {
+    let statement = "select coalesce(sum(turns), 0)::bigint from sessions";
+    Ok(sqlx::query_scalar(statement).fetch_one(&mut connect(data).await?).await?)
 }
 
 async fn connect(data: &Path) -> BenchResult<PgConnection> {
@@ -149,7 +160,7 @@ async fn insert(data: &Path, clients: usize, span: Duration) -> BenchResult<f64>
     Ok(rows as f64 / span.as_secs_f64())
 }
 
-fn disk_bytes(directory: &Path) -> BenchResult<f64> {
+pub fn disk_bytes(directory: &Path) -> BenchResult<f64> {
     let mut bytes = 0.0;
     for entry in std::fs::read_dir(directory)?.flatten() {
         let metadata = entry.metadata()?;

@@ -1,8 +1,9 @@
 //! The overhead of the service over its gRPC library: it and a bare tonic server stream the same frames in one run.
 //!
-//! `cargo bench --bench streams` runs everything in about five minutes. Arguments after `--` select parts (`frames`, `memory`,
-//! `paced`, `provider`, `conversations`, `kept-turns`, `scale`, `retrieval`); `--quick` runs for seconds and shows only that the
-//! benchmark works. Servers are processes of their own, so that their memory and CPU time are measured apart from the load.
+//! `cargo bench --bench streams` runs everything but `soak` in about ten minutes. Arguments after `--` select parts (`frames`,
+//! `memory`, `paced`, `provider`, `conversations`, `kept-turns`, `scale`, `retrieval`, `soak`); `--quick` runs all for seconds
+//! and shows only that the benchmark works. Servers are processes of their own, so that their memory and CPU time are measured
+//! apart from the load.
 //!
 //! It has no thresholds: on a shared machine only the ratios within one run are meaningful.
 
@@ -52,6 +53,8 @@ mod scale;
 
 mod server;
 
+mod soak;
+
 #[path = "../support/table.rs"]
 mod table;
 
@@ -67,6 +70,7 @@ struct Plan {
     retrieval: retrieval::Plan,
     kept_turns: kept_turns::Plan,
     scale: scale::Plan,
+    soak: soak::Plan,
 }
 
 impl Plan {
@@ -85,6 +89,7 @@ impl Plan {
         retrieval: retrieval::Plan { users: 50, memories: 200, callers: 16, span: Duration::from_secs(5) },
         kept_turns: kept_turns::Plan { callers: &[1, 64], span: Duration::from_secs(10) },
         scale: scale::Plan { turns: &[100, 1_000, 10_000, 50_000], users: 10_000, calls: 9 },
+        soak: soak::Plan { callers: 40, spans: 7, span: Duration::from_mins(1) },
     };
     const QUICK: Self = Self {
         span: Duration::from_millis(300),
@@ -105,6 +110,7 @@ impl Plan {
         retrieval: retrieval::Plan { users: 2, memories: 20, callers: 4, span: Duration::from_millis(500) },
         kept_turns: kept_turns::Plan { callers: &[1, 8], span: Duration::from_millis(500) },
         scale: scale::Plan { turns: &[100, 1_000], users: 20, calls: 3 },
+        soak: soak::Plan { callers: 4, spans: 2, span: Duration::from_millis(500) },
     };
 }
 
@@ -114,7 +120,7 @@ fn main() -> BenchResult<ExitCode> {
         server::run(ServerRole::parse(role)?, rest)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let parts = ["frames", "memory", "paced", "provider", "conversations", "kept-turns", "scale", "retrieval"];
+    let parts = ["frames", "memory", "paced", "provider", "conversations", "kept-turns", "scale", "retrieval", "soak"];
     let Some(arguments) = Arguments::parse(&arguments, &parts)? else { return Ok(ExitCode::SUCCESS) };
     let plan = if arguments.is_quick { Plan::QUICK } else { Plan::FULL };
 
@@ -147,6 +153,9 @@ fn main() -> BenchResult<ExitCode> {
     }
     if arguments.selects("retrieval") {
         retrieval::run(&runtime, &plan.retrieval)?;
+    }
+    if arguments.selects_long("soak") {
+        soak::run(&runtime, &plan.soak)?;
     }
     Ok(ExitCode::SUCCESS)
 }

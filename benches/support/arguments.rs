@@ -28,4 +28,9 @@ impl Arguments {
     pub fn selects(&self, part: &str) -> bool {
         self.parts.is_empty() || self.parts.iter().any(|selected| selected == part)
     }
+
+    /// A part of many minutes is selected only if it is named, or quick.
+    pub fn selects_long(&self, part: &str) -> bool {
+        self.selects(part) && (self.is_quick || !self.parts.is_empty())
+    }
 }
