@@ -57,6 +57,7 @@ impl Database {
             given(name).or_else(|| match name {
                 "GRPC_PORT" => Some("0".to_owned()),
                 "DEMO_MODE" => Some("on".to_owned()),
+                "RATE_LIMITS" => Some("off".to_owned()),
                 "EMBEDDING_PROVIDER" => Some("hashed".to_owned()),
                 "DATABASE_URL" => Some(self.url.clone()),
                 _ => None,

@@ -34,7 +34,7 @@ pub use load::{Config, VARIABLES};
 pub use logging::LogFormat;
 pub use memory::MemoryConfig;
 pub use model::{DemoConfig, DemoReason, ModelConfig, ModelTimeouts, ProviderConfig};
-pub use quotas::{QuotasByPlan, UserQuotas};
+pub use quotas::{CallQuotas, PlanQuotas, QuotasByPlan, UserQuotas};
 pub use refusals::ChatRefusals;
 pub use retry::{BreakerSettings, RetryConfig};
 pub use secret::Secret;

@@ -7,7 +7,7 @@ pub(super) const RATE_LIMITS_PRO: &str = "RATE_LIMITS_PRO";
 
 const EXAMPLE: &str = "requests_per_minute=60,concurrent_streams=4,tokens_per_day=500000";
 
-/// Quotas of one user across all processes that share a store.
+/// Quotas of one user for chats, across all processes that share a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserQuotas {
     /// Per minute of the clock.
@@ -17,20 +17,54 @@ pub struct UserQuotas {
     pub tokens_per_day: u64,
 }
 
+/// Quotas of one user for calls of every kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallQuotas {
+    /// Per process, as all quotas here but the last.
+    pub calls_per_minute: u32,
+    /// Further calls wait for their turn.
+    pub concurrent_calls: u32,
+    pub exports_per_minute: u32,
+    /// Bytes of text. Of writes per day in UTC and across all processes; of queries per process.
+    pub embedded_bytes_per_day: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanQuotas {
+    pub chats: UserQuotas,
+    pub calls: CallQuotas,
+}
+
 /// Far above what a person can use, so that only a runaway program meets them.
-const STANDARD: UserQuotas = UserQuotas { requests_per_minute: 120, concurrent_streams: 16, tokens_per_day: 2_000_000 };
-const PRO: UserQuotas = UserQuotas { requests_per_minute: 600, concurrent_streams: 64, tokens_per_day: 20_000_000 };
+const STANDARD: PlanQuotas = PlanQuotas {
+    chats: UserQuotas { requests_per_minute: 120, concurrent_streams: 16, tokens_per_day: 2_000_000 },
+    calls: CallQuotas {
+        calls_per_minute: 3_000,
+        concurrent_calls: 4,
+        exports_per_minute: 10,
+        embedded_bytes_per_day: 200_000_000,
+    },
+};
+const PRO: PlanQuotas = PlanQuotas {
+    chats: UserQuotas { requests_per_minute: 600, concurrent_streams: 64, tokens_per_day: 20_000_000 },
+    calls: CallQuotas {
+        calls_per_minute: 12_000,
+        concurrent_calls: 8,
+        exports_per_minute: 30,
+        embedded_bytes_per_day: 2_000_000_000,
+    },
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotasByPlan {
-    pub standard: UserQuotas,
+    pub standard: PlanQuotas,
     /// For users with `is_pro`.
-    pub pro: UserQuotas,
+    pub pro: PlanQuotas,
 }
 
 impl QuotasByPlan {
     #[must_use]
-    pub fn for_plan(&self, is_pro: bool) -> UserQuotas {
+    pub fn for_plan(&self, is_pro: bool) -> PlanQuotas {
         if is_pro { self.pro } else { self.standard }
     }
 
@@ -46,8 +80,9 @@ impl QuotasByPlan {
         let mut read = |variable, text: Option<String>, default| {
             let Some(text) = text else { return default };
             parse_quotas(&text, default).unwrap_or_else(|| {
-                let problem = "is neither off nor a list of requests_per_minute, concurrent_streams and tokens_per_day, \
-                               each with an integer above zero";
+                let problem = "is neither off nor a list of requests_per_minute, concurrent_streams, tokens_per_day, \
+                               calls_per_minute, concurrent_calls, exports_per_minute and embedded_bytes_per_day, each \
+                               with an integer above zero";
                 reader.report(variable, problem, EXAMPLE);
                 default
             })
@@ -57,15 +92,19 @@ impl QuotasByPlan {
 }
 
 /// Parses `name=number,…`; quotas that are not listed have their default.
-fn parse_quotas(text: &str, default: UserQuotas) -> Option<UserQuotas> {
+fn parse_quotas(text: &str, default: PlanQuotas) -> Option<PlanQuotas> {
     let mut quotas = default;
     for entry in text.split(',') {
         let (name, number) = entry.split_once('=')?;
         let number: u64 = number.trim().parse().ok().filter(|number| *number > 0)?;
         match name.trim() {
-            "requests_per_minute" => quotas.requests_per_minute = number.try_into().ok()?,
-            "concurrent_streams" => quotas.concurrent_streams = number.try_into().ok()?,
-            "tokens_per_day" => quotas.tokens_per_day = number,
+            "requests_per_minute" => quotas.chats.requests_per_minute = number.try_into().ok()?,
+            "concurrent_streams" => quotas.chats.concurrent_streams = number.try_into().ok()?,
+            "tokens_per_day" => quotas.chats.tokens_per_day = number,
+            "calls_per_minute" => quotas.calls.calls_per_minute = number.try_into().ok()?,
+            "concurrent_calls" => quotas.calls.concurrent_calls = number.try_into().ok()?,
+            "exports_per_minute" => quotas.calls.exports_per_minute = number.try_into().ok()?,
+            "embedded_bytes_per_day" => quotas.calls.embedded_bytes_per_day = number,
             _ => return None,
         }
     }
@@ -91,9 +130,17 @@ mod tests {
         assert_eq!(read(&[(RATE_LIMITS, "off")]).unwrap(), None);
         assert_eq!(read(&[]).unwrap(), Some(QuotasByPlan { standard: STANDARD, pro: PRO }));
         let set = read(&[(RATE_LIMITS, "requests_per_minute=3, tokens_per_day=9")]).unwrap().unwrap();
-        assert_eq!(set.for_plan(false), UserQuotas { requests_per_minute: 3, tokens_per_day: 9, ..STANDARD });
+        let chats = UserQuotas { requests_per_minute: 3, tokens_per_day: 9, ..STANDARD.chats };
+        assert_eq!(set.for_plan(false), PlanQuotas { chats, ..STANDARD });
         assert_eq!(set.for_plan(true), PRO);
-        for text in ["requests_per_minute", "requests_per_minute=0", "requests_per_hour=1", "none"] {
+        let text = "calls_per_minute=1,concurrent_calls=2,exports_per_minute=3,embedded_bytes_per_day=4";
+        let set = read(&[(RATE_LIMITS_PRO, text)]).unwrap().unwrap();
+        let calls =
+            CallQuotas { calls_per_minute: 1, concurrent_calls: 2, exports_per_minute: 3, embedded_bytes_per_day: 4 };
+        assert_eq!(set.for_plan(true), PlanQuotas { calls, ..PRO });
+        for text in
+            ["requests_per_minute", "requests_per_minute=0", "calls_per_minute=0", "requests_per_hour=1", "none"]
+        {
             assert_eq!(invalid(&[(RATE_LIMITS, text)]), [RATE_LIMITS], "{text}");
         }
         assert_eq!(invalid(&[(RATE_LIMITS, "off"), (RATE_LIMITS_PRO, EXAMPLE)]), [RATE_LIMITS_PRO]);

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    MemoryEngine, MemoryError, NewDocument,
+    EmbeddingBudget, MemoryEngine, MemoryError, NewDocument,
     digest::digest,
     index_input::vector_text,
     splitter::{self, TextChunk},
@@ -16,13 +16,18 @@ const DOCUMENT_SOURCE_TYPE: &str = "document";
 
 impl MemoryEngine {
     /// Replaces the former version, and returns the number of chunks. Unchanged chunks keep their ids and vectors.
-    pub async fn ingest(&self, user: &UserId, document: NewDocument) -> Result<usize, MemoryError> {
+    pub async fn ingest(
+        &self,
+        user: &UserId,
+        document: NewDocument,
+        budget: EmbeddingBudget,
+    ) -> Result<usize, MemoryError> {
         /// An attempt fails where another writer changes the same document meanwhile.
         const ATTEMPTS: usize = 3;
         let split = tokio::task::spawn_blocking(move || (chunk_rows(&document), document));
         let (mut chunks, document) = split.await.map_err(|_| MemoryError::Internal)?;
         for _ in 0..ATTEMPTS {
-            self.embed_chunks(user, &document, &mut chunks).await?;
+            self.embed_chunks(user, &document, &mut chunks, budget).await?;
             if with_bulk_timeout(self.write_chunks(user, &document, &chunks)).await? {
                 return Ok(chunks.len());
             }
@@ -35,22 +40,25 @@ impl MemoryEngine {
         user: &UserId,
         document: &NewDocument,
         chunks: &mut [ChunkRow],
+        budget: EmbeddingBudget,
     ) -> Result<(), MemoryError> {
-        let stored = with_timeout(async {
+        let new = with_timeout(async {
             let mut transaction = self.service.begin(user).await?;
             let stored = store::vector_digests(&mut transaction, user, &document.id, &self.model_key).await?;
+            let is_new = |chunk: &&mut ChunkRow| {
+                chunk.vector.is_none() && stored.get(&chunk.id).is_none_or(|digest| *digest != chunk.digest)
+            };
+            let new: Vec<&mut ChunkRow> = chunks.iter_mut().filter(is_new).collect();
+            let texts = new.iter().map(|chunk| chunk.text.as_str());
+            let reservation = budget.reserve(&mut transaction, user, texts).await?;
             transaction.commit().await?;
-            Ok(stored)
+            Ok((new, reservation))
         });
-        let stored = stored.await?;
-        let is_new = |chunk: &&mut ChunkRow| {
-            chunk.vector.is_none() && stored.get(&chunk.id).is_none_or(|digest| *digest != chunk.digest)
-        };
-        let mut new: Vec<&mut ChunkRow> = chunks.iter_mut().filter(is_new).collect();
+        let (mut new, reservation) = new.await?;
         let texts: Vec<String> =
             new.iter().map(|chunk| vector_text(&document.title, &chunk.section, &chunk.text)).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        for (chunk, vector) in new.iter_mut().zip(self.embed(&texts).await?) {
+        for (chunk, vector) in new.iter_mut().zip(self.embed_reserved(user, &texts, reservation).await?) {
             chunk.vector = Some(vector);
         }
         Ok(())

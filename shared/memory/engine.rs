@@ -3,8 +3,10 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::{
-    AddOutcome, Filter, Memory, MemoryError, MemoryPage, MemoryUpdate, NewMemory, PageToken, Selection,
+    AddOutcome, EmbeddingBudget, Filter, Memory, MemoryError, MemoryPage, MemoryUpdate, NewMemory, PageToken,
+    Selection,
     digest::digest,
+    embedding_budget::{self, Reservation},
     index_input::vector_text,
     store::{self, MemoryTransaction, NewVector, WriteLocks, knn::VectorIndex, search::Bm25Params},
     timeouts::{BULK_TIMEOUT, with_bulk_timeout, with_timeout},
@@ -61,7 +63,17 @@ impl MemoryEngine {
 
     /// All or none. The last memory of an id wins. Stored content is skipped, unless the client gives its id.
     pub async fn add(&self, user: &UserId, memories: Vec<NewMemory>) -> Result<AddOutcome, MemoryError> {
-        let mut batch = self.prepare_batch(user, memories).await?;
+        self.add_within(user, memories, EmbeddingBudget::unlimited()).await
+    }
+
+    /// As [`add`](Self::add), within a budget of the user.
+    pub async fn add_within(
+        &self,
+        user: &UserId,
+        memories: Vec<NewMemory>,
+        budget: EmbeddingBudget,
+    ) -> Result<AddOutcome, MemoryError> {
+        let mut batch = self.prepare_batch(user, memories, budget).await?;
         let write = async {
             if batch.is_empty() {
                 return Ok(0);
@@ -76,9 +88,14 @@ impl MemoryEngine {
     }
 
     /// The former version stays in the history.
-    pub async fn update(&self, user: &UserId, update: &MemoryUpdate) -> Result<Memory, MemoryError> {
+    pub async fn update(
+        &self,
+        user: &UserId,
+        update: &MemoryUpdate,
+        budget: EmbeddingBudget,
+    ) -> Result<Memory, MemoryError> {
         let vector = match &update.content {
-            Some(content) => self.vector_of_update(user, &update.id, content).await?,
+            Some(content) => self.vector_of_update(user, &update.id, content, budget).await?,
             None => None,
         };
         let updated = with_timeout(async {
@@ -100,18 +117,20 @@ impl MemoryEngine {
         user: &UserId,
         id: &str,
         content: &str,
+        budget: EmbeddingBudget,
     ) -> Result<Option<(Vec<f32>, [u8; 32])>, MemoryError> {
         let memory = with_timeout(async {
             let mut transaction = self.service.begin(user).await?;
-            let memory = store::memory(&mut transaction, user, id).await?;
+            let Some(memory) = store::memory(&mut transaction, user, id).await? else { return Ok(None) };
+            let reservation = budget.reserve(&mut transaction, user, [content]).await?;
             transaction.commit().await?;
-            Ok(memory)
+            Ok(Some((memory, reservation)))
         });
-        let Some(memory) = memory.await? else { return Err(MemoryError::NotFound) };
+        let Some((memory, reservation)) = memory.await? else { return Err(MemoryError::NotFound) };
         let headings = memory.location.as_ref().map(|location| (location.title.as_str(), location.section.as_str()));
         let (title, section) = headings.unwrap_or_default();
         let text = vector_text(title, section, content);
-        let vector = self.embed(&[&text]).await?.pop();
+        let vector = self.embed_reserved(user, &[&text], reservation).await?.pop();
         Ok(vector.map(|vector| (vector, digest(&text))))
     }
 
@@ -161,6 +180,28 @@ impl MemoryEngine {
     pub(super) async fn begin_bulk<'u>(&'u self, user: &'u UserId) -> Result<MemoryTransaction<'u>, sqlx::Error> {
         let pool = self.service.with_statement_timeout(BULK_TIMEOUT);
         MemoryTransaction::begin(&pool, &self.write_locks, user).await
+    }
+
+    /// Gives the reserved bytes back if nothing is embedded, so that a provider that is down uses up no budget.
+    pub(super) async fn embed_reserved(
+        &self,
+        user: &UserId,
+        texts: &[&str],
+        reservation: Reservation,
+    ) -> Result<Vec<Vec<f32>>, MemoryError> {
+        let bytes = reservation.bytes()?;
+        let embedded = self.embed(texts).await;
+        if embedded.is_err() && bytes > 0 {
+            let release = async {
+                let mut transaction = self.service.begin(user).await?;
+                embedding_budget::release(&mut transaction, user, bytes).await?;
+                transaction.commit().await
+            };
+            if let Err(error) = Box::pin(with_timeout(release)).await {
+                tracing::warn!(%error, bytes, "the embedding budget of a failed call is not given back");
+            }
+        }
+        embedded
     }
 
     pub(super) async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, MemoryError> {

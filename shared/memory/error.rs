@@ -1,5 +1,7 @@
 //! Messages hold no text of the user.
 
+use std::time::Duration;
+
 use crate::embedding::EmbedError;
 
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +19,8 @@ pub enum MemoryError {
     Internal,
     #[error("there is no such memory")]
     NotFound,
+    #[error("the user's embedding budget of the day does not suffice")]
+    EmbeddingBudgetExceeded { bytes_per_day: u64, retry_after: Duration },
 }
 
 impl MemoryError {
@@ -27,7 +31,7 @@ impl MemoryError {
         match self {
             Self::Timeout | Self::IndexIncomplete => true,
             Self::Embedding(error) => error.is_transient(),
-            Self::Internal | Self::NotFound => false,
+            Self::Internal | Self::NotFound | Self::EmbeddingBudgetExceeded { .. } => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
             // Connection exceptions (08), resources (53), statement timeouts (57), serialization failures, deadlocks
             // (40001, 40P01), lock timeouts (55P03), a table or role that a migration has yet to create (42P01, 22023).

@@ -2,6 +2,7 @@
 
 mod digest;
 mod document;
+mod embedding_budget;
 mod engine;
 mod error;
 mod export;
@@ -21,6 +22,7 @@ mod tokenizer;
 mod turn_memories;
 mod write_batch;
 
+pub use embedding_budget::EmbeddingBudget;
 pub use engine::MemoryEngine;
 pub use error::MemoryError;
 pub use filter::Filter;

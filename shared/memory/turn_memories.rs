@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{
-    AddOutcome, MemoryEngine, MemoryError, NewMemory,
+    AddOutcome, EmbeddingBudget, MemoryEngine, MemoryError, NewMemory,
     timeouts::{with_bulk_timeout, with_timeout},
 };
 use crate::{
@@ -37,7 +37,7 @@ impl MemoryEngine {
         turn: TurnMemories<'_>,
     ) -> Result<TurnWriteOutcome, MemoryError> {
         let TurnMemories { session, request, turn_ended_at, memories, is_final } = turn;
-        let mut batch = self.prepare_batch(user, memories).await?;
+        let mut batch = self.prepare_batch(user, memories, EmbeddingBudget::unlimited()).await?;
         let write = async {
             let mut transaction = self.begin_bulk(user).await?;
             let ledger = transaction.inner();

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
 use super::{
-    AddOutcome, MemoryEngine, MemoryError, Metadata, NewMemory,
+    AddOutcome, EmbeddingBudget, MemoryEngine, MemoryError, Metadata, NewMemory,
     digest::digest,
+    embedding_budget::Reservation,
     store::{self, MemoryTransaction, NewMemoryRow, NewVector, SessionContent, StoredText, SupersedeEdge},
     supersede,
     timeouts::{BULK_TIMEOUT, with_bulk_timeout},
@@ -31,16 +32,23 @@ impl MemoryEngine {
         &self,
         user: &UserId,
         memories: Vec<NewMemory>,
+        budget: EmbeddingBudget,
     ) -> Result<WriteBatch, MemoryError> {
         let mut batch = WriteBatch::from_memories(memories);
-        with_bulk_timeout(self.drop_unchanged(user, &mut batch)).await?;
+        let reservation = with_bulk_timeout(self.drop_unchanged(user, &mut batch, budget)).await?;
         let texts: Vec<&str> = batch.rows.values().map(|memory| memory.content.as_str()).collect();
-        let vectors = self.embed(&texts).await?;
+        let vectors = self.embed_reserved(user, &texts, reservation).await?;
         batch.vectors = batch.rows.keys().cloned().zip(vectors).collect();
         Ok(batch)
     }
 
-    async fn drop_unchanged(&self, user: &UserId, batch: &mut WriteBatch) -> Result<(), sqlx::Error> {
+    /// Reserves the budget for what is left.
+    async fn drop_unchanged(
+        &self,
+        user: &UserId,
+        batch: &mut WriteBatch,
+        budget: EmbeddingBudget,
+    ) -> Result<Reservation, sqlx::Error> {
         let mut transaction = self.service.with_statement_timeout(BULK_TIMEOUT).begin(user).await?;
         let texts = batch.rows.iter().map(|(id, memory)| StoredText {
             id,
@@ -51,7 +59,10 @@ impl MemoryEngine {
         let unchanged = store::unchanged_ids(&mut transaction, user, &texts, &self.model_key).await?;
         batch.rows.retain(|id, _| !unchanged.contains(id));
         batch.alias_existing(&mut transaction, user).await?;
-        transaction.commit().await
+        let texts = batch.rows.values().map(|memory| memory.content.as_str());
+        let reservation = budget.reserve(&mut transaction, user, texts).await?;
+        transaction.commit().await?;
+        Ok(reservation)
     }
 
     /// Returns the number of rows that are new or changed.

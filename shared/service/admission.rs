@@ -9,16 +9,16 @@ use super::{
     call::RpcCall,
     caller_language::decode_profile,
     envelope::Envelope,
-    error::AdmissionError,
+    error::{AdmissionError, LimitExceeded},
     frame::FrameBuilder,
     frame_source::{DirectFrames, FrameSource},
     heartbeat::StreamStart,
+    limits::{UserLimits, chat_limit},
     parse::chat::{self, ChatCall, ChatInput, IncomingChat, LAST_RESPONSE_ID},
     run::{AdmittedRun, RunRegistry, SessionWait, StoredRun, events_or_defect},
 };
 use crate::{
     chat::{Assistant, HISTORY_TOKEN_BUDGET, ResumedTurn, Stage, ToolResult, TurnEvent, TurnFailure, TurnInput},
-    config::QuotasByPlan,
     conversation::{AdmitOutcome, AdmittedLease, History, NewRun, RunKey, ToolResultOutcome},
     error::{InvalidArgument, Problem},
     proto::chat_frame::FramePosition,
@@ -28,7 +28,7 @@ pub(super) struct Admission {
     pub(super) assistant: Arc<Assistant>,
     /// `None` = conversations are not stored.
     pub(super) runs: Option<RunRegistry>,
-    pub(super) quotas: Option<QuotasByPlan>,
+    pub(super) limits: Arc<UserLimits>,
     pub(super) permits: Arc<Semaphore>,
 }
 
@@ -97,10 +97,11 @@ impl Admission {
         let builder = builder.degraded(self.runs.is_some());
         // A pending turn would be in the store.
         let ChatInput::Message(input) = call.input else { return Err(unknown_tool_call().into()) };
+        let open = self.limits.open_chat(&call.user, call.is_pro)?;
         let permit = permit?;
         let events = Box::pin(self.assistant.clone().run_turn(*input, interrupted));
         let events = events_or_defect(events);
-        let source = FrameSource::Direct(DirectFrames::new(events, builder, permit));
+        let source = FrameSource::Direct(DirectFrames::new(events, builder, permit, open));
         Ok(AdmittedCall::from_first_frame(envelope, source))
     }
 
@@ -118,7 +119,7 @@ impl Admission {
             head: envelope.to_bytes(),
             takes_session: matches!(call.input, ChatInput::Message(_)),
             resumes: resumes || permit.is_err(),
-            quotas: self.quotas.map(|quotas| quotas.for_plan(call.is_pro)),
+            quotas: self.limits.chat_quotas(call.is_pro),
             history_budget: matches!(call.input, ChatInput::Message(_)).then_some(HISTORY_TOKEN_BUDGET),
         };
         let outcome = match runs.admit(&run).await {
@@ -142,7 +143,8 @@ impl Admission {
             AdmitOutcome::Unknown => Err(AdmissionError::Overloaded),
             AdmitOutcome::Busy { retry_after } => Err(AdmissionError::Busy { retry_after }),
             AdmitOutcome::QuotaExceeded { quota, retry_after } => {
-                Err(AdmissionError::QuotaExceeded { quota, retry_after })
+                let limit = run.quotas.and_then(|quotas| chat_limit(quotas, quota)).unwrap_or_default();
+                Err(LimitExceeded { quota, limit, retry_after }.into())
             }
         }
     }

@@ -19,7 +19,6 @@ use super::{
     convert,
     drain::Drain,
     envelope::Envelope,
-    error::AdmissionError,
     frame::FrameBuilder,
     frame_source::FrameSource,
     heartbeat::{HalfClose, Heartbeat, StreamStart},
@@ -75,12 +74,11 @@ impl AgentService for AgentApi {
         let interrupted = interrupted(&self.context.drain, extensions.get::<Deadline>().copied());
         let half_close = extensions.get::<HalfClose>().cloned();
         let heartbeat = |start| Heartbeat::new(self.status_interval, half_close, start);
-        let principal = self.context.authenticate(&request.user_id, &metadata).await;
+        let principal = self.context.admit_caller(&rpc, &request.user_id, &metadata).await;
         let (error, language) = match principal {
-            Err(error) => (AdmissionError::from(error), caller.resolve("")),
+            Err(error) => (error, caller.resolve("")),
             Ok(principal) => {
                 let user = principal.user.clone();
-                rpc.set_user(&user);
                 let incoming = IncomingChat { principal, metadata: &metadata, language: caller.clone(), request };
                 let admitting = self.admission.admit(&rpc, incoming, interrupted).instrument(rpc.span().clone());
                 match admitting.await {

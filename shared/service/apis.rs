@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     admission::Admission, agent::AgentApi, call::RpcContext, conversation::ConversationApi, drain::Drain,
-    memory::MemoryApi, run::RunRegistry,
+    limits::UserLimits, memory::MemoryApi, run::RunRegistry,
 };
 use crate::{
     chat::Assistant,
@@ -50,13 +50,18 @@ impl Apis {
         let drain = Drain::default();
         let memory = assistant.memory.clone();
         let store = assistant.conversations.clone();
-        let context =
-            RpcContext { authenticator: Arc::new(authenticator), drain: drain.clone(), profiles: store.clone() };
+        let limits = Arc::new(UserLimits::new(quotas));
+        let context = RpcContext {
+            authenticator: Arc::new(authenticator),
+            limits: limits.clone(),
+            drain: drain.clone(),
+            profiles: store.clone(),
+        };
         let runs = store.map(|store| RunRegistry::new(store, resume_grace, drain.clone()));
         let admission = Admission {
             assistant: Arc::new(assistant),
             runs: runs.clone(),
-            quotas,
+            limits,
             permits: Arc::new(Semaphore::new(max_concurrent_streams.min(Semaphore::MAX_PERMITS))),
         };
         Self {

@@ -16,6 +16,7 @@ use super::{
     drain::Drain,
     error::{AdmissionError, RpcError},
     frame::FrameKind,
+    limits::{RunningCall, UserLimits},
     status,
 };
 use crate::{
@@ -31,14 +32,30 @@ pub(super) type RpcResult<T> = Result<Response<T>, Status>;
 #[derive(Clone)]
 pub(super) struct RpcContext {
     pub(super) authenticator: Arc<Authenticator>,
+    pub(super) limits: Arc<UserLimits>,
     pub(super) drain: Drain,
     /// The stored profiles of users, for the language of refusals. `None` = conversations are not stored.
     pub(super) profiles: Option<Arc<dyn ConversationStore>>,
 }
 
 /// A request whose body may name its user.
-pub(super) trait UserRequest {
+pub(super) trait UserRequest: prost::Message {
     fn take_user_id(&mut self) -> String;
+
+    /// Text that is embedded to search with it.
+    fn query_bytes(&self) -> usize {
+        0
+    }
+}
+
+impl UserRequest for pb::MemoryQuery {
+    fn take_user_id(&mut self) -> String {
+        std::mem::take(&mut self.user_id)
+    }
+
+    fn query_bytes(&self) -> usize {
+        self.query_text.len()
+    }
 }
 
 macro_rules! user_requests {
@@ -51,7 +68,7 @@ macro_rules! user_requests {
     };
 }
 
-user_requests!(MemoryQuery, AddMemoriesRequest, IngestDocumentRequest, ListMemoriesRequest, UpdateMemoryRequest);
+user_requests!(AddMemoriesRequest, IngestDocumentRequest, ListMemoriesRequest, UpdateMemoryRequest);
 user_requests!(DeleteMemoriesRequest, ListSessionsRequest, GetSessionRequest, RenameSessionRequest);
 user_requests!(DeleteSessionsRequest, CancelTurnRequest);
 
@@ -63,7 +80,21 @@ impl RpcContext {
         RpcCall::new(method, trace, &self.drain)
     }
 
-    pub(super) async fn authenticate(&self, body_user: &str, metadata: &MetadataMap) -> Result<Principal, AuthnError> {
+    /// Authenticates the caller and counts the call, before anything else is done for it. Every call comes through here, so that
+    /// none is without a limit.
+    pub(super) async fn admit_caller(
+        &self,
+        rpc: &RpcCall,
+        body_user: &str,
+        metadata: &MetadataMap,
+    ) -> Result<Principal, AdmissionError> {
+        let caller = self.authenticate(body_user, metadata).await?;
+        rpc.set_user(&caller.user);
+        self.limits.take_call(&caller)?;
+        Ok(caller)
+    }
+
+    async fn authenticate(&self, body_user: &str, metadata: &MetadataMap) -> Result<Principal, AuthnError> {
         let values = |name| metadata.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
         let users: Result<Vec<_>, _> = metadata.get_all("user-id").iter().map(|value| value.to_str()).collect();
         let users = users.map_err(|_| InvalidArgument::new("user_id", Problem::NotVisibleAscii))?;
@@ -86,17 +117,32 @@ impl RpcContext {
     where
         Work: Future<Output = Result<Answer, Error>>,
     {
+        self.unary_by_plan(method, request, parse, |principal, command| handler(principal.user, command)).await
+    }
+
+    /// As [`unary`](Self::unary), for a handler whose limits depend on the plan of the user.
+    pub(super) async fn unary_by_plan<Message: UserRequest, Command, Answer, Work, Error: RpcError>(
+        &self,
+        method: &'static str,
+        request: Request<Message>,
+        parse: impl FnOnce(Message) -> Result<Command, InvalidArgument>,
+        handler: impl FnOnce(Principal, Command) -> Work,
+    ) -> RpcResult<Answer>
+    where
+        Work: Future<Output = Result<Answer, Error>>,
+    {
         let (metadata, _, mut request) = request.into_parts();
         let mut rpc = self.begin_call(method, &metadata, "");
         let caller = CallerLanguage::of_call(&metadata);
-        let principal = self.authenticate(&request.take_user_id(), &metadata).await;
-        let user = principal.map_err(|error| rpc.reject(&error.into(), caller.resolve("")))?.user;
-        rpc.set_user(&user);
+        let entering = self.enter(&rpc, &mut request, &metadata);
+        let entered = Box::pin(entering).await.map_err(|error| rpc.reject(&error, caller.resolve("")));
+        let (principal, _running) = entered?;
+        let user = principal.user.clone();
         let command = match parse(request) {
             Ok(command) => command,
             Err(error) => return Err(rpc.reject(&error.into(), self.language_of(&caller, &user).await)),
         };
-        let handled = handler(user.clone(), command);
+        let handled = handler(principal, command);
         let result = AssertUnwindSafe(handled).catch_unwind().instrument(rpc.span.clone()).await;
         match result.unwrap_or_else(|_panic| Err(Error::defect())) {
             Ok(answer) => {
@@ -112,6 +158,18 @@ impl RpcContext {
                 Err(rpc.fail(status))
             }
         }
+    }
+
+    async fn enter(
+        &self,
+        rpc: &RpcCall,
+        request: &mut impl UserRequest,
+        metadata: &MetadataMap,
+    ) -> Result<(Principal, Option<RunningCall>), AdmissionError> {
+        let caller = self.admit_caller(rpc, &request.take_user_id(), metadata).await?;
+        self.limits.take_query_bytes(&caller, request.query_bytes())?;
+        let running = self.limits.enter(&caller, request.encoded_len()).await?;
+        Ok((caller, running))
     }
 
     /// Boxed, because only refusals need it.
@@ -184,7 +242,7 @@ impl RpcCall {
             AdmissionError::Authn(_) => "unauthenticated",
             AdmissionError::StoreUnavailable(_) => "unavailable",
             AdmissionError::Busy { .. } => "busy",
-            AdmissionError::QuotaExceeded { .. } => "over_limit",
+            AdmissionError::LimitExceeded(_) => "over_limit",
             AdmissionError::Overloaded => "overloaded",
         };
         self.span.in_scope(|| match error {
@@ -203,6 +261,7 @@ impl RpcCall {
             Code::Unavailable => "unavailable",
             Code::NotFound => "not_found",
             Code::FailedPrecondition => "failed_precondition",
+            Code::ResourceExhausted => "over_limit",
             _ => "internal",
         };
         status

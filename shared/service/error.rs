@@ -22,8 +22,8 @@ pub(super) enum AdmissionError {
     StoreUnavailable(#[from] StoreError),
     #[error("another request of the session is running")]
     Busy { retry_after: Duration },
-    #[error("quota exceeded: {}", quota.name())]
-    QuotaExceeded { quota: QuotaKind, retry_after: Duration },
+    #[error(transparent)]
+    LimitExceeded(#[from] LimitExceeded),
     #[error("no concurrency permit is left")]
     Overloaded,
 }
@@ -31,7 +31,23 @@ pub(super) enum AdmissionError {
 impl AdmissionError {
     /// The user's profile is not asked for: the store does not answer, or it is spared because load is shed.
     pub(super) fn spares_store(&self) -> bool {
-        matches!(self, Self::StoreUnavailable(_) | Self::Overloaded)
+        matches!(self, Self::StoreUnavailable(_) | Self::Overloaded | Self::LimitExceeded(_))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("quota exceeded: {} = {limit}", quota.name())]
+pub(super) struct LimitExceeded {
+    pub(super) quota: QuotaKind,
+    pub(super) limit: u64,
+    pub(super) retry_after: Duration,
+}
+
+impl LimitExceeded {
+    /// In whole milliseconds, as clients are told, and rounded up: a client that comes back then is not early.
+    pub(super) fn after(wait: Duration, quota: QuotaKind, limit: u64) -> Self {
+        let milliseconds = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        Self { quota, limit, retry_after: Duration::from_millis(milliseconds) }
     }
 }
 

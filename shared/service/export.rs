@@ -9,7 +9,7 @@ use std::{
 use futures_util::{Stream, future::BoxFuture, stream::BoxStream};
 use tonic::Status;
 
-use super::{call::RpcCall, convert, error::RpcError as _, status};
+use super::{call::RpcCall, convert, error::RpcError as _, limits::OpenStream, status};
 use crate::{
     language::Language,
     memory::{ExportedMemory, MemoryError},
@@ -23,6 +23,7 @@ pub struct MemoryRecordStream {
     rpc: RpcCall,
     language: Language,
     has_ended: bool,
+    _open: Option<OpenStream>,
 }
 
 impl MemoryRecordStream {
@@ -31,8 +32,9 @@ impl MemoryRecordStream {
         shutdown: BoxFuture<'static, ()>,
         rpc: RpcCall,
         language: Language,
+        open: Option<OpenStream>,
     ) -> Self {
-        Self { memories, shutdown, rpc, language, has_ended: false }
+        Self { memories, shutdown, rpc, language, has_ended: false, _open: open }
     }
 }
 

@@ -7,8 +7,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     frame::{EncodedFrame, FrameBuilder},
+    limits::OpenStream,
     run::{EventsOrDefect, LogReader, StoredFrames},
 };
+use crate::chat::TurnEvent;
 
 pub(super) enum FrameSource {
     /// A turn without persistence, which ends with its call.
@@ -39,15 +41,25 @@ pub(super) struct DirectFrames {
     /// Of the last frame.
     number: u32,
     _permit: OwnedSemaphorePermit,
+    /// `None` = the user has no limits.
+    open: Option<OpenStream>,
 }
 
 impl DirectFrames {
-    pub(super) fn new(events: EventsOrDefect, builder: FrameBuilder, permit: OwnedSemaphorePermit) -> Self {
-        Self { events, builder, number: 0, _permit: permit }
+    pub(super) fn new(
+        events: EventsOrDefect,
+        builder: FrameBuilder,
+        permit: OwnedSemaphorePermit,
+        open: Option<OpenStream>,
+    ) -> Self {
+        Self { events, builder, number: 0, _permit: permit, open }
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<(u32, EncodedFrame)>> {
         while let Some(event) = ready!(self.events.poll_next_unpin(context)) {
+            if let (TurnEvent::Usage(report), Some(open)) = (&event, &self.open) {
+                open.charge_tokens(u64::from(report.usage.prompt) + u64::from(report.usage.completion));
+            }
             if let Some(frame) = self.builder.build(event) {
                 self.number += 1;
                 return Poll::Ready(Some((self.number, frame)));

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     erasure::erase_user,
+    identity::Principal,
     memory::{MemoryEngine, MemoryError, NewDocument},
     proto::agent_v1::{self as pb, memory_service_server::MemoryService},
 };
@@ -32,27 +33,29 @@ impl MemoryApi {
 #[tonic::async_trait]
 impl MemoryService for MemoryApi {
     async fn add_memories(&self, request: Request<pb::AddMemoriesRequest>) -> RpcResult<pb::AddMemoriesResponse> {
-        let add = |user, memories| async move {
-            let outcome = Box::pin(self.memory.add(&user, memories)).await?;
+        let add = |caller: Principal, memories| async move {
+            let budget = self.context.limits.embedding_budget(&caller);
+            let outcome = Box::pin(self.memory.add_within(&caller.user, memories, budget)).await?;
             Ok::<_, MemoryError>(pb::AddMemoriesResponse {
                 ids: outcome.ids,
                 added: convert::int(outcome.added),
                 unchanged: convert::int(outcome.unchanged),
             })
         };
-        self.context.unary("AddMemories", request, parse::new_memories, add).await
+        self.context.unary_by_plan("AddMemories", request, parse::new_memories, add).await
     }
 
     async fn ingest_document(
         &self,
         request: Request<pb::IngestDocumentRequest>,
     ) -> RpcResult<pb::IngestDocumentResponse> {
-        let ingest = |user, document: NewDocument| async move {
+        let ingest = |caller: Principal, document: NewDocument| async move {
+            let budget = self.context.limits.embedding_budget(&caller);
             let document_id = document.id.clone();
-            let chunks = convert::int(Box::pin(self.memory.ingest(&user, document)).await?);
+            let chunks = convert::int(Box::pin(self.memory.ingest(&caller.user, document, budget)).await?);
             Ok::<_, MemoryError>(pb::IngestDocumentResponse { document_id, chunks })
         };
-        self.context.unary("IngestDocument", request, parse::new_document, ingest).await
+        self.context.unary_by_plan("IngestDocument", request, parse::new_document, ingest).await
     }
 
     async fn list_memories(&self, request: Request<pb::ListMemoriesRequest>) -> RpcResult<pb::ListMemoriesResponse> {
@@ -68,11 +71,12 @@ impl MemoryService for MemoryApi {
     }
 
     async fn update_memory(&self, request: Request<pb::UpdateMemoryRequest>) -> RpcResult<pb::MemoryRecord> {
-        let apply = |user, update| async move {
-            let memory = Box::pin(self.memory.update(&user, &update)).await?;
+        let apply = |caller: Principal, update| async move {
+            let budget = self.context.limits.embedding_budget(&caller);
+            let memory = Box::pin(self.memory.update(&caller.user, &update, budget)).await?;
             Ok::<_, MemoryError>(convert::memory_record(memory, Vec::new()))
         };
-        self.context.unary("UpdateMemory", request, parse::update, apply).await
+        self.context.unary_by_plan("UpdateMemory", request, parse::update, apply).await
     }
 
     async fn delete_memories(
@@ -95,13 +99,16 @@ impl MemoryService for MemoryApi {
         let (metadata, _, request) = request.into_parts();
         let mut rpc = self.context.begin_call("ExportMemories", &metadata, "");
         let caller = CallerLanguage::of_call(&metadata);
-        let principal = self.context.authenticate(&request.user_id, &metadata).await;
-        let user = principal.map_err(|error| rpc.reject(&error.into(), caller.resolve("")))?.user;
-        rpc.set_user(&user);
+        let admitted = self.context.admit_caller(&rpc, &request.user_id, &metadata).await;
+        let admitted = admitted.and_then(|principal| {
+            let open = self.context.limits.open_export(&principal)?;
+            Ok((principal.user, open))
+        });
+        let (user, open) = admitted.map_err(|error| rpc.reject(&error, caller.resolve("")))?;
         // The export may fail at any time, so its language is settled before.
         let language = caller.resolve_for(&user, self.context.profiles.as_ref()).await;
         let memories = rpc.span().in_scope(|| self.memory.clone().export(user));
         let shutdown = self.context.drain.cancelled();
-        Ok(Response::new(MemoryRecordStream::new(Box::pin(memories), Box::pin(shutdown), rpc, language)))
+        Ok(Response::new(MemoryRecordStream::new(Box::pin(memories), Box::pin(shutdown), rpc, language, open)))
     }
 }

@@ -15,6 +15,7 @@ mod failure;
 mod frame;
 mod frame_source;
 mod heartbeat;
+mod limits;
 mod memory;
 mod parse;
 mod refusal;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tonic::{Code, Status};
 
-use super::error::AdmissionError;
+use super::error::{AdmissionError, LimitExceeded};
 use crate::{
     identity::AuthnError,
     proto::agent_v1::{self as pb, ErrorCode},
@@ -43,8 +43,9 @@ fn details(error: &AdmissionError) -> BTreeMap<String, String> {
         AdmissionError::Busy { retry_after: delay } => {
             [entry("reason", "CONFLICT".to_owned()), retry_after(*delay)].into()
         }
-        AdmissionError::QuotaExceeded { quota, retry_after: delay } => {
-            [entry("quota", quota.name().to_owned()), retry_after(*delay)].into()
+        AdmissionError::LimitExceeded(LimitExceeded { quota, limit, retry_after: delay }) => {
+            let quota = entry("quota", quota.name().to_owned());
+            [quota, entry("limit", limit.to_string()), retry_after(*delay)].into()
         }
         AdmissionError::Authn(AuthnError::Unauthenticated(_))
         | AdmissionError::StoreUnavailable(_)

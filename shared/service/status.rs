@@ -9,10 +9,11 @@ use tonic::{
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
-    error::{AdmissionError, ConversationError, RpcError},
+    error::{AdmissionError, ConversationError, LimitExceeded, RpcError},
     wording,
 };
 use crate::{
+    conversation::QuotaKind,
     embedding::EmbedError,
     error::InvalidArgument,
     identity::{AuthnError, CredentialError},
@@ -55,17 +56,19 @@ pub(super) fn admission(error: &AdmissionError, language: Language) -> Status {
             details.set_retry_info(Some(*retry_after));
             Status::with_error_details(Code::Aborted, wording::session_busy(language), details)
         }
-        AdmissionError::QuotaExceeded { quota, retry_after } => {
-            let message = wording::quota_exceeded(language, *quota);
-            let mut details = ErrorDetails::with_retry_info(Some(*retry_after));
-            details.add_quota_failure_violation(quota.name(), message);
-            with_pushback(Code::ResourceExhausted, message, details, *retry_after)
-        }
+        AdmissionError::LimitExceeded(exceeded) => limit_exceeded(exceeded, language),
         AdmissionError::Overloaded => {
             let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             with_pushback(Code::Unavailable, wording::overloaded(language), details, RETRY_AFTER)
         }
     }
+}
+
+fn limit_exceeded(LimitExceeded { quota, limit, retry_after }: &LimitExceeded, language: Language) -> Status {
+    let message = wording::limit_exceeded(language, *quota, *limit);
+    let mut details = ErrorDetails::with_retry_info(Some(*retry_after));
+    details.add_quota_failure_violation(quota.name(), &message);
+    with_pushback(Code::ResourceExhausted, &message, details, *retry_after)
 }
 
 pub(super) fn shutting_down(language: Language) -> Status {
@@ -104,6 +107,10 @@ impl RpcError for MemoryError {
     fn status(&self, language: Language) -> Status {
         match self {
             Self::NotFound => Status::not_found(wording::memory_not_found(language)),
+            Self::EmbeddingBudgetExceeded { bytes_per_day, retry_after } => {
+                let (quota, limit) = (QuotaKind::EmbeddedBytesPerDay, *bytes_per_day);
+                limit_exceeded(&LimitExceeded { quota, limit, retry_after: *retry_after }, language)
+            }
             Self::Database(sqlx::Error::Configuration(_)) => {
                 Status::failed_precondition(wording::memory_not_configured(language))
             }

@@ -60,20 +60,41 @@ pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str
     }
 }
 
-pub(super) fn quota_exceeded(language: Language, quota: QuotaKind) -> &'static str {
-    match quota {
+/// Names the limit as the configuration does, and what it allows.
+pub(super) fn limit_exceeded(language: Language, quota: QuotaKind, limit: u64) -> String {
+    let (en, zh) = match quota {
         QuotaKind::RequestsPerMinute => {
-            language.pick("too many requests in this minute; wait a moment", "本分钟内请求过多，请稍候")
+            ("too many requests in this minute; wait a moment: at most", "本分钟内请求过多，请稍候：上限为每分钟")
         }
-        QuotaKind::ConcurrentStreams => language.pick(
-            "too many answers at the same time; wait until one has ended",
-            "同时进行的回答过多，请等待其中一个结束",
+        QuotaKind::ConcurrentStreams => (
+            "too many answers at the same time; wait until one has ended: at most",
+            "同时进行的回答过多，请等待其中一个结束：上限为",
         ),
-        QuotaKind::TokensPerDay => language.pick(
-            "today's token quota is used up; it resets at midnight UTC",
-            "今日的用量额度已用完，将于世界标准时间零点（北京时间 8 点）恢复",
+        QuotaKind::TokensPerDay => (
+            "today's token quota is used up; it resets at midnight UTC: at most",
+            "今日的用量额度已用完，将于世界标准时间零点（北京时间 8 点）恢复：上限为每日",
         ),
-    }
+        QuotaKind::CallsPerMinute => {
+            ("too many calls in a minute; wait a moment: at most", "一分钟内的调用过多，请稍候：上限为每分钟")
+        }
+        QuotaKind::ConcurrentCalls => (
+            "too many calls wait for others of this user; send fewer at the same time: at most",
+            "该用户排队等待的调用过多，请减少同时发送的调用：同时处理的上限为",
+        ),
+        QuotaKind::ExportsPerMinute => {
+            ("too many exports in a minute; wait a moment: at most", "一分钟内的导出过多，请稍候：上限为每分钟")
+        }
+        QuotaKind::ConcurrentExports => (
+            "too many exports at the same time; read or cancel one first: at most",
+            "同时进行的导出过多，请先读完或取消其中一个：上限为",
+        ),
+        QuotaKind::EmbeddedBytesPerDay => (
+            "the text to index exceeds what is left of today's budget; send less, or wait until tomorrow (UTC): at most",
+            "待索引的文本超出今日的剩余额度，请减少文本，或等到世界标准时间次日：上限为每日字节数",
+        ),
+    };
+    let name = quota.name();
+    language.pick(format!("{en} {limit} ({name})"), format!("{zh} {limit}（{name}）"))
 }
 
 pub(super) fn session_busy(language: Language) -> &'static str {

@@ -17,7 +17,7 @@ use crate::{
     llm::ModelError,
     memory::MemoryError,
     service::{
-        error::{AdmissionError, ConversationError, RpcError as _},
+        error::{AdmissionError, ConversationError, LimitExceeded, RpcError as _},
         failure, status,
     },
 };
@@ -64,7 +64,16 @@ fn quotas() -> Vec<QuotaKind> {
         RequestsPerMinute: QuotaKind::RequestsPerMinute;
         ConcurrentStreams: QuotaKind::ConcurrentStreams;
         TokensPerDay: QuotaKind::TokensPerDay;
+        CallsPerMinute: QuotaKind::CallsPerMinute;
+        ConcurrentCalls: QuotaKind::ConcurrentCalls;
+        ExportsPerMinute: QuotaKind::ExportsPerMinute;
+        ConcurrentExports: QuotaKind::ConcurrentExports;
+        EmbeddedBytesPerDay: QuotaKind::EmbeddedBytesPerDay;
     })
+}
+
+fn exceeded(quota: QuotaKind, retry_after: Duration) -> LimitExceeded {
+    LimitExceeded { quota, limit: 120, retry_after }
 }
 
 fn admission_errors() -> Vec<AdmissionError> {
@@ -88,12 +97,12 @@ fn admission_errors() -> Vec<AdmissionError> {
         Authn: AdmissionError::Authn(AuthnError::PermissionDenied);
         StoreUnavailable: AdmissionError::StoreUnavailable(StoreError::Timeout);
         Busy: AdmissionError::Busy { retry_after };
-        QuotaExceeded: AdmissionError::QuotaExceeded { quota: QuotaKind::TokensPerDay, retry_after };
+        LimitExceeded: AdmissionError::LimitExceeded(exceeded(QuotaKind::TokensPerDay, retry_after));
         Overloaded: AdmissionError::Overloaded;
     });
     errors.extend(problems().into_iter().map(|problem| invalid(problem).into()));
     errors.extend(authn.into_iter().map(AdmissionError::from));
-    errors.extend(quotas().into_iter().map(|quota| AdmissionError::QuotaExceeded { quota, retry_after }));
+    errors.extend(quotas().into_iter().map(|quota| exceeded(quota, retry_after).into()));
     errors
 }
 
@@ -114,6 +123,8 @@ fn memory_errors() -> Vec<MemoryError> {
         Embedding: MemoryError::Embedding(EmbedError::Rejected(403));
         Internal: MemoryError::Internal;
         NotFound: MemoryError::NotFound;
+        EmbeddingBudgetExceeded:
+            MemoryError::EmbeddingBudgetExceeded { bytes_per_day: 9, retry_after: Duration::from_secs(57) };
     });
     errors.extend(embedding.into_iter().map(MemoryError::from));
     errors
@@ -220,7 +231,9 @@ fn identifiers() -> BTreeSet<String> {
     let fields = messages.flat_map(|message| message.field).map(|field| field.name().to_owned());
     let metadata = ["user-id", "x-internal-api-key", "authorization"];
     let values = ["false", "user", "assistant", "system", "tool", "/v1"];
-    fields.chain(metadata.into_iter().chain(values).chain(VARIABLES.iter().copied()).map(str::to_owned)).collect()
+    let quotas = quotas().into_iter().map(|quota| quota.name().to_owned());
+    let literals = metadata.into_iter().chain(values).chain(VARIABLES.iter().copied());
+    fields.chain(quotas).chain(literals.map(str::to_owned)).collect()
 }
 
 #[test]
@@ -256,7 +269,7 @@ fn message_of_an_invalid_argument_names_its_field_in_every_language() {
 fn pushback_beyond_three_seconds_tells_clients_not_to_wait() {
     for (milliseconds, expected) in [(0, "0"), (3_000, "3000"), (3_001, "-1"), (57_249, "-1"), (86_400_000, "-1")] {
         let retry_after = Duration::from_millis(milliseconds);
-        let error = AdmissionError::QuotaExceeded { quota: QuotaKind::RequestsPerMinute, retry_after };
+        let error = AdmissionError::from(exceeded(QuotaKind::RequestsPerMinute, retry_after));
         let status = status::admission(&error, Language::English);
         assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), expected, "{retry_after:?}");
         let told = status.get_error_details().retry_info().unwrap().retry_delay;

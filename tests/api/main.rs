@@ -28,6 +28,7 @@ mod indexing;
 mod isolation;
 mod languages;
 mod lexical;
+mod limits;
 mod lost_clients;
 mod memories;
 mod pending_turns;

@@ -55,7 +55,8 @@ const DELETE_USER: [&str; 2] = [
     "delete from user_profiles where user_id = $1",
     "delete from user_usage where user_id = $1
         and (requests = 0 or minute < date_trunc('minute', clock_timestamp(), 'UTC'))
-        and (tokens = 0 or day < (clock_timestamp() at time zone 'UTC')::date)",
+        and (tokens = 0 or day < (clock_timestamp() at time zone 'UTC')::date)
+        and (embedded_bytes = 0 or embedded_on < (clock_timestamp() at time zone 'UTC')::date)",
 ];
 
 impl PostgresConversations {

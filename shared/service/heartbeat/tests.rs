@@ -40,6 +40,7 @@ impl TestStream {
             events_or_defect(stream::poll_fn(move |context| received.poll_recv(context)).boxed()),
             FrameBuilder::new(Language::English, false),
             permit,
+            None,
         );
         let trace = TraceId::from_call(None, None, "");
         Self {

@@ -1,0 +1,293 @@
+//! Limits of a user's calls: every call has one, without a store and while it is down.
+
+use std::time::Duration;
+
+use agent_service::proto::{DESCRIPTOR, agent_v1 as pb};
+use bytes::{Buf as _, BufMut as _, Bytes};
+use http::uri::PathAndQuery;
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use sqlx::{AssertSqlSafe, Executor as _};
+use tonic::{
+    Code, Request, Status,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
+use tonic_types::StatusExt as _;
+
+use crate::harness::{CLOSED_ADDRESS, TestServer, UNREACHABLE_DATABASE, ask, chat_request, memory_input};
+
+/// Messages as bytes.
+struct RawCodec;
+
+impl Codec for RawCodec {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for RawCodec {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(message);
+        Ok(())
+    }
+}
+
+impl Decoder for RawCodec {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        let length = buffer.remaining();
+        Ok(Some(buffer.copy_to_bytes(length)))
+    }
+}
+
+/// `/agent.v1.MemoryService/AddMemories` and the like, of every service.
+fn methods() -> Vec<String> {
+    let files = FileDescriptorSet::decode(DESCRIPTOR).unwrap().file.into_iter();
+    let services = files.filter(|file| file.package() == "agent.v1").flat_map(|file| file.service);
+    services
+        .flat_map(|service| {
+            let name = service.name().to_owned();
+            service.method.into_iter().map(move |method| format!("/agent.v1.{name}/{}", method.name()))
+        })
+        .collect()
+}
+
+/// An empty message of a user, until the call ends.
+async fn call(server: &TestServer, method: &str, user: &str) -> Result<(), Status> {
+    let mut request = Request::new(Bytes::new());
+    request.metadata_mut().insert("user-id", user.parse().unwrap());
+    let mut grpc = Grpc::new(server.channel.clone());
+    grpc.ready().await.unwrap();
+    let path: PathAndQuery = method.parse().unwrap();
+    let mut messages = grpc.server_streaming(request, path, RawCodec).await?.into_inner();
+    while messages.message().await?.is_some() {}
+    Ok(())
+}
+
+fn quota_of(status: &Status) -> String {
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    let details = status.get_error_details();
+    let delay = details.retry_info().unwrap().retry_delay.unwrap();
+    let expected = if delay > Duration::from_secs(3) { "-1".to_owned() } else { delay.as_millis().to_string() };
+    assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), &*expected);
+    let subject = details.quota_failure().unwrap().violations[0].subject.clone();
+    assert!(status.message().contains(&subject), "{status:?}");
+    subject
+}
+
+/// With its own user for each method: `calls_per_minute` is one limit for all of them.
+async fn assert_every_call_is_limited(server: &TestServer) {
+    let methods = methods();
+    assert!(methods.len() >= 13, "{methods:?}");
+    for method in methods {
+        let user = method.replace('/', ".");
+        let first = call(server, &method, &user).await;
+        assert!(
+            first.is_ok() || first.as_ref().is_err_and(|error| error.code() != Code::ResourceExhausted),
+            "{first:?}"
+        );
+        let second = call(server, &method, &user).await.expect_err(&method);
+        assert_eq!(quota_of(&second), "calls_per_minute", "{method}");
+        assert!(second.message().contains("at most 1 "), "{second:?}");
+    }
+}
+
+const ONE_CALL: (&str, &str) = ("RATE_LIMITS", "calls_per_minute=1,requests_per_minute=1");
+
+#[tokio::test]
+async fn every_call_is_limited() {
+    assert_every_call_is_limited(&TestServer::start(&[ONE_CALL]).await).await;
+}
+
+#[tokio::test]
+async fn every_call_is_limited_without_conversations() {
+    assert_every_call_is_limited(&TestServer::start(&[ONE_CALL, ("CONVERSATIONS", "off")]).await).await;
+}
+
+#[tokio::test]
+async fn every_call_is_limited_while_the_store_is_down() {
+    let variables = [ONE_CALL, ("ADMISSION_TIMEOUT_MS", "100")];
+    assert_every_call_is_limited(&TestServer::start_on(UNREACHABLE_DATABASE, &variables).await).await;
+}
+
+async fn assert_direct_chats_are_limited(server: &TestServer) {
+    for _ in 0..3 {
+        server.chat(ask("hi")).await.unwrap();
+    }
+    let refused = server.chat(ask("hi")).await.unwrap_err();
+    assert_eq!(quota_of(&refused), "requests_per_minute");
+    let other = pb::ChatRequest { user_id: "bob".into(), ..ask("hi") };
+    server.chat(other).await.unwrap();
+}
+
+#[tokio::test]
+async fn chats_are_limited_without_conversations() {
+    let limits = ("RATE_LIMITS", "requests_per_minute=3");
+    assert_direct_chats_are_limited(&TestServer::start(&[limits, ("CONVERSATIONS", "off")]).await).await;
+}
+
+#[tokio::test]
+async fn chats_are_limited_and_not_refused_while_the_store_is_down() {
+    let limits = ("RATE_LIMITS", "requests_per_minute=3");
+    let server = TestServer::start_on(UNREACHABLE_DATABASE, &[limits, ("ADMISSION_TIMEOUT_MS", "1000")]).await;
+    assert_direct_chats_are_limited(&server).await;
+}
+
+#[tokio::test]
+async fn tokens_of_direct_chats_are_counted() {
+    let limits = ("RATE_LIMITS", "tokens_per_day=1");
+    let server = TestServer::start(&[limits, ("CONVERSATIONS", "off")]).await;
+    server.chat(ask("hi")).await.unwrap();
+    assert_eq!(quota_of(&server.chat(ask("hi")).await.unwrap_err()), "tokens_per_day");
+}
+
+#[tokio::test]
+async fn repeats_of_a_chat_are_limited() {
+    let server = TestServer::start(&[("RATE_LIMITS", "calls_per_minute=3,requests_per_minute=2")]).await;
+    for _ in 0..3 {
+        server.chat(chat_request("r", "s", "hi")).await.unwrap();
+    }
+    assert_eq!(quota_of(&server.chat(chat_request("r", "s", "hi")).await.unwrap_err()), "calls_per_minute");
+}
+
+#[tokio::test]
+async fn exports_have_a_limit_of_their_own() {
+    let server = TestServer::start(&[("RATE_LIMITS", "exports_per_minute=1")]).await;
+    let export = "/agent.v1.MemoryService/ExportMemories";
+    call(&server, export, "ann").await.unwrap();
+    assert_eq!(quota_of(&call(&server, export, "ann").await.unwrap_err()), "exports_per_minute");
+    call(&server, export, "bob").await.unwrap();
+    call(&server, "/agent.v1.MemoryService/ListMemories", "ann").await.unwrap();
+}
+
+async fn add(server: &TestServer, user: &str, id: &str, bytes: usize) -> Result<pb::AddMemoriesResponse, Status> {
+    let content = "tea ".repeat(bytes / 4);
+    let memories = vec![memory_input(id, &content)];
+    let request = pb::AddMemoriesRequest { user_id: user.into(), memories };
+    server.memory().add_memories(request).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn embedded_bytes_of_a_day_hold_across_instances_for_new_text_only() {
+    let budget = ("RATE_LIMITS", "embedded_bytes_per_day=1000");
+    let server = TestServer::start(&[budget]).await;
+    let other = server.start_second(&[budget]).await;
+    add(&server, "ann", "a", 600).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(add(&other, "ann", "a", 600).await.unwrap().unchanged, 1, "stored text is not embedded again");
+    }
+    let refused = add(&other, "ann", "b", 600).await.unwrap_err();
+    assert_eq!(quota_of(&refused), "embedded_bytes_per_day");
+    assert!(refused.message().contains("1000"), "{refused:?}");
+    let document = pb::IngestDocumentRequest {
+        user_id: "ann".into(),
+        document_id: "d".into(),
+        content: "tea ".repeat(150),
+        ..Default::default()
+    };
+    let refused = other.memory().ingest_document(document.clone()).await.unwrap_err();
+    assert_eq!(quota_of(&refused), "embedded_bytes_per_day");
+    let update = pb::UpdateMemoryRequest {
+        user_id: "ann".into(),
+        id: "a".into(),
+        content: Some("cake ".repeat(120)),
+        ..Default::default()
+    };
+    let refused = server.memory().update_memory(update).await.unwrap_err();
+    assert_eq!(quota_of(&refused), "embedded_bytes_per_day");
+    add(&other, "ann", "c", 400).await.unwrap();
+
+    let ingested = pb::IngestDocumentRequest { user_id: "bob".into(), ..document };
+    server.memory().ingest_document(ingested).await.unwrap();
+    assert_eq!(quota_of(&add(&server, "bob", "b", 600).await.unwrap_err()), "embedded_bytes_per_day");
+}
+
+#[tokio::test]
+async fn embedded_bytes_are_new_on_the_next_day() {
+    let server = TestServer::start(&[("RATE_LIMITS", "embedded_bytes_per_day=1000")]).await;
+    add(&server, "ann", "a", 1_000).await.unwrap();
+    add(&server, "ann", "b", 4).await.unwrap_err();
+    let mut owner = server.connect_as_owner().await;
+    owner.execute("update user_usage set embedded_on = embedded_on - 1").await.unwrap();
+    add(&server, "ann", "b", 1_000).await.unwrap();
+    add(&server, "ann", "c", 4).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn text_that_exceeds_the_whole_budget_is_refused() {
+    let server = TestServer::start(&[("RATE_LIMITS", "embedded_bytes_per_day=1000")]).await;
+    let refused = add(&server, "ann", "a", 2_000).await.unwrap_err();
+    assert_eq!(quota_of(&refused), "embedded_bytes_per_day");
+    add(&server, "ann", "a", 1_000).await.unwrap();
+}
+
+#[tokio::test]
+async fn deleted_data_does_not_bring_the_budget_back() {
+    let server = TestServer::start(&[("RATE_LIMITS", "embedded_bytes_per_day=1000")]).await;
+    add(&server, "ann", "a", 1_000).await.unwrap();
+    let everything = pb::DeleteMemoriesRequest { user_id: "ann".into(), everything: true, ..Default::default() };
+    server.memory().delete_memories(everything).await.unwrap();
+    let sessions = pb::DeleteSessionsRequest { user_id: "ann".into(), everything: true, ..Default::default() };
+    server.conversations().delete_sessions(sessions).await.unwrap();
+    assert_eq!(quota_of(&add(&server, "ann", "a", 1_000).await.unwrap_err()), "embedded_bytes_per_day");
+}
+
+#[tokio::test]
+async fn failed_embedding_gives_its_bytes_back() {
+    let server = TestServer::start(&[
+        ("RATE_LIMITS", "embedded_bytes_per_day=1000"),
+        ("LLM_MAX_ATTEMPTS", "1"),
+        ("EMBEDDING_PROVIDER", "openai"),
+        ("EMBEDDING_API_BASE_URL", &format!("http://{CLOSED_ADDRESS}/v1")),
+        ("EMBEDDING_API_KEY", "key"),
+        ("EMBEDDING_MODEL", "tiny"),
+        ("EMBEDDING_DIM", "2"),
+    ])
+    .await;
+    for _ in 0..3 {
+        let failed = add(&server, "ann", "a", 600).await.unwrap_err();
+        assert_eq!(failed.code(), Code::Unavailable, "{failed:?}");
+    }
+    let mut owner = server.connect_as_owner().await;
+    let left = "select embedded_bytes from user_usage where user_id = 'ann'";
+    let left: i64 = sqlx::query_scalar(AssertSqlSafe(left)).fetch_one(&mut owner).await.unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn query_bytes_are_limited_without_a_database() {
+    let server = TestServer::start_without_database(&[("RATE_LIMITS", "embedded_bytes_per_day=10")]).await;
+    let query = |text: &str| pb::MemoryQuery { user_id: "ann".into(), query_text: text.into(), ..Default::default() };
+    let refused = server.agent().retrieve_memory(query("a longer question")).await.unwrap_err();
+    assert_eq!(quota_of(&refused), "embedded_bytes_per_day");
+    let down = server.agent().retrieve_memory(query("short")).await.unwrap_err();
+    assert_eq!(down.code(), Code::Unavailable, "{down:?}");
+}
+
+#[tokio::test]
+async fn refusal_is_in_the_accepted_language() {
+    let server = TestServer::start_without_database(&[ONE_CALL]).await;
+    let query = || {
+        let mut request = Request::new(pb::MemoryQuery { user_id: "ann".into(), ..Default::default() });
+        request.metadata_mut().insert("accept-language", "zh-CN".parse().unwrap());
+        request
+    };
+    server.agent().retrieve_memory(query()).await.unwrap_err();
+    let refused = server.agent().retrieve_memory(query()).await.unwrap_err();
+    assert!(refused.message().contains("一分钟内的调用过多") && refused.message().contains("每分钟 1"), "{refused:?}");
+}
