@@ -20,6 +20,7 @@ use crate::{
     CommandResult,
     connection::{AuthenticatedChannel, connect, describe_status},
     options::{ChatArguments, RecallArguments, RememberArguments},
+    retry::while_limited,
 };
 
 /// Messages that a request carries; the server accepts 200.
@@ -158,16 +159,17 @@ fn print_frame(frame: pb::ChatResponse) -> std::io::Result<()> {
 }
 
 pub async fn remember(arguments: RememberArguments) -> CommandResult {
-    let mut client = MemoryServiceClient::new(connect(&arguments.connection).await?);
+    let client = MemoryServiceClient::new(connect(&arguments.connection).await?);
     let memory = pb::MemoryInput { content: arguments.text, tags: arguments.tags, ..Default::default() };
     let request = pb::AddMemoriesRequest { user_id: arguments.connection.user, memories: vec![memory] };
-    let added = client.add_memories(request).await.map_err(describe_status)?.into_inner();
+    let add = async || client.clone().add_memories(request.clone()).await;
+    let added = while_limited(|line| eprintln!("{line}"), add).await.map_err(describe_status)?.into_inner();
     writeln!(std::io::stdout(), "Remembered as {}", added.ids.join(", "))?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub async fn recall(arguments: RecallArguments) -> CommandResult {
-    let mut client = AgentServiceClient::new(connect(&arguments.connection).await?);
+    let client = AgentServiceClient::new(connect(&arguments.connection).await?);
     let request = pb::MemoryQuery {
         user_id: arguments.connection.user,
         query_text: arguments.query,
@@ -175,7 +177,8 @@ pub async fn recall(arguments: RecallArguments) -> CommandResult {
         min_score: arguments.min_score,
         ..Default::default()
     };
-    let found = client.retrieve_memory(request).await.map_err(describe_status)?.into_inner();
+    let retrieve = async || client.clone().retrieve_memory(request.clone()).await;
+    let found = while_limited(|line| eprintln!("{line}"), retrieve).await.map_err(describe_status)?.into_inner();
     let mut out = std::io::stdout().lock();
     if found.items.is_empty() {
         writeln!(out, "No memories found.")?;

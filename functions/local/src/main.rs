@@ -7,6 +7,7 @@ mod import;
 mod migrate;
 mod options;
 mod reembed;
+mod retry;
 mod serve;
 mod signals;
 

@@ -8,17 +8,16 @@ use agent_service::proto::agent_v1::{
 };
 use tokio::time::sleep;
 use tonic::{Code, Response, Status};
-use tonic_types::StatusExt as _;
 
 use super::progress::ImportProgress;
-use crate::connection::{AuthenticatedChannel, describe_status, root_cause};
+use crate::{
+    connection::{AuthenticatedChannel, describe_status, root_cause},
+    retry::{MAX_DELAY, requested_delay, while_limited},
+};
 
 /// Retry backoff; after the last one the import stops.
 const RETRY_DELAYS: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
-
-/// Upper bound of the delay that a server asks for.
-const MAX_RETRY_DELAY: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
 pub enum ImportError {
@@ -59,7 +58,8 @@ impl Uploader {
     ) -> Result<T, ImportError> {
         let mut delays = RETRY_DELAYS.into_iter();
         loop {
-            let status = match call(self.client.clone()).await {
+            let print_line = |line: &str| self.progress.print_line(line);
+            let status = match while_limited(print_line, async || call(self.client.clone()).await).await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) => status,
             };
@@ -72,7 +72,7 @@ impl Uploader {
             let Some(delay) = delays.next() else {
                 return Err(ImportError::Aborted(format!("the server is unavailable ({cause})")));
             };
-            let delay = requested_delay(&status).map_or(delay, |requested| requested.clamp(delay, MAX_RETRY_DELAY));
+            let delay = requested_delay(&status).map_or(delay, |requested| requested.clamp(delay, MAX_DELAY));
             let seconds = delay.as_secs_f32();
             self.progress.print_line(&format!("The server is unavailable ({cause}); retrying in {seconds} s."));
             sleep(delay).await;
@@ -81,11 +81,12 @@ impl Uploader {
 }
 
 fn is_retryable(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
-}
-
-fn requested_delay(status: &Status) -> Option<Duration> {
-    status.get_details_retry_info().and_then(|info| info.retry_delay)
+    match status.code() {
+        Code::Unavailable => true,
+        // A limit with a delay has been waited for, unless it is that of the day.
+        Code::ResourceExhausted => requested_delay(status).is_none(),
+        _ => false,
+    }
 }
 
 /// Skips an item only if the item itself is invalid: any other skipped item would be recorded as done and never be retried.
@@ -100,7 +101,7 @@ fn import_error(status: Status) -> ImportError {
 
 #[cfg(test)]
 mod tests {
-    use tonic_types::ErrorDetails;
+    use tonic_types::{ErrorDetails, StatusExt as _};
 
     use super::*;
 
@@ -114,11 +115,15 @@ mod tests {
 
     #[test]
     fn overloaded_server_is_retried_after_its_requested_delay() {
-        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(7)));
-        let busy = Status::with_error_details(Code::ResourceExhausted, "too many", details);
+        let with_delay = |code| {
+            let details = ErrorDetails::with_retry_info(Some(Duration::from_hours(7)));
+            Status::with_error_details(code, "no", details)
+        };
+        let busy = with_delay(Code::Unavailable);
         assert!(is_retryable(&busy));
-        assert_eq!(requested_delay(&busy), Some(Duration::from_secs(7)));
-        assert_eq!(requested_delay(&Status::resource_exhausted("too many")), None);
+        assert_eq!(requested_delay(&busy), Some(Duration::from_hours(7)));
+        assert!(is_retryable(&Status::resource_exhausted("too many")));
+        assert!(!is_retryable(&with_delay(Code::ResourceExhausted)), "the import would wait for hours");
         assert!(!is_retryable(&Status::internal("a defect")));
     }
 }

@@ -274,3 +274,26 @@ async fn invalid_arguments_are_reported_before_import() {
     assert_eq!(output.code, Some(1), "{output:?}");
     assert!(output.stderr.contains("no server answers at"), "{}", output.stderr);
 }
+
+#[tokio::test]
+async fn import_goes_on_after_a_limit_of_the_minute() {
+    let limits = ("RATE_LIMITS", "calls_per_minute=60,requests_per_minute=60");
+    let (sandbox, server) = Sandbox::with_server(&[limits]).await;
+    for number in 0..63 {
+        write(&sandbox, &format!("notes/{number}.md"), format!("note {number}"));
+    }
+    let output = imported(&sandbox, &server.url, &["notes"]).await;
+    assert_says(&output, 0, &["Imported 63 documents (63 chunks) and 0 memories."]);
+}
+
+#[tokio::test]
+async fn import_stops_at_a_budget_of_the_day_and_says_so() {
+    let (sandbox, server) = Sandbox::with_server(&[("RATE_LIMITS", "embedded_bytes_per_day=10")]).await;
+    write(&sandbox, "a.md", "tea");
+    write(&sandbox, "b.md", "more than what is left");
+    let output = imported(&sandbox, &server.url, &["a.md", "b.md"]).await;
+    assert_says(&output, 1, &["Imported 1 document (1 chunk) and 0 memories."]);
+    for part in ["at most 10 (embedded_bytes_per_day)", "The same command resumes where it stopped."] {
+        assert!(output.stderr.contains(part), "{part} is not in:\n{}", output.stderr);
+    }
+}
