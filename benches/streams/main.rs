@@ -1,8 +1,8 @@
 //! The overhead of the service over its gRPC library: it and a bare tonic server stream the same frames in one run.
 //!
-//! `cargo bench --bench streams` runs everything but `soak` in about ten minutes. Arguments after `--` select parts (`frames`,
-//! `memory`, `paced`, `provider`, `conversations`, `kept-turns`, `scale`, `retrieval`, `soak`); `--quick` runs all for seconds
-//! and shows only that the benchmark works. Servers are processes of their own, so that their memory and CPU time are measured
+//! `cargo bench --bench streams` runs everything but `soak` and `hostile` in about ten minutes. Arguments after `--` select parts
+//! (`frames`, `memory`, `paced`, `provider`, `conversations`, `kept-turns`, `scale`, `retrieval`, `soak`, `hostile`); `--quick`
+//! runs all for seconds and shows only that the benchmark works. Servers are processes of their own, so that their memory and CPU time are measured
 //! apart from the load.
 //!
 //! It has no thresholds: on a shared machine only the ratios within one run are meaningful.
@@ -25,6 +25,8 @@ use tokio::runtime::Runtime;
 mod arguments;
 mod common;
 mod conversations;
+
+mod hostile;
 
 mod kept_turns;
 
@@ -71,6 +73,7 @@ struct Plan {
     kept_turns: kept_turns::Plan,
     scale: scale::Plan,
     soak: soak::Plan,
+    hostile: hostile::Plan,
 }
 
 impl Plan {
@@ -90,6 +93,7 @@ impl Plan {
         kept_turns: kept_turns::Plan { callers: &[1, 64], span: Duration::from_secs(10) },
         scale: scale::Plan { turns: &[100, 1_000, 10_000, 50_000], users: 10_000, calls: 9 },
         soak: soak::Plan { callers: 40, spans: 7, span: Duration::from_mins(1) },
+        hostile: hostile::Plan { alone: Duration::from_mins(2), beside: Duration::from_mins(10), memories: 500 },
     };
     const QUICK: Self = Self {
         span: Duration::from_millis(300),
@@ -111,6 +115,7 @@ impl Plan {
         kept_turns: kept_turns::Plan { callers: &[1, 8], span: Duration::from_millis(500) },
         scale: scale::Plan { turns: &[100, 1_000], users: 20, calls: 3 },
         soak: soak::Plan { callers: 4, spans: 2, span: Duration::from_millis(500) },
+        hostile: hostile::Plan { alone: Duration::from_secs(3), beside: Duration::from_secs(6), memories: 20 },
     };
 }
 
@@ -120,7 +125,18 @@ fn main() -> BenchResult<ExitCode> {
         server::run(ServerRole::parse(role)?, rest)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let parts = ["frames", "memory", "paced", "provider", "conversations", "kept-turns", "scale", "retrieval", "soak"];
+    let parts = [
+        "frames",
+        "memory",
+        "paced",
+        "provider",
+        "conversations",
+        "kept-turns",
+        "scale",
+        "retrieval",
+        "soak",
+        "hostile",
+    ];
     let Some(arguments) = Arguments::parse(&arguments, &parts)? else { return Ok(ExitCode::SUCCESS) };
     let plan = if arguments.is_quick { Plan::QUICK } else { Plan::FULL };
 
@@ -156,6 +172,9 @@ fn main() -> BenchResult<ExitCode> {
     }
     if arguments.selects_long("soak") {
         soak::run(&runtime, &plan.soak)?;
+    }
+    if arguments.selects_long("hostile") {
+        hostile::run(&runtime, &plan.hostile)?;
     }
     Ok(ExitCode::SUCCESS)
 }

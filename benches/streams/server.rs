@@ -60,10 +60,12 @@ pub enum ServerRole {
     PersistentProxy,
     /// The service with its defaults, which stores turns and learns from them, in a given data directory.
     Defaults,
+    /// As `Defaults`, with the default quotas.
+    Limited,
 }
 
 impl ServerRole {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Service,
         Self::Persistent,
         Self::Retrieval,
@@ -72,6 +74,7 @@ impl ServerRole {
         Self::Proxy,
         Self::PersistentProxy,
         Self::Defaults,
+        Self::Limited,
     ];
 
     pub fn name(self) -> &'static str {
@@ -84,11 +87,16 @@ impl ServerRole {
             Self::Proxy => "proxy",
             Self::PersistentProxy => "persistent-proxy",
             Self::Defaults => "defaults",
+            Self::Limited => "limited",
         }
     }
 
     fn has_database(self) -> bool {
-        matches!(self, Self::Persistent | Self::Retrieval | Self::PersistentProxy | Self::Defaults)
+        matches!(self, Self::Persistent | Self::Retrieval | Self::PersistentProxy) || self.has_defaults()
+    }
+
+    fn has_defaults(self) -> bool {
+        matches!(self, Self::Defaults | Self::Limited)
     }
 
     fn persists(self) -> bool {
@@ -125,7 +133,7 @@ pub fn run(role: ServerRole, arguments: &[&str]) -> BenchResult<()> {
                     () = stop.cancelled() => Ok(()),
                 }
             }
-            ServerRole::Defaults => {
+            ServerRole::Defaults | ServerRole::Limited => {
                 serve(role, pace, None, Path::new(arguments.get(1).ok_or("the data directory is missing")?), stop).await
             }
             ServerRole::Service
@@ -177,13 +185,14 @@ async fn serve(
             // Unreachable: without retrieval a turn must not need a database.
             "DATABASE_URL" if !role.has_database() => "postgres://nobody@127.0.0.1:1/none".to_owned(),
             "CONVERSATIONS" if role.persists() => std::env::var(name).unwrap_or_else(|_| "postgres".to_owned()),
-            "CONVERSATIONS" if role == ServerRole::Defaults => return None,
+            "CONVERSATIONS" if role.has_defaults() => return None,
+            "RATE_LIMITS" if role == ServerRole::Limited => return None,
             "CONVERSATIONS" | "RATE_LIMITS" => "off".to_owned(),
             // Many streams start at once.
-            "ADMISSION_TIMEOUT_MS" if role != ServerRole::Defaults => "20000".to_owned(),
+            "ADMISSION_TIMEOUT_MS" if !role.has_defaults() => "20000".to_owned(),
             // Streams of clients that are gone would count in the memory of those that are open.
             "RESUME_GRACE_SECONDS" if role == ServerRole::Persistent => "0".to_owned(),
-            "MAX_CONCURRENT_STREAMS" if role != ServerRole::Defaults => "100000".to_owned(),
+            "MAX_CONCURRENT_STREAMS" if !role.has_defaults() => "100000".to_owned(),
             "AGENT_DATA_DIR" => data.to_str()?.to_owned(),
             _ => return None,
         })
@@ -201,7 +210,7 @@ async fn serve(
         announce(address)?;
         std::future::pending().await
     };
-    let worker = app.extraction_worker.filter(|_| role == ServerRole::Defaults);
+    let worker = app.extraction_worker.filter(|_| role.has_defaults());
     let (learning_ready, learning_stop) = (is_ready.clone(), stop.clone());
     let learning = async {
         if let Some(worker) = worker {
