@@ -5,12 +5,13 @@
 
 use std::{
     collections::VecDeque,
+    ops::RangeInclusive,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
 use jsonwebtoken::{
-    Algorithm, DecodingKey,
+    Algorithm, DecodingKey, DecodingKeyKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
 };
 use serde::Deserialize;
@@ -24,6 +25,10 @@ const MAX_FETCHES: usize = 3;
 const FETCH_WINDOW: Duration = Duration::from_secs(30);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_KEY_SET_BYTES: usize = 1 << 20;
+/// A token without a key id is checked against each key.
+const MAX_KEYS: usize = 100;
+/// The range of bits that ring verifies; the minimum is that of RFC 7518, section 3.3.
+const RSA_BITS: RangeInclusive<usize> = 2048..=8192;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct KeyLifetimes {
@@ -204,7 +209,9 @@ struct KeySetDocument {
 fn parse(body: &[u8]) -> Result<Vec<VerificationKey>, String> {
     let document: KeySetDocument =
         serde_json::from_slice(body).map_err(|_| "the response is not a JWK set".to_owned())?;
-    Ok(document.keys.into_iter().filter_map(|key| verification_key(&serde_json::from_value(key).ok()?)).collect())
+    let keys = document.keys.into_iter().filter_map(|key| verification_key(&serde_json::from_value(key).ok()?));
+    let keys: Vec<_> = keys.take(MAX_KEYS + 1).collect();
+    if keys.len() > MAX_KEYS { Err(format!("the key set has more than {MAX_KEYS} keys")) } else { Ok(keys) }
 }
 
 fn verification_key(jwk: &Jwk) -> Option<VerificationKey> {
@@ -223,7 +230,28 @@ fn verification_key(jwk: &Jwk) -> Option<VerificationKey> {
     if !is_for_signatures {
         return None;
     }
-    Some(VerificationKey { id: common.key_id.clone(), algorithm, key: DecodingKey::from_jwk(jwk).ok()? })
+    let key = DecodingKey::from_jwk(jwk).ok()?;
+    let key = if algorithm == Algorithm::RS256 { strong_rsa_key(&key)? } else { key };
+    Some(VerificationKey { id: common.key_id.clone(), algorithm, key })
+}
+
+/// `None` for a key whose size makes its signatures forgeable, or too slow to verify.
+fn strong_rsa_key(key: &DecodingKey) -> Option<DecodingKey> {
+    let DecodingKeyKind::RsaModulusExponent { n, e } = key.kind() else { return None };
+    // Some issuers encode a leading zero, which RFC 7518, section 6.3.1.1, forbids and ring refuses.
+    let digits = |number: &[u8]| number.iter().copied().skip_while(|byte| *byte == 0).collect::<Vec<_>>();
+    let (n, e) = (digits(n), digits(e));
+    let bits = (n.len() * 8).saturating_sub(n.first().map_or(0, |first| first.leading_zeros() as usize));
+    if !RSA_BITS.contains(&bits) {
+        tracing::warn!(
+            bits,
+            "an RSA key at JWT_JWKS_URL is not accepted: it must have {} to {} bits",
+            RSA_BITS.start(),
+            RSA_BITS.end()
+        );
+        return None;
+    }
+    Some(DecodingKey::from_rsa_raw_components(&n, &e))
 }
 
 #[cfg(test)]

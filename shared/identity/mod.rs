@@ -6,6 +6,7 @@ mod error;
 mod id;
 mod keys;
 mod principal;
+mod signature;
 mod token;
 
 pub use authenticator::{Authenticator, Credentials};

@@ -1,6 +1,6 @@
 //! Verifies bearer tokens: JWTs (RFC 7519), signed by a shared secret or by the issuer's published keys.
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
+use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation, errors::ErrorKind, get_current_timestamp};
 use serde::Deserialize;
 
 use super::{
@@ -8,13 +8,14 @@ use super::{
     id::UserId,
     keys::{KeyLifetimes, KeySet},
     principal::Principal,
+    signature::install_ring,
 };
 use crate::config::{TokenConfig, TokenKeys};
 
 /// Tolerated clock skew.
 const LEEWAY_SECONDS: u64 = 30;
-/// The minimum for HS256 (RFC 7518, section 3.2).
-const MIN_SECRET_BYTES: usize = 32;
+/// More than any client's header carries.
+const MAX_TOKEN_BYTES: usize = 12_000;
 
 pub(super) struct TokenVerifier {
     keys: VerificationKeys,
@@ -34,21 +35,22 @@ struct Claims {
     sub: String,
     #[serde(default)]
     is_pro: bool,
+    iat: Option<f64>,
 }
 
 impl TokenVerifier {
     pub(super) fn new(config: &TokenConfig) -> Result<Self, reqwest::Error> {
+        install_ring();
         let keys = match &config.keys {
-            TokenKeys::Secret(secret) => {
-                if secret.expose().len() < MIN_SECRET_BYTES {
-                    // No error: that would lock out the users of a gateway that already signs with it.
+            TokenKeys::Secret(secret) => VerificationKeys::Shared(DecodingKey::from_secret(secret.expose().as_bytes())),
+            TokenKeys::JwksUrl(url) => {
+                if config.audience.is_none() {
                     tracing::warn!(
-                        "JWT_SECRET is shorter than {MIN_SECRET_BYTES} bytes and can be guessed from any token"
+                        "JWT_AUDIENCE is not set: tokens that the issuer of JWT_JWKS_URL made for other services are accepted"
                     );
                 }
-                VerificationKeys::Shared(DecodingKey::from_secret(secret.expose().as_bytes()))
+                VerificationKeys::Published(KeySet::new(url, KeyLifetimes::default())?)
             }
-            TokenKeys::JwksUrl(url) => VerificationKeys::Published(KeySet::new(url, KeyLifetimes::default())?),
         };
         let mut validation = Validation::new(Algorithm::HS256);
         validation.leeway = LEEWAY_SECONDS;
@@ -67,10 +69,14 @@ impl TokenVerifier {
     }
 
     pub(super) async fn verify(&self, token: &str) -> Result<Principal, CredentialError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(CredentialError::Invalid);
+        }
+        let header = jsonwebtoken::decode_header(token).map_err(|_| CredentialError::Invalid)?;
+        check_header(&header)?;
         match &self.keys {
             VerificationKeys::Shared(key) => self.check(token, key, Algorithm::HS256),
             VerificationKeys::Published(keys) => {
-                let header = jsonwebtoken::decode_header(token).map_err(|_| CredentialError::Invalid)?;
                 if !matches!(header.alg, Algorithm::RS256 | Algorithm::ES256) {
                     return Err(CredentialError::Invalid);
                 }
@@ -88,7 +94,24 @@ impl TokenVerifier {
             ErrorKind::ExpiredSignature => CredentialError::Expired,
             _ => CredentialError::Invalid,
         })?;
+        #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 are exact in f64")]
+        let latest = get_current_timestamp().saturating_add(LEEWAY_SECONDS) as f64;
+        if decoded.claims.iat.is_some_and(|issued_at| issued_at > latest) {
+            return Err(CredentialError::Invalid);
+        }
         let user = UserId::parse("sub", &decoded.claims.sub).map_err(|_| CredentialError::Invalid)?;
         Ok(Principal { user, is_pro: Some(decoded.claims.is_pro) })
     }
+}
+
+/// The header of a token that this service may judge.
+fn check_header(header: &Header) -> Result<(), CredentialError> {
+    // No extension is implemented, and one that is marked critical must not be ignored (RFC 7515, section 4.1.11).
+    if header.crit.is_some() {
+        return Err(CredentialError::Invalid);
+    }
+    // A token of another kind by the same issuer, such as a logout token, is no access token (RFC 8725, section 3.11).
+    let kind = header.typ.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let kind = kind.strip_prefix("application/").unwrap_or(&kind);
+    if kind.ends_with("+jwt") && kind != "at+jwt" { Err(CredentialError::Invalid) } else { Ok(()) }
 }

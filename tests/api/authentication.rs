@@ -3,16 +3,23 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agent_service::proto::agent_v1 as pb;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::{
+    hmac::{HMAC_SHA256, HMAC_SHA512},
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
 use serde_json::{Value, json};
 use tonic::{Code, Request, Status};
 
 use crate::{
     fake_provider::FakeProvider,
     harness::{TestServer, ask, memory_query},
+    jwt::{hmac, hs256_header, sign},
 };
 
 const SECRET: &str = "a secret that the gateway shares";
+const INTERNAL_KEY: &str = "the internal key";
 
 fn seconds_from_now(seconds: i64) -> i64 {
     i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap() + seconds
@@ -22,13 +29,18 @@ fn claims(subject: &str) -> Value {
     json!({"sub": subject, "exp": seconds_from_now(600), "iss": "gateway", "aud": ["agent", "other"]})
 }
 
-fn with_claim(mut claims: Value, name: &str, value: Value) -> Value {
-    claims[name] = value;
-    claims
+/// A claim or a field of a header.
+fn with(mut object: Value, name: &str, value: Value) -> Value {
+    object[name] = value;
+    object
 }
 
 fn sign_hs256(claims: &Value) -> String {
-    encode(&Header::default(), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+    sign_with_header(&hs256_header(), claims)
+}
+
+fn sign_with_header(header: &Value, claims: &Value) -> String {
+    sign(header, claims, hmac(HMAC_SHA256, SECRET.as_bytes()))
 }
 
 async fn list_memories(server: &TestServer, body_user: &str, metadata: &[(&'static str, &str)]) -> Result<(), Status> {
@@ -49,7 +61,7 @@ async fn start_with_secret() -> TestServer {
         ("JWT_SECRET", SECRET),
         ("JWT_ISSUER", "gateway"),
         ("JWT_AUDIENCE", "agent"),
-        ("INTERNAL_API_KEY", "internal"),
+        ("INTERNAL_API_KEY", INTERNAL_KEY),
     ];
     TestServer::start(&variables).await
 }
@@ -84,12 +96,12 @@ async fn token_admits_its_subject_only() {
 #[tokio::test]
 async fn contradicting_user_metadata_is_refused_under_every_auth() {
     let bearer = format!("Bearer {}", sign_hs256(&claims("ann")));
-    let jwt = [("AUTH", "jwt"), ("JWT_SECRET", SECRET), ("INTERNAL_API_KEY", "internal")];
+    let jwt = [("AUTH", "jwt"), ("JWT_SECRET", SECRET), ("INTERNAL_API_KEY", INTERNAL_KEY)];
     for (variables, credential) in [
         (&[][..], None),
         (&[("AUTH", "gateway")], None),
         (&jwt, Some(("authorization", bearer.as_str()))),
-        (&jwt, Some(("x-internal-api-key", "internal"))),
+        (&jwt, Some(("x-internal-api-key", INTERNAL_KEY))),
     ] {
         let server = TestServer::start(variables).await;
         let code = async |body: &str, users: &[&str]| {
@@ -122,7 +134,7 @@ async fn contradicting_credentials_are_unauthenticated() {
     let server = start_with_secret().await;
     let [ann, bob] = ["ann", "bob"].map(|user| format!("Bearer {}", sign_hs256(&claims(user))));
     for (name, first, second) in
-        [("authorization", ann.as_str(), bob.as_str()), ("x-internal-api-key", "internal", "guessed")]
+        [("authorization", ann.as_str(), bob.as_str()), ("x-internal-api-key", INTERNAL_KEY, "guessed")]
     {
         for values in [[first, second], [second, first]] {
             let mut request = Request::new(pb::ListMemoriesRequest { user_id: "ann".into(), ..Default::default() });
@@ -139,27 +151,29 @@ async fn contradicting_credentials_are_unauthenticated() {
 async fn invalid_tokens_are_unauthenticated() {
     let server = start_with_secret().await;
     let valid = claims("ann");
-    let other_secret = encode(&Header::default(), &valid, &EncodingKey::from_secret(b"another secret")).unwrap();
-    let other_hash = encode(&Header::new(Algorithm::HS512), &valid, &EncodingKey::from_secret(SECRET.as_bytes()));
-    let [_, payload, _] =
-        <[String; 3]>::try_from(sign_hs256(&valid).split('.').map(str::to_owned).collect::<Vec<_>>()).unwrap();
-    // {"alg":"none","typ":"JWT"}
-    let unsigned = format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{payload}.");
+    let other_secret = sign(&hs256_header(), &valid, hmac(HMAC_SHA256, b"another secret"));
+    let other_hash = sign(&json!({"alg": "HS512"}), &valid, hmac(HMAC_SHA512, SECRET.as_bytes()));
+    let unsigned = |algorithm| sign(&json!({"alg": algorithm, "typ": "JWT"}), &valid, |_| Vec::new());
     let mut without_subject = valid.clone();
     without_subject.as_object_mut().unwrap().remove("sub");
     let mut without_expiry = valid.clone();
     without_expiry.as_object_mut().unwrap().remove("exp");
     for (case, token) in [
-        ("expired", sign_hs256(&with_claim(valid.clone(), "exp", json!(seconds_from_now(-60))))),
-        ("not yet", sign_hs256(&with_claim(valid.clone(), "nbf", json!(seconds_from_now(600))))),
-        ("issuer", sign_hs256(&with_claim(valid.clone(), "iss", json!("stranger")))),
-        ("audience", sign_hs256(&with_claim(valid.clone(), "aud", json!("stranger")))),
+        ("expired", sign_hs256(&with(valid.clone(), "exp", json!(seconds_from_now(-60))))),
+        ("not yet", sign_hs256(&with(valid.clone(), "nbf", json!(seconds_from_now(600))))),
+        ("issuer", sign_hs256(&with(valid.clone(), "iss", json!("stranger")))),
+        ("audience", sign_hs256(&with(valid.clone(), "aud", json!("stranger")))),
         ("no subject", sign_hs256(&without_subject)),
         ("no expiry", sign_hs256(&without_expiry)),
-        ("an invalid subject", sign_hs256(&with_claim(valid.clone(), "sub", json!("a/b")))),
+        ("an invalid subject", sign_hs256(&with(valid.clone(), "sub", json!("a/b")))),
         ("secret", other_secret),
-        ("hash", other_hash.unwrap()),
-        ("unsigned", unsigned),
+        ("hash", other_hash),
+        ("unsigned", unsigned("none")),
+        ("unsigned, in other case", unsigned("nOnE")),
+        ("without signature", unsigned("HS256")),
+        ("issued in the future", sign_hs256(&with(valid.clone(), "iat", json!(seconds_from_now(600))))),
+        ("expiry that is no number", sign_hs256(&with(valid.clone(), "exp", json!("4102444800")))),
+        ("subject that is no text", sign_hs256(&with(valid.clone(), "sub", json!(["ann"])))),
         ("garbage", "a.b.c".into()),
         ("not UTF-8", "schlüssel".into()),
     ] {
@@ -168,16 +182,68 @@ async fn invalid_tokens_are_unauthenticated() {
         assert_eq!(rejected.code(), Code::Unauthenticated, "{case}");
         assert!(!rejected.message().contains("needs a token"), "the token was not read: {case}");
     }
-    let slow_clock = sign_hs256(&with_claim(valid, "exp", json!(seconds_from_now(-5))));
+    let slow_clock = sign_hs256(&with(valid, "exp", json!(seconds_from_now(-5))));
     assert_eq!(status_code(&server, "ann", &[("authorization", &format!("bearer {slow_clock}"))]).await, Code::Ok);
+}
+
+#[tokio::test]
+async fn header_that_asks_for_more_than_a_signature_is_refused() {
+    let server = start_with_secret().await;
+    let claims = claims("ann");
+    let code = async |header: &Value| {
+        let bearer = format!("Bearer {}", sign_with_header(header, &claims));
+        status_code(&server, "ann", &[("authorization", &bearer)]).await
+    };
+    for (name, value) in [
+        // No extension is known: neither a registered one nor a header of RFC 7515 itself may be critical.
+        ("crit", json!(["exp"])),
+        ("crit", json!(["b64"])),
+        ("crit", json!(["alg"])),
+        ("crit", json!([])),
+        ("crit", json!("b64")),
+        ("crit", json!({"b64": true})),
+        ("typ", json!("logout+jwt")),
+        ("typ", json!("application/DPoP+jwt")),
+    ] {
+        assert_eq!(code(&with(hs256_header(), name, value.clone())).await, Code::Unauthenticated, "{name} {value}");
+    }
+    let critical = with(
+        with(hs256_header(), "crit", json!(["http://example.com/UNDEFINED"])),
+        "http://example.com/UNDEFINED",
+        json!(true),
+    );
+    assert_eq!(code(&critical).await, Code::Unauthenticated, "the example of RFC 7515, appendix E");
+    for header in [
+        json!({"alg": "HS256"}),
+        with(hs256_header(), "typ", json!("at+jwt")),
+        with(hs256_header(), "typ", json!("application/at+JWT")),
+        // Without `crit`, what is unknown is ignored. So is a key that the token brings itself.
+        with(hs256_header(), "http://example.com/UNDEFINED", json!(true)),
+        with(hs256_header(), "jku", json!("http://127.0.0.1:9/keys")),
+    ] {
+        assert_eq!(code(&header).await, Code::Ok, "{header}");
+    }
+}
+
+#[tokio::test]
+async fn oversized_token_is_unauthenticated() {
+    let server = start_with_secret().await;
+    let code = async |bytes: usize| {
+        let claims = with(claims("ann"), "groups", json!("g".repeat(bytes)));
+        let bearer = format!("Bearer {}", sign_hs256(&claims));
+        status_code(&server, "ann", &[("authorization", &bearer)]).await
+    };
+    assert_eq!(code(6_000).await, Code::Ok);
+    // Below the limit of HTTP/2 headers, although base64 adds a third.
+    assert_eq!(code(10_000).await, Code::Unauthenticated);
 }
 
 #[tokio::test]
 async fn internal_api_key_acts_for_any_user_in_every_mode() {
     let jwt = start_with_secret().await;
-    let open = TestServer::start(&[("INTERNAL_API_KEY", "internal")]).await;
+    let open = TestServer::start(&[("INTERNAL_API_KEY", INTERNAL_KEY)]).await;
     for server in [&jwt, &open] {
-        for metadata in [("x-internal-api-key", "internal"), ("authorization", "Bearer internal")] {
+        for metadata in [("x-internal-api-key", INTERNAL_KEY), ("authorization", "Bearer the internal key")] {
             assert_eq!(status_code(server, "anyone", &[metadata]).await, Code::Ok, "{metadata:?}");
             assert_eq!(status_code(server, "", &[metadata, ("user-id", "anyone")]).await, Code::Ok);
             assert_eq!(
@@ -186,7 +252,7 @@ async fn internal_api_key_acts_for_any_user_in_every_mode() {
                 "user-id is required with the internal key"
             );
         }
-        for wrong in ["wrong", "interna", "internals", "INTERNAL"] {
+        for wrong in ["wrong", "the internal ke", "the internal keys", "THE INTERNAL KEY"] {
             assert_eq!(
                 status_code(server, "ann", &[("x-internal-api-key", wrong)]).await,
                 Code::Unauthenticated,
@@ -205,27 +271,32 @@ async fn internal_api_key_acts_for_any_user_in_every_mode() {
 
 struct IssuerKey {
     id: &'static str,
-    signing: EncodingKey,
+    signing: EcdsaKeyPair,
     published: Value,
 }
 
 impl IssuerKey {
     fn new(id: &'static str) -> Self {
-        let pair = rcgen::KeyPair::generate().unwrap();
-        let signing = EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes()).unwrap();
-        let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&signing, Algorithm::ES256).unwrap();
-        let mut published = serde_json::to_value(jwk).unwrap();
-        published["kid"] = json!(id);
+        let (algorithm, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
+        let pair = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+        let signing = EcdsaKeyPair::from_pkcs8(algorithm, pair.as_ref(), &random).unwrap();
+        let point = signing.public_key().as_ref();
+        let [x, y] = [&point[1..33], &point[33..]].map(|number| URL_SAFE_NO_PAD.encode(number));
+        let published = json!({"kty": "EC", "crv": "P-256", "kid": id, "x": x, "y": y});
         Self { id, signing, published }
     }
 
+    fn sign(&self, header: &Value, claims: &Value) -> String {
+        let signature = |message: &[u8]| self.signing.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec();
+        format!("Bearer {}", sign(header, claims, signature))
+    }
+
     fn bearer(&self, subject: &str) -> String {
-        let header = Header { kid: Some(self.id.to_owned()), ..Header::new(Algorithm::ES256) };
-        format!("Bearer {}", encode(&header, &claims(subject), &self.signing).unwrap())
+        self.sign(&json!({"alg": "ES256", "kid": self.id}), &claims(subject))
     }
 
     fn bearer_without_id(&self, claims: &Value) -> String {
-        format!("Bearer {}", encode(&Header::new(Algorithm::ES256), claims, &self.signing).unwrap())
+        self.sign(&json!({"alg": "ES256"}), claims)
     }
 }
 
@@ -253,9 +324,8 @@ async fn jwks_is_fetched_once_and_again_for_a_new_key() {
 
     // Algorithm confusion: the public key is no HMAC secret. The token is rejected without a fetch.
     let public = key.published["x"].as_str().unwrap();
-    let header = Header { kid: Some("first".to_owned()), ..Header::default() };
-    let confused = encode(&header, &claims("ann"), &EncodingKey::from_secret(public.as_bytes())).unwrap();
-    let confused = format!("Bearer {confused}");
+    let header = with(hs256_header(), "kid", json!("first"));
+    let confused = format!("Bearer {}", sign(&header, &claims("ann"), hmac(HMAC_SHA256, public.as_bytes())));
     assert_eq!(status_code(&server, "ann", &[("authorization", &confused)]).await, Code::Unauthenticated);
 
     let next = IssuerKey::new("second");
@@ -284,10 +354,57 @@ async fn token_without_key_id_is_checked_against_each_key() {
     for key in &keys {
         let bearer = key.bearer_without_id(&claims("ann"));
         assert_eq!(status_code(&server, "ann", &[("authorization", &bearer)]).await, Code::Ok, "{}", key.id);
-        let expired = key.bearer_without_id(&with_claim(claims("ann"), "exp", json!(seconds_from_now(-600))));
+        let expired = key.bearer_without_id(&with(claims("ann"), "exp", json!(seconds_from_now(-600))));
         let rejected = list_memories(&server, "ann", &[("authorization", &expired)]).await.unwrap_err();
         assert!(rejected.message().contains("expired"), "{rejected:?}");
     }
     let unknown = IssuerKey::new("stranger").bearer_without_id(&claims("ann"));
     assert_eq!(status_code(&server, "ann", &[("authorization", &unknown)]).await, Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn published_keys_are_bound_to_their_algorithm_and_header() {
+    let issuer = FakeProvider::start().await;
+    let url = format!("{}/jwks.json", issuer.base_url);
+    let server = TestServer::start(&[("AUTH", "jwt"), ("JWT_JWKS_URL", &url)]).await;
+    // Both have the same id, as during a careless rotation.
+    let keys = [IssuerKey::new("same"), IssuerKey::new("same")];
+    let key_set = json!({"keys": [keys[0].published, keys[1].published]}).to_string();
+    issuer.respond(200, &key_set).await;
+    for key in &keys {
+        assert_eq!(status_code(&server, "ann", &[("authorization", &key.bearer("ann"))]).await, Code::Ok);
+    }
+    // For the token whose key is looked up again.
+    issuer.respond(200, &key_set).await;
+    let header = json!({"alg": "ES256", "kid": "same"});
+    let zeros = format!("Bearer {}", sign(&header, &claims("ann"), |_| vec![0; 64]));
+    for (case, bearer) in [
+        ("crit", keys[0].sign(&with(header.clone(), "crit", json!(["b64"])), &claims("ann"))),
+        ("another algorithm", keys[0].sign(&with(header.clone(), "alg", json!("ES384")), &claims("ann"))),
+        (
+            "an algorithm of another key type",
+            keys[0].sign(&with(header.clone(), "alg", json!("RS256")), &claims("ann")),
+        ),
+        ("a signature of zeros", zeros),
+    ] {
+        let code = status_code(&server, "ann", &[("authorization", &bearer)]).await;
+        assert_eq!(code, Code::Unauthenticated, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn rsa_keys_below_2048_bits_are_refused() {
+    let issuer = FakeProvider::start().await;
+    let url = format!("{}/jwks.json", issuer.base_url);
+    let server = TestServer::start(&[("AUTH", "jwt"), ("JWT_JWKS_URL", &url)]).await;
+    let fixture: Value = serde_json::from_str(include_str!("../golden/rsa_tokens.json")).unwrap();
+    let keys = fixture["keys"].as_array().unwrap();
+    let published = |key: &Value| json!({"kty": "RSA", "kid": key["kid"], "n": key["n"], "e": "AQAB"});
+    let key_set = json!({"keys": keys.iter().map(published).collect::<Vec<_>>()}).to_string();
+    for (key, expected) in keys.iter().zip([Code::Unauthenticated, Code::Unauthenticated, Code::Ok]) {
+        // A token of an unknown key has the keys fetched again.
+        issuer.respond(200, &key_set).await;
+        let bearer = format!("Bearer {}", key["token"].as_str().unwrap());
+        assert_eq!(status_code(&server, "ann", &[("authorization", &bearer)]).await, expected, "{}", key["kid"]);
+    }
 }

@@ -26,6 +26,9 @@ mod harness;
 mod heartbeats;
 mod indexing;
 mod isolation;
+#[path = "../support/jwt.rs"]
+#[expect(dead_code, reason = "not every crate uses all of it")]
+mod jwt;
 mod languages;
 mod lexical;
 mod limits;

@@ -3,11 +3,11 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
 
 use crate::{
     GRPC_WEB, PATH, PROGRAM, ask,
+    jwt::sign_hs256,
     lambda_runtime::{LambdaFunction, function_url_event},
 };
 
@@ -15,8 +15,7 @@ const SECRET: &str = "a secret that the gateway shares";
 
 fn token(subject: &str, secret: &str) -> String {
     let expiry = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 600;
-    let claims = json!({"sub": subject, "exp": expiry});
-    format!("Bearer {}", encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap())
+    format!("Bearer {}", sign_hs256(&json!({"sub": subject, "exp": expiry}), secret))
 }
 
 #[tokio::test]
@@ -24,7 +23,7 @@ async fn token_admits_its_subject_and_internal_key_admits_anyone() {
     let variables = [
         ("AUTH", "jwt"),
         ("JWT_SECRET", SECRET),
-        ("INTERNAL_API_KEY", "internal"),
+        ("INTERNAL_API_KEY", "the internal key"),
         ("DEMO_THINKING_DELAY_MS", "0"),
         ("DEMO_CHUNK_DELAY_MS", "0"),
     ];
@@ -36,8 +35,8 @@ async fn token_admits_its_subject_and_internal_key_admits_anyone() {
         ("a token of another issuer", Some(("authorization", token("ann", "another secret"))), "16"),
         ("a token that is none", Some(("authorization", expired)), "16"),
         ("nothing", None, "16"),
-        ("the service's own key", Some(("x-internal-api-key", "internal".to_owned())), "0"),
-        ("the service's own key as a token", Some(("authorization", "Bearer internal".to_owned())), "0"),
+        ("the service's own key", Some(("x-internal-api-key", "the internal key".to_owned())), "0"),
+        ("the service's own key as a token", Some(("authorization", "Bearer the internal key".to_owned())), "0"),
         ("another key", Some(("x-internal-api-key", "external".to_owned())), "16"),
     ] {
         let mut binary = function_url_event(PATH, GRPC_WEB, &ask("hello"));

@@ -7,6 +7,8 @@ mod events;
 #[path = "../../../../tests/support/fake_provider.rs"]
 #[expect(dead_code, reason = "not every crate uses all of it")]
 mod fake_provider;
+#[path = "../../../../tests/support/jwt.rs"]
+mod jwt;
 #[path = "../../../../tests/support/lambda_runtime.rs"]
 mod lambda_runtime;
 mod secrets;
