@@ -12,6 +12,11 @@ pub(super) const JWT_AUDIENCE: &str = "JWT_AUDIENCE";
 pub(super) const INTERNAL_API_KEY: &str = "INTERNAL_API_KEY";
 
 const JWKS_EXAMPLE: &str = "https://issuer.example.com/.well-known/jwks.json";
+const SECRET_EXAMPLE: &str = "$(openssl rand -hex 32)";
+
+/// The minimum of HS256 (RFC 7518, section 3.2). A shorter one can be guessed from any token.
+const MIN_JWT_SECRET_BYTES: usize = 32;
+const MIN_INTERNAL_API_KEY_BYTES: usize = 16;
 
 #[derive(Debug, Clone)]
 pub struct AuthConfig {
@@ -65,19 +70,38 @@ impl AuthConfig {
         let keys = read_keys(reader);
         if mode == AuthMode::Jwt && key_variable.is_none() {
             let problem = "is not set, nor is JWT_JWKS_URL, but AUTH=jwt needs one of them";
-            reader.report(JWT_SECRET, problem, "the-secret-of-the-gateway");
+            reader.report(JWT_SECRET, problem, SECRET_EXAMPLE);
         }
         let (issuer, audience) = (reader.text(JWT_ISSUER), reader.text(JWT_AUDIENCE));
         Self {
             mode,
             tokens: keys.filter(|_| mode == AuthMode::Jwt).map(|keys| TokenConfig { keys, issuer, audience }),
-            internal_api_key: reader.text(INTERNAL_API_KEY).map(Secret::new),
+            internal_api_key: read_internal_api_key(reader),
         }
     }
 }
 
+fn read_internal_api_key(reader: &mut EnvReader<'_>) -> Option<Secret> {
+    let key = read_secret(reader, INTERNAL_API_KEY, MIN_INTERNAL_API_KEY_BYTES)?;
+    if reader.text(JWT_SECRET).is_some_and(|secret| secret == key.expose()) {
+        let problem =
+            "is the same as JWT_SECRET, so that a service that sends it could sign tokens too: set another one";
+        reader.report(INTERNAL_API_KEY, problem, SECRET_EXAMPLE);
+    }
+    Some(key)
+}
+
+/// A weak secret is an error in every mode, although it may not be used: it would be when the mode changes.
+fn read_secret(reader: &mut EnvReader<'_>, variable: &'static str, min_bytes: usize) -> Option<Secret> {
+    let secret = Secret::new(reader.text(variable)?);
+    if let Some(weakness) = secret.weakness(min_bytes) {
+        reader.report(variable, format!("{weakness}: set it to a random value"), SECRET_EXAMPLE);
+    }
+    Some(secret)
+}
+
 fn read_keys(reader: &mut EnvReader<'_>) -> Option<TokenKeys> {
-    let secret = reader.text(JWT_SECRET).map(Secret::new);
+    let secret = read_secret(reader, JWT_SECRET, MIN_JWT_SECRET_BYTES);
     let url = reader.url(JWT_JWKS_URL, &["https", "http"], JWKS_EXAMPLE);
     if url.as_deref().is_some_and(is_remote_plaintext) {
         let problem = "begins with http://, so that an attacker on the network could replace the keys: use https:// (http:// is \
@@ -137,6 +161,38 @@ mod tests {
             }
         }
         assert!(errors(EntryPoint::Server, &[secret, (AUTH, "gateway")]).is_empty());
+    }
+
+    #[test]
+    fn weak_keys_are_invalid_in_every_mode_without_their_value() {
+        const STRONG: &str = "8f3b1c5e9d2a70468f3b1c5e9d2a7047";
+        for (variable, weak, expected) in [
+            (JWT_SECRET, &STRONG[..31], "JWT_SECRET has 31 bytes, but needs at least 32: set it to a random value"),
+            (INTERNAL_API_KEY, &STRONG[..15], "INTERNAL_API_KEY has 15 bytes, but needs at least 16"),
+            (JWT_SECRET, "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQ", "JWT_SECRET is a key file"),
+            (INTERNAL_API_KEY, "changeme-changeme", "INTERNAL_API_KEY is a placeholder from an example"),
+        ] {
+            for entry_point in [EntryPoint::Server, EntryPoint::Function] {
+                for mode in ["none", "jwt"] {
+                    let keys_url = (JWT_JWKS_URL, "https://issuer.example.com/keys");
+                    let mut variables = vec![(AUTH, mode), (variable, weak)];
+                    variables.extend((variable == INTERNAL_API_KEY).then_some(keys_url));
+                    let problem = problem(entry_point, &variables);
+                    assert!(problem.starts_with(expected), "{mode}: {problem}");
+                    assert!(!problem.contains(weak), "{problem}");
+                }
+            }
+        }
+        let accepted = [(AUTH, "jwt"), (JWT_SECRET, STRONG), (INTERNAL_API_KEY, &STRONG[..16])];
+        assert_eq!(errors(EntryPoint::Function, &accepted), []);
+        let same = [(AUTH, "jwt"), (JWT_SECRET, STRONG), (INTERNAL_API_KEY, STRONG)];
+        assert!(problem(EntryPoint::Server, &same).starts_with("INTERNAL_API_KEY is the same as JWT_SECRET"));
+    }
+
+    #[test]
+    fn blank_keys_count_as_not_set() {
+        let blank = [(AUTH, "jwt"), (JWT_SECRET, " \t\n"), (INTERNAL_API_KEY, "   ")];
+        assert!(problem(EntryPoint::Server, &blank).starts_with("JWT_SECRET is not set"));
     }
 
     #[test]

@@ -76,7 +76,13 @@ pub(super) async fn resolve_env() -> Result<HashMap<String, String>, SecretError
     let parameters = parameters.chunks(MAX_PARAMETERS).map(|some| client.parameters(some));
     let secrets = secrets.iter().map(|(variable, id, field)| client.secret(variable, id, *field));
     let (parameters, secrets) = try_join(try_join_all(parameters), try_join_all(secrets)).await?;
-    Ok(parameters.into_iter().flatten().chain(secrets).collect())
+    let resolved: HashMap<_, _> = parameters.into_iter().flatten().chain(secrets).collect();
+    // A blank variable counts as not set, which is what nobody meant who refers to a secret: without its key, for example, a
+    // function would start in demo mode.
+    match resolved.iter().find(|(_, value)| value.trim().is_empty()) {
+        Some((variable, _)) => Err(secret_error(variable, "it is blank")),
+        None => Ok(resolved),
+    }
 }
 
 fn secret_error(variables: &str, problem: impl Into<String>) -> SecretError {

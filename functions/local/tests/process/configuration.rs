@@ -38,6 +38,21 @@ async fn invalid_settings_are_reported_together_without_values() {
 }
 
 #[tokio::test]
+async fn weak_secrets_are_refused_at_start() {
+    let weak =
+        [("AUTH", "jwt"), ("JWT_SECRET", "a-secret-of-31-bytes-----------"), ("INTERNAL_API_KEY", "fifteen-bytes--")];
+    let output = Sandbox::new().run(&[], &weak).await;
+    assert_eq!(output.code, Some(2), "{output:?}");
+    for expected in [
+        "JWT_SECRET: has 31 bytes, but needs at least 32: set it to a random value (for example JWT_SECRET=$(openssl rand -hex 32))",
+        "INTERNAL_API_KEY: has 15 bytes, but needs at least 16: set it to a random value",
+    ] {
+        assert!(output.stderr.contains(expected), "{}", output.stderr);
+    }
+    assert!(!weak[1..].iter().any(|(_, secret)| output.stderr.contains(secret)), "{}", output.stderr);
+}
+
+#[tokio::test]
 async fn malformed_env_file_exits_with_code_2_unquoted() {
     let sandbox = Sandbox::new();
     std::fs::write(sandbox.work().join(".env"), format!("GRPC_PORT=0\nLLM_API_KEY {SECRET}\n")).unwrap();

@@ -61,21 +61,6 @@ async fn log_lines_are_json_without_a_terminal() {
 }
 
 #[tokio::test]
-async fn short_jwt_secret_is_warned_about_at_startup() {
-    let proxy = DatabaseProxy::new();
-    let database = ("DATABASE_URL", &*proxy.unreachable_url());
-    for (secret, is_warned_of) in
-        [("a-secret-of-31-bytes-----------", true), ("a-secret-of-32-bytes------------", false)]
-    {
-        let sandbox = Sandbox::new();
-        let server = sandbox.start_listening(&[database, ("AUTH", "jwt"), ("JWT_SECRET", secret)]).await;
-        let stderr = server.process.stop().await.stderr;
-        assert_eq!(stderr.contains("JWT_SECRET is shorter than 32 bytes"), is_warned_of, "{stderr}");
-        assert!(!stderr.contains(secret), "{stderr}");
-    }
-}
-
-#[tokio::test]
 async fn rejected_and_cancelled_chats_log_their_outcome() {
     let sandbox = Sandbox::new();
     let proxy = DatabaseProxy::new();

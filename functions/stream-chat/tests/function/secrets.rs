@@ -16,8 +16,7 @@ async fn secrets_are_fetched_once_by_reference() {
     // Throttled, then failing, then successful.
     store.respond(400, r#"{"__type": "ThrottlingException"}"#).await;
     store.respond(500, "").await;
-    let parameters =
-        r#"{"Parameters": [{"Name": "/agent/internal", "Value": "i"}, {"Name": "/agent/key", "Value": "the-key"}]}"#;
+    let parameters = r#"{"Parameters": [{"Name": "/agent/internal", "Value": "the-internal-key"}, {"Name": "/agent/key", "Value": "the-key"}]}"#;
     store.respond(200, parameters).await;
     provider.respond(404, "").await;
     let mut variables = provider.variables();
@@ -80,6 +79,8 @@ async fn unavailable_secret_is_named_by_its_variable_only() {
             "ResourceNotFoundException",
         ),
         ("secretsmanager:/agent/key#url", 200, r#"{"SecretString": "{\"private\": 1}"}"#, "not text"),
+        // Without its key, the function would start in demo mode.
+        ("ssm:/agent/key", 200, r#"{"Parameters": [{"Name": "/agent/key", "Value": " \n"}]}"#, "it is blank"),
     ] {
         store.respond(status, answer).await;
         let (code, stderr) = run_to_failure(PROGRAM, &[&runtime[..], &[("LLM_API_KEY", reference)]].concat()).await;
@@ -87,4 +88,36 @@ async fn unavailable_secret_is_named_by_its_variable_only() {
         assert!(stderr.contains("LLM_API_KEY") && stderr.contains(expected), "{stderr}");
         assert!(!stderr.contains("/agent/key") && !stderr.contains("private"), "{stderr}");
     }
+}
+
+#[tokio::test]
+async fn weak_secret_of_a_store_is_refused_at_start() {
+    let store = FakeProvider::start().await;
+    let endpoint = store.base_url.trim_end_matches("/v1").to_owned();
+    let variables = [
+        ("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9"),
+        ("AWS_ENDPOINT_URL", &endpoint),
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_ACCESS_KEY_ID", "AKEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AUTH", "jwt"),
+        ("JWT_SECRET", "ssm:/agent/jwt-secret"),
+        ("INTERNAL_API_KEY", "ssm:/agent/internal"),
+    ];
+    store
+        .respond(
+            200,
+            r#"{"Parameters": [{"Name": "/agent/jwt-secret", "Value": "thirty-one-bytes-are-too-few---"}, {"Name": "/agent/internal", "Value": "fifteen-bytes--"}]}"#,
+        )
+        .await;
+    let (code, stderr) = run_to_failure(PROGRAM, &variables).await;
+    assert_eq!(code, Some(2), "{stderr}");
+    for expected in [
+        "JWT_SECRET: has 31 bytes, but needs at least 32: set it to a random value",
+        "INTERNAL_API_KEY: has 15 bytes, but needs at least 16: set it to a random value",
+        "openssl rand -hex 32",
+    ] {
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    assert!(!stderr.contains("thirty-one") && !stderr.contains("fifteen-bytes"), "{stderr}");
 }
