@@ -46,6 +46,7 @@ impl<E: Into<Box<dyn Error>>> From<E> for CommandError {
 }
 
 fn main() -> ExitCode {
+    keep_files_private();
     let options = Options::parse();
     let result = match tokio::runtime::Runtime::new() {
         Ok(runtime) => {
@@ -63,6 +64,13 @@ fn main() -> ExitCode {
         eprintln!("error: {}", error.source);
         error.exit_code
     })
+}
+
+/// Whatever this process or a child of it creates is for this user only. Files with secrets or user data get their modes
+/// explicitly as well.
+fn keep_files_private() {
+    #[cfg(unix)]
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
 /// Whether the reader of the output left first, as `head` does.

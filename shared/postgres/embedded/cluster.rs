@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tracing::{debug, info};
 
-use super::{error::EmbeddedError, login::USER, postmaster, unpack};
+use super::{data_dir, error::EmbeddedError, login::USER, postmaster, unpack};
 use crate::postgres::startup::StartupStep;
 
 /// The end of a process that is not our child cannot be awaited.
@@ -24,7 +24,7 @@ pub(super) fn create_if_missing(
     progress: &dyn Fn(StartupStep),
 ) -> Result<(), EmbeddedError> {
     if cluster.is_dir() {
-        return Ok(());
+        return data_dir::verify(cluster, true);
     }
     progress(StartupStep::Initializing);
     let partial = unpack::partial_path(data_dir);
@@ -111,7 +111,8 @@ fn is_postmaster(pid: Pid, cluster: &Path) -> bool {
 #[cfg(not(target_os = "linux"))]
 fn is_postmaster(pid: Pid, cluster: &Path) -> bool {
     let pid = pid.as_raw_pid().to_string();
-    let listed = std::process::Command::new("ps").args(["-ww", "-o", "command=", "-p", &pid]).output();
+    let mut ps = std::process::Command::new("/bin/ps");
+    let listed = ps.env_clear().args(["-ww", "-o", "command=", "-p", &pid]).output();
     listed.is_ok_and(|output| {
         let command = String::from_utf8_lossy(&output.stdout);
         command.contains("bin/postgres ") && command.contains(&*cluster.to_string_lossy())

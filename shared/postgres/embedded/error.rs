@@ -18,6 +18,9 @@ pub enum EmbeddedError {
     /// Another user owns the directory and could intercept connections.
     #[error("{} is not a directory of this user: remove it, or set another AGENT_DATA_DIR", path.display())]
     UnsafeSocketDir { path: PathBuf },
+    /// Another user could change programs and data that this process trusts.
+    #[error("{} {weakness}, or set another AGENT_DATA_DIR", path.display())]
+    UnsafeDataDir { path: PathBuf, weakness: String },
     #[error("{program} failed ({status}); its last output:\n{log}")]
     Failed { program: &'static str, status: String, log: String },
     #[error("Postgres was not ready after {seconds} s; its last output:\n{log}")]

@@ -2,9 +2,8 @@
 //! runtime, cluster, socket, postmaster. Released in reverse.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -13,7 +12,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing::info;
 
 use super::{
-    cluster,
+    cluster, data_dir,
     error::EmbeddedError,
     login::{PORT, USER},
     postmaster::Postmaster,
@@ -43,7 +42,7 @@ impl EmbeddedPostgres {
     /// [`EmbeddedError::InUse`] if another server owns the directory.
     pub fn start(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result<Self, EmbeddedError> {
         let started = Instant::now();
-        let data_dir = &create_data_dir(data_dir)?;
+        let data_dir = &data_dir::create(data_dir)?;
 
         let lock = lock_data_dir(data_dir)?;
         let cluster = data_dir.join("postgres");
@@ -71,25 +70,15 @@ pub fn connect_options(data_dir: &Path) -> Result<PgConnectOptions, EmbeddedErro
 }
 
 pub fn socket_path(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
-    Ok(socket::location(&create_data_dir(data_dir)?).0)
-}
-
-fn create_data_dir(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(EmbeddedError::io("create", data_dir))?;
-    fs::canonicalize(data_dir).map_err(EmbeddedError::io("open", data_dir))
+    Ok(socket::location(&data_dir::create(data_dir)?).0)
 }
 
 /// The system releases the lock when the process ends, however that happens.
 fn lock_data_dir(data_dir: &Path) -> Result<File, EmbeddedError> {
     let path = data_dir.join("lock");
-    let mut lock = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(EmbeddedError::io("open", &path))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let mut lock = data_dir::open_private(&mut options, &path).map_err(EmbeddedError::io("open", &path))?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -17,6 +17,7 @@
 //! ```
 
 mod cluster;
+mod data_dir;
 mod error;
 mod instance;
 mod login;

@@ -2,7 +2,7 @@ use std::{
     env,
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Seek, Write},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
@@ -13,7 +13,7 @@ use std::{
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tracing::{error, warn};
 
-use super::{error::EmbeddedError, login::PORT};
+use super::{data_dir, error::EmbeddedError, login::PORT};
 
 /// Crash recovery replays up to 1 GB of WAL first.
 const READY_TIMEOUT: Duration = Duration::from_mins(2);
@@ -75,13 +75,9 @@ impl Postmaster {
         for setting in SETTINGS {
             postgres.args(["-c", setting]);
         }
-        let log_file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(log)
-            .map_err(EmbeddedError::io("create", log))?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        let log_file = data_dir::open_private(&mut options, log).map_err(EmbeddedError::io("create", log))?;
 
         let process = Arc::new(ProcessMonitor::default());
         let pid =
@@ -149,6 +145,8 @@ pub(super) fn last_lines(text: &str) -> String {
 /// Durability settings such as `fsync` keep their defaults.
 const SETTINGS: &[&str] = &[
     "listen_addresses=",
+    // The socket's directory is private already.
+    "unix_socket_permissions=0700",
     // initdb's guess is 400 kB.
     "shared_buffers=64MB",
     "max_connections=64",
@@ -169,15 +167,19 @@ const SETTINGS: &[&str] = &[
     "log_checkpoints=off",
 ];
 
+/// All that Postgres gets of the environment. The rest holds secrets of this process, which the files of a process, a core dump
+/// or a function of SQL could disclose.
+const INHERITED_VARIABLES: [&str; 3] = ["LD_LIBRARY_PATH", "PATH", "TZ"];
+
 /// On Linux the signal is sent when the *thread* that started the process ends (`PR_SET_PDEATHSIG`).
 pub(super) fn command(program: &Path, when_parent_ends: Signal) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     // Ctrl-C signals the terminal's process group, but Postgres must outlive the last request.
     command.process_group(0);
-    for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
-        command.env_remove(name);
-    }
+    // On macOS, Postgres does not start without a locale.
+    command.env_clear().env("LC_ALL", "C");
+    command.envs(INHERITED_VARIABLES.into_iter().filter_map(|name| Some((name, env::var_os(name)?))));
     end_with_parent(&mut command, when_parent_ends);
     command
 }
@@ -194,7 +196,9 @@ fn end_with_parent(command: &mut Command, signal: Signal) {
     };
     // SAFETY: the closure runs between fork and exec, where locks of other threads may never be released. It makes
     // system calls only: it neither allocates nor locks.
-    unsafe { command.pre_exec(before_exec) };
+    unsafe {
+        command.pre_exec(before_exec)
+    };
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -256,4 +260,22 @@ fn copy_log(mut output: impl Read, mut log: File) {
 fn is_ready(pid_file: &str, pid: Pid) -> bool {
     let mut lines = pid_file.lines().map(str::trim);
     lines.next() == Some(pid.as_raw_pid().to_string().as_str()) && lines.nth(6) == Some("ready")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_inherits_no_other_variable() {
+        let mut printing = command(Path::new("/usr/bin/env"), Signal::KILL);
+        let output = printing.stdout(Stdio::piped()).output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let names: Vec<_> = printed.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+        let is_expected = |name: &&str| *name == "LC_ALL" || INHERITED_VARIABLES.contains(name);
+        let own = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        assert!(own.filter(|name| !is_expected(&name.as_str())).count() > 0, "there is nothing to inherit");
+        assert!(names.contains(&"PATH") && names.contains(&"LC_ALL"), "{names:?}");
+        assert!(names.iter().all(is_expected), "{names:?}");
+    }
 }

@@ -4,11 +4,11 @@ use std::{
     env, fs,
     hash::{DefaultHasher, Hash, Hasher},
     io::ErrorKind,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use super::{cluster, error::EmbeddedError, login::PORT};
+use super::{cluster, data_dir, error::EmbeddedError, login::PORT};
 
 /// Bytes. `sun_path` has 104 to 108, depending on the system; some clients count the terminating NUL.
 const MAX_SOCKET_PATH: usize = 99;
@@ -72,7 +72,7 @@ fn temporary_path(data_dir: &Path) -> PathBuf {
 
 /// Verifies the owner: any user may have created the temporary directory.
 fn create_private(path: &Path) -> Result<(), EmbeddedError> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
+    match data_dir::create_private_dir(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(EmbeddedError::io("create", path)(error)),
         _ => {}
     }

@@ -9,9 +9,9 @@ use std::{
 use flate2::read::GzDecoder;
 use ruzstd::decoding::StreamingDecoder;
 use tar::Archive;
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::error::EmbeddedError;
+use super::{data_dir, error::EmbeddedError};
 use crate::postgres::startup::StartupStep;
 
 static RUNTIME: &[u8] = include_bytes!(env!("EMBEDDED_POSTGRES_RUNTIME"));
@@ -24,8 +24,12 @@ const PARTIAL_PREFIX: &str = "partial-";
 
 pub(super) fn runtime(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result<PathBuf, EmbeddedError> {
     let runtime = data_dir.join(RUNTIME_DIR);
-    if runtime.is_dir() {
+    if data_dir::is_untouched(&runtime) {
         return Ok(runtime);
+    }
+    if fs::symlink_metadata(&runtime).is_ok() {
+        warn!(directory = %runtime.display(), "unpacking Postgres again: other users could have changed it");
+        discard(&runtime, data_dir)?;
     }
     progress(StartupStep::Unpacking);
     let partial = partial_path(data_dir);
@@ -33,6 +37,14 @@ pub(super) fn runtime(data_dir: &Path, progress: &dyn Fn(StartupStep)) -> Result
     flush(&partial).map_err(EmbeddedError::io("flush", &partial))?;
     publish(&partial, &runtime)?;
     Ok(runtime)
+}
+
+/// Removed by [`remove_leftovers`], at the latest in the next start.
+fn discard(directory: &Path, data_dir: &Path) -> Result<(), EmbeddedError> {
+    let partial = partial_path(data_dir);
+    fs::rename(directory, &partial).map_err(EmbeddedError::io("move away", directory))?;
+    remove_leftovers(data_dir);
+    Ok(())
 }
 
 /// Unique per call: a child of a killed server may still write to its directory for a moment.
@@ -64,6 +76,7 @@ pub(super) fn remove_leftovers(data_dir: &Path) {
 }
 
 fn unpack(into: &Path) -> io::Result<()> {
+    data_dir::create_private_dir(into)?;
     unpack_tar(StreamingDecoder::new(RUNTIME).map_err(io::Error::other)?, into)?;
     unpack_tar(GzDecoder::new(PGVECTOR), into)
 }
@@ -71,6 +84,7 @@ fn unpack(into: &Path) -> io::Result<()> {
 fn unpack_tar(archive: impl Read, into: &Path) -> io::Result<()> {
     let mut archive = Archive::new(archive);
     archive.set_preserve_mtime(false);
+    archive.set_mask(0o077);
     archive.unpack(into)
 }
 

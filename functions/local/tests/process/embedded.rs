@@ -1,11 +1,41 @@
 //! The embedded Postgres: sockets, crashes, stale files.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
 
 use agent_service::postgres::embedded::{self, PORT};
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::process::{Sandbox, Signal, eventually, kill};
+use crate::{
+    process::{Process, Sandbox, Signal, eventually, kill},
+    server::{Server, USER},
+};
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Below a folder, without symbolic links, which have no mode of their own.
+fn open_to_others(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type().unwrap())).unwrap();
+        if !kind.is_symlink() && mode(&path) & 0o077 != 0 {
+            found.push(path.clone());
+        }
+        if kind.is_dir() {
+            found.extend(open_to_others(&path));
+        }
+    }
+    found
+}
 
 #[tokio::test]
 async fn data_directory_too_long_for_socket_works() {
@@ -100,4 +130,108 @@ async fn server_exits_with_postgres_output_when_it_fails_to_start() {
     let output = sandbox.run(&[], &[]).await;
     assert_eq!(output.code, Some(1), "{output:?}");
     assert!(output.stderr.contains("no_such_setting"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn everything_created_is_private_whatever_the_umask() {
+    let sandbox = Sandbox::new();
+    // The folder itself is the test's.
+    let work = sandbox.work();
+    set_mode(&work, 0o700);
+    fs::write(work.join("notes.jsonl"), "{\"content\": \"a note\"}\n").unwrap();
+    set_mode(&work.join("notes.jsonl"), 0o600);
+    let server = Server::start(sandbox.command_with_umask("000", &[], &[])).await;
+    server.health().await.wait_for_status(ServingStatus::Serving).await;
+    let arguments = ["import", "--addr", &server.url, "--user", USER, "notes.jsonl"];
+    let imported = Process::start(sandbox.command_with_umask("000", &arguments, &[])).wait().await;
+    assert_eq!(imported.code, Some(0), "{imported:?}");
+    let socket = embedded::socket_path(&sandbox.data()).unwrap().join(format!(".s.PGSQL.{PORT}"));
+    assert!(fs::symlink_metadata(&socket).unwrap().file_type().is_socket());
+    assert!(sandbox.path().join(".local/state/agent-service/import").is_dir());
+    assert_eq!(open_to_others(sandbox.path()), [] as [PathBuf; 0]);
+    server.process.stop().await;
+    // Postgres makes files at its end too.
+    assert_eq!(open_to_others(sandbox.path()), [] as [PathBuf; 0]);
+}
+
+#[tokio::test]
+async fn data_directory_that_others_may_write_is_refused() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.data()).unwrap();
+    for mode in [0o777, 0o770, 0o722, 0o1777] {
+        set_mode(&sandbox.data(), mode);
+        let refused = sandbox.run(&[], &[]).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        let expected = format!(
+            "{} can be changed by other users (mode {mode:04o}): make it private with chmod 700, or set another AGENT_DATA_DIR",
+            fs::canonicalize(sandbox.data()).unwrap().display()
+        );
+        assert!(refused.stderr.contains(&expected), "{}", refused.stderr);
+        assert!(sandbox.data_names().is_empty(), "{:?}", sandbox.data_names());
+    }
+    // Others may look at its names only.
+    set_mode(&sandbox.data(), 0o755);
+    sandbox.start_serving(&[]).await.remember("works").await;
+}
+
+#[tokio::test]
+async fn data_directory_that_others_may_replace_is_refused() {
+    let sandbox = Sandbox::new();
+    let above = sandbox.path().join("shared");
+    fs::create_dir(&above).unwrap();
+    let data = above.join("below/data");
+    let variables = [("AGENT_DATA_DIR", data.to_str().unwrap())];
+    set_mode(&above, 0o777);
+    let refused = sandbox.run(&[], &variables).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let expected = format!("{} is above the data directory", fs::canonicalize(&above).unwrap().display());
+    assert!(refused.stderr.contains(&expected) && refused.stderr.contains("chmod o-w"), "{}", refused.stderr);
+    // As /tmp.
+    set_mode(&above, 0o1777);
+    sandbox.start_serving(&variables).await.remember("works").await;
+}
+
+#[tokio::test]
+async fn files_of_versions_that_left_modes_to_the_umask_become_private() {
+    let sandbox = Sandbox::new();
+    sandbox.start_serving(&[]).await.process.stop().await;
+    for name in ["lock", "postgres.log"] {
+        set_mode(&sandbox.data().join(name), 0o666);
+    }
+    let runtime = |name: &String| name.starts_with("runtime-");
+    let runtime = sandbox.data().join(sandbox.data_names().into_iter().find(runtime).unwrap());
+    set_mode(&runtime, 0o777);
+    fs::write(runtime.join("planted"), "").unwrap();
+    let server = sandbox.start_serving(&[]).await;
+    server.remember("works").await;
+    assert_eq!(["lock", "postgres.log"].map(|name| mode(&sandbox.data().join(name))), [0o600, 0o600]);
+    assert!(!runtime.join("planted").exists(), "a runtime that others could change was run");
+    assert_eq!(mode(&runtime), 0o700);
+    server.process.stop().await;
+
+    let cluster = sandbox.data().join("postgres");
+    set_mode(&cluster, 0o777);
+    let refused = sandbox.run(&[], &[]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("postgres can be changed by other users (mode 0777)"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn postgres_inherits_no_secrets() {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.work().join(".env"), "DEEPSEEK_API_KEY=sk-in-a-file\nDEMO_MODE=true\n").unwrap();
+    let secrets = [
+        ("INTERNAL_API_KEY", "a key of other services"),
+        ("LLM_API_KEY", "sk-in-the-environment"),
+        ("SOMETHING_ELSE", "that nobody knows of"),
+        ("TZ", "UTC"),
+    ];
+    let _server = sandbox.start_serving(&secrets).await;
+    // Its children write their titles over theirs.
+    let environment = fs::read(format!("/proc/{}/environ", sandbox.postmaster().unwrap())).unwrap();
+    let environment = String::from_utf8(environment).unwrap();
+    let mut names: Vec<_> = environment.split('\0').filter_map(|variable| Some(variable.split_once('=')?.0)).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["LC_ALL", "PATH", "TZ"]);
 }

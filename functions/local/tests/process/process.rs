@@ -119,6 +119,18 @@ impl Sandbox {
         command
     }
 
+    /// As a shell starts it that has this umask.
+    pub fn command_with_umask(&self, umask: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+        let inner = self.command(arguments, variables);
+        let inner = inner.as_std();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", r#"umask "$0"; exec "$@""#, umask]).arg(inner.get_program()).args(inner.get_args());
+        command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.current_dir(self.work()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
     pub async fn start_listening(&self, variables: &[(&str, &str)]) -> Server {
         Server::start(self.command(&[], variables)).await
     }
