@@ -62,6 +62,8 @@ pub enum Problem {
     NotJson,
     /// Memories that supersede each other in a circle.
     SupersedesInCircle,
+    /// A URL that a client must not open.
+    NotALink,
     UnknownFrame,
     UnknownModel,
     UnknownToolCall,
@@ -106,6 +108,9 @@ impl Problem {
             Self::NotOneLine => format!("{field} must be one line without control characters"),
             Self::NotJson => format!("{field} must have finite numbers and no unset values"),
             Self::SupersedesInCircle => format!("{field} names memories that replace this one in turn"),
+            Self::NotALink => {
+                format!("{field} must be a URL of the scheme http, https or mailto, without control characters")
+            }
             Self::UnknownFrame => format!("{field} names no frame of an answer to this request"),
             Self::UnknownModel => format!("{field} names no model that is allowed here"),
             Self::UnknownToolCall => format!("{field} names no pending tool call of this session"),
@@ -134,6 +139,7 @@ impl Problem {
             Self::NotOneLine => format!("{field} 应为不含控制字符的单行文本"),
             Self::NotJson => format!("{field} 中的数字必须有限，且每个值都要设置"),
             Self::SupersedesInCircle => format!("{field} 指向的记忆反过来又取代了这一条"),
+            Self::NotALink => format!("{field} 应为 http、https 或 mailto 的网址，且不含控制字符"),
             Self::UnknownFrame => format!("{field} 不是该请求的回答中的任何一帧"),
             Self::UnknownModel => format!("{field} 不是此处允许使用的模型"),
             Self::UnknownToolCall => format!("{field} 不是该对话中等待结果的工具调用"),

@@ -14,6 +14,7 @@ pub mod error;
 pub mod identity;
 pub mod language;
 pub mod learning;
+pub mod link;
 pub mod llm;
 pub mod memory;
 pub mod postgres;

@@ -4,7 +4,10 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::{profile, recall::RecalledMemory, usage::UsageReport};
-use crate::llm::{Finish, Message};
+use crate::{
+    llm::{Finish, Message},
+    memory::LINK_KEY,
+};
 
 const RECORD_VERSION: u32 = 1;
 const TITLE_CHARS: usize = 40;
@@ -164,7 +167,7 @@ impl From<&RecalledMemory> for RecordedCitation {
             source_type: memory.source_type.clone(),
             document_id: location.map(|location| location.document_id.clone()).unwrap_or_default(),
             section: location.map_or_else(|| metadata("section_title"), |location| location.section.clone()),
-            url: location.map_or_else(|| metadata("url"), |location| location.url.clone()),
+            url: location.map_or_else(|| metadata(LINK_KEY), |location| location.url.clone()),
             chunk: location.map_or_else(|| number("chunk_index"), |location| location.chunk_index),
             page: number("page_number"),
         }

@@ -29,8 +29,8 @@ pub use filter::Filter;
 pub use maintenance::ReembedProgress;
 pub use recall::select_hits;
 pub use record::{
-    AddOutcome, CHAT_SOURCE_TYPE, ChunkLocation, ExportedMemory, Memory, MemoryPage, MemoryUpdate, MemoryVersion,
-    Metadata, NewDocument, NewMemory, PageToken, RetrievalQuery, RetrievalResult, Retriever, Selection,
+    AddOutcome, CHAT_SOURCE_TYPE, ChunkLocation, ExportedMemory, LINK_KEY, Memory, MemoryPage, MemoryUpdate,
+    MemoryVersion, Metadata, NewDocument, NewMemory, PageToken, RetrievalQuery, RetrievalResult, Retriever, Selection,
 };
 pub use tokenizer::terms;
 pub use turn_memories::{TurnMemories, TurnWriteOutcome};

@@ -9,6 +9,9 @@ use crate::{error::check_text, identity::MAX_ID_BYTES};
 
 pub type Metadata = BTreeMap<String, String>;
 
+/// The key of metadata that holds the URL of a memory's source.
+pub const LINK_KEY: &str = "url";
+
 /// The source type of a turn stored verbatim.
 pub const CHAT_SOURCE_TYPE: &str = "chat";
 

@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 
 use crate::{
     chat::{RecordedCitation, RecordedUsage},
-    memory::{Memory, MemoryVersion},
-    proto::agent_v1 as pb,
+    link::is_link,
+    memory::{LINK_KEY, Memory, MemoryVersion, Metadata},
+    proto::agent_v1::{self as pb, chat_response::Content},
 };
 
 /// Saturates.
@@ -28,7 +29,7 @@ pub(super) fn memory_record(memory: Memory, history: Vec<MemoryVersion>) -> pb::
     let version = |version: MemoryVersion| pb::MemoryVersion {
         content: version.content,
         tags: version.tags,
-        metadata: version.metadata.into_iter().collect(),
+        metadata: metadata(version.metadata),
         replaced_at: Some(timestamp(version.replaced_at)),
     };
     let mut record = pb::MemoryRecord {
@@ -38,7 +39,7 @@ pub(super) fn memory_record(memory: Memory, history: Vec<MemoryVersion>) -> pb::
         tags: memory.tags,
         created_at: Some(timestamp(memory.created_at)),
         updated_at: Some(timestamp(memory.updated_at)),
-        metadata: memory.metadata.into_iter().collect(),
+        metadata: metadata(memory.metadata),
         superseded_by: memory.superseded_by.unwrap_or_default(),
         history: history.into_iter().map(version).collect(),
         ..Default::default()
@@ -46,7 +47,7 @@ pub(super) fn memory_record(memory: Memory, history: Vec<MemoryVersion>) -> pb::
     if let Some(location) = memory.location {
         record.document_id = location.document_id;
         record.title = location.title;
-        record.url = location.url;
+        record.url = link(location.url);
         record.section_title = location.section;
         record.chunk_index = int(location.chunk_index);
     }
@@ -54,7 +55,7 @@ pub(super) fn memory_record(memory: Memory, history: Vec<MemoryVersion>) -> pb::
 }
 
 pub(super) fn memory_item(memory: Memory, score: f32) -> pb::MemoryItem {
-    let mut metadata: BTreeMap<_, _> = memory.metadata.into_iter().collect();
+    let mut metadata = metadata(memory.metadata);
     let mut insert = |name: &str, value: String| metadata.insert(name.to_owned(), value);
     insert("source_type", memory.source_type);
     insert("tags", memory.tags.join(","));
@@ -63,8 +64,9 @@ pub(super) fn memory_item(memory: Memory, score: f32) -> pb::MemoryItem {
         insert("title", location.title);
         insert("section_title", location.section);
         insert("chunk_index", location.chunk_index.to_string());
-        if !location.url.is_empty() {
-            insert("url", location.url);
+        let url = link(location.url);
+        if !url.is_empty() {
+            insert(LINK_KEY, url);
         }
     }
     let created_at = Some(timestamp(memory.created_at));
@@ -77,13 +79,34 @@ pub(super) fn citation(citation: RecordedCitation) -> pb::Citation {
         title: citation.title,
         content: citation.excerpt,
         source_type: citation.source_type,
-        url: citation.url,
+        url: link(citation.url),
         score: citation.score,
         file_id: citation.document_id,
         page_number: int(citation.page),
         chunk_index: int(citation.chunk),
         section_title: citation.section,
     }
+}
+
+/// Versions before the check of [`is_link`] stored any URL. A client must not be given one that it would open.
+fn link(url: String) -> String {
+    if is_link(&url) { url } else { String::new() }
+}
+
+fn metadata(mut metadata: Metadata) -> BTreeMap<String, String> {
+    metadata.retain(|key, value| key != LINK_KEY || is_link(value));
+    metadata
+}
+
+/// Removes URLs that are no links from a frame that an earlier version stored, and returns whether there were any.
+pub(super) fn remove_unsafe_links(frame: &mut pb::ChatResponse) -> bool {
+    let Some(Content::Citations(block)) = &mut frame.content else { return false };
+    let mut is_changed = false;
+    for citation in block.citations.iter_mut().filter(|citation| !is_link(&citation.url)) {
+        citation.url.clear();
+        is_changed = true;
+    }
+    is_changed
 }
 
 pub(super) fn usage(usage: RecordedUsage) -> pb::Usage {

@@ -73,8 +73,10 @@ impl EncodedFrame {
 
     /// A frame from a store, which holds only the bytes: they are decoded once for the kind, and passed on.
     pub(super) fn from_stored(content: Bytes) -> Option<Self> {
-        let kind = FrameKind::of_message(&pb::ChatResponse::decode(content.as_ref()).ok()?);
-        Some(Self { content, kind })
+        let mut message = pb::ChatResponse::decode(content.as_ref()).ok()?;
+        let kind = FrameKind::of_message(&message);
+        let is_changed = convert::remove_unsafe_links(&mut message);
+        Some(Self { content: if is_changed { message.encode_to_vec().into() } else { content }, kind })
     }
 
     pub(super) fn is_last(&self) -> bool {

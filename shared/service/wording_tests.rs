@@ -52,6 +52,7 @@ fn problems() -> Vec<Problem> {
         NotOneLine: Problem::NotOneLine;
         NotJson: Problem::NotJson;
         SupersedesInCircle: Problem::SupersedesInCircle;
+        NotALink: Problem::NotALink;
         UnknownFrame: Problem::UnknownFrame;
         UnknownModel: Problem::UnknownModel;
         UnknownToolCall: Problem::UnknownToolCall;
@@ -230,7 +231,7 @@ fn identifiers() -> BTreeSet<String> {
     let messages = descriptors.file.into_iter().flat_map(|file| file.message_type);
     let fields = messages.flat_map(|message| message.field).map(|field| field.name().to_owned());
     let metadata = ["user-id", "x-internal-api-key", "authorization"];
-    let values = ["false", "user", "assistant", "system", "tool", "/v1"];
+    let values = ["false", "user", "assistant", "system", "tool", "/v1", "http", "https", "mailto"];
     let quotas = quotas().into_iter().map(|quota| quota.name().to_owned());
     let literals = metadata.into_iter().chain(values).chain(VARIABLES.iter().copied());
     fields.chain(quotas).chain(literals.map(str::to_owned)).collect()

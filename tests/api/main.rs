@@ -32,6 +32,7 @@ mod jwt;
 mod languages;
 mod lexical;
 mod limits;
+mod links;
 mod lost_clients;
 mod memories;
 mod pending_turns;

@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use jiff::tz::TimeZone;
 
 use super::{
-    MAX_DOCUMENT_BYTES, MAX_DOCUMENT_TITLE_BYTES, MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_SUPERSEDED,
-    MAX_URL_BYTES, Parsed, at_most, count, filter, invalid, map, name, names, number, page_token, text, timestamp,
+    MAX_DOCUMENT_BYTES, MAX_DOCUMENT_TITLE_BYTES, MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_SUPERSEDED, Parsed,
+    at_most, count, filter, invalid, link, metadata, name, names, number, page_token, text, timestamp,
 };
 use crate::{
     error::{Problem, check_text},
@@ -82,7 +82,7 @@ fn new_memory(index: usize, memory: pb::MemoryInput) -> Parsed<NewMemory> {
         source_type,
         tags: names(&field("tags"), memory.tags, MAX_ENTRIES)?,
         created_at: memory.created_at.map(|time| timestamp(&field("created_at"), &time)).transpose()?,
-        metadata: map(&field("metadata"), memory.metadata)?,
+        metadata: metadata(&field("metadata"), memory.metadata)?,
         supersedes: names(&field("supersedes"), memory.supersedes, MAX_SUPERSEDED)?,
     })
 }
@@ -90,7 +90,7 @@ fn new_memory(index: usize, memory: pb::MemoryInput) -> Parsed<NewMemory> {
 pub(in crate::service) fn new_document(request: pb::IngestDocumentRequest) -> Parsed<NewDocument> {
     name("document_id", &request.document_id)?;
     check_text("title", &request.title, MAX_DOCUMENT_TITLE_BYTES)?;
-    check_text("url", &request.url, MAX_URL_BYTES)?;
+    link("url", &request.url)?;
     // Byte order marks are no content.
     if request.content.chars().all(|c| c == '\u{FEFF}' || c.is_whitespace()) {
         return invalid("content", Problem::Blank);
@@ -101,7 +101,7 @@ pub(in crate::service) fn new_document(request: pb::IngestDocumentRequest) -> Pa
         content: text("content", request.content, MAX_DOCUMENT_BYTES)?,
         url: request.url,
         tags: names("tags", request.tags, MAX_ENTRIES)?,
-        metadata: map("metadata", request.metadata)?,
+        metadata: metadata("metadata", request.metadata)?,
     })
 }
 
@@ -136,7 +136,7 @@ pub(in crate::service) fn update(request: pb::UpdateMemoryRequest) -> Parsed<Mem
         update.tags = Some(names("tags", request.tags, MAX_ENTRIES)?);
     }
     if paths.contains("metadata") {
-        update.metadata = Some(map("metadata", request.metadata)?);
+        update.metadata = Some(metadata("metadata", request.metadata)?);
     }
     Ok(update)
 }

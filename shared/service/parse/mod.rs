@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use crate::{
     error::{InvalidArgument, Problem, check_text},
     identity::MAX_ID_BYTES,
-    memory::Filter,
+    link::is_link,
+    memory::{Filter, LINK_KEY},
     proto::agent_v1 as pb,
 };
 
@@ -72,6 +73,20 @@ fn map(field: &str, map: BTreeMap<String, String>) -> Parsed<BTreeMap<String, St
         return invalid(field, Problem::TooLong { limit_bytes: MAX_MAP_BYTES });
     }
     Ok(map.into_iter().collect())
+}
+
+/// The metadata of a memory or document, whose `url` becomes the link of citations.
+fn metadata(field: &str, metadata: BTreeMap<String, String>) -> Parsed<BTreeMap<String, String>> {
+    let metadata = map(field, metadata)?;
+    if let Some(url) = metadata.get(LINK_KEY) {
+        link(&format!("{field}.{LINK_KEY}"), url)?;
+    }
+    Ok(metadata)
+}
+
+fn link(field: &str, url: &str) -> Parsed<()> {
+    check_text(field, url, MAX_URL_BYTES)?;
+    if is_link(url) { Ok(()) } else { invalid(field, Problem::NotALink) }
 }
 
 /// From 0.

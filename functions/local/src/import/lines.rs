@@ -5,7 +5,12 @@ use std::{
     io::{self, BufRead, Read as _},
 };
 
-use agent_service::{error::check_text, proto::agent_v1::MemoryInput};
+use agent_service::{
+    error::{InvalidArgument, Problem, check_text},
+    link::is_link,
+    memory::LINK_KEY,
+    proto::agent_v1::MemoryInput,
+};
 use jiff::Timestamp;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -117,6 +122,9 @@ pub fn parse(line: &[u8]) -> Result<Option<MemoryInput>, String> {
     check_text("content", &line.content, MAX_CONTENT_BYTES).map_err(|error| error.to_string())?;
     if line.content.trim().is_empty() {
         return Err("content is blank".to_owned());
+    }
+    if line.metadata.iter().flatten().any(|(key, value)| key == LINK_KEY && !is_link(value)) {
+        return Err(InvalidArgument::new(format!("metadata.{LINK_KEY}"), Problem::NotALink).to_string());
     }
     Ok(Some(MemoryInput {
         id: line.id.unwrap_or_default(),
