@@ -119,7 +119,7 @@ fn print_frame(frame: pb::ChatResponse) -> std::io::Result<()> {
     let metadata = frame.metadata;
     match frame.content {
         Some(Content::Delta(delta)) => {
-            write!(out, "{delta}")?;
+            write!(out, "{}", printable(&delta))?;
             out.flush()?;
         }
         Some(Content::StatusUpdate(status)) => eprintln!("{}", dim(&format!("[{}]", status.details))),
@@ -138,7 +138,7 @@ fn print_frame(frame: pb::ChatResponse) -> std::io::Result<()> {
         Some(Content::Error(error)) => {
             writeln!(out)?;
             let hint = if error.retryable { " (a retry may help)" } else { "" };
-            eprintln!("error: {}{hint} [{}]", error.message, error.code);
+            eprintln!("error: {}{hint} [{}]", printable(&error.message), printable(&error.code));
         }
         Some(Content::ToolCall(call)) => {
             eprintln!(
@@ -184,7 +184,7 @@ pub async fn recall(arguments: RecallArguments) -> CommandResult {
         writeln!(out, "No memories found.")?;
     }
     for item in &found.items {
-        writeln!(out, "{:.3}  {}  {}", item.score, one_line(&item.content, 160), dim(&item.id))?;
+        writeln!(out, "{:.3}  {}  {}", item.score, printable(&one_line(&item.content, 160)), dim(&item.id))?;
     }
     let shown = i32::try_from(found.items.len()).unwrap_or(i32::MAX);
     if found.total_found > shown {
@@ -198,6 +198,13 @@ fn one_line(text: &str, max_chars: usize) -> String {
     if line.chars().count() <= max_chars { line } else { line.chars().take(max_chars).chain(['…']).collect() }
 }
 
+/// Without control characters: what a model or an imported text says may not drive the terminal, for example its clipboard.
+fn printable(text: &str) -> String {
+    let is_harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().map(|c| if is_harmless(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
+}
+
 fn dim(text: &str) -> String {
-    if std::io::stderr().is_terminal() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+    let text = printable(text);
+    if std::io::stderr().is_terminal() { format!("\x1b[2m{text}\x1b[0m") } else { text }
 }

@@ -46,6 +46,23 @@ async fn remembered_text_is_recalled_and_cited() {
 }
 
 #[tokio::test]
+async fn stored_text_does_not_drive_the_terminal() {
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
+    let at = ["--addr", &server.url, "--user", "alice"];
+    // Sets the clipboard and clears the screen; the last one is one character of C1.
+    let text = "eigenvalues \x1b]52;c;ZXZpbA==\x07 of a matrix \x1b[2J and \u{9b}2J eigenvectors";
+    assert_eq!(sandbox.run(&[&["remember", text], &at[..]].concat(), &[]).await.code, Some(0));
+    let question = "eigenvalues and eigenvectors of a matrix";
+    for command in ["recall", "chat"] {
+        let output = sandbox.run(&[&[command, question], &at[..]].concat(), &[]).await;
+        assert_eq!(output.code, Some(0), "{output:?}");
+        let printed = format!("{}{}", output.stdout, output.stderr);
+        assert!(printed.contains("52;c;ZXZpbA=="), "{command}: {printed:?}");
+        assert!(!printed.contains(['\x1b', '\x07', '\u{9b}']), "{command}: {printed:?}");
+    }
+}
+
+#[tokio::test]
 async fn output_whose_reader_left_ends_a_command_quietly() {
     let sandbox = Sandbox::new();
     let server = sandbox.start_serving(&[]).await;
