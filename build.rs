@@ -1,6 +1,8 @@
 //! Compiles `proto/` to Rust types and a descriptor for reflection (without `protoc`), locates the archives of the embedded
 //! Postgres, and compresses the web page.
 
+#![forbid(unsafe_code)]
+
 use std::{
     env,
     error::Error,

@@ -3,6 +3,7 @@
 //! `cargo run --release --example stress` starts its own stack, which requires Rust, Go and Python; with `--url` it uses a running
 //! one. Every turn is checked, and a failed one makes the exit code 1.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::large_futures, reason = "only the server holds many futures")]
 
 mod client;

@@ -1,5 +1,6 @@
 //! The service without a network, a database and a provider, so that what it costs is the same in every run.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "a benchmark fails by a panic")]
 
 #[path = "../../support/budget.rs"]

@@ -1,5 +1,7 @@
 //! `agent-local`: the agent service as one local server, and a command line client for it.
 
+#![forbid(unsafe_code)]
+
 mod banner;
 mod client;
 mod connection;

@@ -1,5 +1,7 @@
 //! AWS Lambda function: writes, lists, updates, exports and deletes memories, and manages conversations.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use agent_service::transport::{

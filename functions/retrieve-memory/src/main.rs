@@ -1,5 +1,7 @@
 //! AWS Lambda function: retrieves memories. A read-only login (`DATABASE_READ_URL`) suffices.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use agent_service::transport::{

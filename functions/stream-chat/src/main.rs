@@ -1,5 +1,7 @@
 //! AWS Lambda function: streams answers grounded in memory.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use agent_service::transport::{

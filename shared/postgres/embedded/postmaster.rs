@@ -194,6 +194,7 @@ fn end_with_parent(command: &mut Command, signal: Signal) {
         // If the parent ended before that call, the signal would never be sent.
         if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(rustix::io::Errno::SRCH)) }
     };
+    #[expect(unsafe_code, reason = "there is no other way to call prctl in the child")]
     // SAFETY: the closure runs between fork and exec, where locks of other threads may never be released. It makes
     // system calls only: it neither allocates nor locks.
     unsafe {

@@ -3,6 +3,8 @@
 //!
 //! Compiled with our codec and, for comparison, with tonic's.
 
+#![forbid(unsafe_code)]
+
 mod calls;
 pub mod front;
 mod responses;

@@ -6,6 +6,8 @@
 //! SIGTERM. `--lambda` serves by Lambda events. `--bare` serves with tonic and tonic-web alone: failures there are upstream
 //! bugs.
 
+#![forbid(unsafe_code)]
+
 use std::{
     error::Error,
     io::{Read as _, Write as _},

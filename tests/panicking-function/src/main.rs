@@ -1,5 +1,7 @@
 //! A Lambda function that panics before or within its response.
 
+#![forbid(unsafe_code)]
+
 use std::{
     convert::Infallible,
     future::Future,
