@@ -182,7 +182,8 @@ impl MemoryEngine {
         MemoryTransaction::begin(&pool, &self.write_locks, user).await
     }
 
-    /// Gives the reserved bytes back if nothing is embedded, so that a provider that is down uses up no budget.
+    /// Gives the reserved bytes back if the embedder is down. Not if it rejects a text: it may have embedded the others, and a
+    /// client could have them embedded again and again.
     pub(super) async fn embed_reserved(
         &self,
         user: &UserId,
@@ -191,7 +192,7 @@ impl MemoryEngine {
     ) -> Result<Vec<Vec<f32>>, MemoryError> {
         let bytes = reservation.bytes()?;
         let embedded = self.embed(texts).await;
-        if embedded.is_err() && bytes > 0 {
+        if embedded.as_ref().is_err_and(MemoryError::is_transient) && bytes > 0 {
             let release = async {
                 let mut transaction = self.service.begin(user).await?;
                 embedding_budget::release(&mut transaction, user, bytes).await?;

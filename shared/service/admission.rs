@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
@@ -46,6 +47,7 @@ impl AdmittedCall {
 
 struct PreparedCall {
     call: ChatCall,
+    request_bytes: usize,
     envelope: Envelope,
     /// A call that attaches to a run needs no permit, so a missing one is no error yet.
     permit: Result<OwnedSemaphorePermit, AdmissionError>,
@@ -69,6 +71,7 @@ impl Admission {
         incoming: IncomingChat<'_>,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
+        let request_bytes = incoming.request.encoded_len();
         let call = chat::parse(incoming)?;
         if let Some(model) = call.model()
             && !self.assistant.model.allows(model)
@@ -78,7 +81,7 @@ impl Admission {
         rpc.set_request(&call.session, &call.request, self.assistant.model.name(call.model()));
         let envelope = Envelope::new(call.session.clone(), &call.request, rpc.trace());
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| AdmissionError::Overloaded);
-        let prepared = PreparedCall { call, envelope, permit };
+        let prepared = PreparedCall { call, request_bytes, envelope, permit };
         match &self.runs {
             Some(runs) => Box::pin(self.start_or_attach(runs, prepared, interrupted)).await,
             None => self.start_direct(prepared, interrupted),
@@ -87,7 +90,7 @@ impl Admission {
 
     fn start_direct(
         &self,
-        PreparedCall { call, envelope, permit }: PreparedCall,
+        PreparedCall { call, request_bytes, envelope, permit }: PreparedCall,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         if call.last_response_id.is_some() {
@@ -97,7 +100,10 @@ impl Admission {
         let builder = builder.degraded(self.runs.is_some());
         // A pending turn would be in the store.
         let ChatInput::Message(input) = call.input else { return Err(unknown_tool_call().into()) };
-        let open = self.limits.open_chat(&call.user, call.is_pro)?;
+        let mut open = self.limits.open_chat(&call.user, call.is_pro)?;
+        if let Some(open) = &mut open {
+            open.add_bytes(request_bytes);
+        }
         let permit = permit?;
         let events = Box::pin(self.assistant.clone().run_turn(*input, interrupted));
         let events = events_or_defect(events);
@@ -109,7 +115,7 @@ impl Admission {
     async fn start_or_attach(
         &self,
         runs: &RunRegistry,
-        PreparedCall { call, envelope, permit }: PreparedCall,
+        PreparedCall { call, request_bytes, envelope, permit }: PreparedCall,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         let resumes = call.last_response_id.is_some();
@@ -125,7 +131,7 @@ impl Admission {
         let outcome = match runs.admit(&run).await {
             Err(error) if error.is_unreachable() && call.is_self_contained && !resumes => {
                 tracing::warn!(%error, "conversation store unreachable; the turn runs without persistence");
-                return self.start_direct(PreparedCall { call, envelope, permit }, interrupted);
+                return self.start_direct(PreparedCall { call, request_bytes, envelope, permit }, interrupted);
             }
             outcome => outcome?,
         };

@@ -57,8 +57,12 @@ impl DirectFrames {
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<(u32, EncodedFrame)>> {
         while let Some(event) = ready!(self.events.poll_next_unpin(context)) {
-            if let (TurnEvent::Usage(report), Some(open)) = (&event, &self.open) {
-                open.charge_tokens(u64::from(report.usage.prompt) + u64::from(report.usage.completion));
+            match (&event, &mut self.open) {
+                (TurnEvent::Usage(report), Some(open)) => {
+                    open.charge_tokens(u64::from(report.usage.prompt) + u64::from(report.usage.completion));
+                }
+                (TurnEvent::Delta(text), Some(open)) => open.add_bytes(text.len()),
+                _ => {}
             }
             if let Some(frame) = self.builder.build(event) {
                 self.number += 1;

@@ -15,7 +15,10 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::harness::{CLOSED_ADDRESS, TestServer, UNREACHABLE_DATABASE, ask, chat_request, memory_input};
+use crate::{
+    fake_provider::{FakeProvider, Step},
+    harness::{CLOSED_ADDRESS, TestServer, UNREACHABLE_DATABASE, ask, chat_request, memory_input},
+};
 
 /// Messages as bytes.
 struct RawCodec;
@@ -267,6 +270,21 @@ async fn failed_embedding_gives_its_bytes_back() {
     let left = "select embedded_bytes from user_usage where user_id = 'ann'";
     let left: i64 = sqlx::query_scalar(AssertSqlSafe(left)).fetch_one(&mut owner).await.unwrap();
     assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn rejected_text_does_not_bring_the_budget_back() {
+    let (provider, server) = {
+        let provider = FakeProvider::start().await;
+        let mut variables = provider.embedding_variables();
+        variables.push(("RATE_LIMITS", "embedded_bytes_per_day=1000"));
+        let server = TestServer::start(&variables).await;
+        (provider, server)
+    };
+    let rejection = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}".to_vec();
+    provider.script(vec![Step::Send(rejection)]).await;
+    assert_eq!(add(&server, "ann", "a", 600).await.unwrap_err().code(), Code::Internal);
+    assert_eq!(quota_of(&add(&server, "ann", "a", 600).await.unwrap_err()), "embedded_bytes_per_day");
 }
 
 #[tokio::test]

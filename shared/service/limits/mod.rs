@@ -34,6 +34,8 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 const RETRY_AFTER_CONCURRENT: Duration = Duration::from_secs(1);
 /// A queued call counts one, and one more for each of these.
 const BYTES_PER_PLACE: usize = 1024 * 1024;
+/// Of text whose tokens nobody counted.
+const BYTES_PER_TOKEN: u64 = 4;
 /// Per call that runs; so calls that wait hold about 32 MiB for each that runs.
 const QUEUE_PLACES: u32 = 32;
 
@@ -148,7 +150,11 @@ impl UserLimits {
         let requests = usage.requests.take(now, Rate::per_minute(quotas.requests_per_minute), 1);
         requests.map_err(exceeded(QuotaKind::RequestsPerMinute, quotas.requests_per_minute.into()))?;
         usage.chats += 1;
-        Ok(Some(OpenStream { limits: self.clone(), user: user.clone(), kind: StreamKind::Chat { tokens } }))
+        Ok(Some(OpenStream {
+            limits: self.clone(),
+            user: user.clone(),
+            kind: StreamKind::Chat { tokens, unreported_bytes: 0 },
+        }))
     }
 
     pub(super) fn open_export(self: &Arc<Self>, caller: &Principal) -> Result<Option<OpenStream>, LimitExceeded> {
@@ -224,7 +230,11 @@ impl Drop for QueuePlace {
 }
 
 enum StreamKind {
-    Chat { tokens: Rate },
+    Chat {
+        tokens: Rate,
+        /// Charged as tokens if the stream ends without a report of them: leaving early must not make it free.
+        unreported_bytes: u64,
+    },
     Export,
 }
 
@@ -236,18 +246,30 @@ pub(super) struct OpenStream {
 }
 
 impl OpenStream {
-    pub(super) fn charge_tokens(&self, tokens: u64) {
-        let StreamKind::Chat { tokens: rate } = self.kind else { return };
-        let (mut users, now) = (self.limits.users(), self.limits.now());
-        users.of(&self.user, now).tokens.charge(now, rate, tokens);
+    pub(super) fn add_bytes(&mut self, bytes: usize) {
+        if let StreamKind::Chat { unreported_bytes, .. } = &mut self.kind {
+            *unreported_bytes = unreported_bytes.saturating_add(bytes as u64);
+        }
+    }
+
+    pub(super) fn charge_tokens(&mut self, tokens: u64) {
+        if let StreamKind::Chat { tokens: rate, unreported_bytes } = &mut self.kind {
+            *unreported_bytes = 0;
+            let (mut users, now) = (self.limits.users(), self.limits.now());
+            users.of(&self.user, now).tokens.charge(now, *rate, tokens);
+        }
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
+        let now = self.limits.now();
         if let Some(usage) = self.limits.users().get(&self.user) {
             let open = match self.kind {
-                StreamKind::Chat { .. } => &mut usage.chats,
+                StreamKind::Chat { tokens, unreported_bytes } => {
+                    usage.tokens.charge(now, tokens, unreported_bytes / BYTES_PER_TOKEN);
+                    &mut usage.chats
+                }
                 StreamKind::Export => &mut usage.open_exports,
             };
             *open = open.saturating_sub(1);

@@ -77,7 +77,7 @@ async fn chats_without_a_store_are_bounded_by_streams_requests_and_tokens() {
     let (first, second) = (open(), open());
     assert_eq!((refusal().quota, refusal().limit), (QuotaKind::ConcurrentStreams, 2));
     drop(first);
-    let third = open();
+    let mut third = open();
     drop(second);
     assert_eq!(refusal().quota, QuotaKind::RequestsPerMinute);
     assert!(limits.open_chat(&caller("bob").user, false).is_ok());
@@ -87,6 +87,21 @@ async fn chats_without_a_store_are_bounded_by_streams_requests_and_tokens() {
     assert_eq!(refusal().quota, QuotaKind::TokensPerDay);
     advance(Duration::from_hours(13)).await;
     drop(open());
+}
+
+#[tokio::test(start_paused = true)]
+async fn chat_that_is_left_early_is_charged_an_estimate() {
+    let limits = limits("tokens_per_day=100");
+    let (ann, bob) = (caller("ann").user, caller("bob").user);
+    let mut left = limits.open_chat(&ann, false).unwrap().unwrap();
+    left.add_bytes(440);
+    drop(left);
+    assert_eq!(limits.open_chat(&ann, false).map(drop).unwrap_err().quota, QuotaKind::TokensPerDay);
+    let mut reported = limits.open_chat(&bob, false).unwrap().unwrap();
+    reported.add_bytes(440);
+    reported.charge_tokens(50);
+    drop(reported);
+    assert!(limits.open_chat(&bob, false).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
