@@ -25,6 +25,32 @@ pub enum Problem {
     TooMany {
         limit: usize,
     },
+    /// One memory has too many distinct terms for the inverted index.
+    TooManyTermsInMemory {
+        found: usize,
+        limit: usize,
+    },
+    /// The memories or chunks of a request have too many distinct terms together.
+    TooManyTerms {
+        /// Estimated.
+        found: usize,
+        limit: usize,
+    },
+    TooManyChunks {
+        found: usize,
+        limit: usize,
+    },
+    /// Tags and metadata of a document are stored with each of its chunks.
+    TooLongForChunks {
+        chunks: usize,
+        found_bytes: usize,
+        limit_bytes: usize,
+    },
+    /// Stored turns follow the turns of a request, and are indexed again with them.
+    TooManyFollowingTurns {
+        found_bytes: usize,
+        limit_bytes: usize,
+    },
     /// Postgres cannot store a NUL in text.
     Nul,
     /// An identifier with a control character or a slash.
@@ -93,6 +119,23 @@ impl Problem {
             Self::Blank => format!("{field} is blank"),
             Self::TooLong { limit_bytes } => format!("{field} is longer than {limit_bytes} bytes"),
             Self::TooMany { limit } => format!("{field} has more than {limit} entries"),
+            Self::TooManyTermsInMemory { found, limit } => {
+                format!(
+                    "{field} has {found} distinct terms, and a memory may have {limit}; split it into several memories"
+                )
+            }
+            Self::TooManyTerms { found, limit } => format!(
+                "{field} has about {found} distinct terms, and a request may have {limit}; split it into several requests"
+            ),
+            Self::TooManyChunks { found, limit } => {
+                format!("{field} has {found} chunks, and a document may have {limit}; split it into several documents")
+            }
+            Self::TooLongForChunks { chunks, found_bytes, limit_bytes } => format!(
+                "{field} and tags have {found_bytes} bytes in {chunks} chunks, each of which stores them, and may have {limit_bytes}; shorten them or split the document"
+            ),
+            Self::TooManyFollowingTurns { found_bytes, limit_bytes } => format!(
+                "{field} comes before stored turns of {found_bytes} bytes, and a request may affect {limit_bytes}; split it into several requests"
+            ),
             Self::Nul => format!("{field} contains a NUL character"),
             Self::NotAnIdentifier => format!("{field} must not contain control characters or slashes"),
             Self::OutOfRange { min, max: Some(max) } => format!("{field} must be {min} to {max}"),
@@ -124,6 +167,23 @@ impl Problem {
             Self::Blank => format!("{field} 不能为空白"),
             Self::TooLong { limit_bytes } => format!("{field} 超过 {limit_bytes} 字节"),
             Self::TooMany { limit } => format!("{field} 超过 {limit} 项"),
+            Self::TooManyTermsInMemory { found, limit } => {
+                format!("{field} 含有 {found} 个不同的词项，每条记忆最多 {limit} 个，请拆成多条记忆")
+            }
+            Self::TooManyTerms { found, limit } => {
+                format!("{field} 约有 {found} 个不同的词项，每个请求最多 {limit} 个，请拆成多个请求")
+            }
+            Self::TooManyChunks { found, limit } => {
+                format!("{field} 会切成 {found} 个分块，每个文档最多 {limit} 个，请拆成多个文档")
+            }
+            Self::TooLongForChunks { chunks, found_bytes, limit_bytes } => format!(
+                "{field} 和 tags 会随 {chunks} 个分块各存一份，共 {found_bytes} 字节，最多 {limit_bytes} 字节，请缩短它们或拆分文档"
+            ),
+            Self::TooManyFollowingTurns { found_bytes, limit_bytes } => {
+                format!(
+                    "{field} 之后已有 {found_bytes} 字节的对话，每个请求最多影响 {limit_bytes} 字节，请拆成多个请求"
+                )
+            }
             Self::Nul => format!("{field} 含有空字符（码位为 0）"),
             Self::NotAnIdentifier => format!("{field} 不能含有控制字符或斜杠"),
             Self::OutOfRange { min, max: Some(max) } => format!("{field} 超出范围，应在 {min} 到 {max} 之间"),

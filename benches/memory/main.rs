@@ -1,7 +1,7 @@
 //! The latency of retrieval compared to a bare vector search by Postgres in the same run, and the throughput of writes.
 //!
 //! `cargo bench --bench memory` measures `retrieve` and `write` in a few minutes. Arguments after `--` select parts, also
-//! `many-users` and `index`, which fill databases for half an hour; `--quick` runs all for seconds and shows only that the
+//! `many-users`, `index` and `limits`, which fill databases for half an hour; `--quick` runs all for seconds and shows only that the
 //! benchmark works and that results are correct. The server runs in this process and is called over a socket; the database
 //! is an embedded Postgres, or that of `TEST_DATABASE_URL`.
 //!
@@ -14,6 +14,7 @@
 mod arguments;
 mod corpus;
 mod index;
+mod limits;
 mod many_users;
 mod measure;
 #[path = "../support/measurements.rs"]
@@ -41,6 +42,7 @@ struct Plan {
     many_users: many_users::Plan,
     write: write::Plan,
     index: index::Plan,
+    limits: limits::Plan,
 }
 
 impl Plan {
@@ -49,18 +51,20 @@ impl Plan {
         many_users: many_users::Plan { users: 10_000, memories: 100, queries: 500 },
         write: write::Plan { batches: &[(200, 20), (1_000, 10)], singles: 300, by_model: 500 },
         index: index::Plan { sizes: &[10_000, 20_000, 50_000, 100_000], others: 5, queries: 200, min_recall: 0.0 },
+        limits: limits::Plan { divisor: 1, others: 1_000, calls: 50 },
     };
     const QUICK: Self = Self {
         retrieve: retrieve::Plan { sizes: &[200], queries: 20 },
         many_users: many_users::Plan { users: 10, memories: 50, queries: 20 },
         write: write::Plan { batches: &[(50, 2)], singles: 5, by_model: 10 },
         index: index::Plan { sizes: &[1_050], others: 1, queries: 20, min_recall: 0.98 },
+        limits: limits::Plan { divisor: 50, others: 50, calls: 5 },
     };
 }
 
 fn main() -> BenchResult<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let parts = ["retrieve", "many-users", "write", "index"];
+    let parts = ["retrieve", "many-users", "write", "index", "limits"];
     let Some(arguments) = Arguments::parse(&arguments, &parts)? else { return Ok(ExitCode::SUCCESS) };
     let plan = if arguments.is_quick { Plan::QUICK } else { Plan::FULL };
 
@@ -78,6 +82,9 @@ fn main() -> BenchResult<ExitCode> {
         }
         if arguments.selects_long("index") {
             Box::pin(index::run(&postgres, &plan.index)).await?;
+        }
+        if arguments.selects_long("limits") {
+            Box::pin(limits::run(&postgres, &plan.limits)).await?;
         }
         BenchResult::Ok(())
     })?;

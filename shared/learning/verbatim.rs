@@ -7,7 +7,7 @@ use crate::{
     conversation::StoredTurn,
     identity::SessionId,
     llm::DEMO_MODEL,
-    memory::{CHAT_SOURCE_TYPE, Metadata, NewMemory},
+    memory::{CHAT_SOURCE_TYPE, Metadata, NewMemory, truncate_to_terms},
 };
 
 const MAX_MEMORY_BYTES: usize = 64_000;
@@ -28,7 +28,7 @@ pub(super) fn turn_memories(session: &SessionId, turn: &StoredTurn, record: &Tur
             NewMemory {
                 // The position orders both memories, which have the same time.
                 id: Some(format!("turn-{}-{position}-{speaker}", digest(&[session.as_str(), turn.request.as_str()]))),
-                content: truncate(text, MAX_MEMORY_BYTES).to_owned(),
+                content: truncate_to_terms(truncate(text, MAX_MEMORY_BYTES)).to_owned(),
                 source_type: CHAT_SOURCE_TYPE.to_owned(),
                 tags: Vec::new(),
                 created_at: Some(turn.created_at),

@@ -4,13 +4,17 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     EmbeddingBudget, MemoryEngine, MemoryError, NewDocument,
+    budget::{MAX_DOCUMENT_CHUNKS, MAX_LABEL_BYTES, RequestTerms},
     digest::digest,
-    index_input::vector_text,
+    index_input::{IndexInput, vector_text},
     splitter::{self, TextChunk},
     store::{self, NewMemoryRow, NewVector},
     timeouts::{with_bulk_timeout, with_timeout},
 };
-use crate::identity::UserId;
+use crate::{
+    error::{InvalidArgument, Problem},
+    identity::UserId,
+};
 
 const DOCUMENT_SOURCE_TYPE: &str = "document";
 
@@ -24,15 +28,15 @@ impl MemoryEngine {
     ) -> Result<usize, MemoryError> {
         /// An attempt fails where another writer changes the same document meanwhile.
         const ATTEMPTS: usize = 3;
-        let split = tokio::task::spawn_blocking(move || (chunk_rows(&document), document));
-        let (mut chunks, document) = split.await.map_err(|_| MemoryError::Internal)?;
+        let split = tokio::task::spawn_blocking(move || chunk_rows(&document).map(|chunks| (chunks, document)));
+        let (mut chunks, document) = split.await.map_err(|_| MemoryError::Internal)??;
         for _ in 0..ATTEMPTS {
             self.embed_chunks(user, &document, &mut chunks, budget).await?;
             if with_bulk_timeout(self.write_chunks(user, &document, &chunks)).await? {
                 return Ok(chunks.len());
             }
         }
-        Err(MemoryError::Timeout)
+        Err(MemoryError::Contended)
     }
 
     async fn embed_chunks(
@@ -70,7 +74,7 @@ impl MemoryEngine {
         user: &UserId,
         document: &NewDocument,
         chunks: &[ChunkRow],
-    ) -> Result<bool, sqlx::Error> {
+    ) -> Result<bool, MemoryError> {
         let rows: Vec<NewMemoryRow<'_>> = chunks
             .iter()
             .enumerate()
@@ -106,8 +110,10 @@ struct ChunkRow {
     vector: Option<Vec<f32>>,
 }
 
-fn chunk_rows(document: &NewDocument) -> Vec<ChunkRow> {
+/// Refuses a document that is beyond the budgets.
+fn chunk_rows(document: &NewDocument) -> Result<Vec<ChunkRow>, InvalidArgument> {
     let chunks = splitter::split(&document.content);
+    check_chunks(document, &chunks)?;
     let ids = chunk_ids(&document.id, &chunks);
     let row = |(chunk, id): (TextChunk<'_>, String)| ChunkRow {
         id,
@@ -116,7 +122,31 @@ fn chunk_rows(document: &NewDocument) -> Vec<ChunkRow> {
         section: chunk.section,
         vector: None,
     };
-    chunks.into_iter().zip(ids).map(row).collect()
+    Ok(chunks.into_iter().zip(ids).map(row).collect())
+}
+
+fn check_chunks(document: &NewDocument, chunks: &[TextChunk<'_>]) -> Result<(), InvalidArgument> {
+    if chunks.len() > MAX_DOCUMENT_CHUNKS {
+        let problem = Problem::TooManyChunks { found: chunks.len(), limit: MAX_DOCUMENT_CHUNKS };
+        return Err(InvalidArgument::new("content", problem));
+    }
+    let metadata = document.metadata.iter().map(|(key, value)| key.len() + value.len());
+    let found_bytes = chunks.len() * document.tags.iter().map(String::len).chain(metadata).sum::<usize>();
+    if found_bytes > MAX_LABEL_BYTES {
+        let problem = Problem::TooLongForChunks { chunks: chunks.len(), found_bytes, limit_bytes: MAX_LABEL_BYTES };
+        return Err(InvalidArgument::new("metadata", problem));
+    }
+    let mut terms = RequestTerms::new(chunks.iter().map(|chunk| chunk.text.len()).sum());
+    for chunk in chunks {
+        let input = IndexInput {
+            content: chunk.text,
+            title: &document.title,
+            section: &chunk.section,
+            ..IndexInput::default()
+        };
+        terms.add("content", input.terms().frequencies.len(), chunk.text.len())?;
+    }
+    Ok(())
 }
 
 /// Ids depend on the document and the text, not on the position, so that an unchanged chunk keeps its id and vector.

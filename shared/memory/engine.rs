@@ -5,10 +5,11 @@ use futures_util::future::BoxFuture;
 use super::{
     AddOutcome, EmbeddingBudget, Filter, Memory, MemoryError, MemoryPage, MemoryUpdate, NewMemory, PageToken,
     Selection,
+    budget::check_memory,
     digest::digest,
     embedding_budget::{self, Reservation},
     index_input::vector_text,
-    store::{self, MemoryTransaction, NewVector, WriteLocks, knn::VectorIndex, search::Bm25Params},
+    store::{self, DELETE_BATCH, MemoryTransaction, NewVector, WriteLocks, knn::VectorIndex, search::Bm25Params},
     timeouts::{BULK_TIMEOUT, with_bulk_timeout, with_timeout},
 };
 use crate::{
@@ -94,6 +95,12 @@ impl MemoryEngine {
         update: &MemoryUpdate,
         budget: EmbeddingBudget,
     ) -> Result<Memory, MemoryError> {
+        if let Some(content) = &update.content {
+            check_memory("content", content)?;
+        }
+        if let Some(speaker) = update.metadata.as_ref().and_then(|metadata| metadata.get("speaker")) {
+            check_memory("metadata", speaker)?;
+        }
         let vector = match &update.content {
             Some(content) => self.vector_of_update(user, &update.id, content, budget).await?,
             None => None,
@@ -151,17 +158,25 @@ impl MemoryEngine {
         .await
     }
 
+    /// In several transactions, so that a call that did not end in time can be repeated and goes on.
     pub async fn delete(&self, user: &UserId, selection: &Selection) -> Result<usize, MemoryError> {
         let delete = async {
-            let mut transaction = self.begin_bulk(user).await?;
-            let deleted = transaction.delete(selection).await?;
-            transaction.commit().await?;
-            Ok(deleted)
+            let mut deleted = 0;
+            loop {
+                let mut transaction = self.begin_bulk(user).await?;
+                let batch = transaction.delete(selection).await?;
+                transaction.commit().await?;
+                deleted += batch;
+                if batch < DELETE_BATCH {
+                    return Ok(deleted);
+                }
+            }
         };
         with_bulk_timeout(delete).await
     }
 
-    /// In one transaction with `erase_others`, which deletes what other modules store of the user.
+    /// In one transaction with `erase_others`, which deletes what other modules store of the user. It comes last, because it
+    /// keeps the user's turns waiting.
     pub(crate) async fn erase_user(
         &self,
         user: &UserId,
@@ -169,15 +184,15 @@ impl MemoryEngine {
     ) -> Result<usize, MemoryError> {
         let erase = async {
             let mut transaction = self.begin_bulk(user).await?;
-            erase_others(transaction.inner(), user).await?;
             let erased = transaction.erase_user().await?;
+            erase_others(transaction.inner(), user).await?;
             transaction.commit().await?;
             Ok(erased)
         };
         with_bulk_timeout(erase).await
     }
 
-    pub(super) async fn begin_bulk<'u>(&'u self, user: &'u UserId) -> Result<MemoryTransaction<'u>, sqlx::Error> {
+    pub(super) async fn begin_bulk<'u>(&'u self, user: &'u UserId) -> Result<MemoryTransaction<'u>, MemoryError> {
         let pool = self.service.with_statement_timeout(BULK_TIMEOUT);
         MemoryTransaction::begin(&pool, &self.write_locks, user).await
     }
@@ -196,7 +211,7 @@ impl MemoryEngine {
             let release = async {
                 let mut transaction = self.service.begin(user).await?;
                 embedding_budget::release(&mut transaction, user, bytes).await?;
-                transaction.commit().await
+                Ok(transaction.commit().await?)
             };
             if let Err(error) = Box::pin(with_timeout(release)).await {
                 tracing::warn!(%error, bytes, "the embedding budget of a failed call is not given back");

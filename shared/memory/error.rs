@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::embedding::EmbedError;
+use crate::{embedding::EmbedError, error::InvalidArgument};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -10,6 +10,12 @@ pub enum MemoryError {
     Database(#[from] sqlx::Error),
     #[error("the database timed out")]
     Timeout,
+    /// Other writers kept this one waiting for too long: those of the user, or those of all users.
+    #[error("other writes took too long")]
+    Contended,
+    /// The same call always fails.
+    #[error(transparent)]
+    Invalid(#[from] InvalidArgument),
     /// The query has no vector, and the inverted index is still being built.
     #[error("the inverted index is still being built")]
     IndexIncomplete,
@@ -24,14 +30,28 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
+    /// Other writers, in this process or another, kept this one waiting for too long.
+    #[must_use]
+    pub fn is_contended(&self) -> bool {
+        // lock_not_available
+        let is_lock_timeout = |error: &sqlx::Error| {
+            error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+        };
+        match self {
+            Self::Contended => true,
+            Self::Database(error) => is_lock_timeout(error),
+            _ => false,
+        }
+    }
+
     /// The same call may succeed later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         use sqlx::Error;
         match self {
-            Self::Timeout | Self::IndexIncomplete => true,
+            Self::Timeout | Self::IndexIncomplete | Self::Contended => true,
             Self::Embedding(error) => error.is_transient(),
-            Self::Internal | Self::NotFound | Self::EmbeddingBudgetExceeded { .. } => false,
+            Self::Internal | Self::NotFound | Self::Invalid(_) | Self::EmbeddingBudgetExceeded { .. } => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,
             // Connection exceptions (08), resources (53), statement timeouts (57), serialization failures, deadlocks
             // (40001, 40P01), lock timeouts (55P03), a table or role that a migration has yet to create (42P01, 22023).

@@ -1,6 +1,6 @@
 //! The text by which a memory is found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -8,6 +8,11 @@ use super::tokenizer;
 
 /// Latest turn first. A short turn ("Yes, last summer!") is understood by what it answers.
 const PRECEDING_TURN_WEIGHTS: [f32; 2] = [0.5, 0.25];
+/// A longer turn is understood by itself, and has no terms of the turns before it.
+pub(super) const MAX_BYTES_WITH_PRECEDING_TURNS: usize = 4_000;
+/// Of a turn before, the beginning counts. Bounds what each turn adds to the index of those that follow.
+pub(super) const PRECEDING_TURN_CHARS: usize = 1_500;
+const MAX_PRECEDING_TERMS: usize = 200;
 
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct IndexInput<'a> {
@@ -36,13 +41,25 @@ impl IndexInput<'_> {
             terms.add(heading, 1.0);
         }
         for (text, weight) in self.preceding_turns.iter().zip(PRECEDING_TURN_WEIGHTS) {
-            terms.add(text, weight);
+            terms.add_beginning(text, weight);
         }
         terms
     }
 }
 
 impl TermFrequencies {
+    fn add_beginning(&mut self, text: &str, weight: f32) {
+        let mut distinct = HashSet::new();
+        for term in tokenizer::terms(text) {
+            if distinct.len() == MAX_PRECEDING_TERMS && !distinct.contains(&term) {
+                break;
+            }
+            *self.frequencies.entry(term.clone()).or_default() += weight;
+            self.length += weight;
+            distinct.insert(term);
+        }
+    }
+
     fn add(&mut self, text: &str, weight: f32) {
         for term in tokenizer::terms(text) {
             *self.frequencies.entry(term).or_default() += weight;
@@ -102,5 +119,14 @@ mod tests {
             [1.5, 0.75, 1.0, 1.0, 1.0, 0.0]
         );
         assert!((terms.length - terms.frequencies.values().sum::<f32>()).abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn preceding_turn_adds_a_bounded_number_of_terms() {
+        let long = ('\u{4E00}'..).take(10_000).collect::<String>();
+        let preceding_turns = [long.clone(), long];
+        let input = IndexInput { content: "kat", preceding_turns: &preceding_turns, ..IndexInput::default() };
+        let alone = IndexInput { content: "kat", ..IndexInput::default() };
+        assert_eq!(input.terms().frequencies.len(), alone.terms().frequencies.len() + MAX_PRECEDING_TERMS);
     }
 }

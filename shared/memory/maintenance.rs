@@ -86,7 +86,7 @@ impl MemoryEngine {
         with_bulk_timeout(count).await
     }
 
-    async fn memories_without_vector(&self, user_id: &str, id: &str) -> Result<Vec<(String, String)>, sqlx::Error> {
+    async fn memories_without_vector(&self, user_id: &str, id: &str) -> Result<Vec<(String, String)>, MemoryError> {
         let mut transaction = self.begin_maintenance().await?;
         let query = transaction.query(MEMORIES_WITHOUT_VECTOR);
         let query = query.bind(&self.model_key).bind(user_id).bind(id).bind(store::sql_int(EMBEDDING_BATCH));
@@ -121,7 +121,7 @@ impl MemoryEngine {
                 is_current(id, text).then(|| NewVector { id, digest: digest(text), embedding })
             });
             transaction.upsert_vectors(&vectors.collect::<Vec<_>>(), &self.model_key).await?;
-            transaction.commit().await
+            Ok(transaction.commit().await?)
         });
         Box::pin(write).await?;
         Ok(vectors.iter().filter(|vector| vector.is_none()).count())
@@ -155,7 +155,7 @@ impl MemoryEngine {
             let query = transaction.query("select distinct user_id from memory_vectors where model <> $1");
             let rows = query.bind(&self.model_key).fetch_all(&mut *transaction).await?;
             transaction.commit().await?;
-            store::column::<String>(&rows, "user_id")
+            Ok(store::column::<String>(&rows, "user_id")?)
         });
         let mut deleted = 0;
         for user in users.await?.iter().filter_map(|user| UserId::parse("user_id", user).ok()) {
@@ -183,7 +183,7 @@ impl MemoryEngine {
         }
     }
 
-    async fn users_without_half_vectors(&self, after: &str) -> Result<Vec<String>, sqlx::Error> {
+    async fn users_without_half_vectors(&self, after: &str) -> Result<Vec<String>, MemoryError> {
         let mut transaction = self.begin_maintenance().await?;
         let query = transaction.query(
             "select user_id from memory_users where not has_half_vectors and user_id > $1 order by user_id limit $2",
@@ -191,18 +191,18 @@ impl MemoryEngine {
         let query = query.bind(after).bind(store::sql_int(EMBEDDING_BATCH));
         let rows = query.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
-        store::column(&rows, "user_id")
+        Ok(store::column(&rows, "user_id")?)
     }
 
     /// True once all are copied; every commit copies a part.
-    async fn copy_half_vectors_of(&self, user: &UserId) -> Result<bool, sqlx::Error> {
+    async fn copy_half_vectors_of(&self, user: &UserId) -> Result<bool, MemoryError> {
         let Some(transaction) = self.begin_bulk_existing(user).await? else { return Ok(true) };
         let is_complete = transaction.has_half_vectors();
         transaction.commit().await?;
         Ok(is_complete)
     }
 
-    async fn begin_bulk_existing<'u>(&'u self, user: &'u UserId) -> Result<Option<MemoryTransaction<'u>>, sqlx::Error> {
+    async fn begin_bulk_existing<'u>(&'u self, user: &'u UserId) -> Result<Option<MemoryTransaction<'u>>, MemoryError> {
         let pool = self.service.with_statement_timeout(BULK_TIMEOUT);
         MemoryTransaction::begin_existing(&pool, &self.write_locks, user).await
     }

@@ -1,5 +1,6 @@
 //! Long-term memory of each user, with vectors and an inverted index. Knows nothing of turns, prompts or frames.
 
+mod budget;
 mod digest;
 mod document;
 mod embedding_budget;
@@ -22,6 +23,7 @@ mod tokenizer;
 mod turn_memories;
 mod write_batch;
 
+pub use budget::{MAX_DOCUMENT_CHUNKS, MAX_MEMORY_TERMS, MAX_REQUEST_TERMS, count_terms};
 pub use embedding_budget::EmbeddingBudget;
 pub use engine::MemoryEngine;
 pub use error::MemoryError;
@@ -35,6 +37,7 @@ pub use record::{
 pub use tokenizer::terms;
 pub use turn_memories::{TurnMemories, TurnWriteOutcome};
 
+pub(crate) use budget::truncate_to_terms;
 pub(crate) use lexical::distinct_terms;
 pub(crate) use supersede::cycles as supersede_cycles;
 

@@ -28,6 +28,13 @@ pub struct NewMemory {
     pub supersedes: Vec<String>,
 }
 
+impl NewMemory {
+    /// As the inverted index reads it.
+    pub(super) fn speaker(&self) -> &str {
+        self.metadata.get("speaker").map_or("", String::as_str)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddOutcome {
     pub ids: Vec<String>,

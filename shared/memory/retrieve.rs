@@ -75,7 +75,7 @@ impl MemoryEngine {
         let is_vector = query.alpha >= MIN_VECTOR_ALPHA;
         let vector = if is_vector { Some(self.query_cache.embed(&query.text).await?) } else { None };
         let search = self.search(user, query, vector);
-        with_timeout(async { search.explain(&mut self.reader.begin_with_generic_plans(user).await?).await }).await
+        with_timeout(async { Ok(search.explain(&mut self.reader.begin_with_generic_plans(user).await?).await?) }).await
     }
 
     async fn query_vector(&self, query: &RetrievalQuery) -> Result<Option<Arc<QueryVector>>, EmbedError> {
@@ -127,7 +127,7 @@ impl MemoryEngine {
     }
 
     /// Stops at a timeout; the next search goes on. A search with a vector does not wait for another builder.
-    async fn build_index(&self, user: &UserId, has_vector: bool) -> Result<(), sqlx::Error> {
+    async fn build_index(&self, user: &UserId, has_vector: bool) -> Result<(), MemoryError> {
         let limit = if has_vector { HYBRID_INDEX_TIMEOUT } else { INDEX_TIMEOUT };
         let started = Instant::now();
         while started.elapsed() < limit {

@@ -1,21 +1,32 @@
 //! Turns the memories of one write into rows: ids are assigned, repeats merged, supersede cycles resolved.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
     AddOutcome, EmbeddingBudget, MemoryEngine, MemoryError, Metadata, NewMemory,
+    budget::{MAX_FOLLOWING_BYTES, check_memories},
     digest::digest,
     embedding_budget::Reservation,
-    store::{self, MemoryTransaction, NewMemoryRow, NewVector, SessionContent, StoredText, SupersedeEdge},
+    index_input::MAX_BYTES_WITH_PRECEDING_TURNS,
+    store::{
+        self, MemoryTransaction, NewMemoryRow, NewVector, SessionContent, StoredText, SupersedeEdge, TurnPosition,
+        parts,
+    },
     supersede,
     timeouts::{BULK_TIMEOUT, with_bulk_timeout},
 };
 use crate::{
+    error::{InvalidArgument, Problem},
     identity::{MAX_ID_BYTES, UserId},
     postgres::RoleTransaction,
 };
+
+/// Texts of a statement that looks for stored ones.
+const MAX_TEXTS: usize = 1_000;
+const MAX_TEXT_BYTES: usize = 1_000_000;
 
 pub(super) struct WriteBatch {
     request_ids: Vec<String>,
@@ -34,7 +45,7 @@ impl MemoryEngine {
         memories: Vec<NewMemory>,
         budget: EmbeddingBudget,
     ) -> Result<WriteBatch, MemoryError> {
-        let mut batch = WriteBatch::from_memories(memories);
+        let mut batch = WriteBatch::from_memories(check_memories(memories).await?);
         let reservation = with_bulk_timeout(self.drop_unchanged(user, &mut batch, budget)).await?;
         let texts: Vec<&str> = batch.rows.values().map(|memory| memory.content.as_str()).collect();
         let vectors = self.embed_reserved(user, &texts, reservation).await?;
@@ -48,7 +59,7 @@ impl MemoryEngine {
         user: &UserId,
         batch: &mut WriteBatch,
         budget: EmbeddingBudget,
-    ) -> Result<Reservation, sqlx::Error> {
+    ) -> Result<Reservation, MemoryError> {
         let mut transaction = self.service.with_statement_timeout(BULK_TIMEOUT).begin(user).await?;
         let texts = batch.rows.iter().map(|(id, memory)| StoredText {
             id,
@@ -56,9 +67,13 @@ impl MemoryEngine {
             digest: digest(&memory.content),
         });
         let texts: Vec<_> = texts.collect();
-        let unchanged = store::unchanged_ids(&mut transaction, user, &texts, &self.model_key).await?;
+        let mut unchanged = HashSet::new();
+        for texts in parts(&texts, MAX_TEXTS, MAX_TEXT_BYTES, |text| text.content.len()) {
+            unchanged.extend(store::unchanged_ids(&mut transaction, user, texts, &self.model_key).await?);
+        }
         batch.rows.retain(|id, _| !unchanged.contains(id));
         batch.alias_existing(&mut transaction, user).await?;
+        batch.check_following_turns(&mut transaction, user).await?;
         let texts = batch.rows.values().map(|memory| memory.content.as_str());
         let reservation = budget.reserve(&mut transaction, user, texts).await?;
         transaction.commit().await?;
@@ -93,12 +108,12 @@ impl WriteBatch {
             aliases: HashMap::new(),
             supersedes: Vec::new(),
         };
-        let mut assigned: HashMap<(String, String), String> = HashMap::new();
+        let mut assigned: HashMap<([u8; 32], String), String> = HashMap::new();
         for mut memory in memories {
             let id = match &memory.id {
                 Some(id) => id.clone(),
                 None => assigned
-                    .entry((memory.content.clone(), session_of(&memory.metadata)))
+                    .entry((digest(&memory.content), session_of(&memory.metadata)))
                     .or_insert_with(|| Uuid::now_v7().to_string())
                     .clone(),
             };
@@ -119,6 +134,28 @@ impl WriteBatch {
         AddOutcome { unchanged: ids.len() - added, ids, added }
     }
 
+    /// Few memories cannot affect too much: each has two turns after it, and only short ones are indexed again.
+    async fn check_following_turns(&self, transaction: &mut RoleTransaction, user: &UserId) -> Result<(), MemoryError> {
+        const ALWAYS_FINE: usize = MAX_FOLLOWING_BYTES / (2 * MAX_BYTES_WITH_PRECEDING_TURNS);
+        if self.rows.len() + self.supersedes.len() <= ALWAYS_FINE {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        let positions = self.rows.iter().map(|(id, memory)| TurnPosition {
+            session: session_of(&memory.metadata),
+            created_at: memory.created_at.unwrap_or(now),
+            id,
+        });
+        let positions: Vec<_> = positions.collect();
+        let superseded: Vec<&str> = self.supersedes.iter().map(|edge| edge.old.as_str()).collect();
+        let found_bytes = store::following_bytes(transaction, user, &positions, &superseded).await?;
+        if found_bytes > MAX_FOLLOWING_BYTES {
+            let problem = Problem::TooManyFollowingTurns { found_bytes, limit_bytes: MAX_FOLLOWING_BYTES };
+            return Err(InvalidArgument::new("memories", problem).into());
+        }
+        Ok(())
+    }
+
     /// Drops memories without a client's id whose content is stored, and remembers the stored ids.
     async fn alias_existing(&mut self, transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {
         let without_id = self.rows.iter().filter(|(_, memory)| memory.id.is_none());
@@ -128,7 +165,10 @@ impl WriteBatch {
                 (id.clone(), SessionContent { content: &memory.content, session })
             })
             .unzip();
-        let existing = store::existing_ids(transaction, user, &contents).await?;
+        let mut existing = Vec::with_capacity(contents.len());
+        for contents in parts(&contents, MAX_TEXTS, MAX_TEXT_BYTES, |content| content.content.len()) {
+            existing.extend(store::existing_ids(transaction, user, contents).await?);
+        }
         for (id, existing) in ids.into_iter().zip(existing) {
             if let Some(existing) = existing {
                 self.rows.remove(&id);

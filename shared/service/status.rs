@@ -114,6 +114,11 @@ impl RpcError for MemoryError {
             Self::Database(sqlx::Error::Configuration(_)) => {
                 Status::failed_precondition(wording::memory_not_configured(language))
             }
+            Self::Invalid(error) => invalid_argument(error, language),
+            error if error.is_contended() => {
+                tracing::warn!(%error, "a memory write waited for others");
+                unavailable(wording::memory_contended(language))
+            }
             error if error.is_transient() => {
                 tracing::warn!(%error, "memory store unavailable");
                 unavailable(wording::memory_unavailable(language))

@@ -159,6 +159,13 @@ pub(super) fn memory_unavailable(language: Language) -> &'static str {
     language.pick("the memory cannot be reached right now; try again", "暂时无法访问记忆，请稍后重试")
 }
 
+pub(super) fn memory_contended(language: Language) -> &'static str {
+    language.pick(
+        "other writes to the memory are in progress, and nothing was changed; try again in a moment",
+        "记忆库正在处理其他写入，本次未作任何更改，请稍后重试",
+    )
+}
+
 pub(super) fn embedding_key_refused(language: Language) -> &'static str {
     language.pick(
         "the embedding provider refused the service's key; its operator should check EMBEDDING_API_KEY",

@@ -38,6 +38,11 @@ fn problems() -> Vec<Problem> {
         Blank: Problem::Blank;
         TooLong: Problem::TooLong { limit_bytes: 256 };
         TooMany: Problem::TooMany { limit: 200 };
+        TooManyTermsInMemory: Problem::TooManyTermsInMemory { found: 20_000, limit: 16_000 };
+        TooManyTerms: Problem::TooManyTerms { found: 2_000_000, limit: 500_000 };
+        TooManyChunks: Problem::TooManyChunks { found: 30_000, limit: 20_000 };
+        TooLongForChunks: Problem::TooLongForChunks { chunks: 2_000, found_bytes: 128_000_000, limit_bytes: 20_000_000 };
+        TooManyFollowingTurns: Problem::TooManyFollowingTurns { found_bytes: 8_000_000, limit_bytes: 500_000 };
         Nul: Problem::Nul;
         NotAnIdentifier: Problem::NotAnIdentifier;
         OutOfRange: Problem::OutOfRange { min: 0, max: Some(2) }, Problem::OutOfRange { min: 1, max: None };
@@ -120,6 +125,8 @@ fn memory_errors() -> Vec<MemoryError> {
             MemoryError::Database(sqlx::Error::PoolTimedOut),
             MemoryError::Database(sqlx::Error::RowNotFound);
         Timeout: MemoryError::Timeout;
+        Contended: MemoryError::Contended;
+        Invalid: MemoryError::Invalid(InvalidArgument::new("content", Problem::Blank));
         IndexIncomplete: MemoryError::IndexIncomplete;
         Embedding: MemoryError::Embedding(EmbedError::Rejected(403));
         Internal: MemoryError::Internal;

@@ -4,6 +4,7 @@
 #![expect(clippy::large_futures, reason = "a test has few calls at a time")]
 
 mod authentication;
+mod budgets;
 mod chat;
 mod connection_cuts;
 mod conversations;

@@ -1,20 +1,29 @@
 //! Postings, document frequencies, number and total length of a user's memories. They change in the transaction of the
 //! memories, under the row lock that serializes a user's writers.
 
-use sqlx::Row as _;
+use sqlx::{Row as _, postgres::PgRow};
 
-use super::{column, sql_int, timestamp};
+use super::{column, parts, sql_int, timestamp};
 use crate::{
     identity::UserId,
     memory::{
-        index_input::{IndexInput, TermFrequencies},
+        index_input::{IndexInput, MAX_BYTES_WITH_PRECEDING_TURNS, PRECEDING_TURN_CHARS, TermFrequencies},
         tokenizer,
     },
     postgres::RoleTransaction,
 };
 
-/// Bounds the texts held in memory.
+/// Memories that a transaction of the index build indexes.
+const BUILD_BATCH: usize = 500;
+const BUILD_BATCH_BYTES: usize = 500_000;
+/// Memories whose texts, or removed terms, are held at once, and about as many postings of them.
 const BATCH: usize = 500;
+const BATCH_POSTINGS: usize = 50_000;
+/// Postings after which a statement is full. Those of a memory are never divided, because a statement counts memories.
+const FULL_STATEMENT: usize = 10_000;
+/// A term has at least two bytes, and mostly more.
+const BYTES_PER_POSTING: usize = 4;
+const MAX_IDS: usize = 5_000;
 
 const LOCK: &str = include_str!("sql/lock_index.sql");
 const STATE: &str = include_str!("sql/index_state.sql");
@@ -23,6 +32,8 @@ const REMOVE: &str = include_str!("sql/remove_postings.sql");
 const ADD: &str = include_str!("sql/add_postings.sql");
 const INPUTS: &str = include_str!("sql/index_inputs.sql");
 const FOLLOWING_TURNS: &str = include_str!("sql/following_turns.sql");
+const SIZES: &str = include_str!("sql/index_sizes.sql");
+const NEXT_TO_INDEX: &str = include_str!("sql/next_to_index.sql");
 
 pub(super) struct LockedUser {
     /// The id up to which memories are indexed; `None`: the index is complete.
@@ -73,15 +84,22 @@ pub(crate) async fn advance(transaction: &mut RoleTransaction, user: &UserId) ->
     }
     let Some(after) = lock(transaction, user).await?.indexed_to else { return Ok(IndexAdvance::Complete) };
     let query = transaction
-        .query("select id from memories where user_id = $1 and id > $2 order by id limit $3")
+        .query(NEXT_TO_INDEX)
         .bind(user.as_str())
         .bind(&after)
-        .bind(sql_int(BATCH));
+        .bind(sql_int(BUILD_BATCH))
+        .bind(sql_int(BUILD_BATCH_BYTES));
     let ids: Vec<String> = column(&query.fetch_all(&mut **transaction).await?, "id")?;
     refresh(transaction, user, &ids).await?;
     let query = transaction.query("update memory_users set indexed_to = $2 where user_id = $1");
     query.bind(user.as_str()).bind(ids.last()).execute(&mut **transaction).await?;
     Ok(if ids.is_empty() { IndexAdvance::Complete } else { IndexAdvance::Partial })
+}
+
+/// Memories that are indexed together.
+struct Batch {
+    ids: Vec<String>,
+    has_postings: bool,
 }
 
 /// Removes the postings of deleted memories.
@@ -90,9 +108,11 @@ pub(super) async fn refresh(
     user: &UserId,
     ids: &[String],
 ) -> Result<(), sqlx::Error> {
-    for ids in ids.chunks(BATCH) {
-        remove(transaction, user, ids).await?;
-        add(transaction, user, ids).await?;
+    for ids in ids.chunks(MAX_IDS) {
+        for batch in batches(transaction, user, ids).await? {
+            remove_batch(transaction, user, &batch).await?;
+            add(transaction, user, &batch.ids).await?;
+        }
     }
     Ok(())
 }
@@ -103,10 +123,39 @@ pub(super) async fn remove(
     user: &UserId,
     ids: &[String],
 ) -> Result<(), sqlx::Error> {
+    for ids in ids.chunks(MAX_IDS) {
+        for batch in batches(transaction, user, ids).await? {
+            remove_batch(transaction, user, &batch).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn batches(transaction: &mut RoleTransaction, user: &UserId, ids: &[String]) -> Result<Vec<Batch>, sqlx::Error> {
     if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = transaction.query(SIZES).bind(user.as_str()).bind(ids).fetch_all(&mut **transaction).await?;
+    let size = |row: &PgRow| {
+        let (postings, bytes): (i64, i32) = (row.try_get("postings")?, row.try_get("bytes")?);
+        let (postings, bytes) =
+            (usize::try_from(postings).unwrap_or_default(), usize::try_from(bytes).unwrap_or_default());
+        Ok::<(String, usize, usize), sqlx::Error>((row.try_get("id")?, postings, bytes / BYTES_PER_POSTING))
+    };
+    let sizes = rows.iter().map(size).collect::<Result<Vec<_>, _>>()?;
+    let batches = parts(&sizes, BATCH, BATCH_POSTINGS, |(_, postings, new)| postings.max(new).to_owned());
+    let batch = |sizes: &[(String, usize, usize)]| Batch {
+        ids: sizes.iter().map(|(id, ..)| id.clone()).collect(),
+        has_postings: sizes.iter().any(|(_, postings, _)| *postings > 0),
+    };
+    Ok(batches.map(batch).collect())
+}
+
+async fn remove_batch(transaction: &mut RoleTransaction, user: &UserId, batch: &Batch) -> Result<(), sqlx::Error> {
+    if !batch.has_postings {
         return Ok(());
     }
-    let query = transaction.query(REMOVE).bind(user.as_str()).bind(ids);
+    let query = transaction.query(REMOVE).bind(user.as_str()).bind(&batch.ids);
     let unused: Vec<String> = column(&query.fetch_all(&mut **transaction).await?, "term")?;
     if !unused.is_empty() {
         let query = transaction.query("delete from memory_terms where user_id = $1 and term = any($2)");
@@ -122,6 +171,7 @@ pub(super) async fn following_turns(
     ids: &[String],
 ) -> Result<Vec<String>, sqlx::Error> {
     let query = transaction.query(FOLLOWING_TURNS).bind(user.as_str()).bind(ids);
+    let query = query.bind(sql_int(MAX_BYTES_WITH_PRECEDING_TURNS));
     column(&query.fetch_all(&mut **transaction).await?, "id")
 }
 
@@ -137,6 +187,7 @@ struct Postings {
 async fn add(transaction: &mut RoleTransaction, user: &UserId, ids: &[String]) -> Result<(), sqlx::Error> {
     let mut postings = Postings::default();
     let query = transaction.query(INPUTS).bind(user.as_str()).bind(ids);
+    let query = query.bind(sql_int(MAX_BYTES_WITH_PRECEDING_TURNS)).bind(sql_int(PRECEDING_TURN_CHARS));
     for row in query.fetch_all(&mut **transaction).await? {
         let id: String = row.try_get("id")?;
         let preceding_turns: Vec<String> = row.try_get("preceding_turns")?;
@@ -156,9 +207,16 @@ async fn add(transaction: &mut RoleTransaction, user: &UserId, ids: &[String]) -
             postings.frequencies.push(frequency);
             postings.lengths.push(length);
         }
+        if postings.terms.len() >= FULL_STATEMENT {
+            insert(transaction, user, std::mem::take(&mut postings)).await?;
+        }
         // A long text takes milliseconds; 500 of them would block the other tasks of this thread.
         tokio::task::yield_now().await;
     }
+    insert(transaction, user, postings).await
+}
+
+async fn insert(transaction: &mut RoleTransaction, user: &UserId, postings: Postings) -> Result<(), sqlx::Error> {
     if postings.terms.is_empty() {
         return Ok(());
     }

@@ -1,15 +1,14 @@
 //! The SQL of the memory. Every statement names the user, although row-level security hides the rows of all others.
 //!
-//! Lock order of a write, which all writers and the index build follow:
+//! Locks of a write, in the order that [`postgres`](crate::postgres) documents. All writers and the index build take:
 //! 1. the user's mutex of [`WriteLocks`], then a slot of it, before a connection is taken from the pool;
 //! 2. the user's row in `memory_users`, which serializes writers of different processes;
 //! 3. rows of `documents`, `memories` and their vectors, in any order, because of 2;
 //! 4. rows of the inverted index, once, when the transaction commits.
-//!
-//! Erasing a user takes locks of other modules between 2 and 3; see [`crate::erasure`].
 
 mod inverted_index;
 pub(super) mod knn;
+mod parts;
 mod read;
 pub(super) mod search;
 mod search_statement;
@@ -26,11 +25,12 @@ use sqlx::{
 };
 
 pub(super) use inverted_index::{IndexAdvance, advance as advance_index};
+pub(super) use parts::parts;
 pub(super) use read::{
-    EmbeddingSource, HistoryPart, SessionContent, StoredText, embedding_sources, existing_ids, history,
-    ids_with_history, memory, page, unchanged_ids, vector_digests,
+    EmbeddingSource, HistoryPart, SessionContent, StoredText, TurnPosition, embedding_sources, existing_ids,
+    following_bytes, history, ids_with_history, memory, page, unchanged_ids, vector_digests,
 };
-pub(super) use transaction::{MemoryTransaction, NewMemoryRow, NewVector, SupersedeEdge};
+pub(super) use transaction::{DELETE_BATCH, MemoryTransaction, NewMemoryRow, NewVector, SupersedeEdge};
 pub(super) use write_locks::WriteLocks;
 
 use super::{ChunkLocation, Filter, Memory, MemoryVersion, Metadata};

@@ -1,12 +1,13 @@
 use std::collections::{HashMap, HashSet};
 
+use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
 use sqlx::{FromRow as _, Row as _};
 
 use super::{bind_filter, column, columns, matches_filter, sql_int, with_documents};
 use crate::{
     identity::UserId,
-    memory::{Filter, Memory, MemoryPage, MemoryVersion, PageToken},
+    memory::{Filter, Memory, MemoryPage, MemoryVersion, PageToken, index_input::MAX_BYTES_WITH_PRECEDING_TURNS},
     postgres::RoleTransaction,
 };
 
@@ -52,6 +53,7 @@ const EMBEDDING_SOURCES: &str = concat!(
 );
 
 const HISTORY: &str = include_str!("sql/history.sql");
+const FOLLOWING_BYTES: &str = include_str!("sql/following_bytes.sql");
 const UNCHANGED_IDS: &str = include_str!("sql/unchanged_ids.sql");
 const EXISTING_IDS: &str = include_str!("sql/existing_ids.sql");
 
@@ -123,6 +125,32 @@ pub(crate) async fn history(
     let query = transaction.query(has_more).bind(user.as_str()).bind(id).bind(last);
     let has_more: bool = query.fetch_one(&mut **transaction).await?.try_get("has_more")?;
     Ok(HistoryPart { versions, next_after: has_more.then_some(last) })
+}
+
+/// Of a turn that is to be written.
+pub(crate) struct TurnPosition<'a> {
+    pub(crate) session: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) id: &'a str,
+}
+
+/// Bytes of the stored turns that a write indexes again, beside its own memories.
+pub(crate) async fn following_bytes(
+    transaction: &mut RoleTransaction,
+    user: &UserId,
+    positions: &[TurnPosition<'_>],
+    superseded: &[&str],
+) -> Result<usize, sqlx::Error> {
+    let query = transaction
+        .query(FOLLOWING_BYTES)
+        .bind(user.as_str())
+        .bind(positions.iter().map(|position| position.session.as_str()).collect::<Vec<_>>())
+        .bind(positions.iter().map(|position| position.created_at.to_sqlx()).collect::<Vec<_>>())
+        .bind(positions.iter().map(|position| position.id).collect::<Vec<_>>())
+        .bind(superseded)
+        .bind(sql_int(MAX_BYTES_WITH_PRECEDING_TURNS));
+    let bytes: i64 = query.fetch_one(&mut **transaction).await?.try_get("bytes")?;
+    Ok(usize::try_from(bytes).unwrap_or_default())
 }
 
 pub(crate) struct StoredText<'a> {

@@ -1,49 +1,181 @@
 //! Serializes the writers of one user within a process, and bounds the writers of all users.
+//!
+//! Each user has a mutex of their own, which exists for as long as a writer holds it or waits for it. So no user can wait for a
+//! writer of another one, except where all slots are taken.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
+use tokio::{
+    sync::{OwnedMutexGuard, Semaphore, SemaphorePermit},
+    time::timeout,
+};
 
-use crate::identity::UserId;
+use crate::{identity::UserId, memory::MemoryError};
 
-/// Users share a mutex by their hash.
-const MUTEXES: usize = 256;
 /// Half of a pool's connections, so that readers have some.
 const SLOTS: usize = 8;
+/// As long as a transaction waits for a row that another process has locked.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(20);
+/// Writers of one user, one of which writes. Each waits with the content of its request.
+const MAX_WRITERS: usize = 32;
+
+#[derive(Default)]
+struct UserMutexes(Mutex<HashMap<UserId, Arc<tokio::sync::Mutex<()>>>>);
 
 pub(crate) struct WriteLocks {
-    mutexes: Vec<Mutex<()>>,
+    users: Arc<UserMutexes>,
     slots: Semaphore,
 }
 
 impl Default for WriteLocks {
     fn default() -> Self {
-        Self { mutexes: (0..MUTEXES).map(|_| Mutex::new(())).collect(), slots: Semaphore::new(SLOTS) }
+        Self { users: Arc::default(), slots: Semaphore::new(SLOTS) }
     }
 }
 
 impl WriteLocks {
-    /// Waits without a connection.
-    pub(crate) async fn lock(&self, user: &UserId) -> Result<WritePermit<'_>, sqlx::Error> {
-        let guard = self.mutex(user).lock().await;
-        let slot = self.slots.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        Ok(WritePermit { _slot: slot, _guard: guard })
+    /// Waits without a connection, for [`MAX_WAIT`] at most.
+    pub(crate) async fn lock(&self, user: &UserId) -> Result<WritePermit<'_>, MemoryError> {
+        let user = UserMutex::new(&self.users, user);
+        if user.writers() > MAX_WRITERS {
+            return Err(MemoryError::Contended);
+        }
+        let wait = async { (user.mutex.clone().lock_owned().await, self.slots.acquire().await) };
+        let (guard, slot) = timeout(MAX_WAIT, wait).await.map_err(|_| MemoryError::Contended)?;
+        // The semaphore is never closed.
+        let slot = slot.map_err(|_| MemoryError::Internal)?;
+        Ok(WritePermit { _slot: slot, guard: Some(guard), _user: user })
     }
 
     pub(crate) fn try_lock(&self, user: &UserId) -> Option<WritePermit<'_>> {
-        let guard = self.mutex(user).try_lock().ok()?;
-        Some(WritePermit { _slot: self.slots.try_acquire().ok()?, _guard: guard })
+        let user = UserMutex::new(&self.users, user);
+        let guard = user.mutex.clone().try_lock_owned().ok()?;
+        Some(WritePermit { _slot: self.slots.try_acquire().ok()?, guard: Some(guard), _user: user })
     }
+}
 
-    fn mutex(&self, user: &UserId) -> &Mutex<()> {
-        let mut hasher = DefaultHasher::new();
-        user.hash(&mut hasher);
-        let index = usize::try_from(hasher.finish() % self.mutexes.len() as u64).unwrap_or_default();
-        &self.mutexes[index]
+impl UserMutexes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<UserId, Arc<tokio::sync::Mutex<()>>>> {
+        // No holder of the lock leaves the map half-changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 pub(crate) struct WritePermit<'w> {
     _slot: SemaphorePermit<'w>,
-    _guard: MutexGuard<'w, ()>,
+    guard: Option<OwnedMutexGuard<()>>,
+    _user: UserMutex,
+}
+
+impl Drop for WritePermit<'_> {
+    fn drop(&mut self) {
+        // The guard has a reference to the mutex, and the last writer counts the references.
+        self.guard = None;
+    }
+}
+
+/// A writer that waits or writes. The last one of a user removes the mutex.
+struct UserMutex {
+    users: Arc<UserMutexes>,
+    user: UserId,
+    mutex: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl UserMutex {
+    fn new(users: &Arc<UserMutexes>, user: &UserId) -> Self {
+        let mutex = users.lock().entry(user.clone()).or_default().clone();
+        Self { users: users.clone(), user: user.clone(), mutex }
+    }
+
+    /// The writers of this user, this one included.
+    fn writers(&self) -> usize {
+        // The map has a reference, this writer has one, and each other writer has a second one to hold the mutex or wait for it.
+        Arc::strong_count(&self.mutex) / 2
+    }
+}
+
+impl Drop for UserMutex {
+    fn drop(&mut self) {
+        let mut users = self.users.lock();
+        // References are cloned under the lock, or from a `UserMutex`.
+        if Arc::strong_count(&self.mutex) == 2 {
+            users.remove(&self.user);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(id: &str) -> UserId {
+        UserId::parse("user_id", id).unwrap()
+    }
+
+    /// More users than any table of shared mutexes would have.
+    #[tokio::test]
+    async fn write_lock_of_a_user_blocks_no_other_user() {
+        let locks = WriteLocks::default();
+        let ann = locks.lock(&user("ann")).await.ok().unwrap();
+        for number in 0..10_000 {
+            let other = user(&format!("user-{number}"));
+            assert!(locks.try_lock(&other).is_some(), "{other} waits for ann");
+        }
+        assert!(locks.try_lock(&user("ann")).is_none());
+        drop(ann);
+        assert!(locks.try_lock(&user("ann")).is_some());
+    }
+
+    #[tokio::test]
+    async fn write_locks_hold_nothing_of_users_without_writers() {
+        let locks = WriteLocks::default();
+        let ann = locks.lock(&user("ann")).await.ok().unwrap();
+        {
+            let name = user("ann");
+            let mut waiting = Box::pin(locks.lock(&name));
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            assert!(locks.try_lock(&name).is_none());
+        }
+        assert_eq!(locks.users.lock().len(), 1);
+        drop(ann);
+        assert!(locks.users.lock().is_empty());
+        drop(locks.try_lock(&user("ann")));
+        assert!(locks.users.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn write_lock_is_refused_after_a_bounded_wait() {
+        let locks = WriteLocks::default();
+        let _ann = locks.lock(&user("ann")).await.ok().unwrap();
+        let begun = tokio::time::Instant::now();
+        assert!(matches!(locks.lock(&user("ann")).await, Err(MemoryError::Contended)));
+        assert_eq!(begun.elapsed(), MAX_WAIT);
+        // The bound holds for the slots as well.
+        let mut permits = Vec::new();
+        for number in 1..SLOTS {
+            permits.push(locks.lock(&user(&format!("user-{number}"))).await.ok().unwrap());
+        }
+        assert!(matches!(locks.lock(&user("bob")).await, Err(MemoryError::Contended)));
+        assert_eq!(locks.users.lock().len(), SLOTS, "a refused writer leaves nothing behind");
+    }
+
+    #[tokio::test]
+    async fn write_lock_is_refused_at_once_where_many_writers_wait() {
+        let locks = WriteLocks::default();
+        let ann = user("ann");
+        let _first = locks.lock(&ann).await.ok().unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..2 * MAX_WRITERS {
+            let mut lock = Box::pin(locks.lock(&ann));
+            match futures_util::poll!(&mut lock) {
+                std::task::Poll::Pending => waiting.push(lock),
+                std::task::Poll::Ready(refused) => assert!(matches!(refused, Err(MemoryError::Contended))),
+            }
+        }
+        assert_eq!(waiting.len(), MAX_WRITERS - 1);
+    }
 }

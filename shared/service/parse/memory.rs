@@ -5,8 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use jiff::tz::TimeZone;
 
 use super::{
-    MAX_DOCUMENT_BYTES, MAX_DOCUMENT_TITLE_BYTES, MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_SUPERSEDED, Parsed,
-    at_most, count, filter, invalid, link, metadata, name, names, number, page_token, text, timestamp,
+    MAX_DOCUMENT_BYTES, MAX_DOCUMENT_TITLE_BYTES, MAX_ENTRIES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_SUPERSEDED,
+    MAX_SUPERSEDED_TOGETHER, Parsed, at_most, count, filter, invalid, link, metadata, name, names, number, page_token,
+    text, timestamp,
 };
 use crate::{
     error::{Problem, check_text},
@@ -44,6 +45,9 @@ pub(in crate::service) fn new_memories(request: pb::AddMemoriesRequest) -> Parse
     at_most("memories", &request.memories, MAX_MEMORIES)?;
     let memories = request.memories.into_iter().enumerate().map(|(index, memory)| new_memory(index, memory));
     let memories = memories.collect::<Parsed<Vec<_>>>()?;
+    if memories.iter().map(|memory| memory.supersedes.len()).sum::<usize>() > MAX_SUPERSEDED_TOGETHER {
+        return invalid("memories.supersedes", Problem::TooMany { limit: MAX_SUPERSEDED_TOGETHER });
+    }
     reject_supersede_cycles(&memories)?;
     Ok(memories)
 }

@@ -28,6 +28,8 @@ const MAX_ENTRIES: usize = 1_000;
 const MAX_MAP_BYTES: usize = 64_000;
 const MAX_MEMORY_BYTES: usize = 64_000;
 const MAX_SUPERSEDED: usize = 100;
+/// Of all memories of a request.
+const MAX_SUPERSEDED_TOGETHER: usize = 1_000;
 const MAX_DOCUMENT_BYTES: usize = 20_000_000;
 const MAX_DOCUMENT_TITLE_BYTES: usize = 1_000;
 const MAX_MEMORIES: usize = 1_000;

@@ -21,6 +21,7 @@ use std::{
 use agent_service::{
     error::check_text,
     identity::{MAX_ID_BYTES, check_id},
+    memory::{MAX_MEMORY_TERMS, MAX_REQUEST_TERMS, count_terms},
     proto::agent_v1::{IngestDocumentRequest, MemoryInput},
 };
 
@@ -38,6 +39,8 @@ use crate::{CommandResult, EXIT_INTERRUPTED, EXIT_USAGE, connection::connect, op
 const MAX_BATCH: usize = 500;
 /// Bytes of lines after which a batch is full. With one more line of maximum size, a call stays below 4 MB.
 const FULL_BATCH_BYTES: usize = 2_000_000;
+/// Terms after which a batch is full. With one more memory of maximum size, a call stays within the server's budget.
+const FULL_BATCH_TERMS: usize = MAX_REQUEST_TERMS - MAX_MEMORY_TERMS;
 
 pub async fn run(arguments: ImportArguments) -> CommandResult {
     if let Err(errors) = validate(&arguments) {
@@ -111,6 +114,25 @@ struct Import<'r> {
 }
 
 type NumberedMemory = (u64, MemoryInput);
+
+#[derive(Debug, Default)]
+struct BatchSize {
+    memories: usize,
+    bytes: usize,
+    terms: usize,
+}
+
+impl BatchSize {
+    fn add(&mut self, line: &[u8], memory: &MemoryInput) {
+        self.memories += 1;
+        self.bytes += line.len();
+        self.terms += count_terms(&memory.content, memory.metadata.get("speaker").map_or("", String::as_str));
+    }
+
+    fn is_full(&self) -> bool {
+        self.memories >= MAX_BATCH || self.bytes >= FULL_BATCH_BYTES || self.terms >= FULL_BATCH_TERMS
+    }
+}
 
 impl Import<'_> {
     /// Returns the reason if it had to stop.
@@ -193,14 +215,13 @@ impl Import<'_> {
         lines: &mut LineReader<io::BufReader<File>>,
     ) -> io::Result<Vec<NumberedMemory>> {
         let mut batch = Vec::new();
-        let mut bytes = 0;
-        while batch.len() < MAX_BATCH
-            && bytes < FULL_BATCH_BYTES
+        let mut size = BatchSize::default();
+        while !size.is_full()
             && let Some((number, line)) = lines.next()?
         {
             match lines::parse(line) {
                 Ok(Some(mut memory)) => {
-                    bytes += line.len();
+                    size.add(line, &memory);
                     let missing = self.tags.iter().filter(|tag| !memory.tags.contains(tag)).cloned();
                     let missing: Vec<String> = missing.collect();
                     memory.tags.extend(missing);
@@ -245,5 +266,30 @@ impl Import<'_> {
                 "warning: an interrupted import will start over, because its journal cannot be written: {error}"
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batch_is_full_before_it_exceeds_a_limit_of_the_server() {
+        // Pairs of Chinese characters, none of which repeats.
+        let content = ('\u{4E00}'..).take(MAX_MEMORY_TERMS - 10).collect::<String>();
+        let memory = MemoryInput { content, ..MemoryInput::default() };
+        let mut size = BatchSize::default();
+        while !size.is_full() {
+            size.add(b"{}", &memory);
+        }
+        assert!(size.terms <= MAX_REQUEST_TERMS && size.memories >= 30, "{size:?}");
+        let (mut many, mut long) = (BatchSize::default(), BatchSize::default());
+        while !many.is_full() {
+            many.add(b"{}", &MemoryInput { content: "short".to_owned(), ..MemoryInput::default() });
+        }
+        while !long.is_full() {
+            long.add(&[b'x'; 900_000], &MemoryInput::default());
+        }
+        assert_eq!((many.memories, long.memories), (MAX_BATCH, 3));
     }
 }

@@ -1,10 +1,10 @@
--- The two turns after each memory: as many as index_inputs.sql reads before one.
+-- The two turns after each memory, as many as index_inputs.sql reads before one, if they are read with the turns before them.
 select distinct later.id
 from memories cross join lateral (
-    select id from memories follower
+    select id, content from memories follower
     where follower.user_id = $1 and follower.session_id <> '' and follower.session_id = memories.session_id
           and follower.superseded_by is null
           and (follower.created_at, follower.id) > (memories.created_at, memories.id)
     order by follower.created_at, follower.id limit 2
 ) as later
-where memories.user_id = $1 and memories.id = any($2) and memories.session_id <> ''
+where memories.user_id = $1 and memories.id = any($2) and memories.session_id <> '' and octet_length(later.content) <= $3

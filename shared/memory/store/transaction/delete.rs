@@ -2,11 +2,14 @@ use std::collections::HashSet;
 
 use super::{
     super::{bind_filter, inverted_index, matches_filter},
-    MemoryTransaction, column,
+    MemoryTransaction, column, sql_int,
 };
 use crate::memory::Selection;
 
-const IDS_BY_FILTER: &str = concat!("select id from memories where ", matches_filter!());
+/// Memories that a transaction deletes. Bounds the turns after them that it indexes again.
+pub(crate) const DELETE_BATCH: usize = 500;
+
+const IDS_BY_FILTER: &str = concat!("select id from memories where ", matches_filter!(), " order by id limit $7");
 const DELETE_EMPTY_DOCUMENTS: &str = include_str!("../sql/delete_empty_documents.sql");
 
 /// The foreign keys of vectors and histories cascade.
@@ -19,7 +22,7 @@ const ERASE_OTHERS: [&str; 4] = [
 ];
 
 impl MemoryTransaction<'_> {
-    /// Documents go with their last chunk. Returns the number of memories.
+    /// At most [`DELETE_BATCH`] memories, whose number it returns: fewer if none is left. Documents go with their last chunk.
     pub(crate) async fn delete(&mut self, selection: &Selection) -> Result<usize, sqlx::Error> {
         let ids = self.selected_ids(selection).await?;
         let following = inverted_index::following_turns(&mut self.transaction, self.user, &ids).await?;
@@ -32,7 +35,7 @@ impl MemoryTransaction<'_> {
         if let Selection::Document(document) = selection {
             documents.push(document.clone());
         }
-        inverted_index::remove(&mut self.transaction, self.user, &ids).await?;
+        Box::pin(inverted_index::remove(&mut self.transaction, self.user, &ids)).await?;
         let deleted: HashSet<&String> = ids.iter().collect();
         self.touched.extend(following.into_iter().filter(|id| !deleted.contains(id)));
         self.delete_empty_documents(documents).await?;
@@ -43,14 +46,16 @@ impl MemoryTransaction<'_> {
         let (transaction, user) = (&self.transaction, self.user.as_str());
         let query = match selection {
             Selection::Ids(ids) => {
-                transaction.query("select id from memories where user_id = $1 and id = any($2)").bind(user).bind(ids)
+                let query = "select id from memories where user_id = $1 and id = any($2) order by id limit $3";
+                transaction.query(query).bind(user).bind(ids)
             }
-            Selection::Document(document) => transaction
-                .query("select id from memories where user_id = $1 and document_id = $2")
-                .bind(user)
-                .bind(document),
+            Selection::Document(document) => {
+                let query = "select id from memories where user_id = $1 and document_id = $2 order by id limit $3";
+                transaction.query(query).bind(user).bind(document)
+            }
             Selection::Matching(filter) => bind_filter(transaction.query(IDS_BY_FILTER), self.user, filter),
         };
+        let query = query.bind(sql_int(DELETE_BATCH));
         column(&query.fetch_all(&mut *self.transaction).await?, "id")
     }
 

@@ -12,21 +12,24 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
 use sqlx::types::Json;
 
+pub(crate) use delete::DELETE_BATCH;
 pub(crate) use supersede::SupersedeEdge;
 
 use super::{
     column,
     inverted_index::{self, LockedUser},
-    sql_int,
+    parts, sql_int,
     write_locks::{WriteLocks, WritePermit},
 };
 use crate::{
     identity::UserId,
-    memory::Metadata,
+    memory::{MemoryError, Metadata},
     postgres::{RolePool, RoleTransaction},
 };
 
+/// Rows of a statement, and their bytes without vectors.
 const BATCH: usize = 1_000;
+const BATCH_BYTES: usize = 1_000_000;
 
 const UPSERT: &str = include_str!("../sql/upsert_memories.sql");
 
@@ -51,6 +54,13 @@ pub(crate) struct NewMemoryRow<'a> {
     pub(crate) vector: NewVector<'a>,
 }
 
+impl NewMemoryRow<'_> {
+    fn bytes(&self) -> usize {
+        let metadata = self.metadata.iter().map(|(key, value)| key.len() + value.len());
+        self.content.len() + self.tags.iter().map(String::len).chain(metadata).sum::<usize>()
+    }
+}
+
 /// Dropping it rolls back.
 pub(crate) struct MemoryTransaction<'u> {
     transaction: RoleTransaction,
@@ -68,9 +78,9 @@ impl<'u> MemoryTransaction<'u> {
         pool: &RolePool,
         write_locks: &'u WriteLocks,
         user: &'u UserId,
-    ) -> Result<Self, sqlx::Error> {
-        let permit = write_locks.lock(user).await?;
-        Self::lock_user(pool.begin(user).await?, user, permit).await
+    ) -> Result<Self, MemoryError> {
+        let permit = Box::pin(write_locks.lock(user)).await?;
+        Ok(Self::lock_user(pool.begin(user).await?, user, permit).await?)
     }
 
     /// For maintenance of users that were listed before: `None` if the user was erased meanwhile, of whom nothing may stay.
@@ -78,13 +88,13 @@ impl<'u> MemoryTransaction<'u> {
         pool: &RolePool,
         write_locks: &'u WriteLocks,
         user: &'u UserId,
-    ) -> Result<Option<Self>, sqlx::Error> {
-        let permit = write_locks.lock(user).await?;
+    ) -> Result<Option<Self>, MemoryError> {
+        let permit = Box::pin(write_locks.lock(user)).await?;
         let mut transaction = pool.begin(user).await?;
         if !inverted_index::lock_existing(&mut transaction, user).await? {
             return Ok(None);
         }
-        Self::lock_user(transaction, user, permit).await.map(Some)
+        Ok(Some(Self::lock_user(transaction, user, permit).await?))
     }
 
     async fn lock_user(
@@ -110,9 +120,9 @@ impl<'u> MemoryTransaction<'u> {
         }
         let is_indexed = |id: &String| self.indexed_to.as_ref().is_none_or(|to| id <= to);
         let (indexed, later): (Vec<String>, Vec<String>) = self.touched.into_iter().partition(is_indexed);
-        inverted_index::refresh(&mut self.transaction, self.user, &indexed).await?;
+        Box::pin(inverted_index::refresh(&mut self.transaction, self.user, &indexed)).await?;
         // The index build will add these; postings of an older index are wrong until then.
-        inverted_index::remove(&mut self.transaction, self.user, &later).await?;
+        Box::pin(inverted_index::remove(&mut self.transaction, self.user, &later)).await?;
         self.transaction.commit().await
     }
 
@@ -131,7 +141,7 @@ impl<'u> MemoryTransaction<'u> {
         model_key: &str,
     ) -> Result<BTreeSet<String>, sqlx::Error> {
         let mut written = BTreeSet::new();
-        for rows in rows.chunks(BATCH) {
+        for rows in parts(rows, BATCH, BATCH_BYTES, NewMemoryRow::bytes) {
             let ids: Vec<String> = rows.iter().map(|row| row.id.to_owned()).collect();
             let following = inverted_index::following_turns(&mut self.transaction, self.user, &ids).await?;
             if !document_id.is_empty() {
