@@ -2,7 +2,7 @@
 //!
 //! Sessions are not erased: they are deleted by [`ConversationStore::delete_sessions`], which the client calls by itself.
 //!
-//! Lock order: the user's lock of the memory, then `learning_jobs`, then `pending_turns`, as when sessions are deleted.
+//! The locks are taken in the order that [`postgres`](crate::postgres) documents.
 //!
 //! [`ConversationStore::delete_sessions`]: crate::conversation::ConversationStore::delete_sessions
 
@@ -31,6 +31,7 @@ fn erase_derived_rows<'t>(
     user: &'t UserId,
 ) -> BoxFuture<'t, Result<(), sqlx::Error>> {
     Box::pin(async move {
+        conversation::lock_user(transaction, user).await?;
         turn_ledger::erase_user(transaction, user).await?;
         learning::erase_jobs(transaction, user).await?;
         conversation::erase_pending_turns(transaction, user).await

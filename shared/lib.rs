@@ -20,6 +20,7 @@ pub mod memory;
 pub mod postgres;
 pub mod proto;
 pub mod provider;
+pub mod retention;
 pub mod service;
 pub mod telemetry;
 mod temporal;

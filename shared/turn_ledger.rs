@@ -9,7 +9,7 @@ use sqlx::Row as _;
 
 use crate::{
     identity::{RequestId, SessionId, UserId},
-    postgres::RoleTransaction,
+    postgres::{ExpiredRows, RoleTransaction},
 };
 
 const IS_ERASED_SINCE: &str = "
@@ -35,9 +35,42 @@ const MARK_ERASED: &str = "
     insert into forgotten_users (user_digest, forgotten_at) values (sha256(convert_to($1, 'UTF8')), clock_timestamp())
     on conflict (user_digest) do update set forgotten_at = excluded.forgotten_at";
 const ERASE_MARKS: &str = "delete from learned_turns where user_id = $1";
+/// Of all users. Skips the row of a user who is erased at the same moment: two erasures would wait for each other.
 const SWEEP_ERASED: &str = "
     delete from forgotten_users
-    where user_digest in (select user_digest from forgotten_users where forgotten_at < now() - interval '7 days' limit 50)";
+    where user_digest in (select user_digest from forgotten_users where forgotten_at < now() - interval '7 days' limit 50
+                          for update skip locked)";
+
+const BATCH: u16 = 500;
+const DELETE_EXPIRED: &str = "
+    delete from learned_turns where user_id = $1 and (session_id, request_id) in (
+        select session_id, request_id from learned_turns
+        where user_id = $1 and learned_at < $2::timestamptz - interval '30 days' order by learned_at limit $3
+        for update skip locked)";
+const IS_EMPTY: &str = "select not exists (select from learned_turns where user_id = $1) as is_empty";
+/// The policy of the table shows old rows of all users.
+const DELETE_OLD_ERASURES: &str = "
+    delete from forgotten_users
+    where user_digest in (select user_digest from forgotten_users where forgotten_at < $1::timestamptz - interval '7 days'
+                          limit $2 for update skip locked)";
+
+/// Marks of learned turns. Waits for no lock.
+pub(crate) async fn delete_expired(
+    transaction: &mut RoleTransaction,
+    user: &UserId,
+    now: Timestamp,
+) -> Result<ExpiredRows, sqlx::Error> {
+    let delete = transaction.query(DELETE_EXPIRED).bind(user.as_str()).bind(now.to_sqlx()).bind(i32::from(BATCH));
+    let deleted = delete.execute(&mut **transaction).await?.rows_affected();
+    let left = transaction.query(IS_EMPTY).bind(user.as_str()).fetch_one(&mut **transaction).await?;
+    Ok(ExpiredRows { deleted, is_partial: deleted >= BATCH.into(), is_empty: left.try_get("is_empty")? })
+}
+
+/// Of all users. Waits for no lock.
+pub(crate) async fn delete_old_erasures(transaction: &mut RoleTransaction, now: Timestamp) -> Result<u64, sqlx::Error> {
+    let delete = transaction.query(DELETE_OLD_ERASURES).bind(now.to_sqlx()).bind(i32::from(BATCH));
+    Ok(delete.execute(&mut **transaction).await?.rows_affected())
+}
 
 /// Whether the user was erased at `since` or later.
 pub(crate) async fn is_erased_since(

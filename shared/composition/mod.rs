@@ -23,6 +23,7 @@ use crate::{
     llm::{ChatModel, Prices},
     memory::MemoryEngine,
     postgres::RolePools,
+    retention::RetentionSweep,
     service::{ApiParts, Apis},
     tools::Toolbox,
 };
@@ -38,6 +39,8 @@ pub struct App {
     pub conversations: Option<Arc<dyn ConversationStore>>,
     /// The gRPC services.
     pub apis: Apis,
+    /// Deletes what is kept for a time only.
+    pub retention: RetentionSweep,
     /// `None` = conversations are not stored.
     pub learner: Option<Arc<TurnLearner>>,
     /// `None` = the store has no queue of turns to learn from.
@@ -93,7 +96,8 @@ impl App {
             refusals: config.chat_refusals,
             status_interval: config.server.status_interval,
         });
-        Ok(Self { model, engine, conversations, apis, learner, extraction_worker })
+        let retention = RetentionSweep::new(&database);
+        Ok(Self { model, engine, conversations, apis, retention, learner, extraction_worker })
     }
 
     /// Connects concurrently. Failures are ignored: the first call tries again.

@@ -24,7 +24,7 @@ pub use fact::{Extractor, Fact, FactKind, FactRejection, FactStatus, KnownFact, 
 pub use learner::{ExtractionOutcome, TurnLearner};
 pub use limits::{MAX_SUMMARY_TOKENS, MAX_TITLE_CHARS, SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS};
 pub use model::ModelExtractor;
-pub(crate) use queue::erase_jobs;
+pub(crate) use queue::{delete_old_failed_jobs, erase_jobs, users_with_old_failed_jobs};
 pub use rules::{RuleExtractor, RuleSummarizer};
 #[cfg(feature = "dynamodb")]
 pub use stream::{BatchItemFailures, learn_from_records};

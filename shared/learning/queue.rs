@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx as _;
 use sqlx::{Row as _, postgres::PgRow};
 
 use crate::{
@@ -46,10 +48,21 @@ const NEXT_USERS: &str = "
 /// Users that one query visits. The first one finds enough mostly.
 const FIRST_VISITED_USERS: usize = 20;
 const VISITED_USERS: usize = 200;
-/// Serializes the claims of a user: two at once would each see no claimed job.
-const LOCK_USER: &str = "select pg_advisory_xact_lock(hashtextextended('learning ' || $1, 0))";
-const DELETE_OLD_FAILED: &str =
-    "delete from learning_jobs where user_id = $1 and failed_at is not null and failed_at < now() - interval '90 days'";
+/// Serializes the claims of a user: two at once would each see no claimed job. By SHA-256, so that nobody finds a name with the
+/// lock of another user.
+const LOCK_USER: &str = "
+    select pg_advisory_xact_lock(
+        ('x' || encode(substr(sha256(convert_to('learning ' || $1, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint)";
+/// A claim waits for no row: it locks failed jobs and then another one, which a deletion locks in any order.
+const DELETE_OLD_FAILED: &str = "
+    delete from learning_jobs
+    where user_id = $1 and (session_id, turn) in (
+        select session_id, turn from learning_jobs
+        where user_id = $1 and failed_at is not null and failed_at < $2::timestamptz - interval '90 days' limit 100
+        for update skip locked)";
+const USERS_WITH_OLD_FAILED: &str = "
+    select distinct user_id from learning_jobs
+    where failed_at is not null and failed_at < $1::timestamptz - interval '90 days' limit 100";
 const CLAIM: &str = "
     update learning_jobs set locked_until = now() + make_interval(secs => $2), attempts = attempts + 1
     where user_id = $1 and (session_id, turn) = (
@@ -57,7 +70,7 @@ const CLAIM: &str = "
         where user_id = $1 and failed_at is null and due_at <= now() and (locked_until is null or locked_until <= now())
               and not exists (select from learning_jobs
                               where user_id = $1 and locked_until is not null and locked_until > now())
-        order by due_at, session_id, turn limit 1)
+        order by due_at, session_id, turn limit 1 for update skip locked)
     returning session_id, turn, attempts";
 const DELETE: &str = "
     delete from learning_jobs where user_id = $1 and session_id = $2 and turn = $3 and attempts = $4";
@@ -164,9 +177,8 @@ impl ExtractionQueue {
     /// `None` if no job is due or another worker has claimed one of this user.
     pub(super) async fn claim(&self, user: &UserId) -> Result<Option<ExtractionJob>, sqlx::Error> {
         let mut transaction = self.service.begin(user).await?;
-        for statement in [LOCK_USER, DELETE_OLD_FAILED] {
-            transaction.query(statement).bind(user.as_str()).execute(&mut *transaction).await?;
-        }
+        transaction.query(LOCK_USER).bind(user.as_str()).execute(&mut *transaction).await?;
+        delete_old_failed_jobs(&mut transaction, user, Timestamp::now()).await?;
         let query = transaction.query(CLAIM).bind(user.as_str()).bind(LOCK_DURATION.as_secs_f64());
         let row = query.fetch_optional(&mut *transaction).await?;
         transaction.commit().await?;
@@ -195,6 +207,27 @@ impl ExtractionQueue {
         query.execute(&mut *transaction).await?;
         transaction.commit().await
     }
+}
+
+/// At most 100. The maintenance role sees them.
+pub(crate) async fn users_with_old_failed_jobs(
+    transaction: &mut RoleTransaction,
+    now: Timestamp,
+) -> Result<Vec<UserId>, sqlx::Error> {
+    let query = transaction.query(USERS_WITH_OLD_FAILED).bind(now.to_sqlx());
+    let rows = query.fetch_all(&mut **transaction).await?;
+    let users = rows.iter().map(|row| row.try_get::<&str, _>("user_id")).collect::<Result<Vec<_>, _>>()?;
+    Ok(users.into_iter().filter_map(|user| UserId::parse("user_id", user).ok()).collect())
+}
+
+/// At most 100. Waits for no lock.
+pub(crate) async fn delete_old_failed_jobs(
+    transaction: &mut RoleTransaction,
+    user: &UserId,
+    now: Timestamp,
+) -> Result<u64, sqlx::Error> {
+    let query = transaction.query(DELETE_OLD_FAILED).bind(user.as_str()).bind(now.to_sqlx());
+    Ok(query.execute(&mut **transaction).await?.rows_affected())
 }
 
 /// Part of the transaction that erases a user.

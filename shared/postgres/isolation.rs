@@ -2,7 +2,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use super::{error::DatabaseError, role::Role};
 
-/// Whether the role bypasses row-level security, tables with a `user_id` that do not force it, tables it owns, other
+/// Whether the role bypasses row-level security, tables with a user's id that do not force it, tables it owns, other
 /// service roles it inherits, and policies that the migrations did not create.
 const WEAKNESSES: &str = "
     with ours as (
@@ -17,13 +17,15 @@ const WEAKNESSES: &str = "
             policyname = 'own_rows' and cmd = 'ALL' and granted = array['agent_reader', 'agent_service']
                 and seen = '(user_id=(SELECTcurrent_setting(''agent.user_id'',true)))' and taken = seen
             or policyname = 'every_id' and cmd = 'SELECT' and granted = array['agent_maintenance'] and seen = 'true'
-                and tablename in ('memories', 'memory_vectors', 'memory_users', 'learning_jobs'))
+                and tablename in ('memories', 'memory_vectors', 'memory_users', 'learning_jobs', 'retention_queue')
+            or tablename = 'retention_queue' and policyname = 'own_rows' and cmd = 'ALL' and granted = array['agent_service']
+                and seen = '(owner_id=(SELECTcurrent_setting(''agent.user_id'',true)))' and taken = seen)
     ), users_tables as (
         select relname::text, relowner, relrowsecurity and relforcerowsecurity as is_protected
         from pg_class
         where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace
               and exists (select from pg_attribute
-                          where attrelid = pg_class.oid and attname = 'user_id' and not attisdropped)
+                          where attrelid = pg_class.oid and attname in ('user_id', 'owner_id') and not attisdropped)
     )
     select (select rolsuper or rolbypassrls from pg_roles where rolname = current_user) as bypasses,
            array(select relname from users_tables where not is_protected) as unprotected,

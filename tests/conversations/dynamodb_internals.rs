@@ -43,6 +43,33 @@ fn kinds(items: &[Attributes]) -> HashMap<&str, usize> {
     kinds
 }
 
+/// DynamoDB deletes them by itself; the template turns it on.
+#[tokio::test]
+async fn every_item_that_is_kept_for_a_time_expires() {
+    let Some((table, store)) = table().await else { return };
+    let lease = started(store.admit(&run("s", "r1")).await.unwrap());
+    store.store_pending_turn(&lease, b"state", &["c", "d"]).await.unwrap();
+    store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
+    store.finish(&lease, &ending(2)).await.unwrap();
+    let lease = started(store.admit(&NewRun { takes_session: false, ..run("s", "r2") }).await.unwrap());
+    store.record_tool_result(&lease, "c", b"result").await.unwrap();
+    store.finish(&lease, &ending(1)).await.unwrap();
+    let lease = started(store.admit(&run("t", "r3")).await.unwrap());
+    let end = RunEnding { turn: Some(turn(b"turn")), profile: Some(b"profile".to_vec()), tokens: 7, ..ending(1) };
+    store.finish(&lease, &end).await.unwrap();
+    drop(started(store.admit(&run("u", "live")).await.unwrap()));
+    let items = table.items("").await;
+    for item in &items {
+        let id = text(item, "item_id");
+        let is_permanent = ["session/", "turn/", "profile"].iter().any(|kind| id.starts_with(kind));
+        assert_eq!(item.contains_key("expires_at"), !is_permanent, "{id}");
+    }
+    let found = kinds(&items);
+    for kind in ["run", "chunk", "lease", "pending", "result", "session", "turn", "profile", "usage"] {
+        assert!(found.contains_key(kind), "{kind} is not in {found:?}");
+    }
+}
+
 #[tokio::test]
 async fn long_values_are_divided_within_item_limit() {
     let Some((table, store)) = table().await else { return };

@@ -18,6 +18,7 @@ mod postgres_internals;
 mod previous_program;
 mod quotas;
 mod readers;
+mod retention;
 mod runs;
 mod sessions;
 mod upkeep;

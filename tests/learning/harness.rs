@@ -38,11 +38,23 @@ pub struct Harness {
     pub store: Arc<dyn ConversationStore>,
 }
 
+/// Shares only the database.
+pub struct OtherProcess {
+    pub roles: RolePools,
+    pub memory: Arc<MemoryEngine>,
+    pub store: Arc<dyn ConversationStore>,
+}
+
 impl Harness {
     pub async fn new() -> Self {
         let database = TestDatabase::create().await;
         let (roles, memory, store) = parts(&database);
         Self { database, roles, memory, store }
+    }
+
+    pub fn other_process(&self) -> OtherProcess {
+        let (roles, memory, store) = parts(&self.database);
+        OtherProcess { roles, memory, store }
     }
 
     /// The worker of another process on the same database.

@@ -12,6 +12,7 @@ mod harness;
 #[path = "../support/http_double.rs"]
 #[expect(dead_code, reason = "not every crate uses all of it")]
 mod http_double;
+mod lock_order;
 #[path = "../postgres/mod.rs"]
 mod postgres;
 mod queue;

@@ -8,8 +8,10 @@ use agent_service::{
     learning::ExtractionWorker,
     memory::MemoryEngine,
     postgres::{Database, DatabaseError, StartupProgress, StartupStep},
+    retention::RetentionSweep,
     transport::server::{Server, ServerError, TlsReload},
 };
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +24,10 @@ use crate::{
 /// Pause between two checks whether users have so many memories that their vectors need an ANN index.
 const INDEX_INTERVAL: Duration = Duration::from_mins(10);
 
+/// Pause between two rounds of the retention sweep, and while users are left that are due.
+const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
+const PARTIAL_SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Graceful shutdown: the first signal cancels `stop`, upon which open streams have `SHUTDOWN_GRACE_SECONDS` to end; a
 /// second signal ends the process at once. The database outlives the last stream and the extraction worker.
 pub async fn run(config: Config) -> CommandResult {
@@ -33,7 +39,7 @@ pub async fn run(config: Config) -> CommandResult {
         // There is nothing to end yet.
         () = signals.next() => return Ok(ExitCode::SUCCESS),
     };
-    let Started { engine, server, extraction_worker } = started;
+    let Started { engine, server, retention, extraction_worker } = started;
     let tls = server.tls_reload();
     print_banner(&config, server.address());
 
@@ -49,7 +55,8 @@ pub async fn run(config: Config) -> CommandResult {
             supervised?;
             ExitCode::FAILURE
         }
-        () = maintain_vectors(&engine, &database, ready) => ExitCode::FAILURE,
+        () = maintain_vectors(&engine, &database, ready.clone()) => ExitCode::FAILURE,
+        () = delete_expired_rows(&retention, ready) => ExitCode::FAILURE,
         () = reload_on_signal(&mut reload_signals, &tls) => ExitCode::FAILURE,
         () = wait_for_forced_stop(&mut signals, &stop, config.server.shutdown_grace) => ExitCode::from(EXIT_INTERRUPTED),
     };
@@ -62,15 +69,16 @@ pub async fn run(config: Config) -> CommandResult {
 struct Started {
     engine: Arc<MemoryEngine>,
     server: Server,
+    retention: RetentionSweep,
     extraction_worker: Option<Arc<ExtractionWorker>>,
 }
 
 /// May wait for the services that give credentials.
 async fn start(config: &Config, database: &Database) -> Result<Started, CommandError> {
-    let App { engine, apis, extraction_worker, .. } =
+    let App { engine, apis, retention, extraction_worker, .. } =
         App::for_server(config, database.pools()).await.map_err(setup_error)?;
     let server = Server::bind(&config.server, apis).await.map_err(server_error)?;
-    Ok(Started { engine, server, extraction_worker })
+    Ok(Started { engine, server, retention, extraction_worker })
 }
 
 /// Returns when both the server and the extraction worker have stopped; a server that fails stops the worker.
@@ -107,6 +115,26 @@ async fn maintain_vectors(engine: &MemoryEngine, database: &Database, mut ready:
             }
         }
         tokio::time::sleep(INDEX_INTERVAL).await;
+    }
+}
+
+/// Never returns. Several servers may do it at once.
+async fn delete_expired_rows(retention: &RetentionSweep, mut ready: watch::Receiver<bool>) {
+    loop {
+        let mut pause = SWEEP_INTERVAL;
+        // As above, it does not fail.
+        if ready.wait_for(|ready| *ready).await.is_ok() {
+            match retention.sweep(Timestamp::now()).await {
+                Ok(swept) => {
+                    tracing::debug!(rows = swept.rows, "deleted expired rows");
+                    if swept.is_partial {
+                        pause = PARTIAL_SWEEP_INTERVAL;
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "failed to delete expired rows; trying again later"),
+            }
+        }
+        tokio::time::sleep(pause).await;
     }
 }
 

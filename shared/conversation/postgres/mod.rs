@@ -1,16 +1,9 @@
 //! Conversations in Postgres. `infra/migrations/0005_conversations.sql` documents the tables.
 //!
-//! Lock order. Transactions that admit, end or revoke a run, record a tool result, store a pending turn or delete
-//! sessions first lock the user's row of `user_usage`, which serializes them for a user. A run that has its lease then
-//! has it until the commit, and they may lock further rows in any order. Other transactions stay within one step:
-//!
-//! 1. `user_usage`: the user lock.
-//! 2. `learning_jobs`: claims of extraction workers.
-//! 3. `runs`, then `run_chunks`: heartbeats, readers and cancellation.
-//! 4. `pending_turns`, then `pending_calls`.
-//! 5. `sessions`, then `turns`: titles and summaries.
-//!
-//! [`erasure`](crate::erasure) locks `learning_jobs` and then `pending_turns`, as `delete_sessions` does.
+//! Locks, in the order that [`postgres`](crate::postgres) documents. Transactions that admit, end or revoke a run, record a tool
+//! result, store a pending turn or delete sessions first lock the user's row of `user_usage`, which serializes them for a user. A
+//! run that has its lease then has it until the commit. Other transactions lock one row: heartbeats, readers and cancellation one
+//! of `runs`, titles and summaries one of `sessions`. The sweep skips locked rows.
 //!
 //! Cancellation: a dropped call rolls its transaction back, but `admit`, `checkpoint` and `finish`, one function call
 //! each, may commit. The column `runs.holder` is the lease token.
@@ -23,6 +16,7 @@ mod session;
 mod sweep;
 
 pub(crate) use pending::erase_pending_turns;
+pub(crate) use sweep::delete_expired;
 
 use std::{sync::Arc, time::Duration};
 
@@ -85,12 +79,17 @@ impl PostgresConversations {
         WithDeadlines::new(store, timeouts, CONCURRENT_ADMISSIONS).with_user_locks()
     }
 
-    /// A user without a row has nothing to lock, and no runs.
     async fn begin_locked(&self, user: &UserId, statement_timeout: Duration) -> Result<RoleTransaction> {
         let mut transaction = self.database.with_statement_timeout(statement_timeout).begin(user).await?;
-        transaction.query(LOCK_USER).bind(user.as_str()).execute(&mut *transaction).await?;
+        lock_user(&mut transaction, user).await?;
         Ok(transaction)
     }
+}
+
+/// A user without a row has nothing to lock, and no runs.
+pub(crate) async fn lock_user(transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {
+    transaction.query(LOCK_USER).bind(user.as_str()).execute(&mut **transaction).await?;
+    Ok(())
 }
 
 async fn check_lease(transaction: &mut RoleTransaction, lease: &Lease) -> Result<()> {

@@ -1,6 +1,6 @@
 use sqlx::Row as _;
 
-use super::{LOCK_USER, PostgresConversations, Result, StoreError, read_request_id};
+use super::{PostgresConversations, Result, StoreError, lock_user, read_request_id};
 use crate::{
     conversation::run::{Lease, Preemption, ReaderSignals, RunKey, UNWATCH_DELAY},
     identity::{RequestId, UserId},
@@ -65,7 +65,7 @@ impl PostgresConversations {
         let user = key.user.as_str();
         let mut transaction = self.database.begin(&key.user).await?;
         if takes_over {
-            transaction.query(LOCK_USER).bind(user).execute(&mut *transaction).await?;
+            lock_user(&mut transaction, &key.user).await?;
         }
         let preempt = transaction.query(PREEMPT).bind(user).bind(key.session.as_str());
         let preempt = preempt.bind(key.request.as_str()).bind(takes_over);

@@ -1,17 +1,19 @@
-//! The function that learns from turns: from records of the DynamoDB stream or, on a schedule, from the extraction queue.
+//! The function that learns from turns: from records of the DynamoDB stream or, on a schedule, from the extraction queue. On a
+//! schedule it also deletes what has expired in the memory's database.
 
 use std::{
     process::ExitCode,
     time::{Duration, SystemTime},
 };
 
+use jiff::Timestamp;
 use lambda_runtime::{LambdaEvent, Runtime, layers::TracingLayer};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tower::util::service_fn;
 
 use super::runtime::run;
-use crate::{composition::App, learning::learn_from_records};
+use crate::{composition::App, learning::learn_from_records, retention::RetentionSweep};
 
 /// Reserved for the function's response.
 const RESPONSE_MARGIN: Duration = Duration::from_secs(3);
@@ -23,6 +25,8 @@ enum LearnEventError {
     NoConversations,
     #[error("the event is neither of a DynamoDB stream nor of a schedule")]
     OtherEvent,
+    #[error("expired rows cannot be deleted: {0}")]
+    Retention(#[source] sqlx::Error),
     #[error("the extraction queue cannot be read: {0}")]
     Queue(#[from] sqlx::Error),
 }
@@ -49,10 +53,31 @@ async fn handle(app: &App, event: &Value, deadline: Instant) -> Result<Value, Le
     }
     // EventBridge rules and EventBridge Scheduler.
     let is_scheduled = matches!(event.get("source").and_then(Value::as_str), Some("aws.events" | "aws.scheduler"));
-    match &app.extraction_worker {
-        Some(worker) if is_scheduled => Ok(json!({ "settled": Box::pin(worker.run_until_idle(deadline)).await? })),
-        _ => Err(LearnEventError::OtherEvent),
+    if !is_scheduled {
+        return Err(LearnEventError::OtherEvent);
     }
+    let swept = match app.retention.is_configured() {
+        true => Box::pin(delete_expired_rows(&app.retention, deadline)).await,
+        false => Ok(()),
+    };
+    let settled = match &app.extraction_worker {
+        Some(worker) => Box::pin(worker.run_until_idle(deadline)).await?,
+        None => 0,
+    };
+    swept?;
+    Ok(json!({ "settled": settled }))
+}
+
+/// Goes on at the next event where the time is too short.
+async fn delete_expired_rows(retention: &RetentionSweep, deadline: Instant) -> Result<(), LearnEventError> {
+    while let Ok(swept) = timeout_at(deadline, retention.sweep(Timestamp::now())).await {
+        let swept = swept.map_err(LearnEventError::Retention)?;
+        tracing::debug!(rows = swept.rows, "deleted expired rows");
+        if !swept.is_partial {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// `deadline_ms` is Lambda's, in milliseconds since 1970.
