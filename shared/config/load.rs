@@ -103,7 +103,7 @@ impl Config {
         let auth = AuthConfig::read(&mut reader, entry_point);
         let stores = StoresConfig::read(&mut reader, entry_point);
         let config = Self {
-            server: ServerConfig::read(&mut reader, auth.mode),
+            server: ServerConfig::read(&mut reader, auth.mode, model.stall_timeout()),
             auth,
             embedding: EmbeddingConfig::read(&mut reader, &model, retry),
             memory: MemoryConfig::read(&mut reader),

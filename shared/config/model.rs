@@ -34,6 +34,8 @@ pub struct DemoConfig {
     pub thinking_delay: Duration,
     pub chunk_delay: Duration,
     pub responses_file: Option<PathBuf>,
+    /// Canned answers end by themselves, but not all clients read them.
+    pub stall_timeout: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,12 +84,13 @@ impl ModelTimeouts {
 }
 
 impl DemoConfig {
-    fn read(reader: &mut EnvReader<'_>, reason: DemoReason) -> Self {
+    fn read(reader: &mut EnvReader<'_>, reason: DemoReason, stall_timeout: Duration) -> Self {
         Self {
             reason,
             thinking_delay: reader.milliseconds(DEMO_THINKING_DELAY_MS, 1000),
             chunk_delay: reader.milliseconds(DEMO_CHUNK_DELAY_MS, 30),
             responses_file: reader.file(DEMO_RESPONSES_FILE, "responses.json"),
+            stall_timeout,
         }
     }
 }
@@ -102,12 +105,20 @@ impl ModelConfig {
         }
     }
 
+    /// After which a stream that its client does not read ends.
+    pub(super) fn stall_timeout(&self) -> Duration {
+        match self {
+            Self::Demo(demo) => demo.stall_timeout,
+            Self::Provider(provider) => provider.timeouts.total,
+        }
+    }
+
     /// Reads the variables of both modes, so that an invalid value is found before the mode changes.
     pub(super) fn read(reader: &mut EnvReader<'_>, retry: RetryConfig) -> Self {
         let demo_mode = reader.switch(DEMO_MODE);
         let reason = if demo_mode == Some(true) { DemoReason::Chosen } else { DemoReason::NoKey };
-        let demo = DemoConfig::read(reader, reason);
         let timeouts = ModelTimeouts::read(reader);
+        let demo = DemoConfig::read(reader, reason, timeouts.total);
         let max_tokens = reader.number(LLM_MAX_TOKENS, 1, 10_000_000, "4096");
         let prices_file = reader.file(PRICES_FILE, "prices.json");
         let tools_file = reader.file(TOOLS_FILE, "tools.json");

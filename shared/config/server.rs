@@ -42,6 +42,8 @@ pub struct ServerConfig {
     pub http1_keepalive: Duration,
     /// After which a silent chat repeats its last status; `None` = never.
     pub status_interval: Option<Duration>,
+    /// After which a response that its client does not read ends.
+    pub stall_timeout: Duration,
 }
 
 /// PEM files.
@@ -57,7 +59,7 @@ impl ServerConfig {
         SocketAddr::new(self.host, self.port)
     }
 
-    pub(super) fn read(reader: &mut EnvReader<'_>, auth: AuthMode) -> Self {
+    pub(super) fn read(reader: &mut EnvReader<'_>, auth: AuthMode, stall_timeout: Duration) -> Self {
         let host = read_host(reader);
         if auth == AuthMode::None && !host.is_loopback() {
             let problem = "is reachable from other machines, but callers are not authenticated: listen on a loopback address, \
@@ -77,6 +79,7 @@ impl ServerConfig {
             cors_headers: read_cors_headers(reader),
             http1_keepalive: reader.seconds(HTTP1_KEEPALIVE_SECONDS, 75.0, true),
             status_interval: Some(reader.seconds(STATUS_INTERVAL_SECONDS, 15.0, false)).filter(|time| !time.is_zero()),
+            stall_timeout,
         }
     }
 }

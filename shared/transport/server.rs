@@ -12,6 +12,7 @@ mod listener;
 mod page;
 mod preface;
 mod probes;
+mod stalled;
 mod tls;
 
 use std::{net::SocketAddr, time::Duration};

@@ -16,7 +16,7 @@ use futures_util::FutureExt as _;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
@@ -30,7 +30,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
-use super::{preface::PrefaceWatch, tls::TlsCertificate};
+use super::{
+    preface::PrefaceWatch,
+    stalled::{StreamExecutor, WatchedBody, WriteTimeout},
+    tls::TlsCertificate,
+};
 use crate::service::HalfClose;
 
 pub(super) type HttpService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
@@ -48,6 +52,9 @@ const MAX_RESETS: usize = 10_000;
 /// HTTP/2 flow control: enough for large uploads, and a bound on the memory of a connection (backpressure).
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Response bytes that wait for a client that reads slowly: of a stream over HTTP/2, and of a connection over HTTP/1.1, where it
+/// also bounds the head of a request. hyper's default of 400 KiB each would hold hundreds of megabytes for a thousand streams.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Shared by all connections of a listener.
 pub(super) struct ConnectionContext {
@@ -55,6 +62,8 @@ pub(super) struct ConnectionContext {
     pub(super) tls: Option<Arc<TlsCertificate>>,
     /// How long an HTTP/1.1 connection may wait for its next request, and a new connection until its protocol is known.
     pub(super) keepalive: Duration,
+    /// After which a response that cannot be sent ends.
+    pub(super) stall_timeout: Duration,
     /// Ends idle connections, and busy ones after their last response.
     pub(super) stop: CancellationToken,
 }
@@ -87,8 +96,9 @@ async fn serve_http(
         }
         request.map(Body::new)
     });
-    let builder = http_builder(context.keepalive);
-    let (io, is_protocol_known) = PrefaceWatch::new(io);
+    let service = service.map_response(|response: Response<Body>| response.map(WatchedBody::new));
+    let builder = http_builder(context);
+    let (io, is_protocol_known) = PrefaceWatch::new(WriteTimeout::new(io, context.stall_timeout));
     let connection = builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection);
     let mut is_stopping = false;
@@ -115,13 +125,14 @@ async fn serve_http(
     }
 }
 
-fn http_builder(keepalive: Duration) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn http_builder(context: &ConnectionContext) -> Builder<StreamExecutor> {
+    let mut builder = Builder::new(StreamExecutor { timeout: context.stall_timeout });
     builder
         .http1()
         .timer(TokioTimer::new())
         // hyper reads the next head as soon as a response is sent, so this is also the time that a connection may be idle.
-        .header_read_timeout(keepalive)
+        .header_read_timeout(context.keepalive)
+        .max_buf_size(SEND_BUFFER_BYTES)
         .half_close(true);
     builder
         .http2()
@@ -131,6 +142,7 @@ fn http_builder(keepalive: Duration) -> Builder<TokioExecutor> {
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES);
     builder

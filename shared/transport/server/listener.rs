@@ -48,6 +48,7 @@ pub struct Listener {
     probes: Probes,
     tls: Option<Arc<TlsCertificate>>,
     keepalive: Duration,
+    stall_timeout: Duration,
 }
 
 /// Reads the TLS files of a running server again.
@@ -76,7 +77,8 @@ impl Listener {
         let address = socket.local_addr().map_err(bind_error)?;
         let page = Page { is_enabled: config.web_page };
         let probes = Probes::new(config.health);
-        Ok(Self { socket, address, cors, page, probes, tls, keepalive: config.http1_keepalive })
+        let (keepalive, stall_timeout) = (config.http1_keepalive, config.stall_timeout);
+        Ok(Self { socket, address, cors, page, probes, tls, keepalive, stall_timeout })
     }
 
     /// With the real port if the configured one is 0.
@@ -100,8 +102,8 @@ impl Listener {
     /// streams without a limit. Dropping the future closes all connections.
     pub async fn serve(self, routes: Routes, paths: RpcPaths, stop: CancellationToken) {
         let service = self.service(routes, paths);
-        let Self { socket, tls, keepalive, .. } = self;
-        let context = Arc::new(ConnectionContext { service, tls, keepalive, stop: stop.clone() });
+        let Self { socket, tls, keepalive, stall_timeout, .. } = self;
+        let context = Arc::new(ConnectionContext { service, tls, keepalive, stall_timeout, stop: stop.clone() });
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {

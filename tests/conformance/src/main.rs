@@ -92,6 +92,7 @@ async fn serve(request: ServerCompatRequest, stop: CancellationToken) -> ServeRe
         cors_headers: Vec::new(),
         http1_keepalive: Duration::from_secs(75),
         status_interval: None,
+        stall_timeout: Duration::from_secs(300),
     };
     let listener = Listener::bind(&config).await?;
     answer(&request, listener.address())?;
