@@ -105,6 +105,8 @@ pub enum TurnFailure {
     /// Of the call, set by its entry point, or of the turn.
     #[error("the deadline of the call is exceeded")]
     DeadlineExceeded,
+    #[error("the token of the call has expired")]
+    TokenExpired,
     #[error("internal error")]
     Internal,
 }
@@ -119,7 +121,8 @@ impl TurnFailure {
             | Self::NotPersisted
             | Self::Abandoned
             | Self::ShuttingDown
-            | Self::DeadlineExceeded => true,
+            | Self::DeadlineExceeded
+            | Self::TokenExpired => true,
             Self::ToolRoundsExceeded | Self::Cancelled | Self::Preempted | Self::Internal => false,
         }
     }
@@ -134,6 +137,6 @@ impl TurnFailure {
     /// The client stopped the turn, or left it. An operator has nothing to do.
     #[must_use]
     pub fn is_caused_by_client(&self) -> bool {
-        matches!(self, Self::Cancelled | Self::Abandoned | Self::Preempted)
+        matches!(self, Self::Cancelled | Self::Abandoned | Self::Preempted | Self::TokenExpired)
     }
 }

@@ -11,9 +11,9 @@ use tokio::{
 };
 
 use super::{
-    AdmitOutcome, AdmittedLease, ConversationStore, FrameChunk, History, Lease, NewRun, Preemption, ReaderSignals,
-    RunEnding, RunKey, RunSignals, RunSnapshot, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn,
-    StoredTurns, ToolResultOutcome,
+    AdmitOutcome, AdmittedLease, ConversationStore, FrameChunk, FramePage, History, Lease, NewRun, Preemption,
+    ReaderSignals, RunEnding, RunKey, RunSignals, RunSnapshot, Session, SessionCursor, SessionSelection, SessionUpdate,
+    StoredTurn, StoredTurns, ToolResultOutcome,
     error::{Result, StoreError},
     user_queue::{CallPermit, UserQueues},
 };
@@ -264,8 +264,8 @@ impl<S: ConversationStore + 'static> ConversationStore for WithDeadlines<S> {
         self.locking_user_with_lease(self.timeouts.finish, lease, self.store.finish(lease, ending)).await
     }
 
-    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>> {
-        self.locking_rows(self.timeouts.long, user, self.store.follow(user, request, after)).await
+    async fn follow(&self, user: &UserId, request: &RequestId, page: &FramePage) -> Result<Option<RunSnapshot>> {
+        self.locking_rows(self.timeouts.long, user, self.store.follow(user, request, page)).await
     }
 
     async fn unwatch(&self, user: &UserId, request: &RequestId) -> Result<()> {

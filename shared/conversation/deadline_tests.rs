@@ -53,7 +53,7 @@ impl ConversationStore for SlowStore {
         if self.deletes_after.is_some() { Ok(()) } else { pending().await }
     }
 
-    async fn follow(&self, _: &UserId, _: &RequestId, _: u32) -> Result<Option<RunSnapshot>> {
+    async fn follow(&self, _: &UserId, _: &RequestId, _: &FramePage) -> Result<Option<RunSnapshot>> {
         pending().await
     }
 
@@ -252,7 +252,7 @@ async fn every_call_ends_with_its_deadline() {
     times_out("set_read", short, store.set_read(&lease, true)).await;
     times_out("preempt", short, store.preempt(&key, false)).await;
     times_out("finish", finish, store.finish(&lease, &ending)).await;
-    times_out("follow", long, store.follow(user, &key.request, 0)).await;
+    times_out("follow", long, store.follow(user, &key.request, &FramePage::after(0))).await;
     times_out("cancel", short, store.cancel(user, session, None)).await;
     times_out("store_pending_turn", long, store.store_pending_turn(&lease, b"", &[])).await;
     times_out("record_tool_result", admit, store.record_tool_result(&lease, "c", b"")).await;

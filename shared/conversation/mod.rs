@@ -21,8 +21,9 @@ pub use postgres::PostgresConversations;
 pub(crate) use postgres::{delete_expired, erase_pending_turns, lock_user};
 pub use quotas::QuotaKind;
 pub use run::{
-    AdmitOutcome, AdmittedLease, FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, NewRun, NewTurn, Preemption,
-    ReaderSignals, RunEnding, RunKey, RunOutcome, RunSignals, RunSnapshot, RunState, WATCH_WINDOW,
+    AdmitOutcome, AdmittedLease, FRAME_PAGE_BYTES, FrameChunk, FramePage, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease,
+    NewRun, NewTurn, Preemption, ReaderSignals, RunEnding, RunKey, RunOutcome, RunSignals, RunSnapshot, RunState,
+    WATCH_WINDOW,
 };
 pub use session::{
     History, MAX_TITLE_BYTES, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, Summary,

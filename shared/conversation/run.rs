@@ -175,11 +175,42 @@ pub enum RunState {
     Lost,
 }
 
+/// Bytes of frames that a reader takes from the store at a time. A replay that nobody reads holds no more than that, and the
+/// transport's buffers.
+pub const FRAME_PAGE_BYTES: usize = 64 * 1024;
+
+/// The part of a run's stored frames that a reader takes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FramePage {
+    /// The reader has all frames up to this number.
+    pub after: u32,
+    /// The chunk that begins with this frame begins with a part that the reader has; 0 = it has no part of a chunk.
+    pub chunk: u32,
+    /// Bytes of that part.
+    pub offset: usize,
+    /// Bytes of frames, of all chunks together. The last frame may be cut.
+    pub limit: usize,
+    /// The run counts as read from another process for [`WATCH_WINDOW`].
+    pub marks_reader: bool,
+}
+
+impl FramePage {
+    /// The first page of a reader in another process than the run's.
+    #[must_use]
+    pub fn after(after: u32) -> Self {
+        Self { after, chunk: 0, offset: 0, limit: FRAME_PAGE_BYTES, marks_reader: true }
+    }
+}
+
 #[derive(Debug)]
 pub struct RunSnapshot {
     pub state: RunState,
+    /// Another one than before means that the request has started another run.
     pub head: Vec<u8>,
-    /// In order and without a gap.
+    /// Number of the last stored frame; 0 = none is stored.
+    pub stored: u32,
+    /// In order and without a gap, within the bounds of the [`FramePage`]: the first chunk may lack its begin, and the last
+    /// one its end.
     pub chunks: Vec<FrameChunk>,
 }
 

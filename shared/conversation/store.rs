@@ -4,7 +4,8 @@ use super::{
     error::Result,
     pending::ToolResultOutcome,
     run::{
-        AdmitOutcome, FrameChunk, Lease, NewRun, Preemption, ReaderSignals, RunEnding, RunKey, RunSignals, RunSnapshot,
+        AdmitOutcome, FrameChunk, FramePage, Lease, NewRun, Preemption, ReaderSignals, RunEnding, RunKey, RunSignals,
+        RunSnapshot,
     },
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
     stored_turns::StoredTurns,
@@ -28,8 +29,8 @@ pub trait ConversationStore: Send + Sync {
     /// Everything in `ending` is durable when this returns. Idempotent. Of a lost run only the tokens count.
     async fn finish(&self, lease: &Lease, ending: &RunEnding) -> Result<()>;
 
-    /// Reads the frames after number `after`, and marks the run as watched for `WATCH_WINDOW`.
-    async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>>;
+    /// Reads a page of a run's frames.
+    async fn follow(&self, user: &UserId, request: &RequestId, page: &FramePage) -> Result<Option<RunSnapshot>>;
 
     /// A reader of another process has left: `follow` marks the run again while there are others.
     async fn unwatch(&self, user: &UserId, request: &RequestId) -> Result<()>;
@@ -117,8 +118,13 @@ macro_rules! impl_conversation_store {
                 self.checkpoint_run(lease, chunk).await
             }
 
-            async fn follow(&self, user: &UserId, request: &RequestId, after: u32) -> Result<Option<RunSnapshot>> {
-                self.snapshot_run(user, request, after).await
+            async fn follow(
+                &self,
+                user: &UserId,
+                request: &RequestId,
+                page: &FramePage,
+            ) -> Result<Option<RunSnapshot>> {
+                self.snapshot_run(user, request, page).await
             }
 
             async fn unwatch(&self, user: &UserId, request: &RequestId) -> Result<()> {

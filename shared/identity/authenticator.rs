@@ -46,7 +46,7 @@ impl Authenticator {
         let bearer = authorization.and_then(bearer_token);
         if self.is_internal_service(bearer, key)? || self.mode != AuthMode::Jwt {
             let user = UserId::from_call(credentials.body_user, credentials.user_id)?;
-            return Ok(Principal { user, is_pro: None });
+            return Ok(Principal { user, is_pro: None, expires_at: None });
         }
         let (Some(tokens), Some(token)) = (&self.tokens, bearer) else { return Err(CredentialError::Missing.into()) };
         let token = std::str::from_utf8(token).map_err(|_| CredentialError::Invalid)?;

@@ -33,6 +33,7 @@ enum VerificationKeys {
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
+    exp: u64,
     #[serde(default)]
     is_pro: bool,
     iat: Option<f64>,
@@ -100,7 +101,7 @@ impl TokenVerifier {
             return Err(CredentialError::Invalid);
         }
         let user = UserId::parse("sub", &decoded.claims.sub).map_err(|_| CredentialError::Invalid)?;
-        Ok(Principal { user, is_pro: Some(decoded.claims.is_pro) })
+        Ok(Principal { user, is_pro: Some(decoded.claims.is_pro), expires_at: Some(decoded.claims.exp) })
     }
 }
 

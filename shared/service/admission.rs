@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use prost::Message as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::Instant,
+};
 
 use super::{
     call::RpcCall,
@@ -15,8 +18,10 @@ use super::{
     frame_source::{DirectFrames, FrameSource},
     heartbeat::StreamStart,
     limits::{UserLimits, chat_limit},
+    open_streams::{OpenStreamGuard, OpenStreams},
     parse::chat::{self, ChatCall, ChatInput, IncomingChat, LAST_RESPONSE_ID},
-    run::{AdmittedRun, RunRegistry, SessionWait, StoredRun, events_or_defect},
+    run::{AdmittedRun, FrameLog, RunRegistry, SessionWait, StoredRun, events_or_defect},
+    token_end,
 };
 use crate::{
     chat::{Assistant, HISTORY_TOKEN_BUDGET, ResumedTurn, Stage, ToolResult, TurnEvent, TurnFailure, TurnInput},
@@ -30,6 +35,7 @@ pub(super) struct Admission {
     /// `None` = conversations are not stored.
     pub(super) runs: Option<RunRegistry>,
     pub(super) limits: Arc<UserLimits>,
+    pub(super) streams: OpenStreams,
     pub(super) permits: Arc<Semaphore>,
 }
 
@@ -37,12 +43,10 @@ pub(super) struct AdmittedCall {
     pub(super) envelope: Envelope,
     pub(super) source: FrameSource,
     pub(super) start: StreamStart,
-}
-
-impl AdmittedCall {
-    fn from_first_frame(envelope: Envelope, source: FrameSource) -> Self {
-        Self { envelope, source, start: StreamStart::default() }
-    }
+    /// `None` = the call holds a concurrency permit.
+    pub(super) open_stream: Option<OpenStreamGuard>,
+    /// When the stream ends whose run goes on.
+    pub(super) token_end: Option<Instant>,
 }
 
 struct PreparedCall {
@@ -51,6 +55,7 @@ struct PreparedCall {
     envelope: Envelope,
     /// A call that attaches to a run needs no permit, so a missing one is no error yet.
     permit: Result<OwnedSemaphorePermit, AdmissionError>,
+    token_end: Option<Instant>,
 }
 
 /// A run that the store has admitted, before its turn exists.
@@ -72,6 +77,7 @@ impl Admission {
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         let request_bytes = incoming.request.encoded_len();
+        let token_end = token_end::stream_end(&incoming.principal);
         let call = chat::parse(incoming)?;
         if let Some(model) = call.model()
             && !self.assistant.model.allows(model)
@@ -81,7 +87,7 @@ impl Admission {
         rpc.set_request(&call.session, &call.request, self.assistant.model.name(call.model()));
         let envelope = Envelope::new(call.session.clone(), &call.request, rpc.trace());
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| AdmissionError::Overloaded);
-        let prepared = PreparedCall { call, request_bytes, envelope, permit };
+        let prepared = PreparedCall { call, request_bytes, envelope, permit, token_end };
         match &self.runs {
             Some(runs) => Box::pin(self.start_or_attach(runs, prepared, interrupted)).await,
             None => self.start_direct(prepared, interrupted),
@@ -90,7 +96,7 @@ impl Admission {
 
     fn start_direct(
         &self,
-        PreparedCall { call, request_bytes, envelope, permit }: PreparedCall,
+        PreparedCall { call, request_bytes, envelope, permit, token_end }: PreparedCall,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         if call.last_response_id.is_some() {
@@ -105,19 +111,29 @@ impl Admission {
             open.add_bytes(request_bytes);
         }
         let permit = permit?;
+        // The turn ends with its call.
+        let interrupted = async move {
+            tokio::select! {
+                failure = interrupted => failure,
+                () = token_end::passed(token_end) => TurnFailure::TokenExpired,
+            }
+        };
         let events = Box::pin(self.assistant.clone().run_turn(*input, interrupted));
         let events = events_or_defect(events);
         let source = FrameSource::Direct(DirectFrames::new(events, builder, permit, open));
-        Ok(AdmittedCall::from_first_frame(envelope, source))
+        Ok(AdmittedCall { envelope, source, start: StreamStart::default(), open_stream: None, token_end: None })
     }
 
     /// Starts a run, or attaches to the one that an earlier call with this request id started.
     async fn start_or_attach(
         &self,
         runs: &RunRegistry,
-        PreparedCall { call, request_bytes, envelope, permit }: PreparedCall,
+        PreparedCall { call, request_bytes, envelope, permit, token_end }: PreparedCall,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
+        if !self.streams.may_open(&call.user, &call.request) {
+            return Err(AdmissionError::TooManyReaders);
+        }
         let resumes = call.last_response_id.is_some();
         let run = NewRun {
             key: RunKey { user: call.user.clone(), session: call.session.clone(), request: call.request.clone() },
@@ -131,19 +147,27 @@ impl Admission {
         let outcome = match runs.admit(&run).await {
             Err(error) if error.is_unreachable() && call.is_self_contained && !resumes => {
                 tracing::warn!(%error, "conversation store unreachable; the turn runs without persistence");
-                return self.start_direct(PreparedCall { call, request_bytes, envelope, permit }, interrupted);
+                return self
+                    .start_direct(PreparedCall { call, request_bytes, envelope, permit, token_end }, interrupted);
             }
             outcome => outcome?,
         };
         match outcome {
             AdmitOutcome::Started { lease, profile: stored_profile, history } => {
                 let run = StartedRun { call, envelope, lease, stored_profile, history, permit: permit? };
-                self.start_run(runs, run, interrupted).await
+                let admitted = self.start_run(runs, run, interrupted).await?;
+                Ok(AdmittedCall { token_end, ..admitted })
             }
             AdmitOutcome::Known { fingerprint, .. } if fingerprint != call.fingerprint => {
                 Err(InvalidArgument::new("request_id", Problem::UsedForAnotherRequest).into())
             }
-            AdmitOutcome::Known { .. } => attach(runs, call).await,
+            AdmitOutcome::Known { .. } => {
+                // Before anything is read for it.
+                let open_stream = self.streams.open_reader(&call.user, &call.request).await;
+                let open_stream = open_stream.ok_or(AdmissionError::TooManyReaders)?;
+                let admitted = attach(runs, call).await?;
+                Ok(AdmittedCall { open_stream: Some(open_stream), token_end, ..admitted })
+            }
             AdmitOutcome::Unknown if resumes => Err(unknown_frame().into()),
             // Without a permit the store was only asked for a known run.
             AdmitOutcome::Unknown => Err(AdmissionError::Overloaded),
@@ -163,7 +187,7 @@ impl Admission {
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         let StartedRun { call, envelope, lease, stored_profile, history, permit } = run;
-        let ChatCall { input, language, full_citations, .. } = call;
+        let ChatCall { user, input, language, full_citations, .. } = call;
         let stored = decode_profile(stored_profile);
         let assistant = self.assistant.clone();
         let admitted = |lease: AdmittedLease, fallback_tag: &str, changed_profile| AdmittedRun {
@@ -195,7 +219,9 @@ impl Admission {
                 }
             },
         };
-        Ok(AdmittedCall::from_first_frame(envelope, FrameSource::Live(reader)))
+        let open_stream = Some(self.streams.open_started(&user, reader.log().clone()));
+        let source = FrameSource::Live(reader);
+        Ok(AdmittedCall { envelope, source, start: StreamStart::default(), open_stream, token_end: None })
     }
 
     /// The resumed turn, or `None` while other results are pending. A result that is not recorded takes its admission back:
@@ -235,36 +261,48 @@ impl Admission {
 
 /// Attaches to a run behind the last frame that the client received.
 async fn attach(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, AdmissionError> {
-    let last_received = |envelope: &Envelope| match &call.last_response_id {
-        Some(id) => envelope.position(id).ok_or_else(unknown_frame),
-        None => Ok(FramePosition::default()),
-    };
-    if let Some(log) = runs.find(&call.user, &call.request) {
-        let position = last_received(&log.envelope)?;
-        let start = StreamStart { position, status: log.last_status(position.number), notice: None };
-        let mut reader = log.read(position.number).ok_or_else(unknown_frame)?;
-        if let Some(after) = reader.missing_after() {
-            let stored = runs.store.follow(&call.user, &call.request, after).await?;
-            reader.fill(stored.ok_or_else(unknown_frame)?.chunks)?;
-            // Reading marked the run as watched from another process, which would outlast this reader.
-            runs.store.unwatch(&call.user, &call.request).await?;
-        }
-        return Ok(AdmittedCall { envelope: log.envelope.clone(), source: FrameSource::Live(reader), start });
+    match runs.find(&call.user, &call.request) {
+        Some(log) => attach_to_live(runs, &log, &call),
+        None => attach_to_stored(runs, call).await,
     }
-    let run = StoredRun::load(runs.store.clone(), runs.drain.clone(), call.user.clone(), call.request.clone()).await?;
+}
+
+fn attach_to_live(runs: &RunRegistry, log: &Arc<FrameLog>, call: &ChatCall) -> Result<AdmittedCall, AdmissionError> {
+    let position = last_received(&log.envelope, call)?;
+    let start = StreamStart { position, status: log.last_status(position.number), notice: None };
+    let reader = runs.read(log, runs.address(&call.user, &call.request), position.number).ok_or_else(unknown_frame)?;
+    let (envelope, source) = (log.envelope.clone(), FrameSource::Live(reader));
+    Ok(AdmittedCall { envelope, source, start, open_stream: None, token_end: None })
+}
+
+async fn attach_to_stored(runs: &RunRegistry, call: ChatCall) -> Result<AdmittedCall, AdmissionError> {
+    // The id of the stream is only known from the store, and checked then.
+    let received = call.last_response_id.as_deref().map_or(0, Envelope::frame_number);
+    let run = StoredRun::load(runs.address(&call.user, &call.request), received).await?;
     let Some(run) = run else { return Err(unknown_frame().into()) };
-    let position = last_received(&run.envelope)?;
+    let position = last_received(&run.envelope, &call)?;
     let envelope = run.envelope.clone();
     // Of an error frame for a run that is lost, and of its status until then.
     let language = Box::pin(call.language.resolve_for(&call.user, Some(&runs.store))).await;
     let mut builder = FrameBuilder::new(language, call.full_citations);
     // The frame that the client has may not be stored yet.
-    let assumed = if position.number == 0 { Stage::Thinking } else { Stage::Generating { recall_failed: false } };
-    let notice = run.is_running().then(|| builder.waiting_status(assumed).content);
+    let assumed = if received == 0 { Stage::Thinking } else { Stage::Generating { recall_failed: false } };
+    let (status, notice) = match run.is_running() {
+        true => (run.last_status().await?, Some(builder.waiting_status(assumed).content)),
+        false => (None, None),
+    };
     let assumed = || builder.build(TurnEvent::StageEntered(assumed)).map(|frame| frame.content);
-    let start = StreamStart { position, status: run.last_status(position.number).or_else(assumed), notice };
-    let frames = run.frames(position.number, builder).ok_or_else(unknown_frame)?;
-    Ok(AdmittedCall { envelope, source: FrameSource::Replay(frames), start })
+    let start = StreamStart { position, status: status.or_else(assumed), notice };
+    let frames = run.frames(builder).ok_or_else(unknown_frame)?;
+    Ok(AdmittedCall { envelope, source: FrameSource::Replay(frames), start, open_stream: None, token_end: None })
+}
+
+/// The default if the client has received nothing.
+fn last_received(envelope: &Envelope, call: &ChatCall) -> Result<FramePosition, InvalidArgument> {
+    match &call.last_response_id {
+        Some(id) => envelope.position(id).ok_or_else(unknown_frame),
+        None => Ok(FramePosition::default()),
+    }
 }
 
 async fn first(stop: oneshot::Receiver<TurnFailure>, interrupted: impl Future<Output = TurnFailure>) -> TurnFailure {

@@ -8,7 +8,8 @@ use std::{
 };
 
 use futures_util::{Stream, future::OptionFuture};
-use tokio::time::sleep_until;
+use tokio::time::{Sleep, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Code, Request, Response, Status, metadata::MetadataValue};
 use tracing::Instrument as _;
 
@@ -22,8 +23,11 @@ use super::{
     frame::FrameBuilder,
     frame_source::FrameSource,
     heartbeat::{HalfClose, Heartbeat, StreamStart},
+    open_streams::OpenStreamGuard,
     parse::{self, chat::IncomingChat},
-    refusal, status,
+    refusal,
+    run::ReadError,
+    status,
 };
 use crate::{
     chat::TurnFailure,
@@ -82,9 +86,19 @@ impl AgentService for AgentApi {
                 let incoming = IncomingChat { principal, metadata: &metadata, language: caller.clone(), request };
                 let admitting = self.admission.admit(&rpc, incoming, interrupted).instrument(rpc.span().clone());
                 match admitting.await {
-                    Ok(AdmittedCall { envelope, source, start }) => {
-                        let (language, heartbeat) = (caller.resolve(""), heartbeat(start));
-                        let frames = ChatFrames { source, envelope, rpc, language, heartbeat, has_ended: false };
+                    Ok(AdmittedCall { envelope, source, start, open_stream, token_end }) => {
+                        let gives_way = open_stream.as_ref().and_then(|stream| stream.gives_way.clone());
+                        let frames = ChatFrames {
+                            source,
+                            envelope,
+                            rpc,
+                            language: caller.resolve(""),
+                            heartbeat: heartbeat(start),
+                            token_end: token_end.map(|end| Box::pin(sleep_until(end))),
+                            gives_way: gives_way.map(|gives_way| Box::pin(gives_way.cancelled_owned())),
+                            has_ended: false,
+                            _open_stream: open_stream,
+                        };
                         return Ok(Response::new(frames));
                     }
                     Err(error) if error.spares_store() => (error, caller.resolve("")),
@@ -103,7 +117,17 @@ impl AgentService for AgentApi {
         let envelope = Envelope::of_refusal(&session_id, &request_id, rpc.trace());
         let source = FrameSource::Refused(Some(frame));
         let heartbeat = heartbeat(StreamStart::default());
-        Ok(Response::new(ChatFrames { source, envelope, rpc, language, heartbeat, has_ended: false }))
+        Ok(Response::new(ChatFrames {
+            source,
+            envelope,
+            rpc,
+            language,
+            heartbeat,
+            token_end: None,
+            gives_way: None,
+            has_ended: false,
+            _open_stream: None,
+        }))
     }
 
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> RpcResult<pb::MemoryResult> {
@@ -139,14 +163,35 @@ fn interrupted(drain: &Drain, deadline: Option<Deadline>) -> impl Future<Output 
     }
 }
 
-/// The last frame has a `finish_reason`, even if the turn panics.
+/// The last frame has a `finish_reason`, even if the turn panics. A stream that cannot go on although its run does ends with a
+/// status, or with a frame at a position that no frame of the run has.
 pub struct ChatFrames {
     source: FrameSource,
     envelope: Envelope,
     rpc: RpcCall,
     language: Language,
     heartbeat: Heartbeat,
+    /// The end of a stream that reads a run, which goes on for another reader.
+    token_end: Option<Pin<Box<Sleep>>>,
+    /// A later call of the same request takes the place of this stream.
+    gives_way: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     has_ended: bool,
+    _open_stream: Option<OpenStreamGuard>,
+}
+
+impl ChatFrames {
+    fn end_with_status(&mut self, status: Status) -> Status {
+        self.has_ended = true;
+        self.rpc.fail(status)
+    }
+
+    fn end_with_token(&mut self) -> ChatFrame {
+        self.has_ended = true;
+        let frame = FrameBuilder::new(self.language, false).failure(&TurnFailure::TokenExpired);
+        self.rpc.record_frame(frame.kind);
+        let position = self.heartbeat.next_repetition();
+        self.envelope.wrap(position, frame.content)
+    }
 }
 
 impl Stream for ChatFrames {
@@ -157,13 +202,28 @@ impl Stream for ChatFrames {
         if this.has_ended {
             return Poll::Ready(None);
         }
+        if let Some(token_end) = &mut this.token_end
+            && token_end.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Some(Ok(this.end_with_token())));
+        }
         let (number, frame) = match this.source.poll_frame(context) {
-            Poll::Ready(Some(frame)) => frame,
-            Poll::Ready(None) => {
-                this.has_ended = true;
-                return Poll::Ready(Some(Err(status::answer_unreadable(this.language))));
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(ended) => {
+                let status = match ended {
+                    Some(Err(ReadError::ShuttingDown)) => status::shutting_down(this.language),
+                    Some(Err(ReadError::StoreUnavailable)) => status::replay_unavailable(this.language),
+                    _ => status::answer_unreadable(this.language),
+                };
+                return Poll::Ready(Some(Err(this.end_with_status(status))));
             }
             Poll::Pending => {
+                if let Some(gives_way) = &mut this.gives_way
+                    && gives_way.as_mut().poll(context).is_ready()
+                {
+                    let status = status::replaced_reader(this.language);
+                    return Poll::Ready(Some(Err(this.end_with_status(status))));
+                }
                 let repeated = this.heartbeat.poll(context);
                 return repeated.map(|(position, status)| Some(Ok(this.envelope.wrap(position, status))));
             }
@@ -172,5 +232,80 @@ impl Stream for ChatFrames {
         this.rpc.record_frame(frame.kind);
         let position = this.heartbeat.record(number, &frame);
         Poll::Ready(Some(Ok(this.envelope.wrap(position, frame.content))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt as _, stream};
+    use prost::Message as _;
+    use tokio::time::{Duration, Instant};
+
+    use super::*;
+    use crate::{
+        chat::TurnEvent,
+        identity::{RequestId, SessionId, TraceId},
+        service::frame,
+    };
+
+    /// A stream of a run, whose token ends in a minute.
+    fn stream_of_run(
+        frames: impl Stream<Item = Result<(u32, frame::EncodedFrame), ReadError>> + Send + 'static,
+    ) -> ChatFrames {
+        let trace = TraceId::from_call(None, None, "");
+        ChatFrames {
+            source: FrameSource::Replay(Box::pin(frames)),
+            envelope: Envelope::new(SessionId::generate(), &RequestId::generate(), &trace),
+            rpc: RpcCall::new("StreamChat", trace, &Drain::default()),
+            language: Language::English,
+            heartbeat: Heartbeat::new(None, None, StreamStart::default()),
+            token_end: Some(Box::pin(sleep_until(Instant::now() + Duration::from_mins(1)))),
+            gives_way: None,
+            has_ended: false,
+            _open_stream: None,
+        }
+    }
+
+    fn delta() -> frame::EncodedFrame {
+        FrameBuilder::new(Language::English, false).build(TurnEvent::Delta("one".to_owned())).unwrap()
+    }
+
+    async fn read_to_end(frames: ChatFrames) -> Vec<Result<pb::ChatResponse, Status>> {
+        frames.map(|frame| frame.map(|frame| pb::ChatResponse::decode(&*frame.to_bytes()).unwrap())).collect().await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stream_that_reads_a_run_ends_with_its_token_at_a_position_of_no_frame() {
+        let waiting = stream::iter([Ok((1, delta())), Ok((2, delta()))]).chain(stream::pending());
+        let fast = stream::iter((1..).map(|number| Ok((number, delta())))).then(|frame| async move {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            frame
+        });
+        for (source, received) in [(waiting.boxed(), 2), (fast.boxed(), 8)] {
+            let frames = stream_of_run(source);
+            let (envelope, started) = (frames.envelope.clone(), Instant::now());
+            let frames: Vec<_> = read_to_end(frames).await.into_iter().map(Result::unwrap).collect();
+            assert_eq!(started.elapsed().as_secs(), 60);
+            assert_eq!(frames.len(), received + 1);
+            let last = frames.last().unwrap();
+            let Some(pb::chat_response::Content::Error(error)) = &last.content else { panic!("{last:?}") };
+            assert_eq!((error.code.as_str(), error.retryable), ("TOKEN_EXPIRED", true));
+            assert_eq!(error.error_code(), pb::ErrorCode::Unauthorized);
+            assert_eq!(last.finish_reason(), pb::FinishReason::Error);
+            assert!(frames.is_sorted_by(|one, other| one.response_id < other.response_id));
+            // A client resumes behind the last frame of the run that it has.
+            assert_eq!(envelope.position(&last.response_id).unwrap().number as usize, received);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stream_that_cannot_read_its_run_ends_with_a_retryable_status() {
+        for error in [ReadError::ShuttingDown, ReadError::StoreUnavailable] {
+            let frames = stream::iter([Ok((1, delta())), Err(error)]);
+            let mut frames = read_to_end(stream_of_run(frames)).await;
+            let status = frames.pop().unwrap().unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+            assert_eq!(frames.len(), 1);
+        }
     }
 }

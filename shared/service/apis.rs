@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     admission::Admission, agent::AgentApi, call::RpcContext, conversation::ConversationApi, drain::Drain,
-    limits::UserLimits, memory::MemoryApi, run::RunRegistry,
+    limits::UserLimits, memory::MemoryApi, open_streams::OpenStreams, run::RunRegistry,
 };
 use crate::{
     chat::Assistant,
@@ -62,6 +62,7 @@ impl Apis {
             assistant: Arc::new(assistant),
             runs: runs.clone(),
             limits,
+            streams: OpenStreams::new(max_concurrent_streams),
             permits: Arc::new(Semaphore::new(max_concurrent_streams.min(Semaphore::MAX_PERMITS))),
         };
         Self {

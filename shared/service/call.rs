@@ -191,7 +191,7 @@ pub(super) struct RpcCall {
 }
 
 impl RpcCall {
-    fn new(method: &'static str, trace: TraceId, drain: &Drain) -> Self {
+    pub(super) fn new(method: &'static str, trace: TraceId, drain: &Drain) -> Self {
         let span = info_span!(
             "call",
             method,
@@ -244,6 +244,7 @@ impl RpcCall {
             AdmissionError::Busy { .. } => "busy",
             AdmissionError::LimitExceeded(_) => "over_limit",
             AdmissionError::Overloaded => "overloaded",
+            AdmissionError::TooManyReaders => "too_many_readers",
         };
         self.span.in_scope(|| match error {
             AdmissionError::StoreUnavailable(error) => tracing::warn!(%error, "conversation store unavailable"),
@@ -259,6 +260,8 @@ impl RpcCall {
     pub(super) fn fail(&mut self, status: Status) -> Status {
         self.outcome = match status.code() {
             Code::Unavailable => "unavailable",
+            Code::Unauthenticated => "token_expired",
+            Code::Aborted => "replaced",
             Code::NotFound => "not_found",
             Code::FailedPrecondition => "failed_precondition",
             Code::ResourceExhausted => "over_limit",

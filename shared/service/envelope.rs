@@ -69,21 +69,30 @@ impl Envelope {
 
     /// The position of the frame with this `response_id`; `None` for one that no frame of this stream can have.
     pub(super) fn position(&self, response_id: &str) -> Option<FramePosition> {
-        let digits = response_id.strip_prefix(self.head.stream_id())?.strip_prefix('-')?;
-        if !digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            return None;
-        }
-        let (number, repetition) = match digits.len() {
-            12 => digits.split_at(8),
-            // Of a stream that a server without heartbeats began.
-            8 => (digits, "0"),
-            _ => return None,
-        };
-        let number = u32::from_str_radix(number, 16).ok().filter(|number| *number <= MAX_FRAMES)?;
-        let position = FramePosition { number, repetition: u16::from_str_radix(repetition, 16).ok()? };
-        // Before the first frame there are repetitions only.
-        (position != FramePosition::default()).then_some(position)
+        parse_position(response_id.strip_prefix(self.head.stream_id())?.strip_prefix('-')?)
     }
+
+    /// The number of a frame by its `response_id`, whatever stream it belongs to. 0 = no frame has such an id.
+    pub(super) fn frame_number(response_id: &str) -> u32 {
+        let position = response_id.rsplit_once('-').and_then(|(_, digits)| parse_position(digits));
+        position.unwrap_or_default().number
+    }
+}
+
+fn parse_position(digits: &str) -> Option<FramePosition> {
+    if !digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    let (number, repetition) = match digits.len() {
+        12 => digits.split_at(8),
+        // Of a stream that a server without heartbeats began.
+        8 => (digits, "0"),
+        _ => return None,
+    };
+    let number = u32::from_str_radix(number, 16).ok().filter(|number| *number <= MAX_FRAMES)?;
+    let position = FramePosition { number, repetition: u16::from_str_radix(repetition, 16).ok()? };
+    // Before the first frame there are repetitions only.
+    (position != FramePosition::default()).then_some(position)
 }
 
 #[cfg(test)]
@@ -129,6 +138,7 @@ mod tests {
         for other in ["", "x-000000010000", cut, &format!("{id}0"), &id.replace("-0", "-+"), &id.replace('f', "F")] {
             assert_eq!(envelope.position(other), None, "{other}");
         }
+        assert_eq!((Envelope::frame_number(&id), Envelope::frame_number("x")), (0x1f, 0));
         let before_first_frame = FramePosition { number: 0, repetition: 1 };
         assert_eq!(envelope.position(&id_of(&envelope, 0, 1)), Some(before_first_frame));
         for number in [0, MAX_FRAMES + 1, u32::MAX] {

@@ -26,12 +26,14 @@ pub(super) enum AdmissionError {
     LimitExceeded(#[from] LimitExceeded),
     #[error("no concurrency permit is left")]
     Overloaded,
+    #[error("the user or the process has too many open streams")]
+    TooManyReaders,
 }
 
 impl AdmissionError {
     /// The user's profile is not asked for: the store does not answer, or it is spared because load is shed.
     pub(super) fn spares_store(&self) -> bool {
-        matches!(self, Self::StoreUnavailable(_) | Self::Overloaded | Self::LimitExceeded(_))
+        matches!(self, Self::StoreUnavailable(_) | Self::Overloaded | Self::LimitExceeded(_) | Self::TooManyReaders)
     }
 }
 

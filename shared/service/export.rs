@@ -9,7 +9,7 @@ use std::{
 use futures_util::{Stream, future::BoxFuture, stream::BoxStream};
 use tonic::Status;
 
-use super::{call::RpcCall, convert, error::RpcError as _, limits::OpenStream, status};
+use super::{call::RpcCall, convert, error::RpcError as _, limits::OpenStream};
 use crate::{
     language::Language,
     memory::{ExportedMemory, MemoryError},
@@ -19,7 +19,8 @@ use crate::{
 /// An export that fails ends with an error status, so that a part is never taken for the whole.
 pub struct MemoryRecordStream {
     memories: BoxStream<'static, Result<ExportedMemory, MemoryError>>,
-    shutdown: BoxFuture<'static, ()>,
+    /// Ends the export early.
+    interrupted: BoxFuture<'static, Status>,
     rpc: RpcCall,
     language: Language,
     has_ended: bool,
@@ -29,12 +30,12 @@ pub struct MemoryRecordStream {
 impl MemoryRecordStream {
     pub(super) fn new(
         memories: BoxStream<'static, Result<ExportedMemory, MemoryError>>,
-        shutdown: BoxFuture<'static, ()>,
+        interrupted: BoxFuture<'static, Status>,
         rpc: RpcCall,
         language: Language,
         open: Option<OpenStream>,
     ) -> Self {
-        Self { memories, shutdown, rpc, language, has_ended: false, _open: open }
+        Self { memories, interrupted, rpc, language, has_ended: false, _open: open }
     }
 }
 
@@ -46,9 +47,9 @@ impl Stream for MemoryRecordStream {
         if this.has_ended {
             return Poll::Ready(None);
         }
-        if this.shutdown.as_mut().poll(context).is_ready() {
+        if let Poll::Ready(status) = this.interrupted.as_mut().poll(context) {
             this.has_ended = true;
-            return Poll::Ready(Some(Err(this.rpc.fail(status::shutting_down(this.language)))));
+            return Poll::Ready(Some(Err(this.rpc.fail(status))));
         }
         // After a panic the stream is never polled again, so that no broken state is seen.
         let next = match catch_unwind(AssertUnwindSafe(|| this.memories.as_mut().poll_next(context))) {

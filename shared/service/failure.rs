@@ -31,6 +31,7 @@ fn code(failure: &TurnFailure) -> (&'static str, ErrorCode) {
         TurnFailure::Cancelled => ("CANCELLED", ErrorCode::Unknown),
         TurnFailure::Abandoned => ("ABANDONED", ErrorCode::Unavailable),
         TurnFailure::Preempted => ("PREEMPTED", ErrorCode::Conflict),
+        TurnFailure::TokenExpired => ("TOKEN_EXPIRED", ErrorCode::Unauthorized),
         TurnFailure::Internal => ("INTERNAL", ErrorCode::Internal),
         TurnFailure::Model(error) => match error.kind {
             ModelErrorKind::Unauthorized => ("PROVIDER_UNAUTHORIZED", ErrorCode::Unauthorized),
@@ -60,6 +61,7 @@ pub(super) fn outcome(code: &str) -> &'static str {
         "CANCELLED" => "cancelled",
         "ABANDONED" => "abandoned",
         "PREEMPTED" => "preempted",
+        "TOKEN_EXPIRED" => "token_expired",
         code if code.starts_with("PROVIDER_") => "provider_failed",
         _ => "internal",
     }

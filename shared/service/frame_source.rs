@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     frame::{EncodedFrame, FrameBuilder},
     limits::OpenStream,
-    run::{EventsOrDefect, LogReader, StoredFrames},
+    run::{EventsOrDefect, ReadError, RunReader, StoredFrames},
 };
 use crate::chat::TurnEvent;
 
@@ -16,7 +16,7 @@ pub(super) enum FrameSource {
     /// A turn without persistence, which ends with its call.
     Direct(DirectFrames),
     /// A run of this process.
-    Live(LogReader),
+    Live(RunReader),
     /// A run of another process, or one that has ended, read from the store.
     Replay(StoredFrames),
     /// The one frame of a call that is refused; `None` = it was read.
@@ -25,12 +25,15 @@ pub(super) enum FrameSource {
 
 impl FrameSource {
     /// `None` only if the frames ended without a last one.
-    pub(super) fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<(u32, EncodedFrame)>> {
+    pub(super) fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<(u32, EncodedFrame), ReadError>>> {
         match self {
-            Self::Direct(frames) => frames.poll_frame(context),
+            Self::Direct(frames) => frames.poll_frame(context).map(|frame| frame.map(Ok)),
             Self::Live(reader) => reader.poll_next_unpin(context),
             Self::Replay(frames) => frames.as_mut().poll_next(context),
-            Self::Refused(frame) => Poll::Ready(frame.take().map(|frame| (1, frame))),
+            Self::Refused(frame) => Poll::Ready(frame.take().map(|frame| Ok((1, frame)))),
         }
     }
 }

@@ -105,6 +105,12 @@ impl Heartbeat {
         Poll::Ready((self.position, status))
     }
 
+    /// The position of a frame that only this stream has, behind the last one that was sent.
+    pub(super) fn next_repetition(&mut self) -> FramePosition {
+        self.position.repetition = self.position.repetition.saturating_add(1);
+        self.position
+    }
+
     fn is_half_closed(&self) -> bool {
         self.half_close.as_ref().is_some_and(HalfClose::is_closed)
     }

@@ -10,6 +10,7 @@ use super::{
     convert,
     export::MemoryRecordStream,
     parse::memory::{self as parse, MemoryDeletion, MemoryListing},
+    status, token_end,
 };
 use crate::{
     erasure::erase_user,
@@ -102,13 +103,19 @@ impl MemoryService for MemoryApi {
         let admitted = self.context.admit_caller(&rpc, &request.user_id, &metadata).await;
         let admitted = admitted.and_then(|principal| {
             let open = self.context.limits.open_export(&principal)?;
-            Ok((principal.user, open))
+            Ok((token_end::stream_end(&principal), principal.user, open))
         });
-        let (user, open) = admitted.map_err(|error| rpc.reject(&error, caller.resolve("")))?;
+        let (token_end, user, open) = admitted.map_err(|error| rpc.reject(&error, caller.resolve("")))?;
         // The export may fail at any time, so its language is settled before.
         let language = caller.resolve_for(&user, self.context.profiles.as_ref()).await;
         let memories = rpc.span().in_scope(|| self.memory.clone().export(user));
         let shutdown = self.context.drain.cancelled();
-        Ok(Response::new(MemoryRecordStream::new(Box::pin(memories), Box::pin(shutdown), rpc, language, open)))
+        let interrupted = async move {
+            tokio::select! {
+                () = shutdown => status::shutting_down(language),
+                () = token_end::passed(token_end) => status::token_expired(language),
+            }
+        };
+        Ok(Response::new(MemoryRecordStream::new(Box::pin(memories), Box::pin(interrupted), rpc, language, open)))
     }
 }

@@ -17,10 +17,12 @@ mod frame_source;
 mod heartbeat;
 mod limits;
 mod memory;
+mod open_streams;
 mod parse;
 mod refusal;
 mod run;
 mod status;
+mod token_end;
 mod wording;
 
 pub use agent::{AgentApi, ChatFrames, Deadline};

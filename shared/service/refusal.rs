@@ -47,6 +47,9 @@ fn details(error: &AdmissionError) -> BTreeMap<String, String> {
             let quota = entry("quota", quota.name().to_owned());
             [quota, entry("limit", limit.to_string()), retry_after(*delay)].into()
         }
+        AdmissionError::TooManyReaders => {
+            [entry("quota", super::status::OPEN_STREAMS.to_owned()), retry_after(super::status::RETRY_AFTER)].into()
+        }
         AdmissionError::Authn(AuthnError::Unauthenticated(_))
         | AdmissionError::StoreUnavailable(_)
         | AdmissionError::Overloaded => [retry_after(super::status::RETRY_AFTER)].into(),

@@ -23,6 +23,8 @@ use crate::{
 
 /// Retry delay after a short failure of this service.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The name of the bound on open streams among quotas.
+pub(super) const OPEN_STREAMS: &str = "open_streams";
 /// Longest pushback. A gateway that retries by itself is silent meanwhile, and a person waits for it.
 const MAX_PUSHBACK: Duration = Duration::from_secs(3);
 
@@ -61,6 +63,12 @@ pub(super) fn admission(error: &AdmissionError, language: Language) -> Status {
             let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             with_pushback(Code::Unavailable, wording::overloaded(language), details, RETRY_AFTER)
         }
+        AdmissionError::TooManyReaders => {
+            let message = wording::too_many_readers(language);
+            let mut details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+            details.add_quota_failure_violation(OPEN_STREAMS, message);
+            with_pushback(Code::ResourceExhausted, message, details, RETRY_AFTER)
+        }
     }
 }
 
@@ -73,6 +81,20 @@ fn limit_exceeded(LimitExceeded { quota, limit, retry_after }: &LimitExceeded, l
 
 pub(super) fn shutting_down(language: Language) -> Status {
     unavailable(wording::shutting_down(language))
+}
+
+/// A replay that the store cannot continue now. It is no frame: that would take the position of one that is stored.
+pub(super) fn replay_unavailable(language: Language) -> Status {
+    unavailable(wording::store_unavailable(language))
+}
+
+/// Not UNAVAILABLE, which gateways retry by themselves: two readers would take the place of each other for ever.
+pub(super) fn replaced_reader(language: Language) -> Status {
+    Status::aborted(wording::replaced_reader(language))
+}
+
+pub(super) fn token_expired(language: Language) -> Status {
+    authn(&AuthnError::Unauthenticated(CredentialError::Expired), language)
 }
 
 pub(super) fn answer_unreadable(language: Language) -> Status {

@@ -56,6 +56,9 @@ pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str
             "A newer message of the conversation took its place, so the answer was stopped.",
             "该对话有了更新的消息，这个回答已停止。",
         ),
+        TurnFailure::TokenExpired => {
+            language.pick("Your sign-in has expired. Please sign in again.", "登录已过期，请重新登录。")
+        }
         TurnFailure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
     }
 }
@@ -102,6 +105,17 @@ pub(super) fn session_busy(language: Language) -> &'static str {
         "the conversation is answering another request; wait until it has ended, or stop it",
         "该对话正在回答另一个请求，请等待它结束，或先停止它",
     )
+}
+
+pub(super) fn too_many_readers(language: Language) -> &'static str {
+    language.pick(
+        "too many streams are open; close some, or read them to their ends",
+        "打开的流过多，请关闭一些，或把它们读完",
+    )
+}
+
+pub(super) fn replaced_reader(language: Language) -> &'static str {
+    language.pick("a later call of the same request took the place of this stream", "同一请求的后一次调用已取代这个流")
 }
 
 pub(super) fn overloaded(language: Language) -> &'static str {

@@ -105,6 +105,7 @@ fn admission_errors() -> Vec<AdmissionError> {
         Busy: AdmissionError::Busy { retry_after };
         LimitExceeded: AdmissionError::LimitExceeded(exceeded(QuotaKind::TokensPerDay, retry_after));
         Overloaded: AdmissionError::Overloaded;
+        TooManyReaders: AdmissionError::TooManyReaders;
     });
     errors.extend(problems().into_iter().map(|problem| invalid(problem).into()));
     errors.extend(authn.into_iter().map(AdmissionError::from));
@@ -175,6 +176,7 @@ fn failures() -> Vec<TurnFailure> {
         Preempted: TurnFailure::Preempted;
         ShuttingDown: TurnFailure::ShuttingDown;
         DeadlineExceeded: TurnFailure::DeadlineExceeded;
+        TokenExpired: TurnFailure::TokenExpired;
         Internal: TurnFailure::Internal;
     });
     failures.extend(kinds.into_iter().map(|kind| TurnFailure::Model(ModelError::new(kind, ""))));
@@ -219,7 +221,13 @@ fn texts_of(status: &Status) -> Vec<String> {
 }
 
 fn texts(language: Language) -> Vec<String> {
-    let mut statuses = vec![status::shutting_down(language), status::answer_unreadable(language)];
+    let mut statuses = vec![
+        status::shutting_down(language),
+        status::answer_unreadable(language),
+        status::replay_unavailable(language),
+        status::token_expired(language),
+        status::replaced_reader(language),
+    ];
     statuses.extend(admission_errors().iter().map(|error| status::admission(error, language)));
     statuses.extend(memory_errors().iter().map(|error| error.status(language)));
     statuses.extend(conversation_errors().iter().map(|error| error.status(language)));

@@ -14,7 +14,7 @@ use tonic::{Code, Request, Status};
 
 use crate::{
     fake_provider::FakeProvider,
-    harness::{TestServer, ask, memory_query},
+    harness::{TestServer, ask, ask_without_retrieval, assert_contract, error_of, memory_query, open_stream},
     jwt::{hmac, hs256_header, sign},
 };
 
@@ -406,5 +406,30 @@ async fn rsa_keys_below_2048_bits_are_refused() {
         issuer.respond(200, &key_set).await;
         let bearer = format!("Bearer {}", key["token"].as_str().unwrap());
         assert_eq!(status_code(&server, "ann", &[("authorization", &bearer)]).await, expected, "{}", key["kid"]);
+    }
+}
+
+/// The paused clock passes the time at once.
+#[tokio::test(start_paused = true)]
+async fn stream_ends_a_minute_after_its_token_has_expired() {
+    let variables =
+        [("AUTH", "jwt"), ("JWT_SECRET", SECRET), ("CONVERSATIONS", "off"), ("DEMO_CHUNK_DELAY_MS", "3600000")];
+    let server = TestServer::start_without_database(&variables).await;
+    for (expires_in, ends_after) in [(5, 65), (600, 660), (-20, 40)] {
+        let token = sign_hs256(&json!({"sub": "ann", "exp": seconds_from_now(expires_in)}));
+        let mut call = ask_without_retrieval("hi");
+        call.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let started = tokio::time::Instant::now();
+        let mut stream = open_stream(&server, call).await;
+        let mut frames = Vec::new();
+        while let Some(frame) = stream.message().await.unwrap() {
+            frames.push(frame);
+        }
+        assert_contract(&frames);
+        let error = error_of(&frames);
+        assert_eq!((error.code.as_str(), error.error_code()), ("TOKEN_EXPIRED", pb::ErrorCode::Unauthorized));
+        assert!(error.retryable);
+        let seconds = started.elapsed().as_secs();
+        assert!((ends_after - 2..=ends_after + 2).contains(&seconds), "{expires_in}: {seconds} s");
     }
 }

@@ -49,6 +49,7 @@ mod supersede;
 mod tools;
 mod transport;
 mod turn_index;
+mod unread_streams;
 mod updates;
 mod validation;
 mod vector_index;

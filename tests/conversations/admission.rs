@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use agent_service::conversation::{AdmitOutcome, IDEMPOTENCY_WINDOW, LEASE_DURATION, NewRun, RunEnding, RunOutcome};
+use agent_service::conversation::{
+    AdmitOutcome, FramePage, IDEMPOTENCY_WINDOW, LEASE_DURATION, NewRun, RunEnding, RunOutcome,
+};
 use futures_util::future::join_all;
 
 use crate::fixture::{StoreFixture, chunk, ending, request, session, started, turn};
@@ -65,7 +67,7 @@ pub async fn resuming_request_starts_no_run(fixture: &StoreFixture) {
     let run = fixture.run("s", "r");
     let resuming = NewRun { resumes: true, ..run.clone() };
     assert!(matches!(fixture.store.admit(&resuming).await.unwrap(), AdmitOutcome::Unknown));
-    assert!(fixture.store.follow(&run.key.user, &run.key.request, 0).await.unwrap().is_none());
+    assert!(fixture.store.follow(&run.key.user, &run.key.request, &FramePage::after(0)).await.unwrap().is_none());
     let lease = fixture.start(&run).await;
     known(fixture.store.admit(&resuming).await.unwrap());
     let repeatable = RunEnding { outcome: RunOutcome::Repeatable, ..ending(1) };
@@ -133,7 +135,7 @@ pub async fn revoked_admission_leaves_nothing(fixture: &StoreFixture) {
     let run = fixture.run("s", "r");
     let lease = fixture.start(&run).await;
     fixture.store.revoke_admission(&lease).await.unwrap();
-    assert!(fixture.store.follow(&run.key.user, &run.key.request, 0).await.unwrap().is_none());
+    assert!(fixture.store.follow(&run.key.user, &run.key.request, &FramePage::after(0)).await.unwrap().is_none());
     let other = fixture.start(&fixture.run("s", "r2")).await;
     fixture.store.finish(&other, &ending(1)).await.unwrap();
     let again = fixture.start(&run).await;
@@ -154,10 +156,10 @@ pub async fn request_expires_after_idempotency_window(fixture: &StoreFixture) {
     fixture.backdoor.let_pass(Duration::from_secs(120)).await;
     let resuming = NewRun { resumes: true, ..run.clone() };
     assert!(matches!(fixture.store.admit(&resuming).await.unwrap(), AdmitOutcome::Unknown));
-    assert!(fixture.store.follow(&run.key.user, &request("r"), 0).await.unwrap().is_none());
+    assert!(fixture.store.follow(&run.key.user, &request("r"), &FramePage::after(0)).await.unwrap().is_none());
     let again = started(fixture.store.admit(&run).await.unwrap());
     // No frames of the expired run come back.
-    let followed = fixture.store.follow(&run.key.user, &request("r"), 0).await.unwrap().unwrap();
+    let followed = fixture.store.follow(&run.key.user, &request("r"), &FramePage::after(0)).await.unwrap().unwrap();
     assert!(followed.chunks.is_empty());
     fixture.store.finish(&again, &RunEnding { turn: Some(turn(b"y")), ..ending(1) }).await.unwrap();
     assert_eq!(fixture.store.get_session(&run.key.user, &session("s")).await.unwrap().unwrap().turns, 2);

@@ -2,7 +2,7 @@
 
 use agent_service::{
     conversation::{
-        AdmitOutcome, ConversationStore as _, FrameChunk, NewRun, NewTurn, PostgresConversations, RunEnding,
+        AdmitOutcome, ConversationStore as _, FrameChunk, FramePage, NewRun, NewTurn, PostgresConversations, RunEnding,
         SessionSelection, UserQuotas, WithDeadlines,
     },
     identity::UserId,
@@ -196,12 +196,12 @@ async fn heartbeats_and_followers_are_independent_of_ended_runs() {
         direct.execute(AssertSqlSafe(end)).await.unwrap();
         for _ in 0..CALLS {
             measured.store.checkpoint(&lease, None).await.unwrap();
-            measured.store.follow(&measured.user, &run.key.request, 0).await.unwrap().unwrap();
+            measured.store.follow(&measured.user, &run.key.request, &FramePage::after(0)).await.unwrap().unwrap();
         }
         let before = measured.counts().await;
         for _ in 0..CALLS {
             measured.store.checkpoint(&lease, None).await.unwrap();
-            measured.store.follow(&measured.user, &run.key.request, 0).await.unwrap().unwrap();
+            measured.store.follow(&measured.user, &run.key.request, &FramePage::after(0)).await.unwrap().unwrap();
             measured.store.set_read(&lease, true).await.unwrap();
         }
         costs.push((measured.counts().await.buffers - before.buffers) / CALLS);

@@ -1,7 +1,8 @@
 use std::collections::HashMap;
 
 use agent_service::conversation::{
-    AdmitOutcome, ConversationStore as _, FrameChunk, NewRun, RunEnding, SessionSelection, StoreError, WithDeadlines,
+    AdmitOutcome, ConversationStore as _, FrameChunk, FramePage, NewRun, RunEnding, SessionSelection, StoreError,
+    WithDeadlines,
     dynamodb::{DynamoConversations, parse_turn_item},
 };
 use agent_service::identity::UserId;
@@ -127,7 +128,7 @@ async fn expired_items_are_ignored_before_deletion() {
         }
     }
     assert_eq!(table.items("").await.len(), before);
-    assert!(store.follow(&ann(), &request("r1"), 0).await.unwrap().is_none());
+    assert!(store.follow(&ann(), &request("r1"), &FramePage::after(0)).await.unwrap().is_none());
     let lease = started(store.admit(&NewRun { takes_session: false, ..run("s", "r2") }).await.unwrap());
     let outcome = store.record_tool_result(&lease, "c", b"1").await.unwrap();
     assert!(matches!(outcome, agent_service::conversation::ToolResultOutcome::UnknownCall), "{outcome:?}");

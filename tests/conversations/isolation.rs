@@ -1,6 +1,6 @@
 use agent_service::conversation::{
-    AdmitOutcome, CompletedPendingTurn, Lease, NewRun, PendingTurnDisposition, RunEnding, RunKey, SessionSelection,
-    SessionUpdate, StoreError, Summary, ToolResultOutcome, UserQuotas,
+    AdmitOutcome, CompletedPendingTurn, FramePage, Lease, NewRun, PendingTurnDisposition, RunEnding, RunKey,
+    SessionSelection, SessionUpdate, StoreError, Summary, ToolResultOutcome, UserQuotas,
 };
 
 use crate::fixture::{StoreFixture, chunk, ending, request, session, turn};
@@ -16,7 +16,7 @@ async fn all_data(fixture: &StoreFixture, user: &str) -> String {
     seen += &format!("{:?}\n", store.list_turns(&user, &s, None, 10).await.unwrap());
     seen += &format!("{:?}\n", store.load_history(&user, &s, 1_000).await.unwrap());
     for id in ["r1", "r2", "r3"] {
-        seen += &format!("{:?}\n", store.follow(&user, &request(id), 0).await.unwrap());
+        seen += &format!("{:?}\n", store.follow(&user, &request(id), &FramePage::after(0)).await.unwrap());
     }
     seen
 }

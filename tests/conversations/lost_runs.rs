@@ -1,5 +1,5 @@
 use agent_service::conversation::{
-    AdmitOutcome, CompletedPendingTurn, Lease, NewRun, RunEnding, RunState, StoreError, ToolResultOutcome,
+    AdmitOutcome, CompletedPendingTurn, FramePage, Lease, NewRun, RunEnding, RunState, StoreError, ToolResultOutcome,
 };
 
 use crate::fixture::{StoreFixture, chunk, ending, request, session, started, turn};
@@ -7,7 +7,8 @@ use crate::fixture::{StoreFixture, chunk, ending, request, session, started, tur
 async fn is_lost(fixture: &StoreFixture, lease: &Lease) {
     let store = &fixture.store;
     let user = &lease.key.user;
-    let before = store.follow(user, &lease.key.request, 0).await.unwrap().map(|run| (run.head, run.chunks));
+    let before =
+        store.follow(user, &lease.key.request, &FramePage::after(0)).await.unwrap().map(|run| (run.head, run.chunks));
     let everything =
         || RunEnding { turn: Some(turn(b"never")), profile: Some(b"never".to_vec()), tokens: 1_000_000, ..ending(9) };
     for refused in [
@@ -20,7 +21,8 @@ async fn is_lost(fixture: &StoreFixture, lease: &Lease) {
         assert!(matches!(refused, Err(StoreError::LeaseLost)), "{refused:?}");
     }
     store.revoke_admission(lease).await.unwrap();
-    let after = store.follow(user, &lease.key.request, 0).await.unwrap().map(|run| (run.head, run.chunks));
+    let after =
+        store.follow(user, &lease.key.request, &FramePage::after(0)).await.unwrap().map(|run| (run.head, run.chunks));
     assert_eq!(after, before);
 }
 
@@ -30,7 +32,7 @@ pub async fn session_is_taken_over_after_lease_expiry(fixture: &StoreFixture) {
     fixture.let_leases_expire().await;
     let lease = fixture.start(&fixture.run("s", "r2")).await;
     is_lost(fixture, &dead).await;
-    let lost = fixture.store.follow(&dead.key.user, &request("r1"), 0).await.unwrap().unwrap();
+    let lost = fixture.store.follow(&dead.key.user, &request("r1"), &FramePage::after(0)).await.unwrap().unwrap();
     assert_eq!((lost.state, lost.chunks), (RunState::Lost, vec![chunk(1, 2)]));
     fixture.store.checkpoint(&lease, None).await.unwrap();
     fixture.store.finish(&lease, &RunEnding { turn: Some(turn(b"x")), ..ending(1) }).await.unwrap();
@@ -48,7 +50,7 @@ pub async fn lost_request_starts_again(fixture: &StoreFixture) {
     let dead = fixture.start(&run).await;
     fixture.store.checkpoint(&dead, Some(&chunk(1, 5))).await.unwrap();
     fixture.store.cancel(&run.key.user, &run.key.session, None).await.unwrap().unwrap();
-    fixture.store.follow(&run.key.user, &run.key.request, 0).await.unwrap().unwrap();
+    fixture.store.follow(&run.key.user, &run.key.request, &FramePage::after(0)).await.unwrap().unwrap();
     fixture.let_leases_expire().await;
     let restarted = NewRun { head: b"new head".to_vec(), fingerprint: [8; 32], ..run.clone() };
     let lease = fixture.start(&restarted).await;
@@ -58,7 +60,7 @@ pub async fn lost_request_starts_again(fixture: &StoreFixture) {
     is_lost(fixture, &dead).await;
     let signals = fixture.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
     assert!(!signals.is_cancelled, "the signal was for the lost run");
-    let followed = fixture.store.follow(&run.key.user, &run.key.request, 0).await.unwrap().unwrap();
+    let followed = fixture.store.follow(&run.key.user, &run.key.request, &FramePage::after(0)).await.unwrap().unwrap();
     assert_eq!(followed.state, RunState::Running);
     assert_eq!((followed.head, followed.chunks), (b"new head".to_vec(), vec![chunk(1, 1)]));
     fixture.store.finish(&lease, &ending(2)).await.unwrap();
@@ -77,12 +79,12 @@ pub async fn lost_request_restarted_elsewhere_frees_its_session(fixture: &StoreF
 pub async fn expired_lease_is_good_until_taken_over(fixture: &StoreFixture) {
     let lease = fixture.start(&fixture.run("s", "r1")).await;
     fixture.let_leases_expire().await;
-    let expired = fixture.store.follow(&lease.key.user, &request("r1"), 0).await.unwrap().unwrap();
+    let expired = fixture.store.follow(&lease.key.user, &request("r1"), &FramePage::after(0)).await.unwrap().unwrap();
     assert_eq!(expired.state, RunState::Lost);
     fixture.store.checkpoint(&lease, Some(&chunk(1, 1))).await.unwrap();
     assert!(matches!(fixture.store.admit(&fixture.run("s", "r2")).await.unwrap(), AdmitOutcome::Busy { .. }));
     assert!(matches!(fixture.store.admit(&fixture.run("s", "r1")).await.unwrap(), AdmitOutcome::Known { .. }));
-    let renewed = fixture.store.follow(&lease.key.user, &request("r1"), 0).await.unwrap().unwrap();
+    let renewed = fixture.store.follow(&lease.key.user, &request("r1"), &FramePage::after(0)).await.unwrap().unwrap();
     assert_eq!(renewed.state, RunState::Running);
     fixture.let_leases_expire().await;
     fixture.store.store_pending_turn(&lease, b"state", &["c"]).await.unwrap();

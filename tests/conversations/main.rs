@@ -73,6 +73,7 @@ cases! {
         quotas_are_checked_last_and_in_order;
     runs:
         frames_are_read_after_any_number
+        frames_are_read_in_pages_of_any_size
         retried_chunk_replaces_itself
         megabytes_are_stored_byte_for_byte
         sizes_near_bounds_are_stored_whole

@@ -1,7 +1,9 @@
 //! The schema of the previous program: its rows are migrated, and its statements work on the current schema.
 
 use agent_service::{
-    conversation::{AdmitOutcome, ConversationStore as _, NewRun, RunEnding, RunState, SessionSelection, StoreError},
+    conversation::{
+        AdmitOutcome, ConversationStore as _, FramePage, NewRun, RunEnding, RunState, SessionSelection, StoreError,
+    },
     identity::UserId,
     postgres::Database,
 };
@@ -131,7 +133,7 @@ async fn migrated_rows_of_previous_program_are_used() {
     store.finish(&lease.take(), &RunEnding { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
     let turns = store.list_turns(&ann(), &session("s"), None, 10).await.unwrap();
     assert_eq!((turns.len(), turns[0].seq, &*turns[0].record), (6, 6, &b"new"[..]));
-    let replay = store.follow(&ann(), &request("r0"), 0).await.unwrap().unwrap();
+    let replay = store.follow(&ann(), &request("r0"), &FramePage::after(0)).await.unwrap().unwrap();
     assert_eq!((replay.state, replay.chunks.len()), (RunState::Ended, 2));
     assert_eq!(store.delete_sessions(&ann(), &SessionSelection::All).await.unwrap(), 1);
     let mut direct = database.connect().await;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use agent_service::conversation::{
-    AdmitOutcome, NewTurn, Preemption, ReaderSignals, RunEnding, RunKey, RunState, StoreError, WATCH_WINDOW,
+    AdmitOutcome, FramePage, NewTurn, Preemption, ReaderSignals, RunEnding, RunKey, RunState, StoreError, WATCH_WINDOW,
 };
 
 use crate::fixture::{StoreFixture, chunk, ending, request, session, turn, within};
@@ -84,7 +84,7 @@ pub async fn session_of_unresponsive_owner_is_taken_over(fixture: &StoreFixture)
     ] {
         assert!(matches!(late, Err(StoreError::LeaseLost)), "{late:?}");
     }
-    let lost = store.follow(&lease.key.user, &request("r1"), 0).await.unwrap().unwrap();
+    let lost = store.follow(&lease.key.user, &request("r1"), &FramePage::after(0)).await.unwrap().unwrap();
     assert_eq!((lost.state, lost.chunks), (RunState::Lost, vec![chunk(1, 2)]));
     let started = fixture.start(&next).await;
     store.finish(&started, &RunEnding { turn: Some(turn(b"new")), ..ending(1) }).await.unwrap();
@@ -108,9 +108,9 @@ pub async fn one_of_two_readers_of_another_process_leaves(fixture: &StoreFixture
     let lease = fixture.start(&fixture.run("s", "r1")).await;
     let (user, next) = (&lease.key.user, fixture.run("s", "r2").key);
     store.set_read(&lease, false).await.unwrap();
-    store.follow(user, &request("r1"), 0).await.unwrap().unwrap();
+    store.follow(user, &request("r1"), &FramePage::after(0)).await.unwrap().unwrap();
     store.unwatch(user, &request("r1")).await.unwrap();
-    store.follow(user, &request("r1"), 0).await.unwrap().unwrap();
+    store.follow(user, &request("r1"), &FramePage::after(0)).await.unwrap().unwrap();
     fixture.backdoor.let_pass(SECOND).await;
     let watched = Preemption::Refused { request: request("r1"), is_watched: true };
     assert_eq!(store.preempt(&next, true).await.unwrap(), watched);
@@ -121,7 +121,7 @@ pub async fn reader_of_another_process_counts_until_it_leaves(fixture: &StoreFix
     let lease = fixture.start(&fixture.run("s", "r1")).await;
     let (user, next) = (&lease.key.user, fixture.run("s", "r2").key);
     store.set_read(&lease, false).await.unwrap();
-    store.follow(user, &request("r1"), 0).await.unwrap().unwrap();
+    store.follow(user, &request("r1"), &FramePage::after(0)).await.unwrap().unwrap();
     assert_eq!(store.set_read(&lease, false).await.unwrap(), ReaderSignals { is_watched: true, ..UNREAD });
     let watched = Preemption::Refused { request: request("r1"), is_watched: true };
     assert_eq!(store.preempt(&next, true).await.unwrap(), watched);
@@ -139,7 +139,9 @@ pub async fn follow_marks_run_as_watched_for_a_while(fixture: &StoreFixture) {
     within(slack, async |attempt| {
         let name = format!("r{attempt}");
         let lease = fixture.start(&fixture.run(&name, &name)).await;
-        let follow = async || fixture.store.follow(&lease.key.user, &request(&name), 0).await.unwrap().unwrap();
+        let follow = async || {
+            fixture.store.follow(&lease.key.user, &request(&name), &FramePage::after(0)).await.unwrap().unwrap()
+        };
         let is_watched = async || fixture.store.set_read(&lease, false).await.unwrap().is_watched;
         assert!(!is_watched().await);
         for _ in 0..2 {

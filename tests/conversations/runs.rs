@@ -1,12 +1,17 @@
 use agent_service::conversation::{
-    AdmitOutcome, FrameChunk, NewRun, NewTurn, RunEnding, RunOutcome, RunSnapshot, RunState, SessionSelection,
-    StoreError,
+    AdmitOutcome, FRAME_PAGE_BYTES, FrameChunk, FramePage, NewRun, NewTurn, RunEnding, RunOutcome, RunSnapshot,
+    RunState, SessionSelection, StoreError,
 };
 
 use crate::fixture::{StoreFixture, chunk, ending, request, session, turn};
 
+/// All frames after a number, however many bytes they have.
+fn whole_after(after: u32) -> FramePage {
+    FramePage { limit: usize::MAX, ..FramePage::after(after) }
+}
+
 async fn follow(fixture: &StoreFixture, id: &str, after: u32) -> RunSnapshot {
-    fixture.store.follow(&fixture.user("ann"), &request(id), after).await.unwrap().unwrap()
+    fixture.store.follow(&fixture.user("ann"), &request(id), &whole_after(after)).await.unwrap().unwrap()
 }
 
 pub async fn frames_are_read_after_any_number(fixture: &StoreFixture) {
@@ -27,7 +32,7 @@ pub async fn frames_are_read_after_any_number(fixture: &StoreFixture) {
         assert_eq!((seen.state, &*seen.head), (RunState::Ended, &b"head"[..]));
         assert_eq!(seen.chunks, expected, "after {after}");
     }
-    assert!(fixture.store.follow(&lease.key.user, &request("none"), 0).await.unwrap().is_none());
+    assert!(fixture.store.follow(&lease.key.user, &request("none"), &FramePage::after(0)).await.unwrap().is_none());
 }
 
 pub async fn retried_chunk_replaces_itself(fixture: &StoreFixture) {
@@ -79,7 +84,35 @@ pub async fn megabytes_are_stored_byte_for_byte(fixture: &StoreFixture) {
     };
     assert!(stored == Some(profile));
     assert_eq!(fixture.store.delete_sessions(&user, &SessionSelection::Listed(vec![session("s")])).await.unwrap(), 1);
-    assert!(fixture.store.follow(&user, &request("r"), 0).await.unwrap().is_none());
+    assert!(fixture.store.follow(&user, &request("r"), &FramePage::after(0)).await.unwrap().is_none());
+}
+
+pub async fn frames_are_read_in_pages_of_any_size(fixture: &StoreFixture) {
+    let lease = fixture.start(&fixture.run("s", "r")).await;
+    let sizes = [(1, 2, 900 << 10), (3, 1, 10), (4, 3, 200 << 10), (7, 1, 450 << 10)];
+    let chunks = sizes.map(|(first, count, size)| FrameChunk { first, count, frames: noise(size, first.into()) });
+    for one in &chunks[..3] {
+        fixture.store.checkpoint(&lease, Some(one)).await.unwrap();
+    }
+    fixture.store.finish(&lease, &RunEnding { chunk: chunks[3].clone(), ..ending(0) }).await.unwrap();
+    for limit in [60_000, FRAME_PAGE_BYTES, 400 << 10, 1 << 20] {
+        let mut page = FramePage { limit, ..FramePage::after(0) };
+        for whole in &chunks {
+            let mut read = Vec::new();
+            while read.len() < whole.frames.len() {
+                (page.chunk, page.offset) = (whole.first, read.len());
+                let snapshot = fixture.store.follow(&lease.key.user, &request("r"), &page).await.unwrap().unwrap();
+                assert_eq!((snapshot.state, snapshot.stored), (RunState::Ended, 7));
+                let held: usize = snapshot.chunks.iter().map(|chunk| chunk.frames.len()).sum();
+                assert!((1..=limit).contains(&held), "{held} bytes of {limit}");
+                let first = &snapshot.chunks[0];
+                assert_eq!((first.first, first.count), (whole.first, whole.count));
+                read.extend_from_slice(&first.frames);
+            }
+            assert!(read == whole.frames, "{limit}, {}", whole.first);
+            page.after = whole.first + whole.count - 1;
+        }
+    }
 }
 
 pub async fn sizes_near_bounds_are_stored_whole(fixture: &StoreFixture) {
@@ -208,7 +241,7 @@ pub async fn concurrent_calls_neither_fail_nor_deadlock(fixture: &StoreFixture) 
                     Some(0) => fine(store.store_pending_turn(&lease, b"state", &["c"]).await),
                     Some(1) => fine(store.record_tool_result(&lease, "c", b"1").await.map(drop)),
                     Some(2) => fine(store.cancel(&user, &s, None).await.map(drop)),
-                    Some(3) => fine(store.follow(&user, &lease.key.request, 0).await.map(drop)),
+                    Some(3) => fine(store.follow(&user, &lease.key.request, &FramePage::after(0)).await.map(drop)),
                     Some(4) => fixture.let_leases_expire().await,
                     Some(5) if client == 0 => {
                         fine(store.delete_sessions(&user, &SessionSelection::Listed(vec![s.clone()])).await.map(drop))

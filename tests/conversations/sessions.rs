@@ -1,6 +1,6 @@
 use agent_service::{
     conversation::{
-        AdmitOutcome, History, NewRun, NewTurn, QuotaKind, RunEnding, RunOutcome, Session, SessionCursor,
+        AdmitOutcome, FramePage, History, NewRun, NewTurn, QuotaKind, RunEnding, RunOutcome, Session, SessionCursor,
         SessionSelection, SessionUpdate, StoreError, Summary, ToolResultOutcome, UserQuotas,
     },
     identity::UserId,
@@ -229,7 +229,7 @@ async fn is_gone(fixture: &StoreFixture, id: &str, requests: &[&str]) {
     assert!(fixture.store.list_turns(&user, &s, None, 10).await.unwrap().is_empty());
     assert_eq!(fixture.store.load_history(&user, &s, 1_000).await.unwrap(), History::default());
     for one in requests {
-        assert!(fixture.store.follow(&user, &request(one), 0).await.unwrap().is_none(), "{one}");
+        assert!(fixture.store.follow(&user, &request(one), &FramePage::after(0)).await.unwrap().is_none(), "{one}");
     }
 }
 

@@ -12,6 +12,7 @@ use budgets::{BenchService, OpenStream, Persistence, budget};
 
 /// Enough that what grows by doubling, such as the map of runs, counts in each stream by its share.
 const STREAMS: usize = 512;
+const REPLAYS: usize = 600;
 const FRAMES: usize = 64;
 
 struct Counting;
@@ -65,6 +66,18 @@ fn main() -> io::Result<()> {
             "bytes",
             &format!("heap of an open stream, {name}, without the transport's connection"),
         )?;
+        if persistence == Persistence::Stored {
+            let before = LIVE_BYTES.load(Relaxed);
+            let replays: Vec<OpenStream> = (0..REPLAYS).map(|number| service.replay(number)).collect();
+            let held = LIVE_BYTES.load(Relaxed) - before;
+            budget(
+                "heap-of-an-unread-replay",
+                (held / REPLAYS) as f64,
+                "bytes",
+                "heap of a replay of an answer of 80 kB that is not read, without the transport's connection",
+            )?;
+            std::mem::forget(replays);
+        }
         // An orderly end would log a line for each stream.
         std::mem::forget((service, streams, first));
     }

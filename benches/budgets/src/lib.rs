@@ -39,7 +39,7 @@ use tower::ServiceExt as _;
 
 use crate::{
     model::{DELTA, DeltasOfNext, SteadyModel},
-    store::DiscardingStore,
+    store::{DiscardingStore, FINISHED},
 };
 
 pub use budget::budget;
@@ -76,23 +76,15 @@ impl BenchService {
     /// The request of a user's turn, as a transport passes it on.
     #[must_use]
     pub fn request(number: usize) -> Request<Body> {
-        let message = pb::ChatRequest {
-            user_id: format!("user-{number}"),
-            session_id: format!("session-{number}"),
-            request_id: format!("request-{number}"),
-            input: Some(pb::chat_request::Input::Message(QUESTION.to_owned())),
-            user_profile: Some(pb::UserProfile { language: "en".to_owned(), ..Default::default() }),
-            ..Default::default()
-        }
-        .encode_to_vec();
-        let length = u32::try_from(message.len()).expect("a short message");
-        let framed = [&[0], &length.to_be_bytes()[..], &message].concat();
-        Request::post("/agent.v1.AgentService/StreamChat")
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .header("x-recall", "off")
-            .body(Body::new(Full::new(Bytes::from(framed))))
-            .expect("a valid request")
+        request(number, &format!("request-{number}"))
+    }
+
+    /// Repeats a request of a user whose answer of 80 kB is stored, and reads its first frames.
+    #[must_use]
+    pub fn replay(&self, number: usize) -> OpenStream {
+        let mut stream = self.admit(request(number, &format!("{FINISHED}-{number}")));
+        self.runtime.block_on(stream.next());
+        stream
     }
 
     /// Admits a turn. Its frames are not read.
@@ -127,6 +119,27 @@ impl BenchService {
             }
         });
     }
+}
+
+/// Of a user's turn, as a transport passes it on.
+fn request(number: usize, id: &str) -> Request<Body> {
+    let message = pb::ChatRequest {
+        user_id: format!("user-{number}"),
+        session_id: format!("session-{number}"),
+        request_id: id.to_owned(),
+        input: Some(pb::chat_request::Input::Message(QUESTION.to_owned())),
+        user_profile: Some(pb::UserProfile { language: "en".to_owned(), ..Default::default() }),
+        ..Default::default()
+    }
+    .encode_to_vec();
+    let length = u32::try_from(message.len()).expect("a short message");
+    let framed = [&[0], &length.to_be_bytes()[..], &message].concat();
+    Request::post("/agent.v1.AgentService/StreamChat")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("x-recall", "off")
+        .body(Body::new(Full::new(Bytes::from(framed))))
+        .expect("a valid request")
 }
 
 pub struct OpenStream {
@@ -167,7 +180,7 @@ fn apis(persistence: Persistence, deltas: Arc<DeltasOfNext>) -> Apis {
             finish: second,
             delete: second,
         };
-        Arc::new(WithDeadlines::new(DiscardingStore, timeouts, 4))
+        Arc::new(WithDeadlines::new(DiscardingStore::default(), timeouts, 4))
     };
     let assistant = Assistant {
         model,

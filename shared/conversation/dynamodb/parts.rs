@@ -1,5 +1,7 @@
 //! Long values are divided into parts, which are written first and expire unless an item names them for good.
 
+use std::ops::Range;
+
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
@@ -117,6 +119,33 @@ impl Table {
     pub(super) async fn delete_parts(&self, parts: &ValueParts) {
         let writes: Vec<_> = parts.keys().map(|key| self.write(Write::delete(key))).collect();
         stream::iter(writes).buffer_unordered(CONCURRENT_WRITES).for_each(|_| async {}).await;
+    }
+
+    /// Those bytes of a value that exist. Of a divided value only the parts that they are in are read.
+    pub(super) async fn read_value_range(
+        &self,
+        owner: &ValueOwner,
+        item: &Item,
+        range: Range<usize>,
+    ) -> Result<Vec<u8>> {
+        if let Ok(value) = item.bytes(VALUE) {
+            let end = range.end.min(value.len());
+            return Ok(value.get(range.start..end).unwrap_or_default().to_vec());
+        }
+        let parts = owner.parts_of(item).ok_or(StoreError::Malformed(PARTS_ID))?;
+        let mut value = Vec::new();
+        let first = range.start / PART_BYTES;
+        for (number, key) in parts.keys().enumerate().skip(first) {
+            let begin = number * PART_BYTES;
+            if begin >= range.end {
+                break;
+            }
+            let part = self.get(key).await?.ok_or(StoreError::Malformed("parts of a value"))?;
+            let content = part.bytes(CONTENT)?;
+            let (from, to) = (range.start.saturating_sub(begin), (range.end - begin).min(content.len()));
+            value.extend_from_slice(content.get(from..to).unwrap_or_default());
+        }
+        Ok(value)
     }
 
     pub(super) async fn read_value(&self, owner: &ValueOwner, item: &Item) -> Result<Vec<u8>> {

@@ -13,17 +13,20 @@ use super::{
     keys::{EXPIRES_AT, Key, chunk_prefix, request_owner, stream_member},
     lease::{is_alive, release_lease, renew_lease, require_lease},
     parts::{StagedValue, ValueOwner},
-    table::Query,
+    table::{PageCursor, Query},
     usage::{add_streams, refund_request, remove_streams},
     write::{Write, WriteOutcome},
 };
 use crate::{
     conversation::{
         error::{Result, StoreError},
-        run::{FrameChunk, IDEMPOTENCY_WINDOW, Lease, RunSignals, RunSnapshot, RunState, WATCH_WINDOW},
+        run::{FrameChunk, FramePage, IDEMPOTENCY_WINDOW, Lease, RunSignals, RunSnapshot, RunState, WATCH_WINDOW},
     },
     identity::{RequestId, SessionId, UserId},
 };
+
+/// A run in progress has many short chunks. The table returns at most a megabyte at a time.
+const CHUNKS_AT_ONCE: usize = 16;
 
 impl DynamoConversations {
     pub(super) async fn revoke_run(&self, lease: &Lease) -> Result<()> {
@@ -92,7 +95,7 @@ impl DynamoConversations {
         &self,
         user: &UserId,
         request: &RequestId,
-        after: u32,
+        page: &FramePage,
     ) -> Result<Option<RunSnapshot>> {
         // The run before its frames, so that all frames of an ended run are read.
         let Some(run) = self.table.get(Key::run(user, request.as_str())).await? else { return Ok(None) };
@@ -105,7 +108,7 @@ impl DynamoConversations {
         let watch = async {
             // Renewed in the second half of the window, so that not every poll writes.
             let is_marked = run.millis(WATCHED_UNTIL).is_ok_and(|watched| watched > add(now, WATCH_WINDOW / 2));
-            if state == RunState::Running && !is_marked {
+            if page.marks_reader && state == RunState::Running && !is_marked {
                 let watch = Write::update(Key::run(user, request.as_str()), "SET watched_until = :watched");
                 let watch =
                     watch.condition("attribute_exists(holder)").bind(":watched", millis(add(now, WATCH_WINDOW)));
@@ -113,38 +116,41 @@ impl DynamoConversations {
             }
             Ok(())
         };
-        let ((), chunks) = try_join(watch, self.chunks_after(user, request, &run, after)).await?;
-        Ok(Some(RunSnapshot { state, head: run.bytes(HEAD)?.to_vec(), chunks }))
+        let ((), chunks) = try_join(watch, self.read_chunks(user, request, &run, page)).await?;
+        let stored = run.number(FRAMES).unwrap_or_default();
+        Ok(Some(RunSnapshot { state, head: run.bytes(HEAD)?.to_vec(), stored, chunks }))
     }
 
-    /// Up to the first gap.
-    async fn chunks_after(
+    /// Up to the first gap, or the end of the page.
+    async fn read_chunks(
         &self,
         user: &UserId,
         request: &RequestId,
         run: &Item,
-        after: u32,
+        page: &FramePage,
     ) -> Result<Vec<FrameChunk>> {
         let frames: u32 = run.number(FRAMES).unwrap_or_default();
-        if frames <= after {
+        if frames <= page.after {
             return Ok(Vec::new());
         }
         let prefix = chunk_prefix(request.as_str(), run.text(LEASE_TOKEN)?);
-        let query = Query::between(user, &format!("{prefix}{:010}", after + 1), &format!("{prefix}{frames:010}"));
+        let query = Query::between(user, &format!("{prefix}{:010}", page.after + 1), &format!("{prefix}{frames:010}"));
         let owner = ValueOwner::new(user, request_owner(request.as_str()));
+        let mut items = PageCursor::new(query.limit(CHUNKS_AT_ONCE));
         let mut chunks: Vec<FrameChunk> = Vec::new();
-        for item in self.table.query_all(query).await? {
-            let chunk = FrameChunk {
-                first: item.number(FIRST_FRAME)?,
-                count: item.number(FRAME_COUNT)?,
-                frames: self.table.read_value(&owner, &item).await?,
-            };
-            // A checkpoint whose answer was lost may have left a shorter chunk.
-            while chunks.pop_if(|earlier| earlier.first >= chunk.first).is_some() {}
-            if chunk.first > chunks.last().map_or(after, last_frame) + 1 {
-                break;
+        while let Some(some) = self.table.next_page(&mut items).await? {
+            for item in some {
+                let (first, count) = (item.number(FIRST_FRAME)?, item.number(FRAME_COUNT)?);
+                // A checkpoint whose answer was lost may have left a shorter chunk.
+                while chunks.pop_if(|earlier| earlier.first >= first).is_some() {}
+                let left = page.limit.saturating_sub(chunks.iter().map(|chunk| chunk.frames.len()).sum());
+                if left == 0 || first > chunks.last().map_or(page.after, last_frame) + 1 {
+                    return Ok(chunks);
+                }
+                let offset = if first == page.chunk { page.offset } else { 0 };
+                let frames = self.table.read_value_range(&owner, &item, offset..offset.saturating_add(left)).await?;
+                chunks.push(FrameChunk { first, count, frames });
             }
-            chunks.push(chunk);
         }
         Ok(chunks)
     }

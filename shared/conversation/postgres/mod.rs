@@ -28,7 +28,8 @@ use super::{
     error::{Result, StoreError},
     pending::ToolResultOutcome,
     run::{
-        AdmitOutcome, FrameChunk, Lease, NewRun, Preemption, ReaderSignals, RunEnding, RunKey, RunSignals, RunSnapshot,
+        AdmitOutcome, FrameChunk, FramePage, Lease, NewRun, Preemption, ReaderSignals, RunEnding, RunKey, RunSignals,
+        RunSnapshot,
     },
     session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn},
     store::{ConversationStore, impl_conversation_store},

@@ -5,8 +5,8 @@ use crate::{
     conversation::{
         pending::PendingTurnDisposition,
         run::{
-            FrameChunk, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, RunEnding, RunOutcome, RunSignals, RunSnapshot,
-            RunState, WATCH_WINDOW,
+            FrameChunk, FramePage, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease, RunEnding, RunOutcome, RunSignals,
+            RunSnapshot, RunState, WATCH_WINDOW,
         },
     },
     identity::{RequestId, SessionId, UserId},
@@ -17,16 +17,31 @@ use crate::{
 const FOLLOW: &str = "
     with watched as (
         update runs set watched_until = clock_timestamp() + make_interval(secs => $3 + 1)
-        where user_id = $1 and request_id = $2 and ended_at is null
+        where user_id = $1 and request_id = $2 and ended_at is null and $5
               and coalesce(watched_until < clock_timestamp() + make_interval(secs => $3), true)
     )
-    select head, ended_at is not null as has_ended, lease_until > clock_timestamp() and holder is not null as is_alive
+    select head, ended_at is not null as has_ended, lease_until > clock_timestamp() and holder is not null as is_alive,
+           (select coalesce(max(first_frame + frame_count - 1), 0)
+            from run_chunks where user_id = $1 and request_id = $2) as stored
     from runs
     where user_id = $1 and request_id = $2
           and coalesce(ended_at, lease_until) > clock_timestamp() - make_interval(secs => $4)";
-const CHUNKS_AFTER: &str = "
-    select first_frame, frame_count, frames from run_chunks
-    where user_id = $1 and request_id = $2 and first_frame + frame_count - 1 > $3
+/// A page of chunks: those that begin within its bytes, cut at its end. `octet_length` reads no chunk, and `substring` of a
+/// chunk only the begin. A run in progress has many short chunks, so that their number is limited as well.
+const CHUNKS: &str = "
+    with chunks as (
+        select first_frame, frame_count, frames, case when first_frame = $4 then $5::int else 0 end as skipped
+        from run_chunks
+        where user_id = $1 and request_id = $2 and first_frame + frame_count - 1 > $3
+        order by first_frame limit 256
+    ), positions as (
+        select *, sum(octet_length(frames) - skipped)
+                  over (order by first_frame rows between unbounded preceding and 1 preceding) as preceding
+        from chunks
+    )
+    select first_frame, frame_count, substring(frames from skipped + 1 for ($6 - coalesce(preceding, 0))::int) as frames
+    from positions
+    where coalesce(preceding, 0) < $6::int8
     order by first_frame";
 
 const CANCEL: &str = "
@@ -66,14 +81,17 @@ impl PostgresConversations {
         &self,
         user: &UserId,
         request: &RequestId,
-        after: u32,
+        page: &FramePage,
     ) -> Result<Option<RunSnapshot>> {
         let mut transaction = self.database.begin(user).await?;
         let follow = transaction.query(FOLLOW).bind(user.as_str()).bind(request.as_str());
         let follow = follow.bind(WATCH_WINDOW.as_secs_f64()).bind(IDEMPOTENCY_WINDOW.as_secs_f64());
+        let follow = follow.bind(page.marks_reader);
         let Some(run) = follow.fetch_optional(&mut *transaction).await? else { return Ok(None) };
         // The run before its frames, so that all frames of an ended run are read.
-        let chunks = transaction.query(CHUNKS_AFTER).bind(user.as_str()).bind(request.as_str()).bind(i64::from(after));
+        let bytes = |count: usize| i64::from(i32::try_from(count).unwrap_or(i32::MAX));
+        let chunks = transaction.query(CHUNKS).bind(user.as_str()).bind(request.as_str()).bind(i64::from(page.after));
+        let chunks = chunks.bind(i64::from(page.chunk)).bind(bytes(page.offset)).bind(bytes(page.limit));
         let chunks = chunks.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
         let state = match (run.try_get("has_ended")?, run.try_get("is_alive")?) {
@@ -82,7 +100,7 @@ impl PostgresConversations {
             (false, false) => RunState::Lost,
         };
         let chunks = chunks.iter().map(read_chunk).collect::<Result<_, _>>()?;
-        Ok(Some(RunSnapshot { state, head: run.try_get("head")?, chunks }))
+        Ok(Some(RunSnapshot { state, head: run.try_get("head")?, stored: read_count(&run, "stored")?, chunks }))
     }
 
     pub(super) async fn cancel_run(

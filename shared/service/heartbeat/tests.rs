@@ -58,7 +58,7 @@ impl TestStream {
     async fn next(&mut self) -> (FramePosition, pb::ChatResponse) {
         let (position, content) = poll_fn(|context| match self.source.poll_frame(context) {
             Poll::Ready(frame) => {
-                let (number, frame) = frame.unwrap();
+                let (number, frame) = frame.unwrap().unwrap();
                 Poll::Ready((self.heartbeat.record(number, &frame), frame.content))
             }
             Poll::Pending => self.heartbeat.poll(context),

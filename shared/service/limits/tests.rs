@@ -10,7 +10,7 @@ fn limits(quotas: &str) -> Arc<UserLimits> {
 }
 
 fn caller(user: &str) -> Principal {
-    Principal { user: UserId::parse("user_id", user).unwrap(), is_pro: None }
+    Principal { user: UserId::parse("user_id", user).unwrap(), is_pro: None, expires_at: None }
 }
 
 #[tokio::test(start_paused = true)]

@@ -282,15 +282,15 @@ impl RunDriver {
         };
         let Some(frame) = self.builder.build(last) else { return };
         let ending = self.ending(failure.as_ref());
-        let frame = match self.commit(ending, &frame).await {
-            Ok(()) => frame,
+        let (frame, is_stored) = match self.commit(ending, &frame).await {
+            Ok(()) => (frame, true),
             Err(error) => {
                 tracing::error!(%error, "the end of a turn could not be persisted");
                 // An answer that was not persisted is not shown as if it were.
-                if failure.is_some() { frame } else { self.builder.failure(&TurnFailure::NotPersisted) }
+                (if failure.is_some() { frame } else { self.builder.failure(&TurnFailure::NotPersisted) }, false)
             }
         };
-        self.log().push(&frame);
+        self.log().push_last(&frame, is_stored);
         self.has_finished = true;
     }
 

@@ -1,22 +1,19 @@
-//! The encoded frames of one run, for all its readers in this process: those that are not stored yet, or that a reader has
-//! still to read. A reader that begins before them takes the stored ones from the store ([`LogReader::fill`]).
+//! The encoded frames of one run, for all its readers in this process: those that are not stored yet, and the last ones that a
+//! reader has still to read. A reader behind them takes the stored ones from the store ([`LogRead::Behind`]), so that one that
+//! does not read keeps no more than that in memory.
 
 use std::{
-    collections::VecDeque,
-    ops::Range,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf as _, Bytes};
-use futures_util::Stream;
+use bytes::Bytes;
 use prost::encoding::encode_varint;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    conversation::{FrameChunk, StoreError},
+    conversation::{FRAME_PAGE_BYTES, FrameChunk},
     service::{
         envelope::Envelope,
         frame::{EncodedFrame, FrameKind, is_status},
@@ -27,6 +24,8 @@ use crate::{
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Most bytes of one chunk, unless a single frame is longer.
 pub(super) const CHUNK_BYTES: usize = 4 * 1024 * 1024;
+/// Most bytes of stored frames that the log keeps for a reader that is slower than the run.
+const MAX_LAG_BYTES: usize = FRAME_PAGE_BYTES;
 /// Buffers of this capacity are not made smaller.
 const SMALL_BUFFER_BYTES: usize = 512;
 
@@ -59,8 +58,8 @@ struct LogState {
 }
 
 struct ReaderState {
-    /// Frames before it are read.
-    cursor: FrameCursor,
+    /// Frames before it are read. `None`: the reader is behind, and reads from the store.
+    cursor: Option<FrameCursor>,
     waker: Option<Waker>,
 }
 
@@ -74,7 +73,7 @@ pub(super) struct FrameCursor {
 
 impl FrameLog {
     #[cfg(test)]
-    pub(super) fn example() -> Arc<Self> {
+    pub(in crate::service) fn example() -> Arc<Self> {
         use crate::identity::{RequestId, SessionId, TraceId};
         let trace = TraceId::from_call(None, None, "");
         Self::new(Envelope::new(SessionId::generate(), &RequestId::generate(), &trace))
@@ -92,7 +91,25 @@ impl FrameLog {
 
     /// Returns whether there is space for more.
     pub(super) fn push(&self, frame: &EncodedFrame) -> bool {
+        self.push_to(self.state(), frame)
+    }
+
+    /// After the run has ended nobody discards anything any more, so that it is done here if all frames are stored.
+    pub(in crate::service) fn push_last(&self, frame: &EncodedFrame, is_stored: bool) {
         let mut state = self.state();
+        if is_stored {
+            let end = state.end();
+            state.discard(end);
+        }
+        self.push_to(state, frame);
+        let mut state = self.state();
+        if is_stored && !state.readers.iter().flatten().any(|reader| reader.cursor.is_some()) {
+            let end = state.end();
+            state.discard(end);
+        }
+    }
+
+    fn push_to(&self, mut state: MutexGuard<'_, LogState>, frame: &EncodedFrame) -> bool {
         push_delimited(&mut state.bytes, frame);
         state.deltas.push(frame.kind == FrameKind::Delta);
         match frame.kind {
@@ -129,25 +146,13 @@ impl FrameLog {
         self.state().last_number() > after.number
     }
 
-    /// Drops the stored frames, those before `stored`, that every reader has read. An answer of any length then takes no more
-    /// memory than what comes between two flushes.
+    /// Drops stored frames, those before `stored`: [`LogState::discard`].
     pub(super) fn discard(&self, stored: FrameCursor) {
-        let mut state = self.state();
-        let readers = state.readers.iter().flatten().map(|reader| reader.cursor);
-        let Some(begin) = readers.chain([stored]).min_by_key(|cursor| cursor.number) else { return };
-        let (frames, bytes) = (begin.number - state.begin.number, begin.offset - state.begin.offset);
-        state.bytes.drain(..bytes);
-        state.deltas.drain(..frames as usize);
-        state.begin = begin;
-        let needed = (2 * state.bytes.len()).max(SMALL_BUFFER_BYTES);
-        if state.bytes.capacity() > 2 * needed {
-            state.bytes.shrink_to(needed);
-            state.deltas.shrink_to(needed);
-        }
+        self.state().discard(stored);
     }
 
     /// Reads the frames after number `after`, those that exist and those that follow. Behind the last frame of a run it
-    /// reads that one again. `None`: the frame does not exist. Discarded frames are [`LogReader::missing_after`].
+    /// reads that one again. `None`: the frame does not exist.
     pub(in crate::service) fn read(self: &Arc<Self>, after: u32) -> Option<LogReader> {
         let mut state = self.state();
         let is_behind_last = state.outcome.is_some() && after == state.last_number();
@@ -156,6 +161,7 @@ impl FrameLog {
         while cursor.number < after {
             cursor = state.next(cursor)?.0;
         }
+        let cursor = (cursor.number == after).then_some(cursor);
         let reader = self.add_reader(&mut state, cursor, after);
         drop(state);
         self.came.notify_waiters();
@@ -164,11 +170,15 @@ impl FrameLog {
 
     pub(in crate::service) fn read_from_start(self: &Arc<Self>) -> LogReader {
         let mut state = self.state();
-        let cursor = state.begin;
+        let cursor = (state.begin.number == 0).then_some(state.begin);
         self.add_reader(&mut state, cursor, 0)
     }
 
-    fn add_reader(self: &Arc<Self>, state: &mut LogState, cursor: FrameCursor, after: u32) -> LogReader {
+    pub(in crate::service) fn has_ended(&self) -> bool {
+        self.state().outcome.is_some()
+    }
+
+    fn add_reader(self: &Arc<Self>, state: &mut LogState, cursor: Option<FrameCursor>, number: u32) -> LogReader {
         let reader = Some(ReaderState { cursor, waker: None });
         let free = state.readers.iter().position(Option::is_none);
         let slot = free.unwrap_or(state.readers.len());
@@ -176,7 +186,7 @@ impl FrameLog {
             Some(free) => *free = reader,
             None => state.readers.push(reader),
         }
-        LogReader { log: self.clone(), slot, missing: after..cursor.number, stored: VecDeque::new() }
+        LogReader { log: self.clone(), slot, number }
     }
 
     /// The last status up to this number. `None` if there is a later one, which a reader behind this number gets.
@@ -237,6 +247,31 @@ impl LogState {
         self.begin.number + u32::try_from(self.deltas.len()).unwrap_or(u32::MAX)
     }
 
+    fn end(&self) -> FrameCursor {
+        FrameCursor { number: self.last_number(), offset: self.begin.offset + self.bytes.len() }
+    }
+
+    /// Drops the stored frames, those before `stored`, that every reader has read, and those that only readers need that are
+    /// far behind. An answer of any length then takes no more memory than what comes between two flushes.
+    fn discard(&mut self, stored: FrameCursor) {
+        let longest_lag = self.end().offset.saturating_sub(MAX_LAG_BYTES);
+        let readers = self.readers.iter().flatten().filter_map(|reader| reader.cursor);
+        let near = readers.filter(|cursor| cursor.offset >= longest_lag);
+        let Some(begin) = near.chain([stored]).min_by_key(|cursor| cursor.number) else { return };
+        let (frames, bytes) = (begin.number - self.begin.number, begin.offset - self.begin.offset);
+        self.bytes.drain(..bytes);
+        self.deltas.drain(..frames as usize);
+        self.begin = begin;
+        for reader in self.readers.iter_mut().flatten() {
+            reader.cursor = reader.cursor.filter(|cursor| cursor.number >= begin.number);
+        }
+        let needed = (2 * self.bytes.len()).max(SMALL_BUFFER_BYTES);
+        if self.bytes.capacity() > 2 * needed {
+            self.bytes.shrink_to(needed);
+            self.deltas.shrink_to(needed);
+        }
+    }
+
     fn has_readers(&self) -> bool {
         self.readers.iter().any(Option::is_some)
     }
@@ -264,64 +299,69 @@ impl LogState {
     }
 
     /// The next frame of a reader, of which it counts as read.
-    fn take_next(&mut self, slot: usize) -> Option<(u32, EncodedFrame)> {
-        let cursor = self.readers.get(slot)?.as_ref()?.cursor;
+    fn take_next(&mut self, slot: usize, cursor: FrameCursor) -> Option<(u32, EncodedFrame)> {
         let (next, begin) = self.next(cursor)?;
         let content = Bytes::copy_from_slice(self.slice(begin, next.offset)?);
         let kind = self.kind(next.number);
-        self.readers.get_mut(slot)?.as_mut()?.cursor = next;
+        self.readers.get_mut(slot)?.as_mut()?.cursor = Some(next);
         Some((next.number, EncodedFrame { content, kind }))
     }
 }
 
+/// Counts as a reader of the run until it is dropped.
 pub(in crate::service) struct LogReader {
     log: Arc<FrameLog>,
     slot: usize,
-    /// Numbers of discarded frames that this reader should get: those after `start`, up to `end`.
-    missing: Range<u32>,
-    /// Read before those of the log.
-    stored: VecDeque<(u32, EncodedFrame)>,
+    /// Of the last frame that was read.
+    number: u32,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum LogRead {
+    Frame(u32, EncodedFrame),
+    /// The log has discarded the frames that follow this number. They are in the store; see [`LogReader::rejoin`].
+    Behind(u32),
+    /// There are no more frames.
+    Ended,
 }
 
 impl LogReader {
-    /// The log has discarded the frames that follow this number: they are in the store, for [`Self::fill`].
-    pub(in crate::service) fn missing_after(&self) -> Option<u32> {
-        (!self.missing.is_empty()).then_some(self.missing.start)
+    pub(super) fn log(&self) -> &Arc<FrameLog> {
+        &self.log
     }
 
-    /// `chunks` holds all missing frames; others are ignored.
-    pub(in crate::service) fn fill(&mut self, chunks: Vec<FrameChunk>) -> Result<(), StoreError> {
-        for (number, frame) in chunks.into_iter().flat_map(frames_of_chunk) {
-            // Chunks may overlap.
-            if number == self.missing.start + 1 && !self.missing.is_empty() {
-                self.missing.start = number;
-                self.stored.push_back((number, frame));
-            }
+    pub(super) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<LogRead> {
+        let mut state = self.log.state();
+        let Some(Some(reader)) = state.readers.get(self.slot) else { return Poll::Ready(LogRead::Ended) };
+        let Some(cursor) = reader.cursor else { return Poll::Ready(LogRead::Behind(self.number)) };
+        if let Some((number, frame)) = state.take_next(self.slot, cursor) {
+            self.number = number;
+            return Poll::Ready(LogRead::Frame(number, frame));
         }
-        if self.missing.is_empty() { Ok(()) } else { Err(StoreError::Malformed("the frames of a run")) }
+        if state.outcome.is_some() {
+            return Poll::Ready(LogRead::Ended);
+        }
+        if let Some(Some(reader)) = state.readers.get_mut(self.slot) {
+            reader.waker = Some(context.waker().clone());
+        }
+        Poll::Pending
     }
-}
 
-impl Stream for LogReader {
-    type Item = (u32, EncodedFrame);
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if let Some(frame) = this.stored.pop_front() {
-            return Poll::Ready(Some(frame));
+    /// The frames up to this number were read from the store. Returns whether the log has those that follow.
+    pub(super) fn rejoin(&mut self, number: u32) -> bool {
+        self.number = number;
+        let mut state = self.log.state();
+        let mut cursor = state.begin;
+        while cursor.number < number
+            && let Some((next, _)) = state.next(cursor)
+        {
+            cursor = next;
         }
-        let mut state = this.log.state();
-        if let Some(frame) = state.take_next(this.slot) {
-            return Poll::Ready(Some(frame));
+        let has_rejoined = cursor.number == number;
+        if has_rejoined && let Some(Some(reader)) = state.readers.get_mut(self.slot) {
+            reader.cursor = Some(cursor);
         }
-        let has_ended = state.outcome.is_some();
-        match state.readers.get_mut(this.slot) {
-            Some(Some(reader)) if !has_ended => {
-                reader.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
-            _ => Poll::Ready(None),
-        }
+        has_rejoined
     }
 }
 
@@ -343,30 +383,6 @@ impl Drop for LogReader {
 pub(super) fn push_delimited(bytes: &mut Vec<u8>, frame: &EncodedFrame) {
     encode_varint(frame.content.len() as u64, bytes);
     bytes.extend_from_slice(&frame.content);
-}
-
-/// The last status among delimited frames, of which the first has the number `first`, up to the number `through`.
-pub(super) fn last_status(mut delimited: &[u8], first: u32, through: u32) -> Option<Bytes> {
-    let mut status = None;
-    for _ in first..=through {
-        let Ok(length) = prost::decode_length_delimiter(&mut delimited) else { break };
-        let Some((frame, rest)) = delimited.split_at_checked(length) else { break };
-        if is_status(frame) {
-            status = Some(frame);
-        }
-        delimited = rest;
-    }
-    status.map(Bytes::copy_from_slice)
-}
-
-/// The frames of a stored chunk with their numbers, up to the first that is malformed.
-pub(super) fn frames_of_chunk(chunk: FrameChunk) -> impl Iterator<Item = (u32, EncodedFrame)> {
-    let mut rest = Bytes::from(chunk.frames);
-    (chunk.first..chunk.first.saturating_add(chunk.count)).map_while(move |number| {
-        let length = prost::decode_length_delimiter(&mut rest).ok()?;
-        let content = (length <= rest.remaining()).then(|| rest.split_to(length))?;
-        Some((number, EncodedFrame::from_stored(content)?))
-    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use super::{
     driver::{AdmittedRun, RunDriver},
     events::TurnEvents,
     live::LiveRuns,
-    log::{FrameLog, LogReader},
+    log::FrameLog,
+    reader::RunReader,
+    stored::RunAddress,
 };
 use crate::{
     chat::TurnFailure,
@@ -36,13 +38,24 @@ impl RunRegistry {
         &self,
         run: AdmittedRun,
         begin: impl FnOnce(oneshot::Receiver<TurnFailure>) -> TurnEvents,
-    ) -> LogReader {
+    ) -> RunReader {
+        let address = self.address(&run.lease.key.user, &run.lease.key.request);
         let (stop, stopped) = oneshot::channel();
         let driver = RunDriver::new(self.store.clone(), run, self.grace, &self.live, stop);
         // Read before the driver starts, so that the run is never abandoned at its start.
-        let reader = driver.log().read_from_start();
+        let reader = RunReader::new(driver.log().read_from_start(), address);
         self.drain.spawn(driver.run(begin(stopped)).instrument(Span::current()));
         reader
+    }
+
+    pub(in crate::service) fn address(&self, user: &UserId, request: &RequestId) -> RunAddress {
+        let (store, drain) = (self.store.clone(), self.drain.clone());
+        RunAddress { store, drain, user: user.clone(), request: request.clone() }
+    }
+
+    /// Reads a run of this process after a frame. `None`: the frame does not exist.
+    pub(in crate::service) fn read(&self, log: &Arc<FrameLog>, address: RunAddress, after: u32) -> Option<RunReader> {
+        Some(RunReader::new(log.read(after)?, address))
     }
 
     pub(in crate::service) fn find(&self, user: &UserId, request: &RequestId) -> Option<Arc<FrameLog>> {

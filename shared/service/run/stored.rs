@@ -1,20 +1,20 @@
 //! Replay of a run from the store: one of another process, or one that has ended.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::time::sleep;
 
-use super::log::{frames_of_chunk, last_status};
+use super::pages::{FramePages, PageState};
 use crate::{
     chat::TurnFailure,
-    conversation::{ConversationStore, FrameChunk, RunSnapshot, RunState, StoreError},
+    conversation::{ConversationStore, RunState, StoreError},
     identity::{RequestId, UserId},
     service::{
         drain::Drain,
         envelope::Envelope,
-        frame::{EncodedFrame, FrameBuilder},
+        frame::{EncodedFrame, FrameBuilder, is_status},
     },
 };
 
@@ -22,151 +22,187 @@ use crate::{
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Store errors in a row after which the replay fails.
 const MAX_FAILURES: u32 = 20;
+/// In which the last status of a run is looked for: about a megabyte.
+const MAX_STATUS_PAGES: usize = 16;
 
-/// Numbered frames; the last one ends the stream.
-pub(in crate::service) type StoredFrames = Pin<Box<dyn Stream<Item = (u32, EncodedFrame)> + Send>>;
+/// Why a reader cannot go on. The run is not concerned, and a client may resume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::service) enum ReadError {
+    ShuttingDown,
+    StoreUnavailable,
+}
+
+/// Numbered frames; the last one, or an error, ends the stream.
+pub(in crate::service) type StoredFrames = Pin<Box<dyn Stream<Item = Result<(u32, EncodedFrame), ReadError>> + Send>>;
+
+/// The store and the request of a run.
+#[derive(Clone)]
+pub(in crate::service) struct RunAddress {
+    pub(in crate::service) store: Arc<dyn ConversationStore>,
+    pub(in crate::service) drain: Drain,
+    pub(in crate::service) user: UserId,
+    pub(in crate::service) request: RequestId,
+}
+
+impl RunAddress {
+    fn pages(&self, after: u32) -> FramePages {
+        FramePages::new(self.store.clone(), self.user.clone(), self.request.clone(), after)
+    }
+}
 
 pub(in crate::service) struct StoredRun {
     pub(in crate::service) envelope: Envelope,
-    store: Arc<dyn ConversationStore>,
-    drain: Drain,
-    user: UserId,
-    request: RequestId,
-    snapshot: RunSnapshot,
+    address: RunAddress,
+    pages: FramePages,
+    state: PageState,
+    /// The client has the frames up to this number.
+    received: u32,
 }
 
 impl StoredRun {
     /// `None` if the store has no such run, or no longer.
-    pub(in crate::service) async fn load(
-        store: Arc<dyn ConversationStore>,
-        drain: Drain,
-        user: UserId,
-        request: RequestId,
-    ) -> Result<Option<Self>, StoreError> {
-        let Some(snapshot) = store.follow(&user, &request, 0).await? else { return Ok(None) };
-        let envelope = Envelope::from_bytes(&snapshot.head).ok_or(StoreError::Malformed("the head of a run"))?;
-        Ok(Some(Self { envelope, store, drain, user, request, snapshot }))
+    pub(in crate::service) async fn load(address: RunAddress, received: u32) -> Result<Option<Self>, StoreError> {
+        // The last received one is read as well: behind the last frame of a run the client gets that one again.
+        let mut pages = address.pages(received.saturating_sub(1));
+        let Some(state) = pages.fetch(true).await? else { return Ok(None) };
+        let envelope = Envelope::from_bytes(pages.cursor.head()).ok_or(StoreError::Malformed("the head of a run"))?;
+        Ok(Some(Self { envelope, address, pages, state, received }))
     }
 
     pub(in crate::service) fn is_running(&self) -> bool {
-        self.snapshot.state == RunState::Running
+        self.state.run == RunState::Running
     }
 
-    /// The last status among the frames up to this number; `None` if that frame is not stored yet, which may be a later one.
-    pub(in crate::service) fn last_status(&self, through: u32) -> Option<Bytes> {
-        let stored = self.snapshot.chunks.last().map_or(0, |chunk| chunk.first.saturating_add(chunk.count) - 1);
-        if stored < through {
+    /// The last status among the received frames. `None` if it is not known: such a frame may not be stored yet.
+    pub(in crate::service) async fn last_status(&self) -> Result<Option<Bytes>, StoreError> {
+        if self.received == 0 || self.state.stored < self.received {
+            return Ok(None);
+        }
+        let (mut pages, mut status) = (self.address.pages(0), None);
+        for _ in 0..MAX_STATUS_PAGES {
+            pages.fetch(false).await?;
+            let before = pages.cursor.after();
+            while let Some((number, frame)) = pages.cursor.next_frame()? {
+                if number > self.received {
+                    return Ok(status);
+                }
+                if is_status(&frame.content) {
+                    // A copy, which does not hold the page.
+                    status = Some(Bytes::copy_from_slice(&frame.content));
+                }
+            }
+            if pages.cursor.after() == self.received || pages.cursor.after() == before {
+                break;
+            }
+        }
+        Ok(status)
+    }
+
+    /// The frames that the client has not received: those that are stored, then those that follow. Behind the last frame of a
+    /// run that one again. `builder` makes the error frame of a lost run. `None`: the run has ended without such a frame.
+    pub(in crate::service) fn frames(self, builder: FrameBuilder) -> Option<StoredFrames> {
+        let Self { address, pages, state, received, .. } = self;
+        if state.run == RunState::Ended && received > state.stored {
             return None;
         }
-        let chunks = self.snapshot.chunks.iter().rev();
-        chunks.filter_map(|chunk| last_status(&chunk.frames, chunk.first, through)).next()
-    }
-
-    /// The frames after number `after`: those that are stored, then those that follow. Behind the last frame of a run that
-    /// one again. `builder` makes the error frame of a lost run. `None`: the run has ended without such a frame.
-    pub(in crate::service) fn frames(self, after: u32, builder: FrameBuilder) -> Option<StoredFrames> {
-        let Self { store, drain, user, request, snapshot, .. } = self;
-        let state = snapshot.state;
-        let mut follower = RunFollower {
-            store,
-            drain,
-            user,
-            request,
-            builder,
-            number: 0,
-            frames: VecDeque::new(),
-            state,
-            failures: 0,
-        };
-        follower.push_chunks(snapshot.chunks);
-        follower.skip_through(after)?;
-        Some(Box::pin(stream::unfold(Some(follower), |follower| async move {
-            let mut follower = follower?;
-            let (number, frame) = follower.next().await;
-            let is_last = frame.is_last();
-            Some(((number, frame), (!is_last).then_some(follower)))
-        })))
+        Some(RunFollower { address, pages, state, received, builder: Some(builder), failures: 0 }.into_frames())
     }
 }
 
+/// The stored frames after a number of a run that this process drives, as many as there are. It does not count as a reader of
+/// another process.
+pub(super) fn stored_frames(address: RunAddress, after: u32) -> StoredFrames {
+    let pages = address.pages(after);
+    let state = PageState { run: RunState::Running, stored: u32::MAX };
+    RunFollower { address, pages, state, received: after, builder: None, failures: 0 }.into_frames()
+}
+
 struct RunFollower {
-    store: Arc<dyn ConversationStore>,
-    /// For the last write of a reader that leaves.
-    drain: Drain,
-    user: UserId,
-    request: RequestId,
-    builder: FrameBuilder,
-    /// Of the last frame in `frames`, or before them.
-    number: u32,
-    frames: VecDeque<(u32, EncodedFrame)>,
-    state: RunState,
+    address: RunAddress,
+    pages: FramePages,
+    state: PageState,
+    received: u32,
+    /// `None`: the run belongs to this process.
+    builder: Option<FrameBuilder>,
     failures: u32,
 }
 
 impl RunFollower {
-    fn push_chunks(&mut self, chunks: Vec<FrameChunk>) {
-        for (number, frame) in chunks.into_iter().flat_map(frames_of_chunk) {
-            // Chunks may overlap. A gap would be lost text, so nothing after it is sent.
-            if number == self.number + 1 {
-                self.number = number;
-                self.frames.push_back((number, frame));
-            }
-        }
+    fn into_frames(self) -> StoredFrames {
+        Box::pin(stream::unfold(Some(self), |follower| async move {
+            let mut follower = follower?;
+            let next = follower.next().await;
+            let is_over = next.as_ref().map_or(true, |(_, frame)| frame.is_last());
+            Some((next, (!is_over).then_some(follower)))
+        }))
     }
 
-    /// Of a run that has not ended, the client may have received frames that are not stored.
-    fn skip_through(&mut self, after: u32) -> Option<()> {
-        let last = self.number;
-        if self.state == RunState::Ended && after > last {
-            return None;
-        }
-        let has_last_frame = self.frames.back().is_some_and(|(_, frame)| frame.is_last());
-        let skipped = if has_last_frame { after.min(last - 1) } else { after };
-        self.frames.retain(|(number, _)| *number > skipped);
-        self.number = last.max(after);
-        Some(())
-    }
-
-    async fn next(&mut self) -> (u32, EncodedFrame) {
+    async fn next(&mut self) -> Result<(u32, EncodedFrame), ReadError> {
+        let mut before = None;
         loop {
-            if let Some(frame) = self.frames.pop_front() {
-                return frame;
+            match self.pages.cursor.next_frame() {
+                Ok(Some((number, frame))) if number > self.received || frame.is_last() => return Ok((number, frame)),
+                Ok(Some(_)) => continue,
+                Ok(None) => {}
+                Err(error) => return Err(unreadable(&error)),
             }
-            match self.state {
-                RunState::Running => {}
-                // The frame with the finish reason is missing.
-                RunState::Ended | RunState::Lost => return self.failed(TurnFailure::Abandoned),
+            let after = self.pages.cursor.after();
+            let has_more = self.pages.cursor.is_cut() || (after < self.state.stored && before != Some(after));
+            if !has_more && self.failures == 0 && self.state.run != RunState::Running {
+                return self.end_without_last_frame();
             }
-            sleep(POLL_INTERVAL).await;
-            match self.store.follow(&self.user, &self.request, self.number).await {
-                Ok(Some(snapshot)) => {
-                    self.failures = 0;
-                    self.state = snapshot.state;
-                    self.push_chunks(snapshot.chunks);
-                }
-                Ok(None) => self.state = RunState::Lost,
-                Err(error) => {
-                    self.failures += 1;
-                    if self.failures > MAX_FAILURES {
-                        tracing::warn!(%error, failures = self.failures, "replay failed: the run cannot be read");
-                        return self.failed(TurnFailure::NotPersisted);
-                    }
+            if !has_more || self.failures > 0 {
+                let cancelled = self.address.drain.cancelled();
+                tokio::select! {
+                    () = cancelled => return Err(ReadError::ShuttingDown),
+                    () = sleep(POLL_INTERVAL) => {}
                 }
             }
+            before = Some(after);
+            self.fetch().await?;
         }
     }
 
-    fn failed(&mut self, failure: TurnFailure) -> (u32, EncodedFrame) {
-        (self.number + 1, self.builder.failure(&failure))
+    async fn fetch(&mut self) -> Result<(), ReadError> {
+        let marks_reader = self.builder.is_some() && self.state.run == RunState::Running;
+        let cancelled = self.address.drain.cancelled();
+        let page = tokio::select! {
+            biased;
+            () = cancelled => return Err(ReadError::ShuttingDown),
+            page = self.pages.fetch(marks_reader) => page,
+        };
+        match page {
+            Ok(Some(state)) => (self.failures, self.state) = (0, state),
+            Ok(None) => self.state = PageState { run: RunState::Lost, stored: 0 },
+            Err(error) => {
+                self.failures += 1;
+                if self.failures > MAX_FAILURES {
+                    return Err(unreadable(&error));
+                }
+            }
+        }
+        Ok(())
     }
+
+    /// The frame with the finish reason is missing.
+    fn end_without_last_frame(&mut self) -> Result<(u32, EncodedFrame), ReadError> {
+        let builder = self.builder.as_ref().ok_or(ReadError::StoreUnavailable)?;
+        let number = self.pages.cursor.after().max(self.received).saturating_add(1);
+        Ok((number, builder.failure(&TurnFailure::Abandoned)))
+    }
+}
+
+fn unreadable(error: &StoreError) -> ReadError {
+    tracing::warn!(%error, "the frames of a run cannot be read; its reader is told to try again");
+    ReadError::StoreUnavailable
 }
 
 impl Drop for RunFollower {
     /// Its mark would count as a reader for a while, and a new request of the session would be refused.
     fn drop(&mut self) {
-        if self.state == RunState::Running {
-            let (store, user, request) = (self.store.clone(), self.user.clone(), self.request.clone());
-            self.drain.spawn(async move {
+        if self.state.run == RunState::Running && self.builder.is_some() {
+            let RunAddress { store, drain, user, request } = self.address.clone();
+            drain.spawn(async move {
                 if let Err(error) = store.unwatch(&user, &request).await {
                     tracing::debug!(%error, "the mark of a reader that left expires by itself");
                 }

@@ -1,4 +1,4 @@
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::FutureExt as _;
 use proptest::prelude::*;
 
 use super::*;
@@ -12,9 +12,31 @@ fn delta(text: &str) -> EncodedFrame {
     FrameBuilder::new(Language::English, false).build(TurnEvent::Delta(text.to_owned())).unwrap()
 }
 
+fn poll(reader: &mut LogReader) -> Poll<LogRead> {
+    reader.poll_read(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The frames that a reader gets without waiting. Those that it has to take from the store are counted from `pushed`.
+fn read_all(reader: &mut LogReader, pushed: &[EncodedFrame]) -> Vec<(u32, EncodedFrame)> {
+    let mut frames = Vec::new();
+    loop {
+        match poll(reader) {
+            Poll::Ready(LogRead::Frame(number, frame)) => frames.push((number, frame)),
+            Poll::Ready(LogRead::Behind(after)) => {
+                for number in after + 1.. {
+                    frames.push((number, pushed[number as usize - 1].clone()));
+                    if reader.rejoin(number) {
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(LogRead::Ended) | Poll::Pending => return frames,
+        }
+    }
+}
+
 fn read(log: &Arc<FrameLog>, after: u32) -> Vec<(u32, EncodedFrame)> {
-    let reader = log.read(after).unwrap();
-    reader.collect::<Vec<_>>().now_or_never().expect("an ended log is read without waiting")
+    read_all(&mut log.read(after).unwrap(), &[])
 }
 
 proptest! {
@@ -38,7 +60,9 @@ proptest! {
         prop_assert_eq!(log.read(after).is_some(), after as usize <= all.len());
         let (chunk, end) = log.chunk(FrameCursor::default()).unwrap();
         prop_assert_eq!(end.number as usize, all.len());
-        prop_assert_eq!(frames_of_chunk(chunk).collect::<Vec<_>>(), all);
+        let mut bytes = Vec::new();
+        all.iter().for_each(|(_, frame)| push_delimited(&mut bytes, frame));
+        prop_assert_eq!(chunk, FrameChunk { first: 1, count: end.number, frames: bytes });
         prop_assert!(log.chunk(end).is_none());
     }
 }
@@ -49,24 +73,32 @@ proptest! {
         // A frame, a frame for the fast reader, for the slow reader, or a flush.
         steps in prop::collection::vec(0_u8..4, 0..200),
         after in any::<prop::sample::Index>(),
+        is_long in any::<bool>(),
+        is_stored in any::<bool>(),
     ) {
         let log = FrameLog::example();
         let mut readers = [log.read_from_start(), log.read_from_start()];
-        let (mut pushed, mut received, mut chunks) = (Vec::new(), [Vec::new(), Vec::new()], Vec::new());
+        let (mut pushed, mut received) = (Vec::new(), [Vec::new(), Vec::new()]);
         let mut stored = FrameCursor::default();
         for step in steps {
             match step {
                 0 => {
-                    pushed.push(delta(&format!("text {}", pushed.len())));
+                    pushed.push(delta(&"x".repeat(if is_long { MAX_LAG_BYTES / 3 } else { pushed.len() })));
                     log.push(pushed.last().unwrap());
                 }
                 reader @ (1 | 2) => {
                     let index = usize::from(reader) - 1;
-                    received[index].extend(readers[index].next().now_or_never().flatten());
+                    match poll(&mut readers[index]) {
+                        Poll::Ready(LogRead::Frame(number, frame)) => received[index].push((number, frame)),
+                        Poll::Ready(LogRead::Behind(after)) => {
+                            received[index].push((after + 1, pushed[after as usize].clone()));
+                            readers[index].rejoin(after + 1);
+                        }
+                        Poll::Ready(LogRead::Ended) | Poll::Pending => {}
+                    }
                 }
                 _ => {
-                    if let Some((chunk, end)) = log.chunk(stored) {
-                        chunks.push(chunk);
+                    if let Some((_, end)) = log.chunk(stored) {
                         stored = end;
                     }
                     log.discard(stored);
@@ -76,19 +108,37 @@ proptest! {
         let after = u32::try_from(after.index(pushed.len() + 1)).unwrap();
         let mut late = log.read(after).unwrap();
         pushed.push(FrameBuilder::new(Language::English, false).failure(&TurnFailure::Internal));
-        log.push(pushed.last().unwrap());
-        let all: Vec<_> = (1..).zip(pushed).collect();
-        for (reader, received) in readers.into_iter().zip(&mut received) {
-            received.extend(reader.collect::<Vec<_>>().now_or_never().unwrap());
+        log.push_last(pushed.last().unwrap(), is_stored);
+        let all: Vec<_> = (1..).zip(pushed.iter().cloned()).collect();
+        for (mut reader, received) in readers.into_iter().zip(&mut received) {
+            received.extend(read_all(&mut reader, &pushed));
             prop_assert_eq!(&*received, &all);
         }
-        if late.missing_after().is_some() {
-            prop_assert_eq!(late.missing_after(), Some(after));
-            prop_assert!(late.fill(Vec::new()).is_err());
-            late.fill(chunks).unwrap();
-        }
-        prop_assert_eq!(&late.collect::<Vec<_>>().now_or_never().unwrap()[..], &all[after as usize..]);
+        prop_assert_eq!(&read_all(&mut late, &pushed)[..], &all[after as usize..]);
     }
+}
+
+/// The log of a finished run would otherwise stay in memory as long as its client does not read.
+#[test]
+fn reader_that_does_not_read_keeps_little_in_memory() {
+    let log = FrameLog::example();
+    let mut reader = log.read_from_start();
+    let mut pushed = Vec::new();
+    let mut stored = FrameCursor::default();
+    for _ in 0..100 {
+        for _ in 0..100 {
+            pushed.push(delta("a few words"));
+            log.push(pushed.last().unwrap());
+        }
+        stored = log.chunk(stored).unwrap().1;
+        log.discard(stored);
+        assert!(log.state().bytes.len() <= MAX_LAG_BYTES, "{} bytes", log.state().bytes.len());
+    }
+    pushed.push(FrameBuilder::new(Language::English, false).failure(&TurnFailure::Internal));
+    log.push_last(pushed.last().unwrap(), true);
+    assert_eq!(log.state().bytes.len(), 0);
+    let expected: Vec<_> = (1..).zip(pushed.iter().cloned()).collect();
+    assert_eq!(read_all(&mut reader, &pushed), expected);
 }
 
 #[test]
@@ -99,7 +149,7 @@ fn long_answer_takes_memory_only_for_frames_between_flushes() {
     for _ in 0..200 {
         for _ in 0..50 {
             log.push(&delta("a few words"));
-            reader.next().now_or_never().unwrap().unwrap();
+            assert!(matches!(poll(&mut reader), Poll::Ready(LogRead::Frame(..))));
         }
         stored = log.chunk(stored).unwrap().1;
         log.discard(stored);
@@ -173,9 +223,9 @@ fn read_after_a_frame_that_is_still_to_come_is_refused() {
 async fn reader_is_woken_by_the_next_frame() {
     let log = FrameLog::example();
     let mut reader = log.read_from_start();
-    let reading = tokio::spawn(async move { reader.next().await });
+    let reading = tokio::spawn(async move { std::future::poll_fn(|context| reader.poll_read(context)).await });
     tokio::task::yield_now().await;
     let frame = delta("a");
     log.push(&frame);
-    assert_eq!(reading.await.unwrap(), Some((1, frame)));
+    assert_eq!(reading.await.unwrap(), LogRead::Frame(1, frame));
 }
