@@ -11,6 +11,7 @@ pub mod conversation;
 pub mod embedding;
 pub mod erasure;
 pub mod error;
+mod facts;
 pub mod identity;
 pub mod language;
 pub mod learning;

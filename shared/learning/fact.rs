@@ -3,14 +3,13 @@
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 
-use super::{error::LearnError, instruction_guard, own_words};
+use super::error::LearnError;
 use crate::{
+    facts,
     language::Language,
     memory::{self, Metadata},
 };
 
-/// A fact is one sentence.
-const MAX_FACT_CHARS: usize = 400;
 /// Per turn. A message with more is most likely pasted.
 pub(super) const MAX_FACTS: usize = 12;
 
@@ -121,13 +120,12 @@ impl Fact {
     /// Checks that the user said it, in their own words, and that it is no instruction. Runs on the output of every extractor,
     /// because a model can be talked into inventing facts.
     pub fn check(&self, statement: &Statement) -> Result<(), FactRejection> {
-        let is_forbidden = |c: char| c.is_control() || instruction_guard::is_invisible(c);
         let content = self.content.trim();
-        if content.is_empty() || content.chars().count() > MAX_FACT_CHARS || content.contains(is_forbidden) {
+        if !facts::is_one_sentence(content) {
             return Err(FactRejection::Malformed);
         }
-        let context = own_words::sentences_around(&statement.text, &self.quote).ok_or(FactRejection::Unsupported)?;
-        if [content, &self.quote, &context].into_iter().any(instruction_guard::is_instruction) {
+        let context = facts::sentences_around(&statement.text, &self.quote).ok_or(FactRejection::Unsupported)?;
+        if [content, &self.quote, &context].into_iter().any(facts::is_instruction) {
             return Err(FactRejection::Instruction);
         }
         // A paraphrase still shares at least one term with the sentence that it comes from.

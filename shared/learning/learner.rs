@@ -5,15 +5,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     error::LearnError,
     fact::{Extractor, Fact, FactRejection, FactStatus, KnownFact, Statement},
-    instruction_guard,
     limits::{SUMMARIZE_ABOVE_TOKENS, SUMMARIZE_TO_TOKENS},
-    own_words::own_words,
     summarizer::{Exchange, Summarizer},
     verbatim,
 };
 use crate::{
     chat::TurnRecord,
     conversation::{ConversationStore, SessionUpdate, StoredTurn, Summary},
+    facts::{is_override, own_words},
     identity::{SessionId, UserId},
     language::Language,
     memory::{DEFAULT_ALPHA, Filter, MemoryEngine, NewMemory, RetrievalQuery, TurnMemories, TurnWriteOutcome},
@@ -151,7 +150,7 @@ impl TurnLearner {
         LearningTurn { user, turn, record, .. }: LearningTurn<'_>,
     ) -> Result<Vec<(Fact, Result<(), FactRejection>)>, LearnError> {
         let text = own_words(record.question().unwrap_or_default());
-        if !text.contains(char::is_alphanumeric) || instruction_guard::is_override(&text) {
+        if !text.contains(char::is_alphanumeric) || is_override(&text) {
             return Ok(Vec::new());
         }
         let language = Language::detect(&text);

@@ -6,11 +6,9 @@
 
 mod error;
 mod fact;
-mod instruction_guard;
 mod learner;
 mod limits;
 mod model;
-mod own_words;
 mod queue;
 mod rules;
 #[cfg(feature = "dynamodb")]

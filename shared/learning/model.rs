@@ -12,9 +12,9 @@ use tokio::time::{Instant, timeout};
 use super::{
     error::LearnError,
     fact::{Extractor, Fact, FactKind, FactStatus, KnownFact, MAX_FACTS, Statement},
-    own_words::sentences,
 };
 use crate::{
+    facts::sentences,
     language::Language,
     llm::{ChatModel, Finish, Message, ModelEvent, ModelRequest},
     memory::{MAX_QUERY_BYTES, Metadata},

@@ -10,10 +10,15 @@ use super::{
     error::LearnError,
     fact::{Extractor, Fact, FactKind, FactStatus, KnownFact, MAX_FACTS, Statement},
     limits::MAX_SUMMARY_TOKENS,
-    own_words::{normalized, sentences},
     summarizer::{Exchange, Summarizer, clean_title, ellipsize},
 };
-use crate::{language::Language, llm::estimate_tokens, memory::Metadata, temporal};
+use crate::{
+    facts::{normalized, sentences},
+    language::Language,
+    llm::estimate_tokens,
+    memory::Metadata,
+    temporal,
+};
 
 /// Metadata key. Of two facts with the same subject the later one supersedes the earlier.
 const SUBJECT: &str = "subject";

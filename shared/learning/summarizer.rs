@@ -6,15 +6,14 @@ use serde::Serialize;
 
 use super::{
     error::LearnError,
-    instruction_guard::is_invisible,
     limits::{MAX_SUMMARY_TOKENS, MAX_TITLE_CHARS},
     model::{complete, prompt},
-    own_words::sentences,
     verbatim::truncate,
 };
 use crate::{
     chat::TurnRecord,
     conversation::MAX_TITLE_BYTES,
+    facts::{is_invisible, sentences},
     language::Language,
     llm::{ChatModel, estimate_tokens},
 };
