@@ -10,6 +10,7 @@ use super::{
     usage::UsageReport,
 };
 use crate::{
+    identity::UserId,
     llm::{Message, ModelRequest, ToolCall},
     memory::Filter,
     tools::ToolOffer,
@@ -39,13 +40,14 @@ pub(super) struct TurnContext {
 }
 
 impl TurnContext {
-    pub(super) fn model_request(&self, offer: &ToolOffer, deadline: Instant) -> ModelRequest {
+    pub(super) fn model_request(&self, user: &UserId, offer: &ToolOffer, deadline: Instant) -> ModelRequest {
         ModelRequest {
             model: self.model.clone(),
             messages: self.messages.clone(),
             temperature: self.temperature,
             max_tokens: self.max_tokens,
             tools: offer.json().clone(),
+            user: Some(user.clone()),
             must_answer: self.must_answer(),
             deadline,
         }

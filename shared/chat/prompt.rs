@@ -6,18 +6,19 @@ use jiff::Timestamp;
 use minijinja::{Environment, value::Serde};
 use serde::Serialize;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::{
     profile::{Profile, time_zone},
     recall::RecalledMemory,
 };
-use crate::language::Language;
+use crate::{identity::UserId, language::Language};
 
 const ENGLISH: &str = include_str!("prompts/system.en.md");
 const CHINESE: &str = include_str!("prompts/system.zh.md");
 
 /// English and Chinese. They change with every change of wording.
-pub const PROMPT_VERSIONS: (&str, &str) = ("2026-11-2.en", "2026-11-2.zh");
+pub const PROMPT_VERSIONS: (&str, &str) = ("2026-11-3.en", "2026-11-3.zh");
 
 const CONCISE_MODE: &str = "concise_mode";
 
@@ -26,6 +27,7 @@ pub struct Prompts {
 }
 
 pub(super) struct SystemPrompt<'a> {
+    pub(super) user: &'a UserId,
     pub(super) profile: &'a Profile,
     pub(super) language: Language,
     pub(super) extra_context: &'a Value,
@@ -36,6 +38,7 @@ pub(super) struct SystemPrompt<'a> {
 
 #[derive(Serialize)]
 struct PromptContext<'a> {
+    user_reference: String,
     nickname: &'a str,
     level: i32,
     is_pro: bool,
@@ -72,7 +75,7 @@ impl Prompts {
     }
 
     pub(super) fn render(&self, prompt: &SystemPrompt<'_>) -> Result<String, minijinja::Error> {
-        let SystemPrompt { profile, language, extra_context, recalled, summary, now } = *prompt;
+        let SystemPrompt { user, profile, language, extra_context, recalled, summary, now } = *prompt;
         let zone = time_zone(&profile.timezone);
         let date = |time: Timestamp| time.to_zoned(zone.clone()).strftime("%Y-%m-%d").to_string();
         let memories = recalled.iter().enumerate().map(|(index, RecalledMemory { memory, .. })| PromptMemory {
@@ -87,6 +90,7 @@ impl Prompts {
         });
         let preferences = profile.preferences.iter().filter(|(name, _)| *name != CONCISE_MODE);
         let context = PromptContext {
+            user_reference: user_reference(user),
             nickname: &profile.nickname,
             level: profile.level,
             is_pro: profile.is_pro,
@@ -106,6 +110,11 @@ impl Prompts {
     }
 }
 
+/// A digest, because a provider need not know the id.
+fn user_reference(user: &UserId) -> String {
+    Sha256::digest(user.as_str()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +131,8 @@ mod tests {
     fn render_with_summary(profile: &Profile, extra: &Value, recalled: &[RecalledMemory], summary: &str) -> String {
         let now = "2026-11-23T07:04:00Z".parse().unwrap();
         let language = Language::from_tag(&profile.language_tag);
-        let prompt = SystemPrompt { profile, language, extra_context: extra, recalled, summary, now };
+        let user = &UserId::parse("user_id", "ann").unwrap();
+        let prompt = SystemPrompt { user, profile, language, extra_context: extra, recalled, summary, now };
         Prompts::compile().unwrap().render(&prompt).unwrap()
     }
 
@@ -139,6 +149,28 @@ mod tests {
         let english = render(&profile("en"), &Value::Null, &[]);
         assert!(!english.chars().any(crate::language::is_han));
         assert!(english.contains("Asia/Shanghai"));
+    }
+
+    /// Providers cache by the beginning of the prompt, and report and charge less for what another request has cached.
+    #[test]
+    fn prompts_of_two_users_differ_before_all_that_users_write() {
+        for tag in ["en", "zh"] {
+            let prompt = |user: &str| {
+                let profile = Profile { nickname: "Zoë".into(), ..profile(tag) };
+                let user = &UserId::parse("user_id", user).unwrap();
+                let (language, extra_context) = (Language::from_tag(tag), &serde_json::json!({"page": 42}));
+                let now = "2026-11-23T07:04:00Z".parse().unwrap();
+                let prompt =
+                    SystemPrompt { user, profile: &profile, language, extra_context, recalled: &[], summary: "s", now };
+                Prompts::compile().unwrap().render(&prompt).unwrap()
+            };
+            let (ann, bob) = (prompt("ann"), prompt("bob"));
+            let common = ann.bytes().zip(bob.bytes()).take_while(|(a, b)| a == b).count();
+            let first = ann.find("Zoë").unwrap().min(ann.find(&format!("\"{tag}\"")).unwrap_or(usize::MAX));
+            assert!(common < first && common > 1_000, "{common} {first}");
+            assert!(!ann.contains("ann\""), "the id itself is not sent");
+            assert_eq!(ann, prompt("ann"));
+        }
     }
 
     #[test]

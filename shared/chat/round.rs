@@ -77,6 +77,7 @@ impl RunningTurn {
         history: &History,
         recalled: &[RecalledMemory],
     ) -> Result<Self, minijinja::Error> {
+            user: &input.user,
         let system = assistant.prompts.render(&SystemPrompt {
             profile: &input.profile,
             language: input.language,

@@ -244,7 +244,7 @@ impl TurnMachine {
 
     fn request(&mut self, mut turn: Box<RunningTurn>) -> Step {
         turn.progress.begin_round();
-        let request = turn.context.model_request(&turn.offer, self.deadline);
+        let request = turn.context.model_request(&turn.user, &turn.offer, self.deadline);
         let answer = self.assistant.model.clone().answer(request);
         Step::Receive(turn, answer)
     }

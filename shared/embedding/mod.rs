@@ -14,6 +14,8 @@ pub use hashed::HashedEmbedder;
 pub use local::{LocalEmbedder, LocalModelError};
 pub use openai::OpenAiEmbedder;
 
+use crate::identity::UserId;
+
 /// Vectors of different models are never compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddingModel {
@@ -30,6 +32,24 @@ pub trait Embedder: Send + Sync {
     /// One unit vector for each text, in order.
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>>;
 
+    /// As [`Self::embed`], on behalf of a user: what fails for one user's texts alone must not fail for the others.
+    fn embed_for<'a>(
+        &'a self,
+        _user: &'a UserId,
+        texts: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
+        self.embed(texts)
+    }
+
+    /// As [`Self::embed_query`], on behalf of a user.
+    fn embed_query_for<'a>(
+        &'a self,
+        _user: &'a UserId,
+        text: &'a str,
+    ) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
+        self.embed_query(text)
+    }
+
     /// A failure is ignored: the first text tries again.
     fn warm_up(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
@@ -37,11 +57,7 @@ pub trait Embedder: Send + Sync {
 
     /// The vector of a query, with the vocabulary coverage that only some models know.
     fn embed_query<'a>(&'a self, text: &'a str) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
-        Box::pin(async move {
-            let vector = self.embed(&[text]).await?.pop();
-            let vector = vector.ok_or_else(|| EmbedError::InvalidResponse("no vector".to_owned()))?;
-            Ok(QueryVector { vector, vocabulary_coverage: 1.0 })
-        })
+        Box::pin(async move { QueryVector::of_only(self.embed(&[text]).await?) })
     }
 }
 
@@ -51,6 +67,14 @@ pub struct QueryVector {
     pub vector: Vec<f32>,
     /// The share of the query in the model's vocabulary, 0 to 1; 1 if unknown. Vectors of unknown words mean little.
     pub vocabulary_coverage: f32,
+}
+
+impl QueryVector {
+    /// For a model whose vocabulary is unknown.
+    fn of_only(mut vectors: Vec<Vec<f32>>) -> Result<Self, EmbedError> {
+        let vector = vectors.pop().ok_or_else(|| EmbedError::InvalidResponse("no vector".to_owned()))?;
+        Ok(Self { vector, vocabulary_coverage: 1.0 })
+    }
 }
 
 /// Messages hold neither texts of the user nor keys.

@@ -13,9 +13,10 @@ use reqwest::Client;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::{EmbedError, Embedder, EmbeddingModel, normalize};
+use super::{EmbedError, Embedder, EmbeddingModel, QueryVector, normalize};
 use crate::{
     config::{RetryConfig, Secret},
+    identity::UserId,
     llm::estimate_tokens,
     provider::{CircuitBreaker, ErrorResponse, backoff_delay, read_bounded_body, transport_problem},
 };
@@ -100,29 +101,50 @@ impl OpenAiEmbedder {
         })
     }
 
+    async fn embed_all(&self, user: Option<&UserId>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let mut vectors = Vec::with_capacity(texts.len());
+        let mut rest = texts;
+        while !rest.is_empty() {
+            let batch_size = self.batch_size.load(Ordering::Relaxed);
+            let (current, later) = rest.split_at(rest.len().min(batch_size * CONCURRENCY));
+            let batches = current.chunks(batch_size).map(|batch| self.embed_batch(user, batch));
+            vectors.extend(try_join_all(batches).await?.into_iter().flatten());
+            rest = later;
+        }
+        Ok(vectors)
+    }
+
     /// Bisects a batch that the provider rejects.
-    fn embed_batch<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
+    fn embed_batch<'a>(
+        &'a self,
+        user: Option<&'a UserId>,
+        texts: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         async move {
             if texts.len() <= self.batch_size.load(Ordering::Relaxed) {
-                match self.embed_with_retry(texts).await {
+                match self.embed_with_retry(user, texts).await {
                     Err(EmbedError::Rejected(400 | 413 | 422)) if texts.len() > 1 => {}
                     result => return result,
                 }
             }
             let half = texts.len().div_ceil(2);
             let (first, second) = texts.split_at(half);
-            let mut vectors = self.embed_batch(first).await?;
+            let mut vectors = self.embed_batch(user, first).await?;
+            vectors.extend(self.embed_batch(user, second).await?);
+            // The provider accepts every text, so it was the number: one user's bad text must not slow down all others.
             self.batch_size.fetch_min(half, Ordering::Relaxed);
-            vectors.extend(self.embed_batch(second).await?);
             Ok(vectors)
         }
         .boxed()
     }
 
-    async fn embed_with_retry(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    async fn embed_with_retry(&self, user: Option<&UserId>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let mut attempt = 1;
         loop {
-            let permit = self.breaker.admit().map_err(|open| EmbedError::Unreachable(open.to_string()))?;
+            let permit = self
+                .breaker
+                .admit(user.map(UserId::as_str))
+                .map_err(|open| EmbedError::Unreachable(open.to_string()))?;
             let FailedAttempt { error, retry_after } = match self.request(texts).await {
                 Ok(vectors) => {
                     permit.succeeded();
@@ -226,17 +248,22 @@ impl Embedder for OpenAiEmbedder {
     }
 
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
-        Box::pin(async move {
-            let mut vectors = Vec::with_capacity(texts.len());
-            let mut rest = texts;
-            while !rest.is_empty() {
-                let batch_size = self.batch_size.load(Ordering::Relaxed);
-                let (current, later) = rest.split_at(rest.len().min(batch_size * CONCURRENCY));
-                let batches = current.chunks(batch_size).map(|batch| self.embed_batch(batch));
-                vectors.extend(try_join_all(batches).await?.into_iter().flatten());
-                rest = later;
-            }
-            Ok(vectors)
-        })
+        Box::pin(self.embed_all(None, texts))
+    }
+
+    fn embed_for<'a>(
+        &'a self,
+        user: &'a UserId,
+        texts: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
+        Box::pin(self.embed_all(Some(user), texts))
+    }
+
+    fn embed_query_for<'a>(
+        &'a self,
+        user: &'a UserId,
+        text: &'a str,
+    ) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
+        Box::pin(async move { QueryVector::of_only(self.embed_all(Some(user), &[text]).await?) })
     }
 }

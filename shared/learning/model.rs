@@ -164,6 +164,7 @@ pub(super) async fn complete(
     max_tokens: u32,
 ) -> Result<String, LearnError> {
     let request = ModelRequest {
+        user: None,
         model: None,
         messages: Arc::new(vec![Message::System(instructions), Message::User(data)]),
         temperature: Some(0.0),

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     config::{EndpointConfig, ProviderConfig, RetryConfig},
+    identity::UserId,
     provider::{CallPermit, CircuitBreaker, CircuitOpen, backoff_delay},
 };
 
@@ -195,7 +196,7 @@ impl ChainAnswer {
     }
 
     fn attempt(&mut self, mut candidate: Box<Candidate>) -> ChainStep {
-        match candidate.breaker.admit() {
+        match candidate.breaker.admit(self.request.user.as_ref().map(UserId::as_str)) {
             Ok(permit) => {
                 let answer = candidate.endpoint.clone().answer(self.request.clone(), candidate.model.clone());
                 ChainStep::Receive(Box::new(Attempt { candidate, permit, answer, has_begun: false }))
@@ -322,6 +323,7 @@ mod tests {
         });
         let chain = Arc::new(chain.unwrap());
         let request = ModelRequest {
+            user: None,
             model: None,
             messages: Arc::default(),
             temperature: None,

@@ -11,6 +11,7 @@ use super::{
     error::ModelError,
     tokens::{TokenUsage, estimate_tokens},
 };
+use crate::identity::UserId;
 
 /// One message of a conversation. Its serde names are a storage format and must not change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,8 @@ pub struct ModelRequest {
     pub messages: Arc<Vec<Message>>,
     /// 0 to 2; `None` = the provider's default.
     pub temperature: Option<f32>,
+    /// `None`: no user has caused the request.
+    pub user: Option<UserId>,
     /// Of the answer, at least 1; `None` = the provider's default.
     pub max_tokens: Option<u32>,
     /// Entries of OpenAI's `tools`.

@@ -206,7 +206,7 @@ impl MemoryEngine {
         reservation: Reservation,
     ) -> Result<Vec<Vec<f32>>, MemoryError> {
         let bytes = reservation.bytes()?;
-        let embedded = self.embed(texts).await;
+        let embedded = self.embed(user, texts).await;
         if embedded.as_ref().is_err_and(MemoryError::is_transient) && bytes > 0 {
             let release = async {
                 let mut transaction = self.service.begin(user).await?;
@@ -220,10 +220,17 @@ impl MemoryEngine {
         embedded
     }
 
-    pub(super) async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, MemoryError> {
+    pub(super) async fn embed(
+        &self,
+        user: impl Into<Option<&UserId>>,
+        texts: &[&str],
+    ) -> Result<Vec<Vec<f32>>, MemoryError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(self.embedder.embed(texts).await?)
+        Ok(match user.into() {
+            Some(user) => self.embedder.embed_for(user, texts).await?,
+            None => self.embedder.embed(texts).await?,
+        })
     }
 }

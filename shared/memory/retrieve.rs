@@ -39,7 +39,7 @@ impl MemoryEngine {
     /// retriever while the inverted index is incomplete.
     pub async fn retrieve(&self, user: &UserId, query: &RetrievalQuery) -> Result<RetrievalResult, MemoryError> {
         let is_lexical = query.alpha < 1.0;
-        let (vector, has_embedding_failed) = match self.query_vector(query).await {
+        let (vector, has_embedding_failed) = match self.query_vector(user, query).await {
             Err(error) if is_lexical => {
                 tracing::warn!(%error, "embedding the query failed; falling back to lexical search");
                 (None, true)
@@ -73,16 +73,20 @@ impl MemoryEngine {
     /// Plans a search whose inverted index is complete.
     pub async fn explain(&self, user: &UserId, query: &RetrievalQuery) -> Result<String, MemoryError> {
         let is_vector = query.alpha >= MIN_VECTOR_ALPHA;
-        let vector = if is_vector { Some(self.query_cache.embed(&query.text).await?) } else { None };
+        let vector = if is_vector { Some(self.query_cache.embed(user, &query.text).await?) } else { None };
         let search = self.search(user, query, vector);
         with_timeout(async { Ok(search.explain(&mut self.reader.begin_with_generic_plans(user).await?).await?) }).await
     }
 
-    async fn query_vector(&self, query: &RetrievalQuery) -> Result<Option<Arc<QueryVector>>, EmbedError> {
+    async fn query_vector(
+        &self,
+        user: &UserId,
+        query: &RetrievalQuery,
+    ) -> Result<Option<Arc<QueryVector>>, EmbedError> {
         if query.alpha < MIN_VECTOR_ALPHA {
             return Ok(None);
         }
-        let embed = self.query_cache.embed(&query.text);
+        let embed = self.query_cache.embed(user, &query.text);
         if query.alpha >= 1.0 {
             return embed.await.map(Some);
         }

@@ -1,6 +1,10 @@
 //! Circuit breaker: calls to a failing provider are rejected at once.
+//!
+//! A provider may fail because of what one user sends. So failures of one user alone reject that user only; a failure of another
+//! one is the provider's.
 
 use std::{
+    hash::{BuildHasher as _, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,6 +18,7 @@ use crate::config::BreakerSettings;
 #[derive(Debug)]
 pub struct CircuitBreaker {
     settings: BreakerSettings,
+    keys: RandomState,
     state: Mutex<BreakerState>,
 }
 
@@ -21,9 +26,36 @@ pub struct CircuitBreaker {
 struct BreakerState {
     /// Consecutive.
     failures: u32,
+    /// The callers whose calls failed.
+    failed: FailedCallers,
     /// `None` = closed.
     opened_at: Option<Instant>,
     is_probing: bool,
+}
+
+/// A digest of the user, with a random key; `None` is the service itself.
+type Caller = Option<u64>;
+
+#[derive(Debug, Default)]
+enum FailedCallers {
+    #[default]
+    None,
+    One(Caller),
+    Several,
+}
+
+impl FailedCallers {
+    fn add(&mut self, caller: Caller) {
+        *self = match self {
+            Self::None => Self::One(caller),
+            Self::One(other) if *other == caller => Self::One(caller),
+            Self::One(_) | Self::Several => Self::Several,
+        };
+    }
+
+    fn rejects(&self, caller: Caller) -> bool {
+        !matches!(self, Self::One(other) if *other != caller)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -36,13 +68,17 @@ pub struct CircuitOpen(
 impl CircuitBreaker {
     #[must_use]
     pub fn new(settings: BreakerSettings) -> Self {
-        Self { settings, state: Mutex::default() }
+        Self { settings, keys: RandomState::new(), state: Mutex::default() }
     }
 
-    pub fn admit(self: &Arc<Self>) -> Result<CallPermit, CircuitOpen> {
+    /// `user`: `None` for a call that no user has caused.
+    pub fn admit(self: &Arc<Self>, user: Option<&str>) -> Result<CallPermit, CircuitOpen> {
         let mut state = self.state();
+        let caller = user.map(|user| self.keys.hash_one(user));
         let is_probe = match state.opened_at {
             None => false,
+            // Its answer tells whether the provider fails others as well.
+            Some(_) if !state.failed.rejects(caller) => true,
             Some(opened) => {
                 let rest = self.settings.cooldown.saturating_sub(opened.elapsed());
                 if !rest.is_zero() || state.is_probing {
@@ -52,7 +88,7 @@ impl CircuitBreaker {
                 true
             }
         };
-        Ok(CallPermit { breaker: self.clone(), is_probe })
+        Ok(CallPermit { breaker: self.clone(), caller, is_probe })
     }
 
     fn state(&self) -> MutexGuard<'_, BreakerState> {
@@ -65,6 +101,7 @@ impl CircuitBreaker {
 #[must_use]
 pub struct CallPermit {
     breaker: Arc<CircuitBreaker>,
+    caller: Caller,
     is_probe: bool,
 }
 
@@ -77,6 +114,7 @@ impl CallPermit {
             state.opened_at = None;
             state.is_probing = false;
             state.failures = self.breaker.settings.failures.saturating_sub(1);
+            state.failed = FailedCallers::None;
         }
     }
 
@@ -86,6 +124,7 @@ impl CallPermit {
         // A call from before the circuit opened proves nothing.
         if state.opened_at.is_none() {
             state.failures = 0;
+            state.failed = FailedCallers::None;
         }
     }
 
@@ -95,8 +134,10 @@ impl CallPermit {
         if std::mem::take(&mut self.is_probe) {
             state.is_probing = false;
             state.opened_at = Some(Instant::now());
+            state.failed.add(self.caller);
         } else if state.opened_at.is_none() {
             state.failures = state.failures.saturating_add(1);
+            state.failed.add(self.caller);
             let most = self.breaker.settings.failures;
             if most > 0 && state.failures >= most {
                 state.opened_at = Some(Instant::now());
@@ -127,7 +168,30 @@ mod tests {
 
     fn fail(breaker: &Arc<CircuitBreaker>, times: usize) {
         for _ in 0..times {
-            breaker.admit().unwrap().failed();
+            breaker.admit(None).unwrap().failed();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_of_one_user_reject_that_user_only() {
+        let breaker = breaker(3);
+        let (ann, bob) = ("ann", "bob");
+        let admit = |user| breaker.admit(Some(user));
+        for _ in 0..3 {
+            admit(ann).unwrap().failed();
+        }
+        assert!(admit(ann).is_err());
+        let (first, second) = (admit(bob).unwrap(), admit(bob).unwrap());
+        drop(second);
+        assert!(admit(ann).is_err(), "a cancelled call proves nothing");
+        first.succeeded();
+        admit(ann).unwrap().failed();
+        admit(ann).unwrap().failed();
+        admit(ann).unwrap().failed();
+        assert!(admit(ann).is_err() && breaker.admit(None).is_ok());
+        admit(bob).unwrap().failed();
+        for caller in [Some(ann), Some(bob), None] {
+            assert!(breaker.admit(caller).is_err(), "two users failed, so the provider does: {caller:?}");
         }
     }
 
@@ -135,28 +199,28 @@ mod tests {
     async fn circuit_opens_after_failures_and_probes_after_cooldown() {
         let breaker = breaker(3);
         fail(&breaker, 2);
-        breaker.admit().unwrap().succeeded();
+        breaker.admit(None).unwrap().succeeded();
         fail(&breaker, 3);
-        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(COOLDOWN));
+        assert_eq!(breaker.admit(None).unwrap_err(), CircuitOpen(COOLDOWN));
         advance(COOLDOWN).await;
-        let probe = breaker.admit().unwrap();
-        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(Duration::ZERO), "one at a time");
+        let probe = breaker.admit(None).unwrap();
+        assert_eq!(breaker.admit(None).unwrap_err(), CircuitOpen(Duration::ZERO), "one at a time");
         probe.failed();
-        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(COOLDOWN), "the cooldown starts again");
+        assert_eq!(breaker.admit(None).unwrap_err(), CircuitOpen(COOLDOWN), "the cooldown starts again");
         advance(COOLDOWN).await;
-        breaker.admit().unwrap().succeeded();
+        breaker.admit(None).unwrap().succeeded();
         fail(&breaker, 2);
-        assert!(breaker.admit().is_ok(), "the count starts again");
+        assert!(breaker.admit(None).is_ok(), "the count starts again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn cancelled_probe_does_not_count_and_admits_the_next() {
         let breaker = breaker(1);
-        drop(breaker.admit().unwrap());
+        drop(breaker.admit(None).unwrap());
         fail(&breaker, 1);
         advance(COOLDOWN).await;
-        drop(breaker.admit().unwrap());
-        assert!(breaker.admit().is_ok());
+        drop(breaker.admit(None).unwrap());
+        assert!(breaker.admit(None).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -164,24 +228,24 @@ mod tests {
         let breaker = breaker(3);
         fail(&breaker, 3);
         advance(COOLDOWN).await;
-        let mut probe = breaker.admit().unwrap();
+        let mut probe = breaker.admit(None).unwrap();
         probe.answer_began();
-        assert!(breaker.admit().is_ok(), "other calls need not wait for the end of the answer");
+        assert!(breaker.admit(None).is_ok(), "other calls need not wait for the end of the answer");
         probe.failed();
-        assert!(breaker.admit().is_err());
+        assert!(breaker.admit(None).is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn late_results_do_not_count_and_zero_disables_breaker() {
         let breaker = breaker(2);
-        let (slow, slower) = (breaker.admit().unwrap(), breaker.admit().unwrap());
+        let (slow, slower) = (breaker.admit(None).unwrap(), breaker.admit(None).unwrap());
         fail(&breaker, 2);
         advance(COOLDOWN / 2).await;
         slow.failed();
         slower.succeeded();
-        assert_eq!(breaker.admit().unwrap_err(), CircuitOpen(COOLDOWN / 2));
+        assert_eq!(breaker.admit(None).unwrap_err(), CircuitOpen(COOLDOWN / 2));
         let never = self::breaker(0);
         fail(&never, 100);
-        assert!(never.admit().is_ok());
+        assert!(never.admit(None).is_ok());
     }
 }

@@ -50,6 +50,22 @@ async fn rejected_batch_is_halved_and_size_is_remembered() {
 }
 
 #[tokio::test]
+async fn rejected_text_of_one_user_leaves_the_batches_of_others() {
+    let (mut provider, server) = start_with_retries(&[]).await;
+    // The last of eight texts is rejected, wherever it is sent.
+    for accepted in [None, Some(4), None, Some(2), None, Some(1), None] {
+        provider.script(accepted.map_or_else(|| http_response(400, "", "{}"), vectors_response)).await;
+    }
+    assert_eq!(add(&server, 8).await, Err(Code::Internal));
+    assert_eq!(take_batch_sizes(&mut provider), [8, 4, 4, 2, 2, 1, 1]);
+    provider.script(vectors_response(8)).await;
+    let memories = (0..8).map(|n| memory_input("", &format!("another memory {n}"))).collect();
+    let request = pb::AddMemoriesRequest { user_id: "bob".into(), memories };
+    server.memory().add_memories(request).await.unwrap();
+    assert_eq!(take_batch_sizes(&mut provider), [8], "the provider would take them at once");
+}
+
+#[tokio::test]
 async fn rejected_single_text_fails_after_few_requests() {
     let (mut provider, server) = start_with_retries(&[]).await;
     provider.script_all(http_response(400, "", "{}")).await;

@@ -149,6 +149,7 @@ mod tests {
             calls: vec![call.clone()],
         };
         let request = ModelRequest {
+            user: None,
             model: None,
             messages: Arc::new(vec![
                 assistant(Some("thought")),
