@@ -13,7 +13,7 @@ use crate::{
     identity::UserId,
     llm::{Message, ModelRequest, ToolCall},
     memory::Filter,
-    tools::ToolOffer,
+    tools::{MemoryTool, ToolOffer},
 };
 
 const MAX_TOOL_ROUNDS: u32 = 8;
@@ -34,6 +34,11 @@ pub(super) struct TurnContext {
     pub(super) timezone: String,
     /// Limit of the memory search; empty: no limit; `None`: no retrieval.
     pub(super) documents: Option<Vec<String>>,
+    /// Memories that the model deleted without approval.
+    #[serde(default)]
+    pub(super) forgotten: usize,
+    #[serde(default)]
+    pub(super) saved: usize,
     /// Tokens of the messages that were released. A pending turn has released none.
     #[serde(skip)]
     pub(super) released_tokens: Option<u32>,
@@ -42,12 +47,12 @@ pub(super) struct TurnContext {
 impl TurnContext {
     pub(super) fn model_request(&self, user: &UserId, offer: &ToolOffer, deadline: Instant) -> ModelRequest {
         ModelRequest {
+            user: Some(user.clone()),
             model: self.model.clone(),
             messages: self.messages.clone(),
             temperature: self.temperature,
             max_tokens: self.max_tokens,
             tools: offer.json().clone(),
-            user: Some(user.clone()),
             must_answer: self.must_answer(),
             deadline,
         }
@@ -72,17 +77,23 @@ impl TurnContext {
         Arc::make_mut(&mut self.messages).push(message);
     }
 
-    /// In the order of the calls in the model's last message.
-    pub(super) fn push_tool_results(&mut self, mut results: Vec<(String, String)>) {
+    /// In the order of the calls in the model's last message. Returns the results of calls that are the server's: the client was
+    /// asked to approve them.
+    pub(super) fn push_tool_results(&mut self, mut results: Vec<(String, String)>) -> Vec<ApprovalAnswer> {
         let calls = self.messages.iter().rev().find_map(|message| match message {
-            Message::Assistant { calls, .. } => Some(calls.iter().map(|call| call.id.clone()).collect::<Vec<_>>()),
+            Message::Assistant { calls, .. } => Some(calls.clone()),
             _ => None,
         });
-        let position = |id: &str| calls.iter().flatten().position(|call| call == id);
-        results.sort_by_key(|(call_id, _)| position(call_id));
+        let calls = calls.unwrap_or_default();
+        results.sort_by_key(|(call_id, _)| calls.iter().position(|call| call.id == *call_id));
+        let mut answers = Vec::new();
         for (call_id, content) in results {
-            self.push(Message::Tool { call_id, content });
+            match calls.iter().find(|call| call.id == call_id && MemoryTool::from_name(&call.name).is_some()) {
+                Some(call) => answers.push(ApprovalAnswer { call: call.clone(), is_approved: is_approval(&content) }),
+                None => self.push(Message::Tool { call_id, content }),
+            }
         }
+        answers
     }
 
     /// Drops messages from the first call without a result on: providers reject an unanswered call.
@@ -122,6 +133,19 @@ impl TurnContext {
     }
 }
 
+/// The client's answer to a call of a server tool.
+#[derive(Debug)]
+pub(super) struct ApprovalAnswer {
+    pub(super) call: ToolCall,
+    pub(super) is_approved: bool,
+}
+
+/// Nothing but `{"approved": true}` is one.
+fn is_approval(result: &str) -> bool {
+    let answer = serde_json::from_str::<serde_json::Value>(result);
+    answer.is_ok_and(|answer| answer.get("approved") == Some(&true.into()))
+}
+
 fn estimate_tokens(messages: &[Message]) -> u32 {
     messages.iter().fold(0, |sum, message| sum.saturating_add(message.estimate_tokens()))
 }
@@ -159,7 +183,28 @@ mod tests {
             language_tag: "zh".into(),
             timezone: "Asia/Shanghai".into(),
             documents: None,
+            forgotten: 0,
+            saved: 0,
             released_tokens: None,
+        }
+    }
+
+    #[test]
+    fn result_of_a_server_tool_is_the_answer_to_a_request_for_approval() {
+        for (result, is_approved) in [
+            (r#"{"approved": true}"#, true),
+            (r#"{"approved": false}"#, false),
+            (r#"{"approved": "true"}"#, false),
+            (r#"{"error": "no"}"#, false),
+            ("true", false),
+            ("approved", false),
+        ] {
+            let mut context = context();
+            let call = ToolCall { id: "d".into(), name: "forget_memory".into(), arguments: "{}".into() };
+            context.push(Message::Assistant { content: String::new(), reasoning: None, calls: vec![call.clone()] });
+            let answers = context.push_tool_results(vec![("d".into(), result.into())]);
+            assert_eq!((&answers[0].call, answers[0].is_approved), (&call, is_approved), "{result}");
+            assert!(!context.messages.iter().any(|message| matches!(message, Message::Tool { .. })));
         }
     }
 
@@ -168,6 +213,8 @@ mod tests {
         let json = serde_json::to_vec(&context()).unwrap();
         let again: TurnContext = serde_json::from_slice(&json).unwrap();
         assert_eq!((again.messages, again.temperature), (context().messages, Some(0.3)));
+        let earlier = String::from_utf8(json).unwrap().replace(r#","forgotten":0,"saved":0"#, "");
+        assert!(serde_json::from_str::<TurnContext>(&earlier).is_ok(), "{earlier}");
     }
 
     #[test]
@@ -186,7 +233,7 @@ mod tests {
     #[test]
     fn tool_results_follow_the_order_of_the_calls() {
         let mut context = context();
-        context.push_tool_results(vec![("b".into(), "2".into()), ("a".into(), "1".into())]);
+        assert!(context.push_tool_results(vec![("b".into(), "2".into()), ("a".into(), "1".into())]).is_empty());
         let last: Vec<_> = context.messages[2..].iter().collect();
         let tool = |call_id: &str, content: &str| Message::Tool { call_id: call_id.into(), content: content.into() };
         assert_eq!(last, [&tool("a", "1"), &tool("b", "2")]);

@@ -1,6 +1,7 @@
 //! Order: `Thinking`, `Searching`, `Recalled`, rounds of `Generating`, deltas, `ExecutingTools` and tool events, then
 //! `Closing` (for the run driver; all others become frames), `Usage`, and one last event.
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{recall::RecalledMemory, record::TurnRecord, usage::UsageReport};
@@ -20,6 +21,8 @@ pub enum TurnEvent {
     ToolExecuted(ToolExecution),
     /// The client must run it.
     ToolCalled(ToolCall),
+    /// The client must approve a call that the server runs then.
+    ApprovalRequested(ApprovalRequest),
     Usage(UsageReport),
     Closing(Box<TurnClosing>),
     /// Equal to the joined deltas.
@@ -43,6 +46,7 @@ impl TurnEvent {
             | Self::Delta(_)
             | Self::ToolExecuted(_)
             | Self::ToolCalled(_)
+            | Self::ApprovalRequested(_)
             | Self::Usage(_)
             | Self::Closing(_) => false,
         }
@@ -72,6 +76,20 @@ pub enum Stage {
         recall_failed: bool,
     },
     ExecutingTools,
+}
+
+#[derive(Debug)]
+pub struct ApprovalRequest {
+    pub call: ToolCall,
+    pub memories: Vec<ShownMemory>,
+}
+
+/// A memory that the conversation has shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShownMemory {
+    pub id: String,
+    /// Its beginning; empty if only the id was shown.
+    pub content: String,
 }
 
 #[derive(Debug)]

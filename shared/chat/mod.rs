@@ -3,6 +3,7 @@
 
 mod assistant;
 mod context;
+mod deletion;
 mod event;
 mod history;
 mod input;
@@ -14,11 +15,14 @@ mod recall;
 mod record;
 mod round;
 mod title;
+mod tool_calls;
 mod turn;
 mod usage;
 
 pub use assistant::Assistant;
-pub use event::{FinishedTurn, Stage, ToolExecution, TurnClosing, TurnEvent, TurnFailure};
+pub use event::{
+    ApprovalRequest, FinishedTurn, ShownMemory, Stage, ToolExecution, TurnClosing, TurnEvent, TurnFailure,
+};
 pub use history::HISTORY_TOKEN_BUDGET;
 pub use input::{HistoryMessage, Speaker, ToolResult, TurnInput};
 pub use pending::ResumedTurn;

@@ -4,20 +4,19 @@ use std::borrow::Cow;
 
 use super::{
     assistant::Assistant,
-    context::{TurnContext, error_content},
+    context::{ApprovalAnswer, TurnContext, error_content},
     event::TurnFailure,
     input::ToolResult,
 };
-use crate::{
-    conversation::{CompletedPendingTurn, Lease, PendingTurnId, StoreError, ToolResultOutcome},
-    llm::ToolCall,
-};
+use crate::conversation::{CompletedPendingTurn, Lease, PendingTurnId, StoreError, ToolResultOutcome};
 
 #[derive(Debug)]
 pub struct ResumedTurn {
     pub(super) lease: Lease,
     pub(super) context: TurnContext,
     pub(super) id: PendingTurnId,
+    /// To calls of server tools that waited for the client's approval.
+    pub(super) approvals: Vec<ApprovalAnswer>,
 }
 
 impl ResumedTurn {
@@ -44,8 +43,9 @@ impl Assistant {
             match serde_json::from_slice::<TurnContext>(&state) {
                 Ok(mut context) => {
                     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-                    context.push_tool_results(results.into_iter().map(|(id, bytes)| (id, text(bytes))).collect());
-                    ToolResultOutcome::Complete(Box::new(ResumedTurn { lease: lease.clone(), context, id }))
+                    let results = results.into_iter().map(|(id, bytes)| (id, text(bytes))).collect();
+                    let approvals = context.push_tool_results(results);
+                    ToolResultOutcome::Complete(Box::new(ResumedTurn { lease: lease.clone(), context, id, approvals }))
                 }
                 Err(error) => {
                     tracing::error!(%error, "a pending turn of another version of the service cannot be resumed");
@@ -59,15 +59,14 @@ impl Assistant {
         &self,
         lease: Option<&Lease>,
         context: &TurnContext,
-        calls: &[ToolCall],
+        call_ids: &[&str],
     ) -> Result<(), TurnFailure> {
         // Without a store no client tool is offered.
         let (Some(conversations), Some(lease)) = (&self.conversations, lease) else {
             return Err(TurnFailure::Internal);
         };
         let state = serde_json::to_vec(context).map_err(|_| TurnFailure::Internal)?;
-        let call_ids: Vec<&str> = calls.iter().map(|call| call.id.as_str()).collect();
-        conversations.store_pending_turn(lease, &state, &call_ids).await.map_err(|error| {
+        conversations.store_pending_turn(lease, &state, call_ids).await.map_err(|error| {
             tracing::warn!(%error, "the pending turn cannot be stored");
             TurnFailure::NotPersisted
         })

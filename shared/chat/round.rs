@@ -8,7 +8,6 @@ use super::{
     event::{FinishedTurn, TurnClosing, TurnEvent, TurnFailure},
     history::messages_before,
     input::TurnInput,
-    pending::ResumedTurn,
     prompt::SystemPrompt,
     recall::RecalledMemory,
     record::{RecordedCitation, TurnFinish, TurnRecord},
@@ -77,8 +76,8 @@ impl RunningTurn {
         history: &History,
         recalled: &[RecalledMemory],
     ) -> Result<Self, minijinja::Error> {
-            user: &input.user,
         let system = assistant.prompts.render(&SystemPrompt {
+            user: &input.user,
             profile: &input.profile,
             language: input.language,
             extra_context: &input.extra_context,
@@ -105,13 +104,15 @@ impl RunningTurn {
             language_tag,
             timezone: input.profile.timezone,
             documents: input.recall.map(|filter| filter.document_ids),
+            forgotten: 0,
+            saved: 0,
             released_tokens: None,
         };
         let (user, lease) = (input.user, input.lease);
         Ok(Self { user, lease, context, offer, recall_failed: false, resumed: None, progress })
     }
 
-    pub(super) fn resume(assistant: &Assistant, ResumedTurn { lease, context, id }: ResumedTurn) -> Self {
+    pub(super) fn resume(assistant: &Assistant, lease: Lease, context: TurnContext, id: PendingTurnId) -> Self {
         let selection = ToolSelection::Named(context.tools.clone());
         let offer = assistant.offer_tools(&selection, context.documents.is_some(), true);
         let progress = Progress::new(assistant.model.name(context.model.as_deref()));

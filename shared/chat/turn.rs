@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! Think → Recall → Prompt ─┬→ Request → Receive ⟲ ─┬→ finished or failed
-//!                 Resume ──┘     ↑                 │
-//!                                ├─ invalid calls ─┤
-//!                                └─ ExecuteTools ⟲ ┴→ Suspend → pending
+//!                 Resume ──┤     ↑                 │
+//!                          │     ├─ invalid calls ─┤
+//!                 approved └──── └─ ExecuteTools ⟲ ┴→ Suspend → pending
 //! ```
 //!
 //! Events of a step are delivered before the next step starts, so a slow reader holds the turn back (backpressure).
@@ -14,7 +14,7 @@
 //! futures of other steps are boxed, so that an open stream stays small. Other steps log under the span of the call.
 //! `Receive` does not enter it for each delta: models log under the span in which their answer was requested.
 
-use std::{collections::VecDeque, mem, sync::Arc, vec};
+use std::{collections::VecDeque, mem, sync::Arc};
 
 use async_stream::stream;
 use futures_util::{Stream, StreamExt as _, stream};
@@ -23,20 +23,19 @@ use tracing::{Instrument as _, Span};
 
 use super::{
     assistant::Assistant,
-    context::{error_content, repair_messages},
-    event::{FinishedTurn, Stage, ToolExecution, TurnClosing, TurnEvent, TurnFailure},
+    context::{ApprovalAnswer, repair_messages},
+    event::{FinishedTurn, Stage, TurnClosing, TurnEvent, TurnFailure},
     input::TurnInput,
     interruption::Interruption,
     pending::ResumedTurn,
-    profile::time_zone,
     recall::{RecallHits, recall, select},
     record::{TurnFinish, TurnRecord},
     round::{RoundOutcome, RunningTurn},
+    tool_calls::{ClientCall, ToolCalls},
 };
 use crate::{
     conversation::History,
     llm::{Finish, Message, ModelError, ModelEvent, ModelStream, ToolCall},
-    tools::{MemoryTool, ToolContext, ToolRunner, ValidatedCall},
 };
 
 impl Assistant {
@@ -91,7 +90,7 @@ enum Step {
     Request(Box<RunningTurn>),
     Receive(Box<RunningTurn>, ModelStream),
     ExecuteTools(Box<RunningTurn>, ToolCalls),
-    Suspend(Box<RunningTurn>, Vec<ToolCall>),
+    Suspend(Box<RunningTurn>, Vec<ClientCall>),
     Done,
 }
 
@@ -100,17 +99,6 @@ struct PromptInput {
     history: History,
     /// `None`: retrieval failed.
     recalled: Option<RecallHits>,
-}
-
-struct ToolCalls {
-    server: vec::IntoIter<ServerCall>,
-    client: Vec<ToolCall>,
-}
-
-struct ServerCall {
-    call: ToolCall,
-    tool: MemoryTool,
-    arguments: serde_json::Value,
 }
 
 impl TurnMachine {
@@ -232,9 +220,9 @@ impl TurnMachine {
         }
     }
 
-    fn resume(&mut self, turn: ResumedTurn) -> Step {
-        let turn = RunningTurn::resume(&self.assistant, turn);
-        self.generate(Box::new(turn))
+    fn resume(&mut self, ResumedTurn { lease, context, id, approvals }: ResumedTurn) -> Step {
+        let turn = Box::new(RunningTurn::resume(&self.assistant, lease, context, id));
+        if approvals.is_empty() { self.generate(turn) } else { self.resume_tools(turn, approvals) }
     }
 
     fn generate(&mut self, turn: Box<RunningTurn>) -> Step {
@@ -310,49 +298,42 @@ impl TurnMachine {
         }
         turn.progress.has_repaired = false;
         self.emit(TurnEvent::StageEntered(Stage::ExecutingTools));
-        let (mut server, mut client) = (Vec::new(), Vec::new());
-        for (call, ValidatedCall { runner, arguments }) in calls.into_iter().zip(validated.into_iter().flatten()) {
-            match runner {
-                ToolRunner::Client => client.push(call),
-                ToolRunner::Server(tool) => server.push(ServerCall { call, tool, arguments }),
-            }
-        }
-        Step::ExecuteTools(turn, ToolCalls { server: server.into_iter(), client })
+        let calls = ToolCalls::new(calls.into_iter().zip(validated.into_iter().flatten()));
+        Step::ExecuteTools(turn, calls)
+    }
+
+    fn resume_tools(&mut self, mut turn: Box<RunningTurn>, answers: Vec<ApprovalAnswer>) -> Step {
+        // As in every round: clients expect the tools of an answer that is being generated.
+        self.emit(TurnEvent::StageEntered(Stage::Generating { recall_failed: turn.recall_failed }));
+        self.emit(TurnEvent::StageEntered(Stage::ExecutingTools));
+        let (calls, events) = ToolCalls::of_answers(&mut turn, answers);
+        self.events.extend(events);
+        Step::ExecuteTools(turn, calls)
     }
 
     async fn execute_tools(&mut self, mut turn: Box<RunningTurn>, mut calls: ToolCalls) -> Step {
-        let Some(ServerCall { call, tool, arguments }) = calls.server.next() else {
+        let Some(call) = calls.server.next() else {
             return if calls.client.is_empty() { self.generate(turn) } else { Step::Suspend(turn, calls.client) };
         };
         if Instant::now() >= self.deadline {
             return self.fail(turn, TurnFailure::DeadlineExceeded);
         }
-        let context = ToolContext {
-            user: turn.user.clone(),
-            time_zone: time_zone(&turn.context.timezone),
-            filter: turn.context.memory_filter(),
-        };
-        let execution = tool.run(&self.assistant.memory, &context, arguments);
-        let outcome = match self.interruption.race(execution).await {
-            Ok(outcome) => outcome,
+        let execution = call.run(&self.assistant, &mut turn);
+        match self.interruption.race(execution).await {
+            Ok(Ok(executed)) => self.emit(executed),
+            Ok(Err(client_call)) => calls.client.push(client_call),
             Err(failure) => return self.fail(turn, failure),
-        };
-        let content = match &outcome {
-            Ok(value) => value.to_string(),
-            Err(failure) => error_content(&failure.to_string()),
-        };
-        turn.context.push(Message::Tool { call_id: call.id.clone(), content });
-        self.emit(TurnEvent::ToolExecuted(ToolExecution { call_id: call.id, name: call.name, outcome }));
+        }
         Step::ExecuteTools(turn, calls)
     }
 
-    async fn suspend(&mut self, mut turn: Box<RunningTurn>, calls: Vec<ToolCall>) -> Step {
-        let stored =
-            self.interruption.race(self.assistant.store_pending_turn(turn.lease.as_ref(), &turn.context, &calls)).await;
-        if let Err(failure) = stored.flatten() {
+    async fn suspend(&mut self, mut turn: Box<RunningTurn>, calls: Vec<ClientCall>) -> Step {
+        let call_ids: Vec<&str> = calls.iter().map(ClientCall::id).collect();
+        let storing = self.assistant.store_pending_turn(turn.lease.as_ref(), &turn.context, &call_ids);
+        if let Err(failure) = self.interruption.race(storing).await.flatten() {
             return self.fail(turn, failure);
         }
-        self.events.extend(calls.into_iter().map(TurnEvent::ToolCalled));
+        self.events.extend(calls.into_iter().map(ClientCall::into_event));
         self.events.extend(turn.usage(&self.assistant.prices).map(TurnEvent::Usage));
         self.end(TurnEvent::AwaitsTools)
     }

@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use super::{convert, failure, wording};
 use crate::{
     chat::{
-        Prompts, RecalledMemory, RecordedCitation, RecordedUsage, Stage, ToolExecution, TurnEvent, TurnFailure,
-        UsageReport,
+        ApprovalRequest, Prompts, RecalledMemory, RecordedCitation, RecordedUsage, Stage, ToolExecution, TurnEvent,
+        TurnFailure, UsageReport,
     },
     language::Language,
     llm::{Finish, ToolCall},
@@ -154,6 +154,11 @@ impl FrameBuilder {
                 frame.content = Some(Content::ToolResult(tool_result(self.language, execution)));
             }
             TurnEvent::ToolCalled(ToolCall { id, name, arguments }) => {
+                frame.content = Some(Content::ToolCall(pb::ToolCall { id, name, arguments }));
+            }
+            TurnEvent::ApprovalRequested(ApprovalRequest { call: ToolCall { id, name, arguments }, memories }) => {
+                frame.metadata.insert("needs_approval".to_owned(), "true".to_owned());
+                frame.metadata.insert("approval_details".to_owned(), json!(memories).to_string());
                 frame.content = Some(Content::ToolCall(pb::ToolCall { id, name, arguments }));
             }
             TurnEvent::AwaitsTools => frame.set_finish_reason(pb::FinishReason::ToolCalls),

@@ -218,6 +218,33 @@ pub(super) fn tool_failure(language: Language, failure: ToolFailure) -> (&'stati
         ),
         ToolFailure::Unavailable => language
             .pick(("the memory cannot be reached right now", "try again later"), ("暂时无法访问记忆", "请稍后重试")),
+        ToolFailure::NotOneSentence => language.pick(
+            ("the fact is longer than one line", "save it in short"),
+            ("内容不是一行以内的一句话", "请缩短后再保存"),
+        ),
+        ToolFailure::Instruction => language.pick(
+            ("an instruction is not saved as a fact", "state a fact about yourself"),
+            ("指令不会保存为事实", "请陈述关于自己的事实"),
+        ),
+        ToolFailure::NotStated => language.pick(
+            ("you did not say this in the conversation", "say it yourself, or add it in the memory panel"),
+            ("你在对话中没有说过这句话", "请亲自说出来，或在记忆面板中添加"),
+        ),
+        ToolFailure::TooManySaved => language.pick(
+            ("too many facts were saved in this turn", "ask again for the rest"),
+            ("这一轮保存的事实过多", "其余的请再次提出"),
+        ),
+        ToolFailure::NotShown => language.pick(
+            ("a memory to forget was not shown in the conversation", "ask to search for it first"),
+            ("要忘记的记忆没有在对话中出现过", "请先要求检索"),
+        ),
+        ToolFailure::NeedsApproval => language.pick(
+            ("forgetting so many memories needs your approval", "delete them in the memory panel"),
+            ("忘记这么多记忆需要你同意", "请在记忆面板中删除"),
+        ),
+        ToolFailure::NotApproved => {
+            language.pick(("forgetting was not approved", "the memories are kept"), ("未同意忘记", "记忆已保留"))
+        }
         ToolFailure::Failed => {
             language.pick(("the memory failed", "go on without it"), ("记忆服务出错", "请不使用记忆继续"))
         }

@@ -198,6 +198,13 @@ fn tool_failures() -> Vec<ToolFailure> {
         InvalidArgument: ToolFailure::InvalidArgument;
         Unavailable: ToolFailure::Unavailable;
         Failed: ToolFailure::Failed;
+        NotOneSentence: ToolFailure::NotOneSentence;
+        Instruction: ToolFailure::Instruction;
+        NotStated: ToolFailure::NotStated;
+        TooManySaved: ToolFailure::TooManySaved;
+        NotShown: ToolFailure::NotShown;
+        NeedsApproval: ToolFailure::NeedsApproval;
+        NotApproved: ToolFailure::NotApproved;
     })
 }
 

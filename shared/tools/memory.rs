@@ -1,4 +1,7 @@
 //! The tools that the server runs, on the user's own memory.
+//!
+//! A model that calls them may have read a stranger's document. So it saves nothing but what the user said, as
+//! [`saved_fact`](super::saved_fact) checks, and its caller decides what it may forget.
 
 use std::time::Duration;
 
@@ -7,8 +10,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
+use super::{failure::ToolFailure, saved_fact};
 use crate::{
-    identity::UserId,
+    identity::{SessionId, UserId},
     memory::{
         DEFAULT_ALPHA, Filter, MemoryEngine, MemoryError, Metadata, NewMemory, RetrievalQuery, Selection, select_hits,
     },
@@ -18,6 +22,10 @@ use crate::{
 const TOOL_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_SEARCH_LIMIT: usize = 8;
 const FACT_SOURCE_TYPE: &str = "fact";
+/// Metadata of a memory that a model saved by itself.
+const SAVED_BY: (&str, &str) = ("saved_by", "model");
+/// As facts that are learned from a turn have it.
+const SOURCE_SESSION: &str = "source_session_id";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryTool {
@@ -31,20 +39,10 @@ pub struct ToolContext {
     pub user: UserId,
     pub time_zone: TimeZone,
     pub filter: Filter,
-}
-
-/// The messages are for the model; the client gets its own, in its language.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ToolFailure {
-    #[error("the memory took too long; try again later")]
-    TimedOut,
-    /// Blank text or a NUL, which a schema cannot exclude.
-    #[error("an argument is blank or holds a NUL; give text that is not blank")]
-    InvalidArgument,
-    #[error("the memory cannot be reached right now; try again later")]
-    Unavailable,
-    #[error("the memory failed; go on without it")]
-    Failed,
+    /// `None`: the conversation is not stored.
+    pub session: Option<SessionId>,
+    /// The user's own words in this conversation, for a tool that saves.
+    pub own_words: String,
 }
 
 #[derive(Deserialize)]
@@ -60,13 +58,15 @@ struct SaveArguments {
     tags: Vec<String>,
 }
 
+/// Of `forget_memory`.
 #[derive(Deserialize)]
-struct ForgetArguments {
-    ids: Vec<String>,
+pub struct ForgetArguments {
+    pub ids: Vec<String>,
 }
 
 impl MemoryTool {
-    pub(super) fn from_name(name: &str) -> Option<Self> {
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "search_memory" => Self::Search,
             "save_memory" => Self::Save,
@@ -142,13 +142,16 @@ async fn search(
 }
 
 async fn save(memory: &MemoryEngine, context: &ToolContext, arguments: SaveArguments) -> Result<Value, ToolFailure> {
+    saved_fact::check(&arguments.content, &arguments.tags, &context.own_words)?;
+    let session = context.session.as_ref().map(|session| (SOURCE_SESSION, session.as_str()));
+    let metadata = [SAVED_BY].into_iter().chain(session).map(|(key, value)| (key.to_owned(), value.to_owned()));
     let new = NewMemory {
         id: None,
         content: arguments.content,
         source_type: FACT_SOURCE_TYPE.to_owned(),
         tags: arguments.tags,
         created_at: None,
-        metadata: Metadata::new(),
+        metadata: metadata.collect::<Metadata>(),
         supersedes: Vec::new(),
     };
     let added = Box::pin(memory.add(&context.user, vec![new])).await.map_err(tool_failure)?;

@@ -3,14 +3,18 @@
 //! Selects tools and validates calls. Does not ask a model, and stores nothing.
 
 mod definition;
+mod failure;
 mod memory;
+mod saved_fact;
 
 use std::{path::Path, sync::Arc};
 
 use serde_json::{Value, value::RawValue};
 
 pub use definition::ToolsFileError;
-pub use memory::{MemoryTool, ToolContext, ToolFailure};
+pub use failure::ToolFailure;
+pub use memory::{ForgetArguments, MemoryTool, ToolContext};
+pub use saved_fact::conversation_words;
 
 use crate::llm::ToolCall;
 use definition::ToolDefinition;

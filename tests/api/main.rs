@@ -36,6 +36,7 @@ mod limits;
 mod links;
 mod lost_clients;
 mod memories;
+mod memory_tools;
 mod pending_turns;
 #[path = "../postgres/mod.rs"]
 mod postgres;

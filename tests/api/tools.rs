@@ -286,15 +286,16 @@ async fn memory_tools_run_on_the_server() {
     assert_eq!(memories.len(), 1, "{memories:?}");
     assert_eq!((&*memories[0].content, &*memories[0].source_type), ("Ann knows eigenvalues now", "fact"));
     assert_eq!(memories[0].tags, ["maths"]);
+    assert_eq!(memories[0].metadata["saved_by"], "model");
 }
 
 #[tokio::test]
 async fn server_and_client_tools_run_in_one_round() {
     let (mut provider, server) = start_with_tools().await;
-    let save = tool_call_event(0, "s", "save_memory", &json!({"content": "Ann lives in Paris"}));
+    let save = tool_call_event(0, "s", "save_memory", &json!({"content": "The user's home is in Paris"}));
     let weather = tool_call_event(1, "w", "get_weather", &json!({"city": "Paris"}));
     provider.stream(&[&delta("Let me look. "), &save, &weather, &finish("tool_calls"), &usage(1, 1)]).await;
-    let frames = run_chat(&server, question("weather at home?")).await;
+    let frames = run_chat(&server, question("weather at home, in Paris?")).await;
     assert_eq!(
         outline(&frames),
         ["THINKING", "GENERATING", "delta", "EXECUTING_TOOL", "tool_result", "tool_call", "usage", "nothing"]

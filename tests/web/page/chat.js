@@ -225,6 +225,34 @@ export async function checkChat({ check, browser, provider, url, hosts }) {
     await window.close(hosts);
   });
 
+  await check("forgetting_many_memories_asks_the_user", async () => {
+    const window = await browser.open(url, { stored: { tools: true } });
+    await window.ask("Remember that I like green tea.");
+    const first = await provider.turn();
+    first.call(["s1", "save_memory", { content: "I like green tea." }], ["s2", "save_memory", { content: "The user likes green tea." }],
+      ["s3", "save_memory", { content: "I really like green tea." }], ["s4", "save_memory", { content: "Green tea, I like it." }]);
+    const saved = await provider.turn();
+    const ids = saved.request.messages.slice(-4).map((message) => JSON.parse(message.content).id);
+    assert(ids.every((id) => typeof id === "string"), JSON.stringify(saved.request.messages.slice(-4)));
+    saved.call(["f1", "forget_memory", { ids }]);
+    await window.shows(window.lastAnswer, "these 4 memories");
+    await window.assertAccessible("approval of a tool call");
+    // The question survives a reload.
+    await window.page.reload();
+    await window.button("Keep them").click();
+    const declined = await provider.turn();
+    assert.match(declined.request.messages.at(-1).content, /did not approve/);
+    declined.call(["f2", "forget_memory", { ids }]);
+    await window.button("Forget them").click();
+    const forgotten = await provider.turn();
+    assert.match(forgotten.request.messages.at(-1).content, /"forgotten":4/);
+    forgotten.say("All gone.");
+    forgotten.finish();
+    await window.answered();
+    await window.shows(window.lastAnswer, "All gone.");
+    await window.close(hosts);
+  });
+
   await check("keyboard_reaches_every_action", async () => {
     const window = await browser.open(url);
     const { page } = window;
