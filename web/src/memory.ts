@@ -29,6 +29,8 @@ export interface Memory {
   /** 0 to 1; only set for search results. */
   score?: number;
   supersededBy: string;
+  /** A model saved it by itself. */
+  isSavedByModel: boolean;
 }
 
 export const query = signal("");
@@ -200,7 +202,7 @@ export async function forget(what: { memories: boolean; sessions: boolean }): Pr
 function fromRecord(record: MemoryRecord): Memory {
   const { id, content, sourceType, tags, documentId, title, sectionTitle, supersededBy } = record;
   const createdAt = record.createdAt && timestampDate(record.createdAt);
-  return { id, content, sourceType, tags, createdAt, documentId, title, section: sectionTitle, supersededBy };
+  return { id, content, sourceType, tags, createdAt, documentId, title, section: sectionTitle, supersededBy, isSavedByModel: isSavedByModel(record.metadata) };
 }
 
 function fromItem({ id, content, score, createdAt, metadata }: MemoryItem): Memory {
@@ -215,5 +217,8 @@ function fromItem({ id, content, score, createdAt, metadata }: MemoryItem): Memo
     title: metadata["title"] ?? "",
     section: metadata["section_title"] ?? "",
     supersededBy: "",
+    isSavedByModel: isSavedByModel(metadata),
   };
 }
+
+const isSavedByModel = (metadata: Record<string, string>): boolean => metadata["saved_by"] === "model";

@@ -15,6 +15,13 @@ export interface ToolUse {
   result?: { isError: boolean; text: string };
   /** The client must supply the result. */
   isClientTool: boolean;
+  /** Set if the user must approve the call, which the server then executes: what it forgets. */
+  approval?: ApprovalItem[];
+}
+
+export interface ApprovalItem {
+  id: string;
+  content: string;
 }
 
 export interface TextPart {
@@ -120,13 +127,18 @@ export function applyFrame(turn: Turn, frame: ChatResponse): Turn {
       break;
     case "toolCall": {
       const { id, name, arguments: given } = content.value;
-      next.parts = [...turn.parts, { kind: "tool", id, name, arguments: given, isClientTool: true }];
+      const approval = frame.metadata["needs_approval"] === "true" ? { approval: approvalItems(frame.metadata["approval_details"] ?? "") } : {};
+      next.parts = [...turn.parts, { kind: "tool", id, name, arguments: given, isClientTool: true, ...approval }];
       break;
     }
     case "toolResult": {
       const { toolCallId: id, toolName: name, success, data, errorMessage } = content.value;
       const result = { isError: !success, text: success ? json(data) : errorMessage };
-      next.parts = [...turn.parts, { kind: "tool", id, name, arguments: "", isClientTool: false, result }];
+      const isApproval = (part: Part) => part.kind === "tool" && part.id === id && part.approval !== undefined;
+      // The answer to an approved or declined call replaces the decision.
+      next.parts = turn.parts.some(isApproval)
+        ? turn.parts.map((part) => (isApproval(part) ? { ...part, result } : part))
+        : [...turn.parts, { kind: "tool", id, name, arguments: "", isClientTool: false, result }];
       break;
     }
     case "usage":
@@ -199,6 +211,15 @@ function addUsage(before: TokenUsage | undefined, now: TokenUsage): TokenUsage {
     model: now.model,
     isEstimated: before.isEstimated || now.isEstimated,
   };
+}
+
+function approvalItems(details: string): ApprovalItem[] {
+  try {
+    const items: unknown = JSON.parse(details);
+    return Array.isArray(items) ? items.map(({ id, content }) => ({ id: String(id), content: String(content ?? "") })) : [];
+  } catch {
+    return [];
+  }
 }
 
 const json = (data: JsonObject | undefined): string => (data === undefined ? "" : JSON.stringify(data, null, 2));

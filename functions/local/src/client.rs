@@ -140,6 +140,10 @@ fn print_frame(frame: pb::ChatResponse) -> std::io::Result<()> {
             let hint = if error.retryable { " (a retry may help)" } else { "" };
             eprintln!("error: {}{hint} [{}]", printable(&error.message), printable(&error.code));
         }
+        Some(Content::ToolCall(call)) if metadata.get("needs_approval").is_some_and(|value| value == "true") => {
+            let memories = metadata.get("approval_details").map_or("", String::as_str);
+            eprintln!("{}", dim(&format!("[{} needs your approval, which the page can give: {memories}]", call.name)));
+        }
         Some(Content::ToolCall(call)) => {
             eprintln!(
                 "{}",

@@ -199,11 +199,11 @@ function Entry({ memory: item }: { memory: Memory }) {
   const [action, setAction] = useState<"edit" | "delete" | "delete-document">();
   const close = () => setAction(undefined);
   const date = item.createdAt?.toLocaleDateString(settings.language.value === "zh" ? "zh-CN" : "en", { dateStyle: "medium" });
-  const where = [sourceTypeLabel(item.sourceType), item.title, item.section, date, item.supersededBy && t("memory.superseded")];
+  const where = [sourceTypeLabel(item.sourceType), item.title, item.section, date, item.isSavedByModel && t("memory.savedByModel"), item.supersededBy && t("memory.superseded")];
   return (
     <li class={item.supersededBy === "" ? undefined : "superseded"}>
       <p class="where">
-        <span>{where.filter((part) => part !== undefined && part !== "").join(" · ")}</span>
+        <span>{where.filter((part) => part !== undefined && part !== false && part !== "").join(" · ")}</span>
         {item.score !== undefined && (
           <span class="score" title={t("memory.score", item.score)}>
             <meter min="0" max="1" value={item.score} aria-label={t("memory.score", item.score)} />

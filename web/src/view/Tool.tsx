@@ -1,7 +1,7 @@
 import { useId, useState } from "preact/hooks";
 import { isAnswering } from "../chat.ts";
 import { t } from "../text.ts";
-import type { ToolUse } from "../turn.ts";
+import type { ApprovalItem, ToolUse } from "../turn.ts";
 import { Icon } from "./icons.tsx";
 
 interface Props {
@@ -9,7 +9,7 @@ interface Props {
   onResult: (result: { isError: boolean; text: string }) => void;
 }
 
-/** A tool call with its arguments and result. A client tool shows a form for its result. */
+/** A tool call with its arguments and result. A client tool shows a form for its result, or asks for approval. */
 export function Tool({ tool, onResult }: Props) {
   const isOpen = tool.isClientTool && tool.result === undefined;
   return (
@@ -23,7 +23,8 @@ export function Tool({ tool, onResult }: Props) {
       </summary>
       {tool.arguments !== "" && <Json title={t("tool.arguments")} text={tool.arguments} />}
       {tool.result && <Json title={t("tool.result")} text={tool.result.text} />}
-      {isOpen && <ResultForm name={tool.name} onResult={onResult} />}
+      {isOpen && tool.approval === undefined && <ResultForm name={tool.name} onResult={onResult} />}
+      {isOpen && tool.approval !== undefined && <ApprovalForm items={tool.approval} onResult={onResult} />}
     </details>
   );
 }
@@ -43,6 +44,28 @@ function indented(text: string): string {
   } catch {
     return text;
   }
+}
+
+function ApprovalForm({ items, onResult }: { items: ApprovalItem[] } & Pick<Props, "onResult">) {
+  const decide = (approved: boolean) => onResult({ isError: false, text: JSON.stringify({ approved }) });
+  return (
+    <div>
+      <p>{t("tool.approve.asked", items.length)}</p>
+      <ul>
+        {items.map(({ id, content }) => (
+          <li key={id}>{content || id}</li>
+        ))}
+      </ul>
+      <div class="actions">
+        <button type="button" class="danger" disabled={isAnswering.value} onClick={() => decide(true)}>
+          {t("tool.approve")}
+        </button>
+        <button type="button" disabled={isAnswering.value} onClick={() => decide(false)}>
+          {t("tool.decline")}
+        </button>
+      </div>
+    </div>
+  );
 }
 
 function ResultForm({ name, onResult }: { name: string } & Pick<Props, "onResult">) {
