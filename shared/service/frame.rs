@@ -312,6 +312,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn stored_frame_loses_links_that_a_client_must_not_open() {
+        let citations = |urls: [&str; 2]| {
+            let citation = |url: &str| pb::Citation { url: url.to_owned(), title: "t".into(), ..Default::default() };
+            let block = pb::CitationBlock { citations: urls.map(citation).into() };
+            pb::ChatResponse { content: Some(Content::Citations(block)), ..Default::default() }
+        };
+        let replayed = |urls| EncodedFrame::from_stored(citations(urls).encode_to_vec().into()).unwrap();
+        let safe = ["https://example.com", ""];
+        assert_eq!(replayed(safe), EncodedFrame::encode(&citations(safe)));
+        let unsafe_one = replayed(["https://example.com", "java\tscript:alert(1)"]);
+        assert_eq!(unsafe_one, EncodedFrame::encode(&citations(safe)));
+    }
+
+    #[test]
     fn delta_is_encoded_as_its_message() {
         let time = Timestamp { seconds: 1_795_000_000, nanos: 123_456_789 };
         for delta in ["a".to_owned(), "线性代数 🎓".repeat(40)] {
