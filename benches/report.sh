@@ -2,7 +2,7 @@
 # Runs the benchmarks and writes their tables into docs/explanation/measurements.md, with the machine, the commit and the date.
 #
 #     benches/report.sh                              # on an otherwise idle machine, in about 15 minutes
-#     benches/report.sh memory index many-users      # what takes longer; the other tables stay
+#     benches/report.sh memory index many-users limits      # what takes longer; the other tables stay
 #     benches/report.sh streams soak                 # 7 minutes
 #     benches/report.sh --quick [...]        # a trial in seconds, which writes target/measurements.md instead
 set -euo pipefail
