@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use super::{AuthMode, EnvReader};
+use super::{AuthMode, EnvReader, Origin};
 
 pub(super) const GRPC_HOST: &str = "GRPC_HOST";
 pub(super) const GRPC_PORT: &str = "GRPC_PORT";
@@ -32,10 +32,10 @@ pub struct ServerConfig {
     /// The web page at `/`. The page needs no authentication; its calls do.
     pub web_page: bool,
     pub shutdown_grace: Duration,
-    /// Callers authenticate themselves, or a gateway does. If not, calls of pages with a foreign origin are refused.
+    /// Callers present tokens. If not, calls of pages with a foreign origin are refused, because each call may name any user.
     pub authenticates_callers: bool,
-    /// Origins of web pages that may call; empty = pages that this machine serves.
-    pub allowed_origins: Vec<String>,
+    /// Web pages that may call; empty = those that this machine serves.
+    pub allowed_origins: Vec<AllowedOrigin>,
     /// Request headers of web pages beside those that the service knows; `*` = all.
     pub cors_headers: Vec<String>,
     /// Of an idle HTTP/1.1 connection.
@@ -44,6 +44,12 @@ pub struct ServerConfig {
     pub status_interval: Option<Duration>,
     /// After which a response that its client does not read ends.
     pub stall_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowedOrigin {
+    Any,
+    Listed(Origin),
 }
 
 /// PEM files.
@@ -74,8 +80,8 @@ impl ServerConfig {
             health: reader.switch(GRPC_HEALTH).unwrap_or(true),
             web_page: reader.switch(WEB_PAGE).unwrap_or(true),
             shutdown_grace: reader.seconds(SHUTDOWN_GRACE_SECONDS, 5.0, false),
-            authenticates_callers: auth != AuthMode::None,
-            allowed_origins: read_origins(reader),
+            authenticates_callers: auth == AuthMode::Jwt,
+            allowed_origins: read_origins(reader, auth),
             cors_headers: read_cors_headers(reader),
             http1_keepalive: reader.seconds(HTTP1_KEEPALIVE_SECONDS, 75.0, true),
             status_interval: Some(reader.seconds(STATUS_INTERVAL_SECONDS, 15.0, false)).filter(|time| !time.is_zero()),
@@ -109,17 +115,22 @@ fn read_tls(reader: &mut EnvReader<'_>) -> Option<TlsFiles> {
     Some(TlsFiles { certificate, key })
 }
 
-fn read_origins(reader: &mut EnvReader<'_>) -> Vec<String> {
+fn read_origins(reader: &mut EnvReader<'_>, auth: AuthMode) -> Vec<AllowedOrigin> {
     const EXAMPLE: &str = "https://app.example.com,http://localhost:5173";
-    let origins = reader.list(ALLOWED_ORIGINS);
-    // An Origin header has no path, not even a slash (RFC 6454, section 6.1): such an entry would never match.
-    let is_origin = |origin: &String| {
-        origin.split_once("://").is_some_and(|(scheme, rest)| {
-            matches!(scheme, "http" | "https") && !rest.is_empty() && !rest.contains('/') && rest.is_ascii()
-        })
-    };
-    if !origins.iter().all(|origin| origin == "*" || is_origin(origin)) {
-        reader.report(ALLOWED_ORIGINS, "is neither * nor a comma-separated list of origins without paths", EXAMPLE);
+    let mut origins = Vec::new();
+    for (index, entry) in reader.list(ALLOWED_ORIGINS).iter().enumerate() {
+        match (entry.as_str(), Origin::parse(entry)) {
+            ("*", _) if auth == AuthMode::Jwt => origins.push(AllowedOrigin::Any),
+            ("*", _) => {
+                let problem = "is *, but AUTH is not jwt, so that every web page that a user opens could act as any user: list \
+                               the origins of your pages";
+                reader.report(ALLOWED_ORIGINS, problem, EXAMPLE);
+            }
+            (_, Ok(origin)) => origins.push(AllowedOrigin::Listed(origin)),
+            (_, Err(error)) => {
+                reader.report(ALLOWED_ORIGINS, format!("is not valid: entry {} {error}", index + 1), EXAMPLE);
+            }
+        }
     }
     origins
 }
@@ -136,4 +147,48 @@ fn read_cors_headers(reader: &mut EnvReader<'_>) -> Vec<String> {
         );
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{AllowedOrigin, Config};
+
+    fn read(auth: &str, origins: &str) -> Result<Vec<AllowedOrigin>, String> {
+        let source = |name: &str| match name {
+            "AUTH" => Some(auth.to_owned()),
+            "JWT_SECRET" => Some("a secret of thirty-two bytes-----".to_owned()).filter(|_| auth == "jwt"),
+            "ALLOWED_ORIGINS" => Some(origins.to_owned()),
+            _ => None,
+        };
+        Config::read(&source).map(|config| config.server.allowed_origins).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn wildcard_origin_requires_tokens() {
+        for auth in ["none", "gateway"] {
+            for origins in ["*", "https://app.example.com, *"] {
+                let error = read(auth, origins).unwrap_err();
+                assert!(error.contains("ALLOWED_ORIGINS: is *, but AUTH is not jwt"), "{auth}: {error}");
+                assert!(error.contains("ALLOWED_ORIGINS=https://app.example.com,http://localhost:5173"), "{error}");
+            }
+        }
+        assert_eq!(read("jwt", "*"), Ok(vec![AllowedOrigin::Any]));
+    }
+
+    #[test]
+    fn invalid_origins_are_reported_with_what_to_change() {
+        for (origins, problem) in [
+            ("https://app.example.com/", "entry 1 has a path, a query or a slash at the end: remove"),
+            ("http://localhost:5173,app.example.com", "entry 2 does not begin with https:// or http://"),
+            ("null", "entry 1 is null, which every sandboxed page sends: list the origin"),
+            ("https://*.example.com", "entry 1 has a wildcard: list each origin"),
+            ("https://sk-secret@app.example.com", "entry 1 has a user or password: remove it"),
+            ("https://app.example.com.", "entry 1 has a dot at the end of its host: remove it"),
+        ] {
+            let error = read("none", origins).unwrap_err();
+            assert!(error.contains(&format!("ALLOWED_ORIGINS: is not valid: {problem}")), "{origins}: {error}");
+            assert!(!error.contains("sk-secret"), "{error}");
+        }
+        assert_eq!(read("none", "https://app.example.com,http://localhost:5173").map(|origins| origins.len()), Ok(2));
+    }
 }

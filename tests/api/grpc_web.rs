@@ -54,22 +54,56 @@ async fn cors_exposes_grpc_status_headers() {
 }
 
 #[tokio::test]
-async fn dns_rebinding_page_is_rejected_without_auth() {
+async fn dns_rebinding_page_is_rejected_unless_callers_send_tokens() {
     let page = "http://rebound.example:50051";
-    let secret = ("JWT_SECRET", "a secret that is long enough for the tests");
+    let app = ("ALLOWED_ORIGINS", "HTTPS://App.example:443, http://[::2]:8080");
+    let gateway = ("AUTH", "gateway");
+    let jwt = [("AUTH", "jwt"), ("JWT_SECRET", "a secret that is long enough for the tests")];
     for (variables, origin, status) in [
-        (vec![], page, 403),
-        (vec![], "null", 403),
-        (vec![], "http://127.0.0.1:50051", 200),
-        (vec![("ALLOWED_ORIGINS", "https://app.example")], page, 403),
-        (vec![("ALLOWED_ORIGINS", "https://app.example")], "https://app.example", 200),
-        (vec![("ALLOWED_ORIGINS", "https://app.example")], "http://localhost:50051", 200),
-        (vec![("ALLOWED_ORIGINS", "*")], page, 200),
-        (vec![("AUTH", "jwt"), secret], page, 200),
+        (&[][..], page, 403),
+        (&[], "null", 403),
+        (&[], "http://127.0.0.1.evil.example:50051", 403),
+        (&[], "http://127.0.0.1:50051", 200),
+        (&[app], page, 403),
+        (&[app], "https://app.example", 200),
+        (&[app], "http://localhost:50051", 200),
+        (&[gateway], page, 403),
+        (&[gateway], "null", 403),
+        (&[gateway], "http://localhost:5173", 200),
+        (&[gateway, app], page, 403),
+        (&[gateway, app], "https://app.example", 200),
+        (&[gateway, app], "http://[0:0::2]:8080", 200),
+        (&[gateway, app], "https://app.example.evil.example", 403),
+        (&[gateway, app], "https://app.example:8443", 403),
+        (&[gateway, app], "https://user@app.example", 403),
+        (&jwt, page, 200),
     ] {
-        let server = TestServer::start(&variables).await;
+        let server = TestServer::start(variables).await;
         let response = web_call(&server, "StreamChat", &ask("hi"), origin).await;
         assert_eq!(response.status(), status, "{variables:?} {origin}");
+        // Over HTTP/2 as gRPC, and of a service that needs no credentials.
+        let client = http().http2_prior_knowledge().build().unwrap();
+        let check = client.post(format!("http://{}/grpc.health.v1.Health/Check", server.address));
+        let check = check.header("content-type", "application/grpc").header("te", "trailers").header("origin", origin);
+        assert_eq!(check.body(grpc_frame(b"")).send().await.unwrap().status(), status, "{variables:?} {origin}");
+    }
+}
+
+#[tokio::test]
+async fn native_call_without_origin_is_served_behind_a_gateway() {
+    let server = TestServer::start(&[("AUTH", "gateway")]).await;
+    assert_contract(&server.chat(ask("hi")).await.unwrap());
+}
+
+#[tokio::test]
+async fn browser_that_hides_its_origin_must_call_a_known_host() {
+    let server = TestServer::start_without_database(&[("AUTH", "gateway")]).await;
+    for (host, status) in [("localhost:50051", 200), ("rebound.example:50051", 403)] {
+        let client = http().http1_only().build().unwrap();
+        let call = client.post(format!("http://{}/agent.v1.AgentService/RetrieveMemory", server.address));
+        let call = call.header("content-type", "application/grpc-web+proto").header("host", host);
+        let call = call.header("sec-fetch-site", "same-origin").body(grpc_frame(b""));
+        assert_eq!(call.send().await.unwrap().status(), status, "{host}");
     }
 }
 
@@ -93,10 +127,18 @@ async fn cors_preflight_allows_only_configured_origins() {
     }
     assert!(!preflight(&server, "https://evil.example").await.headers().contains_key("access-control-allow-origin"));
 
-    let server = TestServer::start_without_database(&[("ALLOWED_ORIGINS", "https://app.example.com")]).await;
-    let response = preflight(&server, "https://app.example.com").await;
-    assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example.com");
-    assert!(!preflight(&server, "http://localhost:5173").await.headers().contains_key("access-control-allow-origin"));
+    for auth in ["none", "gateway"] {
+        let variables = [("AUTH", auth), ("ALLOWED_ORIGINS", "https://App.example.com:443")];
+        let server = TestServer::start_without_database(&variables).await;
+        let response = preflight(&server, "https://app.example.com").await;
+        assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example.com");
+        for origin in
+            ["http://localhost:5173", "https://app.example.com.evil.example", "https://app.example.com:444", "null"]
+        {
+            let response = preflight(&server, origin).await;
+            assert!(!response.headers().contains_key("access-control-allow-origin"), "{auth} {origin}: {response:?}");
+        }
+    }
 }
 
 #[tokio::test]

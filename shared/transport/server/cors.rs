@@ -1,19 +1,11 @@
 //! CORS, and the defence against DNS rebinding where it does not apply.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method,
-    header::{self, InvalidHeaderValue},
-    request::Parts,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use crate::config::ServerConfig;
+use crate::config::{AllowedOrigin, Origin, ServerConfig};
 
 /// By name: in a preflight, `*` does not cover `authorization`. Further ones can be configured.
 const REQUEST_HEADERS: [&str; 20] = [
@@ -47,36 +39,36 @@ const RESPONSE_HEADERS: [&str; 6] = [
     "grpc-retry-pushback-ms",
     "x-retrieval",
 ];
+/// Only browsers send it, and no page can set it.
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_hours(2);
 
-/// The configured origins or, if there are none, those of this machine.
+/// Web pages that may call: those of the configured origins or, if there are none, those of this machine.
 #[derive(Debug, Clone)]
 pub(super) struct Cors {
-    /// `None` = all.
-    listed: Option<Arc<[HeaderValue]>>,
-    /// No authentication: everybody who reaches the port is served.
+    allowed: Arc<[AllowedOrigin]>,
+    /// Callers are not authenticated here: a call may name any user.
     is_open: bool,
     allowed_headers: AllowHeaders,
 }
 
 impl Cors {
-    pub(super) fn from_config(config: &ServerConfig) -> Result<Self, InvalidHeaderValue> {
-        let configured = &config.allowed_origins;
-        let listed = if configured.iter().any(|origin| origin == "*") {
-            None
-        } else {
-            Some(configured.iter().map(|origin| origin.parse()).collect::<Result<_, _>>()?)
-        };
-        Ok(Self { listed, is_open: !config.authenticates_callers, allowed_headers: allowed_headers(config) })
+    pub(super) fn from_config(config: &ServerConfig) -> Self {
+        let allowed = config.allowed_origins.clone().into();
+        Self { allowed, is_open: !config.authenticates_callers, allowed_headers: allowed_headers(config) }
     }
 
     pub(super) fn layer(&self) -> CorsLayer {
-        let origins = match &self.listed {
-            None => AllowOrigin::any(),
-            Some(listed) if listed.is_empty() => {
-                AllowOrigin::predicate(|origin: &HeaderValue, _: &Parts| is_loopback(origin))
-            }
-            Some(listed) => AllowOrigin::list(listed.iter().cloned()),
+        let origins = if self.allowed.contains(&AllowedOrigin::Any) {
+            AllowOrigin::any()
+        } else {
+            let allowed = self.allowed.clone();
+            AllowOrigin::predicate(move |origin: &HeaderValue, _: &Parts| {
+                parse(origin).is_some_and(|origin| match allowed.is_empty() {
+                    true => origin.is_loopback(),
+                    false => is_listed(&allowed, origin),
+                })
+            })
         };
         CorsLayer::new()
             .allow_origin(origins)
@@ -87,11 +79,32 @@ impl Cors {
     }
 
     /// Guards against DNS rebinding: an attacker's page lets its own host name resolve to this machine after loading, so that the
-    /// browser sees a same-origin request and sends no CORS preflight. Harmless where callers authenticate.
-    pub(super) fn rejects(&self, headers: &HeaderMap) -> bool {
-        let Some(origin) = headers.get(header::ORIGIN).filter(|_| self.is_open) else { return false };
-        self.listed.as_ref().is_some_and(|listed| !listed.contains(origin) && !is_loopback(origin))
+    /// browser sees a same-origin request and sends no CORS preflight. Harmless where callers authenticate with tokens, which
+    /// such a page does not have. Other clients than browsers send no `Origin`.
+    pub(super) fn rejects(&self, headers: &HeaderMap, host: Option<&str>) -> bool {
+        if !self.is_open {
+            return false;
+        }
+        let is_allowed = |origin: Option<Origin>| {
+            origin.is_some_and(|origin| origin.is_loopback() || is_listed(&self.allowed, origin))
+        };
+        let mut origins = headers.get_all(header::ORIGIN).iter().peekable();
+        if origins.peek().is_some() {
+            return !origins.all(|origin| is_allowed(parse(origin)));
+        }
+        // A browser whose user has turned `Origin` off: a page calls its own host.
+        let Some(site) = headers.get(SEC_FETCH_SITE) else { return false };
+        let own = |scheme| Origin::parse(&format!("{scheme}://{}", host.unwrap_or_default())).ok();
+        site != "same-origin" || !["http", "https"].into_iter().any(|scheme| is_allowed(own(scheme)))
     }
+}
+
+fn parse(origin: &HeaderValue) -> Option<Origin> {
+    Origin::parse(origin.to_str().ok()?).ok()
+}
+
+fn is_listed(allowed: &[AllowedOrigin], origin: Origin) -> bool {
+    allowed.contains(&AllowedOrigin::Listed(origin))
 }
 
 /// `*` allows what the preflight asks for, by name.
@@ -103,56 +116,71 @@ fn allowed_headers(config: &ServerConfig) -> AllowHeaders {
     AllowHeaders::list(REQUEST_HEADERS.map(HeaderName::from_static).into_iter().chain(further))
 }
 
-/// `localhost` and the names below it always resolve to this machine (RFC 6761, section 6.3), in browsers without DNS.
-fn is_loopback(origin: &HeaderValue) -> bool {
-    let Some((_scheme, authority)) = origin.to_str().ok().and_then(|origin| origin.split_once("://")) else {
-        return false;
-    };
-    let host = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => authority,
-    };
-    if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        return address.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback());
-    }
-    let host = host.to_ascii_lowercase();
-    host == "localhost"
-        || host.strip_suffix(".localhost").is_some_and(|name| !name.is_empty())
-        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const OWN: Option<&str> = Some("localhost:50051");
+
+    fn cors(is_open: bool, listed: &[&str]) -> Cors {
+        let listed = listed.iter().map(|origin| AllowedOrigin::Listed(Origin::parse(origin).unwrap()));
+        Cors { allowed: listed.collect(), is_open, allowed_headers: AllowHeaders::list([]) }
+    }
+
+    fn rejects(cors: &Cors, headers: &[(&'static str, &'static str)], host: Option<&str>) -> bool {
+        let headers =
+            headers.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        cors.rejects(&headers.collect(), host)
+    }
+
     #[test]
-    fn loopback_origin_is_matched_by_its_whole_host() {
-        let is_loopback = |origin| super::is_loopback(&HeaderValue::from_static(origin));
+    fn origin_of_an_open_server_must_be_listed_or_of_this_machine() {
+        let open = cors(true, &["https://app.example.com", "http://[2001:db8::a]:8080"]);
         for origin in [
+            "https://app.example.com",
+            "HTTPS://APP.example.com:443",
+            "http://[2001:db8:0::a]:8080",
             "http://localhost:5173",
-            "https://127.0.0.1",
-            "http://127.0.0.2:80",
-            "http://[::1]:80",
-            "http://[::1]",
-            "http://app.localhost:3000",
-            "https://a.b.localhost",
+            "http://[::1]:50051",
         ] {
-            assert!(is_loopback(origin), "{origin}");
+            assert!(!rejects(&open, &[("origin", origin)], OWN), "{origin}");
         }
         for origin in [
-            "http://localhost.evil.example",
+            "http://app.example.com",
+            "https://app.example.com:8443",
+            "https://app.example.com.evil.example",
+            "https://app.example.com.",
+            "https://app.example.com@evil.example",
+            "https://app.example.com/",
+            "https://sub.app.example.com",
+            "http://localhost.evil.example:50051",
+            "http://rebound.example:50051",
+            "file://localhost",
             "null",
-            "http://127.0.0.1.evil.example",
-            "http://evillocalhost",
-            "http://.localhost",
-            "http://[::2]",
-            "http://localhost@evil.example",
-            "http://user:localhost",
-            "http://128.0.0.1",
-            "localhost",
-            "http://",
+            "",
         ] {
-            assert!(!is_loopback(origin), "{origin}");
+            assert!(rejects(&open, &[("origin", origin)], OWN), "{origin}");
+        }
+        assert!(!rejects(&open, &[], Some("anything.example")), "other clients send no origin");
+        assert!(rejects(&open, &[("origin", "https://app.example.com"), ("origin", "https://evil.example")], OWN));
+        assert!(!rejects(&cors(false, &[]), &[("origin", "https://evil.example")], OWN), "callers send tokens");
+    }
+
+    #[test]
+    fn browser_without_origin_must_call_a_known_host() {
+        let open = cors(true, &["https://app.example.com"]);
+        for (site, host, is_rejected) in [
+            ("same-origin", Some("localhost:50051"), false),
+            ("same-origin", Some("127.0.0.1:50051"), false),
+            ("same-origin", Some("app.example.com"), false),
+            ("same-origin", Some("rebound.example:50051"), true),
+            ("same-origin", Some("app.example.com:50051"), true),
+            ("same-origin", Some("localhost@rebound.example"), true),
+            ("same-origin", None, true),
+            ("same-site", Some("localhost:50051"), true),
+            ("cross-site", Some("localhost:50051"), true),
+        ] {
+            assert_eq!(rejects(&open, &[("sec-fetch-site", site)], host), is_rejected, "{site} {host:?}");
         }
     }
 }

@@ -9,8 +9,6 @@ pub enum ServerError {
     Bind { address: SocketAddr, source: io::Error },
     #[error("cannot read the file that {variable} names: {source}")]
     TlsFile { variable: &'static str, source: io::Error },
-    #[error("ALLOWED_ORIGINS has an entry that is not a valid header value")]
-    Origin(#[from] http::header::InvalidHeaderValue),
     #[error("cannot build the reflection service: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("TLS_CERT_FILE and TLS_KEY_FILE do not hold a certificate and its key: {0}")]

@@ -3,7 +3,7 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{Request, Response};
+use http::{Request, Response, header, uri::Authority};
 use tokio::{
     net::{TcpListener, TcpSocket},
     task::JoinSet,
@@ -70,7 +70,7 @@ impl Listener {
     /// Reads the TLS files and binds the address, so that configuration errors show before anything else is started.
     pub async fn bind(config: &ServerConfig) -> Result<Self, ServerError> {
         let tls = config.tls.as_ref().map(TlsCertificate::load).transpose()?.map(Arc::new);
-        let cors = Cors::from_config(config)?;
+        let cors = Cors::from_config(config);
         let address = config.address();
         let bind_error = |source| ServerError::Bind { address, source };
         let socket = listen(address).map_err(bind_error)?;
@@ -186,10 +186,16 @@ impl<B> ValidateRequest<B> for RequestValidator {
         let method = request.method().clone();
         let filtered = request_filter::require_grpc_post(&method, request.headers_mut(), GRPC_AND_GRPC_WEB);
         let content_type = filtered.map_err(|rejection| self.reject(request.uri().path(), rejection))?;
-        if self.cors.rejects(request.headers()) {
+        if self.cors.rejects(request.headers(), host_of(request)) {
             return Err(request_filter::forbidden().map(|()| Body::empty()));
         }
         ResponseMode::of(content_type, request.headers()).apply(request);
         Ok(())
     }
+}
+
+/// HTTP/2 names it in the pseudo-header `:authority`.
+fn host_of<B>(request: &Request<B>) -> Option<&str> {
+    let authority = request.uri().authority().map(Authority::as_str);
+    authority.or_else(|| request.headers().get(header::HOST)?.to_str().ok())
 }
