@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 from cfnlint.decode import cfn_yaml
@@ -74,6 +75,12 @@ def inconsistencies(template: dict) -> list[str]:
         if role["Type"] == "AWS::IAM::Role" and "dynamodb:DeleteItem" in str(role):
             if "dynamodb:ConditionCheckItem" not in str(role):
                 errors.append(f"{name} allows writes without dynamodb:ConditionCheckItem")
+
+    # CloudFormation applies the rule OriginsAreListedWithoutAuth only at the deployment.
+    for stage, settings in tomllib.loads((ROOT / "samconfig.toml").read_text()).items():
+        overrides = settings.get("deploy", {}).get("parameters", {}).get("parameter_overrides", []) if isinstance(settings, dict) else []
+        if "Auth=none" in overrides and not any(re.match(r"AllowedOrigins=[^*]+$", override) for override in overrides):
+            errors.append(f"stage {stage} of samconfig.toml has Auth=none and does not list its origins")
 
     for guide in "docs/how-to/deploy-aws.md", "docs/zh/deploy-aws.md":
         documented_parameters = set(re.findall(r"^\| `([A-Z][a-z][A-Za-z]*)` \|", (ROOT / guide).read_text(), re.M))

@@ -1,24 +1,15 @@
-//! Authenticates a call by a bearer token or the internal API key.
+//! Authenticates a call by a bearer token or the internal API key, which are in its headers.
 
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::{
-    error::{AuthnError, CredentialError},
-    id::{UserId, user_in_metadata},
-    principal::Principal,
-    token::TokenVerifier,
-};
+use super::{error::CredentialError, principal::Caller, token::TokenVerifier};
 use crate::config::{AuthConfig, AuthMode};
 
-/// The metadata of a call that identifies its caller, with all values of each key: a proxy may have added one. Secrets are raw
-/// bytes: one that is not UTF-8 is wrong rather than absent.
+/// The secrets in the metadata of a call, with all values of each key: a proxy may have added one. They are raw bytes: one that
+/// is not UTF-8 is wrong rather than absent.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Credentials<'a> {
-    /// The user id in the message; may be empty.
-    pub body_user: &'a str,
-    /// Metadata `user-id`.
-    pub user_id: &'a [&'a str],
     pub authorization: &'a [&'a [u8]],
     /// Metadata `x-internal-api-key`.
     pub internal_api_key: &'a [&'a [u8]],
@@ -40,23 +31,17 @@ impl Authenticator {
         })
     }
 
-    pub async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, AuthnError> {
+    /// Looks at the headers only: the body of a call from a stranger is not read.
+    pub async fn verify(&self, credentials: Credentials<'_>) -> Result<Caller, CredentialError> {
         let authorization = single(credentials.authorization, CredentialError::Invalid)?;
         let key = single(credentials.internal_api_key, CredentialError::WrongInternalKey)?;
         let bearer = authorization.and_then(bearer_token);
         if self.is_internal_service(bearer, key)? || self.mode != AuthMode::Jwt {
-            let user = UserId::from_call(credentials.body_user, credentials.user_id)?;
-            return Ok(Principal { user, is_pro: None, expires_at: None });
+            return Ok(Caller::AnyUser);
         }
-        let (Some(tokens), Some(token)) = (&self.tokens, bearer) else { return Err(CredentialError::Missing.into()) };
+        let (Some(tokens), Some(token)) = (&self.tokens, bearer) else { return Err(CredentialError::Missing) };
         let token = std::str::from_utf8(token).map_err(|_| CredentialError::Invalid)?;
-        let principal = tokens.verify(token).await?;
-        let subject = principal.user.as_str();
-        let named = user_in_metadata(credentials.user_id, subject)?.unwrap_or_default();
-        if [credentials.body_user, named].iter().any(|user| !user.is_empty() && *user != subject) {
-            return Err(AuthnError::PermissionDenied);
-        }
-        Ok(principal)
+        Ok(Caller::User(tokens.verify(token).await?))
     }
 
     /// Internal services may act for any user. They send the key in its own header or as a bearer token.

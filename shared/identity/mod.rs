@@ -12,4 +12,4 @@ mod token;
 pub use authenticator::{Authenticator, Credentials};
 pub use error::{AuthnError, CredentialError};
 pub use id::{MAX_ID_BYTES, RequestId, SessionId, TraceId, UserId, check_id};
-pub use principal::Principal;
+pub use principal::{Caller, Principal};

@@ -22,6 +22,7 @@ use super::{
     envelope::Envelope,
     frame::FrameBuilder,
     frame_source::FrameSource,
+    header_authentication::HeaderAuthentication,
     heartbeat::{HalfClose, Heartbeat, StreamStart},
     open_streams::OpenStreamGuard,
     parse::{self, chat::IncomingChat},
@@ -64,6 +65,11 @@ impl AgentApi {
     ) -> Self {
         Self { admission: Arc::new(admission), memory, context, refusals, status_interval }
     }
+
+    #[must_use]
+    pub fn header_authentication(&self) -> HeaderAuthentication {
+        HeaderAuthentication::new(self.context.clone())
+    }
 }
 
 #[tonic::async_trait]
@@ -78,7 +84,7 @@ impl AgentService for AgentApi {
         let interrupted = interrupted(&self.context.drain, extensions.get::<Deadline>().copied());
         let half_close = extensions.get::<HalfClose>().cloned();
         let heartbeat = |start| Heartbeat::new(self.status_interval, half_close, start);
-        let principal = self.context.admit_caller(&rpc, &request.user_id, &metadata).await;
+        let principal = self.context.admit_caller(&rpc, &request.user_id, &metadata, &extensions).await;
         let (error, language) = match principal {
             Err(error) => (error, caller.resolve("")),
             Ok(principal) => {

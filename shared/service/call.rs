@@ -8,11 +8,12 @@ use std::{
 
 use futures_util::FutureExt as _;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+use tonic::{Code, Extensions, Request, Response, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span, field, info_span};
 
 use super::{
     caller_language::CallerLanguage,
+    checked_caller,
     drain::Drain,
     error::{AdmissionError, RpcError},
     frame::FrameKind,
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     conversation::ConversationStore,
     error::{InvalidArgument, Problem},
-    identity::{Authenticator, AuthnError, Credentials, Principal, RequestId, SessionId, TraceId, UserId},
+    identity::{Authenticator, AuthnError, Principal, RequestId, SessionId, TraceId, UserId},
     language::Language,
     proto::agent_v1 as pb,
 };
@@ -87,24 +88,24 @@ impl RpcContext {
         rpc: &RpcCall,
         body_user: &str,
         metadata: &MetadataMap,
+        extensions: &Extensions,
     ) -> Result<Principal, AdmissionError> {
-        let caller = self.authenticate(body_user, metadata).await?;
+        let caller = self.authenticate(body_user, metadata, extensions).await?;
         rpc.set_user(&caller.user);
         self.limits.take_call(&caller)?;
         Ok(caller)
     }
 
-    async fn authenticate(&self, body_user: &str, metadata: &MetadataMap) -> Result<Principal, AuthnError> {
-        let values = |name| metadata.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
+    async fn authenticate(
+        &self,
+        body_user: &str,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+    ) -> Result<Principal, AuthnError> {
+        let caller = checked_caller::caller(&self.authenticator, extensions, metadata.as_ref()).await?;
         let users: Result<Vec<_>, _> = metadata.get_all("user-id").iter().map(|value| value.to_str()).collect();
         let users = users.map_err(|_| InvalidArgument::new("user_id", Problem::NotVisibleAscii))?;
-        let credentials = Credentials {
-            body_user,
-            user_id: &users,
-            authorization: &values("authorization"),
-            internal_api_key: &values("x-internal-api-key"),
-        };
-        self.authenticator.authenticate(credentials).await
+        caller.act_for(body_user, &users)
     }
 
     pub(super) async fn unary<Message: UserRequest, Command, Answer, Work, Error: RpcError>(
@@ -131,10 +132,10 @@ impl RpcContext {
     where
         Work: Future<Output = Result<Answer, Error>>,
     {
-        let (metadata, _, mut request) = request.into_parts();
+        let (metadata, extensions, mut request) = request.into_parts();
         let mut rpc = self.begin_call(method, &metadata, "");
         let caller = CallerLanguage::of_call(&metadata);
-        let entering = self.enter(&rpc, &mut request, &metadata);
+        let entering = self.enter(&rpc, &mut request, &metadata, &extensions);
         let entered = Box::pin(entering).await.map_err(|error| rpc.reject(&error, caller.resolve("")));
         let (principal, _running) = entered?;
         let user = principal.user.clone();
@@ -165,8 +166,9 @@ impl RpcContext {
         rpc: &RpcCall,
         request: &mut impl UserRequest,
         metadata: &MetadataMap,
+        extensions: &Extensions,
     ) -> Result<(Principal, Option<RunningCall>), AdmissionError> {
-        let caller = self.admit_caller(rpc, &request.take_user_id(), metadata).await?;
+        let caller = self.admit_caller(rpc, &request.take_user_id(), metadata, extensions).await?;
         self.limits.take_query_bytes(&caller, request.query_bytes())?;
         let running = self.limits.enter(&caller, request.encoded_len()).await?;
         Ok((caller, running))

@@ -8,6 +8,7 @@ use super::{
     call::{RpcContext, RpcResult},
     convert,
     error::ConversationError,
+    header_authentication::HeaderAuthentication,
     parse::conversation::{self as parse, CancelCommand, RenameCommand, SessionListing, TurnListing},
     run::RunRegistry,
 };
@@ -28,6 +29,11 @@ pub struct ConversationApi {
 impl ConversationApi {
     pub(super) fn new(runs: Option<RunRegistry>, context: RpcContext) -> Self {
         Self { runs, context }
+    }
+
+    #[must_use]
+    pub fn header_authentication(&self) -> HeaderAuthentication {
+        HeaderAuthentication::new(self.context.clone())
     }
 
     fn runs(&self) -> Result<&RunRegistry, ConversationError> {

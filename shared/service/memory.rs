@@ -9,6 +9,7 @@ use super::{
     caller_language::CallerLanguage,
     convert,
     export::MemoryRecordStream,
+    header_authentication::HeaderAuthentication,
     parse::memory::{self as parse, MemoryDeletion, MemoryListing},
     status, token_end,
 };
@@ -28,6 +29,11 @@ pub struct MemoryApi {
 impl MemoryApi {
     pub(super) fn new(memory: Arc<MemoryEngine>, context: RpcContext) -> Self {
         Self { memory, context }
+    }
+
+    #[must_use]
+    pub fn header_authentication(&self) -> HeaderAuthentication {
+        HeaderAuthentication::new(self.context.clone())
     }
 }
 
@@ -97,10 +103,10 @@ impl MemoryService for MemoryApi {
     type ExportMemoriesStream = MemoryRecordStream;
 
     async fn export_memories(&self, request: Request<pb::ExportMemoriesRequest>) -> RpcResult<MemoryRecordStream> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let mut rpc = self.context.begin_call("ExportMemories", &metadata, "");
         let caller = CallerLanguage::of_call(&metadata);
-        let admitted = self.context.admit_caller(&rpc, &request.user_id, &metadata).await;
+        let admitted = self.context.admit_caller(&rpc, &request.user_id, &metadata, &extensions).await;
         let admitted = admitted.and_then(|principal| {
             let open = self.context.limits.open_export(&principal)?;
             Ok((token_end::stream_end(&principal), principal.user, open))

@@ -3,6 +3,8 @@
 
 #![warn(missing_docs)]
 
+#[cfg(feature = "server")]
+mod connection_slot;
 #[cfg(feature = "lambda")]
 pub mod lambda;
 #[cfg(any(feature = "lambda", feature = "server"))]

@@ -1,14 +1,17 @@
 //! The local server: gRPC and gRPC-Web on one port, for a gateway, browsers and the command line. Reports health and performs the
 //! graceful shutdown.
 
+mod accept;
 mod answering;
 mod body_timeout;
 mod connection;
 mod cors;
+mod descriptors;
 mod error;
 mod health;
 mod lingering_close;
 mod listener;
+mod message_budget;
 mod page;
 mod preface;
 mod probes;
@@ -17,6 +20,7 @@ mod tls;
 
 use std::{net::SocketAddr, time::Duration};
 
+pub use descriptors::raise_descriptor_limit;
 pub use error::ServerError;
 pub use listener::{Listener, TlsReload};
 
@@ -41,7 +45,10 @@ use crate::{
         },
     },
     service::{AgentApi, Apis, ConversationApi, Drain, MemoryApi},
-    transport::{RpcPaths, agent_service, conversation_service, memory_service, services::REQUEST_ENCODING},
+    transport::{
+        RpcPaths, agent_service, conversation_service, memory_service,
+        services::{MAX_SMALL_MESSAGE_BYTES, REQUEST_ENCODING},
+    },
 };
 use health::HealthApi;
 use probes::Readiness;
@@ -102,7 +109,8 @@ fn routes(apis: Apis, config: &ServerConfig, health: &HealthReport) -> Result<(R
         .add_service(conversation_service(apis.conversation));
     let mut files = vec![DESCRIPTOR];
     if config.health {
-        routes.add_service(HealthServer::new(health.api()).accept_compressed(REQUEST_ENCODING));
+        let health = HealthServer::new(health.api()).max_decoding_message_size(MAX_SMALL_MESSAGE_BYTES);
+        routes.add_service(health.accept_compressed(REQUEST_ENCODING));
         files.push(tonic_health::pb::FILE_DESCRIPTOR_SET);
     }
     if config.reflection {
@@ -121,9 +129,9 @@ fn add_reflection(routes: &mut RoutesBuilder, files: &[&'static [u8]]) -> Result
             builder.register_encoded_file_descriptor_set(file)
         })
     };
-    routes
-        .add_service(builder().build_v1()?.accept_compressed(REQUEST_ENCODING))
-        .add_service(builder().build_v1alpha()?.accept_compressed(REQUEST_ENCODING));
+    let v1 = builder().build_v1()?.max_decoding_message_size(MAX_SMALL_MESSAGE_BYTES);
+    let v1alpha = builder().build_v1alpha()?.max_decoding_message_size(MAX_SMALL_MESSAGE_BYTES);
+    routes.add_service(v1.accept_compressed(REQUEST_ENCODING)).add_service(v1alpha.accept_compressed(REQUEST_ENCODING));
     Ok(())
 }
 

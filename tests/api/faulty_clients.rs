@@ -24,15 +24,22 @@ use crate::{
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Without any setting.
+const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// The paused clock passes the time at once.
-async fn assert_closes_after_75_seconds(mut connection: impl AsyncRead + AsyncWrite + Unpin, sent: &[u8], kind: &str) {
+async fn assert_closes_after(
+    seconds: u64,
+    mut connection: impl AsyncRead + AsyncWrite + Unpin,
+    sent: &[u8],
+    kind: &str,
+) {
     connection.write_all(sent).await.unwrap();
     connection.flush().await.unwrap();
     let mut received = Vec::new();
     // Over TLS it ends without an alert, which is an error.
-    let early = timeout(Duration::from_secs(74), connection.read_to_end(&mut received)).await;
+    let early = timeout(Duration::from_secs(seconds - 1), connection.read_to_end(&mut received)).await;
     assert!(early.is_err(), "{kind}, {sent:?}: closed early with {early:?}");
     let late = timeout(Duration::from_secs(3), connection.read_to_end(&mut received)).await;
     assert!(late.is_ok(), "{kind}, {sent:?}: the connection stays open");
@@ -42,12 +49,57 @@ async fn assert_closes_after_75_seconds(mut connection: impl AsyncRead + AsyncWr
 async fn connection_whose_protocol_stays_unknown_is_closed() {
     let (plain, _stop) = health_listener().await;
     let (encrypted, client, _stop_encrypted) = tls_listener().await;
-    for sent in [&b""[..], b"P", &PREFACE[..16], &PREFACE[..23], b"POST / HT"] {
-        assert_closes_after_75_seconds(TcpStream::connect(plain).await.unwrap(), sent, "plain").await;
+    let cut_settings = [PREFACE, &SETTINGS[..8]].concat();
+    for sent in
+        [&b""[..], b"P", &PREFACE[..23], PREFACE, &cut_settings, b"POST / HT", b"POST / HTTP/1.1\r\nhost: x\r\n"]
+    {
+        assert_closes_after(10, TcpStream::connect(plain).await.unwrap(), sent, "plain").await;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(client.clone()));
         let socket = TcpStream::connect(encrypted).await.unwrap();
         let stream = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
-        assert_closes_after_75_seconds(stream, sent, "TLS").await;
+        assert_closes_after(10, stream, sent, "TLS").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tls_handshake_that_stalls_is_closed_after_10_seconds() {
+    let (address, _client, _stop) = tls_listener().await;
+    // A record of a handshake message, with less than it announces.
+    for sent in [&b""[..], b"\x16", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"] {
+        assert_closes_after(10, TcpStream::connect(address).await.unwrap(), sent, "TLS").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn head_that_trickles_is_closed_after_10_seconds() {
+    let (address, _stop) = health_listener().await;
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+    let begin = tokio::time::Instant::now();
+    let (mut reader, mut writer) = socket.split();
+    let trickle = async {
+        while writer.write_all(b"x-header: x\r\n").await.is_ok() {
+            sleep(Duration::from_millis(900)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut received = Vec::new();
+    tokio::select! {
+        // Reset, because the last bytes are not read.
+        _ = reader.read_to_end(&mut received) => {}
+        () = trickle => unreachable!("it never ends"),
+    }
+    assert!((9..=11).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_connection_that_answers_no_ping_is_closed() {
+    let (address, _stop) = health_listener().await;
+    let begun = [PREFACE, SETTINGS].concat();
+    // HEADERS without END_HEADERS, of which the rest never comes.
+    let cut_headers = [&begun[..], b"\0\0\x01\x01\0\0\0\0\x01\x83"].concat();
+    for sent in [begun, cut_headers] {
+        assert_closes_after(15, TcpStream::connect(address).await.unwrap(), &sent, "HTTP/2").await;
     }
 }
 

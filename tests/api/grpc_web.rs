@@ -54,7 +54,7 @@ async fn cors_exposes_grpc_status_headers() {
 }
 
 #[tokio::test]
-async fn dns_rebinding_page_is_rejected_unless_callers_send_tokens() {
+async fn dns_rebinding_page_is_rejected_without_auth() {
     let page = "http://rebound.example:50051";
     let app = ("ALLOWED_ORIGINS", "HTTPS://App.example:443, http://[::2]:8080");
     let gateway = ("AUTH", "gateway");

@@ -44,6 +44,7 @@ mod providers;
 mod ranking;
 mod reembedding;
 mod refusals;
+mod request_limits;
 mod resume;
 mod shutdown;
 mod supersede;

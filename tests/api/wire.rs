@@ -26,13 +26,13 @@ pub const WEB: &str = "application/grpc-web+proto";
 const TEXT: &str = "application/grpc-web-text";
 const WITHOUT_CONVERSATIONS: (&str, &str) = ("CONVERSATIONS", "off");
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-fn compressed_frame(compressed: &[u8]) -> Vec<u8> {
+pub fn compressed_frame(compressed: &[u8]) -> Vec<u8> {
     let mut frame = grpc_frame(compressed);
     frame[0] = 1;
     frame

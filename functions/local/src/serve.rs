@@ -9,7 +9,7 @@ use agent_service::{
     memory::MemoryEngine,
     postgres::{Database, DatabaseError, StartupProgress, StartupStep},
     retention::RetentionSweep,
-    transport::server::{Server, ServerError, TlsReload},
+    transport::server::{Server, ServerError, TlsReload, raise_descriptor_limit},
 };
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -31,6 +31,7 @@ const PARTIAL_SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Graceful shutdown: the first signal cancels `stop`, upon which open streams have `SHUTDOWN_GRACE_SECONDS` to end; a
 /// second signal ends the process at once. The database outlives the last stream and the extraction worker.
 pub async fn run(config: Config) -> CommandResult {
+    raise_descriptor_limit();
     let mut signals = ShutdownSignals::install()?;
     let mut reload_signals = ReloadSignals::install()?;
     let database = Database::from_config(&config.stores.database).map_err(database_error)?;

@@ -8,9 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Status, body::Body, server::NamedService};
@@ -20,7 +21,10 @@ use tower::{
     util::{BoxCloneSyncService, MapRequest},
 };
 
-use super::{event::HttpEvent, response_body::ResponseBody};
+use super::{
+    event::{EventBody, HttpEvent},
+    response_body::ResponseBody,
+};
 use crate::transport::{
     request_filter::{self, GRPC_WEB, ResponseMode},
     status_layer::{self, StatusLayer, StatusService},
@@ -89,7 +93,7 @@ impl Adapter {
     #[must_use]
     pub fn add_service<S: GrpcService>(mut self, service: S, methods: &'static [&'static str]) -> Self {
         let service = StatusLayer.layer(BoxCloneSyncService::new(service));
-        let service = MapRequest::new(service, text_body::decode as fn(_) -> _);
+        let service = MapRequest::new(service, read_body as fn(_) -> _);
         let service = GrpcWebLayer::new().layer(service);
         self.routes.push(Route { service_name: S::NAME, methods, service });
         self
@@ -123,11 +127,11 @@ impl Adapter {
     fn route(&self, event: HttpEvent, mode: ResponseMode, function_time: Duration) -> Result<RoutedCall, Status> {
         let HttpEvent { path, headers, body, .. } = event;
         let (route, method) = self.find(&path).ok_or_else(|| Status::unimplemented(self.describe_routes()))?;
-        let body = body.map_err(|_| Status::invalid_argument("the body of the request is not valid base64"))?;
         let time_left = status_layer::timeout(&headers).map_or(function_time, |timeout| timeout.min(function_time));
         let deadline = Instant::now() + time_left;
 
-        let mut request = Request::new(Body::new(Full::new(Bytes::from(body))));
+        let mut request = Request::new(Body::empty());
+        request.extensions_mut().insert(body);
         *request.method_mut() = Method::POST;
         // Drops the stage or prefix in front of the path.
         *request.uri_mut() = format!("/{}/{method}", route.service_name).parse().map_err(|_| internal_defect())?;
@@ -153,6 +157,19 @@ impl RoutedCall {
             Err(_) => status_response(Status::deadline_exceeded("the time for the call is over"), is_text),
         }
     }
+}
+
+/// Stands behind tonic-web, so that the client gets the error of the decoder itself.
+fn read_body(mut request: Request<Body>) -> Request<Body> {
+    if let Some(body) = request.extensions_mut().remove::<EventBody>() {
+        request = request.map(|_| Body::new(StreamBody::new(stream::once(async { decode(body) }))));
+    }
+    text_body::decode(request)
+}
+
+fn decode(body: EventBody) -> Result<Frame<Bytes>, Status> {
+    let body = body.decode().map_err(|_| Status::invalid_argument("the body of the request is not valid base64"))?;
+    Ok(Frame::data(body.into()))
 }
 
 /// The last segment of a path if the one before it is the service.

@@ -13,7 +13,20 @@ pub(super) struct HttpEvent {
     /// May begin with a stage or another prefix.
     pub(super) path: String,
     pub(super) headers: HeaderMap,
-    pub(super) body: Result<Vec<u8>, base64::DecodeError>,
+    pub(super) body: EventBody,
+}
+
+/// Decoded only when a method reads it, after the caller is authenticated.
+#[derive(Debug, Clone)]
+pub(super) struct EventBody {
+    text: String,
+    is_base64: bool,
+}
+
+impl EventBody {
+    pub(super) fn decode(self) -> Result<Vec<u8>, base64::DecodeError> {
+        if self.is_base64 { STANDARD.decode(self.text) } else { Ok(self.text.into_bytes()) }
+    }
 }
 
 /// The fields of both formats, which name the method and the path differently.
@@ -58,12 +71,11 @@ impl HttpEvent {
             Some(all) => all.iter().for_each(|(name, values)| values.iter().for_each(|value| add(name, value))),
             None => event.headers.iter().flatten().for_each(|(name, value)| add(name, value.as_deref().unwrap_or(""))),
         }
-        let body = event.body.unwrap_or_default();
         Some(Self {
             method: method.parse().ok()?,
             path: event.raw_path.or(event.path)?,
             headers,
-            body: if event.is_base64_encoded { STANDARD.decode(body) } else { Ok(body.into_bytes()) },
+            body: EventBody { text: event.body.unwrap_or_default(), is_base64: event.is_base64_encoded },
         })
     }
 }
@@ -93,7 +105,7 @@ mod tests {
             let accept: Vec<_> =
                 request.headers.get_all("accept").iter().map(|value| value.to_str().unwrap()).collect();
             assert_eq!(accept.join(","), "b,c");
-            assert_eq!(request.body.unwrap(), b"hi");
+            assert_eq!(request.body.decode().unwrap(), b"hi");
         }
     }
 
@@ -103,9 +115,9 @@ mod tests {
             json!({"httpMethod": "GET", "path": "/", "headers": {"a b": "c", "d": "e\nf", "g": null}, "body": null});
         let request = HttpEvent::parse(event).unwrap();
         assert_eq!(request.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["g"]);
-        assert!(request.body.unwrap().is_empty());
+        assert!(request.body.decode().unwrap().is_empty());
         let not_base64 = json!({"httpMethod": "GET", "path": "/", "body": "!", "isBase64Encoded": true});
-        assert!(HttpEvent::parse(not_base64).unwrap().body.is_err());
+        assert!(HttpEvent::parse(not_base64).unwrap().body.decode().is_err());
         for other in [
             json!(null),
             json!({}),

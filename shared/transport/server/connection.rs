@@ -31,26 +31,33 @@ use tonic::body::Body;
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
 use super::{
+    message_budget::MessageBudget,
     preface::PrefaceWatch,
     stalled::{StreamExecutor, WatchedBody, WriteTimeout},
     tls::TlsCertificate,
 };
-use crate::service::HalfClose;
+use crate::{
+    service::HalfClose,
+    transport::connection_slot::{ConnectionGuard, ConnectionSlot},
+};
 
 pub(super) type HttpService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
+/// For TLS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the first head of HTTP/1.1, or the first frame of HTTP/2.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Per connection. A gateway multiplexes all its users over one connection; hyper's default of 200 would queue the others
 /// (head-of-line blocking).
-const MAX_STREAMS: u32 = 10_000;
+const MAX_STREAMS: u32 = 4_000;
 /// Per connection. A gateway that loses many users resets many streams at once; hyper's default of 20, meant against rapid-reset
 /// attacks, would close its connection. The same bound for streams that the server has to reset; hyper's default is 1,024 in the
 /// whole life of a connection.
 const MAX_RESETS: usize = 10_000;
-/// HTTP/2 flow control: enough for large uploads, and a bound on the memory of a connection (backpressure).
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// HTTP/2 flow control (backpressure): what a client may send before a method reads it. `message_budget` bounds what is read.
+const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Response bytes that wait for a client that reads slowly: of a stream over HTTP/2, and of a connection over HTTP/1.1, where it
 /// also bounds the head of a request. hyper's default of 400 KiB each would hold hundreds of megabytes for a thousand streams.
@@ -60,7 +67,7 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 pub(super) struct ConnectionContext {
     pub(super) service: HttpService,
     pub(super) tls: Option<Arc<TlsCertificate>>,
-    /// How long an HTTP/1.1 connection may wait for its next request, and a new connection until its protocol is known.
+    /// How long an HTTP/1.1 connection may wait for its next request.
     pub(super) keepalive: Duration,
     /// After which a response that cannot be sent ends.
     pub(super) stall_timeout: Duration,
@@ -69,15 +76,23 @@ pub(super) struct ConnectionContext {
 }
 
 /// Returns when the connection is closed. Its errors are those of the client or the network.
-pub(super) async fn serve(stream: TcpStream, context: Arc<ConnectionContext>) {
+pub(super) async fn serve(stream: TcpStream, guard: ConnectionGuard, context: Arc<ConnectionContext>) {
     // Without it, a small frame may wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
-    let state = Arc::new(ConnectionState::default());
+    let slot = guard.0.clone();
+    tokio::select! {
+        () = Box::pin(serve_stream(stream, slot.clone(), &context)) => {}
+        () = slot.closing() => tracing::debug!("an unauthenticated connection was closed for newer ones"),
+    }
+}
+
+async fn serve_stream(stream: TcpStream, slot: ConnectionSlot, context: &ConnectionContext) {
+    let state = Arc::new(ConnectionState::new(slot));
     let socket = Socket { stream, state: state.clone() };
-    let Some(tls) = &context.tls else { return Box::pin(serve_http(socket, &context, &state)).await };
+    let Some(tls) = &context.tls else { return Box::pin(serve_http(socket, context, &state)).await };
     let handshake = TlsAcceptor::from(tls.current()).accept(socket);
     match timeout(HANDSHAKE_TIMEOUT, Box::pin(handshake)).await {
-        Ok(Ok(encrypted)) => Box::pin(serve_http(encrypted, &context, &state)).await,
+        Ok(Ok(encrypted)) => Box::pin(serve_http(encrypted, context, &state)).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
@@ -90,6 +105,10 @@ async fn serve_http(
 ) {
     let request_state = state.clone();
     let service = context.service.clone().map_request(move |mut request: Request<Incoming>| {
+        request_state.has_begun.store(true, Ordering::Relaxed);
+        let extensions = request.extensions_mut();
+        extensions.insert(request_state.slot.clone());
+        extensions.insert(request_state.budget.clone());
         if request.version() < Version::HTTP_2 {
             request_state.is_http1.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(request_state.half_close.clone());
@@ -98,12 +117,13 @@ async fn serve_http(
     });
     let service = service.map_response(|response: Response<Body>| response.map(WatchedBody::new));
     let builder = http_builder(context);
-    let (io, is_protocol_known) = PrefaceWatch::new(WriteTimeout::new(io, context.stall_timeout));
+    let io = PrefaceWatch::new(WriteTimeout::new(io, context.stall_timeout), state.has_begun.clone());
     let connection = builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection);
     let mut is_stopping = false;
-    // hyper-util waits for the preface without a limit. Behind it, HTTP/1.1 has a timeout of its own and HTTP/2 has pings.
-    let mut protocol_timeout = std::pin::pin!(sleep(context.keepalive).fuse());
+    // Until then, hyper-util waits without a limit for the preface, and HTTP/1.1 as long as for any next request. Afterwards
+    // HTTP/1.1 has a timeout of its own and HTTP/2 has pings.
+    let mut first_request_timeout = std::pin::pin!(sleep(FIRST_REQUEST_TIMEOUT).fuse());
     loop {
         tokio::select! {
             result = connection.as_mut() => {
@@ -116,8 +136,8 @@ async fn serve_http(
                 is_stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
-            () = &mut protocol_timeout => {
-                if !is_protocol_known.load(Ordering::Relaxed) {
+            () = &mut first_request_timeout => {
+                if !state.has_begun.load(Ordering::Relaxed) {
                     return;
                 }
             }
@@ -148,10 +168,26 @@ fn http_builder(context: &ConnectionContext) -> Builder<StreamExecutor> {
     builder
 }
 
-#[derive(Default)]
 struct ConnectionState {
+    /// With a request or, in HTTP/2, with the client's first frame.
+    has_begun: Arc<AtomicBool>,
     is_http1: AtomicBool,
     half_close: HalfClose,
+    slot: ConnectionSlot,
+    budget: MessageBudget,
+}
+
+impl ConnectionState {
+    fn new(slot: ConnectionSlot) -> Self {
+        let budget = MessageBudget::new(slot.clone());
+        Self {
+            has_begun: Arc::default(),
+            is_http1: AtomicBool::default(),
+            half_close: HalfClose::default(),
+            slot,
+            budget,
+        }
+    }
 }
 
 /// A TCP stream that notices when an HTTP/1.1 client closes its sending side during a response, which hyper does not read then.

@@ -7,7 +7,6 @@ use http::{Request, Response, header, uri::Authority};
 use tokio::{
     net::{TcpListener, TcpSocket},
     task::JoinSet,
-    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
@@ -15,12 +14,15 @@ use tower::{ServiceBuilder, util::BoxCloneSyncService};
 use tower_http::validate_request::{ValidateRequest, ValidateRequestHeaderLayer};
 
 use super::{
+    accept::Acceptor,
     answering::AnswerLayer,
     body_timeout,
     connection::{self, ConnectionContext, HttpService},
     cors::Cors,
+    descriptors::descriptor_limit,
     error::ServerError,
     lingering_close::LingeringCloseLayer,
+    message_budget,
     page::{self, Page},
     probes::{self, Probes},
     tls::TlsCertificate,
@@ -28,6 +30,7 @@ use super::{
 use crate::{
     config::ServerConfig,
     transport::{
+        connection_slot::UnauthenticatedConnections,
         request_filter::{self, GRPC_AND_GRPC_WEB, ResponseMode, RpcPaths},
         status_layer::StatusLayer,
         text_body,
@@ -36,8 +39,10 @@ use crate::{
 
 /// When many clients reconnect at once, the usual backlog of 128 overflows, and the rest retries after a second.
 const ACCEPT_BACKLOG: u32 = 4096;
-/// After a failed accept, such as one without a free file descriptor.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// Bounds what strangers can take: descriptors, and the buffers of connections.
+const MAX_UNAUTHENTICATED_CONNECTIONS: usize = 1_024;
+/// The others are for authenticated connections, the database, providers and files.
+const UNAUTHENTICATED_SHARE_OF_DESCRIPTORS: usize = 4;
 
 /// A bound port with all layers between HTTP and a gRPC service. It knows no service of ours, so that tests can bring their own.
 pub struct Listener {
@@ -104,18 +109,16 @@ impl Listener {
         let service = self.service(routes, paths);
         let Self { socket, tls, keepalive, stall_timeout, .. } = self;
         let context = Arc::new(ConnectionContext { service, tls, keepalive, stall_timeout, stop: stop.clone() });
+        let share = descriptor_limit() / UNAUTHENTICATED_SHARE_OF_DESCRIPTORS;
+        let unauthenticated = UnauthenticatedConnections::new(share.min(MAX_UNAUTHENTICATED_CONNECTIONS));
+        let mut acceptor = Acceptor::new(unauthenticated);
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = socket.accept() => match accepted {
-                    Ok((stream, _)) => drop(connections.spawn(connection::serve(stream, context.clone()))),
-                    Err(error) if is_of_the_client(&error) => {}
-                    Err(error) => {
-                        tracing::warn!(%error, "a connection cannot be accepted");
-                        sleep(ACCEPT_BACKOFF).await;
-                    }
-                },
+                (stream, guard) = acceptor.next(|| socket.accept()) => {
+                    connections.spawn(connection::serve(stream, guard, context.clone()));
+                }
                 Some(_) = connections.join_next() => {}
             }
         }
@@ -136,6 +139,7 @@ impl Listener {
             .layer(tonic_web::GrpcWebLayer::new())
             .map_request(text_body::decode)
             .map_request(body_timeout::limit)
+            .map_request(message_budget::limit)
             .layer(StatusLayer)
             .service(routes.prepare());
         BoxCloneSyncService::<_, Response<Body>, Infallible>::new(service)
@@ -150,12 +154,6 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(ACCEPT_BACKLOG)
-}
-
-/// The client has closed the connection before it was accepted.
-fn is_of_the_client(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
 #[derive(Clone)]

@@ -1,5 +1,5 @@
-//! Notices when the protocol of a connection is known: after the 24 bytes of the HTTP/2 preface, or the first byte that differs
-//! from it, which begins an HTTP/1.1 request. Stands above TLS, whose handshake says nothing about it.
+//! Notices when an HTTP/2 connection has begun: after the 24 bytes of the preface and the head of the client's first frame, which
+//! is SETTINGS. An HTTP/1.1 connection begins with its first request. Stands above TLS, whose handshake says nothing about it.
 
 use std::{
     io::{self, IoSlice},
@@ -15,27 +15,43 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// RFC 9113, section 4.1.
+const FRAME_HEAD_BYTES: usize = 9;
 
 pub(super) struct PrefaceWatch<Io> {
     io: Io,
-    /// Of the preface. Empty = the protocol is known.
-    missing: &'static [u8],
-    is_protocol_known: Arc<AtomicBool>,
+    /// `None` = nothing is left to watch.
+    missing: Option<Missing>,
+    has_begun: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Copy)]
+struct Missing {
+    preface: &'static [u8],
+    frame_head_bytes: usize,
 }
 
 impl<Io> PrefaceWatch<Io> {
-    /// Also returns the flag that is set once the protocol is known.
-    pub(super) fn new(io: Io) -> (Self, Arc<AtomicBool>) {
-        let is_protocol_known = Arc::<AtomicBool>::default();
-        (Self { io, missing: PREFACE, is_protocol_known: is_protocol_known.clone() }, is_protocol_known)
+    /// Sets the flag once the connection has begun with HTTP/2.
+    pub(super) fn new(io: Io, has_begun: Arc<AtomicBool>) -> Self {
+        Self { io, missing: Some(Missing { preface: PREFACE, frame_head_bytes: FRAME_HEAD_BYTES }), has_begun }
     }
 
-    fn observe(&mut self, bytes: &[u8]) {
-        let length = bytes.len().min(self.missing.len());
-        let (expected, missing) = self.missing.split_at(length);
-        self.missing = if bytes.starts_with(expected) { missing } else { &[] };
-        if self.missing.is_empty() {
-            self.is_protocol_known.store(true, Ordering::Relaxed);
+    fn observe(&mut self, mut bytes: &[u8]) {
+        let Some(Missing { preface, frame_head_bytes }) = self.missing else { return };
+        let (expected, preface) = preface.split_at(bytes.len().min(preface.len()));
+        match bytes.strip_prefix(expected) {
+            Some(rest) => bytes = rest,
+            // HTTP/1.1.
+            None => {
+                self.missing = None;
+                return;
+            }
+        }
+        let frame_head_bytes = frame_head_bytes.saturating_sub(bytes.len());
+        self.missing = Some(Missing { preface, frame_head_bytes }).filter(|_| frame_head_bytes > 0);
+        if self.missing.is_none() {
+            self.has_begun.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -48,7 +64,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for PrefaceWatch<Io> {
     ) -> Poll<io::Result<()>> {
         let begin = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
-        if !self.missing.is_empty() {
+        if self.missing.is_some() {
             self.observe(buffer.filled().get(begin..).unwrap_or_default());
         }
         Poll::Ready(Ok(()))
@@ -86,19 +102,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protocol_is_known_after_the_preface_or_another_byte() {
-        let is_known_after = |pieces: &[&str]| {
-            let (mut watch, is_known) = PrefaceWatch::new(());
-            pieces.iter().for_each(|piece| watch.observe(piece.as_bytes()));
-            is_known.load(Ordering::Relaxed)
+    fn connection_begins_behind_the_preface_with_a_frame() {
+        let has_begun = |pieces: &[&[u8]]| {
+            let mut watch = PrefaceWatch::new((), Arc::default());
+            pieces.iter().for_each(|piece| watch.observe(piece));
+            watch.has_begun.load(Ordering::Relaxed)
         };
-        let preface = std::str::from_utf8(PREFACE).unwrap();
-        let (first, second) = preface.split_at(10);
-        for known in [vec![preface], vec![first, second], vec!["P", "OST"], vec!["\u{16}"], vec!["PRI * HTTP/1.1"]] {
-            assert!(is_known_after(&known), "{known:?}");
+        let settings = b"\0\0\0\x04\0\0\0\0\0";
+        let whole = [PREFACE, settings].concat();
+        assert!(has_begun(&[&whole]) && has_begun(&[&whole, b"more"]));
+        for cut in 0..whole.len() {
+            let (first, second) = whole.split_at(cut);
+            assert!(!has_begun(&[first]) && has_begun(&[first, second]), "{cut}");
         }
-        for unknown in [vec![], vec![""], vec!["P"], vec!["PRI", " * "], vec![&preface[..23]]] {
-            assert!(!is_known_after(&unknown), "{unknown:?}");
+        for http1 in
+            [&b"POST / HTTP/1.1\r\n\r\n"[..], b"P", b"PRI * HTTP/1.1\r\nhost: somewhere\r\n\r\n", b"\x16\x03\x01"]
+        {
+            assert!(!has_begun(&[http1, &whole]), "{http1:?}");
         }
     }
 }

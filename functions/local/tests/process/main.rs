@@ -9,6 +9,7 @@ mod aws_credentials;
 mod commands;
 mod configuration;
 mod conflict;
+mod connections;
 mod crash_recovery;
 mod durability;
 mod embedded;

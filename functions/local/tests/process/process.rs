@@ -1,6 +1,7 @@
 //! The program as a child process: its directories, its output, its signals.
 
 use std::{
+    ffi::OsStr,
     future::Future,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
@@ -103,7 +104,11 @@ impl Sandbox {
     }
 
     pub fn bare(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_agent-local"));
+        self.program(env!("CARGO_BIN_EXE_agent-local").as_ref(), arguments)
+    }
+
+    pub fn program(&self, program: &OsStr, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.args(arguments).current_dir(self.work()).kill_on_drop(true).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -52,4 +52,8 @@ async fn token_admits_its_subject_and_internal_key_admits_anyone() {
             assert_eq!(messages.is_empty(), status != "0", "{what}");
         }
     }
+    // The body is not even decoded.
+    let mut malformed = function_url_event(PATH, GRPC_WEB, &ask("hello"));
+    malformed["body"] = "!".into();
+    assert_eq!(function.answer(malformed).await.frames().1["grpc-status"], "16");
 }

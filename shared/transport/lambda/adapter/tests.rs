@@ -1,8 +1,6 @@
 use std::task::Poll;
 
-use futures_util::{StreamExt as _, stream};
-use http_body::Frame;
-use http_body_util::StreamBody;
+use futures_util::StreamExt as _;
 use serde_json::json;
 use tower::util::{BoxCloneSyncService, service_fn};
 
