@@ -26,6 +26,7 @@ mkdir -p src/gen
   --es_out=src/gen --es_opt=target=ts,import_extension=ts "$root"/proto/*.proto
 
 npm run --silent check
+npm run --silent test
 if [[ ${1-} != --check ]]; then
   npm run --silent build
   exit

@@ -10,6 +10,7 @@ import { checkChat } from "./page/chat.js";
 import { checkDeployments } from "./page/deployments.js";
 import { checkMemory } from "./page/memory.js";
 import { checkFailures } from "./page/failures.js";
+import { checkHostileAnswers } from "./page/hostile.js";
 import { Provider } from "./provider.js";
 
 const [providerPort, functions, url, guarded, secret, images] = process.argv.slice(2);
@@ -40,6 +41,7 @@ console.log("\nthe web page");
 await checkChat(context);
 await checkMemory(context);
 await checkFailures(context);
+await checkHostileAnswers(context);
 await checkDeployments(context);
 await browser.close();
 provider.close();

@@ -3,9 +3,10 @@
 import { Fragment, type ComponentChildren, type VNode } from "preact";
 import { useRef } from "preact/hooks";
 import { t } from "../text.ts";
+import { Boundary } from "../view/Boundary.tsx";
 import { CopyButton } from "../view/CopyButton.tsx";
 import { Formula } from "./Formula.tsx";
-import { parseBlocks, decodeEntities, safeAddress, type CiteToken, type MathToken, type Token, type Tokens } from "./parse.ts";
+import { parseBlocks, safeAddress, type Block, type Node, type References as LinkReferences } from "./parse.ts";
 
 interface Props {
   text: string;
@@ -22,50 +23,85 @@ interface RenderedBlock {
   element: VNode;
 }
 
-export function Markdown({ text, citations, onCite }: Props) {
-  const before = useRef<{ text: string; blocks: Token[]; rendered: RenderedBlock[] }>({ text: "", blocks: [], rendered: [] });
+interface Rendered {
+  text: string;
+  blocks: Block[];
+  links: LinkReferences;
+  rendered: RenderedBlock[];
+}
+
+/** Shows the text itself if it cannot be drawn. */
+export function Markdown(props: Props) {
+  return (
+    <Boundary text={props.text}>
+      <Blocks {...props} />
+    </Boundary>
+  );
+}
+
+function Blocks({ text, citations, onCite }: Props) {
+  const before = useRef<Rendered>({ text: "", blocks: [], links: {}, rendered: [] });
   const last = before.current;
-  const parsed = last.text === text ? last.blocks : parseBlocks(text, text.startsWith(last.text) ? last.blocks : []);
+  const isContinued = text.startsWith(last.text);
+  const links = isContinued ? last.links : {};
+  const parsed = last.text === text ? last.blocks : parseBlocks(text, isContinued ? last.blocks : [], links);
   // Preact skips an element that is identical to the previous one, so only changed blocks are rendered again.
   const rendered = parsed.map((block, index): RenderedBlock => {
     const cached = last.rendered[index];
     if (cached?.raw === block.raw && cached.citations === citations) return cached;
-    return { raw: block.raw, citations, element: <Fragment key={index}>{renderToken(block, 0, { citations, onCite })}</Fragment> };
+    return { raw: block.raw, citations, element: <Fragment key={index}>{renderNodes(block.nodes, { citations, onCite })}</Fragment> };
   });
-  before.current = { text, blocks: parsed, rendered };
+  before.current = { text, blocks: parsed, links, rendered };
   return <div class="prose">{rendered.map(({ element }) => element)}</div>;
 }
 
-const renderTokens = (tokens: Token[] | undefined, references: References): ComponentChildren => tokens?.map((token, index) => renderToken(token, index, references));
+const renderNodes = (nodes: Node[], references: References): ComponentChildren => nodes.map((node, index) => renderNode(node, index, references));
 
-function renderToken(token: Token, key: number, references: References): ComponentChildren {
-  const inner = (tokens: Token[] | undefined) => renderTokens(tokens, references);
-  switch (token.type) {
-    case "space":
-    case "def":
-      return null;
+function renderNode(node: Node, key: number, references: References): ComponentChildren {
+  const { type, token } = node;
+  const inner = () => renderNodes(node.children, references);
+  switch (type) {
     case "heading": {
       // The page uses h1 and h2 itself.
-      const Tag = `h${Math.min(6, token.depth + 2)}` as "h3";
-      return <Tag key={key}>{inner(token.tokens)}</Tag>;
+      const Tag = `h${Math.min(6, Number(token.tag.slice(1)) + 2)}` as "h3";
+      return <Tag key={key}>{inner()}</Tag>;
     }
     case "paragraph":
-      return <p key={key}>{inner(token.tokens)}</p>;
+      return <p key={key}>{inner()}</p>;
     case "blockquote":
-      return <blockquote key={key}>{inner(token.tokens)}</blockquote>;
+      return <blockquote key={key}>{inner()}</blockquote>;
     case "hr":
       return <hr key={key} />;
-    case "code":
-      return <Code key={key} code={token as Tokens.Code} />;
-    case "list":
-      return <List key={key} list={token as Tokens.List} references={references} />;
+    case "fence":
+    case "code_block":
+      return <Code key={key} text={token.content.replace(/\n$/, "")} language={token.info.trim().split(/\s/)[0] ?? ""} />;
+    case "bullet_list":
+      return <ul key={key}>{inner()}</ul>;
+    case "ordered_list":
+      return (
+        <ol key={key} start={Number(token.attrGet("start") ?? 1)}>
+          {inner()}
+        </ol>
+      );
+    case "list_item":
+      return <Item key={key} item={node} references={references} />;
     case "table":
-      return <Table key={key} table={token as Tokens.Table} references={references} />;
+      return (
+        <div key={key} class="table" role="region" aria-label={t("table")} tabIndex={0}>
+          <table>{inner()}</table>
+        </div>
+      );
+    case "thead":
+      return <thead key={key}>{inner()}</thead>;
+    case "tbody":
+      return <tbody key={key}>{inner()}</tbody>;
+    case "tr":
+      return <Row key={key} row={node} references={references} />;
     case "math":
-      return <Formula key={key} latex={(token as MathToken).text} display={(token as MathToken).display} />;
+      return <Formula key={key} latex={token.content} display={token.info === "display"} />;
     case "cite": {
-      const { number, raw } = token as CiteToken;
-      if (number < 1 || number > references.citations) return raw;
+      const number = Number(token.content);
+      if (number < 1 || number > references.citations) return token.markup;
       return (
         <button key={key} type="button" class="cite" aria-label={t("citation.open", number)} onClick={() => references.onCite(number)}>
           {number}
@@ -73,29 +109,29 @@ function renderToken(token: Token, key: number, references: References): Compone
       );
     }
     case "strong":
-      return <strong key={key}>{inner(token.tokens)}</strong>;
+      return <strong key={key}>{inner()}</strong>;
     case "em":
-      return <em key={key}>{inner(token.tokens)}</em>;
-    case "del":
-      return <del key={key}>{inner(token.tokens)}</del>;
-    case "codespan":
-      return <code key={key}>{token.text}</code>;
-    case "br":
+      return <em key={key}>{inner()}</em>;
+    case "s":
+      return <del key={key}>{inner()}</del>;
+    case "code_inline":
+      return <code key={key}>{token.content}</code>;
+    case "hardbreak":
       return <br key={key} />;
-    case "link":
-      return <Link key={key} href={token.href} children={inner(token.tokens)} />;
-    case "image":
-      // Images become links: loading one would tell a third party that the answer was read.
-      return <Link key={key} href={token.href} children={token.text || token.href} />;
-    case "text":
-      return <Fragment key={key}>{token.tokens === undefined ? decodeEntities(token.text) : inner(token.tokens)}</Fragment>;
-    case "escape":
-      return token.text;
-    case "html":
-      // Models write <br> in table cells.
-      return /^<br\s*\/?>$/i.test(token.raw.trim()) ? <br key={key} /> : token.raw;
+    case "softbreak":
+      return "\n";
+    case "link": {
+      const href = String(token.attrGet("href") ?? "");
+      return <Link key={key} href={href} children={node.children.length > 0 ? inner() : href} />;
+    }
+    case "plain":
+      return (
+        <p key={key} class="plain">
+          {token.content}
+        </p>
+      );
     default:
-      return token.raw;
+      return token.content;
   }
 }
 
@@ -110,55 +146,45 @@ function Link({ href, children }: { href: string; children: ComponentChildren })
   );
 }
 
-function List({ list, references }: { list: Tokens.List; references: References }) {
-  const items = list.items.map((item, index) => (
-    <li key={index} class={item.task ? "task" : undefined}>
-      {item.task && <input type="checkbox" checked={item.checked ?? false} disabled aria-label={t(item.checked ? "task.done" : "task.open")} />}
-      {renderTokens(item.tokens.filter(({ type }) => type !== "checkbox"), references)}
-    </li>
-  ));
-  return list.ordered ? <ol start={Number(list.start) || 1}>{items}</ol> : <ul>{items}</ul>;
-}
-
-function Table({ table, references }: { table: Tokens.Table; references: References }) {
+function Item({ item, references }: { item: Node; references: References }) {
+  const { task } = item;
   return (
-    <div class="table" role="region" aria-label={t("table")} tabIndex={0}>
-      <table>
-        <thead>
-          <tr>
-            {table.header.map((cell, index) => (
-              <th key={index} class={cell.align ?? undefined}>
-                {renderTokens(cell.tokens, references)}
-              </th>
-            ))}
-          </tr>
-        </thead>
-        <tbody>
-          {table.rows.map((row, index) => (
-            <tr key={index}>
-              {row.map((cell, column) => (
-                <td key={column} class={cell.align ?? undefined}>
-                  {renderTokens(cell.tokens, references)}
-                </td>
-              ))}
-            </tr>
-          ))}
-        </tbody>
-      </table>
-    </div>
+    <li class={task === undefined ? undefined : "task"}>
+      {task !== undefined && <input type="checkbox" checked={task} disabled aria-label={t(task ? "task.done" : "task.open")} />}
+      {renderNodes(item.children, references)}
+    </li>
   );
 }
 
-function Code({ code }: { code: Tokens.Code }) {
-  const language = code.lang?.split(/\s/)[0] ?? "";
+/** Cells at the end that have no text are one: a short row would otherwise be filled up. */
+function Row({ row, references }: { row: Node; references: References }) {
+  const used = row.children.findLastIndex(({ children }) => children.length > 0) + 1;
+  const missing = row.children.length - used;
+  return (
+    <tr>
+      {row.children.slice(0, used).map((cell, index) => {
+        const Tag = cell.type as "td";
+        const align = /text-align:(\w+)/.exec(String(cell.token.attrGet("style") ?? ""))?.[1];
+        return (
+          <Tag key={index} class={align}>
+            {renderNodes(cell.children, references)}
+          </Tag>
+        );
+      })}
+      {missing > 0 && <td colSpan={missing} />}
+    </tr>
+  );
+}
+
+function Code({ text, language }: { text: string; language: string }) {
   return (
     <figure class="code">
       <figcaption>
         <span>{language || t("code")}</span>
-        <CopyButton text={code.text} />
+        <CopyButton text={text} />
       </figcaption>
       <pre tabIndex={0}>
-        <code>{code.text}</code>
+        <code>{text}</code>
       </pre>
     </figure>
   );

@@ -5,13 +5,23 @@ import { submitToolResult, isAnswering, retry, turns } from "../chat.ts";
 import { Markdown } from "../markdown/Markdown.tsx";
 import { t } from "../text.ts";
 import { answerOf, type Part, type TokenUsage, type Turn } from "../turn.ts";
+import { Boundary } from "./Boundary.tsx";
 import { Citations } from "./Citations.tsx";
 import { CopyButton } from "./CopyButton.tsx";
 import { FailureNote } from "./FailureNote.tsx";
 import { Icon } from "./icons.tsx";
 import { Tool } from "./Tool.tsx";
 
-export function TurnView({ turn: source }: { turn: Signal<Turn> }) {
+/** A turn that cannot be drawn is displayed as text. */
+export function TurnView({ turn }: { turn: Signal<Turn> }) {
+  return (
+    <Boundary text={`${turn.value.question}\n\n${answerOf(turn.value)}`}>
+      <TurnArticle turn={turn} />
+    </Boundary>
+  );
+}
+
+function TurnArticle({ turn: source }: { turn: Signal<Turn> }) {
   const turn = source.value;
   const [cited, setCited] = useState(0);
   const isRunning = turn.status !== undefined;
