@@ -42,7 +42,9 @@ fn is_repetitive(secret: &[u8]) -> bool {
 
 /// No random value contains one of these; punctuation and case do not count.
 fn is_placeholder(secret: &str) -> bool {
-    const PLACEHOLDERS: [&str; 14] = [
+    const PLACEHOLDERS: [&str; 15] = [
+        // As in our examples, where no shell replaces it by its output.
+        "opensslrand",
         "changeme",
         "changethis",
         "changeit",
@@ -84,6 +86,8 @@ mod tests {
             ("your-256-bit-secret", "is a placeholder"),
             ("a-string-secret-at-least-256-bits-long", "is a placeholder"),
             ("1234567890123456", "is a placeholder"),
+            ("$(openssl rand -hex 32)", "is a placeholder"),
+            ("output of: openssl rand -hex 32", "is a placeholder"),
             ("-----BEGIN PUBLIC KEY-----\nMFkw", "is a key file"),
             (r#"{"kty":"EC","crv":"P-256"}"#, "is a key file"),
         ] {

@@ -1,7 +1,7 @@
 //! Migrations and role grants, by the table owner. Each migration is a transaction of its own, so that it holds no lock while
 //! the next one waits for another table.
 //!
-//! A migration runs while turns do. It first locks its tables in their lock order, see `conversation::postgres`. Turns wait
+//! A migration runs while turns do. It first locks its tables in their lock order, see [`super`]. Turns wait
 //! behind its lock requests, so those give up soon, and the migration begins again.
 
 use std::{sync::LazyLock, time::Duration};
