@@ -111,13 +111,7 @@ impl Admission {
             open.add_bytes(request_bytes);
         }
         let permit = permit?;
-        // The turn ends with its call.
-        let interrupted = async move {
-            tokio::select! {
-                failure = interrupted => failure,
-                () = token_end::passed(token_end) => TurnFailure::TokenExpired,
-            }
-        };
+        let interrupted = token_end::or_token_expired(interrupted, token_end);
         let events = Box::pin(self.assistant.clone().run_turn(*input, interrupted));
         let events = events_or_defect(events);
         let source = FrameSource::Direct(DirectFrames::new(events, builder, permit, open));

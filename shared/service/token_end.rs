@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::time::{Instant, sleep_until};
 
-use crate::identity::Principal;
+use crate::{chat::TurnFailure, identity::Principal};
 
 /// How long a stream goes on after its token has expired: most answers end within it, and clocks differ.
 const GRACE: Duration = Duration::from_mins(1);
@@ -24,4 +25,19 @@ pub(super) async fn passed(end: Option<Instant>) {
         Some(end) => sleep_until(end).await,
         None => std::future::pending().await,
     }
+}
+
+/// What ends a turn that ends with its call. Most calls have no token that expires, and pay for no timer.
+pub(super) fn or_token_expired(
+    interrupted: impl Future<Output = TurnFailure> + Send + 'static,
+    token_end: Option<Instant>,
+) -> BoxFuture<'static, TurnFailure> {
+    let Some(token_end) = token_end else { return interrupted.boxed() };
+    async move {
+        tokio::select! {
+            failure = interrupted => failure,
+            () = sleep_until(token_end) => TurnFailure::TokenExpired,
+        }
+    }
+    .boxed()
 }
