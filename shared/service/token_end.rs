@@ -27,7 +27,7 @@ pub(super) async fn passed(end: Option<Instant>) {
     }
 }
 
-/// What ends a turn that ends with its call. Most calls have no token that expires, and pay for no timer.
+/// Interrupts a turn that ends with its call. Most calls have no token that expires, and pay for no timer.
 pub(super) fn or_token_expired(
     interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     token_end: Option<Instant>,
