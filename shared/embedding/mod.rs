@@ -6,6 +6,8 @@ mod hashed;
 mod local;
 mod openai;
 
+use std::sync::atomic::AtomicUsize;
+
 use futures_util::future::BoxFuture;
 
 pub use cache::QueryCache;
@@ -32,11 +34,13 @@ pub trait Embedder: Send + Sync {
     /// One unit vector for each text, in order.
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>>;
 
-    /// As [`Self::embed`], on behalf of a user: what fails for one user's texts alone must not fail for the others.
+    /// As [`Self::embed`], on behalf of a user: what fails for one user's texts alone must not fail for the others. If it fails,
+    /// `embedded_bytes` has the length of the texts that were embedded nevertheless.
     fn embed_for<'a>(
         &'a self,
         _user: &'a UserId,
         texts: &'a [&'a str],
+        _embedded_bytes: &'a AtomicUsize,
     ) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         self.embed(texts)
     }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
+use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use reqwest::Client;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
@@ -46,6 +46,14 @@ pub struct OpenAiEmbedder {
     breaker: Arc<CircuitBreaker>,
     /// Shrinks when the provider rejects so many texts.
     batch_size: AtomicUsize,
+}
+
+/// Whom texts are embedded for.
+#[derive(Clone, Copy)]
+struct Owner<'a> {
+    user: Option<&'a UserId>,
+    /// The length of the texts that are embedded so far.
+    embedded_bytes: &'a AtomicUsize,
 }
 
 struct FailedAttempt {
@@ -101,14 +109,17 @@ impl OpenAiEmbedder {
         })
     }
 
-    async fn embed_all(&self, user: Option<&UserId>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    async fn embed_all(&self, owner: Owner<'_>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let mut vectors = Vec::with_capacity(texts.len());
         let mut rest = texts;
         while !rest.is_empty() {
             let batch_size = self.batch_size.load(Ordering::Relaxed);
             let (current, later) = rest.split_at(rest.len().min(batch_size * CONCURRENCY));
-            let batches = current.chunks(batch_size).map(|batch| self.embed_batch(user, batch));
-            vectors.extend(try_join_all(batches).await?.into_iter().flatten());
+            let batches = current.chunks(batch_size).map(|batch| self.embed_batch(owner, batch));
+            // All of them end, so that those that were embedded are counted.
+            for batch in join_all(batches).await {
+                vectors.extend(batch?);
+            }
             rest = later;
         }
         Ok(vectors)
@@ -117,20 +128,20 @@ impl OpenAiEmbedder {
     /// Bisects a batch that the provider rejects.
     fn embed_batch<'a>(
         &'a self,
-        user: Option<&'a UserId>,
+        owner: Owner<'a>,
         texts: &'a [&'a str],
     ) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         async move {
             if texts.len() <= self.batch_size.load(Ordering::Relaxed) {
-                match self.embed_with_retry(user, texts).await {
+                match self.embed_with_retry(owner, texts).await {
                     Err(EmbedError::Rejected(400 | 413 | 422)) if texts.len() > 1 => {}
                     result => return result,
                 }
             }
             let half = texts.len().div_ceil(2);
             let (first, second) = texts.split_at(half);
-            let mut vectors = self.embed_batch(user, first).await?;
-            vectors.extend(self.embed_batch(user, second).await?);
+            let mut vectors = self.embed_batch(owner, first).await?;
+            vectors.extend(self.embed_batch(owner, second).await?);
             // The provider accepts every text, so it was the number: one user's bad text must not slow down all others.
             self.batch_size.fetch_min(half, Ordering::Relaxed);
             Ok(vectors)
@@ -138,16 +149,18 @@ impl OpenAiEmbedder {
         .boxed()
     }
 
-    async fn embed_with_retry(&self, user: Option<&UserId>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    async fn embed_with_retry(&self, owner: Owner<'_>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let mut attempt = 1;
         loop {
             let permit = self
                 .breaker
-                .admit(user.map(UserId::as_str))
+                .admit(owner.user.map(UserId::as_str))
                 .map_err(|open| EmbedError::Unreachable(open.to_string()))?;
             let FailedAttempt { error, retry_after } = match self.request(texts).await {
                 Ok(vectors) => {
                     permit.succeeded();
+                    let bytes = texts.iter().map(|text| text.len()).sum();
+                    owner.embedded_bytes.fetch_add(bytes, Ordering::Relaxed);
                     return Ok(vectors);
                 }
                 Err(attempt) => attempt,
@@ -248,15 +261,19 @@ impl Embedder for OpenAiEmbedder {
     }
 
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
-        Box::pin(self.embed_all(None, texts))
+        Box::pin(async move {
+            let owner = Owner { user: None, embedded_bytes: &AtomicUsize::new(0) };
+            self.embed_all(owner, texts).await
+        })
     }
 
     fn embed_for<'a>(
         &'a self,
         user: &'a UserId,
         texts: &'a [&'a str],
+        embedded_bytes: &'a AtomicUsize,
     ) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
-        Box::pin(self.embed_all(Some(user), texts))
+        Box::pin(self.embed_all(Owner { user: Some(user), embedded_bytes }, texts))
     }
 
     fn embed_query_for<'a>(
@@ -264,6 +281,9 @@ impl Embedder for OpenAiEmbedder {
         user: &'a UserId,
         text: &'a str,
     ) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
-        Box::pin(async move { QueryVector::of_only(self.embed_all(Some(user), &[text]).await?) })
+        Box::pin(async move {
+            let owner = Owner { user: Some(user), embedded_bytes: &AtomicUsize::new(0) };
+            QueryVector::of_only(self.embed_all(owner, &[text]).await?)
+        })
     }
 }

@@ -30,6 +30,7 @@ impl MemoryEngine {
         const ATTEMPTS: usize = 3;
         let split = tokio::task::spawn_blocking(move || chunk_rows(&document).map(|chunks| (chunks, document)));
         let (mut chunks, document) = split.await.map_err(|_| MemoryError::Internal)??;
+        self.wait_for_writers(user).await?;
         for _ in 0..ATTEMPTS {
             self.embed_chunks(user, &document, &mut chunks, budget).await?;
             if with_bulk_timeout(self.write_chunks(user, &document, &chunks)).await? {
@@ -53,14 +54,13 @@ impl MemoryEngine {
                 chunk.vector.is_none() && stored.get(&chunk.id).is_none_or(|digest| *digest != chunk.digest)
             };
             let new: Vec<&mut ChunkRow> = chunks.iter_mut().filter(is_new).collect();
-            let texts = new.iter().map(|chunk| chunk.text.as_str());
-            let reservation = budget.reserve(&mut transaction, user, texts).await?;
+            let texts = new.iter().map(|chunk| vector_text(&document.title, &chunk.section, &chunk.text));
+            let texts: Vec<String> = texts.collect();
+            let reservation = budget.reserve(&mut transaction, user, texts.iter().map(String::as_str)).await?;
             transaction.commit().await?;
-            Ok((new, reservation))
+            Ok((new, texts, reservation))
         });
-        let (mut new, reservation) = new.await?;
-        let texts: Vec<String> =
-            new.iter().map(|chunk| vector_text(&document.title, &chunk.section, &chunk.text)).collect();
+        let (mut new, texts, reservation) = new.await?;
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         for (chunk, vector) in new.iter_mut().zip(self.embed_reserved(user, &texts, reservation).await?) {
             chunk.vector = Some(vector);
@@ -90,7 +90,7 @@ impl MemoryEngine {
             })
             .collect();
         let ids: Vec<&str> = chunks.iter().map(|chunk| chunk.id.as_str()).collect();
-        let mut transaction = self.begin_bulk(user).await?;
+        let mut transaction = self.begin_embedded(user).await?;
         transaction.replace_document(document, &ids).await?;
         transaction.upsert(&rows, &document.id, &self.model_key).await?;
         if !transaction.ids_without_vector(&ids, &self.model_key).await?.is_empty() {

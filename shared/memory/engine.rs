@@ -1,6 +1,10 @@
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
+use tokio::time::sleep;
 
 use super::{
     AddOutcome, EmbeddingBudget, Filter, Memory, MemoryError, MemoryPage, MemoryUpdate, NewMemory, PageToken,
@@ -18,6 +22,9 @@ use crate::{
     identity::UserId,
     postgres::{RolePool, RolePools, RoleTransaction},
 };
+
+/// Before a write whose vectors are made tries again to become the writer of its user.
+const CONTENDED_PAUSE: Duration = Duration::from_millis(500);
 
 pub struct MemoryEngine {
     pub(super) service: RolePool,
@@ -74,12 +81,13 @@ impl MemoryEngine {
         memories: Vec<NewMemory>,
         budget: EmbeddingBudget,
     ) -> Result<AddOutcome, MemoryError> {
+        self.wait_for_writers(user).await?;
         let mut batch = self.prepare_batch(user, memories, budget).await?;
         let write = async {
             if batch.is_empty() {
                 return Ok(0);
             }
-            let mut transaction = self.begin_bulk(user).await?;
+            let mut transaction = self.begin_embedded(user).await?;
             let added = self.write_batch(user, &mut transaction, &mut batch).await?;
             transaction.commit().await?;
             Ok(added)
@@ -102,11 +110,17 @@ impl MemoryEngine {
             check_memory("metadata", speaker)?;
         }
         let vector = match &update.content {
-            Some(content) => self.vector_of_update(user, &update.id, content, budget).await?,
+            Some(content) => {
+                self.wait_for_writers(user).await?;
+                self.vector_of_update(user, &update.id, content, budget).await?
+            }
             None => None,
         };
-        let updated = with_timeout(async {
-            let mut transaction = MemoryTransaction::begin(&self.service, &self.write_locks, user).await?;
+        let updated = with_bulk_timeout(async {
+            let mut transaction = match &vector {
+                Some(_) => self.begin_embedded(user).await?,
+                None => MemoryTransaction::begin(&self.service, &self.write_locks, user).await?,
+            };
             let vector = vector.as_ref().map(|(vector, digest)| NewVector {
                 id: &update.id,
                 digest: *digest,
@@ -126,17 +140,18 @@ impl MemoryEngine {
         content: &str,
         budget: EmbeddingBudget,
     ) -> Result<Option<(Vec<f32>, [u8; 32])>, MemoryError> {
-        let memory = with_timeout(async {
+        let embedding = with_timeout(async {
             let mut transaction = self.service.begin(user).await?;
             let Some(memory) = store::memory(&mut transaction, user, id).await? else { return Ok(None) };
-            let reservation = budget.reserve(&mut transaction, user, [content]).await?;
+            let location = memory.location.as_ref();
+            let headings = location.map(|location| (location.title.as_str(), location.section.as_str()));
+            let (title, section) = headings.unwrap_or_default();
+            let text = vector_text(title, section, content);
+            let reservation = budget.reserve(&mut transaction, user, [text.as_str()]).await?;
             transaction.commit().await?;
-            Ok(Some((memory, reservation)))
+            Ok(Some((text, reservation)))
         });
-        let Some((memory, reservation)) = memory.await? else { return Err(MemoryError::NotFound) };
-        let headings = memory.location.as_ref().map(|location| (location.title.as_str(), location.section.as_str()));
-        let (title, section) = headings.unwrap_or_default();
-        let text = vector_text(title, section, content);
+        let Some((text, reservation)) = embedding.await? else { return Err(MemoryError::NotFound) };
         let vector = self.embed_reserved(user, &[&text], reservation).await?.pop();
         Ok(vector.map(|vector| (vector, digest(&text))))
     }
@@ -197,7 +212,26 @@ impl MemoryEngine {
         MemoryTransaction::begin(&pool, &self.write_locks, user).await
     }
 
-    /// Gives the reserved bytes back if the embedder is down. Not if it rejects a text: it may have embedded the others, and a
+    /// For a write that has yet to embed its texts: a user whose writers take too long is refused before anything is paid.
+    pub(super) async fn wait_for_writers(&self, user: &UserId) -> Result<(), MemoryError> {
+        Box::pin(self.write_locks.lock(user)).await.map(drop)
+    }
+
+    /// For a write whose texts are embedded. It waits for as long as its time allows, because a refusal would have the client
+    /// embed and pay for them again.
+    pub(super) async fn begin_embedded<'u>(&'u self, user: &'u UserId) -> Result<MemoryTransaction<'u>, MemoryError> {
+        loop {
+            match Box::pin(self.begin_bulk(user)).await {
+                Err(error) if error.is_contended() => {
+                    tracing::debug!(%error, "a memory write whose texts are embedded waits for others");
+                    sleep(CONTENDED_PAUSE).await;
+                }
+                begun => return begun,
+            }
+        }
+    }
+
+    /// Gives the bytes that were not embedded back if the embedder is down. Not if it rejects a text: it may have embedded the others, and a
     /// client could have them embedded again and again.
     pub(super) async fn embed_reserved(
         &self,
@@ -205,8 +239,13 @@ impl MemoryEngine {
         texts: &[&str],
         reservation: Reservation,
     ) -> Result<Vec<Vec<f32>>, MemoryError> {
-        let bytes = reservation.bytes()?;
-        let embedded = self.embed(user, texts).await;
+        let reserved = reservation.bytes()?;
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let embedded_bytes = AtomicUsize::new(0);
+        let embedded = self.embedder.embed_for(user, texts, &embedded_bytes).await.map_err(MemoryError::from);
+        let bytes = reserved.saturating_sub(i64::try_from(embedded_bytes.into_inner()).unwrap_or(i64::MAX));
         if embedded.as_ref().is_err_and(MemoryError::is_transient) && bytes > 0 {
             let release = async {
                 let mut transaction = self.service.begin(user).await?;
@@ -220,17 +259,10 @@ impl MemoryEngine {
         embedded
     }
 
-    pub(super) async fn embed(
-        &self,
-        user: impl Into<Option<&UserId>>,
-        texts: &[&str],
-    ) -> Result<Vec<Vec<f32>>, MemoryError> {
+    pub(super) async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, MemoryError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(match user.into() {
-            Some(user) => self.embedder.embed_for(user, texts).await?,
-            None => self.embedder.embed(texts).await?,
-        })
+        Ok(self.embedder.embed(texts).await?)
     }
 }

@@ -132,7 +132,7 @@ impl MemoryEngine {
         let mut vectors = Vec::with_capacity(texts.len());
         let mut pending = vec![texts];
         while let Some(batch) = pending.pop() {
-            match self.embed(None, batch).await {
+            match self.embed(batch).await {
                 Ok(embedded) => vectors.extend(embedded.into_iter().map(Some)),
                 Err(MemoryError::Embedding(EmbedError::Rejected(400 | 413 | 422))) => {
                     if batch.len() > 1 {

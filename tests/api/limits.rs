@@ -185,6 +185,12 @@ async fn add(server: &TestServer, user: &str, id: &str, bytes: usize) -> Result<
     server.memory().add_memories(request).await.map(tonic::Response::into_inner)
 }
 
+async fn embedded_bytes(server: &TestServer) -> i64 {
+    let mut owner = server.connect_as_owner().await;
+    let bytes = "select embedded_bytes from user_usage where user_id = 'ann'";
+    sqlx::query_scalar(AssertSqlSafe(bytes)).fetch_one(&mut owner).await.unwrap()
+}
+
 #[tokio::test]
 async fn embedded_bytes_of_a_day_hold_across_instances_for_new_text_only() {
     let budget = ("RATE_LIMITS", "embedded_bytes_per_day=1000");
@@ -266,10 +272,47 @@ async fn failed_embedding_gives_its_bytes_back() {
         let failed = add(&server, "ann", "a", 600).await.unwrap_err();
         assert_eq!(failed.code(), Code::Unavailable, "{failed:?}");
     }
-    let mut owner = server.connect_as_owner().await;
-    let left = "select embedded_bytes from user_usage where user_id = 'ann'";
-    let left: i64 = sqlx::query_scalar(AssertSqlSafe(left)).fetch_one(&mut owner).await.unwrap();
-    assert_eq!(left, 0);
+    assert_eq!(embedded_bytes(&server).await, 0);
+}
+
+#[tokio::test]
+async fn failed_embedding_gives_back_only_what_was_not_embedded() {
+    let provider = FakeProvider::start().await;
+    let mut variables = provider.embedding_variables();
+    variables.extend([
+        ("RATE_LIMITS", "embedded_bytes_per_day=1000"),
+        ("LLM_MAX_ATTEMPTS", "1"),
+        ("EMBEDDING_DIM", "2"),
+    ]);
+    let server = TestServer::start(&variables).await;
+    // Two requests for 64 texts each, one of which fails.
+    let vectors: Vec<_> = (0..64).map(|index| serde_json::json!({"index": index, "embedding": [1, 0]})).collect();
+    provider.respond(200, &serde_json::json!({ "data": vectors }).to_string()).await;
+    provider.respond(503, "{}").await;
+    let memories = (0..128).map(|number| memory_input("", &format!("tea {number:03}"))).collect();
+    let request = pb::AddMemoriesRequest { user_id: "ann".into(), memories };
+    let failed = server.memory().add_memories(request).await.unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable, "{failed:?}");
+    assert_eq!(embedded_bytes(&server).await, 64 * 7);
+}
+
+#[tokio::test]
+async fn headings_that_are_embedded_with_a_chunk_count() {
+    let server = TestServer::start(&[("RATE_LIMITS", "embedded_bytes_per_day=2000")]).await;
+    let document = pb::IngestDocumentRequest {
+        user_id: "ann".into(),
+        document_id: "d".into(),
+        title: "t".repeat(200),
+        content: "a drink".into(),
+        ..Default::default()
+    };
+    server.memory().ingest_document(document).await.unwrap();
+    assert_eq!(embedded_bytes(&server).await, 208);
+    let id = server.list_memories("ann").await[0].id.clone();
+    let update =
+        pb::UpdateMemoryRequest { user_id: "ann".into(), id, content: Some("a meal".into()), ..Default::default() };
+    server.memory().update_memory(update).await.unwrap();
+    assert_eq!(embedded_bytes(&server).await, 208 + 207);
 }
 
 #[tokio::test]
