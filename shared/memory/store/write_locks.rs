@@ -24,7 +24,14 @@ pub(super) const MAX_WAIT: Duration = Duration::from_secs(20);
 const MAX_WRITERS: usize = 32;
 
 #[derive(Default)]
-struct UserMutexes(Mutex<HashMap<UserId, Arc<tokio::sync::Mutex<()>>>>);
+struct UserMutexes(Mutex<HashMap<UserId, Writers>>);
+
+#[derive(Default)]
+struct Writers {
+    mutex: Arc<tokio::sync::Mutex<()>>,
+    /// Of [`UserMutex`]es.
+    count: usize,
+}
 
 pub(crate) struct WriteLocks {
     users: Arc<UserMutexes>,
@@ -41,25 +48,25 @@ impl WriteLocks {
     /// Waits without a connection, for [`MAX_WAIT`] at most.
     pub(crate) async fn lock(&self, user: &UserId) -> Result<WritePermit<'_>, MemoryError> {
         let user = UserMutex::new(&self.users, user);
-        if user.writers() > MAX_WRITERS {
+        if user.writers > MAX_WRITERS {
             return Err(MemoryError::Contended);
         }
         let wait = async { (user.mutex.clone().lock_owned().await, self.slots.acquire().await) };
         let (guard, slot) = timeout(MAX_WAIT, wait).await.map_err(|_| MemoryError::Contended)?;
         // The semaphore is never closed.
         let slot = slot.map_err(|_| MemoryError::Internal)?;
-        Ok(WritePermit { _slot: slot, guard: Some(guard), _user: user })
+        Ok(WritePermit { _slot: slot, _guard: guard, _user: user })
     }
 
     pub(crate) fn try_lock(&self, user: &UserId) -> Option<WritePermit<'_>> {
         let user = UserMutex::new(&self.users, user);
         let guard = user.mutex.clone().try_lock_owned().ok()?;
-        Some(WritePermit { _slot: self.slots.try_acquire().ok()?, guard: Some(guard), _user: user })
+        Some(WritePermit { _slot: self.slots.try_acquire().ok()?, _guard: guard, _user: user })
     }
 }
 
 impl UserMutexes {
-    fn lock(&self) -> MutexGuard<'_, HashMap<UserId, Arc<tokio::sync::Mutex<()>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<UserId, Writers>> {
         // No holder of the lock leaves the map half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,15 +74,8 @@ impl UserMutexes {
 
 pub(crate) struct WritePermit<'w> {
     _slot: SemaphorePermit<'w>,
-    guard: Option<OwnedMutexGuard<()>>,
+    _guard: OwnedMutexGuard<()>,
     _user: UserMutex,
-}
-
-impl Drop for WritePermit<'_> {
-    fn drop(&mut self) {
-        // The guard has a reference to the mutex, and the last writer counts the references.
-        self.guard = None;
-    }
 }
 
 /// A writer that waits or writes. The last one of a user removes the mutex.
@@ -83,27 +83,29 @@ struct UserMutex {
     users: Arc<UserMutexes>,
     user: UserId,
     mutex: Arc<tokio::sync::Mutex<()>>,
+    /// Of this user when this one came, itself included.
+    writers: usize,
 }
 
 impl UserMutex {
     fn new(users: &Arc<UserMutexes>, user: &UserId) -> Self {
-        let mutex = users.lock().entry(user.clone()).or_default().clone();
-        Self { users: users.clone(), user: user.clone(), mutex }
-    }
-
-    /// The writers of this user, this one included.
-    fn writers(&self) -> usize {
-        // The map has a reference, this writer has one, and each other writer has a second one to hold the mutex or wait for it.
-        Arc::strong_count(&self.mutex) / 2
+        let mut locked = users.lock();
+        let of_user = locked.entry(user.clone()).or_default();
+        of_user.count += 1;
+        let (mutex, writers) = (of_user.mutex.clone(), of_user.count);
+        drop(locked);
+        Self { users: users.clone(), user: user.clone(), mutex, writers }
     }
 }
 
 impl Drop for UserMutex {
     fn drop(&mut self) {
         let mut users = self.users.lock();
-        // References are cloned under the lock, or from a `UserMutex`.
-        if Arc::strong_count(&self.mutex) == 2 {
-            users.remove(&self.user);
+        if let Some(of_user) = users.get_mut(&self.user) {
+            of_user.count -= 1;
+            if of_user.count == 0 {
+                users.remove(&self.user);
+            }
         }
     }
 }
@@ -144,6 +146,26 @@ mod tests {
         drop(ann);
         assert!(locks.users.lock().is_empty());
         drop(locks.try_lock(&user("ann")));
+        assert!(locks.users.lock().is_empty());
+    }
+
+    #[test]
+    fn write_locks_hold_nothing_where_writers_end_at_once() {
+        let locks = WriteLocks::default();
+        for number in 0..2_000 {
+            let name = user(&format!("user-{number}"));
+            let both = [UserMutex::new(&locks.users, &name), UserMutex::new(&locks.users, &name)];
+            let at_once = std::sync::Barrier::new(both.len());
+            std::thread::scope(|scope| {
+                for writer in both {
+                    scope.spawn(|| {
+                        let writer = writer;
+                        at_once.wait();
+                        drop(writer);
+                    });
+                }
+            });
+        }
         assert!(locks.users.lock().is_empty());
     }
 
