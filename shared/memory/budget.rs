@@ -17,6 +17,8 @@ pub(super) const MAX_LABEL_BYTES: usize = 20_000_000;
 /// Stored turns are indexed again where a turn is written before them: bytes of those that one request may affect.
 pub(super) const MAX_FOLLOWING_BYTES: usize = 500_000;
 
+/// A byte has at most two terms, and a spelled date at most 50. So a request of so few bytes is within the budgets.
+const MAX_UNCOUNTED_BYTES: usize = MAX_MEMORY_TERMS / 2 - 50;
 /// Longer requests are counted beside the tasks of the runtime.
 const MAX_INLINE_BYTES: usize = 32_000;
 
@@ -27,7 +29,11 @@ pub fn count_terms(content: &str, speaker: &str) -> usize {
 }
 
 pub(super) async fn check_memories(memories: Vec<NewMemory>) -> Result<Vec<NewMemory>, MemoryError> {
-    if memories.iter().map(|memory| memory.content.len()).sum::<usize>() <= MAX_INLINE_BYTES {
+    let bytes: usize = memories.iter().map(indexed_bytes).sum();
+    if bytes <= MAX_UNCOUNTED_BYTES {
+        return Ok(memories);
+    }
+    if bytes <= MAX_INLINE_BYTES {
         count_memories(&memories)?;
         return Ok(memories);
     }
@@ -35,12 +41,16 @@ pub(super) async fn check_memories(memories: Vec<NewMemory>) -> Result<Vec<NewMe
     Ok(counted.await.map_err(|_| MemoryError::Internal)??)
 }
 
+fn indexed_bytes(memory: &NewMemory) -> usize {
+    memory.content.len() + memory.speaker().len()
+}
+
 fn count_memories(memories: &[NewMemory]) -> Result<(), InvalidArgument> {
-    let mut request = RequestTerms::new(memories.iter().map(|memory| memory.content.len()).sum());
+    let mut request = RequestTerms::new(memories.iter().map(indexed_bytes).sum());
     for (index, memory) in memories.iter().enumerate() {
         let terms = count_terms(&memory.content, memory.speaker());
         check_memory_terms(&format!("memories[{index}].content"), terms)?;
-        request.add("memories", terms, memory.content.len())?;
+        request.add("memories", terms, indexed_bytes(memory))?;
     }
     Ok(())
 }
@@ -143,6 +153,29 @@ mod tests {
         let truncated = truncate_to_terms(&pairs);
         assert!(pairs.starts_with(truncated) && truncated.len() > pairs.len() / 2);
         check_memory("content", truncated).unwrap();
+    }
+
+    #[test]
+    fn text_has_at_most_two_terms_a_byte() {
+        // Compatibility characters become up to 18 others, and joiners between parts add the whole.
+        let contexts: [fn(char) -> String; 4] =
+            [|c| c.to_string(), |c| format!("{c}{c}"), |c| format!("\u{4E00}{c}"), |c| format!("a1{c}")];
+        for c in '\u{1}'..='\u{2FFFF}' {
+            for context in contexts {
+                let text = context(c);
+                let terms = crate::memory::tokenizer::terms(&text).len();
+                assert!(terms <= 2 * text.len(), "{text:?} has {terms} terms");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn long_speakers_are_counted_beside_the_runtime() {
+        let mut of_speaker = memory("hello".to_owned());
+        of_speaker.metadata.insert("speaker".to_owned(), "kat ".repeat(16_000));
+        let mut checked = Box::pin(check_memories(vec![of_speaker]));
+        assert!(futures_util::poll!(&mut checked).is_pending(), "counted within the first poll");
+        checked.await.unwrap();
     }
 
     #[tokio::test]
