@@ -109,3 +109,31 @@ async fn large_index_is_built_in_parts() {
     assert_eq!(find_ids(&server, "number599", 0.0).await.len(), 4, "both turns, and the two that follow");
     assert_eq!(postings(&server).await, before);
 }
+
+/// Earlier versions indexed long turns with the turns before them as well.
+#[tokio::test]
+async fn words_of_a_turn_leave_the_index_of_an_earlier_version() {
+    let server = TestServer::start(&[]).await;
+    let long = "kat ".repeat(1_500);
+    server.add_memories("ann", vec![turn("1", 10, "a zork"), turn("2", 20, &long)]).await;
+    assert_eq!(find_ids(&server, "zork", 0.0).await, ["1"]);
+    let mut owner = server.connect_as_owner().await;
+    let index_with_preceding = async |owner: &mut sqlx::PgConnection, frequency: f32| {
+        let insert = "insert into memory_postings (user_id, term, memory_id, frequency, length)
+                      select 'ann', 'zork', '2', $1, length from memory_postings where memory_id = '2' limit 1";
+        sqlx::query(insert).persistent(false).bind(frequency).execute(&mut *owner).await.unwrap();
+        let count = "insert into memory_terms (user_id, term, memories) values ('ann', 'zork', 1)
+                     on conflict (user_id, term) do update set memories = memory_terms.memories + 1";
+        owner.execute(count).await.unwrap();
+    };
+    index_with_preceding(&mut owner, 0.5).await;
+    assert_eq!(find_ids(&server, "zork", 0.0).await, ["1", "2"]);
+    server.add_memories("ann", vec![turn("1", 10, "a blark")]).await;
+    assert!(find_ids(&server, "zork", 0.0).await.is_empty(), "a word of the overwritten turn");
+    index_with_preceding(&mut owner, 1.0).await;
+    update(&server, update_content("1", "a frint")).await.unwrap();
+    assert!(find_ids(&server, "zork", 0.0).await.is_empty(), "a word of the updated turn");
+    index_with_preceding(&mut owner, 1.0).await;
+    server.delete_memories(&["1"]).await;
+    assert!(find_ids(&server, "zork", 0.0).await.is_empty(), "a word of the deleted turn");
+}

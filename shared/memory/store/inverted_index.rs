@@ -164,14 +164,24 @@ async fn remove_batch(transaction: &mut RoleTransaction, user: &UserId, batch: &
     Ok(())
 }
 
-/// Their postings contain terms of these memories.
+/// Turns whose postings contain terms of these memories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FollowingTurns {
+    /// Of memories that are written. Bounds what a request has indexed again.
+    Indexed,
+    /// Of memories whose words must not stay: also turns that may have been indexed by an earlier version.
+    All,
+}
+
 pub(super) async fn following_turns(
     transaction: &mut RoleTransaction,
     user: &UserId,
     ids: &[String],
+    following: FollowingTurns,
 ) -> Result<Vec<String>, sqlx::Error> {
     let query = transaction.query(FOLLOWING_TURNS).bind(user.as_str()).bind(ids);
-    let query = query.bind(sql_int(MAX_BYTES_WITH_PRECEDING_TURNS));
+    let is_bounded = following == FollowingTurns::Indexed;
+    let query = query.bind(is_bounded.then(|| sql_int(MAX_BYTES_WITH_PRECEDING_TURNS)));
     column(&query.fetch_all(&mut **transaction).await?, "id")
 }
 

@@ -1,13 +1,19 @@
 use std::collections::HashSet;
 
 use super::{
-    super::{bind_filter, inverted_index, matches_filter},
+    super::{
+        bind_filter,
+        inverted_index::{self, FollowingTurns},
+        matches_filter,
+    },
     MemoryTransaction, column, sql_int,
 };
 use crate::memory::Selection;
 
 /// Memories that a transaction deletes. Bounds the turns after them that it indexes again.
 pub(crate) const DELETE_BATCH: usize = 500;
+/// Memories after which long turns are indexed again in any case. After more, those with a fraction: others are hardly possible.
+const MAX_WITH_ALL_FOLLOWING: usize = 20;
 
 const IDS_BY_FILTER: &str = concat!("select id from memories where ", matches_filter!(), " order by id limit $7");
 const DELETE_EMPTY_DOCUMENTS: &str = include_str!("../sql/delete_empty_documents.sql");
@@ -25,7 +31,8 @@ impl MemoryTransaction<'_> {
     /// At most [`DELETE_BATCH`] memories, whose number it returns: fewer if none is left. Documents go with their last chunk.
     pub(crate) async fn delete(&mut self, selection: &Selection) -> Result<usize, sqlx::Error> {
         let ids = self.selected_ids(selection).await?;
-        let following = inverted_index::following_turns(&mut self.transaction, self.user, &ids).await?;
+        let turns = if ids.len() <= MAX_WITH_ALL_FOLLOWING { FollowingTurns::All } else { FollowingTurns::Indexed };
+        let following = inverted_index::following_turns(&mut self.transaction, self.user, &ids, turns).await?;
         let query = self
             .transaction
             .query("delete from memories where user_id = $1 and id = any($2) returning document_id")

@@ -17,7 +17,7 @@ pub(crate) use supersede::SupersedeEdge;
 
 use super::{
     column,
-    inverted_index::{self, LockedUser},
+    inverted_index::{self, FollowingTurns, LockedUser},
     parts, sql_int,
     write_locks::{WriteLocks, WritePermit},
 };
@@ -127,8 +127,9 @@ impl<'u> MemoryTransaction<'u> {
     }
 
     /// Marks postings as out of date, also of the turns that follow. Call it before and after turns move.
-    async fn touch(&mut self, ids: &[String]) -> Result<(), sqlx::Error> {
-        self.touched.extend(inverted_index::following_turns(&mut self.transaction, self.user, ids).await?);
+    async fn touch(&mut self, ids: &[String], following: FollowingTurns) -> Result<(), sqlx::Error> {
+        let turns = inverted_index::following_turns(&mut self.transaction, self.user, ids, following).await?;
+        self.touched.extend(turns);
         self.touched.extend(ids.iter().cloned());
         Ok(())
     }
@@ -143,7 +144,8 @@ impl<'u> MemoryTransaction<'u> {
         let mut written = BTreeSet::new();
         for rows in parts(rows, BATCH, BATCH_BYTES, NewMemoryRow::bytes) {
             let ids: Vec<String> = rows.iter().map(|row| row.id.to_owned()).collect();
-            let following = inverted_index::following_turns(&mut self.transaction, self.user, &ids).await?;
+            let indexed = FollowingTurns::Indexed;
+            let following = inverted_index::following_turns(&mut self.transaction, self.user, &ids, indexed).await?;
             if !document_id.is_empty() {
                 // Ingestion overwrites the updates of chunks.
                 self.archive_changed(rows).await?;
@@ -151,7 +153,7 @@ impl<'u> MemoryTransaction<'u> {
             let changed = self.upsert_rows(rows, document_id).await?;
             if !changed.is_empty() {
                 self.touched.extend(following);
-                self.touch(&changed).await?;
+                self.touch(&changed, indexed).await?;
             }
             written.extend(changed);
             let vectors: Vec<_> = rows.iter().map(|row| row.vector).collect();

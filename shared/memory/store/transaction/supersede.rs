@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::Row as _;
 
-use super::{MemoryTransaction, column};
+use super::{super::inverted_index::FollowingTurns, MemoryTransaction, column};
 use crate::memory::supersede::cycles;
 
 const SUPERSEDE_CHAINS: &str = include_str!("../sql/supersede_chains.sql");
@@ -40,7 +40,7 @@ impl MemoryTransaction<'_> {
         );
         let query = query.bind(self.user.as_str()).bind(restored);
         let restored: Vec<String> = column(&query.fetch_all(&mut *self.transaction).await?, "id")?;
-        self.touch(&restored).await
+        self.touch(&restored, FollowingTurns::Indexed).await
     }
 
     /// Deletes the vectors of superseded memories. Unknown ids are ignored.
@@ -50,7 +50,7 @@ impl MemoryTransaction<'_> {
         }
         let (old, new): (Vec<String>, Vec<&str>) =
             edges.iter().map(|edge| (edge.old.clone(), edge.new.as_str())).unzip();
-        self.touch(&old).await?;
+        self.touch(&old, FollowingTurns::Indexed).await?;
         let query = self.transaction.query(SUPERSEDE).bind(self.user.as_str()).bind(&old).bind(new);
         let superseded: Vec<String> = column(&query.fetch_all(&mut *self.transaction).await?, "id")?;
         let query = self.transaction.query("delete from memory_vectors where user_id = $1 and memory_id = any($2)");

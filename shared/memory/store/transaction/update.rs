@@ -1,6 +1,9 @@
 use sqlx::types::Json;
 
-use super::{super::memory, MemoryTransaction, NewMemoryRow, NewVector};
+use super::{
+    super::{inverted_index::FollowingTurns, memory},
+    MemoryTransaction, NewMemoryRow, NewVector,
+};
 use crate::memory::{Memory, MemoryUpdate};
 
 const ARCHIVE: &str = include_str!("../sql/archive_memory.sql");
@@ -24,7 +27,7 @@ impl MemoryTransaction<'_> {
             return Ok(Some(before));
         }
         // The metadata names the session, so an update may move a turn to another one.
-        self.touch(std::slice::from_ref(id)).await?;
+        self.touch(std::slice::from_ref(id), FollowingTurns::All).await?;
         let query = self.transaction.query(ARCHIVE).bind(self.user.as_str()).bind(id);
         query.execute(&mut *self.transaction).await?;
         let query = self
@@ -41,7 +44,7 @@ impl MemoryTransaction<'_> {
         {
             self.upsert_vectors(&[vector], model_key).await?;
         }
-        self.touch(std::slice::from_ref(id)).await?;
+        self.touch(std::slice::from_ref(id), FollowingTurns::All).await?;
         memory(&mut self.transaction, self.user, id).await
     }
 
