@@ -178,9 +178,11 @@ impl MemoryEngine {
         let delete = async {
             let mut deleted = 0;
             loop {
-                let mut transaction = self.begin_bulk(user).await?;
-                let batch = transaction.delete(selection).await?;
-                transaction.commit().await?;
+                let batch = self.delete_batch(user, selection).await;
+                let batch = batch.map_err(|error| match error.is_contended() && deleted > 0 {
+                    true => MemoryError::PartlyDeleted,
+                    false => error,
+                })?;
                 deleted += batch;
                 if batch < DELETE_BATCH {
                     return Ok(deleted);
@@ -188,6 +190,13 @@ impl MemoryEngine {
             }
         };
         with_bulk_timeout(delete).await
+    }
+
+    async fn delete_batch(&self, user: &UserId, selection: &Selection) -> Result<usize, MemoryError> {
+        let mut transaction = self.begin_bulk(user).await?;
+        let deleted = transaction.delete(selection).await?;
+        transaction.commit().await?;
+        Ok(deleted)
     }
 
     /// In one transaction with `erase_others`, which deletes what other modules store of the user. It comes last, because it

@@ -13,6 +13,9 @@ pub enum MemoryError {
     /// Other writers kept this one waiting for too long: those of the user, or those of all users.
     #[error("other writes took too long")]
     Contended,
+    /// Other writers kept a deletion waiting for too long between two of its transactions.
+    #[error("other writes took too long, after a part was deleted")]
+    PartlyDeleted,
     /// The same call always fails.
     #[error(transparent)]
     Invalid(#[from] InvalidArgument),
@@ -49,7 +52,7 @@ impl MemoryError {
     pub fn is_transient(&self) -> bool {
         use sqlx::Error;
         match self {
-            Self::Timeout | Self::IndexIncomplete | Self::Contended => true,
+            Self::Timeout | Self::IndexIncomplete | Self::Contended | Self::PartlyDeleted => true,
             Self::Embedding(error) => error.is_transient(),
             Self::Internal | Self::NotFound | Self::Invalid(_) | Self::EmbeddingBudgetExceeded { .. } => false,
             Self::Database(Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::Tls(_)) => true,

@@ -131,7 +131,13 @@ impl MemoryEngine {
     }
 
     /// Stops at a timeout; the next search goes on. A search with a vector does not wait for another builder.
+    /// Waiting for writers for too long means that the index is not complete: a search changes nothing.
     async fn build_index(&self, user: &UserId, has_vector: bool) -> Result<(), MemoryError> {
+        let built = Box::pin(self.build_index_parts(user, has_vector)).await;
+        built.map_err(|error| if error.is_contended() { MemoryError::IndexIncomplete } else { error })
+    }
+
+    async fn build_index_parts(&self, user: &UserId, has_vector: bool) -> Result<(), MemoryError> {
         let limit = if has_vector { HYBRID_INDEX_TIMEOUT } else { INDEX_TIMEOUT };
         let started = Instant::now();
         while started.elapsed() < limit {

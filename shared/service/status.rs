@@ -141,6 +141,10 @@ impl RpcError for MemoryError {
                 tracing::warn!(%error, "a memory write waited for others");
                 unavailable(wording::memory_contended(language))
             }
+            Self::PartlyDeleted => {
+                tracing::warn!("a deletion of memories waited for others, after a part was deleted");
+                unavailable(wording::memories_partly_deleted(language))
+            }
             error if error.is_transient() => {
                 tracing::warn!(%error, "memory store unavailable");
                 unavailable(wording::memory_unavailable(language))

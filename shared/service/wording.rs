@@ -180,6 +180,13 @@ pub(super) fn memory_contended(language: Language) -> &'static str {
     )
 }
 
+pub(super) fn memories_partly_deleted(language: Language) -> &'static str {
+    language.pick(
+        "other writes to the memory are in progress, and not all of the memories were deleted; call again to delete the others",
+        "记忆库正在处理其他写入，部分记忆尚未删除，请再次调用以删除其余记忆",
+    )
+}
+
 pub(super) fn embedding_key_refused(language: Language) -> &'static str {
     language.pick(
         "the embedding provider refused the service's key; its operator should check EMBEDDING_API_KEY",

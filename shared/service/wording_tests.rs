@@ -127,6 +127,7 @@ fn memory_errors() -> Vec<MemoryError> {
             MemoryError::Database(sqlx::Error::RowNotFound);
         Timeout: MemoryError::Timeout;
         Contended: MemoryError::Contended;
+        PartlyDeleted: MemoryError::PartlyDeleted;
         Invalid: MemoryError::Invalid(InvalidArgument::new("content", Problem::Blank));
         IndexIncomplete: MemoryError::IndexIncomplete;
         Embedding: MemoryError::Embedding(EmbedError::Rejected(403));

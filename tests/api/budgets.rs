@@ -4,6 +4,7 @@ use agent_service::{
     memory::{MAX_MEMORY_TERMS, MAX_REQUEST_TERMS},
     proto::agent_v1 as pb,
 };
+use sqlx::Executor as _;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -152,6 +153,34 @@ async fn many_superseded_memories_of_a_request_are_refused() {
     };
     assert_refused(&add(&server, memories(11)).await.unwrap_err(), "memories.supersedes", &["1000"]);
     assert_eq!(add(&server, memories(10)).await.unwrap().added, 10);
+}
+
+#[tokio::test]
+async fn deletion_that_stops_after_a_part_says_so() {
+    let server = TestServer::start(&[]).await;
+    let note = |id: String| pb::MemoryInput { source_type: "note".into(), ..memory_input(&id, "zork") };
+    add(&server, (0..600).map(|number| note(format!("m{number}"))).collect()).await.unwrap();
+    add(&server, vec![memory_input("kept", "zork")]).await.unwrap();
+    // What Postgres answers where a lock is not given in time.
+    let refuse = "create function refuse() returns trigger language plpgsql as $$ begin
+                      if (select count(*) from memories) <= 101 then
+                          raise 'refused' using errcode = 'lock_not_available';
+                      end if;
+                      return null;
+                  end $$;
+                  create trigger refuse before delete on memories for each statement execute function refuse()";
+    let mut owner = server.connect_as_owner().await;
+    owner.execute(refuse).await.unwrap();
+    let filter = Some(pb::MemoryFilter { source_types: vec!["note".into()], ..Default::default() });
+    let request = pb::DeleteMemoriesRequest { user_id: "ann".into(), filter, ..Default::default() };
+    let status = server.memory().delete_memories(request.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("not all of the memories were deleted"), "{status}");
+    let status = server.memory().delete_memories(request.clone()).await.unwrap_err();
+    assert!(status.message().contains("nothing was changed"), "{status}");
+    owner.execute("drop trigger refuse on memories").await.unwrap();
+    assert_eq!(server.memory().delete_memories(request).await.unwrap().into_inner().deleted, 100);
+    assert_index_consistent(&mut owner).await;
 }
 
 #[tokio::test]
