@@ -50,19 +50,23 @@ const FIRST_VISITED_USERS: usize = 20;
 const VISITED_USERS: usize = 200;
 /// Serializes the claims of a user: two at once would each see no claimed job. By SHA-256, so that nobody finds a name with the
 /// lock of another user.
+/// The first lock is the one of version 0.1, whose workers run beside these during a deployment. It can go in the release after.
 const LOCK_USER: &str = "
-    select pg_advisory_xact_lock(
-        ('x' || encode(substr(sha256(convert_to('learning ' || $1, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint)";
+    select pg_advisory_xact_lock(hashtextextended('learning ' || $1, 0)),
+           pg_advisory_xact_lock(
+               ('x' || encode(substr(sha256(convert_to('learning ' || $1, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint)";
 /// A claim waits for no row: it locks failed jobs and then another one, which a deletion locks in any order.
 const DELETE_OLD_FAILED: &str = "
     delete from learning_jobs
     where user_id = $1 and (session_id, turn) in (
         select session_id, turn from learning_jobs
-        where user_id = $1 and failed_at is not null and failed_at < $2::timestamptz - interval '90 days' limit 100
+        where user_id = $1 and failed_at is not null and failed_at < coalesce($2::timestamptz, now()) - interval '90 days'
+        limit 100
         for update skip locked)";
 const USERS_WITH_OLD_FAILED: &str = "
     select distinct user_id from learning_jobs
-    where failed_at is not null and failed_at < $1::timestamptz - interval '90 days' limit 100";
+    where failed_at is not null and failed_at < $1::timestamptz - interval '90 days' and user_id > $2
+    order by user_id limit 100";
 const CLAIM: &str = "
     update learning_jobs set locked_until = now() + make_interval(secs => $2), attempts = attempts + 1
     where user_id = $1 and (session_id, turn) = (
@@ -178,7 +182,7 @@ impl ExtractionQueue {
     pub(super) async fn claim(&self, user: &UserId) -> Result<Option<ExtractionJob>, sqlx::Error> {
         let mut transaction = self.service.begin(user).await?;
         transaction.query(LOCK_USER).bind(user.as_str()).execute(&mut *transaction).await?;
-        delete_old_failed_jobs(&mut transaction, user, Timestamp::now()).await?;
+        delete_old_failed_jobs(&mut transaction, user, None).await?;
         let query = transaction.query(CLAIM).bind(user.as_str()).bind(LOCK_DURATION.as_secs_f64());
         let row = query.fetch_optional(&mut *transaction).await?;
         transaction.commit().await?;
@@ -209,24 +213,24 @@ impl ExtractionQueue {
     }
 }
 
-/// At most 100. The maintenance role sees them.
+/// At most 100, in the order of their ids, after `after`. The maintenance role sees them.
 pub(crate) async fn users_with_old_failed_jobs(
     transaction: &mut RoleTransaction,
     now: Timestamp,
-) -> Result<Vec<UserId>, sqlx::Error> {
-    let query = transaction.query(USERS_WITH_OLD_FAILED).bind(now.to_sqlx());
+    after: &str,
+) -> Result<Vec<String>, sqlx::Error> {
+    let query = transaction.query(USERS_WITH_OLD_FAILED).bind(now.to_sqlx()).bind(after);
     let rows = query.fetch_all(&mut **transaction).await?;
-    let users = rows.iter().map(|row| row.try_get::<&str, _>("user_id")).collect::<Result<Vec<_>, _>>()?;
-    Ok(users.into_iter().filter_map(|user| UserId::parse("user_id", user).ok()).collect())
+    rows.iter().map(|row| row.try_get("user_id")).collect()
 }
 
-/// At most 100. Waits for no lock.
+/// At most 100. Waits for no lock. `None`: those that are old by the database's clock.
 pub(crate) async fn delete_old_failed_jobs(
     transaction: &mut RoleTransaction,
     user: &UserId,
-    now: Timestamp,
+    now: Option<Timestamp>,
 ) -> Result<u64, sqlx::Error> {
-    let query = transaction.query(DELETE_OLD_FAILED).bind(user.as_str()).bind(now.to_sqlx());
+    let query = transaction.query(DELETE_OLD_FAILED).bind(user.as_str()).bind(now.map(|now| now.to_sqlx()));
     Ok(query.execute(&mut **transaction).await?.rows_affected())
 }
 

@@ -61,7 +61,7 @@ impl Fixture {
     async fn sweep(&self, hours: i64) -> u64 {
         let mut rows = 0;
         loop {
-            let round = self.sweep.sweep(Timestamp::now() + hours.hours());
+            let round = self.sweep.sweep_at(Timestamp::now() + hours.hours());
             let swept = tokio::time::timeout(HANG_TIMEOUT, round).await.expect("the sweep waits").unwrap();
             rows += swept.rows;
             if !swept.is_partial {
@@ -169,7 +169,7 @@ async fn sweeps_of_several_processes_delete_each_row_once() {
         fixture.talk(&format!("user-{number}"), "s", "r").await;
     }
     let now = Timestamp::now() + (WEEK + 25).hours();
-    let sweeps = (0..4).map(|_| fixture.sweep.sweep(now));
+    let sweeps = (0..4).map(|_| fixture.sweep.sweep_at(now));
     let swept = futures_util::future::join_all(sweeps).await;
     let rows: u64 = swept.into_iter().map(|swept: Result<SweptRows, _>| swept.unwrap().rows).sum();
     // A run and the use of quotas each.
@@ -201,6 +201,83 @@ async fn marks_and_failed_jobs_expire() {
     assert_eq!(fixture.counts(tables).await, [0, 2, 1, 0]);
     fixture.sweep(91 * 24).await;
     assert_eq!(fixture.counts(tables).await, [0, 1, 1, 0], "the job that has not failed stays");
+}
+
+#[tokio::test]
+async fn user_whose_rows_cannot_be_deleted_is_postponed_and_stops_nobody() {
+    let mut fixture = Fixture::new().await;
+    for user in ["ann", "bob"] {
+        fixture.talk(user, "s", "r").await;
+    }
+    let rows = "update retention_queue set due_at = now() - interval '1 hour' where owner_id = 'ann';
+                delete from learning_jobs;
+                insert into learning_jobs (user_id, session_id, turn, failed_at)
+                values ('ann', 's', 1, now() - interval '91 days'), ('carl', 's', 1, now() - interval '91 days');
+                create function refuse() returns trigger language plpgsql as $$ begin
+                    if old.user_id = 'ann' then raise 'refused'; end if;
+                    return old;
+                end $$;
+                create trigger refuse before delete on runs for each row execute function refuse();
+                create trigger refuse before delete on learning_jobs for each row execute function refuse()";
+    fixture.direct.execute(rows).await.unwrap();
+    let now = Timestamp::now() + (WEEK + 25).hours();
+    let error = fixture.sweep.sweep_at(now).await.unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+    assert_eq!(fixture.counts(["runs", "retention_queue", "user_usage", "learning_jobs"]).await, [1; 4]);
+    fixture.direct.execute("drop trigger refuse on learning_jobs").await.unwrap();
+    // Postponed by a day: the next rounds begin with others.
+    assert_eq!(fixture.sweep(WEEK + 48).await, 1, "the failed job of ann");
+    assert_eq!(fixture.count("runs").await, 1);
+    fixture.direct.execute("drop trigger refuse on runs").await.unwrap();
+    fixture.sweep(WEEK + 50).await;
+    assert_eq!(fixture.counts(["runs", "retention_queue", "user_usage", "learning_jobs"]).await, [0; 4]);
+}
+
+#[tokio::test]
+async fn ids_that_no_user_can_have_do_not_fill_a_round() {
+    let mut fixture = Fixture::new().await;
+    fixture.talk("ann", "s", "r").await;
+    let rows = "insert into retention_queue (owner_id, due_at)
+                select 'no/user-' || number, '-infinity' from generate_series(1, 1200) number;
+                delete from learning_jobs;
+                insert into learning_jobs (user_id, session_id, turn, failed_at)
+                select 'a/' || number, 's', 1, now() - interval '91 days' from generate_series(1, 300) number
+                union all select 'ann', 's', 1, now() - interval '91 days'";
+    fixture.direct.execute(rows).await.unwrap();
+    let swept = fixture.sweep.sweep_at(Timestamp::now() + (WEEK + 25).hours()).await.unwrap();
+    // The run, the use of quotas, and the failed job.
+    assert_eq!(swept, SweptRows { rows: 3, is_partial: false });
+    assert_eq!(fixture.counts(["runs", "retention_queue", "learning_jobs"]).await, [0, 1200, 300]);
+}
+
+#[tokio::test]
+async fn round_that_can_do_nothing_asks_for_no_other() {
+    let mut fixture = Fixture::new().await;
+    let many = "insert into retention_queue (owner_id, due_at)
+                select 'user-' || number, now() from generate_series(1, 600) number";
+    fixture.direct.execute(many).await.unwrap();
+    let mut other = fixture.database.connect().await;
+    let mut open = other.begin().await.unwrap();
+    open.execute("select from retention_queue for update").await.unwrap();
+    let now = Timestamp::now() + 25.hours();
+    assert_eq!(fixture.sweep.sweep_at(now).await.unwrap(), SweptRows { rows: 0, is_partial: false });
+    open.rollback().await.unwrap();
+    assert!(fixture.sweep.sweep_at(now).await.unwrap().is_partial);
+    assert_eq!(fixture.count("retention_queue").await, 100);
+}
+
+#[tokio::test]
+async fn sweep_goes_by_the_clock_of_the_database() {
+    let mut fixture = Fixture::new().await;
+    for user in ["ann", "bob"] {
+        fixture.talk(user, "s", "r").await;
+    }
+    let rows = "update runs set ended_at = now() - interval '169 hours' where user_id = 'ann';
+                update runs set ended_at = now() - interval '167 hours' where user_id = 'bob';
+                update retention_queue set due_at = now()";
+    fixture.direct.execute(rows).await.unwrap();
+    assert_eq!(fixture.sweep.sweep().await.unwrap().rows, 1);
+    assert_eq!(fixture.counts(["runs where user_id = 'ann'", "runs where user_id = 'bob'"]).await, [0, 1]);
 }
 
 #[tokio::test]

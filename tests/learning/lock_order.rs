@@ -96,7 +96,7 @@ impl Operation {
                 let sweep = RetentionSweep::new(&other.roles);
                 let later = Timestamp::now() + (24 * 100).hours();
                 Box::pin(async move {
-                    sweep.sweep(later).await.unwrap();
+                    sweep.sweep_at(later).await.unwrap();
                 })
             }
         }

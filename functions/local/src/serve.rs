@@ -11,7 +11,6 @@ use agent_service::{
     retention::RetentionSweep,
     transport::server::{Server, ServerError, TlsReload, raise_descriptor_limit},
 };
-use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -125,7 +124,7 @@ async fn delete_expired_rows(retention: &RetentionSweep, mut ready: watch::Recei
         let mut pause = SWEEP_INTERVAL;
         // As above, it does not fail.
         if ready.wait_for(|ready| *ready).await.is_ok() {
-            match retention.sweep(Timestamp::now()).await {
+            match retention.sweep().await {
                 Ok(swept) => {
                     tracing::debug!(rows = swept.rows, "deleted expired rows");
                     if swept.is_partial {

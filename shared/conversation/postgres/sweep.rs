@@ -32,11 +32,11 @@ const WITHOUT_FLUSH: &str = "set local synchronous_commit = off";
 /// Ended runs, and lost ones. Skips rows that another transaction changes, so that no two wait for each other.
 const SWEEP: &str = "
     with ended as (
-        select request_id from runs where user_id = $1 and ended_at < $4::timestamptz - make_interval(secs => $2)
+        select request_id from runs where user_id = $1 and ended_at < coalesce($4::timestamptz, now()) - make_interval(secs => $2)
         order by ended_at limit $3 for update skip locked
     ), lost as (
         select request_id from runs
-        where user_id = $1 and ended_at is null and lease_until < $4::timestamptz - make_interval(secs => $2)
+        where user_id = $1 and ended_at is null and lease_until < coalesce($4::timestamptz, now()) - make_interval(secs => $2)
         limit $3 for update skip locked
     )
     delete from runs
@@ -124,7 +124,7 @@ async fn sweep(database: &RolePool, user: &UserId) -> Result<(), sqlx::Error> {
     for _ in 0..MAX_BATCHES {
         let mut transaction = database.begin(user).await?;
         transaction.query(WITHOUT_FLUSH).execute(&mut *transaction).await?;
-        let swept = delete_runs(&mut transaction, user, Timestamp::now()).await?;
+        let swept = delete_runs(&mut transaction, user, None).await?;
         transaction.commit().await?;
         if swept < BATCH.unsigned_abs() {
             break;
@@ -133,9 +133,14 @@ async fn sweep(database: &RolePool, user: &UserId) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-async fn delete_runs(transaction: &mut RoleTransaction, user: &UserId, now: Timestamp) -> Result<u64, sqlx::Error> {
+/// `now`: the database's clock by default.
+async fn delete_runs(
+    transaction: &mut RoleTransaction,
+    user: &UserId,
+    now: Option<Timestamp>,
+) -> Result<u64, sqlx::Error> {
     let sweep = transaction.query(SWEEP).bind(user.as_str()).bind(IDEMPOTENCY_WINDOW.as_secs_f64()).bind(BATCH);
-    Ok(sweep.bind(now.to_sqlx()).execute(&mut **transaction).await?.rows_affected())
+    Ok(sweep.bind(now.map(|now| now.to_sqlx())).execute(&mut **transaction).await?.rows_affected())
 }
 
 /// Runs with their frames, pending turns, and at last the use of quotas. Waits for no lock.
@@ -144,7 +149,7 @@ pub(crate) async fn delete_expired(
     user: &UserId,
     now: Timestamp,
 ) -> Result<ExpiredRows, sqlx::Error> {
-    let runs = delete_runs(transaction, user, now).await?;
+    let runs = delete_runs(transaction, user, Some(now)).await?;
     let sweep = transaction.query(SWEEP_PENDING).bind(user.as_str()).bind(now.to_sqlx());
     let sweep = sweep.bind(PENDING_TURN_WINDOW.as_secs_f64()).bind(BATCH);
     let pending = sweep.execute(&mut **transaction).await?.rows_affected();

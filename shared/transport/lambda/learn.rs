@@ -6,7 +6,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use jiff::Timestamp;
 use lambda_runtime::{LambdaEvent, Runtime, layers::TracingLayer};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
@@ -18,7 +17,10 @@ use crate::{composition::App, learning::learn_from_records, retention::Retention
 /// Reserved for the function's response.
 const RESPONSE_MARGIN: Duration = Duration::from_secs(3);
 
-/// Lambda retries the event, and then sends it to the dead letter queue.
+/// The function is billed for the time, and goes on at the next event.
+const MAX_SWEEP: Duration = Duration::from_mins(3);
+
+/// Lambda retries records of the stream, and then sends them to the dead letter queue. It does not retry the schedule.
 #[derive(Debug, thiserror::Error)]
 enum LearnEventError {
     #[error("conversations are not stored: CONVERSATIONS is off")]
@@ -56,21 +58,19 @@ async fn handle(app: &App, event: &Value, deadline: Instant) -> Result<Value, Le
     if !is_scheduled {
         return Err(LearnEventError::OtherEvent);
     }
-    let swept = match app.retention.is_configured() {
-        true => Box::pin(delete_expired_rows(&app.retention, deadline)).await,
-        false => Ok(()),
-    };
     let settled = match &app.extraction_worker {
-        Some(worker) => Box::pin(worker.run_until_idle(deadline)).await?,
-        None => 0,
+        Some(worker) => Box::pin(worker.run_until_idle(deadline)).await,
+        None => Ok(0),
     };
-    swept?;
-    Ok(json!({ "settled": settled }))
+    if app.retention.is_configured() {
+        Box::pin(delete_expired_rows(&app.retention, deadline.min(Instant::now() + MAX_SWEEP))).await?;
+    }
+    Ok(json!({ "settled": settled? }))
 }
 
 /// Goes on at the next event where the time is too short.
 async fn delete_expired_rows(retention: &RetentionSweep, deadline: Instant) -> Result<(), LearnEventError> {
-    while let Ok(swept) = timeout_at(deadline, retention.sweep(Timestamp::now())).await {
+    while let Ok(swept) = timeout_at(deadline, retention.sweep()).await {
         let swept = swept.map_err(LearnEventError::Retention)?;
         tracing::debug!(rows = swept.rows, "deleted expired rows");
         if !swept.is_partial {
