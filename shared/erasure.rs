@@ -31,9 +31,10 @@ fn erase_derived_rows<'t>(
     user: &'t UserId,
 ) -> BoxFuture<'t, Result<(), sqlx::Error>> {
     Box::pin(async move {
-        conversation::lock_user(transaction, user).await?;
+        let row = conversation::UserRow::lock(transaction, user).await?;
         turn_ledger::erase_user(transaction, user).await?;
         learning::erase_jobs(transaction, user).await?;
-        conversation::erase_pending_turns(transaction, user).await
+        conversation::erase_pending_turns(transaction, user).await?;
+        row.remove_if_new(transaction).await
     })
 }

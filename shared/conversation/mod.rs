@@ -18,7 +18,7 @@ pub use deadline::{StoreTimeouts, WithDeadlines};
 pub use error::StoreError;
 pub use pending::{CompletedPendingTurn, PendingTurnDisposition, PendingTurnId, ToolResultOutcome};
 pub use postgres::PostgresConversations;
-pub(crate) use postgres::{delete_expired, erase_pending_turns, lock_user};
+pub(crate) use postgres::{UserRow, delete_expired, erase_pending_turns};
 pub use quotas::QuotaKind;
 pub use run::{
     AdmitOutcome, AdmittedLease, FRAME_PAGE_BYTES, FrameChunk, FramePage, IDEMPOTENCY_WINDOW, LEASE_DURATION, Lease,

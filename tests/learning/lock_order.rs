@@ -41,6 +41,9 @@ const ROWS: &str = "
     values (sha256(convert_to('USER', 'UTF8')), now() - interval '8 days')
     on conflict (user_digest) do update set forgotten_at = excluded.forgotten_at";
 
+/// As the sweep leaves users who were absent for a week.
+const WITHOUT_USAGE: &str = "; delete from user_usage where user_id = 'USER'";
+
 /// Rows at which a transaction is stopped.
 const BLOCKED: [&str; 10] = [
     "memory_users where user_id = 'USER'",
@@ -154,11 +157,11 @@ async fn clear(direct: &mut PgConnection) {
     }
 }
 
-async fn assert_no_deadlock(harness: &Harness, first: (Operation, &UserId), second: (Operation, &UserId)) {
+async fn assert_no_deadlock(harness: &Harness, rows: &str, first: (Operation, &UserId), second: (Operation, &UserId)) {
     let (mut blocking, mut watching) = (harness.owner_connection().await, harness.owner_connection().await);
     for blocked in BLOCKED {
         for user in [first.1, second.1] {
-            blocking.execute(AssertSqlSafe(ROWS.replace("USER", user.as_str()))).await.unwrap();
+            blocking.execute(AssertSqlSafe(rows.replace("USER", user.as_str()))).await.unwrap();
         }
         let mut blocker = blocking.begin().await.unwrap();
         // Nobody else has a lock yet.
@@ -194,7 +197,9 @@ async fn assert_no_deadlock_of(pairs: &[(Operation, Operation)]) {
     let (harness, ann) = (harness().await, user("ann"));
     for (first, second) in pairs {
         for (first, second) in [(*first, *second), (*second, *first)] {
-            assert_no_deadlock(&harness, (first, &ann), (second, &ann)).await;
+            for rows in [ROWS.to_owned(), format!("{ROWS}{WITHOUT_USAGE}")] {
+                assert_no_deadlock(&harness, &rows, (first, &ann), (second, &ann)).await;
+            }
         }
     }
 }
@@ -243,4 +248,58 @@ async fn erasures_of_two_users_do_not_deadlock() {
         }
         clear(&mut direct).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_of_a_user_without_a_row_keep_turns_waiting() {
+    let (harness, ann) = (harness().await, user("ann"));
+    let (mut blocking, mut watching) = (harness.owner_connection().await, harness.owner_connection().await);
+    let rows = format!("{ROWS}{WITHOUT_USAGE}").replace("USER", "ann");
+    for operation in [Operation::Erase, Operation::DeleteSessions] {
+        blocking.execute(AssertSqlSafe(rows.as_str())).await.unwrap();
+        let mut blocker = blocking.begin().await.unwrap();
+        blocker.execute("select from pending_turns where session_id = 's2' for update").await.unwrap();
+        let mut running = Vec::new();
+        for (waiting, operation) in [operation, Operation::Turn].into_iter().enumerate() {
+            let task = tokio::spawn(operation.of(&harness, &ann));
+            until_blocked(&mut watching, &task, i64::try_from(waiting).unwrap()).await;
+            assert!(!task.is_finished(), "{operation:?} does not wait");
+            running.push(task);
+        }
+        blocker.rollback().await.unwrap();
+        for task in running {
+            tokio::time::timeout(TEST_TIMEOUT, task).await.expect("it waits for ever").unwrap();
+        }
+        clear(&mut blocking).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erasure_of_a_user_without_a_row_leaves_none() {
+    let (harness, ann) = (harness().await, user("ann"));
+    let mut direct = harness.owner_connection().await;
+    let rows = format!("{ROWS}{WITHOUT_USAGE}; delete from runs").replace("USER", "ann");
+    direct.execute(AssertSqlSafe(rows.as_str())).await.unwrap();
+    assert_eq!(harness.count_rows("retention_queue where owner_id = 'ann'").await, 1);
+    harness.store.delete_sessions(&ann, &SessionSelection::Listed(vec![session("s1")])).await.unwrap();
+    assert_eq!(harness.count_rows("user_usage").await, 0);
+    assert_eq!(harness.count_rows("retention_queue").await, 1, "marks of learned turns are left");
+    erase_user(&harness.memory, &ann).await.unwrap();
+    for table in ["user_usage", "retention_queue", "memory_users", "learned_turns", "learning_jobs", "pending_turns"] {
+        assert_eq!(harness.count_rows(table).await, 0, "{table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claim_waits_for_one_of_the_previous_program() {
+    let (harness, ann) = (harness().await, user("ann"));
+    let (mut previous, mut watching) = (harness.owner_connection().await, harness.owner_connection().await);
+    previous.execute(AssertSqlSafe(ROWS.replace("USER", "ann"))).await.unwrap();
+    let mut claim = previous.begin().await.unwrap();
+    claim.execute("select pg_advisory_xact_lock(hashtextextended('learning ' || 'ann', 0))").await.unwrap();
+    let task = tokio::spawn(Operation::Learn.of(&harness, &ann));
+    until_blocked(&mut watching, &task, 0).await;
+    assert!(!task.is_finished(), "two workers claim at once");
+    claim.rollback().await.unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, task).await.expect("the claim waits for ever").unwrap();
 }

@@ -46,6 +46,18 @@ const CONCURRENT_ADMISSIONS: usize = 12;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const LOCK_USER: &str = "select from user_usage where user_id = $1 for update";
+/// Returns a row where it inserts one. `on conflict`: another transaction inserted it meanwhile.
+const LOCK_OR_INSERT_USER: &str = "
+    with locked as materialized (select from user_usage where user_id = $1 for update)
+    insert into user_usage (user_id) select $1 where not exists (select from locked)
+    on conflict (user_id) do update set requests = user_usage.requests
+    returning xmax = 0 as is_new";
+/// What [`LOCK_OR_INSERT_USER`] inserted, with the row of the queue that the trigger inserted.
+const REMOVE_USER: [&str; 2] = [
+    "delete from user_usage where user_id = $1",
+    "delete from retention_queue where owner_id = $1 and not exists (select from learned_turns where user_id = $1)
+        and not exists (select from runs where user_id = $1)",
+];
 const HAS_LEASE: &str = "select from runs where user_id = $1 and request_id = $2 and holder = $3 and ended_at is null";
 
 #[derive(Debug)]
@@ -87,10 +99,38 @@ impl PostgresConversations {
     }
 }
 
-/// A user without a row has nothing to lock, and no runs.
-pub(crate) async fn lock_user(transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {
+/// A user without a row has nothing to lock, and no runs. They may have sessions: see [`UserRow`].
+async fn lock_user(transaction: &mut RoleTransaction, user: &UserId) -> Result<(), sqlx::Error> {
     transaction.query(LOCK_USER).bind(user.as_str()).execute(&mut **transaction).await?;
     Ok(())
+}
+
+/// Locks a user of whom something is deleted that outlives the row: sessions, jobs. The sweep deletes the row of users
+/// who are absent, and then it is inserted for as long as the transaction takes.
+#[derive(Debug)]
+#[must_use = "what it has inserted must be removed"]
+pub(crate) struct UserRow<'u> {
+    user: &'u UserId,
+    is_new: bool,
+}
+
+impl<'u> UserRow<'u> {
+    pub(crate) async fn lock(transaction: &mut RoleTransaction, user: &'u UserId) -> Result<Self, sqlx::Error> {
+        let query = transaction.query(LOCK_OR_INSERT_USER).bind(user.as_str());
+        let row = query.fetch_optional(&mut **transaction).await?;
+        let is_new = row.map(|row| row.try_get("is_new")).transpose()?.unwrap_or_default();
+        Ok(Self { user, is_new })
+    }
+
+    /// Before the commit: an erasure must leave no row of the user.
+    pub(crate) async fn remove_if_new(self, transaction: &mut RoleTransaction) -> Result<(), sqlx::Error> {
+        if self.is_new {
+            for statement in REMOVE_USER {
+                transaction.query(statement).bind(self.user.as_str()).execute(&mut **transaction).await?;
+            }
+        }
+        Ok(())
+    }
 }
 
 async fn check_lease(transaction: &mut RoleTransaction, lease: &Lease) -> Result<()> {

@@ -2,7 +2,7 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
 use sqlx::{Row as _, postgres::PgRow};
 
-use super::{PostgresConversations, Result, StoreError, read_count, read_request_id};
+use super::{PostgresConversations, Result, StoreError, UserRow, read_count, read_request_id};
 use crate::{
     conversation::session::{History, Session, SessionCursor, SessionSelection, SessionUpdate, StoredTurn, Summary},
     identity::{RequestId, SessionId, UserId},
@@ -143,7 +143,8 @@ impl PostgresConversations {
     }
 
     pub(super) async fn delete_selected(&self, user: &UserId, sessions: &SessionSelection) -> Result<u32> {
-        let mut transaction = self.begin_locked(user, self.timeouts.delete).await?;
+        let mut transaction = self.database.with_statement_timeout(self.timeouts.delete).begin(user).await?;
+        let row = UserRow::lock(&mut transaction, user).await?;
         let mut deleted_sessions = 0;
         match sessions {
             SessionSelection::Listed(ids) => {
@@ -163,6 +164,7 @@ impl PostgresConversations {
                 }
             }
         }
+        row.remove_if_new(&mut transaction).await?;
         transaction.commit().await?;
         Ok(u32::try_from(deleted_sessions).unwrap_or(u32::MAX))
     }
