@@ -39,7 +39,11 @@ impl EmbeddingBudget {
     ) -> Result<Reservation, sqlx::Error> {
         let nothing = Ok(Reservation::Made { bytes: 0 });
         let Some(bytes_per_day) = self.bytes_per_day else { return nothing };
-        let bytes = sql_bytes(texts.into_iter().map(|text| text.len() as u64).sum());
+        let bytes: u64 = texts.into_iter().map(|text| text.len() as u64).sum();
+        if bytes > bytes_per_day {
+            return Ok(Reservation::TooLarge { bytes_per_day });
+        }
+        let bytes = sql_bytes(bytes);
         if bytes == 0 {
             return nothing;
         }
@@ -56,19 +60,27 @@ impl EmbeddingBudget {
 #[must_use = "bytes that are not embedded are released"]
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Reservation {
-    Made { bytes: i64 },
-    Exceeded { bytes_per_day: u64 },
+    Made {
+        bytes: i64,
+    },
+    Exceeded {
+        bytes_per_day: u64,
+    },
+    /// For any day.
+    TooLarge {
+        bytes_per_day: u64,
+    },
 }
 
 impl Reservation {
     /// The reserved bytes.
     pub(super) fn bytes(self) -> Result<i64, MemoryError> {
-        match self {
-            Self::Made { bytes } => Ok(bytes),
-            Self::Exceeded { bytes_per_day } => {
-                Err(MemoryError::EmbeddingBudgetExceeded { bytes_per_day, retry_after: until_tomorrow() })
-            }
-        }
+        let (bytes_per_day, retry_after) = match self {
+            Self::Made { bytes } => return Ok(bytes),
+            Self::Exceeded { bytes_per_day } => (bytes_per_day, Some(until_tomorrow())),
+            Self::TooLarge { bytes_per_day } => (bytes_per_day, None),
+        };
+        Err(MemoryError::EmbeddingBudgetExceeded { bytes_per_day, retry_after })
     }
 }
 

@@ -29,7 +29,11 @@ pub enum MemoryError {
     #[error("there is no such memory")]
     NotFound,
     #[error("the user's embedding budget of the day does not suffice")]
-    EmbeddingBudgetExceeded { bytes_per_day: u64, retry_after: Duration },
+    EmbeddingBudgetExceeded {
+        bytes_per_day: u64,
+        /// `None` = never: the request alone exceeds the budget.
+        retry_after: Option<Duration>,
+    },
 }
 
 impl MemoryError {

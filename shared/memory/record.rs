@@ -122,6 +122,9 @@ pub struct ExportedMemory {
     pub history: Vec<MemoryVersion>,
 }
 
+/// A smaller alpha means lexical search: some clients cannot send an explicit 0.
+pub(super) const MIN_VECTOR_ALPHA: f32 = 0.001;
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetrievalQuery {
     pub text: String,
@@ -134,6 +137,14 @@ pub struct RetrievalQuery {
     pub time_zone: TimeZone,
     /// Whether [`RetrievalResult::total`] is read. Counting the matches above a floor takes a score of every memory.
     pub counts_matches: bool,
+}
+
+impl RetrievalQuery {
+    /// A search by keywords alone needs no vector.
+    #[must_use]
+    pub fn needs_vector(&self) -> bool {
+        self.alpha >= MIN_VECTOR_ALPHA
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     MemoryEngine, MemoryError, RetrievalQuery, RetrievalResult, Retriever, lexical,
+    record::MIN_VECTOR_ALPHA,
     store::{
         self, IndexAdvance,
         search::{Search, SearchMode},
@@ -27,9 +28,6 @@ const INDEX_TIMEOUT: Duration = Duration::from_secs(10);
 const HYBRID_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
 const HYBRID_EMBED_TIMEOUT: Duration = Duration::from_secs(2);
 const INDEX_POLL_INTERVAL: Duration = Duration::from_millis(100);
-
-/// A smaller alpha means lexical search: some clients cannot send an explicit 0.
-const MIN_VECTOR_ALPHA: f32 = 0.001;
 
 impl MemoryEngine {
     /// The score is `a · v + (1 − a) · k`, and 0.05 more for a memory of a time that the query names. `v` is the cosine
@@ -72,8 +70,7 @@ impl MemoryEngine {
 
     /// Plans a search whose inverted index is complete.
     pub async fn explain(&self, user: &UserId, query: &RetrievalQuery) -> Result<String, MemoryError> {
-        let is_vector = query.alpha >= MIN_VECTOR_ALPHA;
-        let vector = if is_vector { Some(self.query_cache.embed(user, &query.text).await?) } else { None };
+        let vector = if query.needs_vector() { Some(self.query_cache.embed(user, &query.text).await?) } else { None };
         let search = self.search(user, query, vector);
         with_timeout(async { Ok(search.explain(&mut self.reader.begin_with_generic_plans(user).await?).await?) }).await
     }
@@ -83,7 +80,7 @@ impl MemoryEngine {
         user: &UserId,
         query: &RetrievalQuery,
     ) -> Result<Option<Arc<QueryVector>>, EmbedError> {
-        if query.alpha < MIN_VECTOR_ALPHA {
+        if !query.needs_vector() {
             return Ok(None);
         }
         let embed = self.query_cache.embed(user, &query.text);

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use prost::Message as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::Instant,
@@ -15,9 +14,9 @@ use super::{
     envelope::Envelope,
     error::{AdmissionError, LimitExceeded},
     frame::FrameBuilder,
-    frame_source::{DirectFrames, FrameSource},
+    frame_source::{DirectChat, DirectFrames, FrameSource},
     heartbeat::StreamStart,
-    limits::{UserLimits, chat_limit},
+    limits::{TokenCount, UserLimits, chat_limit},
     open_streams::{OpenStreamGuard, OpenStreams},
     parse::chat::{self, ChatCall, ChatInput, IncomingChat, LAST_RESPONSE_ID},
     run::{AdmittedRun, FrameLog, RunRegistry, SessionWait, StoredRun, events_or_defect},
@@ -51,7 +50,6 @@ pub(super) struct AdmittedCall {
 
 struct PreparedCall {
     call: ChatCall,
-    request_bytes: usize,
     envelope: Envelope,
     /// A call that attaches to a run needs no permit, so a missing one is no error yet.
     permit: Result<OwnedSemaphorePermit, AdmissionError>,
@@ -76,7 +74,6 @@ impl Admission {
         incoming: IncomingChat<'_>,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
-        let request_bytes = incoming.request.encoded_len();
         let token_end = token_end::stream_end(&incoming.principal);
         let call = chat::parse(incoming)?;
         if let Some(model) = call.model()
@@ -87,7 +84,7 @@ impl Admission {
         rpc.set_request(&call.session, &call.request, self.assistant.model.name(call.model()));
         let envelope = Envelope::new(call.session.clone(), &call.request, rpc.trace());
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| AdmissionError::Overloaded);
-        let prepared = PreparedCall { call, request_bytes, envelope, permit, token_end };
+        let prepared = PreparedCall { call, envelope, permit, token_end };
         match &self.runs {
             Some(runs) => Box::pin(self.start_or_attach(runs, prepared, interrupted)).await,
             None => self.start_direct(prepared, interrupted),
@@ -96,7 +93,7 @@ impl Admission {
 
     fn start_direct(
         &self,
-        PreparedCall { call, request_bytes, envelope, permit, token_end }: PreparedCall,
+        PreparedCall { call, envelope, permit, token_end }: PreparedCall,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         if call.last_response_id.is_some() {
@@ -106,11 +103,11 @@ impl Admission {
         let builder = builder.degraded(self.runs.is_some());
         // A pending turn would be in the store.
         let ChatInput::Message(input) = call.input else { return Err(unknown_tool_call().into()) };
-        let mut open = self.limits.open_chat(&call.user, call.is_pro)?;
-        if let Some(open) = &mut open {
-            open.add_bytes(request_bytes);
-        }
+        // Before the limits, so that a call that is shed costs its user nothing.
         let permit = permit?;
+        let count = if self.runs.is_some() { TokenCount::StoreDown } else { TokenCount::InProcess };
+        let open = self.limits.open_chat(&call.user, call.is_pro, count)?;
+        let open = open.map(|open| DirectChat::new(open, &input));
         let interrupted = token_end::or_token_expired(interrupted, token_end);
         let events = Box::pin(self.assistant.clone().run_turn(*input, interrupted));
         let events = events_or_defect(events);
@@ -122,7 +119,7 @@ impl Admission {
     async fn start_or_attach(
         &self,
         runs: &RunRegistry,
-        PreparedCall { call, request_bytes, envelope, permit, token_end }: PreparedCall,
+        PreparedCall { call, envelope, permit, token_end }: PreparedCall,
         interrupted: impl Future<Output = TurnFailure> + Send + 'static,
     ) -> Result<AdmittedCall, AdmissionError> {
         if !self.streams.may_open(&call.user, &call.request) {
@@ -141,8 +138,7 @@ impl Admission {
         let outcome = match runs.admit(&run).await {
             Err(error) if error.is_unreachable() && call.is_self_contained && !resumes => {
                 tracing::warn!(%error, "conversation store unreachable; the turn runs without persistence");
-                return self
-                    .start_direct(PreparedCall { call, request_bytes, envelope, permit, token_end }, interrupted);
+                return self.start_direct(PreparedCall { call, envelope, permit, token_end }, interrupted);
             }
             outcome => outcome?,
         };
@@ -168,7 +164,7 @@ impl Admission {
             AdmitOutcome::Busy { retry_after } => Err(AdmissionError::Busy { retry_after }),
             AdmitOutcome::QuotaExceeded { quota, retry_after } => {
                 let limit = run.quotas.and_then(|quotas| chat_limit(quotas, quota)).unwrap_or_default();
-                Err(LimitExceeded { quota, limit, retry_after }.into())
+                Err(LimitExceeded { quota, limit, retry_after: Some(retry_after) }.into())
             }
         }
     }

@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 
 use super::{
     admission::{Admission, AdmittedCall},
-    call::{RpcCall, RpcContext, RpcResult},
+    call::{ClaimedUser, RpcCall, RpcContext, RpcResult},
     caller_language::CallerLanguage,
     convert,
     drain::Drain,
@@ -33,8 +33,9 @@ use super::{
 use crate::{
     chat::TurnFailure,
     config::ChatRefusals,
+    identity::Principal,
     language::Language,
-    memory::{MemoryEngine, Retriever},
+    memory::{MemoryEngine, RetrievalQuery, Retriever},
     proto::{
         agent_v1::{self as pb, agent_service_server::AgentService},
         chat_frame::ChatFrame,
@@ -84,7 +85,11 @@ impl AgentService for AgentApi {
         let interrupted = interrupted(&self.context.drain, extensions.get::<Deadline>().copied());
         let half_close = extensions.get::<HalfClose>().cloned();
         let heartbeat = |start| Heartbeat::new(self.status_interval, half_close, start);
-        let principal = self.context.admit_caller(&rpc, &request.user_id, &metadata, &extensions).await;
+        let claimed = ClaimedUser {
+            id: &request.user_id,
+            is_pro: request.user_profile.as_ref().is_some_and(|profile| profile.is_pro),
+        };
+        let principal = self.context.admit_caller(&rpc, claimed, &metadata, &extensions).await;
         let (error, language) = match principal {
             Err(error) => (error, caller.resolve("")),
             Ok(principal) => {
@@ -139,8 +144,13 @@ impl AgentService for AgentApi {
     async fn retrieve_memory(&self, request: Request<pb::MemoryQuery>) -> RpcResult<pb::MemoryResult> {
         let time_zone = request.metadata().get("x-timezone").and_then(|zone| zone.to_str().ok()).map(str::to_owned);
         let parse = |query| parse::memory::query(query, time_zone.as_deref());
-        let retrieve = |user, query| async move { Box::pin(self.memory.retrieve(&user, &query)).await };
-        let result = self.context.unary("RetrieveMemory", request, parse, retrieve).await?.into_inner();
+        let retrieve = |caller: Principal, query: RetrievalQuery| async move {
+            if query.needs_vector() {
+                self.context.limits.take_query_bytes(&caller, query.text.len())?;
+            }
+            Box::pin(self.memory.retrieve(&caller.user, &query)).await
+        };
+        let result = self.context.unary_by_plan("RetrieveMemory", request, parse, retrieve).await?.into_inner();
         let degraded_to = result.degraded_to;
         let mut response = Response::new(pb::MemoryResult {
             items: result.hits.into_iter().map(|(memory, score)| convert::memory_item(memory, score)).collect(),

@@ -17,7 +17,7 @@ use super::{
     drain::Drain,
     error::{AdmissionError, RpcError},
     frame::FrameKind,
-    limits::{RunningCall, UserLimits},
+    limits::{CallKind, RunningCall, UserLimits},
     status,
 };
 use crate::{
@@ -39,29 +39,25 @@ pub(super) struct RpcContext {
     pub(super) profiles: Option<Arc<dyn ConversationStore>>,
 }
 
-/// A request whose body may name its user.
-pub(super) trait UserRequest: prost::Message {
-    fn take_user_id(&mut self) -> String;
-
-    /// Text that is embedded to search with it.
-    fn query_bytes(&self) -> usize {
-        0
-    }
+/// What the body of a request says of its user.
+pub(super) struct ClaimedUser<'a> {
+    pub(super) id: &'a str,
+    /// Only a chat has a profile.
+    pub(super) is_pro: bool,
 }
 
-impl UserRequest for pb::MemoryQuery {
-    fn take_user_id(&mut self) -> String {
-        std::mem::take(&mut self.user_id)
-    }
+/// A request whose body may name its user.
+pub(super) trait UserRequest: prost::Message {
+    const KIND: CallKind;
 
-    fn query_bytes(&self) -> usize {
-        self.query_text.len()
-    }
+    fn take_user_id(&mut self) -> String;
 }
 
 macro_rules! user_requests {
-    ($($request:ident),+) => {
+    ($kind:ident: $($request:ident),+) => {
         $(impl UserRequest for pb::$request {
+            const KIND: CallKind = CallKind::$kind;
+
             fn take_user_id(&mut self) -> String {
                 std::mem::take(&mut self.user_id)
             }
@@ -69,9 +65,10 @@ macro_rules! user_requests {
     };
 }
 
-user_requests!(AddMemoriesRequest, IngestDocumentRequest, ListMemoriesRequest, UpdateMemoryRequest);
-user_requests!(DeleteMemoriesRequest, ListSessionsRequest, GetSessionRequest, RenameSessionRequest);
-user_requests!(DeleteSessionsRequest, CancelTurnRequest);
+user_requests!(Write: AddMemoriesRequest, IngestDocumentRequest, UpdateMemoryRequest, DeleteMemoriesRequest);
+user_requests!(Write: DeleteSessionsRequest);
+user_requests!(Other: MemoryQuery, ListMemoriesRequest, ListSessionsRequest, GetSessionRequest, RenameSessionRequest);
+user_requests!(Control: CancelTurnRequest);
 
 impl RpcContext {
     /// `request_id` is the call's trace where the metadata names none.
@@ -86,13 +83,13 @@ impl RpcContext {
     pub(super) async fn admit_caller(
         &self,
         rpc: &RpcCall,
-        body_user: &str,
+        claimed: ClaimedUser<'_>,
         metadata: &MetadataMap,
         extensions: &Extensions,
     ) -> Result<Principal, AdmissionError> {
-        let caller = self.authenticate(body_user, metadata, extensions).await?;
+        let caller = self.authenticate(claimed.id, metadata, extensions).await?;
         rpc.set_user(&caller.user);
-        self.limits.take_call(&caller)?;
+        self.limits.take_call(&caller, claimed.is_pro)?;
         Ok(caller)
     }
 
@@ -161,16 +158,17 @@ impl RpcContext {
         }
     }
 
-    async fn enter(
+    async fn enter<Message: UserRequest>(
         &self,
         rpc: &RpcCall,
-        request: &mut impl UserRequest,
+        request: &mut Message,
         metadata: &MetadataMap,
         extensions: &Extensions,
     ) -> Result<(Principal, Option<RunningCall>), AdmissionError> {
-        let caller = self.admit_caller(rpc, &request.take_user_id(), metadata, extensions).await?;
-        self.limits.take_query_bytes(&caller, request.query_bytes())?;
-        let running = self.limits.enter(&caller, request.encoded_len()).await?;
+        let user = request.take_user_id();
+        let claimed = ClaimedUser { id: &user, is_pro: false };
+        let caller = self.admit_caller(rpc, claimed, metadata, extensions).await?;
+        let running = self.limits.enter(&caller, Message::KIND, request.encoded_len()).await?;
         Ok((caller, running))
     }
 

@@ -42,14 +42,15 @@ impl AdmissionError {
 pub(super) struct LimitExceeded {
     pub(super) quota: QuotaKind,
     pub(super) limit: u64,
-    pub(super) retry_after: Duration,
+    /// `None` = never: the request alone exceeds the limit.
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl LimitExceeded {
     /// In whole milliseconds, as clients are told, and rounded up: a client that comes back then is not early.
     pub(super) fn after(wait: Duration, quota: QuotaKind, limit: u64) -> Self {
         let milliseconds = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        Self { quota, limit, retry_after: Duration::from_millis(milliseconds) }
+        Self { quota, limit, retry_after: Some(Duration::from_millis(milliseconds)) }
     }
 }
 

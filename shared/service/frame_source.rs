@@ -10,7 +10,7 @@ use super::{
     limits::OpenStream,
     run::{EventsOrDefect, ReadError, RunReader, StoredFrames},
 };
-use crate::chat::TurnEvent;
+use crate::chat::{HISTORY_TOKEN_BUDGET, Stage, TurnEvent, TurnFailure, TurnInput};
 
 pub(super) enum FrameSource {
     /// A turn without persistence, which ends with its call.
@@ -38,6 +38,52 @@ impl FrameSource {
     }
 }
 
+/// Of ASCII text. History beyond its budget does not reach the prompt.
+const MAX_HISTORY_BYTES: usize = 4 * HISTORY_TOKEN_BUDGET as usize;
+
+/// What a chat costs its user that no store counts.
+pub(super) struct DirectChat {
+    open: OpenStream,
+    /// Counted when the provider is asked.
+    prompt_bytes: usize,
+    is_answered: bool,
+}
+
+impl DirectChat {
+    pub(super) fn new(open: OpenStream, input: &TurnInput) -> Self {
+        Self { open, prompt_bytes: prompt_bytes(input), is_answered: false }
+    }
+
+    fn count(&mut self, event: &TurnEvent) {
+        match event {
+            TurnEvent::StageEntered(Stage::Generating { .. }) => {
+                self.open.add_bytes(std::mem::take(&mut self.prompt_bytes));
+            }
+            TurnEvent::Usage(report) => {
+                let tokens = u64::from(report.usage.prompt) + u64::from(report.usage.completion);
+                self.open.charge_tokens(tokens);
+            }
+            TurnEvent::Delta(text) => {
+                self.is_answered = true;
+                self.open.add_bytes(text.len());
+            }
+            TurnEvent::ToolExecuted(_) | TurnEvent::ToolCalled(_) | TurnEvent::ApprovalRequested(_) => {
+                self.is_answered = true;
+            }
+            // The provider answered nothing, so it costs nothing.
+            TurnEvent::Failed(TurnFailure::Model(_)) if !self.is_answered => self.open.forget_bytes(),
+            _ => {}
+        }
+    }
+}
+
+/// About as long as what the prompt has of the request.
+fn prompt_bytes(input: &TurnInput) -> usize {
+    let history: usize = input.history.iter().map(|message| message.content.len()).sum();
+    let context = if input.extra_context.is_null() { 0 } else { input.extra_context.to_string().len() };
+    input.message.len() + history.min(MAX_HISTORY_BYTES) + context
+}
+
 pub(super) struct DirectFrames {
     events: EventsOrDefect,
     builder: FrameBuilder,
@@ -45,7 +91,7 @@ pub(super) struct DirectFrames {
     number: u32,
     _permit: OwnedSemaphorePermit,
     /// `None` = the user has no limits.
-    open: Option<OpenStream>,
+    open: Option<DirectChat>,
 }
 
 impl DirectFrames {
@@ -53,19 +99,15 @@ impl DirectFrames {
         events: EventsOrDefect,
         builder: FrameBuilder,
         permit: OwnedSemaphorePermit,
-        open: Option<OpenStream>,
+        open: Option<DirectChat>,
     ) -> Self {
         Self { events, builder, number: 0, _permit: permit, open }
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<(u32, EncodedFrame)>> {
         while let Some(event) = ready!(self.events.poll_next_unpin(context)) {
-            match (&event, &mut self.open) {
-                (TurnEvent::Usage(report), Some(open)) => {
-                    open.charge_tokens(u64::from(report.usage.prompt) + u64::from(report.usage.completion));
-                }
-                (TurnEvent::Delta(text), Some(open)) => open.add_bytes(text.len()),
-                _ => {}
+            if let Some(open) = &mut self.open {
+                open.count(&event);
             }
             if let Some(frame) = self.builder.build(event) {
                 self.number += 1;

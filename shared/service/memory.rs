@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response};
 
 use super::{
-    call::{RpcContext, RpcResult},
+    call::{ClaimedUser, RpcContext, RpcResult},
     caller_language::CallerLanguage,
     convert,
     export::MemoryRecordStream,
@@ -106,7 +106,8 @@ impl MemoryService for MemoryApi {
         let (metadata, extensions, request) = request.into_parts();
         let mut rpc = self.context.begin_call("ExportMemories", &metadata, "");
         let caller = CallerLanguage::of_call(&metadata);
-        let admitted = self.context.admit_caller(&rpc, &request.user_id, &metadata, &extensions).await;
+        let claimed = ClaimedUser { id: &request.user_id, is_pro: false };
+        let admitted = self.context.admit_caller(&rpc, claimed, &metadata, &extensions).await;
         let admitted = admitted.and_then(|principal| {
             let open = self.context.limits.open_export(&principal)?;
             Ok((token_end::stream_end(&principal), principal.user, open))

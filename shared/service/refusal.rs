@@ -44,8 +44,8 @@ fn details(error: &AdmissionError) -> BTreeMap<String, String> {
             [entry("reason", "CONFLICT".to_owned()), retry_after(*delay)].into()
         }
         AdmissionError::LimitExceeded(LimitExceeded { quota, limit, retry_after: delay }) => {
-            let quota = entry("quota", quota.name().to_owned());
-            [quota, entry("limit", limit.to_string()), retry_after(*delay)].into()
+            let entries = [entry("quota", quota.name().to_owned()), entry("limit", limit.to_string())];
+            entries.into_iter().chain(delay.map(retry_after)).collect()
         }
         AdmissionError::TooManyReaders => {
             [entry("quota", super::status::OPEN_STREAMS.to_owned()), retry_after(super::status::RETRY_AFTER)].into()

@@ -73,8 +73,14 @@ pub(super) fn admission(error: &AdmissionError, language: Language) -> Status {
 }
 
 fn limit_exceeded(LimitExceeded { quota, limit, retry_after }: &LimitExceeded, language: Language) -> Status {
-    let message = wording::limit_exceeded(language, *quota, *limit);
-    let mut details = ErrorDetails::with_retry_info(Some(*retry_after));
+    let message = match retry_after {
+        Some(_) => wording::limit_exceeded(language, *quota, *limit),
+        None => wording::request_above_limit(language, *quota, *limit),
+    };
+    let mut details = ErrorDetails::new();
+    if retry_after.is_some() {
+        details.set_retry_info(*retry_after);
+    }
     details.add_quota_failure_violation(quota.name(), &message);
     with_pushback(Code::ResourceExhausted, &message, details, *retry_after)
 }
@@ -107,9 +113,9 @@ fn unavailable(message: &str) -> Status {
 
 /// Pushback for clients that retry automatically, in milliseconds; -1 = do not retry
 /// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md>).
-fn with_pushback(code: Code, message: &str, details: ErrorDetails, retry_after: Duration) -> Status {
-    let milliseconds =
-        if retry_after > MAX_PUSHBACK { -1 } else { i64::try_from(retry_after.as_millis()).unwrap_or(-1) };
+fn with_pushback(code: Code, message: &str, details: ErrorDetails, retry_after: impl Into<Option<Duration>>) -> Status {
+    let retry_after = retry_after.into().filter(|delay| *delay <= MAX_PUSHBACK);
+    let milliseconds = retry_after.and_then(|delay| i64::try_from(delay.as_millis()).ok()).unwrap_or(-1);
     let mut metadata = MetadataMap::new();
     metadata.insert("grpc-retry-pushback-ms", MetadataValue::from(milliseconds));
     Status::with_error_details_and_metadata(code, message, details, metadata)

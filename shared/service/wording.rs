@@ -92,12 +92,21 @@ pub(super) fn limit_exceeded(language: Language, quota: QuotaKind, limit: u64) -
             "同时进行的导出过多，请先读完或取消其中一个：上限为",
         ),
         QuotaKind::EmbeddedBytesPerDay => (
-            "the text to index exceeds what is left of today's budget; send less, or wait until tomorrow (UTC): at most",
-            "待索引的文本超出今日的剩余额度，请减少文本，或等到世界标准时间次日：上限为每日字节数",
+            "the text to embed exceeds what is left of today's budget; send less, or wait until tomorrow (UTC): at most",
+            "待向量化的文本超出今日的剩余额度，请减少文本，或等到世界标准时间次日：上限为每日字节数",
         ),
     };
     let name = quota.name();
     language.pick(format!("{en} {limit} ({name})"), format!("{zh} {limit}（{name}）"))
+}
+
+/// For a request that exceeds a limit alone, so that it never succeeds.
+pub(super) fn request_above_limit(language: Language, quota: QuotaKind, limit: u64) -> String {
+    let name = quota.name();
+    language.pick(
+        format!("this request alone exceeds the limit, so waiting does not help; divide it: at most {limit} ({name})"),
+        format!("单个请求已超出上限，等待无济于事，请拆分后再发：上限为 {limit}（{name}）"),
+    )
 }
 
 pub(super) fn session_busy(language: Language) -> &'static str {

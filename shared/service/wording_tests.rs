@@ -79,7 +79,7 @@ fn quotas() -> Vec<QuotaKind> {
 }
 
 fn exceeded(quota: QuotaKind, retry_after: Duration) -> LimitExceeded {
-    LimitExceeded { quota, limit: 120, retry_after }
+    LimitExceeded { quota, limit: 120, retry_after: Some(retry_after) }
 }
 
 fn admission_errors() -> Vec<AdmissionError> {
@@ -134,7 +134,8 @@ fn memory_errors() -> Vec<MemoryError> {
         Internal: MemoryError::Internal;
         NotFound: MemoryError::NotFound;
         EmbeddingBudgetExceeded:
-            MemoryError::EmbeddingBudgetExceeded { bytes_per_day: 9, retry_after: Duration::from_secs(57) };
+            MemoryError::EmbeddingBudgetExceeded { bytes_per_day: 9, retry_after: Some(Duration::from_secs(57)) },
+            MemoryError::EmbeddingBudgetExceeded { bytes_per_day: 9, retry_after: None };
     });
     errors.extend(embedding.into_iter().map(MemoryError::from));
     errors

@@ -1,6 +1,6 @@
 //! Limits of a user's calls: every call has one, without a store and while it is down.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agent_service::proto::{DESCRIPTOR, agent_v1 as pb};
 use bytes::{Buf as _, BufMut as _, Bytes};
@@ -93,6 +93,36 @@ fn quota_of(status: &Status) -> String {
     subject
 }
 
+/// The name of a quota that the request exceeds alone.
+fn exceeded_quota_of(status: &Status) -> String {
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    let details = status.get_error_details();
+    assert!(details.retry_info().is_none(), "{status:?}");
+    assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "-1");
+    details.quota_failure().unwrap().violations[0].subject.clone()
+}
+
+/// So that a test of a quota of the day does not run into the next day.
+async fn wait_for_a_day_with_time_left() {
+    const DAY: u64 = 24 * 60 * 60;
+    let seconds = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let left = DAY - seconds % DAY;
+    if left < 120 {
+        tokio::time::sleep(Duration::from_secs(left)).await;
+    }
+}
+
+/// The refusal behind `allowed` chats. While the machine is slow, some more are allowed.
+async fn refused_after(server: &TestServer, allowed: usize, request: impl Fn() -> pb::ChatRequest) -> Status {
+    for answered in 0..100 {
+        if let Err(refused) = server.chat(request()).await {
+            assert!(answered >= allowed, "{answered}: {refused:?}");
+            return refused;
+        }
+    }
+    panic!("100 chats were answered");
+}
+
 /// With its own user for each method: `calls_per_minute` is one limit for all of them.
 async fn assert_every_call_is_limited(server: &TestServer) {
     let methods = methods();
@@ -129,10 +159,7 @@ async fn every_call_is_limited_while_the_store_is_down() {
 }
 
 async fn assert_direct_chats_are_limited(server: &TestServer) {
-    for _ in 0..3 {
-        server.chat(ask("hi")).await.unwrap();
-    }
-    let refused = server.chat(ask("hi")).await.unwrap_err();
+    let refused = refused_after(server, 3, || ask("hi")).await;
     assert_eq!(quota_of(&refused), "requests_per_minute");
     let other = pb::ChatRequest { user_id: "bob".into(), ..ask("hi") };
     server.chat(other).await.unwrap();
@@ -160,12 +187,66 @@ async fn tokens_of_direct_chats_are_counted() {
 }
 
 #[tokio::test]
+async fn shed_chats_cost_no_request() {
+    let server = TestServer::start(&[
+        ("RATE_LIMITS", "requests_per_minute=1"),
+        ("CONVERSATIONS", "off"),
+        ("MAX_CONCURRENT_STREAMS", "1"),
+        ("DEMO_CHUNK_DELAY_MS", "3600000"),
+    ])
+    .await;
+    let other = pb::ChatRequest { user_id: "bob".into(), ..ask("hi") };
+    let _running = server.agent().stream_chat(other).await.unwrap();
+    for _ in 0..3 {
+        let shed = server.chat(ask("hi")).await.unwrap_err();
+        assert_eq!(shed.code(), Code::Unavailable, "{shed:?}");
+    }
+}
+
+#[tokio::test]
+async fn chats_cost_no_tokens_while_the_provider_is_down() {
+    let server = TestServer::start(&[
+        ("RATE_LIMITS", "tokens_per_day=1"),
+        ("CONVERSATIONS", "off"),
+        ("LLM_PROVIDER", "compatible"),
+        ("LLM_API_BASE_URL", &format!("http://{CLOSED_ADDRESS}/v1")),
+        ("LLM_API_KEY", "key"),
+        ("LLM_MODEL_NAME", "test-model"),
+        ("LLM_MAX_ATTEMPTS", "1"),
+    ])
+    .await;
+    for _ in 0..3 {
+        server.chat(ask("a question of many tokens")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn chat_that_is_left_costs_what_its_prompt_has_of_a_long_history() {
+    let server = TestServer::start(&[
+        ("RATE_LIMITS", "tokens_per_day=20000,concurrent_streams=1"),
+        ("CONVERSATIONS", "off"),
+        ("DEMO_CHUNK_DELAY_MS", "3600000"),
+    ])
+    .await;
+    let message = pb::ChatMessage { role: "user".into(), content: "tea ".repeat(20_000), ..Default::default() };
+    let long = || pb::ChatRequest { history: vec![message.clone(); 40], ..ask("hi") };
+    let mut left = server.agent().stream_chat(long()).await.unwrap().into_inner();
+    while !matches!(left.message().await.unwrap().unwrap().content, Some(pb::chat_response::Content::Delta(_))) {}
+    drop(left);
+    // Until the server has noticed.
+    loop {
+        match server.agent().stream_chat(ask("hi")).await {
+            Ok(_) => break,
+            Err(refused) => assert_eq!(quota_of(&refused), "concurrent_streams"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn repeats_of_a_chat_are_limited() {
     let server = TestServer::start(&[("RATE_LIMITS", "calls_per_minute=3,requests_per_minute=2")]).await;
-    for _ in 0..3 {
-        server.chat(chat_request("r", "s", "hi")).await.unwrap();
-    }
-    assert_eq!(quota_of(&server.chat(chat_request("r", "s", "hi")).await.unwrap_err()), "calls_per_minute");
+    let refused = refused_after(&server, 3, || chat_request("r", "s", "hi")).await;
+    assert_eq!(quota_of(&refused), "calls_per_minute");
 }
 
 #[tokio::test]
@@ -193,6 +274,7 @@ async fn embedded_bytes(server: &TestServer) -> i64 {
 
 #[tokio::test]
 async fn embedded_bytes_of_a_day_hold_across_instances_for_new_text_only() {
+    wait_for_a_day_with_time_left().await;
     let budget = ("RATE_LIMITS", "embedded_bytes_per_day=1000");
     let server = TestServer::start(&[budget]).await;
     let other = server.start_second(&[budget]).await;
@@ -228,6 +310,7 @@ async fn embedded_bytes_of_a_day_hold_across_instances_for_new_text_only() {
 
 #[tokio::test]
 async fn embedded_bytes_are_new_on_the_next_day() {
+    wait_for_a_day_with_time_left().await;
     let server = TestServer::start(&[("RATE_LIMITS", "embedded_bytes_per_day=1000")]).await;
     add(&server, "ann", "a", 1_000).await.unwrap();
     add(&server, "ann", "b", 4).await.unwrap_err();
@@ -239,14 +322,17 @@ async fn embedded_bytes_are_new_on_the_next_day() {
 
 #[tokio::test]
 async fn text_that_exceeds_the_whole_budget_is_refused() {
+    wait_for_a_day_with_time_left().await;
     let server = TestServer::start(&[("RATE_LIMITS", "embedded_bytes_per_day=1000")]).await;
     let refused = add(&server, "ann", "a", 2_000).await.unwrap_err();
-    assert_eq!(quota_of(&refused), "embedded_bytes_per_day");
+    assert_eq!(exceeded_quota_of(&refused), "embedded_bytes_per_day");
+    assert!(refused.message().contains("divide it") && refused.message().contains("1000"), "{refused:?}");
     add(&server, "ann", "a", 1_000).await.unwrap();
 }
 
 #[tokio::test]
 async fn deleted_data_does_not_bring_the_budget_back() {
+    wait_for_a_day_with_time_left().await;
     let server = TestServer::start(&[("RATE_LIMITS", "embedded_bytes_per_day=1000")]).await;
     add(&server, "ann", "a", 1_000).await.unwrap();
     let everything = pb::DeleteMemoriesRequest { user_id: "ann".into(), everything: true, ..Default::default() };
@@ -258,6 +344,7 @@ async fn deleted_data_does_not_bring_the_budget_back() {
 
 #[tokio::test]
 async fn failed_embedding_gives_its_bytes_back() {
+    wait_for_a_day_with_time_left().await;
     let server = TestServer::start(&[
         ("RATE_LIMITS", "embedded_bytes_per_day=1000"),
         ("LLM_MAX_ATTEMPTS", "1"),
@@ -277,6 +364,7 @@ async fn failed_embedding_gives_its_bytes_back() {
 
 #[tokio::test]
 async fn failed_embedding_gives_back_only_what_was_not_embedded() {
+    wait_for_a_day_with_time_left().await;
     let provider = FakeProvider::start().await;
     let mut variables = provider.embedding_variables();
     variables.extend([
@@ -298,6 +386,7 @@ async fn failed_embedding_gives_back_only_what_was_not_embedded() {
 
 #[tokio::test]
 async fn headings_that_are_embedded_with_a_chunk_count() {
+    wait_for_a_day_with_time_left().await;
     let server = TestServer::start(&[("RATE_LIMITS", "embedded_bytes_per_day=2000")]).await;
     let document = pb::IngestDocumentRequest {
         user_id: "ann".into(),
@@ -317,6 +406,7 @@ async fn headings_that_are_embedded_with_a_chunk_count() {
 
 #[tokio::test]
 async fn rejected_text_does_not_bring_the_budget_back() {
+    wait_for_a_day_with_time_left().await;
     let (provider, server) = {
         let provider = FakeProvider::start().await;
         let mut variables = provider.embedding_variables();
@@ -335,9 +425,17 @@ async fn query_bytes_are_limited_without_a_database() {
     let server = TestServer::start_without_database(&[("RATE_LIMITS", "embedded_bytes_per_day=10")]).await;
     let query = |text: &str| pb::MemoryQuery { user_id: "ann".into(), query_text: text.into(), ..Default::default() };
     let refused = server.agent().retrieve_memory(query("a longer question")).await.unwrap_err();
+    assert_eq!(exceeded_quota_of(&refused), "embedded_bytes_per_day");
+    let keywords = pb::MemoryQuery { hybrid_alpha: Some(0.0), ..query("a longer question") };
+    for query in [query("short"), keywords] {
+        let down = server.agent().retrieve_memory(query).await.unwrap_err();
+        assert_eq!(down.code(), Code::Unavailable, "{down:?}");
+    }
+    let invalid = pb::MemoryQuery { limit: -1, ..query("wrong") };
+    let invalid = server.agent().retrieve_memory(invalid).await.unwrap_err();
+    assert_eq!(invalid.code(), Code::InvalidArgument, "{invalid:?}");
+    let refused = server.agent().retrieve_memory(query("too much")).await.unwrap_err();
     assert_eq!(quota_of(&refused), "embedded_bytes_per_day");
-    let down = server.agent().retrieve_memory(query("short")).await.unwrap_err();
-    assert_eq!(down.code(), Code::Unavailable, "{down:?}");
 }
 
 #[tokio::test]

@@ -49,9 +49,11 @@ impl Bucket {
         }
     }
 
-    /// Takes units that are spent already, although there may not be as many.
+    /// Takes units that are spent already, although there may not be as many. The next one comes within a period, however many
+    /// they are.
     pub(super) fn charge(&mut self, now: Duration, rate: Rate, units: u64) {
-        self.full_at = self.full_at.max(now).saturating_add(rate.refill_time(units));
+        let full_at = self.full_at.max(now).saturating_add(rate.refill_time(units));
+        self.full_at = full_at.min(now.saturating_add(rate.period * 2));
     }
 
     pub(super) fn require_left(&self, now: Duration, rate: Rate) -> Result<(), Duration> {

@@ -16,14 +16,14 @@ use tokio::{
 
 use self::{
     bucket::Rate,
-    users::{UserUsage, Users},
+    users::{Queue, UserUsage, Users},
 };
 use super::error::LimitExceeded;
 use crate::{
     config::{CallQuotas, QuotasByPlan, UserQuotas},
     conversation::QuotaKind,
     identity::{Principal, UserId},
-    memory::EmbeddingBudget,
+    memory::{EmbeddingBudget, MemoryError},
 };
 
 /// Each holds a page of memories while it is not read.
@@ -32,12 +32,33 @@ const CONCURRENT_EXPORTS: u32 = 2;
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// After which a refused call may try again: when another one ends is not known.
 const RETRY_AFTER_CONCURRENT: Duration = Duration::from_secs(1);
+/// Of the tokens of a day, in each process while the store that counts them is down: a process does not know what is spent.
+const TOKENS_WITHOUT_STORE_DIVISOR: u64 = 10;
 /// A queued call counts one, and one more for each of these.
 const BYTES_PER_PLACE: usize = 1024 * 1024;
 /// Of text whose tokens nobody counted.
 const BYTES_PER_TOKEN: u64 = 4;
 /// Per call that runs; so calls that wait hold about 32 MiB for each that runs.
 const QUEUE_PLACES: u32 = 32;
+
+/// Calls of a kind wait only for each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CallKind {
+    /// Can take minutes.
+    Write,
+    Other,
+    /// Never waits: it stops what runs.
+    Control,
+}
+
+/// Who counts the tokens of a chat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TokenCount {
+    /// Nobody but this process.
+    InProcess,
+    /// A store, which is down.
+    StoreDown,
+}
 
 pub(super) struct UserLimits {
     /// `None` = unlimited.
@@ -69,38 +90,44 @@ impl UserLimits {
         }
     }
 
-    /// Counts a call of any kind. A chat whose plan allows more requests than calls may use them.
-    pub(super) fn take_call(&self, caller: &Principal) -> Result<(), LimitExceeded> {
-        let Some(quotas) = self.quotas.map(|quotas| quotas.for_plan(caller.is_pro.unwrap_or(false))) else {
-            return Ok(());
-        };
+    /// Counts a call of any kind. A chat whose plan allows more requests than calls may use them. `claims_pro` is what a chat
+    /// says of its user; a token knows better.
+    pub(super) fn take_call(&self, caller: &Principal, claims_pro: bool) -> Result<(), LimitExceeded> {
+        let is_pro = caller.is_pro.unwrap_or(claims_pro);
+        let Some(quotas) = self.quotas.map(|quotas| quotas.for_plan(is_pro)) else { return Ok(()) };
         let limit = quotas.calls.calls_per_minute.max(quotas.chats.requests_per_minute);
-        self.take(&caller.user, QuotaKind::CallsPerMinute, limit, |usage| &mut usage.calls)
+        let (mut users, now) = (self.users(), self.now());
+        let taken = users.of(&caller.user, now).calls.take(now, Rate::per_minute(limit), 1);
+        taken.map_err(|wait| LimitExceeded::after(wait, QuotaKind::CallsPerMinute, limit.into()))
     }
 
     /// Counts text that is embedded to search with it.
-    pub(super) fn take_query_bytes(&self, caller: &Principal, bytes: usize) -> Result<(), LimitExceeded> {
+    pub(super) fn take_query_bytes(&self, caller: &Principal, bytes: usize) -> Result<(), MemoryError> {
         let Some(quotas) = self.call_quotas(caller) else { return Ok(()) };
-        let limit = quotas.embedded_bytes_per_day;
+        let bytes_per_day = quotas.embedded_bytes_per_day;
+        let exceeded = |retry_after| MemoryError::EmbeddingBudgetExceeded { bytes_per_day, retry_after };
+        if bytes as u64 > bytes_per_day {
+            return Err(exceeded(None));
+        }
         let (mut users, now) = (self.users(), self.now());
-        let taken = users.of(&caller.user, now).query_bytes.take(now, Rate::per_day(limit), bytes as u64);
-        let quota = QuotaKind::EmbeddedBytesPerDay;
-        taken.map_err(|wait| LimitExceeded::after(wait, quota, limit))
+        let taken = users.of(&caller.user, now).query_bytes.take(now, Rate::per_day(bytes_per_day), bytes as u64);
+        taken.map_err(|wait| exceeded(Some(wait)))
     }
 
-    /// Waits until fewer than `concurrent_calls` of the user run.
+    /// Waits until fewer than `concurrent_calls` of the user and the kind run.
     pub(super) async fn enter(
         self: &Arc<Self>,
         caller: &Principal,
+        kind: CallKind,
         message_bytes: usize,
     ) -> Result<Option<RunningCall>, LimitExceeded> {
-        let Some(quotas) = self.call_quotas(caller) else { return Ok(None) };
+        let Some(quotas) = self.call_quotas(caller).filter(|_| kind != CallKind::Control) else { return Ok(None) };
         let exceeded = LimitExceeded {
             quota: QuotaKind::ConcurrentCalls,
             limit: quotas.concurrent_calls.into(),
-            retry_after: RETRY_AFTER_CONCURRENT,
+            retry_after: Some(RETRY_AFTER_CONCURRENT),
         };
-        let Some((place, turns)) = self.queue(caller, quotas.concurrent_calls, message_bytes) else {
+        let Some((place, turns)) = self.queue(caller, kind, quotas.concurrent_calls, message_bytes) else {
             return Err(exceeded);
         };
         match timeout(MAX_WAIT, turns.acquire_owned()).await {
@@ -114,20 +141,21 @@ impl UserLimits {
     fn queue(
         self: &Arc<Self>,
         caller: &Principal,
+        kind: CallKind,
         concurrent_calls: u32,
         message_bytes: usize,
     ) -> Option<(QueuePlace, Arc<Semaphore>)> {
         let places = u32::try_from(message_bytes / BYTES_PER_PLACE).unwrap_or(u32::MAX).saturating_add(1);
         let (mut users, now) = (self.users(), self.now());
-        let usage = users.of(&caller.user, now);
-        let queued = usage.queued.saturating_add(places);
-        if usage.queued > 0 && queued > concurrent_calls.saturating_mul(QUEUE_PLACES) {
+        let queue = queue_of(users.of(&caller.user, now), kind);
+        let queued = queue.queued.saturating_add(places);
+        if queue.queued > 0 && queued > concurrent_calls.saturating_mul(QUEUE_PLACES) {
             return None;
         }
-        usage.queued = queued;
+        queue.queued = queued;
         let running = usize::try_from(concurrent_calls).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        let turns = usage.turns.get_or_insert_with(|| Arc::new(Semaphore::new(running))).clone();
-        Some((QueuePlace { limits: self.clone(), user: caller.user.clone(), places }, turns))
+        let turns = queue.turns.get_or_insert_with(|| Arc::new(Semaphore::new(running))).clone();
+        Some((QueuePlace { limits: self.clone(), user: caller.user.clone(), kind, places }, turns))
     }
 
     /// Counts a chat that no store counts, and its tokens.
@@ -135,8 +163,13 @@ impl UserLimits {
         self: &Arc<Self>,
         user: &UserId,
         is_pro: bool,
+        count: TokenCount,
     ) -> Result<Option<OpenStream>, LimitExceeded> {
         let Some(quotas) = self.chat_quotas(is_pro) else { return Ok(None) };
+        let tokens_per_day = match count {
+            TokenCount::InProcess => quotas.tokens_per_day,
+            TokenCount::StoreDown => quotas.tokens_per_day.div_ceil(TOKENS_WITHOUT_STORE_DIVISOR),
+        };
         let (mut users, now) = (self.users(), self.now());
         let usage = users.of(user, now);
         let exceeded = |quota, limit| move |wait| LimitExceeded::after(wait, quota, limit);
@@ -144,9 +177,9 @@ impl UserLimits {
             let limit = quotas.concurrent_streams.into();
             return Err(exceeded(QuotaKind::ConcurrentStreams, limit)(RETRY_AFTER_CONCURRENT));
         }
-        let tokens = Rate::per_day(quotas.tokens_per_day);
+        let tokens = Rate::per_day(tokens_per_day);
         let has_tokens = usage.tokens.require_left(now, tokens);
-        has_tokens.map_err(exceeded(QuotaKind::TokensPerDay, quotas.tokens_per_day))?;
+        has_tokens.map_err(exceeded(QuotaKind::TokensPerDay, tokens_per_day))?;
         let requests = usage.requests.take(now, Rate::per_minute(quotas.requests_per_minute), 1);
         requests.map_err(exceeded(QuotaKind::RequestsPerMinute, quotas.requests_per_minute.into()))?;
         usage.chats += 1;
@@ -159,28 +192,17 @@ impl UserLimits {
 
     pub(super) fn open_export(self: &Arc<Self>, caller: &Principal) -> Result<Option<OpenStream>, LimitExceeded> {
         let Some(quotas) = self.call_quotas(caller) else { return Ok(None) };
-        let limit = quotas.exports_per_minute;
-        self.take(&caller.user, QuotaKind::ExportsPerMinute, limit, |usage| &mut usage.exports)?;
         let (mut users, now) = (self.users(), self.now());
         let usage = users.of(&caller.user, now);
         if usage.open_exports >= CONCURRENT_EXPORTS {
             let (quota, limit) = (QuotaKind::ConcurrentExports, CONCURRENT_EXPORTS.into());
-            return Err(LimitExceeded { quota, limit, retry_after: RETRY_AFTER_CONCURRENT });
+            return Err(LimitExceeded { quota, limit, retry_after: Some(RETRY_AFTER_CONCURRENT) });
         }
+        let limit = quotas.exports_per_minute;
+        let taken = usage.exports.take(now, Rate::per_minute(limit), 1);
+        taken.map_err(|wait| LimitExceeded::after(wait, QuotaKind::ExportsPerMinute, limit.into()))?;
         usage.open_exports += 1;
         Ok(Some(OpenStream { limits: self.clone(), user: caller.user.clone(), kind: StreamKind::Export }))
-    }
-
-    fn take(
-        &self,
-        user: &UserId,
-        quota: QuotaKind,
-        limit: u32,
-        bucket: impl FnOnce(&mut UserUsage) -> &mut bucket::Bucket,
-    ) -> Result<(), LimitExceeded> {
-        let (mut users, now) = (self.users(), self.now());
-        let taken = bucket(users.of(user, now)).take(now, Rate::per_minute(limit), 1);
-        taken.map_err(|wait| LimitExceeded::after(wait, quota, limit.into()))
     }
 
     fn users(&self) -> MutexGuard<'_, Users> {
@@ -189,6 +211,13 @@ impl UserLimits {
 
     fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+}
+
+fn queue_of(usage: &mut UserUsage, kind: CallKind) -> &mut Queue {
+    match kind {
+        CallKind::Write => &mut usage.writes,
+        CallKind::Other | CallKind::Control => &mut usage.other_calls,
     }
 }
 
@@ -215,15 +244,17 @@ pub(super) struct RunningCall {
 struct QueuePlace {
     limits: Arc<UserLimits>,
     user: UserId,
+    kind: CallKind,
     places: u32,
 }
 
 impl Drop for QueuePlace {
     fn drop(&mut self) {
         if let Some(usage) = self.limits.users().get(&self.user) {
-            usage.queued = usage.queued.saturating_sub(self.places);
-            if usage.queued == 0 {
-                usage.turns = None;
+            let queue = queue_of(usage, self.kind);
+            queue.queued = queue.queued.saturating_sub(self.places);
+            if queue.queued == 0 {
+                queue.turns = None;
             }
         }
     }
@@ -249,6 +280,13 @@ impl OpenStream {
     pub(super) fn add_bytes(&mut self, bytes: usize) {
         if let StreamKind::Chat { unreported_bytes, .. } = &mut self.kind {
             *unreported_bytes = unreported_bytes.saturating_add(bytes as u64);
+        }
+    }
+
+    /// Of an answer that failed before it began.
+    pub(super) fn forget_bytes(&mut self) {
+        if let StreamKind::Chat { unreported_bytes, .. } = &mut self.kind {
+            *unreported_bytes = 0;
         }
     }
 

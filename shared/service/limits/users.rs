@@ -20,6 +20,12 @@ pub(super) struct UserUsage {
     /// Open streams: chats that no store counts, and exports.
     pub(super) chats: u32,
     pub(super) open_exports: u32,
+    pub(super) writes: Queue,
+    pub(super) other_calls: Queue,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
     /// Calls that run or wait, weighted by their size.
     pub(super) queued: u32,
     /// Admits calls to run; exists while calls are queued.
@@ -33,7 +39,7 @@ impl UserUsage {
     }
 
     fn has_open_calls(&self) -> bool {
-        self.chats > 0 || self.open_exports > 0 || self.queued > 0
+        self.chats > 0 || self.open_exports > 0 || self.writes.queued > 0 || self.other_calls.queued > 0
     }
 
     /// Equal to that of a new user.

@@ -84,9 +84,14 @@ fn is_retryable(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable => true,
         // A limit with a delay has been waited for, unless it is that of the day.
-        Code::ResourceExhausted => requested_delay(status).is_none(),
+        Code::ResourceExhausted => requested_delay(status).is_none() && !forbids_retry(status),
         _ => false,
     }
+}
+
+/// Of a request that exceeds a limit alone.
+fn forbids_retry(status: &Status) -> bool {
+    status.metadata().get("grpc-retry-pushback-ms").is_some_and(|pushback| pushback == "-1")
 }
 
 /// Skips an item only if the item itself is invalid: any other skipped item would be recorded as done and never be retried.
@@ -125,5 +130,8 @@ mod tests {
         assert!(is_retryable(&Status::resource_exhausted("too many")));
         assert!(!is_retryable(&with_delay(Code::ResourceExhausted)), "the import would wait for hours");
         assert!(!is_retryable(&Status::internal("a defect")));
+        let mut too_large = Status::resource_exhausted("more than a limit allows");
+        too_large.metadata_mut().insert("grpc-retry-pushback-ms", "-1".parse().unwrap());
+        assert!(!is_retryable(&too_large));
     }
 }

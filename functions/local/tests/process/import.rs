@@ -277,13 +277,13 @@ async fn invalid_arguments_are_reported_before_import() {
 
 #[tokio::test]
 async fn import_goes_on_after_a_limit_of_the_minute() {
-    let limits = ("RATE_LIMITS", "calls_per_minute=60,requests_per_minute=60");
-    let (sandbox, server) = Sandbox::with_server(&[limits]).await;
-    for number in 0..63 {
-        write(&sandbox, &format!("notes/{number}.md"), format!("note {number}"));
-    }
-    let output = imported(&sandbox, &server.url, &["notes"]).await;
-    assert_says(&output, 0, &["Imported 63 documents (63 chunks) and 0 memories."]);
+    let (sandbox, server) = Sandbox::with_server(&[]).await;
+    let relay = Relay::to(&server).await;
+    write(&sandbox, "long.jsonl", json_lines((0..1_100).map(|n| format!("memory number {n}"))));
+    relay.forward_calls(1, AfterLimit::LimitOnce);
+    let output = imported(&sandbox, &relay.url, &["long.jsonl"]).await;
+    assert_says(&output, 0, &["Imported 0 documents (0 chunks) and 1100 memories."]);
+    assert_eq!(relay.calls(0).await, [500, 500, 500, 100], "one call is refused and repeated");
 }
 
 #[tokio::test]

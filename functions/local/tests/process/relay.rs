@@ -1,6 +1,6 @@
 //! A proxy of `AddMemories` that stops forwarding after a number of calls.
 
-use std::sync::Mutex;
+use std::{sync::Mutex, time::Duration};
 
 use agent_service::proto::agent_v1::{
     self as pb,
@@ -9,9 +9,10 @@ use agent_service::proto::agent_v1::{
 };
 use tokio::{net::TcpListener, sync::watch};
 use tonic::{
-    Request, Response, Status, Streaming,
+    Code, Request, Response, Status, Streaming,
     transport::{Channel, Server as TonicServer, server::TcpIncoming},
 };
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{process::within_timeout, server::Server};
 
@@ -19,6 +20,8 @@ use crate::{process::within_timeout, server::Server};
 pub enum AfterLimit {
     Refuse,
     Hang,
+    /// Once, with a short delay; then it forwards again.
+    LimitOnce,
 }
 
 pub struct Relay {
@@ -71,7 +74,12 @@ impl MemoryService for RelayService {
             state.calls.push(request.memories.len());
             match state.left.checked_sub(1) {
                 Some(left) => state.left = left,
-                None => otherwise = Some(state.then),
+                None => {
+                    otherwise = Some(state.then);
+                    if matches!(state.then, AfterLimit::LimitOnce) {
+                        state.left = usize::MAX;
+                    }
+                }
             }
         });
         match otherwise {
@@ -81,6 +89,10 @@ impl MemoryService for RelayService {
             }
             Some(AfterLimit::Refuse) => Err(Status::unavailable("going down")),
             Some(AfterLimit::Hang) => std::future::pending().await,
+            Some(AfterLimit::LimitOnce) => {
+                let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(10)));
+                Err(Status::with_error_details(Code::ResourceExhausted, "too many calls", details))
+            }
         }
     }
 
