@@ -75,17 +75,18 @@ impl OpenStreams {
         if let Some(guard) = self.try_open_reader(user, request) {
             return Some(guard);
         }
-        self.state().oldest_reader(user, request)?.cancel();
         let opening = async {
             loop {
                 let closed = self.closed.notified();
                 if let Some(guard) = self.try_open_reader(user, request) {
-                    return guard;
+                    return Some(guard);
                 }
+                // The same one until it has gone, so that a client that tries again does not end one reader after another.
+                self.state().oldest_reader(user, request)?.cancel();
                 closed.await;
             }
         };
-        timeout(GIVE_WAY_TIMEOUT, opening).await.ok()
+        timeout(GIVE_WAY_TIMEOUT, opening).await.ok().flatten()
     }
 
     fn try_open_reader(&self, user: &UserId, request: &RequestId) -> Option<OpenStreamGuard> {
@@ -118,12 +119,9 @@ impl OpenStreams {
 }
 
 impl StreamsByUser {
-    /// Of those that were not asked yet to give way.
     fn oldest_reader(&self, user: &UserId, request: &RequestId) -> Option<&CancellationToken> {
         self.by_user.get(user)?.iter().find_map(|stream| match &stream.kind {
-            StreamKind::Reader { request: read, gives_way } if read == request && !gives_way.is_cancelled() => {
-                Some(gives_way)
-            }
+            StreamKind::Reader { request: read, gives_way } if read == request => Some(gives_way),
             _ => None,
         })
     }
@@ -217,13 +215,17 @@ mod tests {
     async fn oldest_reader_of_the_request_gives_way() {
         let streams = OpenStreams::new(1_000);
         let open = |request_id| streams.try_open_reader(&user("ann"), &request(request_id)).unwrap();
-        let mut readers: Vec<_> = (1..MAX_READERS_PER_USER).map(|_| open("other")).collect();
+        let mut readers: Vec<_> = (1..MAX_READERS_PER_USER - 1).map(|_| open("other")).collect();
+        let oldest = open("r");
         readers.push(open("r"));
-        // It does not read, and so does not end.
-        assert!(streams.open_reader(&user("ann"), &request("r")).await.is_none());
-        assert!(readers.pop().unwrap().gives_way.clone().unwrap().is_cancelled());
+        // It does not read, and so does not end. A client that tries again does not end the next one.
+        for _ in 0..3 {
+            assert!(streams.open_reader(&user("ann"), &request("r")).await.is_none());
+        }
+        assert!(oldest.gives_way.as_ref().unwrap().is_cancelled());
+        drop(oldest);
         assert!(readers.iter().all(|reader| !reader.gives_way.as_ref().unwrap().is_cancelled()));
-        let reader = open("r");
+        let (reader, _last) = (readers.pop().unwrap(), open("other"));
         let give_way = async {
             reader.gives_way.clone().unwrap().cancelled().await;
             drop(reader);
