@@ -125,6 +125,12 @@ pub enum TurnFailure {
     DeadlineExceeded,
     #[error("the token of the call has expired")]
     TokenExpired,
+    /// Of a stream that reads a run. The run is not concerned.
+    #[error("the frames of the run cannot be read now")]
+    ReplayUnavailable,
+    /// Of a stream that reads a run. The run is not concerned.
+    #[error("a later call of the same request took the place of the stream")]
+    ReaderReplaced,
     #[error("internal error")]
     Internal,
 }
@@ -140,7 +146,10 @@ impl TurnFailure {
             | Self::Abandoned
             | Self::ShuttingDown
             | Self::DeadlineExceeded
-            | Self::TokenExpired => true,
+            | Self::TokenExpired
+            | Self::ReplayUnavailable => true,
+            // Readers that retry would take the place of each other for ever.
+            Self::ReaderReplaced => false,
             Self::ToolRoundsExceeded | Self::Cancelled | Self::Preempted | Self::Internal => false,
         }
     }
@@ -155,6 +164,6 @@ impl TurnFailure {
     /// The client stopped the turn, or left it. An operator has nothing to do.
     #[must_use]
     pub fn is_caused_by_client(&self) -> bool {
-        matches!(self, Self::Cancelled | Self::Abandoned | Self::Preempted | Self::TokenExpired)
+        matches!(self, Self::Cancelled | Self::Abandoned | Self::Preempted | Self::TokenExpired | Self::ReaderReplaced)
     }
 }

@@ -28,7 +28,6 @@ use super::{
     parse::{self, chat::IncomingChat},
     refusal,
     run::ReadError,
-    status,
 };
 use crate::{
     chat::TurnFailure,
@@ -179,8 +178,8 @@ fn interrupted(drain: &Drain, deadline: Option<Deadline>) -> impl Future<Output 
     }
 }
 
-/// The last frame has a `finish_reason`, even if the turn panics. A stream that cannot go on although its run does ends with a
-/// status, or with a frame at a position that no frame of the run has.
+/// The last frame has a `finish_reason`, even if the turn panics. A stream that cannot go on although its run does ends with an
+/// error frame at a position that no frame of the run has.
 pub struct ChatFrames {
     source: FrameSource,
     envelope: Envelope,
@@ -196,14 +195,9 @@ pub struct ChatFrames {
 }
 
 impl ChatFrames {
-    fn end_with_status(&mut self, status: Status) -> Status {
+    fn end_with(&mut self, failure: &TurnFailure) -> ChatFrame {
         self.has_ended = true;
-        self.rpc.fail(status)
-    }
-
-    fn end_with_token(&mut self) -> ChatFrame {
-        self.has_ended = true;
-        let frame = FrameBuilder::new(self.language, false).failure(&TurnFailure::TokenExpired);
+        let frame = FrameBuilder::new(self.language, false).failure(failure);
         self.rpc.record_frame(frame.kind);
         let position = self.heartbeat.next_repetition();
         self.envelope.wrap(position, frame.content)
@@ -221,24 +215,23 @@ impl Stream for ChatFrames {
         if let Some(token_end) = &mut this.token_end
             && token_end.as_mut().poll(context).is_ready()
         {
-            return Poll::Ready(Some(Ok(this.end_with_token())));
+            return Poll::Ready(Some(Ok(this.end_with(&TurnFailure::TokenExpired))));
         }
         let (number, frame) = match this.source.poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(ended) => {
-                let status = match ended {
-                    Some(Err(ReadError::ShuttingDown)) => status::shutting_down(this.language),
-                    Some(Err(ReadError::StoreUnavailable)) => status::replay_unavailable(this.language),
-                    _ => status::answer_unreadable(this.language),
+                let failure = match ended {
+                    Some(Err(ReadError::ShuttingDown)) => TurnFailure::ShuttingDown,
+                    Some(Err(ReadError::StoreUnavailable)) => TurnFailure::ReplayUnavailable,
+                    _ => TurnFailure::Internal,
                 };
-                return Poll::Ready(Some(Err(this.end_with_status(status))));
+                return Poll::Ready(Some(Ok(this.end_with(&failure))));
             }
             Poll::Pending => {
                 if let Some(gives_way) = &mut this.gives_way
                     && gives_way.as_mut().poll(context).is_ready()
                 {
-                    let status = status::replaced_reader(this.language);
-                    return Poll::Ready(Some(Err(this.end_with_status(status))));
+                    return Poll::Ready(Some(Ok(this.end_with(&TurnFailure::ReaderReplaced))));
                 }
                 let repeated = this.heartbeat.poll(context);
                 return repeated.map(|(position, status)| Some(Ok(this.envelope.wrap(position, status))));
@@ -256,6 +249,7 @@ mod tests {
     use futures_util::{StreamExt as _, stream};
     use prost::Message as _;
     use tokio::time::{Duration, Instant};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
@@ -315,13 +309,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn stream_that_cannot_read_its_run_ends_with_a_retryable_status() {
-        for error in [ReadError::ShuttingDown, ReadError::StoreUnavailable] {
-            let frames = stream::iter([Ok((1, delta())), Err(error)]);
-            let mut frames = read_to_end(stream_of_run(frames)).await;
-            let status = frames.pop().unwrap().unwrap_err();
-            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-            assert_eq!(frames.len(), 1);
+    async fn stream_that_cannot_go_on_ends_with_an_error_at_a_position_of_no_frame() {
+        use pb::ErrorCode::{Conflict, Internal, Unavailable};
+        let cut = |error| stream::iter([Ok((1, delta())), Err(error)]).boxed();
+        let waiting = stream::iter([Ok((1, delta()))]).chain(stream::pending()).boxed();
+        for (source, code, class, is_retryable) in [
+            (cut(ReadError::ShuttingDown), "SERVER_SHUTTING_DOWN", Unavailable, true),
+            (cut(ReadError::StoreUnavailable), "REPLAY_UNAVAILABLE", Unavailable, true),
+            (stream::iter([Ok((1, delta()))]).boxed(), "INTERNAL", Internal, false),
+            (waiting, "READER_REPLACED", Conflict, false),
+        ] {
+            let mut frames = stream_of_run(source);
+            let (envelope, gives_way) = (frames.envelope.clone(), CancellationToken::new());
+            gives_way.cancel();
+            frames.gives_way = Some(Box::pin(gives_way.cancelled_owned()));
+            let frames: Vec<_> = read_to_end(frames).await.into_iter().map(Result::unwrap).collect();
+            let [_, last] = &frames[..] else { panic!("{code}: {frames:?}") };
+            let Some(pb::chat_response::Content::Error(error)) = &last.content else { panic!("{last:?}") };
+            assert_eq!((error.code.as_str(), error.error_code(), error.retryable), (code, class, is_retryable));
+            assert_eq!(last.finish_reason(), pb::FinishReason::Error);
+            assert!(frames[0].response_id < last.response_id);
+            // A client resumes behind the last frame of the run that it has.
+            assert_eq!(envelope.position(&last.response_id).unwrap().number, 1);
         }
     }
 }

@@ -261,7 +261,6 @@ impl RpcCall {
         self.outcome = match status.code() {
             Code::Unavailable => "unavailable",
             Code::Unauthenticated => "token_expired",
-            Code::Aborted => "replaced",
             Code::NotFound => "not_found",
             Code::FailedPrecondition => "failed_precondition",
             Code::ResourceExhausted => "over_limit",

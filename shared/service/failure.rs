@@ -32,6 +32,8 @@ fn code(failure: &TurnFailure) -> (&'static str, ErrorCode) {
         TurnFailure::Abandoned => ("ABANDONED", ErrorCode::Unavailable),
         TurnFailure::Preempted => ("PREEMPTED", ErrorCode::Conflict),
         TurnFailure::TokenExpired => ("TOKEN_EXPIRED", ErrorCode::Unauthorized),
+        TurnFailure::ReplayUnavailable => ("REPLAY_UNAVAILABLE", ErrorCode::Unavailable),
+        TurnFailure::ReaderReplaced => ("READER_REPLACED", ErrorCode::Conflict),
         TurnFailure::Internal => ("INTERNAL", ErrorCode::Internal),
         TurnFailure::Model(error) => match error.kind {
             ModelErrorKind::Unauthorized => ("PROVIDER_UNAUTHORIZED", ErrorCode::Unauthorized),
@@ -62,6 +64,8 @@ pub(super) fn outcome(code: &str) -> &'static str {
         "ABANDONED" => "abandoned",
         "PREEMPTED" => "preempted",
         "TOKEN_EXPIRED" => "token_expired",
+        "REPLAY_UNAVAILABLE" => "unavailable",
+        "READER_REPLACED" => "replaced",
         code if code.starts_with("PROVIDER_") => "provider_failed",
         _ => "internal",
     }

@@ -89,22 +89,8 @@ pub(super) fn shutting_down(language: Language) -> Status {
     unavailable(wording::shutting_down(language))
 }
 
-/// A replay that the store cannot continue now. It is no frame: that would take the position of one that is stored.
-pub(super) fn replay_unavailable(language: Language) -> Status {
-    unavailable(wording::store_unavailable(language))
-}
-
-/// Not UNAVAILABLE, which gateways retry by themselves: two readers would take the place of each other for ever.
-pub(super) fn replaced_reader(language: Language) -> Status {
-    Status::aborted(wording::replaced_reader(language))
-}
-
 pub(super) fn token_expired(language: Language) -> Status {
     authn(&AuthnError::Unauthenticated(CredentialError::Expired), language)
-}
-
-pub(super) fn answer_unreadable(language: Language) -> Status {
-    Status::internal(wording::answer_unreadable(language))
 }
 
 fn unavailable(message: &str) -> Status {

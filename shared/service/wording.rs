@@ -59,6 +59,14 @@ pub(super) fn failure(language: Language, failure: &TurnFailure) -> &'static str
         TurnFailure::TokenExpired => {
             language.pick("Your sign-in has expired. Please sign in again.", "登录已过期，请重新登录。")
         }
+        TurnFailure::ReplayUnavailable => language.pick(
+            "The answer cannot be read right now. Please try again in a moment.",
+            "暂时无法读取回答，请稍后重试。",
+        ),
+        TurnFailure::ReaderReplaced => language.pick(
+            "This answer was opened again elsewhere, so it stops here.",
+            "这个回答已在别处重新打开，此处不再更新。",
+        ),
         TurnFailure::Internal => language.pick("Something went wrong on our side.", "服务内部出错了。"),
     }
 }
@@ -123,10 +131,6 @@ pub(super) fn too_many_readers(language: Language) -> &'static str {
     )
 }
 
-pub(super) fn replaced_reader(language: Language) -> &'static str {
-    language.pick("a later call of the same request took the place of this stream", "同一请求的后一次调用已取代这个流")
-}
-
 pub(super) fn overloaded(language: Language) -> &'static str {
     language.pick("the service is busy right now; try again in a moment", "服务繁忙，请稍后重试")
 }
@@ -161,10 +165,6 @@ pub(super) fn credential_error(language: Language, error: CredentialError) -> &'
 
 pub(super) fn shutting_down(language: Language) -> &'static str {
     language.pick("the server is shutting down; try again", "服务正在关闭，请重试")
-}
-
-pub(super) fn answer_unreadable(language: Language) -> &'static str {
-    language.pick("the answer cannot be read", "无法读取回答")
 }
 
 pub(super) fn memory_not_found(language: Language) -> &'static str {

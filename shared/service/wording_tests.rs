@@ -179,6 +179,8 @@ fn failures() -> Vec<TurnFailure> {
         ShuttingDown: TurnFailure::ShuttingDown;
         DeadlineExceeded: TurnFailure::DeadlineExceeded;
         TokenExpired: TurnFailure::TokenExpired;
+        ReplayUnavailable: TurnFailure::ReplayUnavailable;
+        ReaderReplaced: TurnFailure::ReaderReplaced;
         Internal: TurnFailure::Internal;
     });
     failures.extend(kinds.into_iter().map(|kind| TurnFailure::Model(ModelError::new(kind, ""))));
@@ -230,13 +232,7 @@ fn texts_of(status: &Status) -> Vec<String> {
 }
 
 fn texts(language: Language) -> Vec<String> {
-    let mut statuses = vec![
-        status::shutting_down(language),
-        status::answer_unreadable(language),
-        status::replay_unavailable(language),
-        status::token_expired(language),
-        status::replaced_reader(language),
-    ];
+    let mut statuses = vec![status::shutting_down(language), status::token_expired(language)];
     statuses.extend(admission_errors().iter().map(|error| status::admission(error, language)));
     statuses.extend(memory_errors().iter().map(|error| error.status(language)));
     statuses.extend(conversation_errors().iter().map(|error| error.status(language)));

@@ -13,8 +13,8 @@ use tonic_types::StatusExt as _;
 use crate::{
     fake_provider::{FakeProvider, Step, delta, events, finish, stream_head, usage},
     harness::{
-        TEST_TIMEOUT, TestServer, ask, ask_without_retrieval, chat_request, complete_answer, grpc_frame, joined_deltas,
-        latch, open_stream, paused_answer, read_to_end, read_until, resume_after, without_retrieval,
+        TEST_TIMEOUT, TestServer, ask, ask_without_retrieval, chat_request, complete_answer, error_of, grpc_frame,
+        joined_deltas, latch, open_stream, paused_answer, read_to_end, read_until, resume_after, without_retrieval,
     },
 };
 
@@ -150,8 +150,11 @@ async fn oldest_waiting_reader_gives_way_to_a_new_one_of_its_request() {
         read_until(&mut reader, "delta").await;
         readers.push(reader);
     }
-    let replaced = timeout(TEST_TIMEOUT, readers[0].message()).await.expect("the oldest reader stays").unwrap_err();
-    assert_eq!(replaced.code(), Code::Aborted, "{replaced:?}");
+    let replaced =
+        timeout(TEST_TIMEOUT, readers[0].message()).await.expect("the oldest reader stays").unwrap().unwrap();
+    assert_eq!(error_of(std::slice::from_ref(&replaced)).code, "READER_REPLACED");
+    assert_eq!(replaced.finish_reason(), pb::FinishReason::Error);
+    assert_eq!(readers[0].message().await.unwrap(), None, "the call ends with OK");
     release.send(()).unwrap();
     assert_eq!(joined_deltas(&read_to_end(started).await), "two three");
     for reader in readers.into_iter().skip(1) {
@@ -197,7 +200,7 @@ async fn reader_that_starts_to_read_late_gets_every_frame() {
 }
 
 #[tokio::test]
-async fn replay_that_a_shutdown_cuts_ends_with_unavailable_and_resumes() {
+async fn replay_that_a_shutdown_cuts_ends_with_an_error_frame_and_resumes() {
     let provider = FakeProvider::start().await;
     let server = TestServer::start(&provider.variables()).await;
     let variables = [&provider.variables()[..], &[("SHUTDOWN_GRACE_SECONDS", "0.05")]].concat();
@@ -209,16 +212,12 @@ async fn replay_that_a_shutdown_cuts_ends_with_unavailable_and_resumes() {
     let mut replay = open_stream(&stopping, chat_request("r", "s", "hi")).await;
     let mut frames = read_until(&mut replay, "delta").await;
     stopping.stop.cancel();
-    let status = loop {
-        match timeout(TEST_TIMEOUT, replay.message()).await.expect("the replay does not end") {
-            Ok(Some(frame)) => frames.push(frame),
-            Ok(None) => panic!("the replay ends without a frame and without a status: {frames:?}"),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    assert!(status.get_error_details().retry_info().is_some());
-    assert!(frames.iter().all(|frame| frame.finish_reason() == pb::FinishReason::Null), "{frames:?}");
+    frames.extend(timeout(TEST_TIMEOUT, read_to_end(replay)).await.expect("the replay does not end"));
+    let error = error_of(&frames);
+    assert_eq!((error.code.as_str(), error.error_code()), ("SERVER_SHUTTING_DOWN", pb::ErrorCode::Unavailable));
+    assert!(error.retryable);
+    let ends = frames.iter().filter(|frame| frame.finish_reason() != pb::FinishReason::Null);
+    assert_eq!(ends.count(), 1, "{frames:?}");
     let resumed = open_stream(&server, resume_after(chat_request("r", "s", "hi"), frames.last().unwrap())).await;
     release.send(()).unwrap();
     frames.extend(read_to_end(resumed).await);
