@@ -257,6 +257,22 @@ async fn run_is_preempted_after_its_reader_in_another_process_left() {
     }
 }
 
+#[tokio::test]
+async fn refused_resume_does_not_count_as_a_reader() {
+    let provider = FakeProvider::start().await;
+    for instances in Instances::start_all(&provider, &[("RESUME_GRACE_SECONDS", "3600")]).await {
+        provider.script(endless_answer("half")).await;
+        provider.script(complete_answer("whole")).await;
+        leave_midway(&instances, "left").await;
+        // The id is that of another stream, which only the store tells.
+        let call = resume_after_id(instances.question("left", "left"), "0000000000000000000000000000000000000001");
+        let refused = instances.second.agent().stream_chat(call).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{}: {refused:?}", instances.store);
+        let frames = instances.second.chat(instances.question("next", "again")).await.unwrap();
+        assert_eq!(joined_deltas(&frames), "whole", "{}", instances.store);
+    }
+}
+
 fn forged(id: &str, number: u32) -> String {
     format!("{}{number:08x}0000", &id[..id.len() - 12])
 }
@@ -303,7 +319,7 @@ async fn forged_last_response_id_of_running_answer_ends_without_a_panic() {
         let call = resume_after_id(instances.question("r", "hi"), &forged(last, 0xffff));
         let waiting = open_stream(&instances.second, call).await;
         release.send(()).unwrap();
-        assert_eq!(error_of(&read_to_end(waiting).await).code, "ABANDONED", "{}", instances.store);
+        assert_eq!(error_of(&read_to_end(waiting).await).code, "REPLAY_UNAVAILABLE", "{}", instances.store);
         assert_eq!(read_to_end(stream).await.last().unwrap().finish_reason(), pb::FinishReason::Stop);
     }
 }

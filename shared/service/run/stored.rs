@@ -55,6 +55,7 @@ pub(in crate::service) struct StoredRun {
     address: RunAddress,
     pages: FramePages,
     state: PageState,
+    mark: ReaderMark,
     /// The client has the frames up to this number.
     received: u32,
 }
@@ -64,9 +65,12 @@ impl StoredRun {
     pub(in crate::service) async fn load(address: RunAddress, received: u32) -> Result<Option<Self>, StoreError> {
         // The last received one is read as well: behind the last frame of a run the client gets that one again.
         let mut pages = address.pages(received.saturating_sub(1));
-        let Some(state) = pages.fetch(true).await? else { return Ok(None) };
+        let mut mark = ReaderMark { address: address.clone(), is_held: true };
+        let state = pages.fetch(true).await?;
+        mark.is_held = state.as_ref().is_some_and(|state| state.run == RunState::Running);
+        let Some(state) = state else { return Ok(None) };
         let envelope = Envelope::from_bytes(pages.cursor.head()).ok_or(StoreError::Malformed("the head of a run"))?;
-        Ok(Some(Self { envelope, address, pages, state, received }))
+        Ok(Some(Self { envelope, address, pages, state, mark, received }))
     }
 
     pub(in crate::service) fn is_running(&self) -> bool {
@@ -101,11 +105,11 @@ impl StoredRun {
     /// The frames that the client has not received: those that are stored, then those that follow. Behind the last frame of a
     /// run that one again. `builder` makes the error frame of a lost run. `None`: the run has ended without such a frame.
     pub(in crate::service) fn frames(self, builder: FrameBuilder) -> Option<StoredFrames> {
-        let Self { address, pages, state, received, .. } = self;
+        let Self { address, pages, state, mark, received, .. } = self;
         if state.run == RunState::Ended && received > state.stored {
             return None;
         }
-        Some(RunFollower { address, pages, state, received, builder: Some(builder), failures: 0 }.into_frames())
+        Some(RunFollower { address, pages, state, received, other: Some((mark, builder)), failures: 0 }.into_frames())
     }
 }
 
@@ -114,7 +118,7 @@ impl StoredRun {
 pub(super) fn stored_frames(address: RunAddress, after: u32) -> StoredFrames {
     let pages = address.pages(after);
     let state = PageState { run: RunState::Running, stored: u32::MAX };
-    RunFollower { address, pages, state, received: after, builder: None, failures: 0 }.into_frames()
+    RunFollower { address, pages, state, received: after, other: None, failures: 0 }.into_frames()
 }
 
 struct RunFollower {
@@ -122,8 +126,8 @@ struct RunFollower {
     pages: FramePages,
     state: PageState,
     received: u32,
-    /// `None`: the run belongs to this process.
-    builder: Option<FrameBuilder>,
+    /// Of a run of another process. `None`: the run belongs to this one.
+    other: Option<(ReaderMark, FrameBuilder)>,
     failures: u32,
 }
 
@@ -164,7 +168,7 @@ impl RunFollower {
     }
 
     async fn fetch(&mut self) -> Result<(), ReadError> {
-        let marks_reader = self.builder.is_some() && self.state.run == RunState::Running;
+        let marks_reader = self.other.is_some() && self.state.run == RunState::Running;
         let cancelled = self.address.drain.cancelled();
         let page = tokio::select! {
             biased;
@@ -181,12 +185,17 @@ impl RunFollower {
                 }
             }
         }
+        if let Some((mark, _)) = &mut self.other {
+            mark.is_held = self.state.run == RunState::Running;
+        }
         Ok(())
     }
 
-    /// The frame with the finish reason is missing.
-    fn end_without_last_frame(&mut self) -> Result<(u32, EncodedFrame), ReadError> {
-        let builder = self.builder.as_ref().ok_or(ReadError::StoreUnavailable)?;
+    /// The frame with the finish reason is missing. That of a lost run will never be stored, so an error takes its number; the
+    /// position of a run that has ended belongs to the frame that cannot be read.
+    fn end_without_last_frame(&self) -> Result<(u32, EncodedFrame), ReadError> {
+        let other = self.other.as_ref().filter(|_| self.state.run == RunState::Lost);
+        let (_, builder) = other.ok_or(ReadError::StoreUnavailable)?;
         let number = self.pages.cursor.after().max(self.received).saturating_add(1);
         Ok((number, builder.failure(&TurnFailure::Abandoned)))
     }
@@ -197,10 +206,16 @@ fn unreadable(error: &StoreError) -> ReadError {
     ReadError::StoreUnavailable
 }
 
-impl Drop for RunFollower {
-    /// Its mark would count as a reader for a while, and a new request of the session would be refused.
+/// What the store holds of a reader of another process' run. Left behind, it would count as a reader for a while, and a new
+/// request of the session would be refused.
+struct ReaderMark {
+    address: RunAddress,
+    is_held: bool,
+}
+
+impl Drop for ReaderMark {
     fn drop(&mut self) {
-        if self.state.run == RunState::Running && self.builder.is_some() {
+        if self.is_held {
             let RunAddress { store, drain, user, request } = self.address.clone();
             drain.spawn(async move {
                 if let Err(error) = store.unwatch(&user, &request).await {
