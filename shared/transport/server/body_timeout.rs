@@ -1,5 +1,5 @@
-//! A time limit for receiving the body of a request. tonic reads the message before the handler authenticates the caller, so the
-//! limits of a caller do not bound a client that never completes its request.
+//! A time limit for receiving the body of a request. tonic reads the message before the handler applies the
+//! limits of the caller, so they do not bound a client that never completes its request.
 
 use std::{
     pin::Pin,
