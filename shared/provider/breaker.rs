@@ -1,7 +1,7 @@
 //! Circuit breaker: calls to a failing provider are rejected at once.
 //!
-//! A provider may fail because of what one user sends. So failures of one user alone reject that user only; a failure of another
-//! one is the provider's.
+//! A provider may fail because of what one user sends. So failures of one user alone reject that user only; more than one
+//! failure of others are the provider's.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -30,31 +30,38 @@ struct BreakerState {
     failed: FailedCallers,
     /// `None` = closed.
     opened_at: Option<Instant>,
+    /// While the call that probes after the cooldown has not been answered.
     is_probing: bool,
 }
 
 /// A digest of the user, with a random key; `None` is the service itself.
 type Caller = Option<u64>;
 
+/// A single one may be due to what another user sends.
+const MIN_OTHER_FAILURES: u32 = 2;
+
 #[derive(Debug, Default)]
 enum FailedCallers {
     #[default]
     None,
-    One(Caller),
-    Several,
+    One {
+        caller: Caller,
+        /// Failures of other callers.
+        others: u32,
+    },
 }
 
 impl FailedCallers {
     fn add(&mut self, caller: Caller) {
-        *self = match self {
-            Self::None => Self::One(caller),
-            Self::One(other) if *other == caller => Self::One(caller),
-            Self::One(_) | Self::Several => Self::Several,
-        };
+        match self {
+            Self::None => *self = Self::One { caller, others: 0 },
+            Self::One { caller: first, others } if *first != caller => *others = others.saturating_add(1),
+            Self::One { .. } => {}
+        }
     }
 
     fn rejects(&self, caller: Caller) -> bool {
-        !matches!(self, Self::One(other) if *other != caller)
+        !matches!(self, Self::One { caller: first, others } if *first != caller && *others < MIN_OTHER_FAILURES)
     }
 }
 
@@ -75,20 +82,20 @@ impl CircuitBreaker {
     pub fn admit(self: &Arc<Self>, user: Option<&str>) -> Result<CallPermit, CircuitOpen> {
         let mut state = self.state();
         let caller = user.map(|user| self.keys.hash_one(user));
-        let is_probe = match state.opened_at {
-            None => false,
+        let (is_probe, holds_probe) = match state.opened_at {
+            None => (false, false),
             // Its answer tells whether the provider fails others as well.
-            Some(_) if !state.failed.rejects(caller) => true,
+            Some(_) if !state.failed.rejects(caller) => (true, false),
             Some(opened) => {
                 let rest = self.settings.cooldown.saturating_sub(opened.elapsed());
                 if !rest.is_zero() || state.is_probing {
                     return Err(CircuitOpen(rest));
                 }
                 state.is_probing = true;
-                true
+                (true, true)
             }
         };
-        Ok(CallPermit { breaker: self.clone(), caller, is_probe })
+        Ok(CallPermit { breaker: self.clone(), caller, is_probe, holds_probe })
     }
 
     fn state(&self) -> MutexGuard<'_, BreakerState> {
@@ -102,17 +109,27 @@ impl CircuitBreaker {
 pub struct CallPermit {
     breaker: Arc<CircuitBreaker>,
     caller: Caller,
+    /// Admitted while the circuit was open.
     is_probe: bool,
+    /// Has set `is_probing`, which no other permit may clear.
+    holds_probe: bool,
 }
 
 impl CallPermit {
+    fn release_probe(&mut self, state: &mut BreakerState) {
+        if std::mem::take(&mut self.holds_probe) {
+            state.is_probing = false;
+        }
+    }
+
     /// Records the first part of an answer, which closes an open circuit. Until an answer is complete, a single failure opens it
     /// again.
     pub fn answer_began(&mut self) {
         if std::mem::take(&mut self.is_probe) {
-            let mut state = self.breaker.state();
+            let breaker = self.breaker.clone();
+            let mut state = breaker.state();
+            self.release_probe(&mut state);
             state.opened_at = None;
-            state.is_probing = false;
             state.failures = self.breaker.settings.failures.saturating_sub(1);
             state.failed = FailedCallers::None;
         }
@@ -130,9 +147,10 @@ impl CallPermit {
 
     /// The call failed in a way that affects other calls too.
     pub fn failed(mut self) {
-        let mut state = self.breaker.state();
+        let breaker = self.breaker.clone();
+        let mut state = breaker.state();
+        self.release_probe(&mut state);
         if std::mem::take(&mut self.is_probe) {
-            state.is_probing = false;
             state.opened_at = Some(Instant::now());
             state.failed.add(self.caller);
         } else if state.opened_at.is_none() {
@@ -148,7 +166,7 @@ impl CallPermit {
 
 impl Drop for CallPermit {
     fn drop(&mut self) {
-        if self.is_probe {
+        if self.holds_probe {
             self.breaker.state().is_probing = false;
         }
     }
@@ -190,9 +208,29 @@ mod tests {
         admit(ann).unwrap().failed();
         assert!(admit(ann).is_err() && breaker.admit(None).is_ok());
         admit(bob).unwrap().failed();
+        assert!(admit(ann).is_err());
+        admit(bob).expect("a single failure of another user may be due to that one").failed();
         for caller in [Some(ann), Some(bob), None] {
             assert!(breaker.admit(caller).is_err(), "two users failed, so the provider does: {caller:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn call_of_another_user_admits_no_second_probe() {
+        let breaker = breaker(2);
+        let (ann, bob) = (Some("ann"), Some("bob"));
+        for _ in 0..2 {
+            breaker.admit(ann).unwrap().failed();
+        }
+        advance(COOLDOWN).await;
+        let probe = breaker.admit(ann).unwrap();
+        drop(breaker.admit(bob).unwrap());
+        assert_eq!(breaker.admit(ann).unwrap_err(), CircuitOpen(Duration::ZERO), "after a cancelled call");
+        breaker.admit(bob).unwrap().failed();
+        advance(COOLDOWN).await;
+        assert_eq!(breaker.admit(ann).unwrap_err(), CircuitOpen(Duration::ZERO), "after a failed call");
+        drop(probe);
+        assert!(breaker.admit(ann).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
