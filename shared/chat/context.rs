@@ -13,7 +13,7 @@ use crate::{
     identity::UserId,
     llm::{Message, ModelRequest, ToolCall},
     memory::Filter,
-    tools::{MemoryTool, ToolOffer},
+    tools::{MemoryTool, ToolOffer, conversation_words},
 };
 
 const MAX_TOOL_ROUNDS: u32 = 8;
@@ -39,6 +39,9 @@ pub(super) struct TurnContext {
     pub(super) forgotten: usize,
     #[serde(default)]
     pub(super) saved: usize,
+    /// Of the user in this conversation; `None` until a call needs them.
+    #[serde(skip)]
+    pub(super) own_words: Option<Arc<str>>,
     /// Tokens of the messages that were released. A pending turn has released none.
     #[serde(skip)]
     pub(super) released_tokens: Option<u32>,
@@ -71,6 +74,15 @@ impl TurnContext {
 
     pub(super) fn must_answer(&self) -> bool {
         self.rounds >= MAX_TOOL_ROUNDS
+    }
+
+    /// A turn adds no message of the user, so they are extracted once.
+    pub(super) fn own_words(&mut self) -> Arc<str> {
+        let messages = self.messages.iter().rev().filter_map(|message| match message {
+            Message::User(text) => Some(text.as_str()),
+            _ => None,
+        });
+        self.own_words.get_or_insert_with(|| conversation_words(messages).into()).clone()
     }
 
     pub(super) fn push(&mut self, message: Message) {
@@ -185,6 +197,7 @@ mod tests {
             documents: None,
             forgotten: 0,
             saved: 0,
+            own_words: None,
             released_tokens: None,
         }
     }

@@ -7,6 +7,7 @@ use minijinja::{Environment, value::Serde};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 use super::{
     profile::{Profile, time_zone},
@@ -24,6 +25,8 @@ const CONCISE_MODE: &str = "concise_mode";
 
 pub struct Prompts {
     environment: Environment<'static>,
+    /// Of this process. Without it, a reference could be compared with those of guessed ids.
+    reference_key: Uuid,
 }
 
 pub(super) struct SystemPrompt<'a> {
@@ -66,7 +69,7 @@ impl Prompts {
         let mut environment = Environment::new();
         environment.add_template("en", ENGLISH)?;
         environment.add_template("zh", CHINESE)?;
-        Ok(Self { environment })
+        Ok(Self { environment, reference_key: Uuid::new_v4() })
     }
 
     #[must_use]
@@ -90,7 +93,7 @@ impl Prompts {
         });
         let preferences = profile.preferences.iter().filter(|(name, _)| *name != CONCISE_MODE);
         let context = PromptContext {
-            user_reference: user_reference(user),
+            user_reference: self.user_reference(user),
             nickname: &profile.nickname,
             level: profile.level,
             is_pro: profile.is_pro,
@@ -108,11 +111,13 @@ impl Prompts {
         rendered.shrink_to_fit();
         Ok(rendered)
     }
-}
 
-/// A digest, because a provider need not know the id.
-fn user_reference(user: &UserId) -> String {
-    Sha256::digest(user.as_str()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    /// A digest, because a provider need not know the id, which may be an address or a telephone number. The key has a fixed length
+    /// and half of the digest is cut off, so a prefix suffices.
+    fn user_reference(&self, user: &UserId) -> String {
+        let digest = Sha256::new().chain_update(self.reference_key).chain_update(user.as_str()).finalize();
+        digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 #[cfg(test)]
@@ -142,6 +147,16 @@ mod tests {
     }
 
     #[test]
+    fn user_reference_is_stable_within_a_process_and_unknown_outside() {
+        let (first, second) = (Prompts::compile().unwrap(), Prompts::compile().unwrap());
+        let [ann, bob] = ["ann", "bob"].map(|id| UserId::parse("user_id", id).unwrap());
+        assert_eq!(first.user_reference(&ann), first.user_reference(&ann));
+        assert_ne!(first.user_reference(&ann), first.user_reference(&bob));
+        assert_ne!(first.user_reference(&ann), second.user_reference(&ann));
+        assert_eq!(first.user_reference(&ann).len(), 32);
+    }
+
+    #[test]
     fn prompt_has_profile_language_and_local_time() {
         let chinese = render(&profile("zh-CN"), &Value::Null, &[]);
         assert_eq!(Language::detect(&chinese), Language::Chinese);
@@ -154,6 +169,7 @@ mod tests {
     /// Providers cache by the beginning of the prompt, and report and charge less for what another request has cached.
     #[test]
     fn prompts_of_two_users_differ_before_all_that_users_write() {
+        let prompts = Prompts::compile().unwrap();
         for tag in ["en", "zh"] {
             let prompt = |user: &str| {
                 let profile = Profile { nickname: "Zoë".into(), ..profile(tag) };
@@ -162,7 +178,7 @@ mod tests {
                 let now = "2026-11-23T07:04:00Z".parse().unwrap();
                 let prompt =
                     SystemPrompt { user, profile: &profile, language, extra_context, recalled: &[], summary: "s", now };
-                Prompts::compile().unwrap().render(&prompt).unwrap()
+                prompts.render(&prompt).unwrap()
             };
             let (ann, bob) = (prompt("ann"), prompt("bob"));
             let common = ann.bytes().zip(bob.bytes()).take_while(|(a, b)| a == b).count();

@@ -106,6 +106,7 @@ impl RunningTurn {
             documents: input.recall.map(|filter| filter.document_ids),
             forgotten: 0,
             saved: 0,
+            own_words: None,
             released_tokens: None,
         };
         let (user, lease) = (input.user, input.lease);

@@ -1,8 +1,9 @@
 //! The tool calls of one round: executed by the server, or left to the client.
 
-use std::{collections::BTreeSet, vec};
+use std::{collections::BTreeSet, sync::Arc, vec};
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{
     assistant::Assistant,
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     llm::{Message, ToolCall},
-    tools::{ForgetArguments, MemoryTool, ToolContext, ToolFailure, ToolRunner, ValidatedCall, conversation_words},
+    tools::{ForgetArguments, MemoryTool, ToolContext, ToolFailure, ToolRunner, ValidatedCall},
 };
 
 /// In a turn, as many as facts are learned from one.
@@ -38,6 +39,16 @@ pub(super) struct ClientCall {
     call: ToolCall,
     /// The memories that the call forgets.
     approval: Option<Vec<ShownMemory>>,
+}
+
+/// Gives each call that may need approval an id of the server's own. Ids of a provider are unique within one answer only, so the
+/// approval of one deletion, sent again, could approve another.
+pub(super) fn replace_ids_of_deletions(calls: &mut [ToolCall]) {
+    for call in calls {
+        if matches!(MemoryTool::from_name(&call.name), Some(MemoryTool::Forget)) {
+            call.id = format!("call_{}", Uuid::new_v4().simple());
+        }
+    }
 }
 
 impl ToolCalls {
@@ -110,17 +121,13 @@ async fn execute(
     turn: &mut RunningTurn,
     ServerCall { tool, arguments, is_approved, .. }: &ServerCall,
 ) -> Result<Execution, ToolFailure> {
-    let mut own_words = String::new();
+    let mut own_words = Arc::default();
     match tool {
         MemoryTool::Search => {}
         MemoryTool::Save if turn.context.saved >= MAX_SAVED => return Err(ToolFailure::TooManySaved),
         MemoryTool::Save => {
             turn.context.saved += 1;
-            let messages = turn.context.messages.iter().rev().filter_map(|message| match message {
-                Message::User(text) => Some(text.as_str()),
-                _ => None,
-            });
-            own_words = conversation_words(messages);
+            own_words = turn.context.own_words();
         }
         MemoryTool::Forget if *is_approved => {}
         MemoryTool::Forget => {

@@ -31,7 +31,7 @@ use super::{
     recall::{RecallHits, recall, select},
     record::{TurnFinish, TurnRecord},
     round::{RoundOutcome, RunningTurn},
-    tool_calls::{ClientCall, ToolCalls},
+    tool_calls::{ClientCall, ToolCalls, replace_ids_of_deletions},
 };
 use crate::{
     conversation::History,
@@ -273,7 +273,12 @@ impl TurnMachine {
         };
     }
 
-    fn dispatch_tools(&mut self, mut turn: Box<RunningTurn>, calls: Vec<ToolCall>, reasoning: Option<String>) -> Step {
+    fn dispatch_tools(
+        &mut self,
+        mut turn: Box<RunningTurn>,
+        mut calls: Vec<ToolCall>,
+        reasoning: Option<String>,
+    ) -> Step {
         if turn.context.must_answer() {
             return self.fail(turn, TurnFailure::ToolRoundsExceeded);
         }
@@ -282,6 +287,7 @@ impl TurnMachine {
             return self.fail(turn, TurnFailure::InvalidToolCall);
         }
         turn.context.rounds += 1;
+        replace_ids_of_deletions(&mut calls);
         let validated: Vec<_> = calls.iter().map(|call| turn.offer.validate(call)).collect();
         let content = turn.progress.round_text().to_owned();
         turn.context.push(Message::Assistant { content, reasoning, calls: calls.clone() });

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::cut;
+use super::{count_steps, cut};
 
 /// The shortest fence and the shortest delimiter line.
 const MIN_FENCE: usize = 3;
@@ -68,6 +68,7 @@ pub(super) fn remove_blocks(text: &str) -> String {
             MarkerKind::Forwarded => text.len(),
             // The beginning of the block is missing, so its line belongs to it.
             MarkerKind::Close { .. } => {
+                count_steps(start - last_end);
                 start = text[last_end..start].rfind('\n').map_or(last_end, |end| last_end + end + 1);
                 marker.end
             }
@@ -80,6 +81,7 @@ pub(super) fn remove_blocks(text: &str) -> String {
 
 /// `None`: an odd number of fences leaves the last one open.
 fn fence_end(markers: &[Marker], mark: char, length: usize) -> Option<usize> {
+    count_steps(markers.len());
     let is_same = |marker: &&Marker| match marker.kind {
         MarkerKind::Fence { mark: other, length: longer } => other == mark && longer >= length,
         _ => false,
@@ -91,6 +93,7 @@ fn fence_end(markers: &[Marker], mark: char, length: usize) -> Option<usize> {
 /// The end of a block that ends at `end` at least, and contains the whole of every tag that opens in it.
 fn with_inner_tags(markers: &[Marker], mut end: usize, last_close: &HashMap<&str, usize>) -> usize {
     for marker in markers {
+        count_steps(1);
         if marker.start >= end {
             break;
         }
@@ -114,6 +117,7 @@ fn markers(text: &str) -> Vec<Marker> {
             found.push(Marker { start, end, kind: if is_mail { MarkerKind::Forwarded } else { rule } });
             continue;
         }
+        let indented = end - line.trim_start().len();
         let mut chars = line.char_indices().peekable();
         while let Some((at, c)) = chars.next() {
             let at = start + at;
@@ -123,7 +127,7 @@ fn markers(text: &str) -> Vec<Marker> {
                     length += 1;
                 }
                 // In the middle of a line, ~~~ is a tone of voice.
-                let is_fence = c != '~' || text[start..at].trim().is_empty();
+                let is_fence = c != '~' || at == indented;
                 if length >= MIN_FENCE && is_fence {
                     found.push(Marker { start: at, end: at + length, kind: MarkerKind::Fence { mark: c, length } });
                 }
@@ -188,9 +192,10 @@ fn tag_at(text: &str, start: usize) -> Option<Marker> {
     let name = name_start.split(|c| !is_name(c)).next().filter(|name| name.starts_with(char::is_alphabetic))?;
     let after = &name_start[name.len()..];
     let after_start = text.len() - after.len();
+    count_steps(rest.len() - after.len());
     let name = name.to_lowercase();
     if is_close {
-        let end = tag_end(after, close).map_or(after_start, |end| after_start + end);
+        let end = tag_end(after, open, close).map_or(after_start, |end| after_start + end);
         return Some(Marker { start, end, kind: MarkerKind::Close { name } });
     }
     let is_delimited = after.starts_with(|c: char| c.is_whitespace() || c == close || matches!(c, '/' | '／' | '='));
@@ -199,7 +204,7 @@ fn tag_at(text: &str, start: usize) -> Option<Marker> {
         return None;
     }
     let is_angle = matches!(open, '<' | '＜');
-    let end = if is_angle { attributes_end(after, close).map(|end| after_start + end) } else { None };
+    let end = if is_angle { attributes_end(after, open, close).map(|end| after_start + end) } else { None };
     let is_void = end.is_some_and(|end| {
         VOID_ELEMENTS.contains(&name.as_str()) || text[..end - close.len_utf8()].ends_with(['/', '／'])
     });
@@ -212,23 +217,26 @@ fn tag_at(text: &str, start: usize) -> Option<Marker> {
 /// Stops at another tag outside of quotes. That keeps all calls for a message linear together: of the calls that have passed a
 /// position, each is outside of quotes or inside one of two kinds, a quotation mark permutes these three states, and a new call
 /// begins outside. So at most two calls go beyond the next tag.
-fn attributes_end(attributes: &str, close: char) -> Option<usize> {
+fn attributes_end(attributes: &str, open: char, close: char) -> Option<usize> {
     let mut quote = None;
     for (at, c) in attributes.char_indices() {
+        count_steps(1);
         match (quote, c) {
             (None, '"' | '\'') => quote = Some(c),
             (None, c) if c == close => return Some(at + c.len_utf8()),
             (None, '<' | '＜') => break,
-            (Some(open), c) if c == open => quote = None,
+            (Some(mark), c) if c == mark => quote = None,
             _ => {}
         }
     }
     // A quotation mark without its partner is no quotation mark.
-    tag_end(attributes, close)
+    tag_end(attributes, open, close)
 }
 
-/// The end of a tag without quoted values, behind `close`.
-fn tag_end(rest: &str, close: char) -> Option<usize> {
-    let plain = rest.split(['<', '＜']).next().unwrap_or_default();
+/// The end of a tag without quoted values, behind `close`. Stops at the next bracket of its kind: each part of a message is
+/// scanned at most once for each kind.
+fn tag_end(rest: &str, open: char, close: char) -> Option<usize> {
+    let plain = rest.split([open, '<', '＜']).next().unwrap_or_default();
+    count_steps(plain.len());
     plain.find(close).map(|at| at + close.len_utf8())
 }

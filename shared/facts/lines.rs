@@ -1,6 +1,6 @@
 //! Drops lines that a user does not type: quoted lines, code, tables, transcripts and letters.
 
-use std::{ops::Range, sync::LazyLock};
+use std::{borrow::Cow, ops::Range, sync::LazyLock};
 
 use regex::Regex;
 
@@ -96,7 +96,7 @@ fn is_match(pattern: &LazyLock<Option<Regex>>, line: &str) -> bool {
 
 /// A speech may have several lines, so all from the first speaker on belongs to the dialogue.
 fn dialogue_start(paragraph: &[&str]) -> usize {
-    let has_speaker = |line: &&str| is_match(&DIALOGUE_LINE, line) || is_match(&ROLE_LINE, line);
+    let has_speaker = |line: &&str| is_match(&DIALOGUE_LINE, &mask_times(line)) || is_match(&ROLE_LINE, line);
     if paragraph.iter().filter(|line| has_speaker(line)).count() < 2 {
         return paragraph.len();
     }
@@ -119,6 +119,26 @@ fn letter(lines: &[&str]) -> Range<usize> {
         (Some(begin), Some(end)) if begin < end => begin..end + 2,
         _ => 0..0,
     }
+}
+
+/// Replaces a colon between digits, as in a time, a ratio or a score, which announces nothing. The length stays.
+pub(super) fn mask_times(text: &str) -> Cow<'_, str> {
+    let mut masked = String::new();
+    let mut before = ' ';
+    let mut chars = text.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        let after = chars.peek().map_or(' ', |(_, next)| *next);
+        if matches!(c, ':' | '：') && before.is_numeric() && after.is_numeric() {
+            masked.push_str(&text[masked.len()..at]);
+            masked.push(if c == ':' { '-' } else { '－' });
+        }
+        before = c;
+    }
+    if masked.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    masked.push_str(&text[masked.len()..]);
+    Cow::Owned(masked)
 }
 
 fn indentation(line: &str) -> usize {

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::cut;
+use super::{count_steps, cut};
 use crate::language;
 
 /// In characters. A longer quotation is speech rather than a title or a term.
@@ -44,6 +44,7 @@ pub(super) fn remove_speech(text: &str) -> String {
 }
 
 fn is_speech(quotation: &str) -> bool {
+    count_steps(quotation.len());
     let max_chars = if quotation.chars().any(language::is_han) { MAX_QUOTED_CHINESE_TERM } else { MAX_QUOTED_TERM };
     quotation.chars().count() > max_chars + 2 || FIRST_PERSON.as_ref().is_none_or(|person| person.is_match(quotation))
 }
@@ -77,6 +78,7 @@ fn quotations(text: &str) -> Vec<Quotation> {
             } else if is_open {
                 let mut start = at;
                 while let Some((inner, inner_start)) = open.pop() {
+                    count_steps(1);
                     open_count[inner] -= 1;
                     start = inner_start;
                     if inner == pair {

@@ -1,6 +1,6 @@
 //! Text within a paste never becomes the user's own words, whatever it is, and the user's words around it still do.
 
-use std::time::Duration;
+use std::cell::Cell;
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
@@ -153,7 +153,7 @@ proptest! {
     #[test]
     fn prefixed_lines_are_never_own(text in pasted(), prefix in select(vec!["> ", ">", ">> ", "＞", "│ ", "    ", "\t", "# ", "// "]), language in 0..2_usize) {
         // Marks that open a block or a quotation hide what follows them, which is allowed here.
-        let is_plain = !text.contains(['<', '`', '~', '"', '\'', '“', '”', '「', '《', '》', '[', '-', '=', ':', '：']);
+        let is_plain = !text.contains(['<', '`', '~', '"', '\'', '“', '”', '「', '《', '》', '[', '-', '=', '*', ':', '：']);
         let message = format!("{}\n\n{}\n\n{}", BEFORE[language], each_line(&text, |line| format!("{prefix}{line}")), AFTER[language]);
         assert_only_own(&message, language, is_plain && text.chars().count() < 900);
     }
@@ -190,12 +190,11 @@ proptest! {
         assert_only_own(&format!("{}\n{open}{text}{close}\n{}", BEFORE[language], AFTER[language]), language, is_closed);
     }
 
-    /// Every step is bounded whatever the message is: none of these takes longer than the others of their length.
     #[test]
-    fn any_text_is_processed_without_panic(text in "\\PC{0,200}", unit in select(vec!["<", "<a ", "<a \"", "<a '\"", "</a", "`", "```", "\"", "“", "「x", "[x", "'", "> ", "A: ", ", ", "a,b,c\n", "|\n", "---\n"])) {
-        own_words(&text);
-        own_words(&unit.repeat(300));
-        own_words(&format!("{text}{}{text}", unit.repeat(50)));
+    fn any_text_is_processed_in_linear_steps(text in "\\PC{0,200}", unit in select(vec!["<", "<a ", "<a \"", "<a '\"", "</a", "[/a", "{/a", "`", "```", "\"", "“", "「x", "[x", "'", "> ", "A: ", ", ", "a,b,c\n", "|\n", "---\n"])) {
+        assert_bounded(&text);
+        assert_bounded(&unit.repeat(300));
+        assert_bounded(&format!("{text}{}{text}", unit.repeat(300)));
     }
 }
 
@@ -224,19 +223,66 @@ fn named_examples_leave_no_stranger() {
     }
 }
 
-/// Not a measurement: a quadratic step on these would take minutes.
+thread_local! {
+    static STEPS: Cell<usize> = const { Cell::new(0) };
+}
+
+pub(super) fn count_steps(steps: usize) {
+    STEPS.set(STEPS.get() + steps);
+}
+
+fn steps_for(message: &str) -> usize {
+    STEPS.set(0);
+    own_words(message);
+    STEPS.get()
+}
+
+/// Every byte is scanned a few times at most: once for each kind of bracket, by two calls for attributes, and for quotations.
+fn assert_bounded(message: &str) {
+    let steps = steps_for(message);
+    assert!(steps <= 20 * (message.len() + 1), "{steps} steps for {} bytes of {:.40?}", message.len(), message);
+}
+
 #[test]
-fn long_hostile_messages_are_processed_in_bounded_time() {
-    let (done, finished) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        for unit in [
-            "<a ", "<a \"", "<a '\"", "<a \"'\"", "</a", "“", "“»", "`", "````` ", "'a ", "[x] ", "{x", "\n\n",
-            "A: b\n", "a b", "---\n", "i ", "<a>", "</a>",
-        ] {
-            own_words(&unit.repeat(100_000 / unit.len()));
-            super::is_override(&unit.repeat(100_000 / unit.len()));
+fn steps_for_hostile_messages_are_linear() {
+    for unit in [
+        "<a ",
+        "<a \"",
+        "<a '\"",
+        "<a \"'\"",
+        "</a",
+        "＜/a",
+        "[/a",
+        "{/a",
+        "【/a",
+        "《/a",
+        "〈/a",
+        "［/a",
+        "[/a{/a【/a<a",
+        "[a",
+        "[/",
+        "[a ",
+        "“",
+        "“»",
+        "`",
+        "````` ",
+        "'a ",
+        "[x] ",
+        "{x",
+        "\n\n",
+        "A: b\n",
+        "a b",
+        "---\n",
+        "i ",
+        "<a>",
+        "</a>",
+        "~a",
+        "```",
+        "1:",
+    ] {
+        for (before, after) in [("", ""), ("    ", "]"), ("<a>", "</a>"), ("[a", ">")] {
+            assert_bounded(&format!("{before}{}{after}", unit.repeat(6_000 / unit.len())));
         }
-        done.send(()).unwrap();
-    });
-    finished.recv_timeout(Duration::from_secs(300)).expect("no step is quadratic");
+    }
+    assert!(steps_for("<a b>x</a>") > 0, "the steps are counted");
 }

@@ -3,7 +3,7 @@
 //! A model that calls them may have read a stranger's document. So it saves nothing but what the user said, as
 //! [`saved_fact`](super::saved_fact) checks, and its caller decides what it may forget.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::tz::TimeZone;
 use serde::Deserialize;
@@ -42,7 +42,7 @@ pub struct ToolContext {
     /// `None`: the conversation is not stored.
     pub session: Option<SessionId>,
     /// The user's own words in this conversation, for a tool that saves.
-    pub own_words: String,
+    pub own_words: Arc<str>,
 }
 
 #[derive(Deserialize)]
