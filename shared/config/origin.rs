@@ -7,22 +7,27 @@ use std::{
 
 use reqwest::Url;
 
-/// Scheme, host and port of a web page, normalized: lower case, punycode, the default port written out. Two origins are equal if
-/// a browser takes them for the same.
+/// Two are equal if a browser takes them for the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Origin {
-    is_https: bool,
-    /// An IPv6 address stands in brackets.
-    host: String,
-    port: u16,
+pub struct Origin(Inner);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Inner {
+    /// Normalized: lower case, punycode, the default port written out. An IPv6 address stands in brackets.
+    Web { is_https: bool, host: String, port: u16 },
+    /// Of a browser's extension or an app, such as `chrome-extension://…` or `capacitor://localhost`. In lower case.
+    App(String),
 }
+
+/// Origins of these are `null`, or are no pages.
+const SCHEMES_WITHOUT_PAGES: [&str; 8] = ["about", "blob", "data", "file", "ftp", "javascript", "ws", "wss"];
 
 /// Each message continues a sentence that begins with the entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
     #[error("is null, which every sandboxed page sends: list the origin of the page itself")]
     Null,
-    #[error("does not begin with https:// or http://")]
+    #[error("does not begin with https://, http:// or the scheme of an app")]
     Scheme,
     #[error("has a user or password: remove it, up to the @")]
     UserInfo,
@@ -43,11 +48,15 @@ impl Origin {
             return Err(OriginError::Null);
         }
         let (scheme, authority) = text.split_once("://").ok_or(OriginError::Scheme)?;
-        let is_https = scheme.eq_ignore_ascii_case("https");
-        if !is_https && !scheme.eq_ignore_ascii_case("http") {
+        let scheme = scheme.to_ascii_lowercase();
+        if !is_scheme(&scheme) || SCHEMES_WITHOUT_PAGES.contains(&scheme.as_str()) {
             return Err(OriginError::Scheme);
         }
         check_authority(authority)?;
+        let is_https = scheme == "https";
+        if !is_https && scheme != "http" {
+            return Ok(Self(Inner::App(format!("{scheme}://{}", authority.to_lowercase()))));
+        }
         // The URL parser is that of browsers. It ignores some characters and repairs others, none of which is left here.
         let url = Url::parse(text).map_err(|_| OriginError::Authority)?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default().filter(|port| *port != 0)) else {
@@ -56,7 +65,7 @@ impl Origin {
         match host {
             host if host.ends_with('.') => Err(OriginError::TrailingDot),
             host if !host.starts_with('[') && host.split('.').any(str::is_empty) => Err(OriginError::Authority),
-            host => Ok(Self { is_https, host: host.to_owned(), port }),
+            host => Ok(Self(Inner::Web { is_https, host: host.to_owned(), port })),
         }
     }
 
@@ -64,21 +73,41 @@ impl Origin {
     /// 6.3), in browsers without DNS.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
-        let address = self.host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        match address {
-            Ok(IpAddr::V4(address)) => address.is_loopback(),
-            Ok(IpAddr::V6(address)) => is_loopback_v6(address),
-            Err(_) => self.host == "localhost" || self.host.ends_with(".localhost"),
+        let Inner::Web { host, .. } = &self.0 else { return false };
+        match ip_address(host) {
+            Some(IpAddr::V4(address)) => address.is_loopback(),
+            Some(IpAddr::V6(address)) => is_loopback_v6(address),
+            None => host == "localhost" || host.ends_with(".localhost"),
         }
+    }
+
+    /// No DNS server can let the host of this page mean another machine.
+    #[must_use]
+    pub fn has_fixed_address(&self) -> bool {
+        self.is_loopback() || matches!(&self.0, Inner::Web { host, .. } if ip_address(host).is_some())
     }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (scheme, default_port) = if self.is_https { ("https", 443) } else { ("http", 80) };
-        write!(f, "{scheme}://{}", self.host)?;
-        if self.port == default_port { Ok(()) } else { write!(f, ":{}", self.port) }
+        let (is_https, host, port) = match &self.0 {
+            Inner::Web { is_https, host, port } => (*is_https, host, *port),
+            Inner::App(origin) => return f.write_str(origin),
+        };
+        let (scheme, default_port) = if is_https { ("https", 443) } else { ("http", 80) };
+        write!(f, "{scheme}://{host}")?;
+        if port == default_port { Ok(()) } else { write!(f, ":{port}") }
     }
+}
+
+fn ip_address(host: &str) -> Option<IpAddr> {
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
+/// By RFC 3986, section 3.1, in lower case.
+fn is_scheme(scheme: &str) -> bool {
+    scheme.starts_with(|c: char| c.is_ascii_lowercase())
+        && scheme.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '+' | '-' | '.'))
 }
 
 fn is_loopback_v6(address: Ipv6Addr) -> bool {
@@ -122,6 +151,8 @@ mod tests {
             ("http://[0:0:0:0:0:0:0:1]:50051", "http://[::1]:50051"),
             ("http://[2001:DB8::A]", "http://[2001:db8::a]"),
             ("http://0x7f.1:8080", "http://127.0.0.1:8080"),
+            ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+            ("Capacitor://localhost", "capacitor://localhost"),
         ] {
             assert_eq!(parsed(text), Ok(normalized.to_owned()), "{text}");
         }
@@ -139,7 +170,10 @@ mod tests {
             ("//app.example.com", Scheme),
             ("http:app.example.com", Scheme),
             ("ftp://app.example.com", Scheme),
-            ("chrome-extension://abcdef", Scheme),
+            ("file://localhost", Scheme),
+            ("chrome-extension://abcdef/page", Path),
+            ("chrome-extension://*", Wildcard),
+            ("capacitor://", Authority),
             ("javascript://app.example.com", Scheme),
             (" https://app.example.com", Scheme),
             ("https://user@app.example.com", UserInfo),

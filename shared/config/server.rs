@@ -179,7 +179,10 @@ mod tests {
     fn invalid_origins_are_reported_with_what_to_change() {
         for (origins, problem) in [
             ("https://app.example.com/", "entry 1 has a path, a query or a slash at the end: remove"),
-            ("http://localhost:5173,app.example.com", "entry 2 does not begin with https:// or http://"),
+            (
+                "http://localhost:5173,app.example.com",
+                "entry 2 does not begin with https://, http:// or the scheme of an app",
+            ),
             ("null", "entry 1 is null, which every sandboxed page sends: list the origin"),
             ("https://*.example.com", "entry 1 has a wildcard: list each origin"),
             ("https://sk-secret@app.example.com", "entry 1 has a user or password: remove it"),

@@ -51,7 +51,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Per connection. A gateway multiplexes all its users over one connection; hyper's default of 200 would queue the others
 /// (head-of-line blocking).
-const MAX_STREAMS: u32 = 4_000;
+const MAX_STREAMS: u32 = 10_000;
 /// Per connection. A gateway that loses many users resets many streams at once; hyper's default of 20, meant against rapid-reset
 /// attacks, would close its connection. The same bound for streams that the server has to reset; hyper's default is 1,024 in the
 /// whole life of a connection.

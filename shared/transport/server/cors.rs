@@ -43,31 +43,37 @@ const RESPONSE_HEADERS: [&str; 6] = [
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_hours(2);
 
-/// Web pages that may call: those of the configured origins or, if there are none, those of this machine.
+/// Web pages that may call: those of the configured origins or, if there are none, those of the browser's machine. Without
+/// authentication the latter need to be listed too, unless the server answers that machine only.
 #[derive(Debug, Clone)]
 pub(super) struct Cors {
     allowed: Arc<[AllowedOrigin]>,
     /// Callers are not authenticated here: a call may name any user.
     is_open: bool,
+    /// The server listens on a loopback address.
+    is_local: bool,
     allowed_headers: AllowHeaders,
 }
 
 impl Cors {
     pub(super) fn from_config(config: &ServerConfig) -> Self {
         let allowed = config.allowed_origins.clone().into();
-        Self { allowed, is_open: !config.authenticates_callers, allowed_headers: allowed_headers(config) }
+        Self {
+            allowed,
+            is_open: !config.authenticates_callers,
+            is_local: config.host.is_loopback(),
+            allowed_headers: allowed_headers(config),
+        }
     }
 
     pub(super) fn layer(&self) -> CorsLayer {
         let origins = if self.allowed.contains(&AllowedOrigin::Any) {
             AllowOrigin::any()
         } else {
-            let allowed = self.allowed.clone();
+            let cors = self.clone();
+            let allows_loopback = cors.allowed.is_empty() && (cors.is_local || !cors.is_open);
             AllowOrigin::predicate(move |origin: &HeaderValue, _: &Parts| {
-                parse(origin).is_some_and(|origin| match allowed.is_empty() {
-                    true => origin.is_loopback(),
-                    false => is_listed(&allowed, origin),
-                })
+                parse(origin).is_some_and(|origin| cors.is_listed(&origin) || allows_loopback && origin.is_loopback())
             })
         };
         CorsLayer::new()
@@ -85,26 +91,29 @@ impl Cors {
         if !self.is_open {
             return false;
         }
-        let is_allowed = |origin: Option<Origin>| {
-            origin.is_some_and(|origin| origin.is_loopback() || is_listed(&self.allowed, origin))
+        let own =
+            ["http", "https"].map(|scheme| Origin::parse(&format!("{scheme}://{}", host.unwrap_or_default())).ok());
+        let is_allowed = |origin: &Origin| {
+            self.is_listed(origin)
+                || self.is_local && origin.is_loopback()
+                || origin.has_fixed_address() && own.iter().flatten().any(|own| own == origin)
         };
         let mut origins = headers.get_all(header::ORIGIN).iter().peekable();
         if origins.peek().is_some() {
-            return !origins.all(|origin| is_allowed(parse(origin)));
+            return !origins.all(|origin| parse(origin).as_ref().is_some_and(is_allowed));
         }
         // A browser whose user has turned `Origin` off: a page calls its own host.
         let Some(site) = headers.get(SEC_FETCH_SITE) else { return false };
-        let own = |scheme| Origin::parse(&format!("{scheme}://{}", host.unwrap_or_default())).ok();
-        site != "same-origin" || !["http", "https"].into_iter().any(|scheme| is_allowed(own(scheme)))
+        site != "same-origin" || !own.iter().flatten().any(is_allowed)
+    }
+
+    fn is_listed(&self, origin: &Origin) -> bool {
+        self.allowed.iter().any(|allowed| matches!(allowed, AllowedOrigin::Listed(listed) if listed == origin))
     }
 }
 
 fn parse(origin: &HeaderValue) -> Option<Origin> {
     Origin::parse(origin.to_str().ok()?).ok()
-}
-
-fn is_listed(allowed: &[AllowedOrigin], origin: Origin) -> bool {
-    allowed.contains(&AllowedOrigin::Listed(origin))
 }
 
 /// `*` allows what the preflight asks for, by name.
@@ -124,7 +133,7 @@ mod tests {
 
     fn cors(is_open: bool, listed: &[&str]) -> Cors {
         let listed = listed.iter().map(|origin| AllowedOrigin::Listed(Origin::parse(origin).unwrap()));
-        Cors { allowed: listed.collect(), is_open, allowed_headers: AllowHeaders::list([]) }
+        Cors { allowed: listed.collect(), is_open, is_local: true, allowed_headers: AllowHeaders::list([]) }
     }
 
     fn rejects(cors: &Cors, headers: &[(&'static str, &'static str)], host: Option<&str>) -> bool {
@@ -164,6 +173,25 @@ mod tests {
         assert!(!rejects(&open, &[], Some("anything.example")), "other clients send no origin");
         assert!(rejects(&open, &[("origin", "https://app.example.com"), ("origin", "https://evil.example")], OWN));
         assert!(!rejects(&cors(false, &[]), &[("origin", "https://evil.example")], OWN), "callers send tokens");
+    }
+
+    #[test]
+    fn page_of_a_reachable_server_must_be_listed_or_its_own() {
+        let reachable = Cors { is_local: false, ..cors(true, &["capacitor://localhost"]) };
+        for (origin, host, is_rejected) in [
+            ("http://10.0.0.5:50051", "10.0.0.5:50051", false),
+            ("https://10.0.0.5:50051", "10.0.0.5:50051", false),
+            ("http://[2001:db8::a]:50051", "[2001:db8:0::a]:50051", false),
+            ("http://localhost:50051", "localhost:50051", false),
+            ("capacitor://localhost", "10.0.0.5:50051", false),
+            ("http://localhost:5173", "10.0.0.5:50051", true),
+            ("http://localhost:5173", "localhost:50051", true),
+            ("http://10.0.0.5:8080", "10.0.0.5:50051", true),
+            ("http://rebound.example:50051", "rebound.example:50051", true),
+            ("capacitor://other", "10.0.0.5:50051", true),
+        ] {
+            assert_eq!(rejects(&reachable, &[("origin", origin)], Some(host)), is_rejected, "{origin} {host}");
+        }
     }
 
     #[test]
