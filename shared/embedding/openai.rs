@@ -48,9 +48,9 @@ pub struct OpenAiEmbedder {
     batch_size: AtomicUsize,
 }
 
-/// Whom texts are embedded for.
+/// One call of a user, or of nobody, which may take several requests.
 #[derive(Clone, Copy)]
-struct Owner<'a> {
+struct EmbeddingCall<'a> {
     user: Option<&'a UserId>,
     /// The length of the texts that are embedded so far.
     embedded_bytes: &'a AtomicUsize,
@@ -109,13 +109,13 @@ impl OpenAiEmbedder {
         })
     }
 
-    async fn embed_all(&self, owner: Owner<'_>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    async fn embed_all(&self, call: EmbeddingCall<'_>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let mut vectors = Vec::with_capacity(texts.len());
         let mut rest = texts;
         while !rest.is_empty() {
             let batch_size = self.batch_size.load(Ordering::Relaxed);
             let (current, later) = rest.split_at(rest.len().min(batch_size * CONCURRENCY));
-            let batches = current.chunks(batch_size).map(|batch| self.embed_batch(owner, batch));
+            let batches = current.chunks(batch_size).map(|batch| self.embed_batch(call, batch));
             // All of them end, so that those that were embedded are counted.
             for batch in join_all(batches).await {
                 vectors.extend(batch?);
@@ -128,20 +128,20 @@ impl OpenAiEmbedder {
     /// Bisects a batch that the provider rejects.
     fn embed_batch<'a>(
         &'a self,
-        owner: Owner<'a>,
+        call: EmbeddingCall<'a>,
         texts: &'a [&'a str],
     ) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         async move {
             if texts.len() <= self.batch_size.load(Ordering::Relaxed) {
-                match self.embed_with_retry(owner, texts).await {
+                match self.embed_with_retry(call, texts).await {
                     Err(EmbedError::Rejected(400 | 413 | 422)) if texts.len() > 1 => {}
                     result => return result,
                 }
             }
             let half = texts.len().div_ceil(2);
             let (first, second) = texts.split_at(half);
-            let mut vectors = self.embed_batch(owner, first).await?;
-            vectors.extend(self.embed_batch(owner, second).await?);
+            let mut vectors = self.embed_batch(call, first).await?;
+            vectors.extend(self.embed_batch(call, second).await?);
             // The provider accepts every text, so it was the number: one user's bad text must not slow down all others.
             self.batch_size.fetch_min(half, Ordering::Relaxed);
             Ok(vectors)
@@ -149,18 +149,18 @@ impl OpenAiEmbedder {
         .boxed()
     }
 
-    async fn embed_with_retry(&self, owner: Owner<'_>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    async fn embed_with_retry(&self, call: EmbeddingCall<'_>, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let mut attempt = 1;
         loop {
             let permit = self
                 .breaker
-                .admit(owner.user.map(UserId::as_str))
+                .admit(call.user.map(UserId::as_str))
                 .map_err(|open| EmbedError::Unreachable(open.to_string()))?;
             let FailedAttempt { error, retry_after } = match self.request(texts).await {
                 Ok(vectors) => {
                     permit.succeeded();
                     let bytes = texts.iter().map(|text| text.len()).sum();
-                    owner.embedded_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    call.embedded_bytes.fetch_add(bytes, Ordering::Relaxed);
                     return Ok(vectors);
                 }
                 Err(attempt) => attempt,
@@ -262,8 +262,8 @@ impl Embedder for OpenAiEmbedder {
 
     fn embed<'a>(&'a self, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
         Box::pin(async move {
-            let owner = Owner { user: None, embedded_bytes: &AtomicUsize::new(0) };
-            self.embed_all(owner, texts).await
+            let call = EmbeddingCall { user: None, embedded_bytes: &AtomicUsize::new(0) };
+            self.embed_all(call, texts).await
         })
     }
 
@@ -273,7 +273,7 @@ impl Embedder for OpenAiEmbedder {
         texts: &'a [&'a str],
         embedded_bytes: &'a AtomicUsize,
     ) -> BoxFuture<'a, Result<Vec<Vec<f32>>, EmbedError>> {
-        Box::pin(self.embed_all(Owner { user: Some(user), embedded_bytes }, texts))
+        Box::pin(self.embed_all(EmbeddingCall { user: Some(user), embedded_bytes }, texts))
     }
 
     fn embed_query_for<'a>(
@@ -282,8 +282,8 @@ impl Embedder for OpenAiEmbedder {
         text: &'a str,
     ) -> BoxFuture<'a, Result<QueryVector, EmbedError>> {
         Box::pin(async move {
-            let owner = Owner { user: Some(user), embedded_bytes: &AtomicUsize::new(0) };
-            QueryVector::of_only(self.embed_all(owner, &[text]).await?)
+            let call = EmbeddingCall { user: Some(user), embedded_bytes: &AtomicUsize::new(0) };
+            QueryVector::of_only(self.embed_all(call, &[text]).await?)
         })
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct RpcContext {
     pub(super) profiles: Option<Arc<dyn ConversationStore>>,
 }
 
-/// What the body of a request says of its user.
+/// Taken from the body of a request, not verified.
 pub(super) struct ClaimedUser<'a> {
     pub(super) id: &'a str,
     /// Only a chat has a profile.

@@ -41,7 +41,7 @@ impl FrameSource {
 /// Of ASCII text. History beyond its budget does not reach the prompt.
 const MAX_HISTORY_BYTES: usize = 4 * HISTORY_TOKEN_BUDGET as usize;
 
-/// What a chat costs its user that no store counts.
+/// The costs of a chat that no store counts.
 pub(super) struct DirectChat {
     open: OpenStream,
     /// Counted when the provider is asked.

@@ -52,7 +52,7 @@ const LOCK_OR_INSERT_USER: &str = "
     insert into user_usage (user_id) select $1 where not exists (select from locked)
     on conflict (user_id) do update set requests = user_usage.requests
     returning xmax = 0 as is_new";
-/// What [`LOCK_OR_INSERT_USER`] inserted, with the row of the queue that the trigger inserted.
+/// Removes the row that [`LOCK_OR_INSERT_USER`] inserted, and that of the queue, which the trigger inserted.
 const REMOVE_USER: [&str; 2] = [
     "delete from user_usage where user_id = $1",
     "delete from retention_queue where owner_id = $1 and not exists (select from learned_turns where user_id = $1)

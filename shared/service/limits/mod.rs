@@ -51,7 +51,6 @@ pub(super) enum CallKind {
     Control,
 }
 
-/// Who counts the tokens of a chat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenCount {
     /// Nobody but this process.

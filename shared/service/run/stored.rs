@@ -206,7 +206,7 @@ fn unreadable(error: &StoreError) -> ReadError {
     ReadError::StoreUnavailable
 }
 
-/// What the store holds of a reader of another process' run. Left behind, it would count as a reader for a while, and a new
+/// The store's entry for a reader of another process' run. Left behind, it would count as a reader for a while, and a new
 /// request of the session would be refused.
 struct ReaderMark {
     address: RunAddress,
