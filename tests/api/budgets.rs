@@ -160,7 +160,8 @@ async fn deletion_that_stops_after_a_part_says_so() {
     let server = TestServer::start(&[]).await;
     let note = |id: String| pb::MemoryInput { source_type: "note".into(), ..memory_input(&id, "zork") };
     add(&server, (0..600).map(|number| note(format!("m{number}"))).collect()).await.unwrap();
-    add(&server, vec![memory_input("kept", "zork")]).await.unwrap();
+    let kept = pb::MemoryInput { source_type: "diary".into(), ..memory_input("kept", "zork") };
+    add(&server, vec![kept]).await.unwrap();
     // What Postgres answers where a lock is not given in time.
     let refuse = "create function refuse() returns trigger language plpgsql as $$ begin
                       if (select count(*) from memories) <= 101 then
