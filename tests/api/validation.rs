@@ -218,11 +218,11 @@ async fn rejection_is_localized_and_names_the_field_verbatim() {
 }
 
 #[tokio::test]
-async fn message_of_45_mb_is_read_and_60_mb_is_too_large() {
+async fn chat_of_31_mb_is_read_and_33_mb_is_too_large() {
     let server = TestServer::start(&[]).await;
-    let status = server.chat(ask(&"x".repeat(60 << 20))).await.unwrap_err();
+    let status = server.chat(ask(&"x".repeat(33 << 20))).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-    assert_names(&server.chat(ask(&"x".repeat(45 << 20))).await.unwrap_err(), "message");
+    assert_names(&server.chat(ask(&"x".repeat(31 << 20))).await.unwrap_err(), "message");
     assert!(server.chat(ask("hi")).await.is_ok());
 }
 
