@@ -44,7 +44,7 @@ BAD_CHATS = {
     "control_character_in_request_id": ("request_id", {"request_id": "a\nb"}),
     "nul_in_message": ("message", {"message": "a\0b"}),
     "message_above_100_kb": ("message", {"message": "a" * 150_000}),
-    "message_within_transport_limit_only": ("message", {"message": "a" * 45 * MEGABYTE}),
+    "message_within_transport_limit_only": ("message", {"message": "a" * 31 * MEGABYTE}),
 }
 
 for case, (field, fields) in BAD_CHATS.items():
