@@ -95,7 +95,7 @@ pub async fn searches(
     embedder: &SyntheticEmbedder,
     searches: &[(String, String)],
 ) -> BenchResult<Measurement> {
-    check(agent, connection, embedder, &searches[..searches.len().div_ceil(10)]).await?;
+    check(agent, connection, embedder, &searches[..searches.len().div_ceil(10).max(20).min(searches.len())]).await?;
     let mut measured = Measurement::default();
     let kinds = ALPHAS.len() + 1;
     for number in 0..searches.len() {
