@@ -12,9 +12,10 @@ with removed as (
 ), per_term as (
     select term, count(*) as memories from removed group by term
 ), document_frequencies as (
-    update memory_terms set memories = memory_terms.memories - per_term.memories
-    from per_term
-    where memory_terms.user_id = $1 and memory_terms.term = per_term.term
+    -- Every term is there, so nothing is inserted. An update would be planned as a comparison of each of the user's terms with
+    -- each removed one, because row-level security makes the terms seem few.
+    insert into memory_terms (user_id, term, memories) select $1, term, memories from per_term
+    on conflict (user_id, term) do update set memories = memory_terms.memories - excluded.memories
     returning memory_terms.term, memory_terms.memories
 )
 select term from document_frequencies where memories <= 0
