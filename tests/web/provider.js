@@ -55,8 +55,8 @@ export class Provider {
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
     const turn = new Turn(JSON.parse(Buffer.concat(chunks)), response);
-    // The title generator's requests are answered here; they do not belong to a check.
-    if (/^(You name a conversation|你为.*对话命名)/.test(turn.request.messages[0].content)) {
+    // Requests for titles and summaries are answered here; they come at any time and do not belong to a check.
+    if (/^(You name a conversation|你为.*对话命名|You sum up|你概括)/.test(turn.request.messages[0].content)) {
       turn.say("A title");
       return turn.finish();
     }
