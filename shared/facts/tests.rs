@@ -144,7 +144,7 @@ proptest! {
         let message = format!("{}\n{fence}\n{text}\n{fence}\n{}", BEFORE[language], AFTER[language]);
         let has_marks = ["`", "~", "\"", "'", "-", "=", "*"].iter().any(|mark| text.contains(mark));
         assert_only_own(&message, language, !has_marks);
-        // Who does not close it, and pastes what does, has typed a message in which the rest is their own.
+        // A mark within the text could close the unclosed block, and what follows would count as own words.
         if !has_marks {
             assert_only_own(&format!("{}\n{fence}\n{text}", BEFORE[language]), language, false);
         }

@@ -70,7 +70,7 @@ impl UnauthenticatedConnections {
         ConnectionGuard(ConnectionSlot(Arc::new(slot)))
     }
 
-    /// Makes room where descriptors have run out. Returns false if no connection is that old.
+    /// Frees a descriptor. Returns false if no connection is that old.
     pub(super) fn close_oldest(&self, min_age: Duration) -> bool {
         let mut registry = self.lock();
         let is_old = registry.by_id.values().next().is_some_and(|oldest| oldest.since.elapsed() >= min_age);

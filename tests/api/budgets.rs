@@ -162,7 +162,7 @@ async fn deletion_that_stops_after_a_part_says_so() {
     add(&server, (0..600).map(|number| note(format!("m{number}"))).collect()).await.unwrap();
     let kept = pb::MemoryInput { source_type: "diary".into(), ..memory_input("kept", "zork") };
     add(&server, vec![kept]).await.unwrap();
-    // What Postgres answers where a lock is not given in time.
+    // The error of Postgres after lock_timeout.
     let refuse = "create function refuse() returns trigger language plpgsql as $$ begin
                       if (select count(*) from memories) <= 101 then
                           raise 'refused' using errcode = 'lock_not_available';

@@ -108,7 +108,7 @@ async fn expired_rows_of_absent_users_are_deleted() {
     assert_eq!(fixture.counts(tables).await, [5, 4, 0, 0, 2, 2]);
     fixture.sweep(WEEK + 25).await;
     assert_eq!(fixture.counts(tables).await, [0; 6]);
-    // What was said stays until its user deletes it.
+    // Sessions and turns stay until their user deletes them.
     assert_eq!(fixture.counts(["sessions", "turns"]).await, [2, 2]);
 }
 

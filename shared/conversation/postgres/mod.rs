@@ -105,8 +105,8 @@ async fn lock_user(transaction: &mut RoleTransaction, user: &UserId) -> Result<(
     Ok(())
 }
 
-/// Locks a user of whom something is deleted that outlives the row: sessions, jobs. The sweep deletes the row of users
-/// who are absent, and then it is inserted for as long as the transaction takes.
+/// Locks a user while data is deleted that the row does not belong to: sessions, jobs. The retention sweep deletes the row
+/// of a user without recent calls. Without a row, one is inserted and must be removed before the commit.
 #[derive(Debug)]
 #[must_use = "what it has inserted must be removed"]
 pub(crate) struct UserRow<'u> {

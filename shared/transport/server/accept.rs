@@ -1,4 +1,5 @@
-//! Accepts connections. After a failure it makes room and waits, so that a process without free descriptors does not spin.
+//! Accepts connections. After a failure it closes the oldest unauthenticated connection and waits: a process without free
+//! descriptors would retry in a loop.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -10,8 +11,8 @@ use crate::transport::connection_slot::{ConnectionGuard, UnauthenticatedConnecti
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// An older connection without an authenticated call is closed to make room. A younger one is about to authenticate, and may even
-/// be the last that was accepted: without a free descriptor, the system reports a failure although no client waits.
+/// Only older connections without an authenticated call are closed. A younger one may be about to authenticate, and may be the
+/// last that was accepted: without a free descriptor, the system reports a failure although no client waits.
 const MIN_AGE: Duration = Duration::from_secs(1);
 
 pub(super) struct Acceptor {
